@@ -1,0 +1,45 @@
+# Every target sets up what it needs. PYTHON picks the interpreter (3.11 or newer; tested on 3.11).
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test test-long check format gpu-check bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint requirements/constraints.txt torch
+	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/tiny_cpu/run.sh
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu and not long" tests
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m "long" tests
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+gpu-check: $(STAMP)
+	$(BIN)/python -m pytest -m "gpu" tests
+
+bench: $(STAMP)
+	$(BIN)/python tools/bench_kernels.py
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,0 +1,139 @@
+"""The config tree: one root, validated as a whole; what crosses sections is checked here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from megatron_lwz.config import sections as s
+from megatron_lwz.config.presets import PRESETS
+from megatron_lwz.errors import ConfigError, DataError
+
+
+class Config(s.Section):
+    """All settings of a run. Stages read the sections they need, so one file serves every stage of a recipe."""
+
+    run: s.RunSection = s.RunSection()
+    model: s.ModelSection = s.ModelSection()
+    parallel: s.ParallelSection = s.ParallelSection()
+    training: s.TrainingSection = s.TrainingSection()
+    data: s.DataSection = s.DataSection()
+    rollout: s.RolloutSection = s.RolloutSection()
+    reward: s.RewardSection = s.RewardSection()
+    grpo: s.GrpoSection = s.GrpoSection()
+    optimizer: s.OptimizerSection = s.OptimizerSection()
+    checkpoint: s.CheckpointSection = s.CheckpointSection()
+    kernels: s.KernelsSection = s.KernelsSection()
+    weight_sync: s.WeightSyncSection = s.WeightSyncSection()
+    evaluation: s.EvaluationSection = s.EvaluationSection()
+    logging: s.LoggingSection = s.LoggingSection()
+
+    def architecture(self) -> s.Architecture:
+        """The decoder's numbers, from `model.architecture`, `model.preset` or the Hugging Face config. Raises ConfigError."""
+        model = self.model
+        given = [key for key in ("hf", "architecture", "preset") if getattr(model, key) is not None]
+        if len(given) != 1:
+            raise ConfigError("model", given, "give exactly one of model.hf, model.architecture, model.preset")
+        if model.architecture is not None:
+            return model.architecture
+        if model.preset is not None:
+            if model.preset not in PRESETS:
+                raise ConfigError("model.preset", model.preset, f"choose one of {', '.join(PRESETS)}")
+            return PRESETS[model.preset]
+        return read_hf_architecture(Path(str(model.hf)))
+
+    def tokenizer_dir(self) -> Path:
+        """Folder with tokenizer.json. Raises ConfigError when neither model.tokenizer nor model.hf is set."""
+        folder = self.model.tokenizer or self.model.hf
+        if folder is None:
+            raise ConfigError("model.tokenizer", None, "name the folder that holds tokenizer.json")
+        if not (Path(folder) / "tokenizer.json").is_file():
+            raise ConfigError("model.tokenizer", folder, "no tokenizer.json in this folder")
+        return Path(folder)
+
+    def check_layout(self, world_size: int) -> None:
+        """Whether this config's layout fits the model and `world_size` ranks. Raises ConfigError."""
+        p, a = self.parallel, self.architecture()
+        ranks = p.tensor * p.pipeline * p.context
+        if world_size % ranks:
+            raise ConfigError(
+                "parallel",
+                f"tensor × pipeline × context = {ranks}",
+                f"must divide the {world_size} ranks torchrun started",
+            )
+        if a.num_attention_heads % p.tensor:
+            raise ConfigError(
+                "parallel.tensor", p.tensor, f"must divide the model's {a.num_attention_heads} attention heads"
+            )
+        if a.num_key_value_heads % p.tensor:
+            raise ConfigError(
+                "parallel.tensor", p.tensor, f"must divide the model's {a.num_key_value_heads} key-value heads"
+            )
+        if a.intermediate_size % p.tensor:
+            raise ConfigError("parallel.tensor", p.tensor, f"must divide intermediate_size {a.intermediate_size}")
+        if a.num_attention_heads % a.num_key_value_heads:
+            raise ConfigError(
+                "model",
+                a.num_key_value_heads,
+                f"num_key_value_heads must divide {a.num_attention_heads} attention heads",
+            )
+        if self.model.vocab_padding % p.tensor:
+            raise ConfigError(
+                "model.vocab_padding", self.model.vocab_padding, f"must be a multiple of parallel.tensor {p.tensor}"
+            )
+        chunks = p.pipeline * (p.virtual_pipeline or 1)
+        if a.num_hidden_layers % chunks:
+            raise ConfigError(
+                "parallel.pipeline",
+                p.pipeline,
+                f"{chunks} pipeline chunks must divide the {a.num_hidden_layers} layers",
+            )
+        if p.virtual_pipeline and p.pipeline == 1:
+            raise ConfigError("parallel.virtual_pipeline", p.virtual_pipeline, "needs parallel.pipeline > 1")
+
+    def check_grpo(self) -> None:
+        """What the GRPO stage needs beyond single fields. Raises ConfigError."""
+        if self.data.prompts is None:
+            raise ConfigError("data.prompts", None, "name the JSONL file of prompts")
+        if self.grpo.kl_placement == "loss" and self.grpo.kl_coefficient > 0 and self.grpo.kl_estimator == "k1":
+            raise ConfigError(
+                "grpo.kl_estimator",
+                "k1",
+                "its gradient in the loss has expectation 0: use k2 or k3, or kl_placement: reward",
+            )
+        if self.rollout.engine == "vllm" and not self.rollout.urls:
+            raise ConfigError("rollout.urls", [], "engine vllm needs the URLs of running servers")
+        if self.rollout.top_p < 1 and self.grpo.mismatch == "none":
+            raise ConfigError(
+                "rollout.top_p",
+                self.rollout.top_p,
+                "below 1 the engine samples another distribution: set grpo.mismatch",
+            )
+        sequences = self.training.prompts_per_step * self.grpo.group_size
+        if sequences % self.training.updates_per_batch:
+            raise ConfigError(
+                "training.updates_per_batch",
+                self.training.updates_per_batch,
+                f"must divide the {sequences} rollouts of a step",
+            )
+
+
+def read_hf_architecture(folder: Path) -> s.Architecture:
+    """The Architecture in a Hugging Face `config.json`. Raises ConfigError or DataError."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError("model.hf", str(folder), "no config.json in this folder")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(path, f"not valid JSON ({error})") from error
+    if raw.get("model_type") != "qwen2":
+        raise DataError(path, f"model_type is {raw.get('model_type')!r}, only 'qwen2' (Qwen2.5) is supported")
+    rope = raw.get("rope_parameters") or {}
+    values = {key: raw[key] for key in s.Architecture.model_fields if key in raw and raw[key] is not None}
+    if "rope_theta" in rope:  # transformers 5 nests it
+        values["rope_theta"] = rope["rope_theta"]
+    try:
+        return s.Architecture(**values)
+    except ValueError as error:
+        raise DataError(path, f"not a Qwen2.5 config: {str(error).splitlines()[0]}") from error
