@@ -1,1 +1,6 @@
-"""weight_sync."""
+"""Trainer to engines: three verbs, prepare(version), push(version), verify(version)."""
+
+from megatron_lwz.training.weight_sync.disk import DiskTransport
+from megatron_lwz.training.weight_sync.protocol import EngineControl
+
+__all__ = ["DiskTransport", "EngineControl"]

@@ -1,0 +1,169 @@
+"""Streaming a policy out of its ranks as a Hugging Face folder, and checksums that do not depend on the layout.
+
+The ranks with data- and context-parallel rank 0 take part. Tensor by tensor: the tensor-parallel shares meet on the owning
+pipeline stage, its first rank sends the tensor to rank 0. So rank 0 never holds more than one whole tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_lwz.config import Architecture, read_hf_architecture
+from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.errors import CheckpointError
+from megatron_lwz.models.hf.folder import HfFolder
+from megatron_lwz.models.hf.name_map import Placement, placements, tensor_shapes, unwrap
+from megatron_lwz.models.hf.write import (
+    DTYPE_NAMES,
+    ShardWriter,
+    atomic_folder,
+    copy_carried_files,
+    tensor_bytes,
+    write_config,
+)
+
+SHARD_BYTES = 5 * 2**30
+
+
+def export_policy(
+    chunks: Sequence[torch.nn.Module],
+    folder: Path,
+    *,
+    config_files_from: Path | None,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> str:
+    """Writes the policy to `folder`; every rank calls it. Returns the checksum of the weights (hex), on every rank.
+
+    Config, generation config and tokenizer files come from `config_files_from`; without a config.json there, one is
+    made. `dtype` None keeps the parameters' type (bit-exact). Padding rows are dropped. The folder appears whole or
+    not at all. Raises CheckpointError on every rank.
+    """
+    arch = unwrap(chunks[0]).arch
+    dtype = dtype or next(chunks[0].parameters()).dtype
+    stream = stream_policy(chunks, dtype)
+    outcome = None
+    if groups.is_rank_zero():
+        try:
+            with atomic_folder(folder) as temporary:
+                checksum = _write(stream, temporary, arch, dtype, shard_bytes)
+                write_config(temporary, arch, dtype, config_files_from)
+                if config_files_from is not None:
+                    copy_carried_files(config_files_from, temporary)
+            outcome = {"checksum": checksum}
+        except (OSError, CheckpointError) as error:
+            outcome = {"error": str(error)}
+    for _ in stream:  # the other ranks' share of the work; on rank 0 what a failed write left over
+        pass
+    outcome = exchange.broadcast_json(outcome)
+    if "error" in outcome:
+        raise CheckpointError(folder, f"the weights could not be written: {outcome['error']}")
+    return outcome["checksum"]
+
+
+def checksum_policy(chunks: Sequence[torch.nn.Module], *, dtype: torch.dtype | None = None) -> str:
+    """Checksum (hex) of the policy's weights, cast to `dtype` first if given; every rank calls it and gets it."""
+    dtype = dtype or next(chunks[0].parameters()).dtype
+    digests = {name: digest(name, tensor) for name, tensor in stream_policy(chunks, dtype) if tensor is not None}
+    return exchange.broadcast_json(combine(digests) if groups.is_rank_zero() else None)
+
+
+def checksum_folder(path: Path | str) -> str:
+    """Checksum (hex) of an HF folder's weights as stored. Raises CheckpointError, ConfigError or DataError."""
+    folder = HfFolder(path)
+    shapes = tensor_shapes(read_hf_architecture(Path(path)))
+    folder.check(shapes)
+    return combine({name: digest(name, folder.read(name, shape)) for name, shape in shapes.items()})
+
+
+def digest(name: str, tensor: torch.Tensor) -> bytes:
+    """Fingerprint of one named CPU tensor: name, type, shape and bytes."""
+    head = f"{name}|{DTYPE_NAMES[tensor.dtype]}|{list(tensor.shape)}|".encode()
+    made = hashlib.blake2b(head, digest_size=16)
+    made.update(tensor_bytes(tensor))
+    return made.digest()
+
+
+def combine(digests: Mapping[str, bytes]) -> str:
+    """One checksum (32 hex digits) of all tensors; the order in which they came does not matter."""
+    return hashlib.blake2b(b"".join(digests[name] for name in sorted(digests)), digest_size=16).hexdigest()
+
+
+@torch.no_grad()
+def stream_policy(chunks: Sequence[torch.nn.Module], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor | None]]:
+    """Yields (HF name, whole tensor on the CPU) in the order of `tensor_shapes`; collective.
+
+    Only rank 0 gets tensors, other ranks None. Ranks that hold replicas yield nothing.
+    """
+    if groups.data_context_group().rank() != 0:
+        return
+    tensor_rank, stage = groups.tensor_group().rank(), groups.pipeline_group().rank()
+    arch = unwrap(chunks[0]).arch
+    held = {p.name: p for chunk in reversed(chunks) for p in placements(chunk, arch)}
+    shapes = tensor_shapes(arch)
+    owners = _owners(held, list(shapes))
+    for (name, shape), owner in zip(shapes.items(), owners, strict=True):
+        whole = _gather(held[name], dtype) if stage == owner else None
+        if owner != 0 and tensor_rank == 0 and stage == owner:
+            dist.send(_raw(whole), group=groups.pipeline_group(), group_dst=0)
+        if owner != 0 and tensor_rank == 0 and stage == 0:
+            whole = torch.empty(shape, dtype=dtype, device=_device(held))
+            dist.recv(_raw(whole), group=groups.pipeline_group(), group_src=owner)
+        yield name, whole.cpu() if whole is not None and stage == 0 else None
+
+
+def _owners(held: Mapping[str, Placement], names: Sequence[str]) -> list[int]:
+    """The first pipeline stage that holds each tensor (the last stage has a copy of a tied embedding)."""
+    group = groups.pipeline_group()
+    owners = torch.tensor([group.rank() if name in held else group.size() for name in names], device=_device(held))
+    dist.all_reduce(owners, dist.ReduceOp.MIN, group=group)
+    return owners.tolist()
+
+
+def _device(held: Mapping[str, Placement]) -> torch.device:
+    return next(iter(held.values())).view.device
+
+
+def _gather(placement: Placement, dtype: torch.dtype) -> torch.Tensor | None:
+    """The whole tensor on the first rank of the tensor-parallel group, padding dropped; None on the others."""
+    share = placement.view.to(dtype).reshape(placement.local_shape).contiguous()
+    group = groups.tensor_group()
+    if placement.split is None:
+        return share if group.rank() == 0 else None
+    shares = [torch.empty_like(share) for _ in range(group.size())] if group.rank() == 0 else []
+    dist.gather(_raw(share), [_raw(s) for s in shares] or None, group=group, group_dst=0)
+    return (
+        torch.cat(shares, placement.split).narrow(placement.split, 0, placement.shape[placement.split])
+        if shares
+        else None
+    )
+
+
+def _raw(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as bytes: no backend then needs to know the type."""
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+def _write(
+    stream: Iterator[tuple[str, torch.Tensor | None]],
+    folder: Path,
+    arch: Architecture,
+    dtype: torch.dtype,
+    shard_bytes: int,
+) -> str:
+    writer = ShardWriter(folder, tensor_shapes(arch), dtype, shard_bytes)
+    digests = {}
+    try:
+        for name, tensor in stream:
+            assert tensor is not None
+            digests[name] = digest(name, tensor)
+            writer.write(name, tensor)
+    finally:
+        writer.close()
+    writer.write_index()
+    return combine(digests)

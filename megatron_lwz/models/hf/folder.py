@@ -1,0 +1,129 @@
+"""A Hugging Face weight folder, read lazily: headers first, then only the slices that are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from megatron_lwz.errors import CheckpointError
+from megatron_lwz.models.hf.name_map import EMBEDDING, HEAD, Shape
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = ("BF16", "F16", "F32")
+_IGNORED_SUFFIX = ".rotary_emb.inv_freq"  # a buffer that old exports saved; it follows from rope_theta
+
+
+class HfFolder:
+    """`model.safetensors`, or shards with their index. Opening reads headers only; raises CheckpointError.
+
+    Pickled weights (`*.bin`, `*.pt`) are refused: reading them can run code.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._files: dict[str, Any] = {}  # file name → open reader
+        self._file_of: dict[str, str] = {}  # tensor name → file name
+        listed = self._read_index() if (self.path / INDEX).is_file() else None
+        for file in sorted(set(listed.values())) if listed is not None else [self._single_file()]:
+            self._open(file)
+        if listed is not None:
+            self._compare_with_index(listed)
+
+    def names(self) -> list[str]:
+        """Names of all tensors in the files."""
+        return sorted(self._file_of)
+
+    def check(self, shapes: Mapping[str, Shape]) -> None:
+        """Whether the folder holds exactly these tensors. Raises CheckpointError naming the first that does not fit."""
+        for name, shape in shapes.items():
+            if name not in self._file_of:
+                raise self._error(f"tensor {name} is missing; expected shape {list(shape)}")
+            found = self._slice(name)
+            if tuple(found.get_shape()) != shape:
+                raise self._error(f"tensor {name} has shape {found.get_shape()}, config.json asks for {list(shape)}")
+            if found.get_dtype() not in _DTYPES:
+                raise self._error(f"tensor {name} has type {found.get_dtype()}; only {', '.join(_DTYPES)} can be read")
+        for name in self._file_of.keys() - shapes.keys():
+            if not name.endswith(_IGNORED_SUFFIX) and not self._is_tied_copy(name):
+                raise self._error(f"tensor {name} is not part of the model that config.json describes")
+
+    def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """The tensor, or its rows (split 0) or columns (split 1) [start, stop), as stored, on the CPU."""
+        found = self._slice(name)
+        start, stop = bounds
+        if split is None:
+            return found[:]
+        if start == stop:  # a share that is all padding
+            return torch.empty([0 if dim == split else extent for dim, extent in enumerate(shape)])
+        return found[start:stop] if split == 0 else found[:, start:stop]
+
+    def dtype(self, name: str) -> str:
+        """How the tensor is stored: BF16, F16 or F32."""
+        return self._slice(name).get_dtype()
+
+    def _slice(self, name: str) -> Any:
+        return self._files[self._file_of[name]].get_slice(name)
+
+    def _is_tied_copy(self, name: str) -> bool:
+        """Some exports of tied models save the head as well; a true copy does no harm."""
+        if name != HEAD or EMBEDDING not in self._file_of:
+            return False
+        head, embedding = self._slice(HEAD), self._slice(EMBEDDING)
+        if head.get_shape() != embedding.get_shape():
+            return False
+        if torch.equal(head[:], embedding[:]):
+            return True
+        raise self._error(f"tensor {HEAD} differs from {EMBEDDING}, but config.json says tie_word_embeddings: true")
+
+    def _single_file(self) -> str:
+        if (self.path / SINGLE).is_file():
+            return SINGLE
+        if not self.path.is_dir():
+            raise self._error("no such folder")
+        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in self.path.glob(pattern))
+        if pickled:
+            raise self._error(
+                f"{pickled[0]} is a pickle, which can run code when read; "
+                "save the model as safetensors (transformers: save_pretrained) and use that folder"
+            )
+        raise self._error(f"neither {SINGLE} nor {INDEX} is in this folder")
+
+    def _read_index(self) -> dict[str, str]:
+        try:
+            weight_map = json.loads((self.path / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            listed = {str(name): str(file) for name, file in weight_map.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._error(f"{INDEX} is not an index of safetensors files ({error!r})") from error
+        for file in listed.values():
+            if Path(file).name != file:
+                raise self._error(f"{INDEX} names the file {file!r}; only files in the folder itself are read")
+        return listed
+
+    def _open(self, file: str) -> None:
+        if not (self.path / file).is_file():
+            raise self._error(f"file {file} is missing, but {INDEX} lists it; copy the folder again")
+        try:
+            reader = safe_open(self.path / file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise self._error(f"file {file} is damaged or truncated ({error}); copy it again") from error
+        self._files[file] = reader
+        for name in reader.keys():  # noqa: SIM118 (a safetensors reader, not a dict)
+            if name in self._file_of:
+                raise self._error(f"tensor {name} is in both {self._file_of[name]} and {file}")
+            self._file_of[name] = file
+
+    def _compare_with_index(self, listed: Mapping[str, str]) -> None:
+        for name, file in listed.items():
+            if self._file_of.get(name) != file:
+                raise self._error(f"tensor {name} is missing from {file}, where {INDEX} lists it")
+        for name, file in self._file_of.items():
+            if name not in listed:
+                raise self._error(f"tensor {name} in {file} is not listed in {INDEX}")
+
+    def _error(self, advice: str) -> CheckpointError:
+        return CheckpointError(self.path, advice)

@@ -1,0 +1,82 @@
+"""Filling the local shards of a policy, whatever its tensor, pipeline and virtual-pipeline layout."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from megatron_lwz.config import Architecture
+from megatron_lwz.distributed import groups
+from megatron_lwz.models.hf.folder import HfFolder
+from megatron_lwz.models.hf.name_map import Placement, Shape, placements, tensor_shapes, unwrap
+
+__all__ = ["HfFolder", "RandomInit", "TensorSource", "load_policy"]
+
+
+class TensorSource(Protocol):
+    """Where weights come from, by HF tensor name."""
+
+    def check(self, shapes: Mapping[str, Shape]) -> None:
+        """Raises CheckpointError unless the source holds exactly these tensors."""
+        ...
+
+    def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """The whole tensor of `shape`, or its slice [start, stop) = `bounds` along dimension `split`; CPU."""
+        ...
+
+
+class RandomInit:
+    """Fresh weights: normal(0, initializer_range), output projections divided by √(2 · layers), biases 0, norms 1.
+
+    Every tensor has its own random stream, seeded by `seed` and its name, so the layout does not change the model.
+    """
+
+    def __init__(self, arch: Architecture, seed: int) -> None:
+        self._arch = arch
+        self._seed = seed
+
+    def check(self, shapes: Mapping[str, Shape]) -> None:
+        """Any tensor can be made."""
+
+    def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """Makes the whole tensor in fp32 and cuts the slice out."""
+        if name.endswith(".bias"):
+            whole = torch.zeros(shape)
+        elif name.endswith("norm.weight"):
+            whole = torch.ones(shape)
+        else:
+            std = self._arch.initializer_range
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std /= math.sqrt(2 * self._arch.num_hidden_layers)
+            digest = hashlib.blake2b(f"{self._seed}:{name}".encode(), digest_size=8).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+            whole = torch.empty(shape).normal_(0.0, std, generator=generator)
+        return whole if split is None else whole.narrow(split, bounds[0], bounds[1] - bounds[0])
+
+
+@torch.no_grad()
+def load_policy(chunks: Sequence[torch.nn.Module], source: TensorSource) -> None:
+    """Copies this rank's share of every tensor into `chunks` (bare or wrapped), cast to the parameters' type.
+
+    Reads only the shares. Padding rows of the vocabulary become 0. Raises CheckpointError, on every rank alike.
+    An optimizer that already holds fp32 masters must be told afterwards (`reload_model_params`).
+    """
+    arch = unwrap(chunks[0]).arch
+    source.check(tensor_shapes(arch))
+    for chunk in chunks:
+        for placement in placements(chunk, arch):
+            _fill(placement, source, groups.tensor_group().rank())
+
+
+def _fill(placement: Placement, source: TensorSource, rank: int) -> None:
+    start, stop = placement.bounds(rank)
+    piece = source.read(placement.name, placement.shape, placement.split, (start, stop))
+    if tuple(piece.shape) == placement.local_shape:
+        placement.view.copy_(piece.reshape(placement.view.shape))
+        return
+    placement.view.zero_()  # only the vocabulary is padded, and its views have the tensor's own dimensions
+    placement.view[: stop - start].copy_(piece)

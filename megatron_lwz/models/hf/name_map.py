@@ -1,0 +1,183 @@
+"""One table between Hugging Face's Qwen2 tensors and Megatron's parameters, read both ways.
+
+A row says where the tensor-parallel share of one HF tensor lives inside a local Megatron parameter. That share is always
+a slice of the HF tensor along one dimension, and always a view of the parameter, so loading copies slice → view and
+exporting gathers the views along the same dimension. What looks special falls out of it:
+
+- `linear_qkv` holds, per key-value group, the group's query heads, its key head, its value head;
+- `linear_fc1` holds the rank's gate rows, then its up rows;
+- the embedding and the head have padding rows past the true vocabulary: they are outside the HF tensor and stay zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from itertools import groupby
+from math import prod
+
+import torch
+
+from megatron_lwz.config import Architecture
+
+Shape = tuple[int, ...]
+
+
+class Part(Enum):
+    """Which part of a Megatron parameter an HF tensor is."""
+
+    WHOLE = "whole"
+    QUERY = "query"
+    KEY = "key"
+    VALUE = "value"
+    GATE = "gate"
+    UP = "up"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `{i}` in a name stands for the layer: global in `hf`, counted within the chunk in `megatron`."""
+
+    hf: str
+    megatron: tuple[str, ...]
+    """The parameter's name; further names are those of Transformer Engine's fused layers."""
+    shape: tuple[str, ...]
+    """Keys of `sizes`: the HF tensor's shape."""
+    split: int | None
+    """Dimension of the HF tensor that tensor parallelism cuts; None: every rank holds all of it."""
+    part: Part = Part.WHOLE
+
+
+_LAYER, _CHUNK = "model.layers.{i}.", "decoder.layers.{i}."
+_QKV, _FC1 = _CHUNK + "self_attention.linear_qkv.", _CHUNK + "mlp.linear_fc1."
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+TABLE: tuple[Row, ...] = (
+    Row(EMBEDDING, ("embedding.word_embeddings.weight",), ("vocab", "hidden"), 0),
+    Row(
+        _LAYER + "input_layernorm.weight",
+        (_CHUNK + "input_layernorm.weight", _QKV + "layer_norm_weight"),
+        ("hidden",),
+        None,
+    ),
+    Row(_LAYER + "self_attn.q_proj.weight", (_QKV + "weight",), ("query", "hidden"), 0, Part.QUERY),
+    Row(_LAYER + "self_attn.q_proj.bias", (_QKV + "bias",), ("query",), 0, Part.QUERY),
+    Row(_LAYER + "self_attn.k_proj.weight", (_QKV + "weight",), ("key_value", "hidden"), 0, Part.KEY),
+    Row(_LAYER + "self_attn.k_proj.bias", (_QKV + "bias",), ("key_value",), 0, Part.KEY),
+    Row(_LAYER + "self_attn.v_proj.weight", (_QKV + "weight",), ("key_value", "hidden"), 0, Part.VALUE),
+    Row(_LAYER + "self_attn.v_proj.bias", (_QKV + "bias",), ("key_value",), 0, Part.VALUE),
+    Row(
+        _LAYER + "self_attn.o_proj.weight",
+        (_CHUNK + "self_attention.linear_proj.weight",),
+        ("hidden", "query"),
+        1,
+    ),
+    Row(
+        _LAYER + "post_attention_layernorm.weight",
+        (_CHUNK + "pre_mlp_layernorm.weight", _FC1 + "layer_norm_weight"),
+        ("hidden",),
+        None,
+    ),
+    Row(_LAYER + "mlp.gate_proj.weight", (_FC1 + "weight",), ("ffn", "hidden"), 0, Part.GATE),
+    Row(_LAYER + "mlp.up_proj.weight", (_FC1 + "weight",), ("ffn", "hidden"), 0, Part.UP),
+    Row(_LAYER + "mlp.down_proj.weight", (_CHUNK + "mlp.linear_fc2.weight",), ("hidden", "ffn"), 1),
+    Row("model.norm.weight", ("decoder.final_layernorm.weight",), ("hidden",), None),
+    Row(HEAD, ("output_layer.weight",), ("vocab", "hidden"), 0),
+)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one HF tensor's local share lives: `view` is a view of the parameter, `local_shape` its shape as HF rows."""
+
+    name: str
+    shape: Shape
+    split: int | None
+    local_shape: Shape
+    view: torch.Tensor
+
+    def bounds(self, rank: int) -> tuple[int, int]:
+        """[start, stop) of tensor-parallel `rank`'s share along `split`; what the view has beyond is padding."""
+        if self.split is None:
+            return 0, self.shape[0]
+        local, full = self.local_shape[self.split], self.shape[self.split]
+        return min(rank * local, full), min((rank + 1) * local, full)
+
+
+def head_size(arch: Architecture) -> int:
+    """Width of one attention head."""
+    return arch.head_dim or arch.hidden_size // arch.num_attention_heads
+
+
+def tensor_shapes(arch: Architecture) -> dict[str, Shape]:
+    """Every tensor of the HF model and its shape, in the order of the layers. A tied model has no `lm_head.weight`."""
+    sizes = _sizes(arch)
+    return {
+        row.hf.format(i=layer): tuple(sizes[d] for d in row.shape)
+        for row, layer, _ in _expand(list(range(arch.num_hidden_layers)))
+        if not (row.hf == HEAD and arch.tie_word_embeddings)
+    }
+
+
+def unwrap(chunk: torch.nn.Module) -> torch.nn.Module:
+    """The GPT model inside data-parallel or precision wrappers."""
+    while not hasattr(chunk, "decoder"):
+        chunk = chunk.module
+    return chunk
+
+
+def placements(chunk: torch.nn.Module, arch: Architecture) -> list[Placement]:
+    """The HF tensors that this rank's chunk holds a share of. Every parameter of the chunk is covered.
+
+    The copy of a tied embedding that the last pipeline stage holds is listed under the embedding's name.
+    """
+    model = unwrap(chunk)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    sizes, covered, found = _sizes(arch), set(), []
+    for row, layer, index in _expand([layer.layer_number - 1 for layer in model.decoder.layers]):
+        name = next((n for n in (m.format(i=index) for m in row.megatron) if n in parameters), None)
+        if name is None:
+            continue
+        covered.add(name)
+        hf = EMBEDDING if row.hf == HEAD and arch.tie_word_embeddings else row.hf.format(i=layer)
+        shape = tuple(sizes[d] for d in row.shape)
+        view = _view(parameters[name], row.part, arch)
+        local = list(shape)
+        if row.split is not None:
+            local[row.split] = view.numel() // prod(s for dim, s in enumerate(shape) if dim != row.split)
+        found.append(Placement(hf, shape, row.split, tuple(local), view))
+    unknown = parameters.keys() - covered
+    assert not unknown, f"the name table does not know {sorted(unknown)}"
+    return found
+
+
+def _expand(layers: list[int]) -> Iterator[tuple[Row, int, int]]:
+    """(row, global layer, layer within the chunk), layer by layer; rows outside the layers come once, with zeros."""
+    for layered, rows in groupby(TABLE, lambda row: "{i}" in row.hf):
+        group = list(rows)
+        for index, layer in enumerate(layers if layered else [0]):
+            yield from ((row, layer, index) for row in group)
+
+
+def _sizes(arch: Architecture) -> dict[str, int]:
+    return {
+        "vocab": arch.vocab_size,
+        "hidden": arch.hidden_size,
+        "ffn": arch.intermediate_size,
+        "query": arch.num_attention_heads * head_size(arch),
+        "key_value": arch.num_key_value_heads * head_size(arch),
+    }
+
+
+def _view(parameter: torch.Tensor, part: Part, arch: Architecture) -> torch.Tensor:
+    """The part's rows: [rows, …], or [groups, rows per group, …] where the parameter interleaves groups."""
+    if part is Part.WHOLE:
+        return parameter
+    if part in (Part.GATE, Part.UP):
+        return parameter.chunk(2)[part is Part.UP]
+    head = head_size(arch)
+    queries = arch.num_attention_heads // arch.num_key_value_heads * head
+    start, rows = {Part.QUERY: (0, queries), Part.KEY: (queries, head), Part.VALUE: (queries + head, head)}[part]
+    return parameter.unflatten(0, (-1, queries + 2 * head)).narrow(1, start, rows)

@@ -1,0 +1,167 @@
+"""Writing a Hugging Face folder: safetensors streamed tensor by tensor, config, tokenizer files; all or nothing.
+
+The safetensors layout (8-byte header length, JSON header, raw little-endian data) is written here by hand because the
+library's writer wants a whole shard in memory at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from megatron_lwz.config import Architecture
+from megatron_lwz.errors import CheckpointError, DataError
+from megatron_lwz.models.hf.folder import INDEX, SINGLE
+from megatron_lwz.models.hf.name_map import Shape, head_size
+
+DTYPE_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+
+CARRIED_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+"""Copied unchanged from the folder that the policy came from, where present."""
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The raw bytes of a CPU tensor, without a copy if it is contiguous."""
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+
+
+class ShardWriter:
+    """Writes tensors, in the order of `shapes`, into shards of at most `shard_bytes` (a larger tensor gets its own)."""
+
+    def __init__(self, folder: Path, shapes: Mapping[str, Shape], dtype: torch.dtype, shard_bytes: int) -> None:
+        self._folder = folder
+        self._dtype = dtype
+        self._sizes = {name: prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+        self._shapes = shapes
+        self._plan = _plan_shards(self._sizes, shard_bytes)
+        self._file: BinaryIO | None = None
+        self._current: str | None = None
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Appends the next tensor of the plan."""
+        file_name = self._plan[name]
+        if file_name != self._current:
+            self.close()
+            self._current = file_name
+            self._file = (self._folder / file_name).open("wb")
+            self._file.write(self._header([n for n, f in self._plan.items() if f == file_name]))
+        assert self._file is not None and tuple(tensor.shape) == self._shapes[name] and tensor.dtype == self._dtype
+        self._file.write(tensor_bytes(tensor))
+
+    def close(self) -> None:
+        """Closes the open shard."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def write_index(self) -> None:
+        """Writes the index of the shards; a single file needs none."""
+        if set(self._plan.values()) != {SINGLE}:
+            index = {"metadata": {"total_size": sum(self._sizes.values())}, "weight_map": self._plan}
+            write_json(self._folder / INDEX, index)
+
+    def _header(self, names: list[str]) -> bytes:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name in names:
+            end = offset + self._sizes[name]
+            header[name] = {
+                "dtype": DTYPE_NAMES[self._dtype],
+                "shape": list(self._shapes[name]),
+                "data_offsets": [offset, end],
+            }
+            offset = end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)  # the format wants aligned data
+        return len(text).to_bytes(8, "little") + text
+
+
+def _plan_shards(sizes: Mapping[str, int], shard_bytes: int) -> dict[str, str]:
+    """Tensor name → file name."""
+    shard_of, shard, filled = {}, 1, 0
+    for name, size in sizes.items():
+        if filled and filled + size > shard_bytes:
+            shard, filled = shard + 1, 0
+        shard_of[name] = shard
+        filled += size
+    if shard == 1:
+        return dict.fromkeys(sizes, SINGLE)
+    return {name: f"model-{number:05d}-of-{shard:05d}.safetensors" for name, number in shard_of.items()}
+
+
+def write_json(path: Path, value: object) -> None:
+    """Indented JSON with a final newline."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_config(folder: Path, arch: Architecture, dtype: torch.dtype, source: Path | None) -> None:
+    """Writes config.json: the source's, if there is one, with the architecture's numbers laid over it.
+
+    `rope_theta` is written in both ways: on its own (transformers 4, vLLM) and in `rope_parameters` (transformers 5).
+    """
+    config: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "use_sliding_window": False}
+    if source is not None and (source / "config.json").is_file():
+        try:
+            config |= json.loads((source / "config.json").read_text(encoding="utf-8"))
+        except (ValueError, TypeError) as error:
+            raise DataError(source / "config.json", f"not a JSON object ({error})") from error
+    config |= {"model_type": "qwen2"} | arch.model_dump() | {"head_dim": head_size(arch)}
+    rope = config.get("rope_parameters") or {"rope_type": "default"}
+    config["rope_parameters"] = rope | {"rope_theta": arch.rope_theta}
+    config["torch_dtype"] = config["dtype"] = str(dtype).removeprefix("torch.")
+    write_json(folder / "config.json", config)
+
+
+def copy_carried_files(source: Path, folder: Path) -> None:
+    """Copies generation config and tokenizer files."""
+    for name in CARRIED_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yields a temporary sibling that becomes `target` when the block ends well; an error leaves nothing behind.
+
+    An existing weight folder is replaced; any other folder with files in it raises CheckpointError.
+    """
+    refuse_foreign(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    try:
+        temporary.mkdir()
+        yield temporary
+        if target.exists():
+            old = target.parent / f".{target.name}.{os.getpid()}.old"
+            target.rename(old)
+            temporary.rename(target)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_foreign(target: Path) -> None:
+    """Raises CheckpointError if `target` holds something other than an exported model."""
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(target, "is a file; name a folder to write to")
+    if target.is_dir() and any(target.iterdir()) and not any(target.glob("*.safetensors")):
+        raise CheckpointError(target, "is not empty and holds no exported model; name another folder")

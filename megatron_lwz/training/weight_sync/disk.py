@@ -1,0 +1,79 @@
+"""Weight sync through safetensors folders that trainer and engines both see: slow, simple, works everywhere."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from megatron_lwz.distributed import groups
+from megatron_lwz.errors import EngineError
+from megatron_lwz.models.hf import export_policy
+from megatron_lwz.training.weight_sync.protocol import EngineControl
+from megatron_lwz.types import WeightVersion
+
+KEPT_VERSIONS = 2
+
+
+class DiskTransport:
+    """Exports each version to `root`/<step>.<attempt>/ and has the engines reload it.
+
+    `engines` is needed on rank 0 only. `prepare` is collective; `push` and `verify` work on rank 0 and return at once
+    on the others.
+    """
+
+    def __init__(
+        self,
+        engines: EngineControl | None,
+        root: Path,
+        *,
+        chunks: Sequence[torch.nn.Module],
+        config_files_from: Path | None,
+    ) -> None:
+        self._engines = engines
+        self._root = root.resolve()
+        self._chunks = chunks
+        self._config_files_from = config_files_from
+
+    def folder(self, version: WeightVersion) -> Path:
+        """Where `prepare` puts this version."""
+        return self._root / f"{version.step}.{version.attempt}"
+
+    def prepare(self, version: WeightVersion) -> WeightVersion:
+        """Writes the policy's weights; returns the version with its checksum. The two newest versions are kept."""
+        checksum = export_policy(self._chunks, self.folder(version), config_files_from=self._config_files_from)
+        if groups.is_rank_zero():
+            self._drop_old(keep=self.folder(version))
+        return replace(version, checksum=checksum)
+
+    def push(self, version: WeightVersion) -> None:
+        """Running requests pause, every engine loads the prepared folder, then they go on under the new version."""
+        if self._engines is None:
+            return
+        self._engines.pause()
+        try:
+            self._engines.reload_weights(self.folder(version))
+            self._engines.update_weight_version(str(version))
+        finally:
+            self._engines.resume()
+
+    def verify(self, version: WeightVersion) -> None:
+        """Compares each engine's checksum with the trainer's. Raises EngineError for the first that differs."""
+        if self._engines is None:
+            return
+        for url, checksum in self._engines.weight_checksum().items():
+            if checksum != version.checksum:
+                raise EngineError(
+                    url,
+                    f"runs weights with checksum {checksum}, the trainer's at step {version.step} is {version.checksum}: "
+                    f"does the engine see {self.folder(version)} as the trainer wrote it, in the same precision?",
+                )
+
+    def _drop_old(self, *, keep: Path) -> None:
+        older = [p for p in self._root.iterdir() if p.is_dir() and p != keep and not p.name.startswith(".")]
+        older.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for path in older[KEPT_VERSIONS - 1 :]:
+            shutil.rmtree(path)
