@@ -1,0 +1,152 @@
+"""Adam under Megatron-Core: data-parallel wrapping, the distributed optimizer, the schedule, and its state's repair.
+
+Parameters are fp32 or bf16; gradients are reduced in fp32, and bf16 parameters have fp32 masters. Weight decay is
+decoupled and, as in Megatron-LM, leaves biases and norm weights out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+
+from megatron_lwz.config import Config
+from megatron_lwz.models.logprobs import PolicyModel
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate as a pure function of the optimizer step: nothing to save, exact on resume.
+
+    Linear warm-up over `warmup` steps, then constant, or cosine / linear decay to `min_lr` at step `total`.
+    """
+
+    config: Config
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.training.steps * self.config.training.updates_per_batch
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the optimizer step `step`, counted from 0."""
+        section = self.config.optimizer
+        if step < section.warmup_steps:
+            return section.lr * (step + 1) / section.warmup_steps
+        if section.schedule == "constant":
+            return section.lr
+        progress = min(1.0, (step - section.warmup_steps) / max(1, self.total - section.warmup_steps))
+        decayed = 1.0 - progress if section.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+        return section.min_lr + (section.lr - section.min_lr) * decayed
+
+    def apply(self, optimizer: MegatronOptimizer, step: int) -> float:
+        """Writes the config's settings for `step` into every parameter group; returns the learning rate.
+
+        All settings are written, not only the rate: a checkpoint's groups must not outvote the config.
+        """
+        section, lr = self.config.optimizer, self.lr(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = section.weight_decay * group.get("wd_mult", 1.0)
+            group["betas"] = (section.beta1, section.beta2)
+            group["eps"] = section.eps
+        return lr
+
+
+def wrap_data_parallel(policies: list[PolicyModel], config: Config) -> list[DistributedDataParallel]:
+    """Wraps this rank's model chunks for data parallelism; gradients are summed, not averaged, over DP × CP.
+
+    `calculate_per_token_loss` makes Megatron divide the summed gradient once, by the step's denominator.
+    """
+    overlap = config.parallel.overlap
+    for policy in policies:
+        policy.config.calculate_per_token_loss = True
+        policy.config.finalize_model_grads_func = finalize_model_grads
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=config.parallel.distributed_optimizer,
+        overlap_grad_reduce=overlap,
+    )
+    chunks = [
+        DistributedDataParallel(policy.config, settings, policy, disable_bucketing=index > 0)
+        for index, policy in enumerate(policies)
+    ]
+    if overlap:
+        contexts = [chunk.no_sync for chunk in chunks]
+        for policy in policies:
+            policy.config.no_sync_func = contexts if len(contexts) > 1 else contexts[0]
+    return chunks
+
+
+def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> MegatronOptimizer:
+    """Adam over the chunks' present weights (bf16 masters are copied from them, so load weights first)."""
+    section = config.optimizer
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=section.lr,
+            min_lr=section.min_lr,
+            weight_decay=section.weight_decay,
+            adam_beta1=section.beta1,
+            adam_beta2=section.beta2,
+            adam_eps=section.eps,
+            clip_grad=section.clip_grad,
+            bf16=config.training.precision == "bf16",
+            params_dtype=torch.bfloat16 if config.training.precision == "bf16" else torch.float32,
+            use_distributed_optimizer=config.parallel.distributed_optimizer,
+        ),
+        chunks,
+        use_gloo_process_groups=False,
+    )
+    prime(optimizer)
+    return optimizer
+
+
+def parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    """The single Megatron optimizers inside a chained one."""
+    chained = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part for part in chained if part.optimizer is not None]
+
+
+def prime(optimizer: MegatronOptimizer) -> None:
+    """Gives torch's Adam its zero state now: Megatron's `state_dict` asserts on an optimizer that never stepped.
+
+    Fused Adams (Transformer Engine, Apex) keep no per-parameter `step`; they are left to themselves.
+    """
+    for part in parts(optimizer):
+        if not isinstance(part.optimizer, torch.optim.AdamW):
+            continue
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = part.optimizer.state[parameter]
+                if not state:
+                    state["step"] = torch.tensor(0.0)
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+
+
+@torch.no_grad()
+def load_optimizer_state(optimizer: MegatronOptimizer, state: dict[Any, Any]) -> None:
+    """Loads what `sharded_state_dict` saved, around two faults of megatron-core 0.16 without a fused Adam.
+
+    Its `fully_reshardable` loader looks for a `step` tensor that is not saved per parameter (KeyError), and its
+    `load_state_dict` gives all parameters one shared `step` tensor, which Adam then advances once per parameter.
+    """
+    whole = getattr(optimizer, "chained_optimizers", [optimizer])
+    states = [state] if len(whole) == 1 else [state[index] for index in range(len(whole))]
+    for part, part_state in zip(whole, states, strict=True):
+        if part.optimizer is None:
+            continue
+        tensors = part_state.pop("param_state", None)
+        part.load_state_dict(part_state)
+        own = part.optimizer.state.values()
+        steps = [entry.pop("step", None) for entry in own]
+        if tensors is not None:
+            part.load_parameter_state_from_fully_reshardable(tensors)
+        for entry, step in zip(own, steps, strict=True):
+            if step is not None:
+                entry["step"] = step.clone()
