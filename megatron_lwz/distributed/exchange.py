@@ -1,0 +1,64 @@
+"""Plain data from one rank to all: tensors and JSON, never pickles; and waiting outside collectives."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_POLL_SECONDS = 0.05
+
+
+def broadcast_json(value: Any = None, *, source: int = 0) -> Any:
+    """What rank `source` passes, on every rank. The value must survive JSON; other ranks' argument is not read."""
+    mine = dist.get_rank() == source
+    content = json.dumps(value).encode() if mine else b""
+    length = torch.tensor([len(content)], dtype=torch.int64)
+    dist.broadcast(length, src=source)
+    data = torch.empty(int(length), dtype=torch.uint8)
+    if mine:
+        data.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    dist.broadcast(data, src=source)
+    return json.loads(data.numpy().tobytes())
+
+
+def broadcast_tensors(tensors: dict[str, Tensor] | None = None, *, source: int = 0) -> dict[str, Tensor]:
+    """The CPU tensors of rank `source`, on every rank: names, dtypes and shapes go as JSON, then the bytes."""
+    mine = dist.get_rank() == source
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors or {}).items()} if mine else {}
+    header = broadcast_json(
+        {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in held.items()}, source=source
+    )
+    received: dict[str, Tensor] = {}
+    for name, (dtype, shape) in header.items():
+        tensor = held[name] if mine else torch.empty(shape, dtype=getattr(torch, dtype))
+        if tensor.numel():  # as bytes: gloo does not know every dtype
+            dist.broadcast(tensor.reshape(-1).view(torch.uint8), src=source)
+        received[name] = tensor
+    return received
+
+
+def post(key: str) -> None:
+    """Marks `key` as reached in the rendezvous store. Use a key once in a run, such as `batch/17`."""
+    _store().set(key, "posted")
+
+
+def wait_until_posted(key: str, timeout: float) -> None:
+    """Sleeps until some rank posts `key`. No collective is entered, so no watchdog counts while rollouts are awaited.
+
+    Raises TimeoutError after `timeout` seconds.
+    """
+    end = time.monotonic() + timeout
+    store = _store()
+    while not store.check([key]):
+        if time.monotonic() > end:
+            raise TimeoutError(f"no rank posted {key!r} within {timeout:g} s")
+        time.sleep(_POLL_SECONDS)
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()

@@ -1,0 +1,79 @@
+"""Start and end of a rank: process group, model-parallel groups, seeds."""
+
+from __future__ import annotations
+
+import datetime
+import random
+
+import numpy
+import torch
+import torch.distributed as dist
+
+from megatron_lwz.config import Config
+from megatron_lwz.distributed import environment, platform
+
+_SEED_STEP_PER_STAGE = 100
+
+
+def initialize(config: Config) -> None:
+    """Joins the ranks of this run and splits them by `config.parallel`.
+
+    Works under torchrun, and alone (one rank, on a free port). Every rank must call it with the same config.
+    Raises ConfigError when the layout does not fit the model or the number of ranks, before any group exists.
+    """
+    config.check_layout(environment.world_size())
+    platform.install()
+    timeout = datetime.timedelta(minutes=config.parallel.timeout_minutes)
+    _join(timeout)
+    _split(config)
+    _seed(config.run.seed)
+
+
+def shutdown() -> None:
+    """Leaves the groups. Safe to call twice, or before `initialize`."""
+    from megatron.core import parallel_state
+
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _join(timeout: datetime.timedelta) -> None:
+    """One process group over all ranks; with a GPU it moves CPU tensors by gloo and CUDA tensors by NCCL."""
+    if dist.is_initialized():
+        return
+    if platform.has_gpu():
+        torch.cuda.set_device(environment.local_rank())
+    backend = "cpu:gloo,cuda:nccl" if platform.has_gpu() else "gloo"
+    if environment.under_torchrun():
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+
+
+def _split(config: Config) -> None:
+    from megatron.core import parallel_state
+
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    layout = config.parallel
+    parallel_state.initialize_model_parallel(
+        layout.tensor,
+        layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline,
+        context_parallel_size=layout.context,
+        distributed_timeout_minutes=max(1, round(layout.timeout_minutes)),
+    )
+
+
+def _seed(seed: int) -> None:
+    """Different noise per pipeline stage; per tensor rank only where Megatron's tracker says so."""
+    from megatron.core import parallel_state, tensor_parallel
+
+    seed += _SEED_STEP_PER_STAGE * parallel_state.get_pipeline_model_parallel_rank()
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)

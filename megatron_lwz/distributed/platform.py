@@ -1,0 +1,175 @@
+"""Real Megatron-Core without a GPU: the few places where it names CUDA are pointed at the CPU.
+
+Megatron-Core is written for CUDA devices but almost all of it is plain torch. On a machine without one, `install`
+
+1. answers `torch.cuda`'s device, stream and random-generator calls with their CPU meaning (`CUDA_CALLS`);
+2. makes `Tensor.cuda()` the identity and lets `Tensor.type()` report the CUDA name that the optimizer compares with;
+3. gives the modules of `PATCHED_MODULES` a `torch` whose factories read `device="cuda"` as the CPU.
+
+Where CUDA is present nothing is installed: the GPU path is Megatron-Core as published. A `TorchFunctionMode` would
+need fewer lines but costs 14–46 % of a step and covers one thread only. `tests/unit/distributed` checks the tables
+below against the installed Megatron-Core, so that a new release which moves something fails there, by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from megatron_lwz.errors import EnvironmentSetupError
+
+SUPPORTED_VERSIONS = ((0, 16), (0, 17))
+"""Megatron-Core releases the tables were checked against: from, up to and not including."""
+
+PATCHED_MODULES = {
+    "dist_checkpointing.exchange_utils": "buffers of the parallel save and load",
+    "dist_checkpointing.strategies.state_dict_saver": "flag: may the previous save's metadata be reused",
+    "distributed.param_and_grad_buffer": "warm-up tensor of the reduce-scatter group",
+    "models.common.embeddings.rope_utils": "pinned index of the context-parallel positions",
+    "optimizer.clip_grads": "norm of the gradients, count of zeros",
+    "optimizer.grad_scaler": "loss scale",
+    "optimizer.optimizer": "overflow flag, loss scale",
+    "pipeline_parallel.schedules": "token counter of calculate_per_token_loss",
+    "rerun_state_machine": "flags of the fault detector",
+    "tensor_parallel.data": "sizes of a broadcast batch",
+    "transformer.utils": "causal masks",
+    "utils": "parameter norm, packed parameters of one sample",
+}
+"""Modules of megatron.core that write `device="cuda"` or `pin_memory=True` in a torch factory, and what for."""
+
+UNUSED_MODULES = (
+    "datasets.",
+    "distributed.fsdp.",
+    "energy_monitor",
+    "export.",
+    "extensions.",
+    "fp8_utils",
+    "full_cuda_graph",
+    "fusions.",
+    "inference.",
+    "models.",
+    "nccl_allocator",
+    "pipeline_parallel.fine_grained_activation_offload",
+    "pipeline_parallel.hybrid_cp_schedule",
+    "pipeline_parallel.utils",
+    "post_training.",
+    "resharding.",
+    "ssm.",
+    "tensor_parallel.random",
+    "transformer.cuda_graphs",
+    "transformer.experimental_attention_variant.",
+    "transformer.moe.",
+)
+"""Modules (or packages, with a final dot) that write such a literal too, where no path of this project comes by."""
+
+FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros", "zeros_like")
+"""The torch functions that the patched modules call with a literal device."""
+
+CPU = torch.device("cpu")
+
+
+class _Stream:
+    """Stands for a CUDA stream: on the CPU everything has already run when a call returns."""
+
+    def wait_event(self, *_: object) -> None: ...
+
+    def wait_stream(self, *_: object) -> None: ...
+
+    def record_event(self, *_: object) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+_STREAM = _Stream()
+
+CUDA_CALLS: dict[str, Callable[..., Any]] = {
+    "current_device": lambda: CPU,
+    "set_device": lambda *_: None,
+    "synchronize": lambda *_: None,
+    "empty_cache": lambda: None,
+    "current_stream": lambda *_: _STREAM,
+    "default_stream": lambda *_: _STREAM,
+    "get_rng_state": lambda *_, **__: torch.get_rng_state(),
+    "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
+    "manual_seed": torch.manual_seed,
+}
+"""`torch.cuda` functions that Megatron-Core calls unconditionally, with their meaning on the CPU."""
+
+
+def has_gpu() -> bool:
+    """Whether this process can use a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """Where parameters and activations live: this rank's GPU, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else CPU
+
+
+@functools.cache
+def install() -> None:
+    """Makes Megatron-Core usable here. Idempotent; does nothing but check the version where there is a GPU.
+
+    Raises EnvironmentSetupError for a Megatron-Core outside SUPPORTED_VERSIONS.
+    """
+    _check_version()
+    if has_gpu():
+        return
+    for name, replacement in CUDA_CALLS.items():
+        setattr(torch.cuda, name, replacement)
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+    torch.Tensor.type = _type_with_cuda_name(torch.Tensor.type)  # type: ignore[method-assign, assignment]
+    proxy = _torch_for_cpu()
+    for name in PATCHED_MODULES:
+        importlib.import_module(f"megatron.core.{name}").torch = proxy  # type: ignore[attr-defined]
+    random = importlib.import_module("megatron.core.tensor_parallel.random")
+    random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()  # type: ignore[attr-defined]
+    random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)  # type: ignore[attr-defined]
+
+
+def _check_version() -> None:
+    core = importlib.import_module("megatron.core.package_info")
+    low, high = SUPPORTED_VERSIONS
+    if not low <= (core.MAJOR, core.MINOR) < high:
+        raise EnvironmentSetupError(
+            f"megatron-core {core.__version__}: not supported, install >={low[0]}.{low[1]},<{high[0]}.{high[1]}"
+        )
+
+
+def _type_with_cuda_name(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`Tensor.type()` without arguments says torch.cuda.FloatTensor; conversions stay as they are."""
+
+    def tensor_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        name = original(self, *args, **kwargs)
+        if isinstance(name, str) and not name.startswith("torch.cuda."):
+            return name.replace("torch.", "torch.cuda.", 1)
+        return name
+
+    return tensor_type
+
+
+def _torch_for_cpu() -> types.ModuleType:
+    """A copy of the `torch` namespace whose factories read a CUDA device as the CPU and never pin memory."""
+    proxy = types.ModuleType("torch")
+    proxy.__dict__.update(torch.__dict__)
+    proxy.__getattr__ = lambda name: getattr(torch, name)  # type: ignore[method-assign]
+    for name in FACTORIES:
+        setattr(proxy, name, _on_cpu(getattr(torch, name)))
+    return proxy
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def create(*args: Any, **kwargs: Any) -> torch.Tensor:
+        wanted = kwargs.get("device")
+        if isinstance(wanted, int) or str(wanted).startswith("cuda"):
+            kwargs["device"] = CPU
+        kwargs.pop("pin_memory", None)
+        return factory(*args, **kwargs)
+
+    return create

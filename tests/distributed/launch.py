@@ -1,0 +1,57 @@
+"""Runs checks on several ranks through the real torchrun (gloo, CPU).
+
+    from tests.distributed.launch import run_ranks
+
+    results = run_ranks("tests.distributed.checks_layouts:log_probs", ranks=2, layouts=["tp2", "pp2"])
+
+calls `log_probs(layouts=[...])` on every rank, with the repository root on the path, and returns the ranks' return
+values in rank order. Arguments and return values travel as JSON. If any rank raises, `run_ranks` raises
+AssertionError with the workers' output. Starting costs 10 s and 0.5 GB per rank (imports), so group many checks into
+one launch: let the function return a dict of measurements, keep it in a module-scoped fixture, and assert one
+invariant per test. The function starts and ends its layouts itself (`launch.initialize(config)`, any number of times
+with other layouts); the process group is closed by the harness.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from megatron_lwz.distributed import environment
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_ranks(target: str, *, ranks: int, timeout: float = 240.0, **arguments: Any) -> list[Any]:
+    """Calls `package.module:function(**arguments)` on `ranks` ranks; returns their values (JSON) in rank order."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--no-python", sys.executable]
+        command += ["-m", "tests.distributed.launch", target, folder, json.dumps(arguments)]
+        variables = environment.child_environment(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore")
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"{target} on {ranks} ranks: no end after {timeout:g} s\n{error.stderr!r}") from error
+        assert done.returncode == 0, f"{target} on {ranks} ranks failed\n{done.stdout}\n{done.stderr}"
+        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def _worker(target: str, folder: str, arguments: str) -> None:
+    from megatron_lwz.distributed.launch import shutdown
+
+    module, _, name = target.partition(":")
+    value = getattr(importlib.import_module(module), name)(**json.loads(arguments))
+    (Path(folder) / f"{environment.rank()}.json").write_text(json.dumps(value))
+    shutdown()
+
+
+if __name__ == "__main__":
+    _worker(*sys.argv[1:])
