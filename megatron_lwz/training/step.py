@@ -49,9 +49,7 @@ class StepResult:
     metrics: dict[str, float]
 
 
-def train_step(
-    state: TrainState, micro_batches: Sequence[MicroBatch], loss_fn: LossFn, denominator: int
-) -> StepResult:
+def train_step(state: TrainState, micro_batches: Sequence[MicroBatch], loss_fn: LossFn, denominator: int) -> StepResult:
     """Forward, backward and optimizer step over this data rank's micro-batches (equally many on every rank).
 
     `denominator` is global: what the loss, summed over all ranks, is divided by. Raises TrainingError when the loss or
@@ -86,9 +84,7 @@ def forward_statistics(state: TrainState, micro_batches: Sequence[MicroBatch]) -
 
 
 @torch.no_grad()
-def forward_chunks(
-    chunks: Sequence[torch.nn.Module], micro_batches: Sequence[MicroBatch]
-) -> list[torch.Tensor] | None:
+def forward_chunks(chunks: Sequence[torch.nn.Module], micro_batches: Sequence[MicroBatch]) -> list[torch.Tensor] | None:
     """`forward_statistics` for model chunks without an optimizer."""
 
     def finish(_index: int, _micro_batch: MicroBatch, statistics: torch.Tensor, **_: bool) -> torch.Tensor:

@@ -1,0 +1,245 @@
+"""Checkpoints in Megatron's distributed format: complete or absent, and readable under another layout.
+
+`<run>/checkpoints/step_00000010/` holds the tensors (`*.distcp`, `.metadata`), `state.json` (step, layout, and the
+stage's own `extra`: data cursor, journal marker) and each rank's random state. `<run>/checkpoints/latest` names the
+newest. A folder gets its name only when everything in it is on disk. Tensors may be read under any TP × PP × VPP × DP;
+random states are restored when the layout is the same, otherwise the run's seeds stand.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from torch.distributed import checkpoint as torch_checkpoint
+
+from megatron_lwz.config import Config
+from megatron_lwz.distributed import platform
+from megatron_lwz.errors import CheckpointError
+from megatron_lwz.training.optimizer import load_optimizer_state
+from megatron_lwz.training.safe_unpickle import restricted
+
+if TYPE_CHECKING:
+    from megatron_lwz.training.state import TrainState
+
+_STATE_FILE = "state.json"
+_LATEST = "latest"
+# Megatron's default sharding needs Transformer Engine or Apex; this one also survives any change of layout.
+_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+_READ_ERRORS = (
+    CheckpointingException,
+    torch_checkpoint.CheckpointException,
+    pickle.UnpicklingError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    EOFError,
+)
+
+
+class _InProcessSave(TorchDistSaveShardedStrategy):
+    """Megatron's format, written by this process.
+
+    Megatron's own writer starts helper processes: the first save takes seconds, forks a process that runs threads,
+    and hangs without `psutil` or when the entry script has no `__main__` guard.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1)
+
+    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str) -> None:
+        """Writes the main replicas held by this rank. Collective."""
+        flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+        torch_checkpoint.save(
+            mcore_to_pyt_state_dict(flat, False),
+            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+
+def save_checkpoint(state: TrainState, folder: Path, extra: dict[str, Any]) -> Path:
+    """Writes `folder/step_<step>` (all ranks call it), makes it the latest and deletes old ones; returns its path.
+
+    `extra` is JSON: what the stage needs to go on (the same on all ranks). `checkpoint.keep` newest folders stay.
+    """
+    target = folder / f"step_{state.step:08d}"
+    with _Atomic(target) as temporary:
+        model = _model_state(state.policies)
+        optimizer = state.optimizer.sharded_state_dict(model, metadata=_SHARDING)
+        dist_checkpointing.save({**model, "optimizer": optimizer}, str(temporary), _InProcessSave())
+        _save_random_state(temporary)
+        if dist.get_rank() == 0:
+            record = {"step": state.step, "layout": _layout(state.config), "extra": extra}
+            (temporary / _STATE_FILE).write_text(json.dumps(record), encoding="utf-8")
+    if dist.get_rank() == 0:
+        pointer = folder / f".{_LATEST}.tmp"
+        pointer.write_text(target.name, encoding="utf-8")
+        pointer.replace(folder / _LATEST)
+        for old in sorted(folder.glob("step_*"))[: -state.config.checkpoint.keep]:
+            if old != target:
+                shutil.rmtree(old)
+    dist.barrier()
+    return target
+
+
+def load_checkpoint(state: TrainState, folder: Path) -> dict[str, Any]:
+    """Restores weights, optimizer, step and random state from one checkpoint folder; returns its `extra`.
+
+    Collective. Raises CheckpointError for a folder that is missing, damaged or of another model.
+    """
+    record = _read_record(folder)
+    model = _model_state(state.policies)
+    optimizer = state.optimizer.sharded_state_dict(model, is_loading=True, metadata=_SHARDING)
+    loaded = _read({**model, "optimizer": optimizer}, folder)
+    _restore_model(state.policies, loaded, folder)
+    load_optimizer_state(state.optimizer, loaded["optimizer"])
+    state.step = int(record["step"])
+    if record["layout"] == _layout(state.config):
+        _load_random_state(folder)
+    dist.barrier()
+    return record["extra"]
+
+
+def save_model(policies: Sequence[torch.nn.Module], folder: Path) -> None:
+    """Writes the weights alone as a checkpoint folder that `checkpoint.load` accepts. Collective."""
+    with _Atomic(folder) as temporary:
+        dist_checkpointing.save(_model_state(policies), str(temporary), _InProcessSave())
+
+
+def load_model(policies: Sequence[torch.nn.Module], folder: Path) -> None:
+    """Fills model chunks from a checkpoint, a run folder (its newest) or a folder by `save_model`, any layout.
+
+    Collective. Raises CheckpointError.
+    """
+    folder = resolve(folder)
+    _restore_model(policies, _read(_model_state(policies), folder), folder)
+
+
+def latest(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run folder, None if it has none."""
+    pointer = run_dir / "checkpoints" / _LATEST
+    if not pointer.is_file():
+        return None
+    return pointer.parent / pointer.read_text(encoding="utf-8").strip()
+
+
+def resolve(folder: Path) -> Path:
+    """The folder that holds the tensors: `folder` itself, or the newest checkpoint of a run folder.
+
+    Raises CheckpointError when there is neither.
+    """
+    found = latest(folder) or folder
+    if not (found / "metadata.json").is_file():
+        raise CheckpointError(found, "no checkpoint here (no metadata.json): check the path")
+    return found
+
+
+class _Atomic:
+    """A folder under a temporary name that gets its own name only after all ranks finished writing it."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._temporary = target.with_name(f".{target.name}.tmp")
+
+    def __enter__(self) -> Path:
+        if dist.get_rank() == 0:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary.mkdir(parents=True)
+        dist.barrier()
+        return self._temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            return
+        dist.barrier()
+        if dist.get_rank() == 0:
+            if self._target.exists():  # an earlier attempt at this step; a run folder rewinds to an older one
+                shutil.rmtree(self._target)
+            self._temporary.rename(self._target)
+        dist.barrier()
+
+
+def _model_state(policies: Sequence[torch.nn.Module]) -> dict[str, Any]:
+    """The chunks' sharded tensors. Object entries (Transformer Engine's fp8 scales, pickles) are left out."""
+    names = ["model"] if len(policies) == 1 else [f"model{index}" for index in range(len(policies))]
+    return {
+        name: {key: value for key, value in policy.sharded_state_dict().items() if not isinstance(value, ShardedObject)}
+        for name, policy in zip(names, policies, strict=True)
+    }
+
+
+def _restore_model(policies: Sequence[torch.nn.Module], loaded: dict[str, Any], folder: Path) -> None:
+    names = ["model"] if len(policies) == 1 else [f"model{index}" for index in range(len(policies))]
+    for name, policy in zip(names, policies, strict=True):
+        missing, unexpected = policy.load_state_dict(loaded[name], strict=False)
+        wrong = [key for key in (*missing, *unexpected) if not key.endswith("_extra_state")]
+        if wrong:
+            raise CheckpointError(folder, f"another model's weights: tensor '{wrong[0]}' does not match")
+
+
+def _read(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    try:
+        with restricted():
+            return dist_checkpointing.load(state, str(folder))
+    except _READ_ERRORS as error:
+        reason = " ".join(str(error.args[0] if error.args else error).split())[:300]
+        raise CheckpointError(folder, f"cannot be read ({type(error).__name__}: {reason})") from error
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    if not (resolve(folder) / _STATE_FILE).is_file():
+        raise CheckpointError(folder, "weights only, without optimizer state: name it in checkpoint.load instead")
+    try:
+        return json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(folder, f"{_STATE_FILE} is damaged ({error})") from error
+
+
+def _layout(config: Config) -> dict[str, int]:
+    p = config.parallel
+    return {
+        "ranks": dist.get_world_size(),
+        "tensor": p.tensor,
+        "pipeline": p.pipeline,
+        "context": p.context,
+        "virtual_pipeline": p.virtual_pipeline or 1,
+    }
+
+
+def _random_file(folder: Path) -> Path:
+    return folder / f"random_{dist.get_rank():05d}.safetensors"
+
+
+def _save_random_state(folder: Path) -> None:
+    states = {f"tracker.{name}": state for name, state in get_cuda_rng_tracker().get_states().items()}
+    states["cpu"] = torch.get_rng_state()
+    if platform.has_gpu():
+        states["gpu"] = torch.cuda.get_rng_state()
+    safetensors.torch.save_file({name: state.clone() for name, state in states.items()}, _random_file(folder))
+
+
+def _load_random_state(folder: Path) -> None:
+    states = safetensors.torch.load_file(_random_file(folder))
+    torch.set_rng_state(states.pop("cpu"))
+    if platform.has_gpu() and "gpu" in states:
+        torch.cuda.set_rng_state(states.pop("gpu"))
+    tracker = {name.removeprefix("tracker."): state for name, state in states.items() if name.startswith("tracker.")}
+    get_cuda_rng_tracker().set_states(tracker)

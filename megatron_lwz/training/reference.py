@@ -1,0 +1,55 @@
+"""The frozen reference policy for the KL term: a copy in host memory, swapped into the model for a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from megatron_lwz.distributed import platform
+from megatron_lwz.training.state import TrainState
+
+
+class ReferenceWeights:
+    """This rank's weights as they are now, copied once to host memory (pinned on a GPU machine).
+
+    Build it before a checkpoint is loaded into the state: the reference is the run's starting point. It needs twice
+    the rank's weights in host memory: the copy, and room for the policy while the reference stands in for it.
+    """
+
+    def __init__(self, state: TrainState) -> None:
+        self._reference = [_host_copy(parameter) for parameter in _parameters(state)]
+        self._parked = [torch.empty_like(tensor, pin_memory=tensor.is_pinned()) for tensor in self._reference]
+
+    @torch.no_grad()
+    def swap_in(self, state: TrainState) -> None:
+        """Parks the policy's weights and puts the reference's in their place."""
+        for parameter, parked, reference in zip(_parameters(state), self._parked, self._reference, strict=True):
+            parked.copy_(parameter)
+            parameter.copy_(reference)
+
+    @torch.no_grad()
+    def swap_out(self, state: TrainState) -> None:
+        """Puts the parked weights back, bit for bit."""
+        for parameter, parked in zip(_parameters(state), self._parked, strict=True):
+            parameter.copy_(parked)
+
+
+@contextmanager
+def with_weights(state: TrainState, reference: ReferenceWeights) -> Iterator[None]:
+    """Inside, the model computes with the reference's weights; afterwards with its own again."""
+    reference.swap_in(state)
+    try:
+        yield
+    finally:
+        reference.swap_out(state)
+
+
+def _parameters(state: TrainState) -> list[torch.nn.Parameter]:
+    return [parameter for policy in state.policies for parameter in policy.parameters()]
+
+
+def _host_copy(parameter: torch.nn.Parameter) -> torch.Tensor:
+    copy = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu", pin_memory=platform.has_gpu())
+    return copy.copy_(parameter.detach())
