@@ -94,7 +94,6 @@ def combine(digests: Mapping[str, bytes]) -> str:
     return hashlib.blake2b(b"".join(digests[name] for name in sorted(digests)), digest_size=16).hexdigest()
 
 
-@torch.no_grad()
 def stream_policy(chunks: Sequence[torch.nn.Module], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor | None]]:
     """Yields (HF name, whole tensor on the CPU) in the order of `tensor_shapes`; collective.
 
@@ -109,7 +108,7 @@ def stream_policy(chunks: Sequence[torch.nn.Module], dtype: torch.dtype) -> Iter
     owners = _owners(held, list(shapes))
     for (name, shape), owner in zip(shapes.items(), owners, strict=True):
         whole = _gather(held[name], dtype) if stage == owner else None
-        if owner != 0 and tensor_rank == 0 and stage == owner:
+        if owner != 0 and whole is not None:
             dist.send(_raw(whole), group=groups.pipeline_group(), group_dst=0)
         if owner != 0 and tensor_rank == 0 and stage == 0:
             whole = torch.empty(shape, dtype=dtype, device=_device(held))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby
 from math import prod
+from typing import Any
 
 import torch
 
@@ -121,8 +122,8 @@ def tensor_shapes(arch: Architecture) -> dict[str, Shape]:
     }
 
 
-def unwrap(chunk: torch.nn.Module) -> torch.nn.Module:
-    """The GPT model inside data-parallel or precision wrappers."""
+def unwrap(chunk: Any) -> Any:
+    """The PolicyModel inside data-parallel or precision wrappers."""
     while not hasattr(chunk, "decoder"):
         chunk = chunk.module
     return chunk

@@ -1,0 +1,127 @@
+"""The exported folder as the safetensors library and transformers see it; all or nothing on disk."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, Qwen2ForCausalLM
+
+from megatron_lwz.config import Architecture, read_hf_architecture
+from megatron_lwz.errors import CheckpointError, LwzError
+from megatron_lwz.models.hf import HfFolder, RandomInit, checksum_folder
+from megatron_lwz.models.hf.name_map import tensor_shapes
+from megatron_lwz.models.hf.write import ShardWriter, atomic_folder, copy_carried_files, write_config
+
+ARCH = Architecture(
+    num_hidden_layers=2,
+    hidden_size=16,
+    intermediate_size=24,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=50,
+    rope_theta=12345.0,
+)
+
+
+def write_model(folder: Path, *, dtype: torch.dtype = torch.float32, shard_bytes: int = 2**30, seed: int = 1) -> dict:
+    shapes = tensor_shapes(ARCH)
+    tensors = {name: RandomInit(ARCH, seed).read(name, shape).to(dtype) for name, shape in shapes.items()}
+    writer = ShardWriter(folder, shapes, dtype, shard_bytes)
+    for name, tensor in tensors.items():
+        writer.write(name, tensor)
+    writer.close()
+    writer.write_index()
+    write_config(folder, ARCH, dtype, None)
+    return tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shard_bytes", [2**30, 4000, 1])
+def test_shards_hold_the_same_bits_for_the_safetensors_library(tmp_path: Path, dtype, shard_bytes: int) -> None:
+    tensors = write_model(tmp_path, dtype=dtype, shard_bytes=shard_bytes)
+    read = {}
+    for file in tmp_path.glob("*.safetensors"):
+        read |= load_file(file)
+    assert read.keys() == tensors.keys()
+    assert all(read[name].dtype == dtype and torch.equal(read[name], tensors[name]) for name in tensors)
+    HfFolder(tmp_path).check(tensor_shapes(ARCH))
+    assert (tmp_path / "model.safetensors.index.json").exists() == (shard_bytes < 2**30)
+
+
+def test_transformers_loads_the_made_config_and_every_tensor(tmp_path: Path) -> None:
+    tensors = write_model(tmp_path, shard_bytes=4000)
+    model, report = Qwen2ForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert all(torch.equal(parameter, tensors[name]) for name, parameter in model.named_parameters())
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_theta"] == ARCH.rope_theta
+    raw = json.loads((tmp_path / "config.json").read_text())
+    assert raw["rope_theta"] == ARCH.rope_theta and raw["architectures"] == ["Qwen2ForCausalLM"]
+    assert read_hf_architecture(tmp_path) == ARCH.model_copy(update={"head_dim": 4})
+
+
+def test_source_config_and_tokenizer_files_are_carried_along(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir(), out.mkdir()
+    (source / "config.json").write_text(json.dumps({"bos_token_id": 7, "dtype": "bfloat16", "max_window_layers": 3}))
+    (source / "tokenizer.json").write_text("{}")
+    (source / "notes.txt").write_text("stays")
+    write_config(out, ARCH, torch.float32, source)
+    copy_carried_files(source, out)
+    raw = json.loads((out / "config.json").read_text())
+    assert raw["bos_token_id"] == 7 and raw["max_window_layers"] == 3 and raw["dtype"] == "float32"
+    assert (out / "tokenizer.json").read_text() == "{}" and not (out / "notes.txt").exists()
+
+
+def test_broken_source_config_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(LwzError, match=r"config\.json"):
+        write_config(tmp_path, ARCH, torch.float32, tmp_path)
+
+
+def test_random_weights_do_not_depend_on_how_they_are_cut() -> None:
+    source = RandomInit(ARCH, 3)
+    name = "model.layers.1.mlp.down_proj.weight"
+    whole = source.read(name, (16, 24))
+    assert torch.equal(source.read(name, (16, 24), 1, (12, 24)), whole[:, 12:])
+    assert torch.equal(RandomInit(ARCH, 3).read(name, (16, 24)), whole)
+    assert not torch.equal(RandomInit(ARCH, 4).read(name, (16, 24)), whole)
+    wide = source.read("model.layers.0.mlp.down_proj.weight", (400, 400))
+    assert wide.std().item() == pytest.approx(0.02 / 2, rel=0.02)  # √(2 · 2 layers) = 2
+    assert source.read("model.norm.weight", (4,)).tolist() == [1, 1, 1, 1]
+    assert source.read("model.layers.0.self_attn.q_proj.bias", (2,)).tolist() == [0, 0]
+
+
+def test_checksum_sees_values_types_and_nothing_else(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c", "d")]
+    for folder in folders:
+        folder.mkdir()
+    write_model(folders[0])
+    write_model(folders[1], shard_bytes=4000)
+    write_model(folders[2], seed=2)
+    write_model(folders[3], dtype=torch.bfloat16)
+    first, sharded, other, half = map(checksum_folder, folders)
+    assert first == sharded and len({first, other, half}) == 3
+
+
+def test_failed_write_leaves_the_old_folder_and_no_rubbish(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with atomic_folder(target) as folder:
+        (folder / "model.safetensors").write_text("old")
+    with pytest.raises(OSError, match="disk full"), atomic_folder(target) as folder:
+        (folder / "model.safetensors").write_text("half")
+        raise OSError("disk full")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert (target / "model.safetensors").read_text() == "old"
+    with atomic_folder(target) as folder:
+        (folder / "model.safetensors").write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert (target / "model.safetensors").read_text() == "new"
+
+
+def test_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(CheckpointError, match="not empty"), atomic_folder(tmp_path):
+        pass
+    assert (tmp_path / "thesis.tex").read_text() == "years"
