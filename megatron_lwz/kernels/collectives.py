@@ -1,0 +1,79 @@
+"""Differentiable collectives over the tensor-parallel group. A group of None or of one rank costs nothing.
+
+Convention (Megatron's): every rank holds the same upstream gradient of a replicated tensor, while the gradient that
+reaches `hidden` is this rank's share of a sum.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+Group = dist.ProcessGroup | None
+
+
+def size(group: Group) -> int:
+    """Ranks in the group; 1 for None."""
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def all_gather(tensor: torch.Tensor, group: Group) -> torch.Tensor:
+    """[…] of every rank, stacked in rank order: [ranks, …]. Not differentiable."""
+    if size(group) == 1:
+        return tensor.unsqueeze(0)
+    gathered = tensor.new_empty(size(group), *tensor.shape)
+    dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=group)
+    return gathered
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, group: Group) -> torch.Tensor:
+        return all_gather(tensor, group).sum(0)  # fixed order: bitwise equal on all ranks
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
+
+
+class _Replicated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, group: Group) -> torch.Tensor:
+        ctx.group = group
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient, None
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, group: Group) -> torch.Tensor:
+        ctx.group = group
+        return all_gather(hidden, group).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        share = gradient.new_empty(gradient.shape[0] // size(ctx.group), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(share, gradient.contiguous(), group=ctx.group)
+        return share, None
+
+
+def sum_over(tensor: torch.Tensor, group: Group) -> torch.Tensor:
+    """Sum over ranks in rank order; each rank's gradient is the upstream one."""
+    return tensor if size(group) == 1 else _Sum.apply(tensor, group)
+
+
+def whole_hidden(hidden: torch.Tensor, group: Group, *, sequence_parallel: bool) -> torch.Tensor:
+    """All T rows on every rank; the gradient is summed over ranks on its way back.
+
+    With `sequence_parallel`, `hidden` is this rank's [T / ranks, H] and gets its own share of the summed gradient.
+    """
+    if size(group) == 1:
+        return hidden
+    return (_Gathered if sequence_parallel else _Replicated).apply(hidden, group)
