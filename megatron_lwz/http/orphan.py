@@ -1,0 +1,28 @@
+"""Runs a command that dies with its parent: `python -m megatron_lwz.http.orphan PARENT_PID COMMAND …`.
+
+A small program of its own, because code between fork and exec is unsafe in a process with threads. It becomes the
+command (exec), so the process id stays. Outside Linux the command outlives a parent that was killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> None:
+    """Asks the kernel for a SIGKILL at the parent's death, then becomes the command."""
+    parent, command = int(arguments[0]), arguments[1:]
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the kernel knew of our wish
+            sys.exit(1)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
