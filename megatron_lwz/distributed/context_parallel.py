@@ -7,6 +7,7 @@ an early chunk is cheap and a late one dear, so each rank gets the same work (th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ def chunks(cu_seqlens: Tensor, cp_size: int, cp_rank: int) -> Iterator[tuple[int
     `cu_seqlens` [S + 1] are the segments' starts. Raises ValueError when a length is no multiple of 2·CP (CP > 1).
     """
     starts = cu_seqlens.tolist()
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in pairwise(starts):
         if start == end:
             continue
         if cp_size == 1:

@@ -1,0 +1,180 @@
+"""Qwen2.5 (0.5B … 72B) as Megatron-Core's GPTModel: configuration, layer spec and provider.
+
+Grouped-query attention with a bias on query, key and value; RMSNorm; SwiGLU; RoPE; tied or untied output layer
+(Qwen2.5 technical report, arXiv 2412.15115, section 2).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+
+from megatron_lwz.config import Architecture, Config
+from megatron_lwz.distributed import groups, platform
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.models.attention import CausalAttention, has_flash_attention
+from megatron_lwz.models.logprobs import PolicyModel
+from megatron_lwz.models.norm import RMSNorm
+
+_log = logging.getLogger(__name__)
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def padded_vocab_size(arch: Architecture, padding: int) -> int:
+    """Rows of embedding and output layer: the vocabulary rounded up to a multiple of `padding`, under any layout."""
+    return -(-arch.vocab_size // padding) * padding
+
+
+def attention_backend(config: Config) -> str:
+    """`transformer_engine`, `flash` or `torch`: what `model.attention` means on this machine.
+
+    Raises ConfigError for an explicit choice that cannot run here.
+    """
+    asked = config.model.attention
+    half = config.training.precision == "bf16"
+    available = {
+        "transformer_engine": half and _has_transformer_engine(),
+        "flash": half and has_flash_attention(),
+        "torch": True,
+    }
+    if asked == "auto":
+        return next(name for name, usable in available.items() if usable)
+    if not available[asked]:
+        raise ConfigError("model.attention", asked, "needs a GPU, the package installed and precision bf16; use auto")
+    return asked
+
+
+def transformer_config(arch: Architecture, config: Config) -> TransformerConfig:
+    """Megatron's settings for this architecture, layout, precision and machine."""
+    layout, dtype = config.parallel, _DTYPES[config.training.precision]
+    settings: dict[str, Any] = {
+        "num_layers": arch.num_hidden_layers,
+        "hidden_size": arch.hidden_size,
+        "ffn_hidden_size": arch.intermediate_size,
+        "num_attention_heads": arch.num_attention_heads,
+        "num_query_groups": arch.num_key_value_heads,
+        "kv_channels": arch.head_dim or arch.hidden_size // arch.num_attention_heads,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": arch.rms_norm_eps,
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "add_bias_linear": False,
+        "add_qkv_bias": True,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "bf16": dtype == torch.bfloat16,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "tensor_model_parallel_size": layout.tensor,
+        "pipeline_model_parallel_size": layout.pipeline,
+        "virtual_pipeline_model_parallel_size": layout.virtual_pipeline,
+        "context_parallel_size": layout.context,
+        "sequence_parallel": layout.sequence and layout.tensor > 1,
+        "calculate_per_token_loss": True,  # losses are sums; the step's denominator divides once
+        "variable_seq_lengths": True,  # packs differ in length …
+        "moe_token_dispatcher_type": "alltoall",  # … which Megatron only believes with this, even without experts
+        "deallocate_pipeline_outputs": True,
+        # The interleaved schedule's two neighbours are one and the same rank when there are two stages.
+        "overlap_p2p_comm": layout.virtual_pipeline is not None,
+        "batch_p2p_comm": layout.virtual_pipeline is None,
+        # Weights are always read or drawn afterwards (models/hf), independent of the layout.
+        "init_method": _leave_as_is,
+        "output_layer_init_method": _leave_as_is,
+        "embedding_init_method": _leave_as_is,
+    }
+    return TransformerConfig(**settings, **_recompute(config.training.recompute), **_fusions(config))
+
+
+def layer_spec(
+    settings: TransformerConfig, *, backend: str, chunk: int | None = None, self_attention: type = SelfAttention
+) -> TransformerBlockSubmodules:
+    """Spec of the layers of virtual chunk `chunk` on this pipeline stage, for an `attention_backend`.
+
+    `self_attention` may be a subclass of Megatron's SelfAttention (decoding replaces its cached attention).
+    """
+    if backend == "transformer_engine":
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        norm, layer = TENorm, get_gpt_layer_with_transformer_engine_spec()
+    else:
+        norm, layer = RMSNorm, get_gpt_layer_local_spec(normalization="RMSNorm")
+        layer.submodules.input_layernorm = RMSNorm
+        layer.submodules.pre_mlp_layernorm = RMSNorm
+        layer.submodules.self_attention.submodules.core_attention = CausalAttention
+    layer.submodules.self_attention.module = self_attention
+    layers = get_num_layers_to_build(settings, vp_stage=chunk)
+    # A bare layer spec would get Megatron's own final norm, which refuses sequence parallelism.
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)
+
+
+def build_policy(config: Config, *, self_attention: type = SelfAttention) -> list[PolicyModel]:
+    """This rank's model chunks (one, or one per virtual pipeline stage) with uninitialised weights.
+
+    Fill them with `models.hf.load_policy`. Raises ConfigError for an attention back end that cannot run here.
+    """
+    arch = config.architecture()
+    settings = transformer_config(arch, config)
+    backend = attention_backend(config)
+    if groups.is_rank_zero():
+        used = [name for name in _fusions(config) if getattr(settings, name)]
+        _log.info("attention: %s; fusions: %s", backend, ", ".join(used) or "none")
+    virtual = config.parallel.virtual_pipeline
+    chunks = range(virtual) if virtual else [None]
+    return [
+        PolicyModel(
+            settings,
+            arch,
+            transformer_layer_spec=layer_spec(settings, backend=backend, chunk=chunk, self_attention=self_attention),
+            vocab_size=padded_vocab_size(arch, config.model.vocab_padding),
+            max_sequence_length=arch.max_position_embeddings,
+            pre_process=groups.is_first_stage(chunk),
+            post_process=groups.is_last_stage(chunk),
+            share_embeddings_and_output_weights=arch.tie_word_embeddings,
+            position_embedding_type="rope",
+            rotary_base=arch.rope_theta,
+            vp_stage=chunk,
+        ).to(platform.device())
+        for chunk in chunks
+    ]
+
+
+def _recompute(kind: str) -> dict[str, Any]:
+    """`selective` redoes the feed-forward blocks, whose activations are the largest; our attention keeps few."""
+    if kind == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if kind == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
+    return {}
+
+
+def _fusions(config: Config) -> dict[str, bool]:
+    """Fused kernels: used where they are installed, never needed."""
+    gpu = platform.has_gpu()
+    apex = gpu and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+    return {
+        "bias_activation_fusion": gpu,
+        "bias_dropout_fusion": gpu,
+        "apply_rope_fusion": _has_transformer_engine(),
+        "gradient_accumulation_fusion": apex,
+        "masked_softmax_fusion": False,  # attention here never forms the softmax
+        "persist_layer_norm": False,
+    }
+
+
+def _has_transformer_engine() -> bool:
+    return platform.has_gpu() and importlib.util.find_spec("transformer_engine") is not None
+
+
+def _leave_as_is(weight: torch.Tensor) -> torch.Tensor:
+    return weight
