@@ -1,0 +1,19 @@
+"""The one FLOPs formula: of the balancer, of throughput figures, of plans."""
+
+from __future__ import annotations
+
+from megatron_lwz.config.sections import Architecture
+
+
+def sequence_flops(arch: Architecture, length: int) -> float:
+    """Floating-point operations of one forward pass over one sequence of `length` tokens (a multiply-add is two).
+
+    Matrix products only: projections, MLP, output layer, and causal attention over half of length². A backward pass
+    costs twice as much, so a training step is three times this.
+    """
+    head = arch.head_dim or arch.hidden_size // arch.num_attention_heads
+    query, key_value = arch.num_attention_heads * head, arch.num_key_value_heads * head
+    weights = arch.hidden_size * (2 * query + 2 * key_value + 3 * arch.intermediate_size)
+    attention = query * length  # scores and values over `length`² / 2 pairs each
+    per_token = 2.0 * (arch.num_hidden_layers * (weights + attention) + arch.hidden_size * arch.vocab_size)
+    return length * per_token
