@@ -177,7 +177,7 @@ class RewardSection(Section):
         description="advantages: normalise each component in its group, then average (paper, B); rewards: average first",
     )
     normalizer: Literal["zscore", "range", "none"] = Field(
-        "zscore", description="zscore: (r − mean)/std (B); range: scaled to [−1, 1] in the group (C)"
+        "zscore", description="zscore: (r − mean)/std (B); range: scaled to [−1, 1] in the group (C); none: r − mean"
     )
     shuffle: bool = Field(
         False, description="control experiment: permute scores among all rollouts of a step; nothing should be learned"
@@ -193,6 +193,9 @@ class GrpoSection(Section):
     dual_clip: float | None = Field(None, gt=1, description="bound on the loss of negative advantages; null = off")
     kl_coefficient: float = Field(0.0, ge=0, description="0 needs no reference model; paper: 0 (A)")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="k1 only with kl_placement: reward")
+    kl_importance: bool = Field(
+        True, description="weight the loss's KL by policy/behaviour: the reverse KL's gradient, also off policy; open"
+    )
     kl_placement: Literal["loss", "reward"] = Field("loss", description="reward: subtract from the advantage, as k1")
     aggregation: Literal["token", "sequence", "constant"] = Field(
         "token",

@@ -14,7 +14,7 @@ __all__ = ["linear_logprob"]
 _IMPLEMENTATIONS = {"reference": reference.linear_logprob, "chunked": chunked.linear_logprob}
 
 
-def linear_logprob(
+def linear_logprob(  # noqa: PLR0913 (the signature is shared by every implementation)
     hidden: torch.Tensor,
     weight: torch.Tensor,
     labels: torch.Tensor,

@@ -2,8 +2,8 @@
 
 Per row and shard four numbers suffice: m = max z, s = Σ e^(z−m), w = Σ e^(z−m)·(z−m) and the label's logit. One
 all-gather of them, combined in rank order, gives log-prob, entropy and lse, bitwise equal on all ranks. With
-g, h, l the gradients of logprob, entropy and lse, and b = E_p[z], the gradient of a logit is
-p·(l − g − h·(z − b)) + g·[label].
+g, h, k the gradients of logprob, entropy and lse, and b = E_p[z], the gradient of a logit is
+p·(k − g − h·(z − b)) + g·[label].
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any, g: torch.Tensor, h: torch.Tensor, l: torch.Tensor
+        ctx: Any, g: torch.Tensor, h: torch.Tensor, k: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         hidden, weight, lse, mean = ctx.saved_tensors
         problem: Problem = ctx.problem
@@ -51,7 +51,7 @@ class _LinearLogprob(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if ctx.needs_input_grad[1] else None
         # Clipped and zero-advantage rows have no gradient: leave them out.
-        active = ((g != 0) | (h != 0) | (l != 0)).nonzero().squeeze(1)
+        active = ((g != 0) | (h != 0) | (k != 0)).nonzero().squeeze(1)
         flat = not bool((h != 0).any())
         for chunk in _chunks(len(active) if problem.valid else 0, weight, problem):
             rows = active[chunk]
@@ -59,9 +59,9 @@ class _LinearLogprob(torch.autograd.Function):
             z = _logits(x, weight, problem)  # [rows, valid]
             p = (z - lse[rows, None]).exp_()
             if flat:
-                gradient = p.mul_((l - g)[rows, None])
+                gradient = p.mul_((k - g)[rows, None])
             else:
-                slope = z.sub_(mean[rows, None]).mul_(-h[rows, None]).add_((l - g)[rows, None])
+                slope = z.sub_(mean[rows, None]).mul_(-h[rows, None]).add_((k - g)[rows, None])
                 gradient = slope.mul_(p)
             own = problem.owned()[rows].nonzero().squeeze(1)
             gradient[own, problem.labels[rows][own]] += g[rows][own]

@@ -1,0 +1,213 @@
+"""The GRPO loss on per-token quantities, as sums: the caller divides by one global denominator.
+
+Four log-probs of a token differ: the *policy* being trained, *old* (the trainer's own, before this batch's updates),
+*behaviour* (the engine's, when it sampled) and the *reference*. Ratios, clips and KL act on policy / old; the
+mismatch weight corrects old / behaviour.
+
+Metrics are sums over tokens with weight > 0; `tokens` counts them, and every mean is sum / tokens. A name ending in
+`/max` is a maximum and is max-reduced. `average_metrics` applies both rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from megatron_lwz.config.sections import GrpoSection
+
+MAX_SUFFIX = "/max"
+_LOG_RATIO_LIMIT = 20.0
+"""Bound on |log ratio| before exp: far beyond every clip, and finite in fp32."""
+
+ContextSum = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Per-token tensors of one packed micro-batch (this rank's context-parallel share), all [T] fp32 but the ids."""
+
+    logprob: torch.Tensor
+    """Of the policy; carries gradient."""
+    entropy: torch.Tensor
+    """Of the policy's full softmax; carries gradient."""
+    old: torch.Tensor
+    """With one update per batch this is `logprob.detach()`."""
+    behaviour: torch.Tensor
+    reference: torch.Tensor | None
+    """None when the KL coefficient is 0."""
+    advantage: torch.Tensor
+    weight: torch.Tensor
+    """Loss weight ≥ 0 (`token_weights`); 0 on prompt tokens, padding and dropped sequences, constant in a sequence."""
+    sequence_ids: torch.Tensor
+    """int64, −1 on padding."""
+    sequences: int
+    """Exclusive upper bound of the ids, the same on all context-parallel ranks (N of the SequenceBatch)."""
+
+
+def token_weights(
+    response_lengths: torch.Tensor, sequence_weights: torch.Tensor, section: GrpoSection
+) -> tuple[torch.Tensor, int]:
+    """Loss weight of each token of each sequence [N] fp32, and the global denominator, for `grpo.aggregation`.
+
+    response_lengths, sequence_weights: [N]; a sequence of weight 0 is in neither. token: Σ over tokens / tokens;
+    sequence: mean over sequences of token means; constant: Σ over tokens / constant_length / sequences.
+    """
+    kept = (sequence_weights > 0) & (response_lengths > 0)
+    if section.aggregation == "token":
+        return sequence_weights.float() * kept, max(1, int(response_lengths[kept].sum()))
+    divisor = response_lengths.clamp(min=1) if section.aggregation == "sequence" else section.constant_length
+    return sequence_weights.float() * kept / divisor, max(1, int(kept.sum()))
+
+
+def grpo_loss(
+    inputs: LossInputs, section: GrpoSection, *, context_sum: ContextSum
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(Σ weight · token loss, metric sums): eq. of the clipped objective with its options.
+
+    `context_sum` adds a [2, N] tensor over context-parallel ranks (identity without them); it is called only for
+    sequence-level means, the same number of times on every rank, and needs no gradient.
+    """
+    mean = _SequenceMean(inputs, context_sum)
+    ratio, log_ratio = policy_ratio(inputs, section, mean)
+    correction, kept = mismatch_weight(inputs, section, mean)
+    advantage = inputs.advantage
+    if section.kl_coefficient and section.kl_placement == "reward":
+        advantage = advantage_after_kl(advantage, inputs.old, _reference(inputs), section.kl_coefficient)
+
+    low, high = 1 - section.clip_low, 1 + section.clip_high
+    loss = torch.maximum(-ratio * advantage, -ratio.clamp(low, high) * advantage)
+    if section.dual_clip is not None:
+        loss = torch.where(advantage < 0, torch.minimum(loss, -section.dual_clip * advantage), loss)
+    loss = loss * correction
+    if section.kl_coefficient and section.kl_placement == "loss":
+        loss = loss + section.kl_coefficient * kl_term(inputs, section, correction)
+    if section.entropy_coefficient:
+        loss = loss - section.entropy_coefficient * inputs.entropy
+    metrics = _metrics(inputs, ratio.detach(), log_ratio.detach(), correction, kept)
+    metrics["clip_fraction_low"] = _count(inputs, (ratio < low) & (advantage < 0))
+    metrics["clip_fraction_high"] = _count(inputs, (ratio > high) & (advantage > 0))
+    return (loss * inputs.weight).where(inputs.weight > 0, loss.new_zeros(())).sum(), metrics
+
+
+def policy_ratio(
+    inputs: LossInputs, section: GrpoSection, mean: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Policy / old probability per token [T] and its logarithm, per token or as the sequence's geometric mean.
+
+    The sequence ratio (GSPO, 2507.18071, its token form) has the value of the geometric mean and the gradient of the
+    token's own log-prob. Weights are constant in a sequence, so the summed gradient is that of the sequence objective,
+    and no gradient has to cross context-parallel ranks.
+    """
+    log_ratio = (inputs.logprob - inputs.old).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
+    if section.ratio == "sequence":
+        log_ratio = mean(log_ratio.detach()) + (inputs.logprob - inputs.logprob.detach())
+    return log_ratio.exp(), log_ratio
+
+
+def mismatch_weight(
+    inputs: LossInputs, section: GrpoSection, mean: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Importance weight old / behaviour [T], without gradient, and which tokens it left untouched [T] bool.
+
+    Per token or the sequence's geometric mean. truncate: min(w, C); mask: w inside [1/C, C], else 0.
+    """
+    if section.mismatch == "none":
+        return torch.ones_like(inputs.old), torch.ones_like(inputs.old, dtype=torch.bool)
+    log_weight = (inputs.old - inputs.behaviour).detach().clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
+    weight = (mean(log_weight) if section.mismatch == "sequence" else log_weight).exp()
+    if section.mismatch_mode == "truncate":
+        return weight.clamp(max=section.mismatch_cap), weight <= section.mismatch_cap
+    kept = (weight <= section.mismatch_cap) & (weight >= 1 / section.mismatch_cap)
+    return weight * kept, kept
+
+
+def kl_term(inputs: LossInputs, section: GrpoSection, correction: torch.Tensor) -> torch.Tensor:
+    """KL(policy ‖ reference) per token [T], for the loss (http://joschu.net/blog/kl-approx.html).
+
+    k2 = d²/2, k3 = e^−d − 1 + d, with d = log policy − log reference. With `kl_importance` the term is weighted by
+    policy / old and by the mismatch correction, since the tokens came from the behaviour policy. Its expected gradient
+    is then that of the reverse KL: for k3 the weight carries gradient, for k2 it must not.
+    """
+    difference = (inputs.logprob - _reference(inputs)).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
+    estimate = difference.square() / 2 if section.kl_estimator == "k2" else k3(difference)
+    if not section.kl_importance:
+        return estimate
+    importance = (inputs.logprob - inputs.old).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT).exp()
+    return correction * (importance.detach() if section.kl_estimator == "k2" else importance) * estimate
+
+
+def k3(difference: torch.Tensor) -> torch.Tensor:
+    """e^−d − 1 + d ≥ 0: with d = log p − log q at samples of p, an unbiased estimate of KL(p ‖ q)."""
+    return torch.expm1(-difference) + difference
+
+
+def advantage_after_kl(
+    advantage: torch.Tensor, old: torch.Tensor, reference: torch.Tensor, coefficient: float
+) -> torch.Tensor:
+    """Reward-side KL: each token's advantage [T] less coefficient · (log old − log reference), k1 at that token."""
+    return advantage - coefficient * (old - reference).detach()
+
+
+def average_metrics(totals: Mapping[str, float]) -> dict[str, float]:
+    """Reduced metric sums → means per token, maxima and `tokens` as they are."""
+    tokens = max(1.0, totals["tokens"])
+    return {k: v if k == "tokens" or k.endswith(MAX_SUFFIX) else v / tokens for k, v in totals.items()}
+
+
+class _SequenceMean:
+    """Mean over the weighted tokens of each token's sequence, broadcast back to [T]; crosses context-parallel ranks."""
+
+    def __init__(self, inputs: LossInputs, context_sum: ContextSum) -> None:
+        self._ids = inputs.sequence_ids.clamp(min=0)
+        self._used = (inputs.weight > 0).to(inputs.old.dtype)
+        self._inputs, self._context_sum = inputs, context_sum
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        zeros = values.new_zeros(2, self._inputs.sequences)
+        sums = zeros.index_add(1, self._ids, torch.stack([values * self._used, self._used]))
+        total, count = self._context_sum(sums)
+        return (total / count.clamp(min=1))[self._ids]
+
+
+def _reference(inputs: LossInputs) -> torch.Tensor:
+    if inputs.reference is None:
+        raise ValueError("a KL coefficient above 0 needs the reference model's log-probs")
+    return inputs.reference
+
+
+def _count(inputs: LossInputs, flags: torch.Tensor) -> torch.Tensor:
+    return (flags & (inputs.weight > 0)).sum().float()
+
+
+@torch.no_grad()
+def _metrics(
+    inputs: LossInputs, ratio: torch.Tensor, log_ratio: torch.Tensor, correction: torch.Tensor, kept: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """`kl` is to the reference or, when there is none, between old and policy; `mismatch/kl` between engine and old."""
+    used = inputs.weight > 0
+    mismatch = inputs.old - inputs.behaviour
+    if inputs.reference is None:
+        kl = k3(-log_ratio)
+    else:
+        kl = k3(inputs.logprob - inputs.reference)
+
+    def total(values: torch.Tensor) -> torch.Tensor:
+        return values.where(used, values.new_zeros(())).sum()
+
+    def largest(values: torch.Tensor) -> torch.Tensor:
+        return torch.cat([values[used], values.new_zeros(1)]).amax()
+
+    return {
+        "tokens": used.sum().float(),
+        "entropy": total(inputs.entropy),
+        "kl": total(kl),
+        "ratio": total(ratio),
+        "ratio/max": largest(ratio),
+        "mismatch/kl": total(k3(-mismatch)),
+        "mismatch/weight": total(correction),
+        "mismatch/clipped": total((~kept).float()),
+        "mismatch/difference": total(mismatch.abs()),
+        "mismatch/difference/max": largest(mismatch.abs()),
+    }
