@@ -1,0 +1,147 @@
+"""Rank side of test_hf_round_trip: conversions under several layouts, in one launch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_lwz.config import Config, read_hf_architecture, validate
+from megatron_lwz.distributed import groups, launch
+from megatron_lwz.errors import CheckpointError
+from megatron_lwz.models.hf import HfFolder, RandomInit, checksum_policy, export_policy, load_policy
+from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.training.optimizer import wrap_data_parallel
+from megatron_lwz.training.weight_sync import DiskTransport
+from megatron_lwz.types import WeightVersion
+
+VOCAB_PADDING = 16
+
+
+def config_for(folder: str, precision: str, layout: dict[str, int], *, padding: int = VOCAB_PADDING) -> Config:
+    architecture = read_hf_architecture(Path(folder)).model_dump()
+    return validate(
+        {
+            "model": {"architecture": architecture, "vocab_padding": padding},
+            "parallel": layout,
+            "training": {"precision": precision},
+        }
+    )
+
+
+def round_trips(cases: list[dict[str, Any]]) -> list[str]:
+    """For each case loads `source`, exports to `out`; returns the checksums."""
+    checksums = []
+    for case in cases:
+        launch.initialize(config := config_for(case["source"], case["precision"], case["layout"]))
+        chunks = build_policy(config)
+        for chunk in chunks:  # nothing may survive from before
+            for parameter in chunk.parameters():
+                parameter.data.fill_(float("nan"))
+        if case.get("wrapped"):
+            chunks = wrap_data_parallel(chunks, config)
+        load_policy(chunks, HfFolder(case["source"]))
+        made = export_policy(chunks, Path(case["out"]), config_files_from=Path(case["source"]), shard_bytes=20_000)
+        assert made == checksum_policy(chunks)
+        checksums.append(made)
+    return checksums
+
+
+def random_init(source: str, layouts: list[dict[str, int]]) -> list[str]:
+    """Checksum of a fresh model under each layout."""
+    checksums = []
+    for layout in layouts:
+        launch.initialize(config := config_for(source, "fp32", layout))
+        chunks = build_policy(config)
+        load_policy(chunks, RandomInit(config.architecture(), 5))
+        checksums.append(checksum_policy(chunks))
+    return checksums
+
+
+def padding_rows(source: str) -> list[float]:
+    """Largest absolute value of this rank's padding rows of embedding and head; 64 rows hold 30 true ones."""
+    launch.initialize(config := config_for(source, "fp32", {"tensor": 2}, padding=64))
+    (chunk,) = build_policy(config)
+    chunk.embedding.word_embeddings.weight.data.fill_(7.0)
+    load_policy([chunk], HfFolder(source))
+    first = groups.tensor_rank() * 32
+    true_rows = max(0, min(32, 30 - first))
+    weights = (chunk.embedding.word_embeddings.weight, chunk.output_layer.weight)
+    return [float(weight.detach()[true_rows:].abs().max()) for weight in weights]
+
+
+def faults(broken: list[str]) -> list[str]:
+    """What every rank says to each broken folder, and to an export that cannot be written."""
+    launch.initialize(config := config_for(broken[0], "fp32", {"tensor": 2}))
+    chunks = build_policy(config)
+    messages = []
+    for folder in broken:
+        try:
+            load_policy(chunks, HfFolder(folder))
+            messages.append("loaded")
+        except CheckpointError as error:
+            messages.append(str(error))
+    load_policy(chunks, RandomInit(config.architecture(), 1))
+    try:
+        export_policy(chunks, Path(broken[0]) / "config.json", config_files_from=None)
+        messages.append("exported")
+    except CheckpointError as error:
+        messages.append(str(error))
+    return messages
+
+
+def weight_sync(source: str, root: str) -> list[str]:
+    """Prepares three versions; the transport keeps two."""
+    launch.initialize(config := config_for(source, "bf16", {"pipeline": 2}))
+    chunks = build_policy(config)
+    transport = DiskTransport(None, Path(root), chunks=chunks, config_files_from=Path(source))
+    versions = []
+    for step in range(3):
+        load_policy(chunks, RandomInit(config.architecture(), step))
+        versions.append(str(transport.prepare(WeightVersion(step))))
+    return versions
+
+
+def against_mbridge(source: str) -> dict[str, Any]:
+    """mbridge loads the same folder into our model, then exports our model; both must agree bit by bit."""
+    from mbridge.models.qwen2 import Qwen2Bridge
+    from transformers import AutoConfig
+
+    class LocalNormBridge(Qwen2Bridge):
+        """mbridge knows Transformer Engine's fused norms; ours stand alone."""
+
+        _OTHER_MAPPING = {"input_layernorm.weight": ["model.layers.{layer_number}.input_layernorm.weight"]}  # noqa: RUF012
+        _MLP_MAPPING = {  # noqa: RUF012
+            **Qwen2Bridge._MLP_MAPPING,
+            "pre_mlp_layernorm.weight": ["model.layers.{layer_number}.post_attention_layernorm.weight"],
+        }
+
+    launch.initialize(config := config_for(source, "fp32", {"tensor": 2}))
+    ours, theirs = build_policy(config), build_policy(config)
+    load_policy(ours, HfFolder(source))
+    bridge = LocalNormBridge(
+        AutoConfig.from_pretrained(source), dtype=torch.float32, make_vocab_size_divisible_by=VOCAB_PADDING
+    )
+    bridge.vocab_size = config.architecture().vocab_size
+    bridge.padded_vocab_size = -(-bridge.vocab_size // VOCAB_PADDING) * VOCAB_PADDING
+    bridge.load_weights(theirs, source)
+    pairs = zip(ours[0].named_parameters(), theirs[0].named_parameters(), strict=True)
+    different = [name for (name, a), (_, b) in pairs if not torch.equal(a, b)]
+    folder = HfFolder(source)
+    exported = dict(bridge.export_weights(ours))
+    wrong = [name for name, tensor in exported.items() if not torch.equal(tensor, folder.read(name, tensor.shape))]
+    return {"different": different, "exported": sorted(exported), "wrong": wrong, "loaded": "mbridge" in sys.modules}
+
+
+def two_ranks(arguments: dict[str, Any]) -> dict[str, Any]:
+    """All two-rank checks."""
+    return {
+        "round_trips": round_trips(arguments["cases"]),
+        "random": random_init(arguments["source"], arguments["random_layouts"]),
+        "padding": padding_rows(arguments["small_vocabulary"]),
+        "faults": faults(arguments["broken"]),
+        "sync": weight_sync(arguments["source"], arguments["sync_root"]),
+        "mbridge": against_mbridge(arguments["source"]),
+    }

@@ -1,0 +1,161 @@
+"""Worker side of `test_layouts`: runs on every rank and returns measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from megatron_lwz.config import Config, validate
+from megatron_lwz.distributed import groups
+from megatron_lwz.distributed.context_parallel import shard_indices
+from megatron_lwz.distributed.launch import initialize
+from megatron_lwz.training.state import build_train_state
+from megatron_lwz.training.step import forward_statistics, train_step
+from megatron_lwz.types import IGNORED_LABEL, MicroBatch
+from tests.distributed.tiny_qwen import LEARNING_RATE, LENGTHS
+
+Oracle = dict[str, torch.Tensor]
+
+
+def measure(folders: dict[str, str], layouts: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Per `model layout`: distances from the oracle. Layout values are config sections (`parallel`, `training`)."""
+    results = {}
+    for model, folder in folders.items():
+        oracle = load_file(Path(folder) / "oracle.safetensors")
+        for name, layout in layouts.items():
+            results[f"{model} {name}"] = _measure_one(_config(folder, layout), oracle)
+    return results
+
+
+def _config(folder: str, layout: dict[str, Any]) -> Config:
+    optimizer = {"lr": LEARNING_RATE, "weight_decay": 0.0, "clip_grad": 1.0}
+    training = {"precision": "fp32"} | layout.get("training", {})
+    return validate(
+        {"model": {"hf": folder}, "optimizer": optimizer, "parallel": layout["parallel"], "training": training}
+    )
+
+
+def _measure_one(config: Config, oracle: Oracle) -> dict[str, float]:
+    initialize(config)
+    state = build_train_state(config)
+    packs = _packs(oracle)
+    everything = [_micro_batch(oracle, pack) for pack in packs]
+    values = _statistics(state, everything, oracle)
+    changed = dict(oracle)
+    changed["tokens.1"] = (oracle["tokens.1"] + 1) % 1003
+    others = _statistics(state, [_micro_batch(changed, packs[0])], oracle)
+    mine = everything[groups.data_rank() :: groups.data_size()]
+    tokens = sum(length - 1 for pack in LENGTHS for length in pack)
+    steps = [train_step(state, mine, _weighted_loss, tokens) for _ in range(2)]
+    return {
+        "logprob": max(_distance(values[i][0], oracle[f"logprob.{i}"]) for i in values),
+        "entropy": max(_distance(values[i][1], oracle[f"entropy.{i}"]) for i in values),
+        "leak": max((_distance(others[i], values[i]) for i in (0, 2, 3) if i in values), default=0.0),
+        "changed": _distance(others[1], values[1]) if values else 1.0,
+        "loss": max(abs(s.loss - float(r)) for s, r in zip(steps, oracle["loss"], strict=True)),
+        "grad_norm": max(abs(s.grad_norm / float(r) - 1) for s, r in zip(steps, oracle["grad_norm"], strict=True)),
+    }
+
+
+def _weighted_loss(
+    statistics: torch.Tensor, micro_batch: MicroBatch, _: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    return -(statistics[0] * micro_batch.weights).sum(), {}
+
+
+def _packs(oracle: Oracle) -> list[list[int]]:
+    numbers = iter(range(len(oracle)))
+    return [[next(numbers) for _ in pack] for pack in LENGTHS]
+
+
+def _statistics(state: Any, micro_batches: list[MicroBatch], oracle: Oracle) -> dict[int, torch.Tensor]:
+    """[2, length − 1] log-probs and entropies per sequence on the last stage; nothing on the others."""
+    results = forward_statistics(state, micro_batches)
+    values: dict[int, torch.Tensor] = {}
+    for statistics, micro_batch in zip(results or (), micro_batches, strict=results is not None):
+        for sequence in sorted(set(micro_batch.sequence_ids.tolist()) - {-1}):
+            whole = torch.zeros(2, oracle[f"weights.{sequence}"].numel())
+            mine = micro_batch.sequence_ids == sequence
+            whole[:, micro_batch.positions[mine]] = statistics[:2, mine]
+            dist.all_reduce(whole, group=groups.context_group())
+            values[sequence] = whole
+    return values
+
+
+def _micro_batch(oracle: Oracle, sequences: list[int]) -> MicroBatch:
+    """Packs `sequences`, every segment padded to 2·CP, one more segment up to TP, and takes this rank's share."""
+    multiple = 2 * groups.context_size() if groups.context_size() > 1 else 1
+    columns: dict[str, list[torch.Tensor]] = {"tokens": [], "labels": [], "positions": [], "ids": [], "weights": []}
+    lengths = []
+
+    def add(tokens: torch.Tensor, weights: torch.Tensor, sequence: int, padding: int) -> None:
+        count = weights.numel()
+        lengths.append(count + padding)
+        columns["tokens"] += [tokens[:count], torch.zeros(padding, dtype=torch.int64)]
+        columns["labels"] += [tokens[1:], torch.full((padding,), IGNORED_LABEL)]
+        columns["positions"] += [torch.arange(count + padding)]
+        columns["ids"] += [torch.full((count,), sequence), torch.full((padding,), -1)]
+        columns["weights"] += [weights, torch.zeros(padding)]
+
+    for sequence in sequences:
+        weights = oracle[f"weights.{sequence}"]
+        add(oracle[f"tokens.{sequence}"], weights, sequence, -weights.numel() % multiple)
+    rest = -sum(lengths) % (multiple * groups.tensor_size())
+    if rest:
+        add(torch.zeros(0, dtype=torch.int64), torch.zeros(0), -1, rest)
+    starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    share = shard_indices(starts, groups.context_size(), groups.context_rank())
+    flat = {name: torch.cat(pieces)[share] for name, pieces in columns.items()}
+    nothing = torch.zeros(share.numel())
+    return MicroBatch(
+        tokens=flat["tokens"],
+        labels=flat["labels"],
+        positions=flat["positions"],
+        cu_seqlens=starts,
+        max_seqlen=max(lengths),
+        sequence_ids=flat["ids"],
+        source=torch.full((share.numel(),), -1),
+        behaviour_logprobs=nothing,
+        advantages=nothing,
+        weights=flat["weights"],
+    )
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def measure_exchange() -> dict[str, Any]:
+    """What every rank holds after broadcasts and posts from the last rank."""
+    from megatron_lwz.distributed import exchange
+
+    source = dist.get_world_size() - 1
+    mine = dist.get_rank() == source
+    sent = {
+        "flags": torch.tensor([True, False]),
+        "half": torch.arange(6, dtype=torch.bfloat16).view(2, 3),
+        "scalar": torch.tensor(2**40),
+        "empty": torch.zeros(0, 4),
+    }
+    got = exchange.broadcast_tensors(sent if mine else None, source=source)
+    if mine:
+        exchange.post("check/1")
+    exchange.wait_until_posted("check/1", 20.0)
+    try:
+        exchange.wait_until_posted("check/never", 0.2)
+        waited = ""
+    except TimeoutError as error:
+        waited = str(error)
+    same = all(torch.equal(got[name], sent[name]) and got[name].dtype == sent[name].dtype for name in sent)
+    return {
+        "same": same,
+        "names": list(got),
+        "json": exchange.broadcast_json({"é": [1, None]} if mine else None, source=source),
+        "waited": waited,
+    }
+
+

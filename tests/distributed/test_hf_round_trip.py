@@ -1,0 +1,157 @@
+"""HF folder → any layout → HF folder is bit-exact, and every rank tells the same story about a broken folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from megatron_lwz.models.hf import checksum_folder
+from megatron_lwz.types import WeightVersion
+from tests.distributed.launch import run_ranks
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TWO_RANKS = {
+    "dp2": {},
+    "tp2": {"tensor": 2},
+    "pp2": {"pipeline": 2},
+    "vpp2": {"pipeline": 2, "virtual_pipeline": 2},
+    "cp2": {"context": 2},
+}
+FOUR_RANKS = {"tp2_pp2": {"tensor": 2, "pipeline": 2}, "tp2_vpp2": {"tensor": 2, "pipeline": 2, "virtual_pipeline": 2}}
+
+
+def save_model(folder: Path, precision: str, tied: bool, vocab: int = 77) -> str:
+    """A Qwen2 by transformers with random biases and norms: their zeros and ones would hide mistakes."""
+    config = Qwen2Config(
+        vocab_size=vocab,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(3)
+    model = Qwen2ForCausalLM(config).to(DTYPES[precision])
+    for parameter in model.parameters():
+        parameter.data.normal_()
+    model.save_pretrained(folder, max_shard_size="30KB")
+    (folder / "tokenizer.json").write_text('{"marker": 1}')
+    return str(folder)
+
+
+def tensors_of(folder: Path | str) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in Path(folder).glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def prepared_cases(root: Path, layouts: dict[str, dict[str, int]]) -> dict[str, dict[str, Any]]:
+    cases = {}
+    for precision in DTYPES:
+        for tied in (True, False):
+            label = f"{precision}-{'tied' if tied else 'untied'}"
+            source = save_model(root / label, precision, tied)
+            for name, layout in layouts.items():
+                out = str(root / "out" / f"{name}-{label}")
+                cases[f"{name}-{label}"] = {"source": source, "precision": precision, "layout": layout, "out": out}
+    return cases
+
+
+def assert_round_trip(case: dict[str, Any], checksum: str) -> None:
+    before, after = tensors_of(case["source"]), tensors_of(case["out"])
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype and torch.equal(after[name], tensor), name
+    assert checksum == checksum_folder(case["source"]) == checksum_folder(case["out"])
+    assert (Path(case["out"]) / "tokenizer.json").read_text() == '{"marker": 1}'
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("two_ranks")
+    cases = prepared_cases(root, TWO_RANKS)
+    wrapped = {**cases["tp2-fp32-untied"], "wrapped": True, "out": str(root / "out" / "wrapped")}
+    cases["tp2-fp32-untied-wrapped"] = wrapped
+    source = wrapped["source"]
+    arguments = {
+        "cases": list(cases.values()),
+        "source": source,
+        "random_layouts": list(TWO_RANKS.values()),
+        "small_vocabulary": save_model(root / "small", "fp32", False, vocab=30),
+        "broken": break_folders(root / "broken"),
+        "sync_root": str(root / "weights"),
+    }
+    results = run_ranks("tests.distributed.checks_hf:two_ranks", ranks=2, arguments=arguments)
+    return {"cases": cases, "results": results, **arguments}
+
+
+def break_folders(root: Path) -> list[str]:
+    """A missing tensor, a wrong shape, a cut file."""
+    folders = [Path(save_model(root / name, "fp32", False)) for name in ("missing", "shape", "cut")]
+    target = "model.layers.2.mlp.up_proj.weight"
+    for folder, change in zip(folders, (None, torch.zeros(3, 3), "cut"), strict=True):
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        file = folder / index["weight_map"][target]
+        tensors = load_file(file)
+        if change is None:
+            del tensors[target], index["weight_map"][target]
+        elif isinstance(change, torch.Tensor):
+            tensors[target] = change
+        save_file(tensors, file)
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        if change == "cut":
+            file.write_bytes(file.read_bytes()[:-1])
+    return [str(folder) for folder in folders]
+
+
+def test_two_rank_round_trips_are_bit_exact(two: dict[str, Any]) -> None:
+    for result in two["results"]:
+        for case, checksum in zip(two["cases"].values(), result["round_trips"], strict=True):
+            assert_round_trip(case, checksum)
+
+
+def test_four_rank_round_trips_are_bit_exact(tmp_path: Path) -> None:
+    cases = list(prepared_cases(tmp_path, FOUR_RANKS).values())
+    for checksums in run_ranks("tests.distributed.checks_hf:round_trips", ranks=4, cases=cases):
+        for case, checksum in zip(cases, checksums, strict=True):
+            assert_round_trip(case, checksum)
+
+
+def test_random_weights_are_invariant_to_the_layout(two: dict[str, Any]) -> None:
+    assert len({checksum for result in two["results"] for checksum in result["random"]}) == 1
+
+
+def test_padding_rows_are_zero_even_on_a_rank_that_holds_nothing_else(two: dict[str, Any]) -> None:
+    assert [result["padding"] for result in two["results"]] == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_every_rank_names_the_fault_of_a_broken_folder(two: dict[str, Any]) -> None:
+    first, second = (result["faults"] for result in two["results"])
+    assert first == second
+    missing, shape, cut, unwritable = first
+    assert "tensor model.layers.2.mlp.up_proj.weight is missing" in missing
+    assert "model.layers.2.mlp.up_proj.weight has shape [3, 3], config.json asks for [48, 32]" in shape
+    assert "is damaged or truncated" in cut and ".safetensors" in cut
+    assert "is a file" in unwritable
+    assert all("\n" not in message for message in first)
+
+
+def test_weight_sync_prepares_versions_with_checksums_and_keeps_two(two: dict[str, Any]) -> None:
+    first, second = (result["sync"] for result in two["results"])
+    assert first == second
+    versions = [WeightVersion.parse(text) for text in first]
+    root = Path(two["sync_root"])
+    assert sorted(p.name for p in root.iterdir()) == ["1.0", "2.0"]
+    assert [checksum_folder(root / f"{v.step}.{v.attempt}") for v in versions[1:]] == [v.checksum for v in versions[1:]]
+    assert len({v.checksum for v in versions}) == 3
+
+
+def test_mbridge_agrees_on_every_parameter(two: dict[str, Any]) -> None:
+    for result in two["results"]:
+        assert result["mbridge"]["different"] == [] and result["mbridge"]["wrong"] == []
+        assert result["mbridge"]["exported"] == sorted(tensors_of(two["source"]))

@@ -1,0 +1,75 @@
+"""A tiny Qwen2.5 with everything random, and what transformers and torch say about it: the oracle of the layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+LENGTHS = ((2500, 900, 513, 301), (33, 7), (64,), (5, 18, 29))
+"""Sequences per pack, in tokens with the last label; the first pack holds more than 4096."""
+LEARNING_RATE = 1e-3
+
+
+def write_tiny_qwen(folder: Path, *, tied: bool) -> None:
+    """Writes an HF folder with random biases and norm weights (HF's zeros and ones hide errors), and `oracle.safetensors`.
+
+    The oracle holds, per sequence, tokens, loss weights, log-probs and entropies, and for two Adam steps on all of
+    them (weighted log-prob sum over the token count) loss and gradient norm. The vocabulary, 1003, is odd.
+    """
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(11 + tied)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=1003,
+            hidden_size=64,
+            intermediate_size=176,
+            num_hidden_layers=4,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            max_position_embeddings=4096,
+            rms_norm_eps=1e-6,
+            tie_word_embeddings=tied,
+            initializer_range=0.25,
+            rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        )
+    ).float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.3)
+            elif "norm" in name:
+                parameter.normal_(1, 0.2)
+    model.save_pretrained(folder)
+    save_file(_oracle(model), folder / "oracle.safetensors")
+
+
+def _oracle(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    oracle: dict[str, torch.Tensor] = {}
+    lengths = [length for pack in LENGTHS for length in pack]
+    for index, length in enumerate(lengths):
+        oracle[f"tokens.{index}"] = torch.randint(0, 1003, (length,))
+        oracle[f"weights.{index}"] = torch.randn(length - 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    losses, norms, largest = [], [], torch.zeros(())
+    for step in range(2):
+        optimizer.zero_grad()
+        total = torch.zeros(())
+        for index in range(len(lengths)):
+            tokens = oracle[f"tokens.{index}"]
+            logits = model(tokens[None, :-1]).logits[0]
+            log_softmax = torch.log_softmax(logits, -1)
+            logprob = log_softmax.gather(1, tokens[1:, None])[:, 0]
+            if step == 0:
+                oracle[f"logprob.{index}"] = logprob.detach()
+                oracle[f"entropy.{index}"] = -(log_softmax.exp() * log_softmax).sum(-1).detach()
+                largest = torch.maximum(largest, logits.detach().max())
+            loss = -(logprob * oracle[f"weights.{index}"]).sum() / sum(n - 1 for n in lengths)
+            loss.backward()
+            total += loss.detach()
+        losses.append(total)
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        optimizer.step()
+    return oracle | {"loss": torch.stack(losses), "grad_norm": torch.stack(norms), "largest_logit": largest}
