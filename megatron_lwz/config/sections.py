@@ -109,6 +109,10 @@ class DataSection(Section):
     held_out_prompts: str | None = Field(None, description="JSONL of prompt rows used only for evaluation")
     corpus: tuple[str, ...] = Field((), description="pretraining: JSONL files with a `text` key")
     shuffle: bool = Field(True, description="shuffle each epoch (seeded); the order does not depend on the layout")
+    template: Literal["paper", "bare"] = Field(
+        "paper",
+        description="paper: instruction paragraph and role markers (A); bare: the markers alone, for tiny models",
+    )
     max_prompt_tokens: int = Field(2048, gt=0, description="longer prompts are dropped and counted")
 
 

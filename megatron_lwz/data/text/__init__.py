@@ -1,1 +1,1 @@
-"""text."""
+"""What is measured in a written text: its length, its think/answer structure, its near-duplicate paragraphs."""

@@ -1,0 +1,71 @@
+"""The tokenizer of a Hugging Face folder, and the tokens that end a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from megatron_lwz.errors import DataError
+
+
+class Tokenizer:
+    """Text to token ids and back, from `tokenizer.json` alone. Nothing is added: no BOS, no EOS."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Reads `folder`. Raises DataError when tokenizer.json is missing or broken, or no EOS is named anywhere."""
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise DataError(folder, "no tokenizer.json in this folder")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(path, f"not a tokenizers file ({error})") from error
+        self.eos_ids: frozenset[int] = self._read_eos(folder)
+        """Every id that ends a text. Qwen2.5's files name different ones; a stop set that misses one runs to the cap."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; special tokens written out in `text` (`<|endoftext|>`) become their ids."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text; bytes that are not UTF-8 become U+FFFD."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+
+    def _read_eos(self, folder: Path) -> frozenset[int]:
+        found: set[int] = set()
+        for name in ("config.json", "generation_config.json"):
+            ids = _read_object(folder / name).get("eos_token_id")
+            found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+        token = _read_object(folder / "tokenizer_config.json").get("eos_token")
+        if isinstance(token, dict):
+            token = token.get("content")
+        if token is not None:
+            number = self._tokenizer.token_to_id(token)
+            if number is None:
+                raise DataError(folder / "tokenizer_config.json", f"eos_token {token!r} is not in tokenizer.json")
+            found.add(number)
+        if not found:
+            raise DataError(folder, "no end-of-text token: name eos_token in tokenizer_config.json")
+        return frozenset(found)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(path, f"not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise DataError(path, "must hold a JSON object")
+    return value

@@ -1,0 +1,47 @@
+"""The format reward (LongWriter-Zero, section 3.1): the think/answer structure, minus near-duplicate paragraphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from megatron_lwz.config.sections import FormatReward
+from megatron_lwz.data.text.grammar import parse_response
+from megatron_lwz.data.text.length import count_units
+from megatron_lwz.data.text.near_duplicates import find_duplicates
+from megatron_lwz.types import ComponentScore, Prompt, Rollout
+
+
+class FormatComponent:
+    """1 for a well-formed response, else 0, minus `duplicate_penalty` × the share of near-duplicate paragraphs.
+
+    The penalty reads the answer, also that of a malformed response, so the value lies in [−duplicate_penalty, 1].
+    An answer that the stop string `</answer>` ended is closed; one that ended at EOS or at the token limit is not.
+    Details: `valid`, `duplicates` (share), `think_length` (in the length reward's unit), `answer_closed`.
+    """
+
+    name = "format"
+
+    def __init__(self, section: FormatReward, measure: Callable[[str], int] = count_units) -> None:
+        """`measure` counts the think segment for the metric."""
+        self._section = section
+        self._measure = measure
+
+    async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
+        """One score per rollout, always valid."""
+        return [self._score_one(prompt, rollout) for rollout in rollouts]
+
+    def _score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
+        parsed = parse_response(rollout.text, prompt.template, stop=rollout.stop)
+        report = find_duplicates(
+            parsed.answer or "",
+            threshold=self._section.duplicate_threshold,
+            shingle=self._section.shingle,
+            minimum_shingles=self._section.minimum_shingles,
+        )
+        details = {
+            "valid": float(parsed.valid),
+            "duplicates": report.share,
+            "think_length": float(self._measure(parsed.think or "")),
+            "answer_closed": float(parsed.answer_closed),
+        }
+        return ComponentScore(float(parsed.valid) - self._section.duplicate_penalty * report.share, details=details)
