@@ -87,7 +87,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "sync_root": str(root / "weights"),
     }
     results = run_ranks("tests.distributed.checks_hf:two_ranks", ranks=2, arguments=arguments)
-    return {"cases": cases, "results": results, **arguments}
+    return {**arguments, "cases": cases, "results": results}
 
 
 def break_folders(root: Path) -> list[str]:

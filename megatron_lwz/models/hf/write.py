@@ -159,9 +159,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def refuse_foreign(target: Path) -> None:
-    """Raises CheckpointError if `target` holds something other than an exported model."""
+def refuse_foreign(target: Path, *, weights: str = "*.safetensors") -> None:
+    """Raises CheckpointError if `target` has files in it, but no `weights`: it is not ours to replace."""
     if target.exists() and not target.is_dir():
         raise CheckpointError(target, "is a file; name a folder to write to")
-    if target.is_dir() and any(target.iterdir()) and not any(target.glob("*.safetensors")):
-        raise CheckpointError(target, "is not empty and holds no exported model; name another folder")
+    if target.is_dir() and any(target.iterdir()) and not any(target.glob(weights)):
+        raise CheckpointError(target, f"is not empty and holds no {weights} to replace; name another folder")
