@@ -103,6 +103,8 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> Me
         use_gloo_process_groups=False,
     )
     prime(optimizer)
+    for part in parts(optimizer):
+        _keep_bucket_padding(part)
     return optimizer
 
 
@@ -127,6 +129,37 @@ def prime(optimizer: MegatronOptimizer) -> None:
                     state["step"] = torch.tensor(0.0)
                     state["exp_avg"] = torch.zeros_like(parameter)
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
+
+
+def _keep_bucket_padding(part: MegatronOptimizer) -> None:
+    """Repairs what a distributed optimizer of megatron-core 0.16 saves when its buffer has more than one bucket.
+
+    It gathers the buckets without the padding between them but cuts parameters out at their padded offsets, so that
+    every bucket after the first (a tied embedding under pipeline parallelism, or any with overlap) is saved shifted
+    (Megatron-LM pull request 5077). Putting the padding back makes both sides agree.
+    """
+    gather = getattr(part, "get_parameter_state_dp_zero", None)
+    if gather is None:
+        return
+
+    def gather_padded(**options: Any) -> dict[Any, Any] | None:
+        state = gather(**options)
+        for index, buffer in enumerate(part.buffers if state is not None else ()):
+            for tensors in state[index].values():
+                for name in ("param", "exp_avg", "exp_avg_sq"):
+                    tensors[name] = _spread(tensors[name], buffer)
+        return state
+
+    part.get_parameter_state_dp_zero = gather_padded
+
+
+def _spread(packed: torch.Tensor, buffer: Any) -> torch.Tensor:
+    """[unpadded elements] → [elements of the buffer]: every bucket back at its own offset."""
+    spread, start = packed.new_zeros(buffer.numel), 0
+    for bucket in buffer.buckets:
+        spread[bucket.offset :][: bucket.numel_unpadded] = packed[start : start + bucket.numel_unpadded]
+        start += bucket.numel_unpadded
+    return spread
 
 
 @torch.no_grad()

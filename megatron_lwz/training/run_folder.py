@@ -1,0 +1,47 @@
+"""The run folder: where everything a run writes has its place, and whether the run starts or goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_lwz.config import Config, save_config
+from megatron_lwz.distributed import groups
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.training.checkpoint import latest
+
+
+class RunFolder:
+    """The paths of one run. `resume` is the checkpoint it goes on from, None for a fresh start."""
+
+    def __init__(self, config: Config) -> None:
+        """Decides about resuming, then rank 0 creates the folder and writes the resolved `config.yaml`. Collective.
+
+        `run.resume`: `auto` goes on from the newest checkpoint if there is one, `must` fails without one, `never`
+        refuses a folder that a run already wrote to. Raises ConfigError, on every rank alike.
+        """
+        self.root = Path(config.run.dir)
+        self.checkpoints = self.root / "checkpoints"
+        self.metrics = self.root / "metrics.jsonl"
+        self.journal = self.root / "journal.sqlite"
+        self.weights = self.root / "weights"
+        self.tensorboard = self.root / "tensorboard"
+        self.hf = self.root / "hf"
+        self.summary = self.root / "summary.json"
+        self.report = self.root / "report.html"
+        self.resume = self._checkpoint(config)
+        dist.barrier()  # nobody writes before everybody has looked
+        if groups.is_rank_zero():
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            save_config(config, self.root / "config.yaml")
+        dist.barrier()
+
+    def _checkpoint(self, config: Config) -> Path | None:
+        found = latest(self.root)
+        if config.run.resume == "must" and found is None:
+            raise ConfigError("run.resume", "must", f"no checkpoint under {self.checkpoints}: start with resume: auto")
+        used = [path for path in (self.metrics, self.journal, self.checkpoints / "latest") if path.exists()]
+        if config.run.resume == "never" and used:
+            raise ConfigError("run.resume", "never", f"{used[0]} exists: choose another run.dir or resume: auto")
+        return None if config.run.resume == "never" else found

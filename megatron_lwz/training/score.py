@@ -1,0 +1,139 @@
+"""Log-probs and entropies of given texts under the policy, in any layout, packed and balanced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_lwz.config import Config
+from megatron_lwz.distributed import groups, launch, platform
+from megatron_lwz.errors import DataError
+from megatron_lwz.training.batching import make_micro_batches
+from megatron_lwz.training.state import initial_policy
+from megatron_lwz.training.step import forward_chunks
+from megatron_lwz.types import SequenceBatch
+
+_PASSES = 8
+"""Micro-batches per data rank that are held at a time: bounds memory, keeps the balance good."""
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One input row: `tokens` are prompt then response; the first `prompt_length` are not scored."""
+
+    id: str
+    tokens: tuple[int, ...]
+    prompt_length: int
+
+
+def score(config: Config, source: Path, target: Path, *, temperature: float = 1.0) -> int:
+    """Scores the rows of `source` into `target` (JSONL, input order); returns their number. All ranks call it.
+
+    A row of `target` is {"id", "logprobs", "entropies"}: natural log-probs of the full softmax at `temperature` and
+    entropies in nats, one per response token. `target` appears whole or not at all. Raises DataError, line by line.
+    """
+    launch.initialize(config)
+    rows = read_rows(source, config)
+    policies = initial_policy(config)
+    for policy in policies:
+        policy.temperature = temperature
+    temporary = target.with_name(f".{target.name}.tmp")
+    stream = temporary.open("w", encoding="utf-8") if groups.is_rank_zero() else None
+    for window in _windows(rows, _PASSES * groups.data_size() * config.training.tokens_per_micro_batch):
+        values = score_rows(policies, window, config)
+        if stream:
+            for row, (logprobs, entropies) in zip(window, values, strict=True):
+                record = {"id": row.id, "logprobs": logprobs.tolist(), "entropies": entropies.tolist()}
+                stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+    if stream:
+        stream.close()
+        temporary.replace(target)
+    dist.barrier()
+    return len(rows)
+
+
+def score_rows(
+    policies: Sequence[torch.nn.Module], rows: Sequence[ScoreRow], config: Config
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(log-probs, entropies) of each row's response tokens, fp32 on the CPU, on every rank. Collective."""
+    batch = _batch(rows)
+    micro_batches = make_micro_batches(batch, config, torch.ones(len(batch.tokens)))
+    statistics = forward_chunks(policies, micro_batches)
+    values = torch.zeros(2, len(batch.tokens), device=platform.device())  # log-prob and entropy of each token
+    if statistics is not None:
+        for micro_batch, found in zip(micro_batches, statistics, strict=True):
+            held = micro_batch.source >= 0
+            values[:, micro_batch.source[held].to(values.device)] = found[:2, held.to(values.device)]
+        dist.all_reduce(values, group=groups.data_context_group())  # every token was scored on one rank
+    dist.broadcast(values, src=groups.last_stage_rank(), group=groups.pipeline_group())
+    values = values.cpu()
+    spans = zip(batch.offsets.tolist(), rows, strict=False)
+    return [
+        (values[0, start + row.prompt_length : start + len(row.tokens)],
+         values[1, start + row.prompt_length : start + len(row.tokens)])
+        for start, row in spans
+    ]
+
+
+def read_rows(path: Path, config: Config) -> list[ScoreRow]:
+    """The rows of a JSONL file {"id", "tokens", "prompt_length"}; blank lines are passed over. Raises DataError."""
+    vocabulary = config.architecture().vocab_size
+    longest = config.training.tokens_per_micro_batch
+    rows = []
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    rows.append(_row(line, path, number, vocabulary=vocabulary, longest=longest))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(path, f"cannot be read ({error})") from error
+    return rows
+
+
+def _row(line: str, path: Path, number: int, *, vocabulary: int, longest: int) -> ScoreRow:
+    try:
+        raw = json.loads(line)
+        row = ScoreRow(raw["id"], tuple(raw["tokens"]), raw["prompt_length"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(path, f'needs {{"id", "tokens", "prompt_length"}} ({error!r})', line=number) from error
+    if not all(type(token) is int and 0 <= token < vocabulary for token in row.tokens):
+        raise DataError(path, f"tokens must be integers from 0 to {vocabulary - 1}", line=number)
+    if type(row.prompt_length) is not int or not 1 <= row.prompt_length <= len(row.tokens):
+        advice = f"must be from 1 to the {len(row.tokens)} tokens: the first token has no log-prob"
+        raise DataError(path, f"prompt_length {row.prompt_length!r} {advice}", line=number)
+    if len(row.tokens) > longest:
+        advice = f"{len(row.tokens)} tokens do not fit training.tokens_per_micro_batch = {longest}: raise it"
+        raise DataError(path, advice, line=number)
+    return row
+
+
+def _windows(rows: Sequence[ScoreRow], tokens: int) -> Iterator[list[ScoreRow]]:
+    """Consecutive rows, about `tokens` tokens at a time."""
+    window: list[ScoreRow] = []
+    held = 0
+    for row in rows:
+        window.append(row)
+        held += len(row.tokens)
+        if held >= tokens:
+            yield window
+            window, held = [], 0
+    if window:
+        yield window
+
+
+def _batch(rows: Sequence[ScoreRow]) -> SequenceBatch:
+    lengths = torch.tensor([len(row.tokens) for row in rows])
+    total = int(lengths.sum())
+    return SequenceBatch(
+        tokens=torch.tensor([token for row in rows for token in row.tokens]),
+        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+        prompt_lengths=torch.tensor([row.prompt_length for row in rows]),
+        behaviour_logprobs=torch.zeros(total),
+        advantages=torch.zeros(len(rows)),
+        weights=torch.ones(len(rows)),
+    )
