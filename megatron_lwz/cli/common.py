@@ -1,0 +1,141 @@
+"""What every command shares: reading CONFIG, one-line errors, signals, and the console of rank 0."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType, TracebackType
+from typing import IO, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from megatron_lwz.config import Config, load_config
+from megatron_lwz.distributed import environment
+from megatron_lwz.errors import LwzError
+
+USER_ERROR = 2
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+
+_GRACE_SECONDS = 5.0
+"""How long a rank above 0 holds its error back: when rank 0 fails too, torchrun ends this rank before it speaks."""
+
+
+class UsageError(LwzError):
+    """The command line itself cannot be read."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM as an exception, so that `finally` blocks run: engines stop, the journal closes."""
+
+
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Runs `main(argv)` and returns the exit status: 0, 2 after an LwzError, 130 after ^C, 143 after SIGTERM.
+
+    An LwzError is one line on stderr, said once for all ranks. `--traceback` anywhere in `argv` shows the whole stack.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--traceback" in arguments
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        main([text for text in arguments if text != "--traceback"])
+        return 0
+    except LwzError as error:
+        _report(error, verbose=verbose)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except _Terminated:
+        return TERMINATED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def load(argv: Sequence[str]) -> Config:
+    """The Config of a command line `CONFIG [section.key=value …]`. Raises LwzError."""
+    return parse(parser(), argv)[0]
+
+
+def parser(description: str = "") -> argparse.ArgumentParser:
+    """A parser that knows `CONFIG [section.key=value …]`; a command adds its own options to it."""
+    built = Parser(description=description)
+    built.add_argument("config", metavar="CONFIG", help="a YAML file, or a folder that holds config.yaml")
+    built.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that win over the file's")
+    return built
+
+
+def parse(with_options: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
+    """Reads `argv` with a parser made by `parser`, options and overrides in any order. Raises LwzError."""
+    arguments = with_options.parse_intermixed_args(list(argv))
+    return load_config(arguments.config, arguments.overrides), arguments
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line like all others, and that speaks on rank 0 only."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UsageError instead of leaving the process."""
+        usage = " ".join(self.format_usage().split())
+        raise UsageError(f"{message} ({usage})")
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        if environment.rank() == 0:
+            super()._print_message(message, file)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that writes on rank 0 and is quiet on all others."""
+    return Console(stderr=stderr, quiet=environment.rank() != 0, soft_wrap=True, highlight=False)
+
+
+class StepProgress:
+    """Shows how far a run is: a bar on a terminal, a plain line per step elsewhere, nothing on ranks above 0."""
+
+    def __init__(self, title: str, total: int, *, completed: int = 0) -> None:
+        self._console = console()
+        self._title, self._total = title, total
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, *times, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task(title, total=total, completed=completed, note="")
+
+    def __call__(self, step: int, shown: Mapping[str, float]) -> None:
+        """Says that `step` is done, with a few of its metrics."""
+        note = "  ".join(f"{name} {value:.3g}" for name, value in shown.items())
+        self._bar.update(self._task, completed=step, note=note)
+        if not self._console.is_terminal:
+            self._console.print(f"{self._title} {step}/{self._total}  {note}", markup=False)
+
+    def __enter__(self) -> StepProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+    raise _Terminated
+
+
+def _report(error: LwzError, *, verbose: bool) -> None:
+    rank = environment.rank()
+    if rank:
+        try:
+            time.sleep(_GRACE_SECONDS)
+        except (_Terminated, KeyboardInterrupt):
+            return
+    text = "".join(traceback.format_exception(error)).rstrip() if verbose else " ".join(str(error).split("\n"))
+    where = f" (rank {rank})" if rank else ""
+    sys.stderr.write(f"error{where}: {text}\n")

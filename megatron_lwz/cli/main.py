@@ -1,0 +1,37 @@
+"""The console script `lwz <command>`: everything that is one process. Stages run under torchrun instead."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from megatron_lwz.cli import common
+
+COMMANDS = {
+    "serve-engine": ("megatron_lwz.cli.serve_engine", "serve a policy over HTTP, with vLLM's routes"),
+    "report": ("megatron_lwz.cli.report", "write report.html of a run folder again"),
+}
+"""Name → (module with `main(argv)`, what it does). A module is imported when its command is called."""
+
+
+def main() -> int:
+    """Entry point of `lwz`. Returns the exit status."""
+    return common.run(dispatch, sys.argv[1:])
+
+
+def dispatch(argv: Sequence[str]) -> None:
+    """Calls the command `argv[0]` with the rest. Raises UsageError for one that does not exist."""
+    if argv and argv[0] in COMMANDS:
+        importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+        return
+    if argv and argv[0] not in ("-h", "--help"):
+        raise common.UsageError(f"lwz has no command '{argv[0]}': choose one of {', '.join(COMMANDS)}")
+    lines = [f"  {name:<14} {what}" for name, (_, what) in COMMANDS.items()]
+    stages = "Stages: torchrun --nproc-per-node N -m megatron_lwz.cli.<train_grpo | pretrain | score> CONFIG"
+    text = "\n".join(["usage: lwz <command> … [--traceback]", "", *lines, "", stages])
+    common.console().print(text, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

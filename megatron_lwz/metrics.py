@@ -1,0 +1,183 @@
+"""What a run writes about itself: metrics.jsonl, TensorBoard event files, summary.json; and a timer."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+_WINDOW = 3
+"""Steps over which summary.json averages at both ends of a run."""
+
+Row = dict[str, float]
+
+
+class MetricsWriter:
+    """Appends one flat JSON object per step to `metrics.jsonl`; only one process of a run may hold it.
+
+    A value that is not finite is written as null. A resumed run drops the rows of the steps it does again.
+    """
+
+    def __init__(self, run_dir: Path | str, tensorboard: bool = True) -> None:
+        self._root = Path(run_dir)
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._path = self._root / "metrics.jsonl"
+        self._events = _open_events(self._root / "tensorboard") if tensorboard else None
+        self._last: Row | None = None
+        self._last_offset = 0
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes and flushes the row of `step`; a second call for the same step adds its values to the row.
+
+        Step 0 holds what was measured before the first update.
+        """
+        if self._last is None:
+            self._drop_from(step)
+        if self._last is not None and self._last["step"] == step:
+            row = self._last | dict(values)
+            offset = self._last_offset
+        else:
+            row = {"step": step, **values}
+            offset = self._path.stat().st_size if self._path.exists() else 0
+        with self._path.open("r+b" if self._path.exists() else "wb") as stream:
+            stream.seek(offset)
+            stream.truncate()
+            stream.write(_line(row))
+        self._last, self._last_offset = row, offset
+        if self._events:
+            self._events.add_event(_scalars(step, values))
+
+    def close(self, seconds: float) -> None:
+        """Writes `summary.json`; `seconds` is the wall-clock time of this process."""
+        if self._events:
+            self._events.close()
+        rows = read_metrics(self._path) if self._path.exists() else []
+        write_json(self._root / "summary.json", summarize(rows) | {"seconds": round(seconds, 3)})
+
+    def _drop_from(self, step: int) -> None:
+        """Forgets rows of an earlier run of this folder from `step` on, here and in TensorBoard."""
+        if self._path.exists():
+            kept = b"".join(_line(row) for row in read_metrics(self._path) if row["step"] < step)
+            temporary = self._path.with_name(".metrics.jsonl.tmp")
+            temporary.write_bytes(kept)
+            temporary.replace(self._path)
+        if self._events:
+            self._events.add_event(_restart(step))
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        if self._events:
+            self._events.close()
+
+
+class Timer:
+    """Adds up seconds by name, and gives them as metrics `seconds/<name>`.
+
+    >>> timer = Timer()
+    >>> with timer("rollout"):
+    ...     pass
+    >>> list(timer.take())
+    ['seconds/rollout']
+    """
+
+    def __init__(self) -> None:
+        self._seconds: Row = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Counts the time of the block, also when it raises."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def take(self) -> Row:
+        """The seconds since the last call, by metric name; starts again at 0."""
+        taken = {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
+        self._seconds = {}
+        return taken
+
+
+def read_metrics(path: Path | str) -> list[Row]:
+    """The rows of a `metrics.jsonl`, null as nan. A torn last line (the run was killed) is passed over.
+
+    Raises OSError, or ValueError that names the line.
+    """
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            raw = json.loads(line)
+            rows.append({key: math.nan if value is None else value for key, value in raw.items()})
+            rows[-1]["step"] = int(raw["step"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: not a row of metrics ({error})") from error
+    return rows
+
+
+def summarize(rows: Sequence[Row]) -> dict[str, Any]:
+    """`steps`, and for every metric its mean over the `first` and the `last` three steps.
+
+    Row 0, measured before the first update, counts with the first steps. Non-finite values are left out.
+    """
+    steps = sorted({int(row["step"]) for row in rows if row["step"] > 0})
+    begin, end = steps[:_WINDOW], steps[-_WINDOW:]
+    return {
+        "steps": len(steps),
+        "first": _means([row for row in rows if row["step"] == 0 or row["step"] in begin]),
+        "last": _means([row for row in rows if row["step"] in end]),
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _means(rows: Sequence[Row]) -> Row:
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key != "step" and math.isfinite(value):
+                found.setdefault(key, []).append(value)
+    return {key: sum(values) / len(values) for key, values in found.items()}
+
+
+def _line(row: Mapping[str, float]) -> bytes:
+    plain = {key: float(value) if math.isfinite(value) else None for key, value in row.items()}
+    return (json.dumps(plain | {"step": int(row["step"])}) + "\n").encode()
+
+
+def _open_events(folder: Path) -> Any:
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    return EventFileWriter(str(folder))
+
+
+def _scalars(step: int, values: Mapping[str, float]) -> Any:
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+
+    found = [summary_pb2.Summary.Value(tag=key, simple_value=float(value)) for key, value in values.items()]
+    return event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=found))
+
+
+def _restart(step: int) -> Any:
+    """Tells TensorBoard to hide what an earlier process wrote for `step` and later."""
+    from tensorboard.compat.proto import event_pb2
+
+    session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    return event_pb2.Event(wall_time=time.time(), step=step, session_log=session)

@@ -1,0 +1,89 @@
+import json
+import math
+
+import pytest
+
+from megatron_lwz.metrics import MetricsWriter, Timer, read_metrics, summarize
+
+
+def test_one_flat_object_per_step_with_null_for_values_that_are_not_finite(tmp_path):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {"loss": 0.5, "kl": math.nan})
+        writer.write(2, {"loss": 0.25, "kl": math.inf})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 1, "loss": 0.5, "kl": None}, {"step": 2, "loss": 0.25, "kl": None}]
+    assert math.isnan(read_metrics(tmp_path / "metrics.jsonl")[0]["kl"])
+
+
+def test_a_row_is_on_disk_when_write_returns_and_a_second_write_joins_it(tmp_path):
+    writer = MetricsWriter(tmp_path, tensorboard=False)
+    writer.write(1, {"loss": 0.5})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
+    writer.write(1, {"eval/reward": 0.75})
+    writer.write(2, {"loss": 0.25})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": 0.5, "eval/reward": 0.75},
+        {"step": 2, "loss": 0.25},
+    ]
+
+
+def test_a_resumed_run_drops_the_rows_of_steps_it_does_again_and_a_torn_line(tmp_path):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        for step in range(1, 6):
+            writer.write(step, {"loss": float(step)})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 6, "lo')
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(4, {"loss": 40.0})
+    assert [row["loss"] for row in read_metrics(path)] == [1.0, 2.0, 3.0, 40.0]
+
+
+def test_a_broken_line_inside_the_file_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+        read_metrics(path)
+
+
+def test_summary_holds_means_over_the_first_and_last_three_steps(tmp_path):
+    writer = MetricsWriter(tmp_path, tensorboard=False)
+    writer.write(0, {"eval/format_valid": 0.125})
+    for step in range(1, 11):
+        writer.write(step, {"loss": float(step)})
+    writer.write(10, {"eval/format_valid": 0.875, "loss": math.nan})
+    writer.close(12.5)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == {
+        "steps": 10,
+        "first": {"eval/format_valid": 0.125, "loss": 2.0},
+        "last": {"eval/format_valid": 0.875, "loss": 8.5},
+        "seconds": 12.5,
+    }
+
+
+def test_summary_of_nothing_is_empty():
+    assert summarize([]) == {"steps": 0, "first": {}, "last": {}}
+
+
+def test_tensorboard_reads_back_the_scalars_and_the_resumed_run_replaces_redone_steps(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, scale in ((1, 1.0), (3, 10.0)):
+        with MetricsWriter(tmp_path) as writer:
+            for step in range(first, 5):
+                writer.write(step, {"reward/length": scale * step})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("reward/length")] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+
+
+def test_timer_adds_up_by_name_and_starts_again():
+    timer = Timer()
+    for _ in range(2):
+        with timer("rollout"):
+            pass
+    with pytest.raises(ZeroDivisionError), timer("train"):
+        1 / 0  # noqa: B018
+    taken = timer.take()
+    assert set(taken) == {"seconds/rollout", "seconds/train"}
+    assert all(seconds >= 0 for seconds in taken.values())
+    assert timer.take() == {}
