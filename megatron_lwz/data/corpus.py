@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_lwz.data.prompts import PromptOrder
 from megatron_lwz.errors import DataError
 from megatron_lwz.types import SequenceBatch
 
@@ -33,9 +34,7 @@ class Corpus:
                 self._pieces.append((begin, min(begin + sequence_length + 1, stop)))
             start = stop
         self._sequence_length = sequence_length
-        self._seed = seed
-        self._shuffle = shuffle
-        self._order: tuple[int, list[int]] = (-1, [])
+        self._order = PromptOrder(len(self._pieces), seed, shuffle)
 
     def __len__(self) -> int:
         """Pieces of one epoch."""
@@ -50,7 +49,7 @@ class Corpus:
         spans: list[tuple[int, int]] = []
         room, filled = self._sequence_length, 0
         while True:
-            start, stop = self._piece(cursor)
+            start, stop = self._pieces[self._order[cursor]]
             predictions = stop - start - 1
             if predictions > room:
                 filled, room = filled + 1, self._sequence_length
@@ -71,21 +70,11 @@ class Corpus:
         )
         return batch, cursor
 
-    def _piece(self, index: int) -> tuple[int, int]:
-        epoch, place = divmod(index, len(self._pieces))
-        if self._order[0] != epoch:
-            order = list(range(len(self._pieces)))
-            if self._shuffle:
-                generator = torch.Generator().manual_seed(self._seed + epoch)
-                order = torch.randperm(len(order), generator=generator).tolist()
-            self._order = (epoch, order)
-        return self._pieces[self._order[1][place]]
-
 
 def read_documents(paths: Sequence[Path], encode: Callable[[str], list[int]], eos: int) -> list[list[int]]:
     """The token ids of every row's `text`, EOS appended, in file order. Raises DataError naming file and line."""
     documents = [[*encode(text), eos] for path in paths for text in read_texts(path)]
-    if not documents:
+    if max(map(len, documents), default=0) < 2:
         raise DataError(", ".join(map(str, paths)) or "data.corpus", "no documents: name JSONL files with a `text` key")
     return documents
 

@@ -14,15 +14,16 @@ from megatron_lwz.types import MicroBatch, SequenceBatch
 def make_micro_batches(batch: SequenceBatch, config: Config, token_weights: Tensor) -> list[MicroBatch]:
     """The micro-batches of this rank, equally many on every rank.
 
-    `token_weights` [sum of lengths] fp32 are the loss weights of the tokens of `batch`. Raises DataError or
-    ConfigError for a sequence longer than `training.tokens_per_micro_batch`.
+    `token_weights` [sum of lengths] fp32 are the loss weights of the tokens of `batch`. Raises ConfigError for a
+    sequence longer than `training.tokens_per_micro_batch`.
     """
     arch, parallel = config.architecture(), config.parallel
     plan = plan_micro_batches(
-        batch.lengths(),
+        [length - 1 for length in batch.lengths()],  # the last token is a label only
         data_size=groups.data_size(),
         token_cap=config.training.tokens_per_micro_batch,
         multiple_of=parallel.pipeline if parallel.virtual_pipeline else 1,
+        align=2 * parallel.context if parallel.context > 1 else 1,
         cost=lambda length: sequence_flops(arch, length),
     )
     return [

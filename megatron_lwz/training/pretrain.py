@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megatron_lwz.algorithms.language_modeling import language_modeling_loss
 from megatron_lwz.config import Config
@@ -23,9 +23,16 @@ from megatron_lwz.training.state import build_train_state
 from megatron_lwz.training.step import StepResult, train_step
 from megatron_lwz.types import MicroBatch
 
+OnStep = Callable[[int, Mapping[str, float]], None]
+"""Told of every step and the metrics worth showing, on every rank."""
 
-def pretrain(config: Config) -> None:
-    """Runs or resumes the pretraining of `config`; leaves checkpoints, metrics and an HF export in the run folder."""
+
+def pretrain(config: Config, on_step: OnStep = lambda _step, _shown: None) -> None:
+    """Runs or resumes the pretraining of `config`. All ranks call it.
+
+    Leaves checkpoints, metrics.jsonl, summary.json and, in `hf/`, the trained weights in Hugging Face's format in the
+    run folder. A resumed run repeats an undisturbed one bit for bit under the same layout.
+    """
     launch.initialize(config)
     check_pretrain(config)
     started = time.monotonic()
@@ -35,21 +42,20 @@ def pretrain(config: Config) -> None:
     cursor = load_checkpoint(state, run.resume)["cursor"] if run.resume else 0
     writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
 
-    with _progress() as progress:
-        task = progress.add_task("pretrain", total=config.training.steps, completed=state.step, note="")
-        while state.step < config.training.steps:
-            begun = time.monotonic()
-            batch, cursor = corpus.take(cursor, config.training.sequences_per_step)
-            micro_batches = make_micro_batches(batch, config, torch.ones(len(batch.tokens)))
-            predictions = len(batch.tokens) - len(batch)
-            result = train_step(state, micro_batches, _loss, predictions)
-            if writer:
-                writer.write(state.step, step_metrics(result, predictions, time.monotonic() - begun))
-            progress.update(task, completed=state.step, note=f"loss {result.loss:.3f}")
-            if _due(state.step, config):
-                save_checkpoint(state, run.checkpoints, {"cursor": cursor})
+    while state.step < config.training.steps:
+        begun = time.monotonic()
+        batch, cursor = corpus.take(cursor, config.training.sequences_per_step)
+        micro_batches = make_micro_batches(batch, config, torch.ones(len(batch.tokens)))
+        predictions = len(batch.tokens) - len(batch)
+        result = train_step(state, micro_batches, _loss, predictions)
+        metrics = step_metrics(result, predictions, time.monotonic() - begun)
+        if writer:
+            writer.write(state.step, metrics)
+        on_step(state.step, {name: metrics[name] for name in ("loss", "tokens_per_second")})
+        if _due(state.step, config):
+            save_checkpoint(state, run.checkpoints, {"cursor": cursor})
 
-    export_policy(state.policies, run.hf, config_files_from=Path(config.tokenizer_dir()))
+    export_policy(state.policies, run.hf, config_files_from=config.tokenizer_dir())
     if writer:
         writer.close(time.monotonic() - started)
 
@@ -94,21 +100,12 @@ def step_metrics(result: StepResult, tokens: int, seconds: float) -> dict[str, f
     }
 
 
-def _loss(statistics: torch.Tensor, micro_batch: MicroBatch, _index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def _loss(
+    statistics: torch.Tensor, micro_batch: MicroBatch, _index: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return language_modeling_loss(statistics, micro_batch.weights)
 
 
 def _due(step: int, config: Config) -> bool:
     interval = config.checkpoint.interval
     return step == config.training.steps or (interval > 0 and step % interval == 0)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-        disable=not groups.is_rank_zero(),
-    )

@@ -16,26 +16,25 @@ from typing import IO, Any
 import torch
 from torch.distributed.checkpoint import filesystem
 
+_CHECKPOINT = "torch.distributed.checkpoint"
 ALLOWED = frozenset(
     {
-        ("collections", "OrderedDict"),
-        ("pathlib", "Path"),
         ("pathlib", "PosixPath"),
         ("torch", "Size"),
-        ("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING"),
-        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-        ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
-        ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
-        ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
-        ("torch.distributed.checkpoint.metadata", "Metadata"),
-        ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
-        ("torch.distributed.checkpoint.metadata", "StorageMeta"),
-        ("torch.distributed.checkpoint.metadata", "TensorProperties"),
-        ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
-        ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
         ("torch.serialization", "_get_layout"),
+        (f"{_CHECKPOINT}.filesystem", "_StorageInfo"),
+        (f"{_CHECKPOINT}.metadata", "BytesStorageMetadata"),
+        (f"{_CHECKPOINT}.metadata", "ChunkStorageMetadata"),
+        (f"{_CHECKPOINT}.metadata", "Metadata"),
+        (f"{_CHECKPOINT}.metadata", "MetadataIndex"),
+        (f"{_CHECKPOINT}.metadata", "StorageMeta"),
+        (f"{_CHECKPOINT}.metadata", "TensorProperties"),
+        (f"{_CHECKPOINT}.metadata", "TensorStorageMetadata"),
+        (f"{_CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"),
+        ("torch", "bfloat16"),
+        ("torch", "float16"),
+        ("torch", "float32"),
     }
-    | {("torch", str(dtype).removeprefix("torch.")) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 )
 """(module, name) pairs that may occur in `.metadata`: records of shapes, offsets and files."""
 

@@ -11,9 +11,11 @@ import torch
 import torch.distributed as dist
 
 from megatron_lwz.config import Config
+from megatron_lwz.data.packing import unpack
 from megatron_lwz.distributed import groups, launch, platform
 from megatron_lwz.errors import DataError
 from megatron_lwz.training.batching import make_micro_batches
+from megatron_lwz.training.checkpoint import latest
 from megatron_lwz.training.state import initial_policy
 from megatron_lwz.training.step import forward_chunks
 from megatron_lwz.types import SequenceBatch
@@ -57,6 +59,14 @@ def score(config: Config, source: Path, target: Path, *, temperature: float = 1.
     return len(rows)
 
 
+def policy_of(config: Config, folder: Path) -> Config:
+    """`config`, with the newest checkpoint's weights when it was read from a run folder."""
+    newest = latest(folder)
+    if newest is None:
+        return config
+    return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"load": str(newest)})})
+
+
 def score_rows(
     policies: Sequence[torch.nn.Module], rows: Sequence[ScoreRow], config: Config
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -67,15 +77,17 @@ def score_rows(
     values = torch.zeros(2, len(batch.tokens), device=platform.device())  # log-prob and entropy of each token
     if statistics is not None:
         for micro_batch, found in zip(micro_batches, statistics, strict=True):
-            held = micro_batch.source >= 0
-            values[:, micro_batch.source[held].to(values.device)] = found[:2, held.to(values.device)]
+            unpack(found[0], micro_batch, values[0])
+            unpack(found[1], micro_batch, values[1])
         dist.all_reduce(values, group=groups.data_context_group())  # every token was scored on one rank
     dist.broadcast(values, src=groups.last_stage_rank(), group=groups.pipeline_group())
     values = values.cpu()
     spans = zip(batch.offsets.tolist(), rows, strict=False)
     return [
-        (values[0, start + row.prompt_length : start + len(row.tokens)],
-         values[1, start + row.prompt_length : start + len(row.tokens)])
+        (
+            values[0, start + row.prompt_length : start + len(row.tokens)],
+            values[1, start + row.prompt_length : start + len(row.tokens)],
+        )
         for start, row in spans
     ]
 

@@ -1,0 +1,20 @@
+"""`torchrun --nproc-per-node N -m megatron_lwz.cli.pretrain CONFIG [section.key=value …]`: continual pretraining."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from megatron_lwz.cli import common
+from megatron_lwz.training.pretrain import pretrain
+
+
+def main(argv: Sequence[str]) -> None:
+    """Pretrains as CONFIG says; plain `python -m` runs it on one rank."""
+    config = common.load(argv)
+    with common.StepProgress("pretrain", config.training.steps) as progress:
+        pretrain(config, progress)
+
+
+if __name__ == "__main__":
+    sys.exit(common.run(main))

@@ -1,0 +1,28 @@
+"""`torchrun --nproc-per-node N -m megatron_lwz.cli.score CONFIG --input tokens.jsonl --output logprobs.jsonl`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_lwz.cli import common
+from megatron_lwz.training.score import policy_of, score
+
+
+def main(argv: Sequence[str]) -> None:
+    """Scores given tokens. CONFIG is a config file, a converted checkpoint, or a run folder (its newest checkpoint)."""
+    parser = common.parser("Log-probs and entropies of given tokens.")
+    parser.add_argument("--input", type=Path, required=True, help='JSONL rows {"id", "tokens", "prompt_length"}')
+    parser.add_argument("--output", type=Path, required=True, help='JSONL rows {"id", "logprobs", "entropies"}')
+    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits; default 1")
+    config, options = common.parse(parser, argv)
+    if options.temperature <= 0:
+        raise common.UsageError(f"--temperature {options.temperature}: must be above 0")
+    config = policy_of(config, Path(options.config))
+    count = score(config, options.input, options.output, temperature=options.temperature)
+    common.console().print(f"{count} rows scored: {options.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(common.run(main))
