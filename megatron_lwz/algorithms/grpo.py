@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_lwz.config.sections import GrpoSection
+from megatron_lwz.types import SequenceBatch
 
 MAX_SUFFIX = "/max"
 _LOG_RATIO_LIMIT = 20.0
@@ -46,19 +47,25 @@ class LossInputs:
     """Exclusive upper bound of the ids, the same on all context-parallel ranks (N of the SequenceBatch)."""
 
 
-def token_weights(
-    response_lengths: torch.Tensor, sequence_weights: torch.Tensor, section: GrpoSection
-) -> tuple[torch.Tensor, int]:
-    """Loss weight of each token of each sequence [N] fp32, and the global denominator, for `grpo.aggregation`.
+def token_weights(batch: SequenceBatch, section: GrpoSection) -> tuple[torch.Tensor, int]:
+    """Loss weight of every token of the batch [sum of lengths] fp32, and the global denominator (`grpo.aggregation`).
 
-    response_lengths, sequence_weights: [N]; a sequence of weight 0 is in neither. token: Σ over tokens / tokens;
-    sequence: mean over sequences of token means; constant: Σ over tokens / constant_length / sequences.
+    A sequence of weight 0 is in neither. token: Σ over tokens / tokens; sequence: mean over sequences of token means;
+    constant: Σ over tokens / constant_length / sequences.
     """
-    kept = (sequence_weights > 0) & (response_lengths > 0)
+    lengths = batch.offsets[1:] - batch.offsets[:-1]
+    written = lengths - batch.prompt_lengths
+    kept = (batch.weights > 0) & (written > 0)
+    divisor, denominator = torch.ones_like(batch.weights), int(kept.sum())
     if section.aggregation == "token":
-        return sequence_weights.float() * kept, max(1, int(response_lengths[kept].sum()))
-    divisor = response_lengths.clamp(min=1) if section.aggregation == "sequence" else section.constant_length
-    return sequence_weights.float() * kept / divisor, max(1, int(kept.sum()))
+        denominator = int(written[kept].sum())
+    elif section.aggregation == "sequence":
+        divisor = written.clamp(min=1)
+    else:
+        divisor = divisor * section.constant_length
+    position = torch.arange(len(batch.tokens)) - batch.offsets[:-1].repeat_interleave(lengths)
+    response = position >= batch.prompt_lengths.repeat_interleave(lengths)
+    return (kept * batch.weights / divisor).repeat_interleave(lengths) * response, max(1, denominator)
 
 
 def grpo_loss(
