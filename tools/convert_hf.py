@@ -29,19 +29,18 @@ from megatron_lwz.distributed import environment, exchange, groups, launch
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf import HfFolder, export_policy, load_policy
 from megatron_lwz.models.hf.export import SHARD_BYTES
-from megatron_lwz.models.hf.name_map import EMBEDDING, tensor_shapes
+from megatron_lwz.models.hf.name_map import tensor_shapes
 from megatron_lwz.models.hf.write import copy_carried_files, refuse_foreign
 from megatron_lwz.models.qwen2 import build_policy
 from megatron_lwz.training.checkpoint import load_model, save_model
-from megatron_lwz.training.step import forward_chunks
-from megatron_lwz.types import IGNORED_LABEL, MicroBatch
+from megatron_lwz.training.score import ScoreRow, score_rows
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses and runs one of the three commands."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     options = {
         "import": ("--hf", "--out"),
@@ -85,7 +84,7 @@ def import_hf(arguments: argparse.Namespace) -> None:
         shutil.copyfile(hf / "config.json", out / "config.json")
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         (out / "config.yaml").write_text(text, encoding="utf-8")
-        print(f"wrote {out} ({config.training.precision}); use it as CONFIG, or as checkpoint.load")
+    _say(f"wrote {out} ({config.training.precision}); use it as CONFIG, or as checkpoint.load")
 
 
 def export_hf(arguments: argparse.Namespace) -> None:
@@ -102,14 +101,17 @@ def export_hf(arguments: argparse.Namespace) -> None:
         dtype=DTYPES.get(arguments.dtype),
         shard_bytes=arguments.shard_bytes,
     )
-    if groups.is_rank_zero():
-        print(f"wrote {arguments.out}; checksum {checksum}")
+    _say(f"wrote {arguments.out}; checksum {checksum}")
 
 
 def verify(arguments: argparse.Namespace) -> None:
     """Compares fp32 log-probs of transformers and of the checkpoint; one model is in memory at a time."""
     config = _layout_here(_config_of(arguments.checkpoint), arguments)
-    config = config.model_copy(update={"training": config.training.model_copy(update={"precision": "fp32"})})
+    exact = {
+        "precision": "fp32",
+        "tokens_per_micro_batch": max(arguments.length, config.training.tokens_per_micro_batch),
+    }
+    config = config.model_copy(update={"training": config.training.model_copy(update=exact)})
     launch.initialize(config)
     HfFolder(arguments.hf).check(tensor_shapes(read_hf_architecture(arguments.hf)))
     generator = torch.Generator().manual_seed(arguments.seed)
@@ -119,13 +121,16 @@ def verify(arguments: argparse.Namespace) -> None:
     ours = _megatron_logprobs(config, arguments.checkpoint, tokens)
     difference = float((ours - theirs).abs().max()) if theirs is not None else None
     difference = exchange.broadcast_json(difference)
-    if groups.is_rank_zero():
-        print(f"max |log-prob difference| = {difference:.3g} over {ours.numel()} random tokens")
+    _say(f"max |log-prob difference| = {difference:.3g} over {ours.numel()} random tokens")
     if not difference <= arguments.tolerance:  # a NaN fails too
         raise CheckpointError(
             arguments.checkpoint,
             f"is not the model in {arguments.hf}: log-probs differ by {difference:.3g}, tolerance {arguments.tolerance:g}",
         )
+
+
+def _say(text: str) -> None:
+    common.console().print(text, markup=False)
 
 
 def _config_tree(hf: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def _config_tree(hf: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         model["tokenizer"] = "${config_dir}"
     folder = HfFolder(hf)
     folder.check(tensor_shapes(read_hf_architecture(hf)))
-    all_bf16 = folder.dtype(EMBEDDING) == "BF16" and all(folder.dtype(name) == "BF16" for name in folder.names())
+    all_bf16 = {folder.dtype(name) for name in tensor_shapes(read_hf_architecture(hf))} == {"BF16"}
     return {
         "model": model,
         "parallel": {"tensor": arguments.tensor, "pipeline": arguments.pipeline},
@@ -180,28 +185,8 @@ def _megatron_logprobs(config: Config, checkpoint: Path, tokens: torch.Tensor) -
     """The same from the checkpoint, on every rank."""
     policies = build_policy(config)
     load_model(policies, checkpoint)
-    statistics = forward_chunks(policies, [_micro_batch(row) for row in tokens])
-    found = None if statistics is None else {"logprobs": torch.stack([s[0, :-1] for s in statistics])}
-    last = torch.distributed.get_world_size() - 1
-    return exchange.broadcast_tensors(found, source=last)["logprobs"].cpu()
-
-
-def _micro_batch(row: torch.Tensor) -> MicroBatch:
-    """One sequence as a pack of its own."""
-    length = row.numel()
-    zeros = torch.zeros(length)
-    return MicroBatch(
-        tokens=row,
-        labels=torch.cat([row[1:], torch.tensor([IGNORED_LABEL])]),
-        positions=torch.arange(length),
-        cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
-        max_seqlen=length,
-        sequence_ids=torch.zeros(length, dtype=torch.int64),
-        source=torch.arange(length),
-        behaviour_logprobs=zeros,
-        advantages=zeros,
-        weights=zeros,
-    )
+    rows = [ScoreRow(str(index), tuple(row), 1) for index, row in enumerate(tokens.tolist())]
+    return torch.stack([logprobs for logprobs, _ in score_rows(policies, rows, config)])
 
 
 if __name__ == "__main__":
