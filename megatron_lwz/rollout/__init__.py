@@ -1,1 +1,1 @@
-"""rollout."""
+"""Rollouts: engines' client and pool, the durable journal, and the controller that ties them to rewards."""

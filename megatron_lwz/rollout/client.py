@@ -1,0 +1,249 @@
+"""One client for the embedded engine and vLLM: the part of vLLM's HTTP contract that RL needs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from megatron_lwz.http.retry import Failure, RequestFailure
+from megatron_lwz.http.sse import EventParser
+from megatron_lwz.types import FinishReason, TokenDelta, WeightVersion
+
+CONNECT_SECONDS = 10.0
+UNKNOWN_VERSION = WeightVersion(0)
+
+
+@dataclass(frozen=True)
+class StreamEnd:
+    """Why the engine stopped; `stop` is the stop string, None at an EOS or the token limit."""
+
+    reason: FinishReason
+    stop: str | None = None
+
+
+StreamEvent = TokenDelta | StreamEnd
+
+
+class EngineClient:
+    """Requests to one engine. Use it inside one event loop; `async with` (or `close`) ends its connections.
+
+    `timeout`: seconds without any byte before a request counts as failed. All failures are RequestFailure (EngineError).
+    `version` marks tokens of engines that do not say in the stream which weights wrote them.
+    """
+
+    def __init__(self, url: str, token: str | None, *, model: str = "policy", timeout: float = 600.0) -> None:
+        self.url = url.rstrip("/")
+        self.version = UNKNOWN_VERSION
+        self._token = token
+        self._model = model
+        self._timeout = timeout
+        self._session: aiohttp.ClientSession | None = None
+
+    def twin(self) -> EngineClient:
+        """A client of the same engine for another event loop."""
+        return EngineClient(self.url, self._token, model=self._model, timeout=self._timeout)
+
+    async def __aenter__(self) -> EngineClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends all connections; engines drop the requests that were running on them."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def stream(
+        self,
+        prompt_tokens: Sequence[int],
+        *,
+        request_id: str,
+        seed: int,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        stop: Sequence[str],
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Token deltas as the engine writes them, then one StreamEnd. Log-probs are rounded to fp32, as journaled.
+
+        Raises RequestFailure if the stream breaks, stalls, or says what the contract does not know.
+        """
+        body = {
+            "model": self._model,
+            "prompt": list(prompt_tokens),
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "seed": seed,
+            "stop": list(stop),
+            "stream": True,
+            "logprobs": 0,  # the sampled token's only
+            "return_token_ids": True,
+            "request_id": request_id,
+        }
+        parser = EventParser()
+        try:
+            async with self._request("POST", "/v1/completions", body, request_id) as response:
+                await self._check(response)
+                async for chunk in response.content.iter_any():
+                    for event in parser.feed(chunk):
+                        if event == "[DONE]":
+                            raise self._failure(Failure.CONTRACT, "the stream is done but gave no finish_reason")
+                        delta, end = self._read_chunk(event)
+                        if delta is not None:
+                            yield delta
+                        if end is not None:
+                            yield end
+                            return
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._translate(error) from error
+        raise self._failure(Failure.CONNECTION, "the stream ended without a finish_reason")
+
+    async def health(self) -> bool:
+        """Whether the engine answers."""
+        try:
+            async with self._request("GET", "/health") as response:
+                return response.status == 200
+        except (aiohttp.ClientError, OSError):
+            return False
+
+    async def models(self) -> dict[str, Any]:
+        """The served model's entry of /v1/models (`logprobs_mode`, `max_model_len` …, as far as the engine tells)."""
+        entries = (await self._call("GET", "/v1/models")).get("data")
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, dict) and entry.get("id") == self._model:
+                return entry
+        raise self._failure(Failure.CONTRACT, f"serves no model named {self._model!r}: start it with that name")
+
+    async def pause(self) -> None:
+        """Holds running requests between two tokens, without losing them."""
+        await self._call("POST", "/pause?mode=keep")
+
+    async def resume(self) -> None:
+        """Lets held requests go on."""
+        await self._call("POST", "/resume")
+
+    async def reload_weights(self, path: Path) -> None:
+        """Loads a Hugging Face folder that the engine can read, and forgets cached prefixes."""
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(path)}}
+        await self._call("POST", "/collective_rpc", body)
+        await self._call("POST", "/reset_prefix_cache")
+
+    async def update_weight_version(self, version: str) -> None:
+        """Names the weights that write from now on."""
+        await self._call("POST", "/update_weight_version", {"new_version": version})
+        self.version = parse_version(version, self.version)
+
+    async def weight_checksum(self) -> str:
+        """Checksum (hex) of the weights the engine runs."""
+        answer = await self._call("POST", "/weight_checker", {"action": "checksum"})
+        checksum = answer.get("checksum")
+        if not isinstance(checksum, str):
+            raise self._failure(Failure.CONTRACT, "/weight_checker gave no checksum")
+        return checksum
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """Ends requests; unknown ids are ignored."""
+        await self._call("POST", "/abort_requests", {"request_ids": list(request_ids)})
+
+    def _request(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, request_id: str | None = None
+    ) -> Any:
+        if self._session is None:
+            headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+            self._session = aiohttp.ClientSession(
+                headers=headers,
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=self._timeout),
+            )
+        headers = {"X-Request-Id": request_id} if request_id else {}
+        return self._session.request(method, self.url + path, json=body, headers=headers)
+
+    async def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A control request; its JSON object, {} if it answers with something else."""
+        try:
+            async with self._request(method, path, body) as response:
+                await self._check(response)
+                text = await response.text()
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._translate(error) from error
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            return {}
+        return answer if isinstance(answer, dict) else {}
+
+    async def _check(self, response: aiohttp.ClientResponse) -> None:
+        if response.status == 200:
+            return
+        said = " ".join((await response.text(errors="replace"))[:500].split())
+        advice = f"{response.method} {response.url.path} answered {response.status}: {said or response.reason}"
+        if response.status in (401, 403):
+            advice += " (is rollout.api_key_env the engine's token?)"
+        busy = response.status >= 500 or response.status in (408, 429)
+        raise self._failure(Failure.SERVER if busy else Failure.REFUSED, advice)
+
+    def _read_chunk(self, event: str) -> tuple[TokenDelta | None, StreamEnd | None]:
+        try:
+            chunk = json.loads(event)
+        except ValueError:
+            raise self._failure(Failure.CONTRACT, f"streamed what is not JSON: {event[:80]!r}") from None
+        if isinstance(chunk, dict) and "error" in chunk:
+            raise self._failure(Failure.SERVER, f"failed while writing: {str(chunk['error'])[:300]}")
+        try:
+            choice = chunk["choices"][0]
+            tokens = choice.get("token_ids") or []
+            logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
+            reason, stop = choice.get("finish_reason"), choice.get("stop_reason")
+            end = StreamEnd(FinishReason(reason), stop if isinstance(stop, str) else None) if reason else None
+            delta = self._delta(tokens, logprobs, chunk.get("weight_version", choice.get("weight_version")))
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            advice = f"streamed a chunk our contract does not know ({error!r}): {event[:80]!r}"
+            raise self._failure(Failure.CONTRACT, advice) from error
+        return delta, end
+
+    def _delta(self, tokens: list[int], logprobs: list[float], version: str | None) -> TokenDelta | None:
+        if len(tokens) != len(logprobs):
+            advice = f"streamed {len(tokens)} token ids with {len(logprobs)} log-probs: do `logprobs` and `return_token_ids` work?"
+            raise self._failure(Failure.CONTRACT, advice)
+        if not tokens:
+            return None
+        if not all(isinstance(token, int) and token >= 0 for token in tokens):
+            raise ValueError("token ids must be whole numbers")
+        if not all(math.isfinite(value) and value <= 1e-3 for value in logprobs):
+            raise ValueError("log-probs must be finite and not above 0")
+        rounded = tuple(np.asarray(logprobs, np.float32).tolist())
+        return TokenDelta(tuple(tokens), rounded, parse_version(version, self.version))
+
+    def _failure(self, kind: Failure, advice: str) -> RequestFailure:
+        return RequestFailure(self.url, advice, kind)
+
+    def _translate(self, error: Exception) -> RequestFailure:
+        if isinstance(error, RequestFailure):
+            return error
+        if isinstance(error, asyncio.TimeoutError):
+            return self._failure(Failure.TIMEOUT, f"silent for {self._timeout:g} s")
+        if isinstance(error, (aiohttp.ClientError, OSError)):
+            return self._failure(Failure.CONNECTION, f"{type(error).__name__}: {error}")
+        return self._failure(Failure.CONTRACT, f"streamed {error}")
+
+
+def parse_version(text: object, otherwise: WeightVersion) -> WeightVersion:
+    """The version in `str(WeightVersion)` form; `otherwise` for an engine's own naming."""
+    try:
+        return WeightVersion.parse(str(text))
+    except ValueError:
+        return otherwise

@@ -1,0 +1,80 @@
+"""Groups while they are written: the mutable side of `types.Group` and `types.Rollout`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron_lwz.types import ComponentScore, FinishReason, Group, Prompt, Rollout, TokenDelta, VersionSegment
+
+Kind = Literal["training", "evaluation"]
+
+
+@dataclass
+class Draft:
+    """One response so far. `reason` is None while it is unfinished."""
+
+    group: int
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[VersionSegment] = field(default_factory=list)
+    reason: FinishReason | None = None
+    stop: str | None = None
+    text: str = ""
+
+    @property
+    def id(self) -> str:
+        """Unique in the run."""
+        return f"{self.group}-{self.index}"
+
+    def extend(self, delta: TokenDelta) -> None:
+        """Appends what the engine wrote."""
+        if not self.versions or self.versions[-1].version != delta.version:
+            self.versions.append(VersionSegment(len(self.tokens), delta.version))
+        self.tokens += delta.tokens
+        self.logprobs += delta.logprobs
+
+
+@dataclass
+class GroupDraft:
+    """A group from admission to consumption. Evaluation groups have negative ids and are not trained on."""
+
+    id: int
+    kind: Kind
+    prompt: Prompt
+    prompt_tokens: tuple[int, ...]
+    admitted: int
+    drafts: list[Draft]
+    scores: list[dict[str, ComponentScore]] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every rollout has ended."""
+        return all(draft.reason is not None for draft in self.drafts)
+
+    def scored_by(self, names: set[str]) -> bool:
+        """Whether every rollout has a score of exactly these components."""
+        return len(self.scores) == len(self.drafts) and all(set(scores) == names for scores in self.scores)
+
+    def rollout(self, draft: Draft) -> Rollout:
+        """The finished rollout, frozen."""
+        if draft.reason is None:
+            raise ValueError(f"rollout {draft.id} is unfinished")
+        return Rollout(
+            id=draft.id,
+            prompt_id=self.prompt.id,
+            index=draft.index,
+            prompt_tokens=self.prompt_tokens,
+            tokens=tuple(draft.tokens),
+            logprobs=tuple(draft.logprobs),
+            versions=tuple(draft.versions),
+            finish_reason=draft.reason,
+            text=draft.text,
+            stop=draft.stop,
+        )
+
+    def freeze(self) -> Group:
+        """The finished group; components it was not scored by are absent."""
+        scores = self.scores or [{} for _ in self.drafts]
+        return Group(self.id, self.prompt, tuple(map(self.rollout, self.drafts)), tuple(scores), self.admitted)

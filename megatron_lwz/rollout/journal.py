@@ -1,0 +1,262 @@
+"""The durable record of a run's rollouts: one SQLite file, at once queue, replay buffer and crash recovery.
+
+Durable means that the `commit` which holds a row returned (WAL, `synchronous=FULL`). Rows wait in memory in between, so
+that many rollouts' deltas share one disk flush.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+from megatron_lwz.errors import DataError
+from megatron_lwz.rollout import recovery
+from megatron_lwz.rollout.drafts import Draft, GroupDraft, Kind
+from megatron_lwz.rollout.schema import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    TABLES,
+    pack_logprobs,
+    pack_tokens,
+    prompt_to_json,
+)
+from megatron_lwz.types import ComponentScore, Group, TokenDelta
+
+Answer = TypeVar("Answer")
+
+
+class Journal:
+    """The run's only writer. Methods are safe from any thread; they only queue rows, `commit` makes them durable.
+
+    `exclusive` suits network file systems, where WAL's shared memory does not work: no other process can read the file
+    before `close`, only a `snapshot`. Raises DataError if another process writes the journal, if the file is no journal,
+    or of another schema version; later whenever the disk refuses.
+    """
+
+    def __init__(self, path: Path, *, exclusive: bool = False) -> None:
+        self.path = path
+        self._exclusive = exclusive
+        self._queue_lock = threading.Lock()
+        self._database_lock = threading.Lock()
+        self._rows: list[tuple[str, tuple[Any, ...]]] = []
+        self._deltas: dict[tuple[int, int], tuple[int, TokenDelta]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock_file = path.with_name(path.name + ".lock").open("a")
+        try:
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(path, "another process writes this journal; is the run already going?") from error
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._guarded(lambda: self._open(exclusive))
+
+    def admit(self, group: GroupDraft) -> None:
+        """A new group: its prompt and the rendered prompt's tokens."""
+        prompt = prompt_to_json(group.prompt)
+        row = (group.id, group.kind, prompt, pack_tokens(group.prompt_tokens), group.admitted, len(group.drafts))
+        self._queue("INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def extend(self, draft: Draft, start: int, delta: TokenDelta) -> None:
+        """Tokens of a response from position `start` on. Deltas between two commits become one row."""
+        key = (draft.group, draft.index)
+        with self._queue_lock:
+            waiting = self._deltas.pop(key, None)
+            if waiting is not None:
+                first, before = waiting
+                if before.version == delta.version:
+                    merged = TokenDelta(before.tokens + delta.tokens, before.logprobs + delta.logprobs, delta.version)
+                    self._deltas[key] = (first, merged)
+                    return
+                self._rows.append(_delta_row(key, first, before))
+            self._deltas[key] = (start, delta)
+
+    def finish(self, draft: Draft) -> None:
+        """The response has ended."""
+        if draft.reason is None:
+            raise ValueError(f"rollout {draft.id} is unfinished")
+        row = (draft.group, draft.index, draft.reason.value, draft.stop, draft.text)
+        self._queue("INSERT INTO finished VALUES (?, ?, ?, ?, ?)", row)
+
+    def score(self, group: int, scores: Sequence[Mapping[str, ComponentScore]]) -> None:
+        """All scores of a group, instead of those it had."""
+        self._queue("DELETE FROM scores WHERE group_id = ?", (group,))
+        for index, components in enumerate(scores):
+            for name, score in components.items():
+                value = score.value if math.isfinite(score.value) else None
+                row = (group, index, name, value, int(score.valid), json.dumps(dict(score.details)), score.version)
+                self._queue("INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    def consume(self, groups: Sequence[int], step: int) -> None:
+        """Training step `step` used these groups."""
+        for group in groups:
+            self._queue("INSERT OR REPLACE INTO consumed VALUES (?, ?)", (group, step))
+
+    def drop(self, group: int, reason: str) -> None:
+        """The group will never be trained on."""
+        self._queue("INSERT OR REPLACE INTO dropped VALUES (?, ?)", (group, reason))
+
+    def mark_checkpoint(self, step: int) -> None:
+        """A checkpoint of this step is complete on disk."""
+        self._queue("INSERT OR REPLACE INTO checkpoints VALUES (?)", (step,))
+
+    def record_order(self, step: int, micro_batches: Any) -> None:
+        """The order (any JSON value) in which the step trained its micro-batches."""
+        self._queue("INSERT OR REPLACE INTO trained VALUES (?, ?)", (step, json.dumps(micro_batches)))
+
+    def commit(self) -> None:
+        """Makes everything queued so far durable. Raises DataError; the rows stay queued then."""
+        with self._database_lock:
+            with self._queue_lock:
+                rows, self._rows = self._rows, []
+                rows += [_delta_row(key, start, delta) for key, (start, delta) in self._deltas.items()]
+                self._deltas = {}
+            if not rows:
+                return
+            try:
+                self._guarded(lambda: self._write(rows))
+            except DataError:
+                with self._queue_lock:
+                    self._rows = rows + self._rows
+                raise
+
+    def rewind(self, step: int) -> int:
+        """Recovery: groups consumed after `step` return to ready; gives their number. Durable at return."""
+        with self._database_lock:
+            return self._guarded(lambda: recovery.rewind(self._db, step))
+
+    def open_groups(self) -> list[GroupDraft]:
+        """Training groups neither consumed nor dropped, finished or not, in order of id (after a commit)."""
+        self.commit()
+        with self._database_lock:
+            where = f"kind = 'training' AND {recovery.OPEN}"
+            return self._guarded(lambda: list(recovery.load_groups(self._db, where)))
+
+    def next_id(self, kind: Kind) -> int:
+        """The first unused group id of this kind, among committed groups."""
+        with self._database_lock:
+            smallest, largest = self._guarded(
+                lambda: self._db.execute("SELECT min(id), max(id) FROM groups WHERE kind = ?", (kind,)).fetchone()
+            )
+        if kind == "training":
+            return 0 if largest is None else largest + 1
+        return -1 if smallest is None else smallest - 1
+
+    def snapshot(self, target: Path) -> None:
+        """Copies the journal, as of the last commit, into a new file that JournalReader can read."""
+        with self._database_lock, closing(sqlite3.connect(target)) as copy:
+            self._guarded(lambda: self._db.backup(copy))
+
+    def close(self) -> None:
+        """Commits what is queued and lets go of the file, folded into one."""
+        self.commit()
+        with self._database_lock:
+            self._guarded(lambda: self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)"))
+            if self._exclusive:  # a WAL left on a network file system could not be read by others
+                self._guarded(lambda: self._db.execute("PRAGMA journal_mode = DELETE"))
+            self._db.close()
+        self._lock_file.close()
+
+    def _queue(self, statement: str, row: tuple[Any, ...]) -> None:
+        with self._queue_lock:
+            self._rows.append((statement, row))
+
+    def _open(self, exclusive: bool) -> None:
+        if exclusive:  # must come before WAL mode: then WAL needs no shared memory
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        check_schema(self._db, self.path, may_be_empty=True)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            self._db.executescript(
+                f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{TABLES}COMMIT;"
+            )
+
+    def _write(self, rows: list[tuple[str, tuple[Any, ...]]]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement, run in groupby(rows, key=lambda row: row[0]):
+                self._db.executemany(statement, [row for _, row in run])
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _guarded(self, action: Callable[[], Answer]) -> Answer:
+        try:
+            return action()
+        except sqlite3.Error as error:
+            raise DataError(self.path, f"the journal's disk or file refuses: {error}") from error
+
+
+class JournalReader:
+    """Reads a journal, also while its run writes (a consistent view per call). Raises DataError if it is unreadable."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        if not path.is_file():
+            raise DataError(path, "no journal there")
+        try:
+            self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+            check_schema(self._db, path)
+        except sqlite3.Error as error:
+            raise DataError(path, f"cannot read the journal: {error}") from error
+
+    def __enter__(self) -> JournalReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._db.close()
+
+    def groups(self, kind: Kind = "training", *, consumed_at: int | None = None) -> Iterator[Group]:
+        """Finished groups in order of id, one in memory at a time; only those of one training step if given."""
+        done = "(SELECT count(*) FROM finished WHERE group_id = groups.id) = size"
+        if consumed_at is None:
+            drafts = recovery.load_groups(self._db, f"kind = ? AND {done}", (kind,))
+        else:
+            step = "id IN (SELECT group_id FROM consumed WHERE step = ?)"
+            drafts = recovery.load_groups(self._db, f"kind = ? AND {done} AND {step}", (kind, consumed_at))
+        return (draft.freeze() for draft in drafts)
+
+    def consumed(self) -> dict[int, int]:
+        """Group id → the training step that used it."""
+        return dict(self._db.execute("SELECT group_id, step FROM consumed"))
+
+    def checkpoints(self) -> list[int]:
+        """Steps of complete checkpoints, ascending."""
+        return [step for (step,) in self._db.execute("SELECT step FROM checkpoints ORDER BY step")]
+
+    def trained_order(self, step: int) -> Any | None:
+        """What `record_order` wrote for this step, None if nothing."""
+        row = self._db.execute("SELECT micro_batches FROM trained WHERE step = ?", (step,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+
+def check_schema(db: sqlite3.Connection, path: Path, *, may_be_empty: bool = False) -> None:
+    """Raises DataError unless the file is a journal that this code understands."""
+    empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    application, version = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+    if empty and may_be_empty:
+        return
+    if application != APPLICATION_ID:
+        raise DataError(path, "not a rollout journal")
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            path, f"journal schema {version}, this release reads {SCHEMA_VERSION}: use the release that wrote it"
+        )
+
+
+def _delta_row(key: tuple[int, int], start: int, delta: TokenDelta) -> tuple[str, tuple[Any, ...]]:
+    row = (*key, start, pack_tokens(delta.tokens), pack_logprobs(delta.logprobs), str(delta.version))
+    return "INSERT INTO deltas VALUES (?, ?, ?, ?, ?, ?)", row

@@ -1,0 +1,42 @@
+"""How far awaited rollouts are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from megatron_lwz.rollout.drafts import GroupDraft
+from megatron_lwz.rollout.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the groups that somebody waits for are. `tokens_per_second`: new tokens since the wait began."""
+
+    finished: int
+    rollouts: int
+    tokens: int
+    tokens_per_second: float
+
+
+ProgressFn = Callable[[Progress], None]
+
+
+class Meter:
+    """Tokens per second since its making."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._since = time.monotonic()
+        self._before = sampler.counters["tokens"]
+
+    def measure(self, groups: Sequence[GroupDraft]) -> Progress:
+        drafts = [draft for group in groups for draft in group.drafts]
+        seconds = max(time.monotonic() - self._since, 1e-3)
+        return Progress(
+            finished=sum(draft.reason is not None for draft in drafts),
+            rollouts=len(drafts),
+            tokens=sum(len(draft.tokens) for draft in drafts),
+            tokens_per_second=(self._sampler.counters["tokens"] - self._before) / seconds,
+        )

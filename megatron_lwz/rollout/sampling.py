@@ -1,0 +1,153 @@
+"""Has one rollout written to its end, whatever happens to engines in between."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Protocol
+
+from megatron_lwz.config.sections import RolloutSection
+from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
+from megatron_lwz.rollout.admission import derive_seed
+from megatron_lwz.rollout.client import EngineClient, StreamEnd
+from megatron_lwz.rollout.drafts import Draft, GroupDraft
+from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.pool import EnginePool
+from megatron_lwz.types import FinishReason, TokenDelta
+
+log = logging.getLogger(__name__)
+
+
+class Tokenizer(Protocol):
+    """What rollouts need of a tokenizer."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a response."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt."""
+        ...
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of token ids."""
+        ...
+
+
+class Sampler:
+    """Streams rollouts into the journal; after a failure goes on from the last token received."""
+
+    def __init__(self, pool: EnginePool, journal: Journal, tokenizer: Tokenizer, section: RolloutSection) -> None:
+        self.counters: Counter[str] = Counter()
+        self._pool = pool
+        self._journal = journal
+        self._tokenizer = tokenizer
+        self._section = section
+        self._window = max((len(stop.encode()) for stop in section.stop), default=0) + 8
+        """Tokens that surely hold a whole stop string: each token is at least one byte, and some margin."""
+
+    async def write(self, group: GroupDraft, draft: Draft, seed: int) -> None:
+        """Returns when the draft has its end (queued in the journal, not yet durable).
+
+        Raises RequestFailure when failures in a row, without a new token, use up the budget.
+        """
+        end = self._end_of(draft.tokens)
+        if end is not None:  # killed between the last token and its record of the end
+            self._finish(draft, end)
+        budget = RetryBudget(self._section.retries)
+        while draft.reason is None:
+            async with self._pool.lease(group.id) as client:
+                before = len(draft.tokens)
+                try:
+                    await self._stream(client, group, draft, seed)
+                    self._pool.report(client, failed=False)
+                    continue
+                except RequestFailure as error:
+                    self._pool.report(client, failed=True)
+                    failure = error
+            if len(draft.tokens) > before:
+                budget.reset()
+            wait = budget.spend(failure)
+            self.counters["retried"] += 1
+            log.warning("rollout %s goes on from token %d in %.1f s: %s", draft.id, len(draft.tokens), wait, failure)
+            await asyncio.sleep(wait)
+
+    async def _stream(self, client: EngineClient, group: GroupDraft, draft: Draft, seed: int) -> None:
+        section, start = self._section, len(draft.tokens)
+        if start and section.engine == "vllm":  # its noise restarts with each request: never replay it on a prefix
+            seed = derive_seed(seed, start)
+        events = client.stream(
+            (*group.prompt_tokens, *draft.tokens),
+            request_id=f"{draft.id}-{start}",
+            seed=seed,
+            max_tokens=section.max_new_tokens - start,
+            temperature=section.temperature,
+            top_p=section.top_p,
+            stop=section.stop,
+        )
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, TokenDelta):
+                    end = self._append(draft, event, start)
+                elif event.reason is FinishReason.ABORT:
+                    raise RequestFailure(client.url, "aborted the request", Failure.CONNECTION)
+                else:
+                    end = event
+                if end is not None:
+                    self._finish(draft, end)
+                    return
+
+    def _append(self, draft: Draft, delta: TokenDelta, resumed_at: int) -> StreamEnd | None:
+        """Takes a delta; gives an end that the engine cannot see: a stop string that began before `resumed_at`."""
+        end = None
+        if resumed_at and len(draft.tokens) < resumed_at + self._window:
+            for count in range(1, len(delta.tokens) + 1):
+                end = self._stop_in([*draft.tokens[-self._window :], *delta.tokens[:count]])
+                if end is not None:
+                    delta = replace(delta, tokens=delta.tokens[:count], logprobs=delta.logprobs[:count])
+                    break
+        self._journal.extend(draft, len(draft.tokens), delta)
+        draft.extend(delta)
+        self.counters["tokens"] += len(delta.tokens)
+        return end or self._at_limit(draft)
+
+    def _at_limit(self, draft: Draft) -> StreamEnd | None:
+        """The end of a draft that already holds more than it may: an engine that ignores max_tokens."""
+        over = len(draft.tokens) > self._section.max_new_tokens
+        return StreamEnd(FinishReason.LENGTH) if over else None
+
+    def _end_of(self, tokens: Sequence[int]) -> StreamEnd | None:
+        """The end that recovered tokens already contain."""
+        if not tokens:
+            return None
+        if tokens[-1] in self._tokenizer.eos_ids:
+            return StreamEnd(FinishReason.STOP)
+        end = self._stop_in(tokens[-self._window :])
+        if end is None and len(tokens) >= self._section.max_new_tokens:
+            return StreamEnd(FinishReason.LENGTH)
+        return end
+
+    def _stop_in(self, tokens: Sequence[int]) -> StreamEnd | None:
+        text = self._tokenizer.decode(tokens[-self._window :])
+        stop = next((stop for stop in self._section.stop if stop in text), None)
+        return StreamEnd(FinishReason.STOP, stop) if stop else None
+
+    def _finish(self, draft: Draft, end: StreamEnd) -> None:
+        draft.reason, draft.stop = end.reason, end.stop
+        draft.text = text_of(self._tokenizer.decode(draft.tokens), end.stop)
+        self.counters["finished"] += 1
+        self.counters["truncated"] += end.reason is FinishReason.LENGTH
+        self._journal.finish(draft)
+
+
+def text_of(decoded: str, stop: str | None) -> str:
+    """The rollout's text: ends with its stop string, though the last token may write beyond it or decode to nothing."""
+    if not stop or decoded.endswith(stop):
+        return decoded
+    head, found, _ = decoded.rpartition(stop)
+    return head + found if found else decoded + stop

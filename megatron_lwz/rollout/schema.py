@@ -1,0 +1,78 @@
+"""The journal's tables, and how values become columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from megatron_lwz.types import LengthRange, Prompt
+
+APPLICATION_ID = 0x4C575A4A
+SCHEMA_VERSION = 1
+
+TABLES = """
+CREATE TABLE groups (
+    id INTEGER PRIMARY KEY,        -- training: 0, 1, … in order of admission; evaluation: -1, -2, …
+    kind TEXT NOT NULL,            -- training | evaluation
+    prompt TEXT NOT NULL,          -- the prompt row, JSON
+    prompt_tokens BLOB NOT NULL,   -- the rendered prompt: int32, little endian
+    admitted INTEGER NOT NULL,     -- trainer step it was admitted for
+    size INTEGER NOT NULL          -- rollouts
+);
+CREATE TABLE deltas (
+    group_id INTEGER NOT NULL, rollout INTEGER NOT NULL,
+    start INTEGER NOT NULL,        -- position of the first token in the response
+    tokens BLOB NOT NULL,          -- int32, little endian
+    logprobs BLOB NOT NULL,        -- float32, little endian, equally many
+    version TEXT NOT NULL,         -- weights that wrote them: step.attempt.checksum
+    PRIMARY KEY (group_id, rollout, start)
+) WITHOUT ROWID;
+CREATE TABLE finished (
+    group_id INTEGER NOT NULL, rollout INTEGER NOT NULL,
+    reason TEXT NOT NULL, stop TEXT, text TEXT NOT NULL,
+    PRIMARY KEY (group_id, rollout)
+) WITHOUT ROWID;
+CREATE TABLE scores (
+    group_id INTEGER NOT NULL, rollout INTEGER NOT NULL, component TEXT NOT NULL,
+    value REAL, valid INTEGER NOT NULL, details TEXT NOT NULL, version TEXT NOT NULL,
+    PRIMARY KEY (group_id, rollout, component)
+) WITHOUT ROWID;
+CREATE TABLE consumed (group_id INTEGER PRIMARY KEY, step INTEGER NOT NULL);
+CREATE TABLE dropped (group_id INTEGER PRIMARY KEY, reason TEXT NOT NULL);
+CREATE TABLE checkpoints (step INTEGER PRIMARY KEY);
+CREATE TABLE trained (step INTEGER PRIMARY KEY, micro_batches TEXT NOT NULL);  -- their order, JSON
+"""
+
+
+def pack_tokens(tokens: Sequence[int]) -> bytes:
+    """Int32, little endian."""
+    return np.asarray(tokens, "<i4").tobytes()
+
+
+def unpack_tokens(blob: bytes) -> list[int]:
+    """Inverse of `pack_tokens`."""
+    return np.frombuffer(blob, "<i4").tolist()
+
+
+def pack_logprobs(logprobs: Sequence[float]) -> bytes:
+    """Float32, little endian."""
+    return np.asarray(logprobs, "<f4").tobytes()
+
+
+def unpack_logprobs(blob: bytes) -> list[float]:
+    """Inverse of `pack_logprobs` for values that are float32 already."""
+    return np.frombuffer(blob, "<f4").tolist()
+
+
+def prompt_to_json(prompt: Prompt) -> str:
+    """All fields of a prompt row. Raises TypeError if `extra` holds what JSON cannot."""
+    return json.dumps(asdict(prompt) | {"extra": dict(prompt.extra)}, ensure_ascii=False)
+
+
+def prompt_from_json(text: str) -> Prompt:
+    """Inverse of `prompt_to_json`."""
+    row = json.loads(text)
+    return Prompt(**row | {"length": LengthRange(**row["length"]) if row["length"] else None})
