@@ -1,0 +1,271 @@
+"""Continuous batching on the policy's own Megatron model: prompts are computed once, then all sequences step together.
+
+The model's own modules do the maths (embedding, norms, linear layers, output layer), so engine and trainer share
+weights and kernels; only attention over cached keys and values is written here. One rank (no tensor or pipeline
+parallelism). Shape legend: T tokens of a pass, H hidden, G key-value heads, Q query heads per key-value head,
+D head dimension, V true vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_lwz.models.decoding_cache import CacheShape, Prefix, PrefixCache, RowCache, Sequence
+from megatron_lwz.models.decoding_sampling import Sampler
+from megatron_lwz.models.logprobs import PolicyModel
+
+Attend = Callable[[int, Tensor, Tensor], Tensor]
+"""(layer, query [T, G, Q, D], key and value [T, G, 2, D]) → [T, G, Q, D]"""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One new token of a sequence with its log-prob (see `Sampler.draw`)."""
+
+    sequence: Sequence
+    token: int
+    logprob: float
+
+
+class Decoder:
+    """Writes up to `slots` sequences at once, further ones wait. Not thread-safe.
+
+    `max_length` bounds prompt + response in tokens; the caller removes a sequence before it would grow beyond.
+    `prefill_tokens`: prompt tokens computed per step, so that a long prompt does not hold up the others for long.
+    """
+
+    def __init__(self, model: PolicyModel, *, max_length: int, slots: int, prefill_tokens: int = 2048) -> None:
+        self.slots = slots
+        self._forward = DecodingForward(model, max_length)
+        self._prefill_tokens = prefill_tokens
+        self._rows = RowCache(self._forward.cache_shape)
+        self._prefixes = PrefixCache(self._forward.cache_shape, max_tokens=max(16384, max_length))
+        self._waiting: deque[Sequence] = deque()
+        self._pending: dict[Sequence, Prefix] = {}
+        self._batch: _Batch | None = None
+        self._writing: set[Sequence] = set()
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._writing)
+
+    @property
+    def writing(self) -> int:
+        """Sequences that hold a slot."""
+        return len(self._writing)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a new sequence (its prompt must not be empty)."""
+        self._waiting.append(sequence)
+
+    @torch.inference_mode()
+    def remove(self, sequence: Sequence) -> None:
+        """Ends a sequence, waiting or writing, and frees its slot. Unknown ones are ignored."""
+        if sequence in self._writing:
+            self._writing.remove(sequence)
+            self._rows.remove(sequence)
+            self._batch = None
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+            self._pending.pop(sequence, None)
+
+    def forget_prefixes(self) -> None:
+        """Drops cached prompts, half-computed ones too: call it when the weights change."""
+        self._prefixes.clear()
+        self._pending.clear()
+
+    @torch.inference_mode()
+    def step(self) -> list[Sampled]:
+        """One token for every sequence that is being written, and the first token of those that start."""
+        return self._decode() + self._start()
+
+    def _decode(self) -> list[Sampled]:
+        if not self._writing:
+            return []
+        if self._rows.move_grown() or self._batch is None:
+            self._batch = _Batch(self._rows, self._forward)
+        return self._batch.step()
+
+    def _start(self) -> list[Sampled]:
+        """Computes waiting prompts and gives finished ones a row and their first token."""
+        free = self.slots - len(self._writing)
+        candidates = [self._waiting[i] for i in range(min(free, len(self._waiting)))]
+        if not candidates:
+            return []
+        for sequence in candidates:
+            if sequence not in self._pending:
+                self._pending[sequence] = self._prefixes.get(sequence.prompt)
+        self._forward.prefill(dict.fromkeys(self._pending[s] for s in candidates), self._prefill_tokens)
+        ready = [s for s in candidates if self._pending[s].logits is not None]
+        if not ready:
+            return []
+        logits = torch.stack([logits for s in ready if (logits := self._pending[s].logits) is not None])
+        for sequence in ready:
+            self._waiting.remove(sequence)
+            self._writing.add(sequence)
+            sequence.length = len(sequence.prompt)
+            self._rows.add(sequence, self._pending.pop(sequence).cached)
+        self._batch = None
+        return _draw(_sampler(ready, logits.device), ready, logits)[1]
+
+
+class _Batch:
+    """The sequences of a decode step in row order, with everything that stays the same from step to step."""
+
+    def __init__(self, rows: RowCache, forward: DecodingForward) -> None:
+        self._forward = forward
+        self._buckets = rows.buckets()
+        self._sequences = [sequence for bucket in self._buckets for sequence in bucket.sequences]
+        self._device = forward.cache_shape.device
+        self._tokens = torch.tensor([s.last_token for s in self._sequences], device=self._device)
+        self._positions = torch.tensor([s.length for s in self._sequences], device=self._device)
+        self._sampler = _sampler(self._sequences, self._device)
+        self._longest = [max(s.length for s in bucket.sequences) for bucket in self._buckets]
+        self._rows = [torch.arange(len(bucket.sequences), device=self._device) for bucket in self._buckets]
+
+    def step(self) -> list[Sampled]:
+        sizes = [len(rows) for rows in self._rows]
+        positions = self._positions.split(sizes)
+        self._longest = [longest + 1 for longest in self._longest]
+        hidden_keys = [
+            torch.arange(longest, device=self._device) > position[:, None]
+            for longest, position in zip(self._longest, positions, strict=True)
+        ]
+        masks = [
+            torch.zeros(hidden.shape, device=self._device, dtype=self._forward.cache_shape.dtype).masked_fill_(
+                hidden, -torch.inf
+            )[:, None, None]
+            for hidden in hidden_keys
+        ]
+
+        def attend(layer: int, query: Tensor, key_value: Tensor) -> Tensor:
+            outputs, start = [], 0
+            for bucket, rows, size, position, longest, mask in zip(
+                self._buckets, self._rows, sizes, positions, self._longest, masks, strict=True
+            ):
+                store, part = bucket.store[layer], slice(start, start + size)
+                store[rows, :, :, position] = key_value[part]
+                seen = store[:size, :, :, :longest]
+                outputs.append(F.scaled_dot_product_attention(query[part], seen[:, :, 0], seen[:, :, 1], mask))
+                start += size
+            return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+        logits = self._forward(self._tokens, self._positions, attend)
+        for sequence in self._sequences:
+            sequence.length += 1
+        self._positions += 1
+        tokens, sampled = _draw(self._sampler, self._sequences, logits)
+        self._tokens = tokens
+        return sampled
+
+
+class DecodingForward:
+    """Passes of the policy's modules over tokens of many sequences, attention left to the caller."""
+
+    def __init__(self, model: PolicyModel, max_length: int) -> None:
+        settings = model.config
+        self._model = model.eval()
+        self._groups = settings.num_query_groups
+        self._head_dim = settings.kv_channels
+        self._vocab = model.true_vocab_size
+        weight = model.embedding.word_embeddings.weight
+        self.cache_shape = CacheShape(
+            settings.num_layers, self._groups, self._head_dim, settings.params_dtype, weight.device
+        )
+        angles = model.rotary_pos_emb.get_emb(max_length)[:, 0].to(weight.device)  # [max_length, 1, D]
+        self._cos, self._sin = angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)
+        self._sin[..., : self._head_dim // 2].neg_()  # the minus of "rotate half", folded in
+
+    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, last: Tensor | None = None) -> Tensor:
+        """Logits [T, V] fp32 after each token [T], or only after those at the indices `last`."""
+        model = self._model
+        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
+        hidden = model.embedding.word_embeddings(tokens)[:, None]
+        for index, layer in enumerate(model.decoder.layers):
+            hidden = hidden + self._attention(
+                index, layer.self_attention, layer.input_layernorm(hidden), cos, sin, attend
+            )
+            hidden = hidden + layer.mlp(layer.pre_mlp_layernorm(hidden))[0]
+        hidden = model.decoder.final_layernorm(hidden if last is None else hidden[last])
+        return model.output_layer(hidden, weight=model.output_weight())[0][:, 0, : self._vocab].float()
+
+    def _attention(
+        self, index: int, module: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend
+    ) -> Tensor:
+        """[T, 1, H] → [T, 1, H]. Megatron's fused projection holds, per key-value head, its queries, key and value."""
+        mixed = module.linear_qkv(hidden)[0].view(hidden.shape[0], self._groups, -1, self._head_dim)
+        half = self._head_dim // 2
+        turned = mixed[:, :, :-1]  # queries and key; RoPE leaves the value alone
+        mixed[:, :, :-1] = turned * cos + torch.cat((turned[..., half:], turned[..., :half]), -1) * sin
+        output = attend(index, mixed[:, :, :-2], mixed[:, :, -2:])
+        return module.linear_proj(output.reshape(hidden.shape[0], 1, -1))[0]
+
+    def prefill(self, prefixes: Iterable[Prefix], budget: int) -> None:
+        """Computes the next `budget` prompt tokens of unfinished prefixes, in order, in one pass."""
+        segments: list[tuple[Prefix, int, int]] = []
+        for prefix in prefixes:
+            stop = min(len(prefix.tokens), prefix.done + budget)
+            if stop > prefix.done:
+                segments.append((prefix, prefix.done, stop))
+                budget -= stop - prefix.done
+        if not segments:
+            return
+        device = self.cache_shape.device
+        tokens = torch.tensor([t for prefix, start, stop in segments for t in prefix.tokens[start:stop]], device=device)
+        positions = torch.cat([torch.arange(start, stop, device=device) for _, start, stop in segments])
+        last = torch.tensor([stop - start for _, start, stop in segments], device=device).cumsum(0) - 1
+
+        def attend(layer: int, query: Tensor, key_value: Tensor) -> Tensor:
+            outputs, begin = [], 0
+            for prefix, start, stop in segments:
+                part = slice(begin, begin + stop - start)
+                prefix.cached[layer, :, :, start:stop] = key_value[part].permute(1, 2, 0, 3)
+                outputs.append(_causal(query[part], prefix.cached[layer, :, :, :stop]))
+                begin = part.stop
+            return torch.cat(outputs)
+
+        logits = self(tokens, positions, attend, last)
+        for row, (prefix, _, stop) in enumerate(segments):
+            prefix.done = stop
+            if stop == len(prefix.tokens):
+                prefix.logits = logits[row]
+
+
+def _causal(query: Tensor, seen: Tensor) -> Tensor:
+    """Attention of the last T of N tokens: query [T, G, Q, D], keys and values [G, 2, N, D] → [T, G, Q, D]."""
+    count, total, per_group = query.shape[0], seen.shape[2], query.shape[2]
+    mask = None
+    if count < total:
+        places = torch.arange(total, device=query.device)
+        mask = places <= places[total - count :, None]
+    output = F.scaled_dot_product_attention(
+        query.flatten(1, 2).transpose(0, 1)[None],
+        seen[None, :, 0],
+        seen[None, :, 1],
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=per_group > 1,
+    )
+    return output[0].transpose(0, 1).unflatten(1, (-1, per_group))
+
+
+def _sampler(sequences: list[Sequence], device: torch.device) -> Sampler:
+    return Sampler(
+        [s.temperature for s in sequences], [s.top_p for s in sequences], [s.seed for s in sequences], device=device
+    )
+
+
+def _draw(sampler: Sampler, sequences: list[Sequence], logits: Tensor) -> tuple[Tensor, list[Sampled]]:
+    """Draws the token at position `length` of every sequence."""
+    tokens, logprobs = sampler.draw(logits, np.array([s.length for s in sequences], dtype=np.uint64))
+    sampled = []
+    for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
+        sequence.last_token = token
+        sampled.append(Sampled(sequence, token, logprob))
+    return tokens, sampled
