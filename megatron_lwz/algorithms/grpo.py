@@ -20,7 +20,7 @@ from megatron_lwz.types import SequenceBatch
 
 MAX_SUFFIX = "/max"
 _LOG_RATIO_LIMIT = 20.0
-"""Bound on |log ratio| before exp: far beyond every clip, and finite in fp32."""
+"""Bound on |log p − log q| before exp: far beyond every clip, and finite in fp32."""
 
 ContextSum = Callable[[torch.Tensor], torch.Tensor]
 
@@ -107,7 +107,7 @@ def policy_ratio(
     token's own log-prob. Weights are constant in a sequence, so the summed gradient is that of the sequence objective,
     and no gradient has to cross context-parallel ranks.
     """
-    log_ratio = (inputs.logprob - inputs.old).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
+    log_ratio = _difference(inputs.logprob, inputs.old)
     if section.ratio == "sequence":
         log_ratio = mean(log_ratio.detach()) + (inputs.logprob - inputs.logprob.detach())
     return log_ratio.exp(), log_ratio
@@ -122,7 +122,7 @@ def mismatch_weight(
     """
     if section.mismatch == "none":
         return torch.ones_like(inputs.old), torch.ones_like(inputs.old, dtype=torch.bool)
-    log_weight = (inputs.old - inputs.behaviour).detach().clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
+    log_weight = _difference(inputs.old, inputs.behaviour).detach()
     weight = (mean(log_weight) if section.mismatch == "sequence" else log_weight).exp()
     if section.mismatch_mode == "truncate":
         return weight.clamp(max=section.mismatch_cap), weight <= section.mismatch_cap
@@ -137,11 +137,11 @@ def kl_term(inputs: LossInputs, section: GrpoSection, correction: torch.Tensor) 
     policy / old and by the mismatch correction, since the tokens came from the behaviour policy. Its expected gradient
     is then that of the reverse KL: for k3 the weight carries gradient, for k2 it must not.
     """
-    difference = (inputs.logprob - _reference(inputs)).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
+    difference = _difference(inputs.logprob, _reference(inputs))
     estimate = difference.square() / 2 if section.kl_estimator == "k2" else k3(difference)
     if not section.kl_importance:
         return estimate
-    importance = (inputs.logprob - inputs.old).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT).exp()
+    importance = _difference(inputs.logprob, inputs.old).exp()
     return correction * (importance.detach() if section.kl_estimator == "k2" else importance) * estimate
 
 
@@ -178,6 +178,10 @@ class _SequenceMean:
         return (total / count.clamp(min=1))[self._ids]
 
 
+def _difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a - b).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
+
+
 def _reference(inputs: LossInputs) -> torch.Tensor:
     if inputs.reference is None:
         raise ValueError("a KL coefficient above 0 needs the reference model's log-probs")
@@ -194,11 +198,11 @@ def _metrics(
 ) -> dict[str, torch.Tensor]:
     """`kl` is to the reference or, when there is none, between old and policy; `mismatch/kl` between engine and old."""
     used = inputs.weight > 0
-    mismatch = inputs.old - inputs.behaviour
+    mismatch = _difference(inputs.old, inputs.behaviour)
     if inputs.reference is None:
         kl = k3(-log_ratio)
     else:
-        kl = k3(inputs.logprob - inputs.reference)
+        kl = k3(_difference(inputs.logprob, inputs.reference))
 
     def total(values: torch.Tensor) -> torch.Tensor:
         return values.where(used, values.new_zeros(())).sum()

@@ -1,0 +1,117 @@
+"""Group advantages: statistics, masks, and what a group without variance gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_lwz.algorithms.advantages import group_advantages, treat_truncated, zero_variance
+
+
+def advantages(rewards, valid=None, included=None, weights=None, **options):
+    rewards = torch.as_tensor(rewards, dtype=torch.float32)
+    return group_advantages(
+        rewards,
+        torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid,
+        torch.ones(rewards.shape[:2], dtype=torch.bool) if included is None else included,
+        weights=torch.ones(rewards.shape[2]) if weights is None else torch.as_tensor(weights),
+        **({"normalizer": "zscore", "combine": "advantages", "std_floor": 1e-6} | options),
+    )
+
+
+def test_zscore_uses_the_population_standard_deviation():
+    found = advantages([[[1.0], [2.0], [3.0], [6.0]]])
+    values = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    torch.testing.assert_close(found[0], (values - 3) / values.std(correction=0))
+
+
+def test_components_are_normalised_before_they_are_averaged():
+    """Scale of one component must not drown the other (section 3.1)."""
+    small = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    rewards = torch.stack([small, 1000 * (1 - small)], -1)[None]
+    torch.testing.assert_close(advantages(rewards), torch.zeros(1, 4), atol=1e-5, rtol=0)
+    assert (advantages(rewards, combine="rewards").abs() > 0.9).all()
+
+
+def test_range_spans_minus_one_to_one_and_none_only_centres():
+    rewards = [[[1.0], [2.0], [5.0]]]
+    torch.testing.assert_close(advantages(rewards, normalizer="range"), torch.tensor([[-1.0, -0.5, 1.0]]))
+    torch.testing.assert_close(advantages(rewards, normalizer="none"), torch.tensor([[1.0, 2.0, 5.0]]) - 8 / 3)
+
+
+@pytest.mark.parametrize("normalizer", ["zscore", "range", "none"])
+@pytest.mark.parametrize("combine", ["advantages", "rewards"])
+def test_equal_rewards_give_exactly_zero(normalizer, combine):
+    found = advantages(torch.full((2, 7, 2), 0.1), normalizer=normalizer, combine=combine, weights=[0.3, 0.9])
+    assert (found == 0).all() and zero_variance(found).all()
+
+
+@pytest.mark.parametrize("combine", ["advantages", "rewards"])
+def test_excluded_rollouts_leave_the_statistics_and_get_zero(combine):
+    rewards = torch.rand(1, 6, 2)
+    included = torch.tensor([[True, False, True, True, False, True]])
+    changed = rewards.clone()
+    changed[0, 1], changed[0, 4] = 1e6, -1e6
+    found = advantages(changed, included=included, combine=combine)
+    assert (found[~included] == 0).all()
+    torch.testing.assert_close(found[included], advantages(rewards[:, included[0]], combine=combine)[0])
+
+
+def test_invalid_component_leaves_the_average_and_weights_are_renormalised():
+    rewards = torch.rand(1, 5, 2)
+    valid = torch.ones(1, 5, 2, dtype=torch.bool)
+    valid[0, :, 1] = False
+    found = advantages(rewards, valid=valid, weights=[0.2, 0.8])
+    torch.testing.assert_close(found, advantages(rewards[..., :1]))
+
+
+def test_invalid_scores_are_not_zeros():
+    rewards = torch.tensor([[[1.0], [2.0], [float("nan")], [3.0]]]).nan_to_num(1e9)
+    valid = torch.tensor([[[True], [True], [False], [True]]])
+    found = advantages(rewards, valid=valid)
+    assert found[0, 2] == 0
+    torch.testing.assert_close(found[0, [0, 1, 3]], advantages([[[1.0], [2.0], [3.0]]])[0])
+
+
+def test_nothing_valid_gives_zero():
+    found = advantages(torch.rand(1, 3, 2), valid=torch.zeros(1, 3, 2, dtype=torch.bool))
+    assert (found == 0).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(-100, 100, width=16), min_size=2, max_size=8),
+    st.floats(0.5, 10),
+    st.floats(-5, 5),
+    st.sampled_from(["zscore", "range"]),
+)
+def test_affine_changes_of_the_reward_do_not_matter(values, scale, offset, normalizer):
+    rewards = torch.tensor(values, dtype=torch.float64).view(1, -1, 1)
+    first, second = (
+        group_advantages(
+            r,
+            torch.ones_like(r, dtype=torch.bool),
+            torch.ones(1, len(values), dtype=torch.bool),
+            weights=torch.ones(1),
+            normalizer=normalizer,
+            combine="advantages",
+            std_floor=1e-12,
+        )
+        for r in (rewards, rewards * scale + offset)
+    )
+    if rewards.max() - rewards.min() > 1e-2:
+        torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
+        if normalizer == "zscore":
+            assert abs(first.sum().item()) < 1e-4
+
+
+def test_truncated_rollouts():
+    rewards, truncated = torch.ones(1, 2, 2), torch.tensor([[False, True]])
+    kept, included = treat_truncated(rewards, truncated, mode="mask", penalty=0.5)
+    assert torch.equal(kept, rewards) and included.tolist() == [[True, False]]
+    kept, included = treat_truncated(rewards, truncated, mode="penalty", penalty=0.5)
+    assert kept[0].tolist() == [[1, 1], [0.5, 0.5]] and included.all()
+    kept, included = treat_truncated(rewards, truncated, mode="keep", penalty=0.5)
+    assert torch.equal(kept, rewards) and included.all()
