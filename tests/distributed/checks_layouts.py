@@ -47,14 +47,15 @@ def _measure_one(config: Config, oracle: Oracle) -> dict[str, float]:
     values = _statistics(state, everything, oracle)
     changed = dict(oracle)
     changed["tokens.1"] = (oracle["tokens.1"] + 1) % 1003
-    others = _statistics(state, [_micro_batch(changed, packs[0])], oracle)
+    others = _statistics(state, [_micro_batch(changed, pack) for pack in packs], oracle)
     mine = everything[groups.data_rank() :: groups.data_size()]
     tokens = sum(length - 1 for pack in LENGTHS for length in pack)
     steps = [train_step(state, mine, _weighted_loss, tokens) for _ in range(2)]
     return {
-        "logprob": max(_distance(values[i][0], oracle[f"logprob.{i}"]) for i in values),
-        "entropy": max(_distance(values[i][1], oracle[f"entropy.{i}"]) for i in values),
-        "leak": max((_distance(others[i], values[i]) for i in (0, 2, 3) if i in values), default=0.0),
+        "logprob": max((_distance(values[i][0], oracle[f"logprob.{i}"]) for i in values), default=0.0),
+        "entropy": max((_distance(values[i][1], oracle[f"entropy.{i}"]) for i in values), default=0.0),
+        "sequences": len(values),
+        "leak": max((_distance(others[i], values[i]) for i in values if i != 1), default=0.0),
         "changed": _distance(others[1], values[1]) if values else 1.0,
         "loss": max(abs(s.loss - float(r)) for s, r in zip(steps, oracle["loss"], strict=True)),
         "grad_norm": max(abs(s.grad_norm / float(r) - 1) for s, r in zip(steps, oracle["grad_norm"], strict=True)),

@@ -19,19 +19,21 @@ import json
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
 from megatron_lwz.distributed import environment
 
 ROOT = Path(__file__).parents[2]
+_OUTPUT_SHOWN = 8000
 
 
 def run_ranks(target: str, *, ranks: int, timeout: float = 240.0, **arguments: Any) -> list[Any]:
     """Calls `package.module:function(**arguments)` on `ranks` ranks; returns their values (JSON) in rank order."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--no-python", sys.executable]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
         command += ["-m", "tests.distributed.launch", target, folder, json.dumps(arguments)]
         variables = environment.child_environment(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore")
         try:
@@ -40,7 +42,10 @@ def run_ranks(target: str, *, ranks: int, timeout: float = 240.0, **arguments: A
             )
         except subprocess.TimeoutExpired as error:
             raise AssertionError(f"{target} on {ranks} ranks: no end after {timeout:g} s\n{error.stderr!r}") from error
-        assert done.returncode == 0, f"{target} on {ranks} ranks failed\n{done.stdout}\n{done.stderr}"
+        if done.returncode:
+            errors = "\n".join(f"{file.stem}: {file.read_text()}" for file in sorted(Path(folder).glob("*.error")))
+            output = (done.stdout + done.stderr)[-_OUTPUT_SHOWN:]
+            raise AssertionError(f"{target} on {ranks} ranks failed\n{errors or output}")
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -48,7 +53,11 @@ def _worker(target: str, folder: str, arguments: str) -> None:
     from megatron_lwz.distributed.launch import shutdown
 
     module, _, name = target.partition(":")
-    value = getattr(importlib.import_module(module), name)(**json.loads(arguments))
+    try:
+        value = getattr(importlib.import_module(module), name)(**json.loads(arguments))
+    except BaseException:
+        (Path(folder) / f"rank {environment.rank()}.error").write_text(traceback.format_exc())
+        raise
     (Path(folder) / f"{environment.rank()}.json").write_text(json.dumps(value))
     shutdown()
 
