@@ -116,6 +116,10 @@ class StepProgress:
         if not self._console.is_terminal:
             self._console.print(f"{self._title} {step}/{self._total}  {note}", markup=False)
 
+    def note(self, text: str) -> None:
+        """Shows what the step is waiting for; on a terminal only."""
+        self._bar.update(self._task, note=text)
+
     def __enter__(self) -> StepProgress:
         self._bar.start()
         return self
