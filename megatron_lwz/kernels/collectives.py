@@ -23,9 +23,9 @@ def all_gather(tensor: torch.Tensor, group: Group) -> torch.Tensor:
     """[…] of every rank, stacked in rank order: [ranks, …]. Not differentiable."""
     if size(group) == 1:
         return tensor.unsqueeze(0)
-    gathered = tensor.new_empty(size(group), *tensor.shape)
+    gathered = tensor.new_empty(size(group) * tensor.shape[0], *tensor.shape[1:])  # gloo wants it joined, not stacked
     dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=group)
-    return gathered
+    return gathered.unflatten(0, (size(group), tensor.shape[0]))
 
 
 class _Sum(torch.autograd.Function):
