@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
-from megatron_lwz.config import Config, read_hf_architecture, validate
+from megatron_lwz.config import Config, load_config, read_hf_architecture, validate
 from megatron_lwz.distributed import groups, launch
-from megatron_lwz.errors import CheckpointError
+from megatron_lwz.errors import CheckpointError, LwzError
 from megatron_lwz.models.hf import HfFolder, RandomInit, checksum_policy, export_policy, load_policy
 from megatron_lwz.models.qwen2 import build_policy
 from megatron_lwz.training.optimizer import wrap_data_parallel
+from megatron_lwz.training.state import initial_policy
 from megatron_lwz.training.weight_sync import DiskTransport
 from megatron_lwz.types import WeightVersion
+from tools import convert_hf
 
 VOCAB_PADDING = 16
 
@@ -87,9 +89,18 @@ def faults(broken: list[str]) -> list[str]:
     try:
         export_policy(chunks, Path(broken[0]) / "config.json", config_files_from=None)
         messages.append("exported")
-    except CheckpointError as error:
+    except LwzError as error:
         messages.append(str(error))
     return messages
+
+
+def imported_checkpoint(folder: str, layouts: list[dict[str, int]]) -> list[str]:
+    """Checksums of the folder that one rank imported, read back under each layout through its own config.yaml."""
+    checksums = []
+    for layout in layouts:
+        launch.initialize(config := load_config(folder, [f"parallel.{key}={value}" for key, value in layout.items()]))
+        checksums.append(checksum_policy(initial_policy(config)))
+    return checksums
 
 
 def weight_sync(source: str, root: str) -> list[str]:
@@ -139,9 +150,16 @@ def two_ranks(arguments: dict[str, Any]) -> dict[str, Any]:
     """All two-rank checks."""
     return {
         "round_trips": round_trips(arguments["cases"]),
-        "random": random_init(arguments["source"], arguments["random_layouts"]),
+        "random": random_init(arguments["source"], arguments["layouts"]),
         "padding": padding_rows(arguments["small_vocabulary"]),
         "faults": faults(arguments["broken"]),
         "sync": weight_sync(arguments["source"], arguments["sync_root"]),
+        "imported": imported_checkpoint(arguments["imported"], arguments["layouts"]),
         "mbridge": against_mbridge(arguments["source"]),
+        "tool": import_on_two_ranks(arguments["source"], arguments["imported_by_two"]),
     }
+
+
+def import_on_two_ranks(hf: str, out: str) -> None:
+    """The tool under torchrun, tensor parallel 2. It closes the process group, so nothing can follow."""
+    convert_hf.main(["import", "--hf", hf, "--out", out, "--tensor", "2"])

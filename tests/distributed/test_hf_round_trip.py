@@ -14,6 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from megatron_lwz.models.hf import checksum_folder
 from megatron_lwz.types import WeightVersion
 from tests.distributed.launch import run_ranks
+from tools import convert_hf
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TWO_RANKS = {
@@ -81,11 +82,14 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     arguments = {
         "cases": list(cases.values()),
         "source": source,
-        "random_layouts": list(TWO_RANKS.values()),
+        "layouts": list(TWO_RANKS.values()),
+        "imported": str(root / "imported"),
+        "imported_by_two": str(root / "imported_by_two"),
         "small_vocabulary": save_model(root / "small", "fp32", False, vocab=30),
         "broken": break_folders(root / "broken"),
         "sync_root": str(root / "weights"),
     }
+    convert_hf.main(["import", "--hf", source, "--out", arguments["imported"]])
     results = run_ranks("tests.distributed.checks_hf:two_ranks", ranks=2, arguments=arguments)
     return {**arguments, "cases": cases, "results": results}
 
@@ -149,6 +153,16 @@ def test_weight_sync_prepares_versions_with_checksums_and_keeps_two(two: dict[st
     assert sorted(p.name for p in root.iterdir()) == ["1.0", "2.0"]
     assert [checksum_folder(root / f"{v.step}.{v.attempt}") for v in versions[1:]] == [v.checksum for v in versions[1:]]
     assert len({v.checksum for v in versions}) == 3
+
+
+def test_imported_checkpoint_loads_bit_exact_under_any_layout(two: dict[str, Any]) -> None:
+    expected = {checksum_folder(two["source"])}
+    assert {checksum for result in two["results"] for checksum in result["imported"]} == expected
+
+
+def test_checkpoint_imported_by_two_ranks_exports_the_same_bits_from_one(two: dict[str, Any], tmp_path: Path) -> None:
+    convert_hf.main(["export", "--checkpoint", two["imported_by_two"], "--out", str(tmp_path / "out")])
+    assert checksum_folder(tmp_path / "out") == checksum_folder(two["source"])
 
 
 def test_mbridge_agrees_on_every_parameter(two: dict[str, Any]) -> None:

@@ -1,12 +1,11 @@
 """Streaming a policy out of its ranks as a Hugging Face folder, and checksums that do not depend on the layout.
 
 The ranks with data- and context-parallel rank 0 take part. Tensor by tensor: the tensor-parallel shares meet on the owning
-pipeline stage, its first rank sends the tensor to rank 0. So rank 0 never holds more than one whole tensor.
+pipeline stage, its first rank sends the tensor to rank 0. So rank 0 holds a handful of whole tensors, never the model.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,17 +14,11 @@ import torch.distributed as dist
 
 from megatron_lwz.config import Architecture, read_hf_architecture
 from megatron_lwz.distributed import exchange, groups
-from megatron_lwz.errors import CheckpointError
+from megatron_lwz.errors import CheckpointError, LwzError
+from megatron_lwz.models.hf.checksum import checksum_of
 from megatron_lwz.models.hf.folder import HfFolder
 from megatron_lwz.models.hf.name_map import Placement, placements, tensor_shapes, unwrap
-from megatron_lwz.models.hf.write import (
-    DTYPE_NAMES,
-    ShardWriter,
-    atomic_folder,
-    copy_carried_files,
-    tensor_bytes,
-    write_config,
-)
+from megatron_lwz.models.hf.write import ShardWriter, atomic_folder, copy_carried_files, write_config
 
 SHARD_BYTES = 5 * 2**30
 
@@ -42,7 +35,7 @@ def export_policy(
 
     Config, generation config and tokenizer files come from `config_files_from`; without a config.json there, one is
     made. `dtype` None keeps the parameters' type (bit-exact). Padding rows are dropped. The folder appears whole or
-    not at all. Raises CheckpointError on every rank.
+    not at all. Raises LwzError, on every rank alike.
     """
     arch = unwrap(chunks[0]).arch
     dtype = dtype or next(chunks[0].parameters()).dtype
@@ -56,21 +49,23 @@ def export_policy(
                 if config_files_from is not None:
                     copy_carried_files(config_files_from, temporary)
             outcome = {"checksum": checksum}
-        except (OSError, CheckpointError) as error:
+        except LwzError as error:
             outcome = {"error": str(error)}
+        except OSError as error:
+            outcome = {"error": str(CheckpointError(folder, f"cannot be written ({error})"))}
     for _ in stream:  # the other ranks' share of the work; on rank 0 what a failed write left over
         pass
     outcome = exchange.broadcast_json(outcome)
     if "error" in outcome:
-        raise CheckpointError(folder, f"the weights could not be written: {outcome['error']}")
+        raise LwzError(outcome["error"])
     return outcome["checksum"]
 
 
 def checksum_policy(chunks: Sequence[torch.nn.Module], *, dtype: torch.dtype | None = None) -> str:
     """Checksum (hex) of the policy's weights, cast to `dtype` first if given; every rank calls it and gets it."""
     dtype = dtype or next(chunks[0].parameters()).dtype
-    digests = {name: digest(name, tensor) for name, tensor in stream_policy(chunks, dtype) if tensor is not None}
-    return exchange.broadcast_json(combine(digests) if groups.is_rank_zero() else None)
+    made = checksum_of((name, tensor) for name, tensor in stream_policy(chunks, dtype) if tensor is not None)
+    return exchange.broadcast_json(made)  # rank 0's: the others saw no tensor
 
 
 def checksum_folder(path: Path | str) -> str:
@@ -78,20 +73,7 @@ def checksum_folder(path: Path | str) -> str:
     folder = HfFolder(path)
     shapes = tensor_shapes(read_hf_architecture(Path(path)))
     folder.check(shapes)
-    return combine({name: digest(name, folder.read(name, shape)) for name, shape in shapes.items()})
-
-
-def digest(name: str, tensor: torch.Tensor) -> bytes:
-    """Fingerprint of one named CPU tensor: name, type, shape and bytes."""
-    head = f"{name}|{DTYPE_NAMES[tensor.dtype]}|{list(tensor.shape)}|".encode()
-    made = hashlib.blake2b(head, digest_size=16)
-    made.update(tensor_bytes(tensor))
-    return made.digest()
-
-
-def combine(digests: Mapping[str, bytes]) -> str:
-    """One checksum (32 hex digits) of all tensors; the order in which they came does not matter."""
-    return hashlib.blake2b(b"".join(digests[name] for name in sorted(digests)), digest_size=16).hexdigest()
+    return checksum_of((name, folder.read(name, shape)) for name, shape in shapes.items())
 
 
 def stream_policy(chunks: Sequence[torch.nn.Module], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor | None]]:
@@ -136,11 +118,9 @@ def _gather(placement: Placement, dtype: torch.dtype) -> torch.Tensor | None:
         return share if group.rank() == 0 else None
     shares = [torch.empty_like(share) for _ in range(group.size())] if group.rank() == 0 else []
     dist.gather(_raw(share), [_raw(s) for s in shares] or None, group=group, group_dst=0)
-    return (
-        torch.cat(shares, placement.split).narrow(placement.split, 0, placement.shape[placement.split])
-        if shares
-        else None
-    )
+    if not shares:
+        return None
+    return torch.cat(shares, placement.split).narrow(placement.split, 0, placement.shape[placement.split])
 
 
 def _raw(tensor: torch.Tensor) -> torch.Tensor:
@@ -156,13 +136,16 @@ def _write(
     shard_bytes: int,
 ) -> str:
     writer = ShardWriter(folder, tensor_shapes(arch), dtype, shard_bytes)
-    digests = {}
-    try:
+
+    def written() -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in stream:
             assert tensor is not None
-            digests[name] = digest(name, tensor)
             writer.write(name, tensor)
+            yield name, tensor
+
+    try:
+        checksum = checksum_of(written())
     finally:
         writer.close()
     writer.write_index()
-    return combine(digests)
+    return checksum

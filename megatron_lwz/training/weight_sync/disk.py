@@ -73,7 +73,8 @@ class DiskTransport:
                 )
 
     def _drop_old(self, *, keep: Path) -> None:
-        older = [p for p in self._root.iterdir() if p.is_dir() and p != keep and not p.name.startswith(".")]
-        older.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        for path in older[KEPT_VERSIONS - 1 :]:
+        others = [path for path in self._root.iterdir() if path.is_dir() and path != keep]
+        killed = [path for path in others if path.name.startswith(".")]  # exports that a killed run left half-written
+        older = sorted(set(others) - set(killed), key=lambda path: path.stat().st_mtime_ns)
+        for path in killed + older[: 1 - KEPT_VERSIONS]:
             shutil.rmtree(path)
