@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from megatron_lwz.config import Config, validate
-from megatron_lwz.distributed import groups
+from megatron_lwz.distributed import exchange, groups
 from megatron_lwz.distributed.context_parallel import shard_indices
 from megatron_lwz.distributed.launch import initialize
 from megatron_lwz.training.state import build_train_state
@@ -21,14 +22,19 @@ from tests.distributed.tiny_qwen import LEARNING_RATE, LENGTHS
 Oracle = dict[str, torch.Tensor]
 
 
-def measure(folders: dict[str, str], layouts: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Per `model layout`: distances from the oracle. Layout values are config sections (`parallel`, `training`)."""
-    results = {}
+def measure(folders: dict[str, str], layouts: dict[str, dict[str, Any]], tied: list[str]) -> dict[str, Any]:
+    """Per `model layout` the distances from the oracle, and `exchange`.
+
+    Layouts hold config sections; the model `tied` runs under those named in `tied`.
+    """
+    results: dict[str, Any] = {}
     for model, folder in folders.items():
         oracle = load_file(Path(folder) / "oracle.safetensors")
         for name, layout in layouts.items():
+            if model == "tied" and name not in tied:
+                continue
             results[f"{model} {name}"] = _measure_one(_config(folder, layout), oracle)
-    return results
+    return results | {"exchange": _measure_exchange()}
 
 
 def _config(folder: str, layout: dict[str, Any]) -> Config:
@@ -42,12 +48,12 @@ def _config(folder: str, layout: dict[str, Any]) -> Config:
 def _measure_one(config: Config, oracle: Oracle) -> dict[str, float]:
     initialize(config)
     state = build_train_state(config)
-    packs = _packs(oracle)
+    packs = _packs()
     everything = [_micro_batch(oracle, pack) for pack in packs]
     values = _statistics(state, everything, oracle)
     changed = dict(oracle)
     changed["tokens.1"] = (oracle["tokens.1"] + 1) % 1003
-    others = _statistics(state, [_micro_batch(changed, pack) for pack in packs], oracle)
+    others = _statistics(state, [_micro_batch(changed, pack) for pack in packs[:2]], oracle)
     mine = everything[groups.data_rank() :: groups.data_size()]
     tokens = sum(length - 1 for pack in LENGTHS for length in pack)
     steps = [train_step(state, mine, _weighted_loss, tokens) for _ in range(2)]
@@ -68,8 +74,8 @@ def _weighted_loss(
     return -(statistics[0] * micro_batch.weights).sum(), {}
 
 
-def _packs(oracle: Oracle) -> list[list[int]]:
-    numbers = iter(range(len(oracle)))
+def _packs() -> list[list[int]]:
+    numbers = itertools.count()
     return [[next(numbers) for _ in pack] for pack in LENGTHS]
 
 
@@ -130,10 +136,8 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max())
 
 
-def measure_exchange() -> dict[str, Any]:
+def _measure_exchange() -> dict[str, Any]:
     """What every rank holds after broadcasts and posts from the last rank."""
-    from megatron_lwz.distributed import exchange
-
     source = dist.get_world_size() - 1
     mine = dist.get_rank() == source
     sent = {
@@ -158,5 +162,3 @@ def measure_exchange() -> dict[str, Any]:
         "json": exchange.broadcast_json({"é": [1, None]} if mine else None, source=source),
         "waited": waited,
     }
-
-

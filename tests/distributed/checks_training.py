@@ -1,0 +1,269 @@
+"""Worker side of test_training: trains the same tiny model on the same data under several layouts."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.process
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_lwz.config import Config, validate
+from megatron_lwz.distributed import groups, launch
+from megatron_lwz.errors import CheckpointError
+from megatron_lwz.models.hf import checksum_policy
+from megatron_lwz.training.batching import make_micro_batches
+from megatron_lwz.training.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
+from megatron_lwz.training.optimizer import parts
+from megatron_lwz.training.reference import ReferenceWeights, with_weights
+from megatron_lwz.training.score import score
+from megatron_lwz.training.state import TrainState, build_train_state
+from megatron_lwz.training.step import StepResult, TrainingError, forward_statistics, train_step
+from megatron_lwz.types import MicroBatch, SequenceBatch
+
+VOCABULARY = 101  # not divisible by anything: padded rows must not count
+MODEL = {
+    "num_hidden_layers": 4,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "initializer_range": 0.2,
+}
+STEPS = 2  # before the checkpoint, and again after it
+
+
+def config_of(folder: str, *, tie: bool = True, cap: int = 96, hf: str | None = None, **sections: Any) -> Config:
+    model = {"hf": hf} if hf else {"architecture": MODEL | {"tie_word_embeddings": tie}}
+    tree: dict[str, Any] = {
+        "run": {"dir": folder},
+        "model": model | {"vocab_padding": 8},
+        "training": {"precision": "fp32", "steps": 4, "tokens_per_micro_batch": cap},
+        "optimizer": {"lr": 2e-3, "warmup_steps": 2, "schedule": "cosine"},
+    }
+    for name, values in sections.items():
+        tree[name] = tree.get(name, {}) | values
+    return validate(tree)
+
+
+def batch_of(step: int) -> SequenceBatch:
+    generator = torch.Generator().manual_seed(step)
+    lengths = torch.randint(3, 60, (9,), generator=generator)
+    total = int(lengths.sum())
+    return SequenceBatch(
+        tokens=torch.randint(0, VOCABULARY, (total,), generator=generator),
+        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+        prompt_lengths=torch.randint(1, 3, (9,), generator=generator),
+        behaviour_logprobs=torch.zeros(total),
+        advantages=torch.zeros(9),
+        weights=torch.ones(9),
+    )
+
+
+def step_once(state: TrainState, step: int) -> StepResult:
+    batch = batch_of(step)
+    weights = torch.rand(len(batch.tokens), generator=torch.Generator().manual_seed(step))
+
+    def loss(statistics: torch.Tensor, micro_batch: MicroBatch, _: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        logprob, entropy, _lse = statistics
+        metrics = {"entropy": entropy.sum(), "weight/max": micro_batch.weights.max()}
+        return -(logprob * micro_batch.weights).sum(), metrics
+
+    return train_step(state, make_micro_batches(batch, state.config, weights), loss, 200)
+
+
+def train(state: TrainState, steps: range) -> list[list[float]]:
+    results = [step_once(state, step) for step in steps]
+    return [[r.loss, r.grad_norm, r.lr, r.metrics["entropy"], r.metrics["weight/max"]] for r in results]
+
+
+def run_layouts(folder: str, layouts: dict[str, dict[str, Any]], loads: list[list[str]]) -> dict[str, Any]:
+    """Trains, saves and goes on under every layout; `loads` are (checkpoint's layout, layout to load it under)."""
+    found: dict[str, Any] = {}
+    for name, sections in layouts.items():
+        config = config_of(f"{folder}/{name}", **sections)
+        launch.initialize(config)
+        state = build_train_state(config)
+        before = train(state, range(STEPS))
+        with no_child_process():
+            save_checkpoint(state, Path(folder, name, "checkpoints"), {"cursor": 7})
+        found[name] = before + train(state, range(STEPS, 2 * STEPS))
+    for source, name in loads:
+        config = config_of(f"{folder}/{name}", **layouts[name])
+        launch.initialize(config)
+        state = build_train_state(config)
+        extra = load_checkpoint(state, checkpoint(folder, source))
+        assert extra == {"cursor": 7} and state.step == STEPS
+        steps = [entry["step"] for part in parts(state.optimizer) for entry in part.optimizer.state.values()]
+        found[f"{source} → {name}"] = {
+            "steps": train(state, range(STEPS, 2 * STEPS)),
+            "own_step_tensors": len({id(step) for step in steps}) == len(steps),
+        }
+    return found
+
+
+def checkpoint(folder: str, name: str, step: int = STEPS) -> Path:
+    return Path(folder, name, "checkpoints", f"step_{step:08d}")
+
+
+def two_ranks(folder: str, layouts: dict[str, Any], loads: list[list[str]], hf: str, rows: str) -> dict[str, Any]:
+    found = run_layouts(folder, layouts, loads)
+    for name, parallel in {"tp2": {"tensor": 2}, "pp2": {"pipeline": 2}}.items():
+        config = config_of(folder, hf=hf, parallel=parallel)
+        score(config, Path(rows), Path(folder, f"{name}.jsonl"), temperature=0.7)
+    found["zero"] = save_before_first_step(folder)
+    found["reference"] = reference(folder)
+    return found
+
+
+def one_rank(folder: str, layouts: dict[str, Any], loads: list[list[str]], weights: str) -> dict[str, Any]:
+    found = run_layouts(folder, layouts, loads)
+    found["model"] = model_only(folder, weights)
+    found["errors"] = bad_checkpoints(folder)
+    found["nan"] = not_finite(folder)
+    return found
+
+
+def save_before_first_step(folder: str) -> bool:
+    """Whether a state saved at step 0 trains on like a fresh one."""
+    config = config_of(f"{folder}/zero", parallel={"tensor": 2})
+    launch.initialize(config)
+    state = build_train_state(config)
+    path = save_checkpoint(state, Path(folder, "zero", "checkpoints"), {})
+    other = build_train_state(config)
+    load_checkpoint(other, path)
+    return train(state, range(2)) == train(other, range(2))
+
+
+def reference(folder: str) -> dict[str, bool]:
+    """The reference's log-probs after training are the initial ones, and the policy comes back bit for bit."""
+    config = config_of(folder, parallel={"tensor": 2})
+    launch.initialize(config)
+    state = build_train_state(config)
+    copy = ReferenceWeights(state)
+    micro_batches = make_micro_batches(batch_of(0), config, torch.ones(len(batch_of(0).tokens)))
+    initial = torch.cat(forward_statistics(state, micro_batches) or [], dim=1)
+    train(state, range(1))
+    trained, checksum = (
+        torch.cat(forward_statistics(state, micro_batches) or [], dim=1),
+        checksum_policy(state.policies),
+    )
+    with with_weights(state, copy):
+        inside = torch.cat(forward_statistics(state, micro_batches) or [], dim=1)
+    return {
+        "reference_is_initial": torch.equal(inside, initial),
+        "policy_moved": not torch.equal(trained, initial),
+        "policy_is_back": checksum_policy(state.policies) == checksum,
+    }
+
+
+def model_only(folder: str, source: str) -> dict[str, Any]:
+    """Weights alone: out of a training checkpoint of another layout, through `save_model`, and into bf16."""
+    config = config_of(folder)
+    launch.initialize(config)
+    policies = build_train_state(config).policies
+    load_model(policies, Path(folder, source))  # a run folder: its newest checkpoint
+    first = checksum_policy(policies)
+    save_model(policies, Path(folder, "converted"))
+    half = config_of(folder, training={"precision": "bf16"}, checkpoint={"load": f"{folder}/converted"})
+    loaded = build_train_state(half).policies
+    same = checksum_policy(loaded) == checksum_policy(policies, dtype=torch.bfloat16)
+    load_model(policies, Path(folder, "converted"))
+    return {"round_trip": checksum_policy(policies) == first, "cast": same}
+
+
+class Payload:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path(self.path),)
+
+
+def bad_checkpoints(folder: str) -> dict[str, Any]:
+    """The message for each damaged checkpoint, and whether a payload ran."""
+    good = checkpoint(folder, "one")
+    bad = Path(folder, "bad")
+    mark = Path(folder, "payload_ran")
+    config = config_of(folder)
+    state = build_train_state(config)
+    messages = {}
+
+    def attempt(name: str) -> None:
+        try:
+            load_checkpoint(state, bad)
+            messages[name] = "loaded"
+        except CheckpointError as error:
+            messages[name] = str(error)
+        shutil.rmtree(bad, ignore_errors=True)
+
+    attempt("missing")
+    shutil.copytree(good, bad)
+    (bad / ".metadata").write_bytes(pickle.dumps(Payload(str(mark))))
+    attempt("payload in .metadata")
+    shutil.copytree(good, bad)
+    torch.save({"state": Payload(str(mark))}, bad / "common.pt")
+    attempt("payload in common.pt")
+    shutil.copytree(good, bad)
+    data = next(bad.glob("*.distcp"))
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    attempt("truncated")
+    shutil.copytree(good, bad)
+    (bad / "state.json").write_text("{")
+    attempt("state.json")
+    shutil.copytree(Path(folder, "converted"), bad)
+    attempt("weights only")
+    return {"messages": messages, "payload_ran": mark.exists()}
+
+
+def not_finite(folder: str) -> str:
+    state = build_train_state(config_of(folder))
+    with torch.no_grad():
+        next(state.policies[0].parameters()).fill_(float("nan"))
+    try:
+        step_once(state, 0)
+    except TrainingError as error:
+        return str(error)
+    return "trained"
+
+
+@contextlib.contextmanager
+def no_child_process() -> Iterator[None]:
+    """Fails if a process is started inside: Megatron's own writer would, and hang without psutil or a main guard."""
+
+    def refuse(self: object) -> None:
+        raise AssertionError("a child process was started")
+
+    start = multiprocessing.process.BaseProcess.start
+    multiprocessing.process.BaseProcess.start = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        multiprocessing.process.BaseProcess.start = start  # type: ignore[method-assign]
+
+
+def four_ranks(folder: str, layouts: dict[str, Any], loads: list[list[str]]) -> dict[str, Any]:
+    found = run_layouts(folder, layouts, loads)
+    found["data_ranks"] = groups.data_size()
+    return found
+
+
+def _TMP(tensor, group):  # TEMPORARY
+    import torch.distributed as dist
+
+    n = dist.get_world_size(group) if group is not None else 1
+    if n == 1:
+        return tensor.unsqueeze(0)
+    out = [torch.empty_like(tensor) for _ in range(n)]
+    dist.all_gather(out, tensor.contiguous(), group=group)
+    return torch.stack(out)
+
+
+from megatron_lwz.kernels import collectives as _c  # TEMPORARY
+
+_c.all_gather = _TMP  # TEMPORARY

@@ -1,0 +1,201 @@
+"""Loss, gradient norm and checkpoints do not depend on the layout. Three launches measure, each test asserts one thing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.launch import run_ranks
+
+ONE = {
+    "one": {},
+    "one_untied": {"tie": False},
+    "one_small_packs": {"cap": 64},
+    "one_recompute": {"training": {"recompute": "full"}},
+    "one_recompute_selective": {"training": {"recompute": "selective"}},
+    "one_bf16": {"training": {"precision": "bf16"}},
+    "one_plain_optimizer": {"parallel": {"distributed_optimizer": False}},
+}
+TWO = {
+    "tp2": {"parallel": {"tensor": 2}},
+    "tp2_no_sp": {"parallel": {"tensor": 2, "sequence": False}},
+    "pp2": {"parallel": {"pipeline": 2}},
+    "vpp2": {"parallel": {"pipeline": 2, "virtual_pipeline": 2}},
+    "cp2": {"parallel": {"context": 2}},
+    "dp2": {},
+    "dp2_overlap": {"parallel": {"overlap": True}},
+    "dp2_plain_optimizer": {"parallel": {"distributed_optimizer": False}},
+    "dp2_bf16": {"training": {"precision": "bf16"}},
+    "pp2_untied": {"tie": False, "parallel": {"pipeline": 2}},
+}
+FOUR = {
+    "tp2_pp2": {"parallel": {"tensor": 2, "pipeline": 2}},
+    "dp2_tp2_untied": {"tie": False, "parallel": {"tensor": 2}},
+}
+TWO_LOADS = [
+    *([name, name] for name in TWO if name != "tp2_no_sp"),
+    ["tp2", "pp2"],
+    ["pp2", "tp2"],
+    ["dp2", "vpp2"],
+    ["vpp2", "dp2_overlap"],
+    ["cp2", "tp2"],
+]
+FOUR_LOADS = [["pp2", "tp2_pp2"], ["pp2_untied", "dp2_tp2_untied"], ["tp2_pp2", "tp2_pp2"]]
+ONE_LOADS = [
+    ["tp2", "one"],
+    ["tp2_pp2", "one"],
+    ["vpp2", "one"],
+    ["dp2_tp2_untied", "one_untied"],
+    ["one_bf16", "one_bf16"],
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def hf(folder: Path) -> Path:
+    """A tiny Qwen2 with random biases and norm weights, and rows to score."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=101, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=False, initializer_range=0.3, max_position_embeddings=512,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(folder / "hf")
+    rows = []
+    for index, length in enumerate([5, 70, 1, 33, 12, 90, 2]):
+        rows.append({"id": f"row-{index}", "tokens": torch.randint(0, 101, (length,)).tolist(), "prompt_length": 1})
+    rows[1]["prompt_length"] = 40
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "hf"
+
+
+@pytest.fixture(scope="module")
+def measured(folder: Path, hf: Path) -> dict[str, Any]:
+    rows = str(folder / "rows.jsonl")
+    checks = "tests.distributed.checks_training"
+    two = run_ranks(
+        f"{checks}:two_ranks", ranks=2, folder=str(folder), layouts=TWO, loads=TWO_LOADS, hf=str(hf), rows=rows
+    )
+    four = run_ranks(
+        f"{checks}:four_ranks",
+        ranks=4,
+        folder=str(folder),
+        layouts=FOUR,
+        loads=FOUR_LOADS,
+    )
+    one = run_ranks(f"{checks}:one_rank", ranks=1, folder=str(folder), layouts=ONE, loads=ONE_LOADS, weights="pp2")
+    for ranks in (two, four):
+        for name in (*TWO, *FOUR):
+            assert all(rank.get(name) == ranks[0].get(name) for rank in ranks), f"{name}: ranks report different steps"
+    return two[0] | four[0] | one[0]
+
+
+def baseline(measured: dict[str, Any], name: str) -> torch.Tensor:
+    return torch.tensor(measured["one_untied" if "untied" in name else "one"], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", [n for n in (*ONE, *TWO, *FOUR) if "bf16" not in n and n != "one"])
+def test_loss_and_gradient_norm_are_invariant_to_the_layout(measured: dict[str, Any], name: str) -> None:
+    found = torch.tensor(measured[name], dtype=torch.float64)
+    torch.testing.assert_close(found, baseline(measured, name), rtol=1e-5, atol=1e-5)
+
+
+def test_bf16_follows_fp32(measured: dict[str, Any]) -> None:
+    for name in ("one_bf16", "dp2_bf16"):
+        losses = torch.tensor(measured[name])[:, 0]
+        torch.testing.assert_close(losses, baseline(measured, name)[:, 0].float(), rtol=0.05, atol=0.0)
+
+
+def test_schedule_warms_up_then_decays(measured: dict[str, Any]) -> None:
+    assert [row[2] for row in measured["one"]] == pytest.approx([0.001, 0.002, 0.002, 0.001])
+
+
+def test_recompute_does_not_change_a_bit(measured: dict[str, Any]) -> None:
+    assert measured["one_recompute"] == measured["one"]
+    assert measured["one_recompute_selective"] == measured["one"]
+
+
+@pytest.mark.parametrize(
+    "name", [source for source, target in (*TWO_LOADS, *FOUR_LOADS, *ONE_LOADS) if source == target]
+)
+def test_resume_repeats_the_run_bit_for_bit(measured: dict[str, Any], name: str) -> None:
+    assert measured[f"{name} → {name}"]["steps"] == measured[name][2:]
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [pair for pair in (*TWO_LOADS, *FOUR_LOADS, *ONE_LOADS) if pair[0] != pair[1]]
+)
+def test_checkpoint_reshards(measured: dict[str, Any], source: str, target: str) -> None:
+    found = torch.tensor(measured[f"{source} → {target}"]["steps"], dtype=torch.float64)
+    torch.testing.assert_close(found, baseline(measured, target)[2:], rtol=1e-5, atol=1e-5)
+
+
+def test_every_parameter_has_its_own_adam_step_after_a_load(measured: dict[str, Any]) -> None:
+    loads = [value for name, value in measured.items() if "→" in name]
+    assert len(loads) == len(TWO_LOADS) + len(FOUR_LOADS) + len(ONE_LOADS)
+    assert all(load["own_step_tensors"] for load in loads)
+
+
+def test_a_state_that_never_stepped_can_be_saved_and_loaded(measured: dict[str, Any]) -> None:
+    assert measured["zero"]
+
+
+def test_reference_weights_swap_in_and_out(measured: dict[str, Any]) -> None:
+    assert measured["reference"] == {"reference_is_initial": True, "policy_moved": True, "policy_is_back": True}
+
+
+def test_weights_alone_round_trip_and_cast(measured: dict[str, Any]) -> None:
+    assert measured["model"] == {"round_trip": True, "cast": True}
+
+
+def test_damaged_checkpoints_give_one_line(measured: dict[str, Any]) -> None:
+    messages = measured["errors"]["messages"]
+    assert len(messages) == 6
+    for message in messages.values():
+        assert message.startswith("checkpoint ") and "\n" not in message
+    assert "no checkpoint here" in messages["missing"]
+    assert "state.json is damaged" in messages["state.json"]
+    assert "weights only" in messages["weights only"]
+
+
+def test_malicious_payload_does_not_run(measured: dict[str, Any]) -> None:
+    messages = measured["errors"]["messages"]
+    assert not measured["errors"]["payload_ran"]
+    assert "touch" in messages["payload in .metadata"] or "getattr" in messages["payload in .metadata"]
+    assert "cannot be read" in messages["payload in common.pt"]
+
+
+def test_gradient_that_is_not_finite_stops_the_run(measured: dict[str, Any]) -> None:
+    assert measured["nan"].startswith("step 0: loss nan") and "\n" not in measured["nan"]
+
+
+@pytest.mark.parametrize("name", ["tp2", "pp2"])
+def test_score_equals_transformers(measured: dict[str, Any], folder: Path, hf: Path, name: str) -> None:
+    from transformers import Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM.from_pretrained(hf).float().eval()
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    scored = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in scored] == [row["id"] for row in rows]
+    for row, found in zip(rows, scored, strict=True):
+        tokens, start = torch.tensor(row["tokens"]), row["prompt_length"]
+        with torch.no_grad():
+            logprobs = torch.log_softmax(model(tokens[None]).logits[0, :-1] / 0.7, -1)
+        expected = logprobs.gather(1, tokens[1:, None])[start - 1 :, 0]
+        entropy = -(logprobs.exp() * logprobs).sum(-1)[start - 1 :]
+        torch.testing.assert_close(torch.tensor(found["logprobs"]), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(found["entropies"]), entropy, rtol=0, atol=1e-4)
