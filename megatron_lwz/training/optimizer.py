@@ -20,26 +20,22 @@ from megatron_lwz.models.logprobs import PolicyModel
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate as a pure function of the optimizer step: nothing to save, exact on resume.
+    """The learning rate as a pure function of the step: nothing to save, exact on resume.
 
-    Linear warm-up over `warmup` steps, then constant, or cosine / linear decay to `min_lr` at step `total`.
+    Linear warm-up over `warmup_steps`, then constant, or cosine / linear decay to `min_lr` at `training.steps`.
     """
 
     config: Config
 
-    @property
-    def total(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.config.training.steps * self.config.training.updates_per_batch
-
     def lr(self, step: int) -> float:
-        """Learning rate of the optimizer step `step`, counted from 0."""
+        """Learning rate of step `step`, counted from 0."""
         section = self.config.optimizer
         if step < section.warmup_steps:
             return section.lr * (step + 1) / section.warmup_steps
         if section.schedule == "constant":
             return section.lr
-        progress = min(1.0, (step - section.warmup_steps) / max(1, self.total - section.warmup_steps))
+        span = max(1, self.config.training.steps - section.warmup_steps)
+        progress = min(1.0, (step - section.warmup_steps) / span)
         decayed = 1.0 - progress if section.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
         return section.min_lr + (section.lr - section.min_lr) * decayed
 

@@ -48,6 +48,7 @@ def pretrain(config: Config, on_step: OnStep = lambda _step, _shown: None) -> No
         micro_batches = make_micro_batches(batch, config, torch.ones(len(batch.tokens)))
         predictions = len(batch.tokens) - len(batch)
         result = train_step(state, micro_batches, _loss, predictions)
+        state.step += 1
         metrics = step_metrics(result, predictions, time.monotonic() - begun)
         if writer:
             writer.write(state.step, metrics)
@@ -65,8 +66,6 @@ def check_pretrain(config: Config) -> None:
     training = config.training
     if not config.data.corpus:
         raise ConfigError("data.corpus", [], "name the JSONL files with a `text` key")
-    if training.updates_per_batch != 1:
-        raise ConfigError("training.updates_per_batch", training.updates_per_batch, "pretraining takes each batch once")
     if training.tokens_per_micro_batch < training.sequence_length:
         raise ConfigError(
             "training.tokens_per_micro_batch",

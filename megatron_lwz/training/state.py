@@ -21,7 +21,7 @@ class TrainState:
     """The trainer's state on this rank.
 
     `chunks` are this rank's model chunks (one, or one per virtual pipeline stage), wrapped for data parallelism.
-    `step` counts finished optimizer steps.
+    `step` counts finished steps of the stage (RL: rollout batches); the loop advances it.
     """
 
     chunks: list[DistributedDataParallel]

@@ -52,7 +52,8 @@ class StepResult:
 def train_step(state: TrainState, micro_batches: Sequence[MicroBatch], loss_fn: LossFn, denominator: int) -> StepResult:
     """Forward, backward and optimizer step over this data rank's micro-batches (equally many on every rank).
 
-    `denominator` is global: what the loss, summed over all ranks, is divided by. Raises TrainingError when the loss or
+    `denominator` is global: what the loss, summed over all ranks, is divided by. The caller counts `state.step`, which
+    sets the learning rate: several updates of one rollout batch share it. Raises TrainingError when the loss or
     the gradient is not finite.
     """
     for chunk in state.chunks:
@@ -70,9 +71,7 @@ def train_step(state: TrainState, micro_batches: Sequence[MicroBatch], loss_fn: 
 
     sums = _reduce(_run(state.chunks, micro_batches, finish, forward_only=False))
     loss = sums.pop("loss") / max(1, denominator)
-    grad_norm = _optimizer_step(state, loss)
-    state.step += 1
-    return StepResult(loss, grad_norm, lr, sums)
+    return StepResult(loss, _optimizer_step(state, loss), lr, sums)
 
 
 def forward_statistics(state: TrainState, micro_batches: Sequence[MicroBatch]) -> list[torch.Tensor] | None:

@@ -1,0 +1,53 @@
+"""What a finished run shows on the console: before → after, and where to look."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+from megatron_lwz.cli.common import console
+from megatron_lwz.metrics import read_metrics
+
+ROWS = {
+    "format_valid": "valid format",
+    "length_in_range": "length in the asked range",
+    "near_duplicates": "near-duplicate paragraphs",
+    "reward/format": "format reward",
+    "reward/length": "length reward",
+    "rollout/mean_length": "length, tokens",
+    "rollout/think_length": "thinking, words",
+    "rollout/truncated": "truncated",
+}
+"""Metric → what it is called in the table."""
+
+
+def show_results(run_dir: Path) -> None:
+    """Prints the table of the run's first and last evaluation (else of its first and last training steps)."""
+    before, after, what = _ends(run_dir)
+    table = Table(title=f"{run_dir.name}: {what}", title_justify="left")
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, label in ROWS.items():
+        if name in before and name in after:
+            table.add_row(label, _number(before[name]), _number(after[name]))
+    console().print(table)
+
+
+def _ends(run_dir: Path) -> tuple[Mapping[str, float], Mapping[str, float], str]:
+    evaluated = [
+        {name.removeprefix("eval/"): value for name, value in row.items() if name.startswith("eval/")}
+        for row in read_metrics(run_dir / "metrics.jsonl")
+    ]
+    evaluated = [row for row in evaluated if row]
+    if len(evaluated) > 1:
+        return evaluated[0], evaluated[-1], "held-out prompts, before and after"
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    return summary["first"], summary["last"], "training prompts, first and last steps"
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"

@@ -1,0 +1,33 @@
+"""The log of a run's starts: a rewound step is done again by another attempt, and weight versions say which one."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+from megatron_lwz.distributed import exchange, groups
+
+_PACKAGES = ("megatron-lwz", "torch", "megatron-core", "transformers")
+
+
+def record_attempt(folder: Path, step: int) -> int:
+    """Appends this start, at `step` finished updates, to `attempts.jsonl`; returns its number from 0. Collective."""
+    return int(exchange.broadcast_json(_append(folder / "attempts.jsonl", step) if groups.is_rank_zero() else None))
+
+
+def _append(path: Path, step: int) -> int:
+    number = len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+    row = {
+        "attempt": number,
+        "step": step,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+    return number

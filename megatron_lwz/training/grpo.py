@@ -1,0 +1,86 @@
+"""GRPO for long writing (LongWriter-Zero, section 3): the main loop.
+
+Every rank runs it. Rank 0 also talks to the engines; the others meet it when a rollout batch is ready.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+from megatron_lwz.config import Config
+from megatron_lwz.distributed import groups, launch
+from megatron_lwz.metrics import MetricsWriter, Timer
+from megatron_lwz.rollout.progress import Progress
+from megatron_lwz.training.checkpoint import load_checkpoint, save_checkpoint
+from megatron_lwz.training.grpo_update import apply_update, mean_metrics, prepare_updates
+from megatron_lwz.training.reference import ReferenceWeights
+from megatron_lwz.training.rollouts import open_rollouts
+from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.training.state import build_train_state
+
+
+class Display(Protocol):
+    """What shows a person how far the run is."""
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """`step` updates are done."""
+        ...
+
+    def waiting(self, progress: Progress) -> None:
+        """Rollouts are awaited."""
+        ...
+
+
+def train(config: Config, display: Display) -> RunFolder:
+    """Runs or resumes GRPO; every rank calls it. Returns the run folder. Raises LwzError."""
+    launch.initialize(config)
+    config.check_grpo()
+    started = time.monotonic()
+    run = RunFolder(config)
+    state = build_train_state(config)
+    reference = ReferenceWeights(state) if config.grpo.kl_coefficient > 0 else None
+    if run.resume:
+        load_checkpoint(state, run.resume)
+    writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
+    timer = Timer()
+
+    with open_rollouts(config, run, state, display.waiting) as rollouts:
+        if writer and state.step == 0:
+            writer.write(0, rollouts.evaluate())
+
+        for step in range(state.step + 1, config.training.steps + 1):
+            with timer("rollout"):
+                experience = rollouts.collect(step)  # prompts → rollouts → rewards → advantages, packed flat
+            with timer("logprobs"):
+                updates = prepare_updates(state, experience.batch, config, reference)
+            with timer("update"):
+                losses = [apply_update(state, update, config) for update in updates]
+            state.step = step
+            rollouts.trained(step)
+            with timer("weight_sync"):
+                rollouts.update_weights(step)
+
+            if _due(step, config.checkpoint.interval, config):
+                save_checkpoint(state, run.checkpoints, {"prompts": step * config.training.prompts_per_step})
+                rollouts.checkpointed(step)
+            if writer:
+                metrics = experience.metrics | mean_metrics(losses) | timer.take()
+                metrics["tokens_per_second"] = metrics["rollout/tokens"] / _seconds(metrics)
+                if _due(step, config.evaluation.interval, config):
+                    metrics |= rollouts.evaluate()
+                writer.write(step, metrics)
+                display.step(step, metrics)
+
+    if writer:
+        writer.close(time.monotonic() - started)
+    return run
+
+
+def _due(step: int, interval: int, config: Config) -> bool:
+    return step == config.training.steps or (interval > 0 and step % interval == 0)
+
+
+def _seconds(metrics: Mapping[str, float]) -> float:
+    return sum(value for name, value in metrics.items() if name.startswith("seconds/"))

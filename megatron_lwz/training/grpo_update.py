@@ -1,0 +1,117 @@
+"""One rollout batch → old and reference log-probs → optimizer updates with the GRPO loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+
+from megatron_lwz.algorithms.grpo import LossInputs, average_metrics, grpo_loss, token_weights
+from megatron_lwz.config import Config
+from megatron_lwz.distributed import groups
+from megatron_lwz.training.batching import make_micro_batches
+from megatron_lwz.training.reference import ReferenceWeights, with_weights
+from megatron_lwz.training.state import TrainState
+from megatron_lwz.training.step import StepResult, forward_statistics, train_step
+from megatron_lwz.types import MicroBatch, SequenceBatch
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer update trains on: this rank's micro-batches and their fixed log-probs, each [T] fp32.
+
+    `old` is None when the policy has not moved since the rollouts' weights were exported: then old = policy.
+    """
+
+    micro_batches: Sequence[MicroBatch]
+    denominator: int
+    sequences: int
+    old: Sequence[torch.Tensor] | None = None
+    reference: Sequence[torch.Tensor] | None = None
+
+
+def prepare_updates(
+    state: TrainState, batch: SequenceBatch, config: Config, reference: ReferenceWeights | None
+) -> list[Update]:
+    """Splits the batch into `training.updates_per_batch` updates and computes the log-probs that stay fixed."""
+    count = config.training.updates_per_batch
+    updates = [_plan(part, config) for part in split(batch, count)]
+    if count > 1:
+        updates = [replace(update, old=_logprobs(state, update)) for update in updates]
+    if reference is not None:
+        with with_weights(state, reference):
+            updates = [replace(update, reference=_logprobs(state, update)) for update in updates]
+    return updates
+
+
+def apply_update(state: TrainState, update: Update, config: Config) -> dict[str, float]:
+    """One optimizer step. Returns `loss`, `grad_norm`, `lr` and the loss's metrics as means per token."""
+
+    def loss(statistics: torch.Tensor, micro: MicroBatch, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        logprob, entropy, _ = statistics
+        inputs = LossInputs(
+            logprob=logprob,
+            entropy=entropy,
+            old=update.old[index] if update.old is not None else logprob.detach(),
+            behaviour=micro.behaviour_logprobs,
+            reference=update.reference[index] if update.reference is not None else None,
+            advantage=micro.advantages,
+            weight=micro.weights,
+            sequence_ids=micro.sequence_ids,
+            sequences=update.sequences,
+        )
+        return grpo_loss(inputs, config.grpo, context_sum=_context_sum)
+
+    return step_metrics(train_step(state, update.micro_batches, loss, update.denominator))
+
+
+def step_metrics(result: StepResult) -> dict[str, float]:
+    """A StepResult as one flat row of metrics."""
+    metrics = average_metrics(result.metrics)
+    tokens = metrics.pop("tokens")
+    return {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr, "trained_tokens": tokens, **metrics}
+
+
+def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every metric over the updates of a step."""
+    return {name: sum(metrics[name] for metrics in updates) / len(updates) for name in updates[0]}
+
+
+def split(batch: SequenceBatch, count: int) -> list[SequenceBatch]:
+    """`count` batches of equally many sequences, every count-th each, so that no group's rollouts stay together."""
+    if count == 1:
+        return [batch]
+    return [select(batch, range(first, len(batch), count)) for first in range(count)]
+
+
+def select(batch: SequenceBatch, indices: Sequence[int]) -> SequenceBatch:
+    """The sequences `indices` of a batch, in that order."""
+    spans = [slice(int(batch.offsets[i]), int(batch.offsets[i + 1])) for i in indices]
+    lengths = torch.tensor([span.stop - span.start for span in spans])
+    chosen = torch.tensor(list(indices), dtype=torch.int64)
+    return SequenceBatch(
+        tokens=torch.cat([batch.tokens[span] for span in spans]),
+        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+        prompt_lengths=batch.prompt_lengths[chosen],
+        behaviour_logprobs=torch.cat([batch.behaviour_logprobs[span] for span in spans]),
+        advantages=batch.advantages[chosen],
+        weights=batch.weights[chosen],
+    )
+
+
+def _plan(batch: SequenceBatch, config: Config) -> Update:
+    weights, denominator = token_weights(batch, config.grpo)
+    return Update(make_micro_batches(batch, config, weights), denominator, sequences=len(batch))
+
+
+def _logprobs(state: TrainState, update: Update) -> list[torch.Tensor] | None:
+    statistics = forward_statistics(state, update.micro_batches)
+    return None if statistics is None else [values[0].detach() for values in statistics]
+
+
+def _context_sum(values: torch.Tensor) -> torch.Tensor:
+    if groups.context_size() > 1:
+        dist.all_reduce(values, group=groups.context_group())
+    return values

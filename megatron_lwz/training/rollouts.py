@@ -1,0 +1,185 @@
+"""The trainer's side of the rollouts: rank 0 runs engine, journal and controller; every rank gets the same batches."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+
+from megatron_lwz.config import Config
+from megatron_lwz.data.prompts import PromptOrder, read_prompts
+from megatron_lwz.data.templates import render
+from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.rewards.composite import build_rewards
+from megatron_lwz.rollout.controller import RolloutController
+from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.pool import EnginePool
+from megatron_lwz.rollout.progress import Progress
+from megatron_lwz.training.attempts import record_attempt
+from megatron_lwz.training.engines import open_engines
+from megatron_lwz.training.experience import Experience, make_experience, rollout_metrics
+from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.training.state import TrainState
+from megatron_lwz.training.weight_sync import DiskTransport
+from megatron_lwz.types import Group, Prompt, SequenceBatch, WeightVersion
+
+logger = logging.getLogger(__name__)
+
+Waiting = Callable[[Progress], None]
+
+
+@contextmanager
+def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Waiting) -> Iterator[Rollouts]:
+    """Exports the policy, starts (or meets) the engines with it, takes up the journal; closes all of it in the end.
+
+    Collective. `waiting` hears on rank 0 how far awaited rollouts are. Raises LwzError.
+    """
+    transport = partial(
+        DiskTransport, root=run.weights, chunks=state.policies, config_files_from=config.tokenizer_dir()
+    )
+    with ExitStack() as stack:
+        host = Host(config, run, state.step, waiting) if groups.is_rank_zero() else None
+        exporter = transport(None)
+        version = exporter.prepare(WeightVersion(state.step, record_attempt(run.root, state.step)))
+        engines = None
+        if host is not None:
+            engines = stack.enter_context(open_engines(config, run, exporter.folder(version)))
+            stack.enter_context(host.connected(engines, version))
+        rollouts = Rollouts(config, host, transport(engines), version)
+        rollouts.push()
+        yield rollouts
+
+
+class Rollouts:
+    """What the loop asks for, on every rank. Ranks other than 0 wait outside collectives while engines write."""
+
+    def __init__(self, config: Config, host: Host | None, transport: DiskTransport, version: WeightVersion) -> None:
+        self._config = config
+        self._host = host
+        self._transport = transport
+        self._version = version
+        self._pushes = 0
+
+    def collect(self, step: int) -> Experience:
+        """The rollout batch of `step`, scored, with advantages; the same on every rank."""
+        experience = self._host.experience(step) if self._host is not None else None
+        ready = f"rollouts/{self._version.attempt}/{step}"
+        if experience is not None:
+            exchange.post(ready)
+            exchange.broadcast_json(experience.metrics)
+            exchange.broadcast_tensors(vars(experience.batch))
+            return experience
+        exchange.wait_until_posted(ready, math.inf)
+        metrics = exchange.broadcast_json()
+        return Experience(SequenceBatch(**exchange.broadcast_tensors()), metrics)
+
+    def update_weights(self, step: int) -> None:
+        """Gives the engines the policy as it is after `step` updates."""
+        self._version = self._transport.prepare(replace(self._version, step=step))
+        self.push()
+
+    def push(self) -> None:
+        """Has the engines load the version last prepared; compares checksums the first time and every so often."""
+        self._transport.push(self._version)
+        interval = self._config.weight_sync.verify_interval
+        if self._pushes == 0 or (interval and self._pushes % interval == 0):
+            self._transport.verify(self._version)
+        self._pushes += 1
+        if self._host is not None:
+            self._host.controller.set_version(self._version)
+
+    def trained(self, step: int) -> None:
+        """The batch handed out last was trained on; the policy now has `step` updates."""
+        if self._host is not None:
+            self._host.trained(step)
+
+    def checkpointed(self, step: int) -> None:
+        """The checkpoint of `step` is on disk: what it was trained on will not come back after a kill."""
+        if self._host is not None:
+            self._host.controller.checkpoint(step)
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics `eval/…` on the held-out prompts under the engines' weights. Empty without any, and on ranks above 0."""
+        return self._host.evaluate() if self._host is not None else {}
+
+
+class Host:
+    """Rank 0's half: prompts, journal, rewards, controller."""
+
+    def __init__(self, config: Config, run: RunFolder, step: int, waiting: Waiting) -> None:
+        self._config, self._run, self._step, self._waiting = config, run, step, waiting
+        self._tokenizer = Tokenizer(config.tokenizer_dir())
+        self._prompts = self._read(config.data.prompts)
+        self._held_out = self._read(config.data.held_out_prompts) if config.data.held_out_prompts else []
+        self._order = PromptOrder(len(self._prompts), config.run.seed, config.data.shuffle)
+        self._rewards = build_rewards(config.reward, self._tokenizer)
+        self._names = [reward.name for reward in self._rewards]
+        self._batch: list[Group] = []
+
+    @contextmanager
+    def connected(self, pool: EnginePool, version: WeightVersion) -> Iterator[None]:
+        """Opens the journal, takes up what an earlier attempt left, and runs the controller."""
+        journal = Journal(self._run.journal, exclusive=self._config.rollout.network_journal)
+        self.controller = RolloutController(
+            pool,
+            journal,
+            self._rewards,
+            tokenizer=self._tokenizer,
+            render=self._render,
+            section=self._config.rollout,
+            group_size=self._config.grpo.group_size,
+            seed=self._config.run.seed,
+        )
+        recovery = self.controller.recover(self._step)
+        if recovery.complete or recovery.unfinished:
+            logger.warning("journal: %s", recovery)
+        self.controller.set_version(version)
+        self.controller.start()
+        try:
+            yield
+        finally:
+            self.controller.close()
+
+    def experience(self, step: int) -> Experience:
+        """Admits the step's prompts, waits for their groups and makes them a batch."""
+        self.controller.submit(step, self._prompts_of(step))
+        count = self._config.training.prompts_per_step
+        self._batch = self.controller.collect(step, count, progress=self._waiting)
+        experience = make_experience(self._batch, self._config, names=self._names, step=step)
+        experience.metrics.update(self.controller.metrics())
+        return experience
+
+    def trained(self, step: int) -> None:
+        """Notes which groups the update to `step` used."""
+        self.controller.mark_consumed(self._batch, step)
+        self._batch = []
+
+    def evaluate(self) -> dict[str, float]:
+        """Rollouts on the held-out prompts, measured like training rollouts."""
+        if not self._held_out:
+            return {}
+        found = self.controller.generate(self._held_out, self._config.evaluation.samples, progress=self._waiting)
+        return {f"eval/{name}": value for name, value in rollout_metrics(found, self._names).items()}
+
+    def _prompts_of(self, step: int) -> list[Prompt]:
+        """The order alone decides: a resumed run, on any layout, asks for the same prompts. Steps count from 1."""
+        count = self._config.training.prompts_per_step
+        return [self._prompts[self._order[k]] for k in range((step - 1) * count, step * count)]
+
+    def _render(self, prompt: Prompt) -> str:
+        return render(prompt, self._config.data.template)
+
+    def _read(self, path: str | None) -> list[Prompt]:
+        prompts = read_prompts(str(path), maximum_length=self._config.reward.length.maximum)
+        limit = self._config.data.max_prompt_tokens
+        kept = [p for p in prompts if len(self._tokenizer.encode(self._render(p))) <= limit]
+        if len(kept) < len(prompts):
+            logger.warning("%s: %d prompts over %d tokens are left out", path, len(prompts) - len(kept), limit)
+        if not kept:
+            raise ConfigError("data.max_prompt_tokens", limit, f"leaves no prompt of {path}")
+        return kept
