@@ -56,11 +56,10 @@ class Schedule:
 def wrap_data_parallel(policies: list[PolicyModel], config: Config) -> list[DistributedDataParallel]:
     """Wraps this rank's model chunks for data parallelism; gradients are summed, not averaged, over DP × CP.
 
-    `calculate_per_token_loss` makes Megatron divide the summed gradient once, by the step's denominator.
+    Megatron then divides the summed gradient once, by the step's denominator (`calculate_per_token_loss`).
     """
     overlap = config.parallel.overlap
     for policy in policies:
-        policy.config.calculate_per_token_loss = True
         policy.config.finalize_model_grads_func = finalize_model_grads
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,

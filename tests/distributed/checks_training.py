@@ -74,7 +74,9 @@ def step_once(state: TrainState, step: int) -> StepResult:
         metrics = {"entropy": entropy.sum(), "weight/max": micro_batch.weights.max()}
         return -(logprob * micro_batch.weights).sum(), metrics
 
-    return train_step(state, make_micro_batches(batch, state.config, weights), loss, 200)
+    result = train_step(state, make_micro_batches(batch, state.config, weights), loss, 200)
+    state.step += 1
+    return result
 
 
 def train(state: TrainState, steps: range) -> list[list[float]]:
@@ -251,19 +253,3 @@ def four_ranks(folder: str, layouts: dict[str, Any], loads: list[list[str]]) -> 
     found = run_layouts(folder, layouts, loads)
     found["data_ranks"] = groups.data_size()
     return found
-
-
-def _TMP(tensor, group):  # TEMPORARY
-    import torch.distributed as dist
-
-    n = dist.get_world_size(group) if group is not None else 1
-    if n == 1:
-        return tensor.unsqueeze(0)
-    out = [torch.empty_like(tensor) for _ in range(n)]
-    dist.all_gather(out, tensor.contiguous(), group=group)
-    return torch.stack(out)
-
-
-from megatron_lwz.kernels import collectives as _c  # TEMPORARY
-
-_c.all_gather = _TMP  # TEMPORARY

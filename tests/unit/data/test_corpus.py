@@ -1,0 +1,103 @@
+"""Documents → pieces → steps: nothing lost, nothing crossed, the same order for ever."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_lwz.data.corpus import Corpus, read_documents, read_texts
+from megatron_lwz.errors import DataError
+from megatron_lwz.types import SequenceBatch
+
+EOS = 0
+
+
+def documents_of(lengths: list[int]) -> list[list[int]]:
+    """Documents whose tokens are all different, so that a prediction (a, b) occurs once."""
+    tokens = iter(range(1, 10_000))
+    return [[*(next(tokens) for _ in range(length)), EOS] for length in lengths]
+
+
+def predictions(batch: SequenceBatch) -> list[tuple[int, int]]:
+    pairs = []
+    for start, stop in zip(batch.offsets[:-1], batch.offsets[1:], strict=True):
+        tokens = batch.tokens[start:stop].tolist()
+        pairs += list(zip(tokens[:-1], tokens[1:], strict=True))
+    return pairs
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    sequence_length=st.integers(1, 24),
+    sequences=st.integers(1, 4),
+    seed=st.integers(0, 3),
+)
+def test_an_epoch_trains_every_prediction_once(
+    lengths: list[int], sequence_length: int, sequences: int, seed: int
+) -> None:
+    documents = documents_of(lengths)
+    corpus = Corpus(documents, sequence_length=sequence_length, seed=seed, shuffle=True)
+    found: list[tuple[int, int]] = []
+    cursor = 0
+    while cursor < len(corpus):
+        batch, cursor = corpus.take(cursor, sequences)
+        assert max(batch.lengths()) <= sequence_length + 1
+        assert len(predictions(batch)) <= sequences * sequence_length
+        found += predictions(batch)
+    expected = {pair for document in documents for pair in zip(document[:-1], document[1:], strict=True)}
+    assert set(found) == expected
+    assert cursor > len(corpus) or len(found) == len(expected)
+
+
+def test_the_cursor_alone_says_what_comes_next() -> None:
+    documents = documents_of([5, 9, 30, 2, 14, 7])
+    corpus = Corpus(documents, sequence_length=16, seed=3, shuffle=True)
+    cursor, batches = 0, []
+    for _ in range(6):
+        batch, cursor = corpus.take(cursor, 2)
+        batches.append((batch.tokens, cursor))
+    _, third = batches[2]
+    again = Corpus(documents, sequence_length=16, seed=3, shuffle=True).take(third, 2)
+    assert torch.equal(again[0].tokens, batches[3][0]) and again[1] == batches[3][1]
+
+
+def test_epochs_are_shuffled_anew_and_without_shuffle_in_file_order() -> None:
+    documents = documents_of([3] * 20)
+    order = Corpus(documents, sequence_length=60, seed=0, shuffle=True)
+    first, cursor = order.take(0, 1)
+    second, _ = order.take(cursor, 1)
+    assert cursor == 20 and not torch.equal(first.tokens, second.tokens)
+    plain, _ = Corpus(documents, sequence_length=80, seed=0, shuffle=False).take(0, 1)
+    assert plain.tokens.tolist() == [token for document in documents for token in document]
+
+
+def test_every_piece_is_its_own_sequence_with_one_given_token() -> None:
+    batch, _ = Corpus(documents_of([4, 25]), sequence_length=10, seed=0, shuffle=False).take(0, 10)
+    assert batch.lengths()[:4] == [5, 11, 11, 6]
+    assert set(batch.prompt_lengths.tolist()) == {1}
+    assert batch.tokens[4] == EOS
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [('{"text": "a"', "not valid JSON"), ('{"txt": "a"}', "'text'"), ('["a"]', "'text'"), ('{"text": 3}', "'text'")],
+)
+def test_a_broken_line_is_named(tmp_path: Path, line: str, advice: str) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(json.dumps({"text": "good"}) + "\n\n" + line + "\n")
+    with pytest.raises(DataError, match=r"corpus\.jsonl, line 3: .*" + advice):
+        list(read_texts(path))
+
+
+def test_missing_and_empty_corpora_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.jsonl: cannot be read"):
+        read_documents([tmp_path / "nowhere.jsonl"], lambda text: [1], EOS)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    with pytest.raises(DataError, match=r"empty\.jsonl: no documents"):
+        read_documents([empty], lambda text: [1], EOS)

@@ -1,0 +1,74 @@
+"""What a checkpoint's metadata may name, and that nothing else is called."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint import filesystem
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron_lwz.training.safe_unpickle import restricted, restricted_load
+
+
+class Call:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.recipe = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.recipe
+
+
+def metadata() -> Metadata:
+    properties = TensorProperties(dtype=torch.bfloat16)
+    chunk = ChunkStorageMetadata(offsets=torch.Size([0, 2]), sizes=torch.Size([4, 2]))
+    return Metadata(
+        state_dict_metadata={"weight": TensorStorageMetadata(properties, torch.Size([4, 4]), [chunk])},
+        storage_data={MetadataIndex("weight", [0, 2]): filesystem._StorageInfo("__0_0.distcp", 0, 10)},
+        storage_meta=StorageMeta(checkpoint_id=Path("somewhere")),
+    )
+
+
+def test_metadata_round_trips() -> None:
+    assert restricted_load(io.BytesIO(pickle.dumps(metadata()))) == metadata()
+
+
+@pytest.mark.parametrize(
+    "function", [os.system, Path.touch, eval, exec, getattr, torch.load, pickle.loads, Path.unlink]
+)
+def test_calls_are_refused_before_they_run(tmp_path: Path, function: Any) -> None:
+    mark = tmp_path / "mark"
+    data = pickle.dumps([metadata(), Call(function, f"touch {mark}")])
+    with pytest.raises(pickle.UnpicklingError, match="which no checkpoint of ours contains"):
+        restricted_load(io.BytesIO(data))
+    assert not mark.exists()
+
+
+def test_inside_restricted_torch_reads_weights_only_and_afterwards_as_before(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    path = tmp_path / "payload.pt"
+    torch.save(Call(Path.touch, mark), path)
+    plain = torch.load, filesystem.pickle
+    with restricted():
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(path, weights_only=False)
+        with path.open("wb") as stream:
+            pickle.dump(Call(Path.touch, mark), stream)
+        with pytest.raises(pickle.UnpicklingError), path.open("rb") as stream:
+            filesystem.pickle.load(stream)
+    assert not mark.exists()
+    assert (torch.load, filesystem.pickle) == plain

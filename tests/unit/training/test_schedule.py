@@ -1,0 +1,30 @@
+"""The learning rate over the steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_lwz.config import validate
+from megatron_lwz.training.optimizer import Schedule
+
+
+def rates(schedule: str, *, warmup: int = 2, steps: int = 6) -> list[float]:
+    section = {"lr": 1.0, "min_lr": 0.1, "warmup_steps": warmup, "schedule": schedule}
+    lr = Schedule(validate({"training": {"steps": steps}, "optimizer": section})).lr
+    return [lr(step) for step in range(steps + 2)]
+
+
+def test_constant_stays_after_the_warm_up() -> None:
+    assert rates("constant") == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_linear_decays_to_the_minimum_and_stays() -> None:
+    assert rates("linear") == pytest.approx([0.5, 1.0, 1.0, 0.775, 0.55, 0.325, 0.1, 0.1])
+
+
+def test_cosine_is_half_way_in_the_middle() -> None:
+    assert rates("cosine") == pytest.approx([0.5, 1.0, 1.0, 0.868198, 0.55, 0.231802, 0.1, 0.1], abs=1e-6)
+
+
+def test_a_warm_up_longer_than_the_run_never_divides_by_zero() -> None:
+    assert rates("cosine", warmup=10, steps=3) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
