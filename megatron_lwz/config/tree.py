@@ -130,6 +130,12 @@ def read_hf_architecture(folder: Path) -> s.Architecture:
     if raw.get("model_type") != "qwen2":
         raise DataError(path, f"model_type is {raw.get('model_type')!r}, only 'qwen2' (Qwen2.5) is supported")
     rope = raw.get("rope_parameters") or {}
+    scaling = raw.get("rope_scaling") or rope
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind != "default":
+        raise DataError(path, f"RoPE scaling {kind!r} is not supported: use the base model's config.json without it")
+    if raw.get("use_sliding_window"):
+        raise DataError(path, "use_sliding_window is true, but only full attention is supported")
     values = {key: raw[key] for key in s.Architecture.model_fields if key in raw and raw[key] is not None}
     if "rope_theta" in rope:  # transformers 5 nests it
         values["rope_theta"] = rope["rope_theta"]

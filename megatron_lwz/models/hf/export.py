@@ -114,13 +114,17 @@ def _gather(placement: Placement, dtype: torch.dtype) -> torch.Tensor | None:
     """The whole tensor on the first rank of the tensor-parallel group, padding dropped; None on the others."""
     share = placement.view.to(dtype).reshape(placement.local_shape).contiguous()
     group = groups.tensor_group()
-    if placement.split is None:
-        return share if group.rank() == 0 else None
-    shares = [torch.empty_like(share) for _ in range(group.size())] if group.rank() == 0 else []
-    dist.gather(_raw(share), [_raw(s) for s in shares] or None, group=group, group_dst=0)
-    if not shares:
+    first, split = group.rank() == 0, placement.split
+    if split is None:
+        return share if first else None
+    shares = [share]
+    if group.size() > 1:
+        shares = [torch.empty_like(share) for _ in range(group.size())] if first else []
+        dist.gather(_raw(share), [_raw(s) for s in shares] or None, group=group, group_dst=0)
+    if not first:
         return None
-    return torch.cat(shares, placement.split).narrow(placement.split, 0, placement.shape[placement.split])
+    whole = shares[0] if len(shares) == 1 else torch.cat(shares, split)
+    return whole.narrow(split, 0, placement.shape[split])
 
 
 def _raw(tensor: torch.Tensor) -> torch.Tensor:
