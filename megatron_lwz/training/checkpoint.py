@@ -200,8 +200,11 @@ def _read(state: dict[str, Any], folder: Path) -> dict[str, Any]:
         with restricted():
             return dist_checkpointing.load(state, str(folder))
     except _READ_ERRORS as error:
-        reason = " ".join(str(error.args[0] if error.args else error).split())[:300]
-        raise CheckpointError(folder, f"cannot be read ({type(error).__name__}: {reason})") from error
+        cause: BaseException = error
+        if isinstance(error, torch_checkpoint.CheckpointException):  # carries each failed rank's own error
+            cause = next(iter(error.failures.values()))[0]
+        reason = " ".join(str(cause).split())[:300]
+        raise CheckpointError(folder, f"cannot be read ({type(cause).__name__}: {reason})") from error
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

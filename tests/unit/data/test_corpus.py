@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def predictions(batch: SequenceBatch) -> list[tuple[int, int]]:
     pairs = []
     for start, stop in zip(batch.offsets[:-1], batch.offsets[1:], strict=True):
         tokens = batch.tokens[start:stop].tolist()
-        pairs += list(zip(tokens[:-1], tokens[1:], strict=True))
+        pairs += list(pairwise(tokens))
     return pairs
 
 
@@ -49,7 +50,7 @@ def test_an_epoch_trains_every_prediction_once(
         assert max(batch.lengths()) <= sequence_length + 1
         assert len(predictions(batch)) <= sequences * sequence_length
         found += predictions(batch)
-    expected = {pair for document in documents for pair in zip(document[:-1], document[1:], strict=True)}
+    expected = {pair for document in documents for pair in pairwise(document)}
     assert set(found) == expected
     assert cursor > len(corpus) or len(found) == len(expected)
 
