@@ -1,0 +1,72 @@
+"""Groups → advantages → flat batch: what is trained on is what was written, and masks keep out what they must."""
+
+import pytest
+import torch
+
+from megatron_lwz.config import validate
+from megatron_lwz.training.experience import make_experience
+from megatron_lwz.training.grpo_update import select, split
+from megatron_lwz.types import ComponentScore, FinishReason, Group, Prompt, Rollout
+
+NAMES = ("length", "format")
+
+
+def rollout(index, *, length=3, reason=FinishReason.STOP):
+    tokens = tuple(range(100 * index, 100 * index + length))
+    logprobs = tuple(-0.5 - 0.01 * i for i in range(length))
+    return Rollout(f"0-{index}", "p", index, (1, 2), tokens, logprobs, (), reason, "text")
+
+
+def group(scores, **truncated):
+    rollouts = tuple(
+        rollout(i, length=3 + i, reason=FinishReason.LENGTH if i in truncated.get("cut", ()) else FinishReason.STOP)
+        for i in range(len(scores))
+    )
+    table = tuple({"length": ComponentScore(a), "format": ComponentScore(b)} for a, b in scores)
+    return Group(0, Prompt("p", "write"), rollouts, table, admitted=1)
+
+
+def experience(groups, **grpo):
+    config = validate({"grpo": {"group_size": 4, **grpo}})
+    return make_experience(groups, config, names=NAMES, step=1)
+
+
+def test_batch_holds_prompts_responses_and_behaviour_logprobs_in_order():
+    batch = experience([group([(0.1, 0.0), (0.9, 1.0), (0.5, 1.0)])]).batch
+    assert batch.lengths() == [5, 6, 7]
+    assert batch.tokens[:5].tolist() == [1, 2, 0, 1, 2]
+    assert batch.tokens[5:11].tolist() == [1, 2, 100, 101, 102, 103]
+    assert batch.behaviour_logprobs[5:11].tolist() == pytest.approx([0, 0, -0.5, -0.51, -0.52, -0.53])
+
+
+def test_better_scores_get_larger_advantages_that_sum_to_zero():
+    advantages = experience([group([(0.1, 0.0), (0.9, 1.0), (0.5, 1.0)])]).batch.advantages
+    assert advantages[1] > advantages[2] > advantages[0]
+    assert advantages.sum().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_truncated_rollouts_are_masked_out_of_loss_and_statistics():
+    scores = [(0.0, 0.0), (1.0, 1.0), (0.0, 0.0)]
+    masked = experience([group(scores, cut=(2,))], truncated="mask").batch
+    assert masked.weights.tolist() == [1, 1, 0]
+    assert masked.advantages.tolist() == pytest.approx([-1, 1, 0], abs=1e-4)
+    kept = experience([group(scores, cut=(2,))], truncated="keep").batch
+    assert kept.weights.tolist() == [1, 1, 1]
+    penalised = experience([group(scores, cut=(2,))], truncated="penalty", truncation_penalty=0.5).batch
+    assert penalised.advantages[2] < penalised.advantages[0] < penalised.advantages[1]
+
+
+def test_groups_without_variance_leave_the_denominator_only_when_dropped():
+    flat = [group([(0.5, 1.0), (0.5, 1.0)])]
+    dropped = experience(flat, zero_variance="drop")
+    assert dropped.batch.weights.tolist() == [0, 0]
+    assert dropped.metrics["rollout/zero_variance_groups"] == 1
+    assert experience(flat, zero_variance="keep").batch.weights.tolist() == [1, 1]
+
+
+def test_split_and_select_keep_every_sequence_whole():
+    batch = experience([group([(0.1, 0.0), (0.9, 1.0), (0.5, 1.0), (0.2, 0.3)])]).batch
+    first, second = split(batch, 2)
+    assert first.lengths() == [5, 7] and second.lengths() == [6, 8]
+    again = select(batch, range(4))
+    assert all(torch.equal(vars(again)[name], value) for name, value in vars(batch).items())
