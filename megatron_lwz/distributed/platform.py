@@ -43,31 +43,24 @@ PATCHED_MODULES = {
 """Modules of megatron.core that write `device="cuda"` or `pin_memory=True` in a torch factory, and what for."""
 
 UNUSED_MODULES = (
-    "datasets.",
     "distributed.fsdp.",
     "energy_monitor",
     "export.",
-    "extensions.",
     "fp8_utils",
     "full_cuda_graph",
     "fusions.",
     "inference.",
     "models.",
-    "nccl_allocator",
     "pipeline_parallel.fine_grained_activation_offload",
     "pipeline_parallel.hybrid_cp_schedule",
     "pipeline_parallel.utils",
-    "post_training.",
     "resharding.",
     "ssm.",
-    "tensor_parallel.random",
-    "transformer.cuda_graphs",
-    "transformer.experimental_attention_variant.",
     "transformer.moe.",
 )
 """Modules (or packages, with a final dot) that write such a literal too, where no path of this project comes by."""
 
-FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros", "zeros_like")
+FACTORIES = ("empty", "empty_like", "ones", "tensor", "zeros")
 """The torch functions that the patched modules call with a literal device."""
 
 CPU = torch.device("cpu")
@@ -123,7 +116,7 @@ def install() -> None:
     for name, replacement in CUDA_CALLS.items():
         setattr(torch.cuda, name, replacement)
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
-    torch.Tensor.type = _type_with_cuda_name(torch.Tensor.type)  # type: ignore[method-assign, assignment]
+    torch.Tensor.type = _type_with_cuda_name(torch.Tensor.type)  # type: ignore[method-assign]
     proxy = _torch_for_cpu()
     for name in PATCHED_MODULES:
         importlib.import_module(f"megatron.core.{name}").torch = proxy  # type: ignore[attr-defined]

@@ -61,7 +61,7 @@ def _measure_one(config: Config, oracle: Oracle) -> dict[str, float]:
         "logprob": max((_distance(values[i][0], oracle[f"logprob.{i}"]) for i in values), default=0.0),
         "entropy": max((_distance(values[i][1], oracle[f"entropy.{i}"]) for i in values), default=0.0),
         "sequences": len(values),
-        "leak": max((_distance(others[i], values[i]) for i in values if i != 1), default=0.0),
+        "leak": max((_distance(others[i], values[i]) for i in others if i != 1), default=0.0),
         "changed": _distance(others[1], values[1]) if values else 1.0,
         "loss": max(abs(s.loss - float(r)) for s, r in zip(steps, oracle["loss"], strict=True)),
         "grad_norm": max(abs(s.grad_norm / float(r) - 1) for s, r in zip(steps, oracle["grad_norm"], strict=True)),
