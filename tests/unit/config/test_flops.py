@@ -1,22 +1,38 @@
-"""The FLOPs formula against a count of the matrix products' weights."""
+"""The FLOPs formula against torch's own counter on transformers' Qwen2, and its shape."""
 
 from __future__ import annotations
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from megatron_lwz.config import Architecture
 from megatron_lwz.config.flops import sequence_flops
-from megatron_lwz.config.presets import PRESETS
+
+ARCHITECTURE = Architecture(
+    num_hidden_layers=3,
+    hidden_size=48,
+    intermediate_size=80,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    vocab_size=200,
+)
 
 
-def test_short_sequences_cost_two_per_weight_and_token() -> None:
-    weights = 6.53e9  # Qwen2.5-7B's card: 6.53 B non-embedding parameters; plus the output layer's products
-    arch = PRESETS["qwen2.5-7b"]
-    expected = 2 * (weights + arch.hidden_size * arch.vocab_size)
-    assert sequence_flops(arch, 1) == pytest.approx(expected, rel=0.01)
+@pytest.mark.parametrize("length", [16, 64])
+def test_matches_the_operations_torch_counts(length):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(**ARCHITECTURE.model_dump(exclude={"head_dim", "rope_theta"}), attn_implementation="eager")
+    model = Qwen2ForCausalLM(config).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, length, dtype=torch.int64), use_cache=False)
+    # The eager model computes the whole square of attention scores; causal attention needs half of it.
+    half_square = 2 * ARCHITECTURE.num_hidden_layers * ARCHITECTURE.hidden_size * length**2
+    rotary = length * ARCHITECTURE.hidden_size // ARCHITECTURE.num_attention_heads  # its position × frequency product
+    assert counter.get_total_flops() == pytest.approx(sequence_flops(ARCHITECTURE, length) + half_square + rotary)
 
 
-def test_attention_makes_long_sequences_dearer_than_their_share() -> None:
-    arch = PRESETS["qwen2.5-7b"]
-    attention = 2.0 * arch.num_hidden_layers * arch.num_attention_heads * 128
-    excess = sequence_flops(arch, 16_384) - 2 * sequence_flops(arch, 8_192)
-    assert excess == pytest.approx(attention * (16_384**2 - 2 * 8_192**2))
+def test_splitting_a_sequence_saves_only_attention():
+    whole, halves = sequence_flops(ARCHITECTURE, 200), 2 * sequence_flops(ARCHITECTURE, 100)
+    assert whole - halves == pytest.approx(2 * ARCHITECTURE.num_hidden_layers * 48 * (200**2 - 2 * 100**2))

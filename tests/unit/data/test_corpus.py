@@ -73,7 +73,7 @@ def test_epochs_are_shuffled_anew_and_without_shuffle_in_file_order() -> None:
     first, cursor = order.take(0, 1)
     second, _ = order.take(cursor, 1)
     assert cursor == 20 and not torch.equal(first.tokens, second.tokens)
-    plain, _ = Corpus(documents, sequence_length=80, seed=0, shuffle=False).take(0, 1)
+    plain, _ = Corpus(documents, sequence_length=60, seed=0, shuffle=False).take(0, 1)
     assert plain.tokens.tolist() == [token for document in documents for token in document]
 
 

@@ -1,0 +1,141 @@
+"""The pretrain command: learns, writes its run folder, resumes bit for bit, and says what is wrong in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_lwz.distributed import environment
+from megatron_lwz.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+WORDS = [f"w{index}" for index in range(40)]
+
+
+def launch(*arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        *(["torch.distributed.run", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []),
+    ]
+    variables = environment.child_environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
+    return subprocess.run(
+        [*command, "megatron_lwz.cli.pretrain", *arguments], cwd=ROOT, env=variables, capture_output=True, text=True,
+        timeout=180, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config whose corpus is easy: word i is always followed by word i + 1."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("pretrain")
+    tokenizer = Tokenizer(
+        models.WordLevel({"<|endoftext|>": 0} | {w: i + 1 for i, w in enumerate(WORDS)}, unk_token="w0")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    rows = [{"text": " ".join(WORDS[start : start + 4 + start % 9])} for start in range(25)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tree: dict[str, Any] = {
+        "run": {"dir": str(folder / "run")},
+        "model": {
+            "architecture": {
+                "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "vocab_size": 41, "tie_word_embeddings": True,
+            },
+            "tokenizer": str(folder),
+            "vocab_padding": 8,
+        },
+        "training": {
+            "steps": 8, "sequences_per_step": 4, "sequence_length": 24, "tokens_per_micro_batch": 48, "precision": "fp32",
+        },
+        "data": {"corpus": [str(folder / "corpus.jsonl")]},
+        "optimizer": {"lr": 0.01},
+        "checkpoint": {"interval": 3},
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(config: Path) -> Path:
+    """An undisturbed run on two tensor-parallel ranks."""
+    folder = config.parent / "whole"
+    done = launch(str(config), f"run.dir={folder}", "parallel.tensor=2", ranks=2)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    timed = ("seconds", "tokens_per_second")
+    return [{k: v for k, v in row.items() if k not in timed} for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def test_the_loss_falls_and_the_run_folder_is_complete(whole: Path) -> None:
+    rows = rows_of(whole)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["steps"] == 8 and summary["last"]["loss"] < summary["first"]["loss"]
+    assert sorted(path.name for path in (whole / "checkpoints").glob("step_*")) == ["step_00000006", "step_00000008"]
+    assert (whole / "checkpoints" / "latest").read_text() == "step_00000008"
+    assert not list(whole.rglob("*.tmp"))
+    assert yaml.safe_load((whole / "config.yaml").read_text())["parallel"]["tensor"] == 2
+
+
+def test_the_export_loads_in_transformers_and_continues_the_corpus(whole: Path) -> None:
+    import torch
+    from transformers import Qwen2ForCausalLM
+
+    from megatron_lwz.data.tokenizer import Tokenizer
+
+    model = Qwen2ForCausalLM.from_pretrained(whole / "hf")
+    tokens = torch.tensor([Tokenizer(whole / "hf").encode("w3 w4 w5 w6 w7")])
+    assert model(tokens, labels=tokens).loss.item() < rows_of(whole)[0]["loss"] - 0.5
+
+
+def test_a_resumed_run_repeats_an_undisturbed_one_bit_for_bit(config: Path, whole: Path) -> None:
+    folder = config.parent / "resumed"
+    arguments = (str(config), f"run.dir={folder}", "parallel.tensor=2")
+    assert launch(*arguments, "training.steps=4", ranks=2).returncode == 0
+    (folder / "checkpoints" / "latest").write_text("step_00000003")  # as if the run had died in step 4
+    done = launch(*arguments, "run.resume=must", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert rows_of(folder) == rows_of(whole)
+
+
+def test_what_is_wrong_is_said_in_one_line(config: Path, whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"text": "w1 w2"}\n{"text": "w1\n')
+    cases = {
+        "run.resume=must": "config key 'run.resume' = 'must': no checkpoint under",
+        f"run.resume=never run.dir={whole}": "config key 'run.resume' = 'never': ",
+        f"data.corpus=[{tmp_path}/broken.jsonl]": "broken.jsonl, line 2: not valid JSON",
+        "training.tokens_per_micro_batch=10": "config key 'training.tokens_per_micro_batch' = 10",
+        f"checkpoint.load={tmp_path}/nowhere": "nowhere: no checkpoint here",
+        "parallel.tensor=2": "config key 'parallel'",
+    }
+    program = (
+        "import json, sys; from megatron_lwz.cli import common, pretrain\n"
+        "for argv in json.loads(sys.argv[1]): print(common.run(pretrain.main, argv))"
+    )
+    commands = [[str(config), f"run.dir={tmp_path}/new", *overrides.split()] for overrides in cases]
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True, timeout=180,
+        env=environment.child_environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"), check=False,
+    )  # fmt: skip
+    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["2"] * len(cases), done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == len(cases)
+    for message, line in zip(cases.values(), errors, strict=True):
+        assert message in line
