@@ -166,7 +166,7 @@ class FormatReward(Section):
     duplicate_threshold: Fraction = Field(
         0.6, description="Jaccard similarity from which two paragraphs are near-duplicates; open"
     )
-    shingle: int = Field(5, gt=0, description="n-gram size: words, or characters in CJK text; open")
+    shingle: int = Field(3, gt=0, description="n-gram size: words, or characters in CJK text; open")
     minimum_shingles: int = Field(8, gt=0, description="shorter paragraphs are not compared; open")
 
 

@@ -35,7 +35,7 @@ def shingles(text: str, size: int) -> frozenset[int]:
 class ParagraphIndex:
     """Tells of each new paragraph whether it is a near-duplicate of one added before."""
 
-    def __init__(self, *, threshold: float = 0.6, shingle: int = 5, minimum_shingles: int = 8) -> None:
+    def __init__(self, *, threshold: float = 0.6, shingle: int = 3, minimum_shingles: int = 8) -> None:
         """`threshold`: similarity from which two are near-duplicates; paragraphs below `minimum_shingles` are skipped."""
         self._threshold = threshold
         self._shingle = shingle
@@ -78,7 +78,7 @@ class ParagraphIndex:
 
 
 def find_duplicates(
-    text: str, *, threshold: float = 0.6, shingle: int = 5, minimum_shingles: int = 8
+    text: str, *, threshold: float = 0.6, shingle: int = 3, minimum_shingles: int = 8
 ) -> DuplicateReport:
     """Counts near-duplicate paragraphs; a paragraph is a line that is not blank."""
     index = ParagraphIndex(threshold=threshold, shingle=shingle, minimum_shingles=minimum_shingles)

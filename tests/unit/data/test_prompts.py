@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_lwz.data.prompts import PromptOrder, read_prompts
+from megatron_lwz.errors import DataError
+from megatron_lwz.types import LengthRange, Prompt
+
+ROW = {"id": "a", "prompt": "Write.", "length": {"lower": 10, "upper": 20}}
+
+
+def write(folder: Path, *rows: object) -> Path:
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    return path
+
+
+def test_reads_all_keys_and_keeps_the_unknown_ones(tmp_path):
+    full = {**ROW, "id": 7, "prompt": "写。\u2028第二行", "language": "zh", "template": "direct", "topic": "sea"}
+    prompts = read_prompts(write(tmp_path, ROW, "\n", full, {"id": "c", "prompt": "x"}))
+    assert prompts[0] == Prompt("a", "Write.", LengthRange(10, 20))
+    assert prompts[1] == Prompt("7", "写。\u2028第二行", LengthRange(10, 20), "zh", "direct", {"topic": "sea"})
+    assert prompts[2].length is None
+
+
+@pytest.mark.parametrize(
+    ("bad", "part"),
+    [
+        ("{oops\n", "not valid JSON"),
+        ("[1]\n", "must be a JSON object, not list"),
+        ({"prompt": "x"}, "'id'"),
+        ({"id": True, "prompt": "x"}, "'id'"),
+        ({"id": "b", "prompt": " "}, "'prompt'"),
+        ({"id": "b", "prompt": 3}, "'prompt'"),
+        ({**ROW, "id": "b", "length": [1, 2]}, "'length'"),
+        ({**ROW, "id": "b", "length": {"lower": 1.5, "upper": 2}}, "'length'"),
+        ({**ROW, "id": "b", "length": {"lower": True, "upper": 2}}, "'length'"),
+        ({**ROW, "id": "b", "length": {"lower": 30, "upper": 20}}, "[30, 20]"),
+        ({**ROW, "id": "b", "length": {"lower": -1, "upper": 20}}, "[-1, 20]"),
+        ({**ROW, "id": "b", "length": {"lower": 0, "upper": 0}}, "[0, 0]"),
+        ({**ROW, "id": "b", "template": "chat"}, "'template'"),
+        ({**ROW, "id": "b", "language": 1}, "'language'"),
+        (ROW, "already used on line 1"),
+    ],
+)
+def test_a_bad_row_is_one_line_that_names_its_line(tmp_path, bad, part):
+    path = write(tmp_path, ROW, "\n", bad)
+    with pytest.raises(DataError) as caught:
+        read_prompts(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}, line 3: ") and part in message and "\n" not in message
+
+
+def test_a_range_up_to_l_max_is_refused_with_the_prompt_named(tmp_path):
+    path = write(tmp_path, ROW)
+    assert read_prompts(path, maximum_length=21)
+    with pytest.raises(DataError, match=r"line 1: prompt 'a' asks for up to 20, L_max is 20"):
+        read_prompts(path, maximum_length=20)
+
+
+def test_missing_binary_and_empty_files(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_prompts(tmp_path / "none.jsonl")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_prompts(tmp_path / "binary")
+    with pytest.raises(DataError, match="no prompts"):
+        read_prompts(write(tmp_path, "\n"))
+
+
+def test_order_visits_every_prompt_once_an_epoch_and_needs_no_state():
+    order = PromptOrder(10, seed=3, shuffle=True)
+    drawn = [order.index(k) for k in range(30)]
+    assert [sorted(drawn[i : i + 10]) for i in (0, 10, 20)] == [list(range(10))] * 3
+    assert drawn[:10] != drawn[10:20]
+    assert [PromptOrder(10, seed=3)[k] for k in reversed(range(30))] == drawn[::-1]
+    assert [PromptOrder(10, seed=4)[k] for k in range(30)] != drawn
+    assert [PromptOrder(3, seed=3, shuffle=False)[k] for k in range(5)] == [0, 1, 2, 0, 1]

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from megatron_lwz.config.sections import FormatReward, LengthReward, RewardSection
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.rewards.composite import build_rewards, component_weights, score_tensors, shuffle_scores
+from megatron_lwz.types import ComponentScore, Group
+from tests.unit.rewards.helpers import prompt, rollout, score
+
+HERE = "tests.unit.rewards.user_rewards"
+
+
+def functions(*names):
+    return RewardSection(functions=tuple(f"{HERE}:{name}" for name in names))
+
+
+def test_components_are_length_format_then_the_users():
+    section = functions("words", "holes")
+    rewards = build_rewards(section)
+    names = [r.name for r in rewards]
+    assert names == ["length", "format", "words", "holes"]
+    weights = RewardSection(length=LengthReward(weight=2), format=FormatReward(weight=0.5))
+    assert component_weights(weights, names).tolist() == [2, 0.5, 1, 1]
+
+
+def test_user_functions_may_be_async_and_mask_what_they_cannot_score():
+    words, holes = build_rewards(functions("words", "holes"))[2:]
+    rollouts = [rollout("a b c", index=i) for i in range(4)]
+    assert [s.value for s in score(words, prompt(), *rollouts)] == [3.0] * 4
+    assert [(s.value, s.valid) for s in score(holes, prompt(), *rollouts)] == [
+        (1.0, True),
+        (0.0, False),
+        (0.0, False),
+        (0.25, True),
+    ]
+
+
+@pytest.mark.parametrize("name", ["broken", "short"])
+def test_a_failing_function_masks_its_group_and_is_logged(name, caplog):
+    (component,) = build_rewards(functions(name))[2:]
+    scores = score(component, prompt(), rollout("a"), rollout("b"))
+    assert [s.valid for s in scores] == [False, False]
+    assert f"reward {name} failed on prompt p1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("nothing", "package.module:function"),
+        ("no_such_module:f", "cannot be imported"),
+        (f"{HERE}:missing", "cannot be imported"),
+        (f"{HERE}:NOT_A_FUNCTION", "is not a function"),
+        (f"{HERE}:length", "already a component named 'length'"),
+    ],
+)
+def test_a_function_that_cannot_be_loaded_is_a_config_error(path, part):
+    with pytest.raises(ConfigError, match=r"reward\.functions") as caught:
+        build_rewards(RewardSection(functions=(path,)))
+    assert part in str(caught.value)
+
+
+def test_scores_become_tensors_with_their_validity():
+    def group(number, *rows):
+        return Group(number, prompt(), tuple(rollout("x") for _ in rows), rows, admitted=0)
+
+    groups = [
+        group(0, {"length": ComponentScore(0.5), "format": ComponentScore(1.0)}, {"format": ComponentScore(0.0)}),
+        group(1, {"length": ComponentScore(9.0, valid=False), "format": ComponentScore(-0.5)}, {}),
+    ]
+    rewards, valid = score_tensors(groups, ["length", "format"])
+    assert rewards.dtype == torch.float32 and valid.dtype == torch.bool
+    assert rewards.tolist() == [[[0.5, 1.0], [0.0, 0.0]], [[0.0, -0.5], [0.0, 0.0]]]
+    assert valid.tolist() == [[[True, True], [False, True]], [[False, True], [False, False]]]
+
+
+def test_shuffled_scores_are_the_same_scores_elsewhere():
+    rewards = torch.arange(24.0).view(3, 4, 2)
+    valid = rewards % 5 != 0
+    shuffled, shuffled_valid = shuffle_scores(rewards, valid, seed=1, step=2)
+    assert not torch.equal(shuffled, rewards)
+    assert torch.equal(shuffled.view(-1, 2).sort(0).values, rewards.view(-1, 2))
+    assert torch.equal(shuffled[..., 1], shuffled[..., 0] + 1)  # a rollout's components stay together
+    assert torch.equal(shuffled_valid, shuffled % 5 != 0)
+    assert torch.equal(shuffle_scores(rewards, valid, seed=1, step=2)[0], shuffled)
+    assert not torch.equal(shuffle_scores(rewards, valid, seed=1, step=3)[0], shuffled)

@@ -1,0 +1,48 @@
+import pytest
+
+from megatron_lwz.config.sections import FormatReward
+from megatron_lwz.rewards.format import FormatComponent
+from megatron_lwz.types import FinishReason
+from tests.unit.rewards.helpers import prompt, rollout, score
+
+LINE = "the quick brown fox jumps over the lazy dog and runs far into the dark wood"
+OTHER = "a small boat leaves the harbour at dawn while gulls cry above its single white sail"
+
+
+def one(text, section=None, template="think", **rollout_keys):
+    return score(FormatComponent(section or FormatReward()), prompt(template=template), rollout(text, **rollout_keys))[
+        0
+    ]
+
+
+def test_structure_is_worth_one():
+    good = one("<think>a b c</think>\n<answer>text</answer>", stop="</answer>")
+    assert good.value == 1.0 and good.valid
+    assert good.details == {"valid": 1.0, "duplicates": 0.0, "think_length": 3.0, "answer_closed": 1.0}
+    bad = one("<answer>text</answer>")
+    assert (bad.value, bad.valid, bad.details["valid"]) == (0.0, True, 0.0)
+    assert one("<answer>text</answer>", template="direct").value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        ({"stop": "</answer>"}, 1.0),
+        ({}, 0.0),
+        ({"finish": FinishReason.LENGTH}, 0.0),
+        ({"stop": "<|user|>"}, 0.0),
+    ],
+)
+def test_an_open_answer_is_fine_only_at_its_own_stop(keys, value):
+    scored = one("<think>a</think><answer>text", **keys)
+    assert (scored.value, scored.details["answer_closed"]) == (value, value)
+
+
+def test_near_duplicate_paragraphs_cost_their_share():
+    repeated = f"<think>a</think><answer>{LINE}\n{OTHER}\n{LINE}, again\n{LINE}</answer>"
+    scored = one(repeated)
+    assert (scored.value, scored.details["duplicates"]) == (0.75, 0.5)
+    assert one(repeated, FormatReward(duplicate_penalty=0.0)).value == 1.0
+    assert one(repeated, FormatReward(duplicate_threshold=1.0)).details["duplicates"] == 0.25
+    assert one(repeated.replace("<think>a</think>", "")).value == -0.25
+    assert one(f"<think>{LINE}\n{LINE}</think><answer>{LINE}</answer>").value == 1.0
