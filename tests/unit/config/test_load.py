@@ -1,0 +1,178 @@
+"""The config tree: precedence, round trip, and one-line errors that name the key."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from megatron_lwz.config import Config, load_config, save_config, validate
+from megatron_lwz.errors import ConfigError, DataError
+
+TINY = {
+    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 500,
+}
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def tiny(**sections) -> Config:
+    return validate({"model": {"architecture": TINY, "vocab_padding": 128}} | sections)
+
+
+def test_precedence_is_defaults_base_file_override(tmp_path):
+    write(tmp_path, "base.yaml", "run: {seed: 1, name: base}\noptimizer: {lr: 1.0e-3, beta1: 0.5}\n")
+    path = write(tmp_path, "top.yaml", "base: base.yaml\noptimizer: {lr: 2.0e-3}\n")
+    config = load_config(path, ["run.seed=7"])
+    assert (config.run.seed, config.run.name) == (7, "base")
+    assert (config.optimizer.lr, config.optimizer.beta1) == (2e-3, 0.5)
+    assert config.optimizer.beta2 == Config().optimizer.beta2
+
+
+def test_config_dir_is_the_folder_of_the_file_that_uses_it(tmp_path):
+    (tmp_path / "sub").mkdir()
+    path = write(tmp_path / "sub", "config.yaml", "data: {prompts: '${config_dir}/p.jsonl'}\n")
+    assert load_config(path).data.prompts == f"{tmp_path}/sub/p.jsonl"
+    assert load_config(tmp_path / "sub") == load_config(path), "a folder stands for its config.yaml"
+
+
+def test_save_and_load_round_trip(tmp_path):
+    config = tiny(rollout={"stop": ["</answer>", "<|用户|>"]}, reward={"functions": ["a.b:c"]})
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path) == config
+
+
+def test_overrides_take_lists_and_null(tmp_path):
+    path = write(tmp_path, "c.yaml", "grpo: {dual_clip: 3.0}\n")
+    config = load_config(path, ["rollout.urls=[http://a,http://b]", "grpo.dual_clip=null", "run.resume=must"])
+    assert config.rollout.urls == ("http://a", "http://b")
+    assert config.grpo.dual_clip is None and config.run.resume == "must"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "advice"),
+    [
+        ("grpo: {clip_hgih: 0.3}", "grpo.clip_hgih", "did you mean 'clip_high'"),
+        ("gpro: {clip_high: 0.3}", "gpro", "did you mean 'grpo'"),
+        ("reward: {length: {maximun: 3}}", "reward.length.maximun", "did you mean 'maximum'"),
+        ("model: {architecture: {zzz: 1}}", "model.architecture", ""),
+        ("training: {steps: many}", "training.steps", "integer"),
+        ("training: {steps: 0}", "training.steps", "greater than 0"),
+        ("grpo: {ratio: both}", "grpo.ratio", "'token' or 'sequence'"),
+        ("optimizer: {lr: .nan}", "optimizer.lr", "finite"),
+    ],
+)
+def test_errors_are_one_line_and_name_the_key(tmp_path, text, key, advice):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, "c.yaml", text))
+    message = str(caught.value)
+    assert key in message and advice in message and "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["a: [1,\nb: }", "- 1\n- 2\n", "run: {dir: '${nowhere}'}\n"])
+def test_broken_files_are_one_line_errors(tmp_path, text):
+    path = write(tmp_path, "c.yaml", text)
+    with pytest.raises(DataError) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_files_and_malformed_overrides(tmp_path):
+    with pytest.raises(DataError, match=r"nothing\.yaml"):
+        load_config(tmp_path / "nothing.yaml")
+    path = write(tmp_path, "c.yaml", "base: gone.yaml\n")
+    with pytest.raises(DataError, match=r"gone\.yaml"):
+        load_config(path)
+    good = write(tmp_path, "good.yaml", "run: {seed: 1}\n")
+    for override in ("seed=3", "run.seed", "run.seed=[1,"):
+        with pytest.raises(ConfigError) as caught:
+            load_config(good, [override])
+        assert "\n" not in str(caught.value)
+
+
+def test_config_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().run.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("parallel", "key"),
+    [
+        ({"tensor": 3}, "parallel.tensor"),
+        ({"tensor": 4}, "parallel.tensor"),  # four attention heads, but two key-value heads
+        ({"pipeline": 3}, "parallel.pipeline"),
+        ({"pipeline": 2, "virtual_pipeline": 4}, "parallel.pipeline"),
+        ({"virtual_pipeline": 2}, "parallel.virtual_pipeline"),
+        ({"tensor": 2, "pipeline": 4, "context": 4}, "parallel"),
+    ],
+)
+def test_layouts_that_do_not_fit_are_refused(parallel, key):
+    with pytest.raises(ConfigError) as caught:
+        tiny(parallel=parallel).check_layout(12)
+    assert caught.value.key == key
+
+
+def test_layouts_that_fit():
+    tiny(parallel={"tensor": 2, "pipeline": 2, "virtual_pipeline": 2, "context": 2}).check_layout(16)
+
+
+def test_grpo_checks():
+    data = {"prompts": "p.jsonl"}
+    tiny(data=data).check_grpo()
+    for sections, key in (
+        ({}, "data.prompts"),
+        ({"data": data, "grpo": {"kl_coefficient": 0.1, "kl_estimator": "k1"}}, "grpo.kl_estimator"),
+        ({"data": data, "rollout": {"engine": "vllm"}}, "rollout.urls"),
+        ({"data": data, "rollout": {"top_p": 0.9}, "grpo": {"mismatch": "none"}}, "rollout.top_p"),
+        ({"data": data, "training": {"updates_per_batch": 7}}, "training.updates_per_batch"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            tiny(**sections).check_grpo()
+        assert caught.value.key == key
+
+
+def test_exactly_one_source_of_the_architecture():
+    for model in ({}, {"preset": "qwen2.5-7b", "architecture": TINY}, {"preset": "qwen9"}):
+        with pytest.raises(ConfigError, match=r"model"):
+            validate({"model": model}).architecture()
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "transformers5"])
+def test_architecture_from_a_hugging_face_folder(tmp_path, nested):
+    rope = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}} if nested else {"rope_theta": 5e5}
+    write(tmp_path, "config.json", json.dumps(TINY | {"model_type": "qwen2", "torch_dtype": "bfloat16"} | rope))
+    architecture = validate({"model": {"hf": str(tmp_path)}}).architecture()
+    assert (architecture.rope_theta, architecture.vocab_size) == (5e5, 500)
+
+
+def test_a_hugging_face_folder_of_another_model_is_refused(tmp_path):
+    config = validate({"model": {"hf": str(tmp_path)}})
+    with pytest.raises(ConfigError, match=r"model\.hf"):
+        config.architecture()
+    write(tmp_path, "config.json", json.dumps(TINY | {"model_type": "llama"}))
+    with pytest.raises(DataError, match="llama"):
+        config.architecture()
+    write(tmp_path, "config.json", "{")
+    with pytest.raises(DataError, match="JSON"):
+        config.architecture()
+    write(tmp_path, "config.json", json.dumps({"model_type": "qwen2", "hidden_size": 3}))
+    with pytest.raises(DataError) as caught:
+        config.architecture()
+    assert "\n" not in str(caught.value)
+
+
+def test_reading_a_config_needs_no_torch():
+    """`--help` and config errors should come at once; importing torch takes seconds."""
+    code = "import sys, megatron_lwz.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
