@@ -6,14 +6,18 @@ import sys
 from collections.abc import Sequence
 
 from megatron_lwz.cli import common
+from megatron_lwz.distributed import launch
 from megatron_lwz.training.pretrain import pretrain
 
 
 def main(argv: Sequence[str]) -> None:
     """Pretrains as CONFIG says; plain `python -m` runs it on one rank."""
     config = common.load(argv)
-    with common.StepProgress("pretrain", config.training.steps) as progress:
-        pretrain(config, progress)
+    try:
+        with common.StepProgress("pretrain", config.training.steps) as progress:
+            pretrain(config, progress)
+    finally:
+        launch.shutdown()
 
 
 if __name__ == "__main__":

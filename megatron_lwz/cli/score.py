@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_lwz.cli import common
+from megatron_lwz.distributed import launch
 from megatron_lwz.training.score import policy_of, score
 
 
@@ -20,7 +21,10 @@ def main(argv: Sequence[str]) -> None:
     if options.temperature <= 0:
         raise common.UsageError(f"--temperature {options.temperature}: must be above 0")
     config = policy_of(config, Path(options.config))
-    count = score(config, options.input, options.output, temperature=options.temperature)
+    try:
+        count = score(config, options.input, options.output, temperature=options.temperature)
+    finally:
+        launch.shutdown()
     common.console().print(f"{count} rows scored: {options.output}")
 
 

@@ -33,6 +33,7 @@ from torch.distributed import checkpoint as torch_checkpoint
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import platform
 from megatron_lwz.errors import CheckpointError
+from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.training.optimizer import load_optimizer_state
 from megatron_lwz.training.safe_unpickle import restricted
 
@@ -118,13 +119,13 @@ def load_checkpoint(state: TrainState, folder: Path) -> dict[str, Any]:
     return record["extra"]
 
 
-def save_model(policies: Sequence[torch.nn.Module], folder: Path) -> None:
+def save_model(policies: Sequence[PolicyModel], folder: Path) -> None:
     """Writes the weights alone as a checkpoint folder that `checkpoint.load` accepts. Collective."""
     with _Atomic(folder) as temporary:
         dist_checkpointing.save(_model_state(policies), str(temporary), _InProcessSave())
 
 
-def load_model(policies: Sequence[torch.nn.Module], folder: Path) -> None:
+def load_model(policies: Sequence[PolicyModel], folder: Path) -> None:
     """Fills model chunks from a checkpoint, a run folder (its newest) or a folder by `save_model`, any layout.
 
     Collective. Raises CheckpointError.
@@ -177,7 +178,7 @@ class _Atomic:
         dist.barrier()
 
 
-def _model_state(policies: Sequence[torch.nn.Module]) -> dict[str, Any]:
+def _model_state(policies: Sequence[PolicyModel]) -> dict[str, Any]:
     """The chunks' sharded tensors. Object entries (Transformer Engine's fp8 scales, pickles) are left out."""
     names = ["model"] if len(policies) == 1 else [f"model{index}" for index in range(len(policies))]
     return {
@@ -186,7 +187,7 @@ def _model_state(policies: Sequence[torch.nn.Module]) -> dict[str, Any]:
     }
 
 
-def _restore_model(policies: Sequence[torch.nn.Module], loaded: dict[str, Any], folder: Path) -> None:
+def _restore_model(policies: Sequence[PolicyModel], loaded: dict[str, Any], folder: Path) -> None:
     names = ["model"] if len(policies) == 1 else [f"model{index}" for index in range(len(policies))]
     for name, policy in zip(names, policies, strict=True):
         missing, unexpected = policy.load_state_dict(loaded[name], strict=False)

@@ -14,6 +14,7 @@ from megatron_lwz.config import Config
 from megatron_lwz.data.packing import unpack
 from megatron_lwz.distributed import groups, launch, platform
 from megatron_lwz.errors import DataError
+from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.checkpoint import latest
 from megatron_lwz.training.state import initial_policy
@@ -68,7 +69,7 @@ def policy_of(config: Config, folder: Path) -> Config:
 
 
 def score_rows(
-    policies: Sequence[torch.nn.Module], rows: Sequence[ScoreRow], config: Config
+    policies: Sequence[PolicyModel], rows: Sequence[ScoreRow], config: Config
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(log-probs, entropies) of each row's response tokens, fp32 on the CPU, on every rank. Collective."""
     batch = _batch(rows)

@@ -125,7 +125,7 @@ def _run(
 
 def _to_device(micro_batch: MicroBatch) -> MicroBatch:
     device = platform.device()
-    moved = {
+    moved: dict[str, Any] = {
         field.name: value.to(device, non_blocking=True)
         for field in dataclasses.fields(micro_batch)
         if isinstance(value := getattr(micro_batch, field.name), torch.Tensor)

@@ -85,7 +85,7 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
 def test_the_loss_falls_and_the_run_folder_is_complete(whole: Path) -> None:
     rows = rows_of(whole)
     assert [row["step"] for row in rows] == list(range(1, 9))
-    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["steps"] == 8 and summary["last"]["loss"] < summary["first"]["loss"]
     assert sorted(path.name for path in (whole / "checkpoints").glob("step_*")) == ["step_00000006", "step_00000008"]
