@@ -1,25 +1,10 @@
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import DataError
-
-ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    spec = importlib.util.spec_from_file_location("make_tiny_data", ROOT / "tools" / "make_tiny_data.py")
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
