@@ -125,8 +125,10 @@ def attend_pieces(query: Tensor, key: Tensor, value: Tensor, pieces: Pieces, *, 
     if query.is_cuda and query.dtype in _HALF:
         return _attend_fused(query, key, value, pieces, scale)
     outputs = []
-    for (q0, q1), (k0, k1) in zip(pairwise(pieces.cu_q), pairwise(pieces.cu_k), strict=True):
-        q, k, v = (t.transpose(0, 1)[None] for t in (query[q0:q1], key[k0:k1], value[k0:k1]))
+    sizes_q, sizes_k = ([b - a for a, b in pairwise(starts)] for starts in (pieces.cu_q, pieces.cu_k))
+    # Split, not sliced: the gradient of n slices would be n full-size additions.
+    for parts in zip(query.split(sizes_q), key.split(sizes_k), value.split(sizes_k), strict=True):
+        q, k, v = (part.transpose(0, 1)[None] for part in parts)
         outputs.append(attend(q, k, v, scale=scale)[0].transpose(0, 1))
     return torch.cat(outputs)
 

@@ -17,7 +17,6 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from megatron_lwz.config import Architecture, Config
@@ -93,16 +92,11 @@ def transformer_config(arch: Architecture, config: Config) -> TransformerConfig:
         "output_layer_init_method": _leave_as_is,
         "embedding_init_method": _leave_as_is,
     }
-    return TransformerConfig(**settings, **_recompute(config.training.recompute), **_fusions(config))
+    return TransformerConfig(**settings, **_recompute(config.training.recompute), **_fusions())
 
 
-def layer_spec(
-    settings: TransformerConfig, *, backend: str, chunk: int | None = None, self_attention: type = SelfAttention
-) -> TransformerBlockSubmodules:
-    """Spec of the layers of virtual chunk `chunk` on this pipeline stage, for an `attention_backend`.
-
-    `self_attention` may be a subclass of Megatron's SelfAttention (decoding replaces its cached attention).
-    """
+def layer_spec(settings: TransformerConfig, *, backend: str, chunk: int | None = None) -> TransformerBlockSubmodules:
+    """Spec of the layers of virtual chunk `chunk` on this pipeline stage, for an `attention_backend`."""
     if backend == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TENorm
 
@@ -112,13 +106,12 @@ def layer_spec(
         layer.submodules.input_layernorm = RMSNorm
         layer.submodules.pre_mlp_layernorm = RMSNorm
         layer.submodules.self_attention.submodules.core_attention = CausalAttention
-    layer.submodules.self_attention.module = self_attention
     layers = get_num_layers_to_build(settings, vp_stage=chunk)
     # A bare layer spec would get Megatron's own final norm, which refuses sequence parallelism.
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)
 
 
-def build_policy(config: Config, *, self_attention: type = SelfAttention) -> list[PolicyModel]:
+def build_policy(config: Config) -> list[PolicyModel]:
     """This rank's model chunks (one, or one per virtual pipeline stage) with uninitialised weights.
 
     Fill them with `models.hf.load_policy`. Raises ConfigError for an attention back end that cannot run here.
@@ -127,7 +120,7 @@ def build_policy(config: Config, *, self_attention: type = SelfAttention) -> lis
     settings = transformer_config(arch, config)
     backend = attention_backend(config)
     if groups.is_rank_zero():
-        used = [name for name in _fusions(config) if getattr(settings, name)]
+        used = [name for name, on in _fusions().items() if on]
         _log.info("attention: %s; fusions: %s", backend, ", ".join(used) or "none")
     virtual = config.parallel.virtual_pipeline
     chunks = range(virtual) if virtual else [None]
@@ -135,7 +128,7 @@ def build_policy(config: Config, *, self_attention: type = SelfAttention) -> lis
         PolicyModel(
             settings,
             arch,
-            transformer_layer_spec=layer_spec(settings, backend=backend, chunk=chunk, self_attention=self_attention),
+            transformer_layer_spec=layer_spec(settings, backend=backend, chunk=chunk),
             vocab_size=padded_vocab_size(arch, config.model.vocab_padding),
             max_sequence_length=arch.max_position_embeddings,
             pre_process=groups.is_first_stage(chunk),
@@ -158,7 +151,7 @@ def _recompute(kind: str) -> dict[str, Any]:
     return {}
 
 
-def _fusions(config: Config) -> dict[str, bool]:
+def _fusions() -> dict[str, bool]:
     """Fused kernels: used where they are installed, never needed."""
     gpu = platform.has_gpu()
     apex = gpu and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
@@ -167,8 +160,6 @@ def _fusions(config: Config) -> dict[str, bool]:
         "bias_dropout_fusion": gpu,
         "apply_rope_fusion": _has_transformer_engine(),
         "gradient_accumulation_fusion": apex,
-        "masked_softmax_fusion": False,  # attention here never forms the softmax
-        "persist_layer_norm": False,
     }
 
 
