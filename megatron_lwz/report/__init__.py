@@ -1,1 +1,5 @@
-"""report."""
+"""report.html of a run folder: one self-contained file, no network, our own small SVG charts."""
+
+from megatron_lwz.report.build import build_report
+
+__all__ = ["build_report"]

@@ -1,0 +1,22 @@
+"""`lwz report RUN_DIR`: writes report.html of a run folder, also of one that still runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_lwz.cli import common
+from megatron_lwz.report import build_report
+
+
+def main(argv: Sequence[str]) -> None:
+    """Builds the report and says where it lies. Raises LwzError."""
+    parser = common.Parser(prog="lwz report", description="Write report.html of a run folder.")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="a run folder: it holds metrics.jsonl")
+    path = build_report(parser.parse_args(argv).run_dir)
+    common.console().print(str(path), markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(common.run(main))

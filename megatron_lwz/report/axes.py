@@ -1,0 +1,102 @@
+"""The frame of a chart: scales, ticks and grid, as SVG text. Colours come from the page's style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+WIDTH, HEIGHT = 480, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 10, 36
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A drawing area with data ranges (`x0`, `x1`), (`y0`, `y1`); `x` and `y` turn data into SVG coordinates."""
+
+    x0: float
+    x1: float
+    y0: float
+    y1: float
+
+    def x(self, value: float) -> float:
+        """Pixels from the left."""
+        return _LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        """Pixels from the top."""
+        return HEIGHT - _BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - _TOP - _BOTTOM)
+
+    def draw(self, content: Iterable[str], *, x_label: str, title: str) -> str:
+        """The finished `<svg>`: grid and tick labels under `content`. `title` must be escaped already."""
+        parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">']
+        bottom = self.y(self.y0)
+        marks = ticks(self.y0, self.y1, 4)
+        for value, text in zip(marks, _tick_labels(marks), strict=True):
+            y = self.y(value)
+            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
+        for value in ticks(self.x0, self.x1, 6):
+            x = self.x(value)
+            parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{short(value)}</text>')
+        parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
+        middle = (_LEFT + WIDTH - _RIGHT) / 2
+        parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{x_label}</text>')
+        return "".join([*parts, *content, "</svg>"])
+
+
+def frame_around(
+    xs: Sequence[float], ys: Sequence[float], *, y_bounds: tuple[float, float] | None = None, zero: bool = False
+) -> Frame:
+    """A frame that shows all points, with a little air above and below; `zero` keeps y = 0 in it."""
+    x0, x1 = _widen(min(xs), max(xs))
+    if y_bounds is not None:
+        return Frame(x0, x1, *y_bounds)
+    low, high = min(ys), max(ys)
+    if zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    low, high = _widen(low, high)
+    air = 0.06 * (high - low)
+    return Frame(x0, x1, low if zero and low == 0 else low - air, high + air)
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers between `low` and `high`: multiples of 1, 2, 2.5 or 5 times a power of ten."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def short(value: float) -> str:
+    """A number in a few characters: 12,000 is 12k, 0.00031 is 3.1e-4."""
+    size = abs(value)
+    if size < 1e-12:
+        return "0"
+    if size >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    if size >= 1e4:
+        return f"{value / 1e3:.3g}k"
+    if size >= 1e-2:
+        return f"{value:.4g}" if size >= 1 else f"{value:.3g}"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _tick_labels(values: Sequence[float]) -> list[str]:
+    """`short` where it tells neighbours apart, as many decimals as that takes elsewhere (1.00001 and 1.00002)."""
+    labels = [short(value) for value in values]
+    if len(set(labels)) == len(labels):
+        return labels
+    step = values[1] - values[0]
+    return [f"{value:.{max(0, -math.floor(math.log10(step)))}f}" for value in values]
+
+
+def _widen(low: float, high: float) -> tuple[float, float]:
+    if high > low:
+        return low, high
+    half = abs(low) * 0.1 or 0.5
+    return low - half, high + half

@@ -1,0 +1,121 @@
+"""Puts the page together. Works on a finished run, a killed one, and one that still goes on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from megatron_lwz import __version__
+from megatron_lwz.config import Config, load_config
+from megatron_lwz.errors import DataError
+from megatron_lwz.metrics import Row, read_metrics
+from megatron_lwz.report import curves, rollouts
+
+_PACKAGES = ("torch", "megatron-core", "transformer-engine", "flash-attn", "transformers", "tokenizers", "safetensors")
+
+
+def build_report(run_dir: Path | str) -> Path:
+    """Writes `report.html` into the run folder, whole or not at all, and returns its path.
+
+    Reads config.yaml, metrics.jsonl and, if there, journal.sqlite. Raises DataError or ConfigError.
+    """
+    root = Path(run_dir)
+    config = load_config(root / "config.yaml")
+    rows = _read_rows(root / "metrics.jsonl")
+    journal = root / "journal.sqlite"
+    ends = rollouts.read_ends(journal) if journal.is_file() else None
+    sections = [
+        _header(config, root, rows),
+        curves.tiles(rows),
+        _section("Held-out prompts", curves.evaluation_table(rows) + curves.evaluation_charts(rows)),
+        _section("Learning", curves.reward_charts(rows)),
+        _section("Length asked, length written", rollouts.length_charts(ends, _unit(config)) if ends else ""),
+        _section("Training", curves.health_charts(rows)),
+        _reading_section(ends, config.logging.rollouts_in_report) if ends else "",
+        _appendix(root, rows),
+    ]
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    title = escape(config.run.name or root.resolve().name)
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>'
+        f"<body>{''.join(sections)}</body></html>\n"
+    )
+    target = root / "report.html"
+    temporary = root / ".report.html.tmp"
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(target)
+    return target
+
+
+def _read_rows(path: Path) -> list[Row]:
+    try:
+        rows = read_metrics(path)
+    except OSError as error:
+        raise DataError(path, f"cannot be read, is this a run folder? ({error.strerror})") from error
+    except ValueError as error:
+        raise DataError(path, str(error)) from error
+    if not rows:
+        raise DataError(path, "no step is finished yet")
+    return rows
+
+
+def _header(config: Config, root: Path, rows: Sequence[Row]) -> str:
+    name = escape(config.run.name or root.resolve().name)
+    done, total = int(rows[-1]["step"]), config.training.steps
+    state = f"{done} steps" if done >= total else f"{done} of {total} steps"
+    seconds = sum(row.get("seconds", 0.0) for row in rows)
+    spent = f" in {_duration(seconds)}" if seconds else ""
+    layout = config.parallel
+    split = f"tensor {layout.tensor} × pipeline {layout.pipeline} × context {layout.context}"
+    return f'<h1>{name}</h1><p class="lead">{state}{spent} · {split} · seed {config.run.seed}</p>'
+
+
+def _reading_section(ends: rollouts.Ends, count: int) -> str:
+    after = rollouts.readings(ends.last or ends.first, count)
+    before = rollouts.readings(ends.first, count) if ends.last else ""
+    note = '<p class="note">From the last steps; in each group the rollout of median reward.</p>'
+    folded = (
+        f'<details class="box"><summary>The same from the first steps</summary>{before}</details>' if before else ""
+    )
+    return _section("To read", note + after + folded if after else "")
+
+
+def _appendix(root: Path, rows: Sequence[Row]) -> str:
+    config = escape((root / "config.yaml").read_text(encoding="utf-8"))
+    versions = "".join(f"<tr><td>{name}</td><td>{escape(version)}</td></tr>" for name, version in _versions())
+    return (
+        "<h2>Details</h2>"
+        f'<details class="box"><summary>All metrics</summary>{curves.training_table(rows)}</details>'
+        f'<details class="box"><summary>Config</summary><div class="scroll"><pre>{config}</pre></div></details>'
+        f'<details class="box"><summary>Versions</summary><table>{versions}</table></details>'
+    )
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+
+
+def _unit(config: Config) -> str:
+    unit = config.reward.length.unit
+    return "words + CJK characters" if unit == "words" else unit
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _versions() -> list[tuple[str, str]]:
+    """Versions of what is installed where the report is built."""
+    found = [("megatron-lwz", __version__), ("python", platform.python_version())]
+    for package in _PACKAGES:
+        try:
+            found.append((package, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,122 @@
+"""Three kinds of chart as HTML figures: curves over steps, asked against written length, a histogram."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from megatron_lwz.report.axes import Frame, frame_around, short
+
+Points = Sequence[tuple[float, float]]
+
+_SMOOTH_FROM = 60
+"""Points from which a curve is drawn as a moving average over the faint raw values."""
+_HOVERS = 150
+_BINS = 24
+
+
+@dataclass(frozen=True)
+class LengthPoint:
+    """One rollout: the asked range and the length it wrote, in the length reward's unit."""
+
+    lower: float
+    upper: float
+    written: float
+
+
+def curves(title: str, series: Mapping[str, Points], *, unit: str = "", share: bool = False) -> str:
+    """Named curves over training steps; `share` fixes the y axis to 0 … 1. Non-finite points are left out."""
+    kept = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
+    kept = {name: points for name, points in kept.items() if points}
+    if not kept:
+        return ""
+    every = [point for points in kept.values() for point in points]
+    frame = frame_around([x for x, _ in every], [y for _, y in every], y_bounds=(0.0, 1.0) if share else None)
+    drawn = [_curve(frame, points, name, index) for index, (name, points) in enumerate(kept.items())]
+    svg = frame.draw(drawn, x_label="step", title=escape(title))
+    return _figure(title, svg, unit=unit, legend=list(kept) if len(kept) > 1 else [])
+
+
+def lengths_scatter(title: str, points: Sequence[LengthPoint], *, unit: str, largest: float) -> str:
+    """Length asked (x, middle of the range) against length written (y); the bars are the asked ranges."""
+    frame = Frame(0.0, largest, 0.0, largest)
+    corner = f"M{frame.x(0):.1f},{frame.y(0):.1f} L{frame.x(largest):.1f},{frame.y(largest):.1f}"
+    parts = [f'<path class="diagonal" d="{corner}"/>']
+    for lower, upper in sorted({(p.lower, p.upper) for p in points}):
+        x = frame.x((lower + upper) / 2)
+        parts.append(
+            f'<line class="range" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(lower):.1f}" y2="{frame.y(upper):.1f}"/>'
+        )
+    for p in points:
+        x, y = frame.x((p.lower + p.upper) / 2), frame.y(min(p.written, largest))
+        kind = "hit" if p.lower <= p.written <= p.upper else "miss"
+        note = f"asked {p.lower:g} to {p.upper:g}, wrote {p.written:g}"
+        parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{note}</title></circle>')
+    hits = sum(p.lower <= p.written <= p.upper for p in points)
+    note = f"{hits} of {len(points)} in the asked range"
+    return _figure(title, frame.draw(parts, x_label=f"asked, {escape(unit)}", title=escape(title)), unit=note)
+
+
+def histogram(title: str, samples: Mapping[str, Sequence[float]], *, x_label: str) -> str:
+    """How often each length was written, as a share of each named sample; the samples share their bins."""
+    kept = {name: values for name, values in samples.items() if values}
+    if not kept:
+        return ""
+    largest = max(max(values) for values in kept.values()) or 1.0
+    edges = [largest * index / _BINS for index in range(_BINS + 1)]
+    shares = {name: _shares(values, largest) for name, values in kept.items()}
+    frame = Frame(0.0, largest, 0.0, max(max(share) for share in shares.values()) * 1.06)
+    drawn = []
+    for index, share in enumerate(shares.values()):
+        corners = [(edge, height) for low, height in enumerate(share) for edge in (edges[low], edges[low + 1])]
+        outline = " L".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in [(0.0, 0.0), *corners, (largest, 0.0)])
+        drawn.append(f'<path class="fill s{index}" d="M{outline}Z"/><path class="line s{index}" d="M{outline}"/>')
+    svg = frame.draw(drawn, x_label=escape(x_label), title=escape(title))
+    return _figure(title, svg, unit="share of rollouts", legend=list(kept))
+
+
+def _curve(frame: Frame, points: Points, name: str, index: int) -> str:
+    parts = []
+    smooth = _moving_average(points) if len(points) >= _SMOOTH_FROM else points
+    if smooth is not points:
+        parts.append(f'<path class="line faint s{index}" d="{_path(frame, points)}"/>')
+    parts.append(f'<path class="line s{index}" d="{_path(frame, smooth)}"/>')
+    if len(points) == 1:
+        parts.append(f'<circle class="dot s{index}" cx="{frame.x(points[0][0])}" cy="{frame.y(points[0][1])}" r="3"/>')
+    for x, y in points[:: math.ceil(len(points) / _HOVERS)]:
+        note = f"{escape(name)}, step {x:g}: {short(y)}"
+        parts.append(
+            f'<circle class="hover" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="6"><title>{note}</title></circle>'
+        )
+    return "".join(parts)
+
+
+def _path(frame: Frame, points: Points) -> str:
+    """A polyline; values outside a fixed y range are drawn at its edge."""
+    inside = [(frame.x(x), frame.y(min(max(y, frame.y0), frame.y1))) for x, y in points]
+    return "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in inside)
+
+
+def _moving_average(points: Points) -> Points:
+    half = max(1, len(points) // 40)
+    sums = [0.0]
+    for _, y in points:
+        sums.append(sums[-1] + y)
+    bounds = [(max(0, i - half), min(len(points), i + half + 1)) for i in range(len(points))]
+    return [(x, (sums[end] - sums[start]) / (end - start)) for (x, _), (start, end) in zip(points, bounds, strict=True)]
+
+
+def _shares(values: Sequence[float], largest: float) -> list[float]:
+    counts = [0] * _BINS
+    for value in values:
+        counts[min(_BINS - 1, int(value / largest * _BINS))] += 1
+    return [count / len(values) for count in counts]
+
+
+def _figure(title: str, svg: str, *, unit: str = "", legend: Sequence[str] = ()) -> str:
+    keys = "".join(f'<span class="key s{index}">{escape(name)}</span>' for index, name in enumerate(legend))
+    small = f" <small>{escape(unit)}</small>" if unit else ""
+    below = f'<div class="legend">{keys}</div>' if keys else ""
+    return f"<figure><figcaption>{escape(title)}{small}</figcaption>{below}{svg}</figure>"

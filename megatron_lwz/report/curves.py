@@ -1,0 +1,129 @@
+"""What metrics.jsonl says: headline tiles, tables before → after, and the curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+from megatron_lwz.metrics import Row, summarize
+from megatron_lwz.report.axes import short
+from megatron_lwz.report.charts import Points, curves
+
+_LABELS = {
+    "format_valid": "well-formed",
+    "length_in_range": "in the asked range",
+    "near_duplicates": "near-duplicate paragraphs",
+    "rollout/truncated": "truncated",
+    "rollout/mean_length": "all rollouts",
+    "rollout/mean_length_untruncated": "not truncated",
+    "rollout/think_length_tokens": "thinking",
+    "rollout/mean_length_units": "answer",
+    "rollout/think_length": "thinking",
+    "tokens_per_second": "tokens per second",
+    "grad_norm": "gradient norm",
+    "lr": "learning rate",
+    "kl": "KL to the reference",
+}
+_SHARES = ("format_valid", "length_in_range", "near_duplicates", "rollout/truncated")
+_TOKENS = ("rollout/mean_length", "rollout/mean_length_untruncated", "rollout/think_length_tokens")
+_UNITS = ("rollout/mean_length_units", "rollout/think_length")
+_HEALTH = ("loss", "grad_norm", "entropy", "kl", "tokens_per_second", "lr")
+_TILES = ("format_valid", "length_in_range", "reward/length", "reward/format", "loss", "tokens_per_second")
+_ORDER = (*_SHARES, *_TOKENS, *_UNITS, *_HEALTH)
+_EVALUATION = "eval/"
+_REWARD = "reward/"
+
+
+def tiles(rows: Sequence[Row]) -> str:
+    """The main figures, first three steps → last three."""
+    summary = summarize(rows)
+    first, last = summary["first"], summary["last"]
+    shown = [key for key in _TILES if key in first and key in last][:4]
+    cells = [
+        f'<div class="tile">{escape(label(key))}<b><span class="from">{short(first[key])} →</span> {short(last[key])}</b></div>'
+        for key in shown
+    ]
+    return f'<div class="tiles">{"".join(cells)}</div>' if cells else ""
+
+
+def reward_charts(rows: Sequence[Row]) -> str:
+    """What the policy learns: rewards, shares, lengths."""
+    rewards = [key for key in _keys(rows, _REWARD) if not key.endswith("_invalid")]
+    charts = [
+        curves("Reward by component", _series(rows, rewards, lambda key: key.removeprefix(_REWARD))),
+        curves("Share of rollouts", _series(rows, _SHARES, label), share=True),
+        curves("Length", _series(rows, _TOKENS, label), unit="tokens"),
+        curves("Length", _series(rows, _UNITS, label), unit="unit of the length reward"),
+    ]
+    return _grid(charts)
+
+
+def health_charts(rows: Sequence[Row]) -> str:
+    """Whether the training is well: loss, gradient, entropy, KL, engine against trainer, speed."""
+    names = [*_HEALTH, *_keys(rows, "mismatch/")]
+    return _grid([curves(label(key), _series(rows, [key], label)) for key in names], small=True)
+
+
+def evaluation_charts(rows: Sequence[Row]) -> str:
+    """Held-out curves; nothing when there are only the two ends, which the table shows."""
+    keys = _keys(rows, _EVALUATION)
+    found = _series(rows, keys, lambda key: key)
+    if max((len(points) for points in found.values()), default=0) < 3:
+        return ""
+    return _grid([curves(label(key), {label(key): points}) for key, points in found.items()], small=True)
+
+
+def evaluation_table(rows: Sequence[Row]) -> str:
+    """Held-out prompts: the first evaluation against the last. Empty when the run made fewer than two."""
+    lines = []
+    steps = (0, 0)
+    for key in _keys(rows, _EVALUATION):
+        points = _series(rows, [key], label).get(label(key), [])
+        if len(points) > 1:
+            steps = int(points[0][0]), int(points[-1][0])
+            lines.append((label(key), points[0][1], points[-1][1]))
+    return _table((f"step {steps[0]}", f"step {steps[1]}"), lines) if lines else ""
+
+
+def training_table(rows: Sequence[Row]) -> str:
+    """Every metric of the training steps: mean of the first three steps against the last three."""
+    summary = summarize(rows)
+    first, last = summary["first"], summary["last"]
+    keys = [key for key in first if key in last and not key.startswith(_EVALUATION)]
+    keys.sort(key=lambda key: (_ORDER.index(key) if key in _ORDER else len(_ORDER), key))
+    return _table(("first steps", "last steps"), [(key, first[key], last[key]) for key in keys])
+
+
+def label(key: str) -> str:
+    """A metric's name in words; `eval/` is left out, unknown names stay as they are."""
+    name = key.removeprefix(_EVALUATION)
+    if name.startswith(_REWARD):
+        return f"{name.removeprefix(_REWARD)} reward"
+    return _LABELS.get(name, name)
+
+
+def _table(heads: tuple[str, str], lines: Sequence[tuple[str, float, float]]) -> str:
+    body = "".join(
+        f"<tr><td>{escape(name)}</td><td>{short(before)}</td><td>{short(after)}</td>"
+        f"<td>{'+' if after > before else ''}{short(after - before)}</td></tr>"
+        for name, before, after in lines
+    )
+    head = f"<tr><th></th><th>{heads[0]}</th><th>{heads[1]}</th><th>change</th></tr>"
+    return f'<div class="wide"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _series(rows: Sequence[Row], keys: Sequence[str], name: Callable[[str], str]) -> Mapping[str, Points]:
+    found = {name(key): [(row["step"], row[key]) for row in rows if key in row] for key in keys}
+    finite = {key: [point for point in points if math.isfinite(point[1])] for key, points in found.items()}
+    return {key: points for key, points in finite.items() if points}
+
+
+def _keys(rows: Sequence[Row], prefix: str) -> list[str]:
+    """Metric names with this prefix, in order of first appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row if key.startswith(prefix)))
+
+
+def _grid(charts: Sequence[str], *, small: bool = False) -> str:
+    kept = [chart for chart in charts if chart]
+    return f'<div class="charts{" small" if small else ""}">{"".join(kept)}</div>' if kept else ""

@@ -1,0 +1,141 @@
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from megatron_lwz.cli import common
+from megatron_lwz.cli import report as report_command
+from megatron_lwz.errors import DataError
+from megatron_lwz.report import build_report
+from megatron_lwz.report.axes import Frame, _tick_labels, frame_around, short, ticks
+from megatron_lwz.report.charts import LengthPoint, curves, histogram, lengths_scatter
+
+sys.path.insert(0, str(Path(__file__).parent))
+from synthetic_run import ATTACK, write_run
+
+VOID = {"meta", "br", "line", "circle", "path"}
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is closed out of order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "synthetic")
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return build_report(run).read_text(encoding="utf-8")
+
+
+def test_the_page_is_one_well_formed_file_without_network(page, run):
+    reader = Balanced()
+    reader.feed(page)
+    assert reader.open == []
+    assert not {"script", "link", "img", "iframe"} & set(reader.tags)
+    assert not re.search(r"https?://|@import|url\(", page)
+    assert [path.name for path in run.glob(".report*")] == []
+
+
+def test_text_of_the_model_the_prompt_and_the_config_is_escaped(page):
+    assert ATTACK not in page
+    assert page.count("&lt;script&gt;alert(&#x27;model text&#x27;)") >= 3
+    assert "<h1>synthetic &lt;run&gt;</h1>" in page
+
+
+def test_the_page_shows_curves_lengths_readings_and_before_and_after(page):
+    for title in (
+        "Reward by component",
+        "Share of rollouts",
+        "Length of the answers",
+        "entropy",
+        "mismatch/kl",
+        "To read",
+    ):
+        assert title in page
+    assert "length_invalid" not in page.split("All metrics")[0]
+    assert "<tr><td>in the asked range</td><td>0.2</td><td>0.75</td><td>+0.55</td></tr>" in page
+    assert "写一篇关于第" in page and "Write about river" in page
+    assert "extra masked" in page
+    assert "40 steps in 4 min 40 s" in page
+
+
+def test_two_rollouts_from_the_last_step_window_are_shown_and_the_same_number_from_the_first(page):
+    after, before = page.split("The same from the first steps")
+    assert after.count('class="rollout"') == 2 and "Step 38." in after
+    assert before.count('class="rollout"') == 2 and "Step 1." in before
+
+
+def test_a_run_without_a_journal_has_a_report_too(run, tmp_path):
+    for name in ("config.yaml", "metrics.jsonl"):
+        shutil.copy(run / name, tmp_path)
+    page = build_report(tmp_path).read_text(encoding="utf-8")
+    assert "Reward by component" in page and "To read" not in page
+
+
+def test_the_command_prints_the_path_and_a_wrong_folder_is_one_line(run, tmp_path, capsys):
+    assert common.run(report_command.main, [str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    assert common.run(report_command.main, [str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(DataError, match=r"metrics\.jsonl.*run folder"):
+        build_report(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(DataError, match="no step"):
+        build_report(tmp_path)
+
+
+def test_ticks_are_round_and_inside():
+    assert ticks(0.0, 1.0, 4) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert [round(t, 9) for t in ticks(-0.013, 0.021, 4)] == [-0.01, 0.0, 0.01, 0.02]
+    assert ticks(0, 14_000, 6)[:2] == [0, 2500]
+    assert _tick_labels([0.99998, 1.0, 1.00002]) == ["0.99998", "1.00000", "1.00002"]
+    assert short(12_000) == "12k" and short(0.00031) == "3.1e-4" and short(0) == "0" and short(0.85) == "0.85"
+
+
+def test_a_frame_holds_every_point_even_of_a_constant_curve():
+    for ys in ([2.0], [0.0, 0.0], [-1.0, 5.0]):
+        frame = frame_around([1.0] * len(ys), ys)
+        assert all(0 <= frame.y(y) <= 230 and 0 <= frame.x(1.0) <= 480 for y in ys)
+    assert Frame(0, 1, 0, 1).y(1) < Frame(0, 1, 0, 1).y(0)
+
+
+def test_values_that_are_not_finite_are_left_out_and_an_empty_chart_is_no_chart():
+    assert curves("kl", {"kl": [(1, float("nan"))]}) == ""
+    assert "nan" not in curves("kl", {"kl": [(1, float("nan")), (2, 1.0), (3, float("inf"))]})
+    assert histogram("h", {"a": []}, x_label="") == ""
+
+
+def test_the_scatter_counts_hits_with_both_bounds_included():
+    points = [LengthPoint(10, 20, written) for written in (9, 10, 20, 21)]
+    chart = lengths_scatter("t", points, unit="words", largest=30)
+    assert "2 of 4 in the asked range" in chart
+    assert chart.count('class="hit"') == chart.count('class="miss"') == 2
+
+
+def test_the_histogram_shares_add_up_to_one():
+    from megatron_lwz.report.charts import _shares
+
+    assert sum(_shares([0.0, 3.0, 7.0, 10.0], 10.0)) == 1.0
