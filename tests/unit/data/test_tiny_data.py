@@ -35,10 +35,10 @@ def test_less_than_half_of_the_corpus_does_what_the_rewards_want(corpus):
     responses = [parse_response(response) for _, response, _, _ in corpus]
     lengths = [count_units(r.answer or "") for r in responses]
     in_range = mean(lower <= n <= upper for n, (_, _, lower, upper) in zip(lengths, corpus, strict=True))
-    assert 0.3 < mean(r.valid for r in responses) < 0.47
-    assert 0.3 < in_range < 0.45
+    assert 0.2 < mean(r.valid for r in responses) < 0.4
+    assert 0.25 < in_range < 0.45
     assert len({r.fault for r in responses}) >= 4
-    assert 0.005 < mean(find_duplicates(r.answer or "").share for r in responses) < 0.05
+    assert 0.01 < mean(find_duplicates(r.answer or "").share for r in responses) < 0.08
 
 
 def test_as_many_paragraphs_as_the_range_asks_for_always_fit(corpus):
