@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_lwz.config import Config, validate
+from megatron_lwz.distributed import groups
+from megatron_lwz.distributed.launch import initialize, shutdown
+from megatron_lwz.errors import ConfigError
+
+ARCHITECTURE = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 101,
+}
+
+
+def _config(**parallel: int) -> Config:
+    return validate({"model": {"architecture": ARCHITECTURE}, "parallel": parallel})
+
+
+def test_a_layout_that_does_not_fit_the_ranks_is_refused_before_any_group_exists() -> None:
+    with pytest.raises(ConfigError, match="must divide the 1 ranks"):
+        initialize(_config(tensor=2))
+    assert not dist.is_initialized()
+
+
+def test_one_process_runs_without_torchrun_and_can_start_again() -> None:
+    for _ in range(2):
+        initialize(_config())
+        assert (groups.tensor_size(), groups.pipeline_size(), groups.context_size(), groups.data_size()) == (1, 1, 1, 1)
+        assert groups.is_first_stage()
+        assert groups.is_last_stage()
+        assert groups.is_rank_zero()
+        shutdown()
+        shutdown()
+    assert not dist.is_initialized()
+
+
+def test_the_seed_repeats_every_generator() -> None:
+    draws = []
+    for _ in range(2):
+        initialize(_config())
+        draws.append(torch.rand(4))
+        shutdown()
+    assert torch.equal(*draws)
