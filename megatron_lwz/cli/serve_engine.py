@@ -1,0 +1,65 @@
+"""`lwz serve-engine --model DIR --port N`: the embedded engine over HTTP. Its token is in LWZ_ENGINE_TOKEN."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from megatron_lwz.cli import common
+from megatron_lwz.distributed import environment, launch
+from megatron_lwz.http.ports import bind
+from megatron_lwz.http.server import run_app
+from megatron_lwz.rollout.engine.core import EngineThread
+from megatron_lwz.rollout.engine.policy import ServedPolicy
+from megatron_lwz.rollout.engine.server import EngineServer
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serves until SIGINT or SIGTERM."""
+    options = _parser().parse_args(list(argv))
+    bind(options.host, options.port).close()  # a taken port is said at once, not after the model is loaded
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    policy = ServedPolicy(options.model, dtype=options.dtype, max_length=options.max_length)
+    engine = EngineThread(policy.decoder(options.slots), policy)
+    server = EngineServer(
+        engine,
+        policy.tokenizer,
+        name=options.served_model_name,
+        vocab_size=policy.arch.vocab_size,
+        max_length=policy.max_length,
+    )
+    engine.start()
+    try:
+        run_app(server.app(environment.get("LWZ_ENGINE_TOKEN")), host=options.host, port=options.port)
+    finally:
+        engine.stop()
+        launch.shutdown()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = common.Parser(prog="lwz serve-engine", description="Serve a policy over HTTP with vLLM's routes.")
+    parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder with tokenizer.json")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default loopback only")
+    parser.add_argument("--slots", type=_positive, default=64, help="requests written at once; more wait")
+    parser.add_argument("--max-length", type=_positive, help="prompt + response tokens; default: the model's own")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
+    parser.add_argument("--served-model-name", default="policy")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(common.run(main))

@@ -1,0 +1,190 @@
+"""The engine's thread: owns the model, steps the decoder, and runs commands between two steps."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
+
+from megatron_lwz.models.decoding import Decoder
+from megatron_lwz.models.decoding_cache import Sequence
+from megatron_lwz.rollout.engine.generation import Generation
+from megatron_lwz.types import FinishReason, WeightVersion
+
+Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
+
+
+class Weights(Protocol):
+    """The weights the decoder runs."""
+
+    def reload(self, path: str) -> None:
+        """Replaces them in place by those of a Hugging Face folder. Raises CheckpointError and changes nothing."""
+        ...
+
+    def checksum(self) -> str:
+        """Their checksum (hex)."""
+        ...
+
+
+class EngineThread:
+    """Every public method may be called from any thread; futures complete between two steps."""
+
+    def __init__(self, decoder: Decoder, weights: Weights) -> None:
+        self._decoder = decoder
+        self._weights = weights
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._generations: dict[Sequence, Generation] = {}
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.paused = False
+        self.version = str(WeightVersion(0))
+        self.failure: str | None = None
+        """Why the engine cannot go on; None while it works."""
+
+    def start(self) -> None:
+        """Starts stepping."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after the current step; running requests are left as they are."""
+        self._commands.put(self._stop)
+        self._thread.join()
+
+    def submit(self, generation: Generation) -> Future[None]:
+        """Queues a request."""
+
+        def add() -> None:
+            self._generations[generation.sequence] = generation
+            self._decoder.add(generation.sequence)
+
+        return self._call(add)
+
+    def abort(self, request_ids: Collection[str] | None) -> Future[int]:
+        """Ends requests with reason `abort`, None means all; unknown ids are ignored. The answer is their number."""
+
+        def end() -> int:
+            chosen = [g for g in self._generations.values() if request_ids is None or g.id in request_ids]
+            for generation in chosen:
+                self._finish(generation, FinishReason.ABORT)
+            return len(chosen)
+
+        return self._call(end)
+
+    def discard(self, generation: Generation) -> None:
+        """Ends one request that nobody listens to any more, if it still runs."""
+
+        def end() -> None:
+            if generation.sequence in self._generations:
+                self._finish(generation, FinishReason.ABORT)
+
+        self._commands.put(end)
+
+    def pause(self, *, abort: bool) -> Future[None]:
+        """Stops stepping after all tokens so far were delivered; running requests stay, or end if `abort`."""
+
+        def hold() -> None:
+            self.paused = True
+            for generation in list(self._generations.values()):
+                if abort:
+                    self._finish(generation, FinishReason.ABORT)
+                else:
+                    generation.flush(self.version, time.monotonic())
+
+        return self._call(hold)
+
+    def resume(self) -> Future[None]:
+        """Goes on."""
+
+        def go() -> None:
+            self.paused = False
+
+        return self._call(go)
+
+    def reload(self, path: str) -> Future[None]:
+        """New weights from a folder. Running requests go on with the keys and values of the old ones."""
+
+        def load() -> None:
+            self._weights.reload(path)
+            self._decoder.forget_prefixes()
+
+        return self._call(load)
+
+    def forget_prefixes(self) -> Future[None]:
+        """Drops cached prompts."""
+        return self._call(self._decoder.forget_prefixes)
+
+    def set_version(self, version: str) -> Future[None]:
+        """Names the weights that write from now on; tokens so far are delivered under the old name."""
+
+        def rename() -> None:
+            self._flush_all()
+            self.version = version
+
+        return self._call(rename)
+
+    def checksum(self) -> Future[str]:
+        """Checksum (hex) of the running weights."""
+        return self._call(self._weights.checksum)
+
+    def load(self) -> Future[tuple[int, int]]:
+        """(requests that hold a slot, requests that wait)."""
+        return self._call(lambda: (self._decoder.writing, len(self._decoder) - self._decoder.writing))
+
+    def _call(self, action: Callable[[], Answer]) -> Future[Answer]:
+        future: Future[Answer] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(action())
+            except Exception as error:  # it belongs to the caller, the engine goes on
+                future.set_exception(error)
+
+        self._commands.put(run)
+        return future
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._run_commands(wait=self.paused or not len(self._decoder))
+            if self.paused or self._stopping or not len(self._decoder):
+                continue
+            try:
+                self._step()
+            except Exception as error:  # a broken step must reach the requests and /health, not die in a thread
+                log.exception("the engine failed")
+                self.failure = f"{type(error).__name__}: {error}"
+                for generation in list(self._generations.values()):
+                    self._finish(generation, FinishReason.ABORT)
+
+    def _run_commands(self, *, wait: bool) -> None:
+        if wait:
+            self._commands.get()()
+        while not self._commands.empty():
+            self._commands.get()()
+
+    def _step(self) -> None:
+        for sampled in self._decoder.step():
+            generation = self._generations[sampled.sequence]
+            end = generation.take(sampled.token, sampled.logprob)
+            if end is not None:
+                self._finish(generation, *end)
+        now = time.monotonic()
+        for generation in self._generations.values():
+            if generation.due(now):
+                generation.flush(self.version, now)
+
+    def _flush_all(self) -> None:
+        for generation in self._generations.values():
+            generation.flush(self.version, time.monotonic())
+
+    def _finish(self, generation: Generation, *end: Any) -> None:
+        del self._generations[generation.sequence]
+        self._decoder.remove(generation.sequence)
+        generation.finish(self.version, *end)

@@ -1,0 +1,44 @@
+"""The policy on this machine for serving: one rank, loaded from a Hugging Face folder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from megatron_lwz.config import validate
+from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.distributed import launch
+from megatron_lwz.models.decoding import Decoder
+from megatron_lwz.models.hf import HfFolder, checksum_policy, load_policy
+from megatron_lwz.models.logprobs import PolicyModel
+from megatron_lwz.models.qwen2 import build_policy
+
+log = logging.getLogger(__name__)
+
+
+class ServedPolicy:
+    """Model, tokenizer and limits of a served Hugging Face folder."""
+
+    def __init__(self, folder: Path, *, dtype: str = "fp32", max_length: int | None = None) -> None:
+        """Builds and loads it. `max_length` None is the model's own. Raises ConfigError, CheckpointError, DataError."""
+        config = validate({"model": {"hf": str(folder)}, "training": {"precision": dtype}})
+        self.arch = config.architecture()
+        self.tokenizer = Tokenizer(folder)
+        self.max_length = max_length or self.arch.max_position_embeddings
+        if self.max_length > self.arch.max_position_embeddings:
+            log.warning("max length %d is beyond the model's %d", self.max_length, self.arch.max_position_embeddings)
+        launch.initialize(config)
+        self._chunks: list[PolicyModel] = build_policy(config)
+        self.reload(str(folder))
+
+    def decoder(self, slots: int) -> Decoder:
+        """A decoder on the model."""
+        return Decoder(self._chunks[0], max_length=self.max_length, slots=slots)
+
+    def reload(self, path: str) -> None:
+        """Replaces the weights in place by those of a Hugging Face folder. Raises CheckpointError."""
+        load_policy(self._chunks, HfFolder(path))
+
+    def checksum(self) -> str:
+        """Checksum (hex) of the weights."""
+        return checksum_policy(self._chunks)

@@ -1,0 +1,232 @@
+"""vLLM's routes over an engine thread."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from aiohttp import web
+
+from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.http.server import make_app, read_object
+from megatron_lwz.models.decoding_cache import Sequence as DecodedSequence
+from megatron_lwz.rollout.engine.core import EngineThread
+from megatron_lwz.rollout.engine.generation import Delta, EndRules, Generation
+from megatron_lwz.rollout.engine.protocol import LOGPROBS_MODE, AnswerWriter, CompletionRequest, parse_request
+
+DISCONNECT_POLL_SECONDS = 1.0
+
+
+class EngineServer:
+    """The HTTP side of an engine. `vocab_size` is the model's, `max_length` counts prompt + response tokens."""
+
+    def __init__(
+        self, engine: EngineThread, tokenizer: Tokenizer, *, name: str, vocab_size: int, max_length: int
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._name = name
+        self._vocab_size = vocab_size
+        self._max_length = max_length
+        self._started = int(time.time())
+
+    def app(self, token: str | None) -> web.Application:
+        """The application; with `token` every route but /health asks for it."""
+        routes = [
+            web.get("/health", self._health),
+            web.get("/v1/models", self._models),
+            web.post("/v1/completions", self._completions),
+            web.post("/pause", self._pause),
+            web.post("/resume", self._resume),
+            web.get("/is_paused", self._is_paused),
+            web.post("/abort_requests", self._abort),
+            web.post("/reset_prefix_cache", self._reset_prefix_cache),
+            web.post("/collective_rpc", self._collective_rpc),
+            web.post("/update_weight_version", self._update_weight_version),
+            web.get("/weight_info", self._weight_info),
+            web.post("/weight_checker", self._weight_checker),
+        ]
+        return make_app(routes, token=token)
+
+    async def _health(self, _: web.Request) -> web.Response:
+        if self._engine.failure:
+            return web.json_response({"status": "failed", "error": self._engine.failure}, status=503)
+        return web.json_response({"status": "ok"})
+
+    async def _models(self, _: web.Request) -> web.Response:
+        entry = {
+            "id": self._name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "megatron-lwz",
+            "max_model_len": self._max_length,
+            "logprobs_mode": LOGPROBS_MODE,
+        }
+        return web.json_response({"object": "list", "data": [entry]})
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        body = await read_object(request)
+        try:
+            asked = parse_request(body)
+            prompt = self._read_prompt(asked)
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=str(error)) from error
+        if asked.model not in (None, self._name):
+            raise web.HTTPNotFound(text=f"no model {asked.model!r} here: use {self._name!r}")
+        request_id = asked.request_id or request.headers.get("X-Request-Id") or f"cmpl-{uuid.uuid4().hex}"
+        deltas: asyncio.Queue[Delta] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        generation = Generation(
+            request_id,
+            DecodedSequence(
+                prompt, asked.temperature, asked.top_p, secrets.randbits(63) if asked.seed is None else asked.seed
+            ),
+            self._end_rules(asked),
+            decode=self._tokenizer.decode,
+            deliver=lambda delta: _post(loop, deltas, delta),
+        )
+        writer = AnswerWriter(asked, request_id=request_id, model=self._name, created=int(time.time()))
+        stream = self._deltas(request, generation, deltas)
+        if asked.stream:
+            return await self._stream(request, asked, writer, stream, prompt)
+        return web.json_response(writer.whole([delta async for delta in stream], prompt))
+
+    async def _deltas(
+        self, request: web.Request, generation: Generation, deltas: asyncio.Queue[Delta]
+    ) -> AsyncIterator[Delta]:
+        """The request's deltas to the last. A client that went away, or stops reading, ends the request."""
+        await asyncio.wrap_future(self._engine.submit(generation))
+        finished = False
+        try:
+            while not finished:
+                try:
+                    async with asyncio.timeout(DISCONNECT_POLL_SECONDS):
+                        delta = await deltas.get()
+                except TimeoutError:
+                    if request.transport is None or request.transport.is_closing():
+                        raise ConnectionResetError("the client went away") from None
+                    continue
+                finished = delta.reason is not None
+                yield delta
+        finally:
+            if not finished:
+                self._engine.discard(generation)
+
+    async def _stream(
+        self,
+        request: web.Request,
+        asked: CompletionRequest,
+        writer: AnswerWriter,
+        deltas: AsyncIterator[Delta],
+        prompt: tuple[int, ...],
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        await response.prepare(request)
+        count, first = 0, prompt if asked.return_token_ids else None
+        async for delta in deltas:
+            count += len(delta.tokens)
+            await response.write(_event(writer.chunk(delta, prompt=first)))
+            first = None
+        if (asked.stream_options or {}).get("include_usage"):
+            await response.write(_event(writer.last(len(prompt), count)))
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    def _read_prompt(self, asked: CompletionRequest) -> tuple[int, ...]:
+        """Token ids of the prompt. Raises ValueError if this model cannot take them."""
+        prompt = tuple(self._tokenizer.encode(asked.prompt) if isinstance(asked.prompt, str) else asked.prompt)
+        if not prompt:
+            raise ValueError("prompt: must hold at least one token")
+        for token in (min(prompt), max(prompt)):
+            if not 0 <= token < self._vocab_size:
+                raise ValueError(f"prompt: token id {token} is outside the vocabulary of {self._vocab_size}")
+        if len(prompt) + asked.max_tokens > self._max_length:
+            raise ValueError(
+                f"max_tokens = {asked.max_tokens}: with the prompt's {len(prompt)} tokens this is more than "
+                f"the engine's {self._max_length} (--max-length)"
+            )
+        return prompt
+
+    def _end_rules(self, asked: CompletionRequest) -> EndRules:
+        """A stop string that is a special token never shows in the text, so its id is looked for instead."""
+        ends: dict[int, str | int | None] = {} if asked.ignore_eos else dict.fromkeys(self._tokenizer.eos_ids)
+        ends.update({token: token for token in asked.stop_token_ids or ()})
+        strings = []
+        for stop in asked.stop_strings():
+            ids = self._tokenizer.encode(stop)
+            if len(ids) == 1 and not self._tokenizer.decode(ids):
+                ends[ids[0]] = stop
+            else:
+                strings.append(stop)
+        return EndRules(asked.max_tokens, ends, strings, asked.include_stop_str_in_output)
+
+    async def _pause(self, request: web.Request) -> web.Response:
+        mode = request.query.get("mode", "abort")
+        if mode not in ("keep", "abort"):
+            raise web.HTTPBadRequest(text=f"mode = {mode}: use keep (requests stay) or abort (requests end)")
+        await asyncio.wrap_future(self._engine.pause(abort=mode == "abort"))
+        if request.query.get("clear_cache", "").lower() in ("1", "true"):
+            await asyncio.wrap_future(self._engine.forget_prefixes())
+        return web.json_response({"status": "paused"})
+
+    async def _resume(self, _: web.Request) -> web.Response:
+        await asyncio.wrap_future(self._engine.resume())
+        return web.json_response({"status": "resumed"})
+
+    async def _is_paused(self, _: web.Request) -> web.Response:
+        return web.json_response({"is_paused": self._engine.paused})
+
+    async def _abort(self, request: web.Request) -> web.Response:
+        ids = (await read_object(request)).get("request_ids") if request.can_read_body else None
+        if ids is not None and not _is_strings(ids):
+            raise web.HTTPBadRequest(text="request_ids: must be a list of strings; leave it out to end all requests")
+        count = await asyncio.wrap_future(self._engine.abort(None if ids is None else frozenset(ids)))
+        return web.json_response({"status": "ok", "aborted": count})
+
+    async def _reset_prefix_cache(self, _: web.Request) -> web.Response:
+        await asyncio.wrap_future(self._engine.forget_prefixes())
+        return web.json_response({"status": "ok"})
+
+    async def _collective_rpc(self, request: web.Request) -> web.Response:
+        body = await read_object(request)
+        path = (body.get("kwargs") or {}).get("weights_path")
+        if body.get("method") != "reload_weights" or not isinstance(path, str):
+            raise web.HTTPBadRequest(text='only {"method": "reload_weights", "kwargs": {"weights_path": DIR}} is known')
+        await asyncio.wrap_future(self._engine.reload(path))
+        return web.json_response({"results": [None]})
+
+    async def _update_weight_version(self, request: web.Request) -> web.Response:
+        version = (await read_object(request)).get("new_version")
+        if not isinstance(version, str):
+            raise web.HTTPBadRequest(text=f"new_version = {version!r}: must be a string")
+        await asyncio.wrap_future(self._engine.set_version(version))
+        return web.json_response({"success": True, "new_version": version})
+
+    async def _weight_info(self, _: web.Request) -> web.Response:
+        writing, waiting = await asyncio.wrap_future(self._engine.load())
+        return web.json_response({"weight_version": self._engine.version, "running": writing, "waiting": waiting})
+
+    async def _weight_checker(self, request: web.Request) -> web.Response:
+        action = (await read_object(request)).get("action")
+        if action != "checksum":
+            raise web.HTTPBadRequest(text=f"action = {action!r}: only 'checksum' is known")
+        return web.json_response({"checksum": await asyncio.wrap_future(self._engine.checksum())})
+
+
+def _post(loop: asyncio.AbstractEventLoop, deltas: asyncio.Queue[Delta], delta: Delta) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(deltas.put_nowait, delta)
+
+
+def _event(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _is_strings(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)

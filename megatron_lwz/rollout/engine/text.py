@@ -1,0 +1,72 @@
+"""From tokens to text while they are written: incremental detokenisation, and stop strings that span tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""Stands at the end of a decoded text whose last UTF-8 character is not complete yet."""
+
+
+class Detokenizer:
+    """Gives each piece of text once, as soon as no later token can change it; equals decoding all tokens at once.
+
+    Only a short window is decoded again: the tokens since the last clean end, and those before it as context.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._context: list[int] = []
+        self._fresh: list[int] = []
+        self._given = 0
+
+    def feed(self, token: int) -> str:
+        """The text that is certain now, often empty inside a character."""
+        self._fresh.append(token)
+        text = self._decode(self._context + self._fresh)
+        certain = text.removesuffix(BROKEN)
+        piece = certain[self._given :]
+        if len(certain) == len(text):
+            self._context, self._fresh = self._fresh, []
+            self._given = len(self._decode(self._context))
+        else:
+            self._given = max(self._given, len(certain))
+        return piece
+
+    def finish(self) -> str:
+        """What was held back: broken UTF-8 at the very end."""
+        return self._decode(self._context + self._fresh)[self._given :]
+
+
+class StopFinder:
+    """Finds the first stop string in a growing text; holds back text that may be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._longest = max(map(len, stops), default=0)
+        self._held = ""
+
+    def feed(self, text: str) -> tuple[str, str | None]:
+        """(text that is safe to give out, stop string or None). The stop string is not part of the text."""
+        self._held += text
+        found = [(place, stop) for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if found:
+            place, stop = min(found, key=lambda hit: hit[0])
+            safe, self._held = self._held[:place], ""
+            return safe, stop
+        keep = self._open_end()
+        safe = self._held[: len(self._held) - keep]
+        self._held = self._held[len(safe) :]
+        return safe, None
+
+    def finish(self) -> str:
+        """What was held back."""
+        return self._held
+
+    def _open_end(self) -> int:
+        """Length of the longest end of the held text that begins a stop string."""
+        for size in range(min(self._longest - 1, len(self._held)), 0, -1):
+            end = self._held[-size:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return size
+        return 0
