@@ -35,6 +35,7 @@ MODEL = {
     "vocab_size": VOCABULARY,
     "initializer_range": 0.2,
 }
+SCORED = ("tp2", "pp2", "vpp2", "cp2", "dp2")
 STEPS = 2  # before the checkpoint, and again after it
 
 
@@ -92,8 +93,13 @@ def run_layouts(folder: str, layouts: dict[str, dict[str, Any]], loads: list[lis
         launch.initialize(config)
         state = build_train_state(config)
         before = train(state, range(STEPS))
+        half_written = Path(folder, name, "checkpoints", f".step_{STEPS:08d}.tmp")
+        if groups.is_rank_zero():
+            half_written.mkdir(parents=True)
+            (half_written / "left_by_a_kill").touch()
         with no_child_process():
             save_checkpoint(state, Path(folder, name, "checkpoints"), {"cursor": 7})
+        assert not (checkpoint(folder, name) / "left_by_a_kill").exists() and not half_written.exists()
         found[name] = before + train(state, range(STEPS, 2 * STEPS))
     for source, name in loads:
         config = config_of(f"{folder}/{name}", **layouts[name])
@@ -115,8 +121,8 @@ def checkpoint(folder: str, name: str, step: int = STEPS) -> Path:
 
 def two_ranks(folder: str, layouts: dict[str, Any], loads: list[list[str]], hf: str, rows: str) -> dict[str, Any]:
     found = run_layouts(folder, layouts, loads)
-    for name, parallel in {"tp2": {"tensor": 2}, "pp2": {"pipeline": 2}}.items():
-        config = config_of(folder, hf=hf, parallel=parallel)
+    for name in SCORED:
+        config = config_of(folder, hf=hf, parallel=layouts[name].get("parallel", {}))
         score(config, Path(rows), Path(folder, f"{name}.jsonl"), temperature=0.7)
     found["zero"] = save_before_first_step(folder)
     found["reference"] = reference(folder)
@@ -196,7 +202,7 @@ def bad_checkpoints(folder: str) -> dict[str, Any]:
     state = build_train_state(config)
     messages = {}
 
-    def attempt(name: str) -> None:
+    def attempt(name: str) -> None:  # loads into the `state` of the moment
         try:
             load_checkpoint(state, bad)
             messages[name] = "loaded"
@@ -220,6 +226,9 @@ def bad_checkpoints(folder: str) -> dict[str, Any]:
     attempt("state.json")
     shutil.copytree(Path(folder, "converted"), bad)
     attempt("weights only")
+    shutil.copytree(good, bad)
+    state = build_train_state(config_of(folder, tie=False))
+    attempt("another model")
     return {"messages": messages, "payload_ran": mark.exists()}
 
 

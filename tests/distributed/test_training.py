@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.distributed.checks_training import SCORED
 from tests.distributed.launch import run_ranks
 
 ONE = {
@@ -164,12 +165,13 @@ def test_weights_alone_round_trip_and_cast(measured: dict[str, Any]) -> None:
 
 def test_damaged_checkpoints_give_one_line(measured: dict[str, Any]) -> None:
     messages = measured["errors"]["messages"]
-    assert len(messages) == 6
+    assert len(messages) == 7
     for message in messages.values():
         assert message.startswith("checkpoint ") and "\n" not in message
     assert "no checkpoint here" in messages["missing"]
     assert "state.json is damaged" in messages["state.json"]
     assert "weights only" in messages["weights only"]
+    assert "output_layer.weight" in messages["another model"]
 
 
 def test_malicious_payload_does_not_run(measured: dict[str, Any]) -> None:
@@ -183,7 +185,7 @@ def test_gradient_that_is_not_finite_stops_the_run(measured: dict[str, Any]) -> 
     assert measured["nan"].startswith("step 0: loss nan") and "\n" not in measured["nan"]
 
 
-@pytest.mark.parametrize("name", ["tp2", "pp2"])
+@pytest.mark.parametrize("name", SCORED)
 def test_score_equals_transformers(measured: dict[str, Any], folder: Path, hf: Path, name: str) -> None:
     from transformers import Qwen2ForCausalLM
 
