@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -65,7 +65,10 @@ def plan_pieces(cu_seqlens: Tensor, cp_size: int = 1, cp_rank: int = 0) -> Piece
 
 
 class CausalAttention(MegatronModule):
-    """Megatron's core attention slot: queries, keys and values of this rank's heads in, context vectors out."""
+    """Megatron's core attention slot: queries, keys and values of this rank's heads in, context vectors out.
+
+    `flash` lets packed bf16 micro-batches on a GPU run through flash-attn; otherwise torch's varlen kernel takes them.
+    """
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class CausalAttention(MegatronModule):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         *,
+        flash: bool = False,
         softmax_scale: float | None = None,
         pg_collection: ProcessGroupCollection | None = None,
         **_: Any,
@@ -81,6 +85,7 @@ class CausalAttention(MegatronModule):
         super().__init__(config=config)
         assert pg_collection is not None
         self.scale = softmax_scale
+        self.flash = flash
         self.context_group: dist.ProcessGroup = pg_collection.cp
 
     def forward(
@@ -109,7 +114,7 @@ class CausalAttention(MegatronModule):
         if pieces.key_index is not None:
             both = gather_from_sequence_parallel_region(torch.cat([key, value], -1), group=self.context_group)
             key, value = both[pieces.key_index].split([key.shape[-1], value.shape[-1]], dim=-1)
-        return attend_pieces(query, key, value, pieces, scale=self.scale)
+        return attend_pieces(query, key, value, pieces, scale=self.scale, flash=self.flash)
 
     def _pieces(self, params: PackedSeqParams) -> Pieces:
         """Planned once per micro-batch and kept on its `PackedSeqParams`, for all layers and the recompute."""
@@ -120,10 +125,14 @@ class CausalAttention(MegatronModule):
         return pieces
 
 
-def attend_pieces(query: Tensor, key: Tensor, value: Tensor, pieces: Pieces, *, scale: float | None = None) -> Tensor:
+def attend_pieces(
+    query: Tensor, key: Tensor, value: Tensor, pieces: Pieces, *, scale: float | None = None, flash: bool = False
+) -> Tensor:
     """[Tq, heads, d] queries over [Tk, key-value heads, d] keys and values, piece by piece → [Tq, heads, d]."""
     if query.is_cuda and query.dtype in _HALF:
-        return _attend_fused(query, key, value, pieces, scale)
+        kernel = _flash_attention if flash else _torch_varlen  # both align the causal mask at the end
+        longest = [max(b - a for a, b in pairwise(starts)) for starts in (pieces.cu_q, pieces.cu_k)]
+        return kernel(query, key, value, (pieces.starts_q, pieces.starts_k, *longest), scale)
     outputs = []
     sizes_q, sizes_k = ([b - a for a, b in pairwise(starts)] for starts in (pieces.cu_q, pieces.cu_k))
     # Split, not sliced: the gradient of n slices would be n full-size additions.
@@ -155,17 +164,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, hidde
     )
 
 
-def _attend_fused(query: Tensor, key: Tensor, value: Tensor, pieces: Pieces, scale: float | None) -> Tensor:
-    """flash-attn's varlen kernel if installed, else the one in torch; both align the causal mask at the end."""
-    longest_q, longest_k = (max(b - a for a, b in pairwise(starts)) for starts in (pieces.cu_q, pieces.cu_k))
-    starts = (pieces.starts_q, pieces.starts_k, longest_q, longest_k)
-    if has_flash_attention():
-        from flash_attn import flash_attn_varlen_func
+def _flash_attention(query: Tensor, key: Tensor, value: Tensor, layout: tuple[Any, ...], scale: float | None) -> Tensor:
+    from flash_attn import flash_attn_varlen_func
 
-        return flash_attn_varlen_func(query, key, value, *starts, softmax_scale=scale, causal=True)
+    return flash_attn_varlen_func(query, key, value, *layout, softmax_scale=scale, causal=True)
+
+
+def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, layout: tuple[Any, ...], scale: float | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     grouped = query.shape[1] != key.shape[1]
-    out = varlen_attn(query, key, value, *starts, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
-    assert isinstance(out, Tensor)
-    return out
+    return cast(Tensor, varlen_attn(query, key, value, *layout, scale=scale, window_size=(-1, 0), enable_gqa=grouped))

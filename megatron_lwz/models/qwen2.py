@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ def layer_spec(settings: TransformerConfig, *, backend: str, chunk: int | None =
         norm, layer = RMSNorm, get_gpt_layer_local_spec(normalization="RMSNorm")
         layer.submodules.input_layernorm = RMSNorm
         layer.submodules.pre_mlp_layernorm = RMSNorm
-        layer.submodules.self_attention.submodules.core_attention = CausalAttention
+        layer.submodules.self_attention.submodules.core_attention = partial(CausalAttention, flash=backend == "flash")
     layers = get_num_layers_to_build(settings, vp_stage=chunk)
     # A bare layer spec would get Megatron's own final norm, which refuses sequence parallelism.
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)

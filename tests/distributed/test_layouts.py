@@ -28,6 +28,7 @@ FOUR_RANKS: dict[str, dict[str, Any]] = {
     "TP2 PP2 VPP2": {"parallel": {"tensor": 2, "pipeline": 2, "virtual_pipeline": 2}},
     "TP2 CP2": {"parallel": {"tensor": 2, "context": 2}},
     "PP2 CP2": {"parallel": {"pipeline": 2, "context": 2}},
+    "TP2 DP2 overlap": {"parallel": {"tensor": 2, "overlap": True}},
     "CP2 DP2": {"parallel": {"context": 2}},
 }
 TIED = ("TP2 with SP", "PP2", "PP2 VPP2", "CP2", "TP2 PP2")

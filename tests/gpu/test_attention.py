@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_lwz.distributed.context_parallel import shard_indices
-from megatron_lwz.models.attention import attend_pieces, plan_pieces
+from megatron_lwz.models.attention import attend_pieces, has_flash_attention, plan_pieces
 
 pytestmark = pytest.mark.gpu
 
@@ -25,8 +25,9 @@ def test_fused_attention_equals_sdpa_with_gradients(cp_size: int, rank: int) -> 
     expected_gradients = torch.autograd.grad((expected * weights).sum(), inputs)
     on_gpu = [tensor.detach().cuda().bfloat16().requires_grad_() for tensor in inputs]
     assert on_gpu[0].is_cuda
-    found = attend_pieces(*on_gpu, plan_pieces(starts.cuda(), cp_size, rank))
-    gradients = torch.autograd.grad((found.float() * weights.cuda()).sum(), on_gpu)
-    for ours, reference in zip((found, *gradients), (expected, *expected_gradients), strict=True):
-        relative = (ours.float().cpu() - reference).norm() / reference.norm()
-        assert relative < 0.01
+    for flash in (False, True) if has_flash_attention() else (False,):
+        found = attend_pieces(*on_gpu, plan_pieces(starts.cuda(), cp_size, rank), flash=flash)
+        gradients = torch.autograd.grad((found.float() * weights.cuda()).sum(), on_gpu)
+        for ours, reference in zip((found, *gradients), (expected, *expected_gradients), strict=True):
+            relative = (ours.float().cpu() - reference).norm() / reference.norm()
+            assert relative < 0.01
