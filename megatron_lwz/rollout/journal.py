@@ -152,6 +152,7 @@ class Journal:
         """Copies the journal, as of the last commit, into a new file that JournalReader can read."""
         with self._database_lock, closing(sqlite3.connect(target)) as copy:
             self._guarded(lambda: self._db.backup(copy))
+            copy.execute("PRAGMA journal_mode = DELETE")  # one plain file
 
     def close(self) -> None:
         """Commits what is queued and lets go of the file, folded into one."""
@@ -204,7 +205,7 @@ class JournalReader:
         if not path.is_file():
             raise DataError(path, "no journal there")
         try:
-            self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+            self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=1)
             check_schema(self._db, path)
         except sqlite3.Error as error:
             raise DataError(path, f"cannot read the journal: {error}") from error

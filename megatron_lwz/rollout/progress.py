@@ -32,6 +32,7 @@ class Meter:
         self._before = sampler.counters["tokens"]
 
     def measure(self, groups: Sequence[GroupDraft]) -> Progress:
+        """Counts over `groups`, speed over everything the controller writes."""
         drafts = [draft for group in groups for draft in group.drafts]
         seconds = max(time.monotonic() - self._since, 1e-3)
         return Progress(

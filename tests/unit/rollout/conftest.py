@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_lwz.config.sections import RolloutSection
+from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.rollout.controller import RolloutController
+from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.pool import EnginePool
+from megatron_lwz.types import ComponentScore, Prompt, Rollout
+from tests.unit.rollout.synthetic_engine import TOKEN, CharTokenizer, Engine, background_loop
+
+
+class LengthOfText:
+    """A reward that anyone can check."""
+
+    name = "letters"
+
+    async def score(self, prompt: Prompt, rollouts: list[Rollout]) -> list[ComponentScore]:
+        return [
+            ComponentScore(float(len(rollout.text)), details={"letters": len(rollout.text)}) for rollout in rollouts
+        ]
+
+
+@pytest.fixture
+def start_engine() -> Iterator[Callable[[Engine], str]]:
+    """Starts engines on real sockets; gives their URLs."""
+    with background_loop() as start:
+        yield start
+
+
+@pytest.fixture
+def make_controller(tmp_path: Path) -> Iterator[Callable[..., RolloutController]]:
+    """A started, recovered controller over the journal of the test's folder; closed at the end."""
+    made: list[RolloutController] = []
+
+    def make(urls, *, step=0, rewards=None, group_size=3, name="journal.sqlite", timeout=5.0, **settings):
+        section = RolloutSection(**{"max_new_tokens": 200, "commit_interval": 0.05, "concurrency": 16} | settings)
+        urls = [urls] if isinstance(urls, str) else urls
+        pool = EnginePool([EngineClient(url, TOKEN, timeout=timeout) for url in urls], concurrency=section.concurrency)
+        controller = RolloutController(
+            pool,
+            Journal(tmp_path / name),
+            [LengthOfText()] if rewards is None else rewards,
+            tokenizer=CharTokenizer(),
+            render=lambda prompt: prompt.text + "|",
+            section=section,
+            group_size=group_size,
+            seed=7,
+        )
+        made.append(controller)
+        controller.recover(step)
+        controller.start()
+        return controller
+
+    yield make
+    for controller in made:
+        controller.close()
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(id=f"p{i}", text=f"prompt {i}", extra={"row": i}) for i in range(count)]

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from megatron_lwz.errors import EngineError
+from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.rollout.sampling import text_of
+from megatron_lwz.types import ComponentScore, FinishReason, WeightVersion
+from tests.unit.rollout.conftest import prompts
+from tests.unit.rollout.synthetic_engine import Engine, written_logprob, written_token
+
+
+def expected_tokens(prompt_length: int, seed: int, count: int) -> tuple[int, ...]:
+    end = prompt_length + count
+    return tuple(written_token(seed, prompt_length + i, end) for i in range(count + 1))
+
+
+def check_tokens(groups, engine: Engine) -> None:
+    """Every rollout holds exactly the tokens of an undisturbed engine."""
+    seeds = {tuple(r["prompt"][: engine.prompt_length(r["prompt"])]): set() for r in engine.requests}
+    for request in engine.requests:
+        seeds[tuple(request["prompt"][: engine.prompt_length(request["prompt"])])].add(request["seed"])
+    for group in groups:
+        written = set()
+        for rollout in group.rollouts:
+            start = len(rollout.prompt_tokens)
+            (seed,) = (
+                seed
+                for seed in seeds[rollout.prompt_tokens]
+                if rollout.tokens == expected_tokens(start, seed, engine.length(seed))
+            )
+            assert rollout.logprobs == tuple(written_logprob(seed, start + i) for i in range(len(rollout.tokens)))
+            written.add(seed)
+        assert len(written) == len(group.rollouts)
+
+
+def test_a_step_gives_whole_scored_groups_in_order(make_controller, start_engine):
+    engine = Engine(length=lambda seed: 20 + seed % 30)
+    controller = make_controller(start_engine(engine))
+    assert controller.submit(1, prompts(4)) == [0, 1, 2, 3]
+    seen = []
+    groups = controller.collect(1, 4, progress=seen.append)
+    assert [group.id for group in groups] == [0, 1, 2, 3] and [g.prompt for g in groups] == prompts(4)
+    assert all(group.admitted == 1 and len(group.rollouts) == 3 for group in groups)
+    for group in groups:
+        for rollout, scores in zip(group.rollouts, group.scores, strict=True):
+            assert rollout.tokens[-1] == 0 and rollout.finish_reason is FinishReason.STOP
+            assert scores["letters"].value == len(rollout.text) == len(rollout.tokens) - 1
+    check_tokens(groups, engine)
+    controller.mark_consumed(groups, 1)
+    metrics = controller.metrics()
+    assert metrics["rollout/total_finished"] == 12 and metrics["rollout/waiting"] == 0
+    assert metrics["rollout/total_tokens"] == sum(len(r.tokens) for g in groups for r in g.rollouts)
+
+
+def test_progress_is_reported_while_rollouts_are_written(make_controller, start_engine):
+    controller = make_controller(start_engine(Engine(pause=0.1)))
+    controller.submit(1, prompts(1))
+    seen = []
+    controller.collect(1, 1, progress=seen.append)
+    assert seen and seen[-1].rollouts == 3 and seen[-1].tokens > 0 and seen[-1].tokens_per_second > 0
+
+
+def test_asking_for_more_groups_than_were_submitted_is_refused(make_controller, start_engine):
+    controller = make_controller(start_engine(Engine()))
+    controller.submit(1, prompts(1))
+    with pytest.raises(ValueError, match="has 1 groups, 2"):
+        controller.collect(1, 2)
+
+
+def test_no_token_is_lost_or_doubled_when_connections_break(make_controller, start_engine):
+    engine = Engine(length=lambda seed: 50, broken=lambda number: 7 + number % 5 if number % 4 else None)
+    controller = make_controller([start_engine(engine)], max_new_tokens=100)
+    controller.submit(1, prompts(4))
+    groups = controller.collect(1, 4)
+    assert controller.metrics()["rollout/total_retried"] > 0
+    check_tokens(groups, engine)
+    for request in engine.requests:
+        prefix = len(request["prompt"]) - engine.prompt_length(request["prompt"])
+        assert request["max_tokens"] == 100 - prefix
+
+
+def test_a_dead_engine_is_left_for_a_living_one(make_controller, start_engine):
+    engine = Engine()
+    controller = make_controller(["http://127.0.0.1:9", start_engine(engine)])
+    controller.submit(1, prompts(4))
+    check_tokens(controller.collect(1, 4), engine)
+
+
+def test_an_engine_that_stays_dead_ends_the_wait_with_its_error(make_controller):
+    controller = make_controller("http://127.0.0.1:9", retries=1)
+    controller.submit(1, prompts(1))
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:9"):
+        controller.collect(1, 1)
+    with pytest.raises(EngineError):
+        controller.generate(prompts(1), 1)
+
+
+def test_a_refused_request_is_not_tried_again(make_controller, start_engine):
+    engine = Engine(status=400)
+    controller = make_controller(start_engine(engine), group_size=2)
+    controller.submit(1, prompts(1))
+    with pytest.raises(EngineError, match="no room"):
+        controller.collect(1, 1)
+    assert len(engine.requests) <= 2
+
+
+def test_failing_rewards_mask_their_column_and_never_stop_the_run(make_controller, start_engine):
+    class Broken:
+        name = "broken"
+
+        async def score(self, prompt, rollouts):
+            raise RuntimeError("judge is away")
+
+    class TooFew:
+        name = "too few"
+
+        async def score(self, prompt, rollouts):
+            return [ComponentScore(1.0)]
+
+    controller = make_controller(start_engine(Engine()), rewards=[Broken(), TooFew()])
+    controller.submit(1, prompts(1))
+    (group,) = controller.collect(1, 1)
+    assert [set(scores) for scores in group.scores] == [{"broken", "too few"}] * 3
+    assert not any(score.valid for scores in group.scores for score in scores.values())
+    assert controller.metrics()["rollout/total_failed_scores"] == 6
+
+
+def test_truncation_and_stop_strings(make_controller, start_engine):
+    controller = make_controller(start_engine(Engine()), max_new_tokens=10, group_size=2)
+    controller.submit(1, prompts(1))
+    (group,) = controller.collect(1, 1)
+    assert all(rollout.truncated and len(rollout.tokens) == 10 for rollout in group.rollouts)
+    assert controller.metrics()["rollout/total_truncated"] == 2
+    controller = make_controller(start_engine(Engine(text="hi</answer>more")), group_size=2, name="b")
+    controller.submit(1, prompts(1))
+    (group,) = controller.collect(1, 1)
+    for rollout in group.rollouts:
+        assert rollout.text == "hi</answer>" and rollout.stop == "</answer>" and len(rollout.tokens) == 11
+
+
+@pytest.mark.parametrize("cut", range(9, 20))
+def test_a_stop_string_across_a_broken_connection_is_found(make_controller, start_engine, cut):
+    """The engine that continues sees the first half of the stop string as prompt, and would write on."""
+    engine = Engine(text="0123456789</answer>, and more", delta=1, broken=lambda number: None if number else cut)
+    controller = make_controller(start_engine(engine), group_size=2)
+    controller.submit(1, prompts(1))
+    (group,) = controller.collect(1, 1)
+    for rollout in group.rollouts:
+        assert rollout.text == "0123456789</answer>" and rollout.stop == "</answer>" and len(rollout.tokens) == 19
+
+
+def test_text_ends_with_its_stop_string():
+    assert text_of("a</answer>", "</answer>") == "a</answer>"
+    assert text_of("a</answer>\n", "</answer>") == "a</answer>"
+    assert text_of("a", "<|user|>") == "a<|user|>"
+    assert text_of("a\n", None) == "a\n"
+
+
+def test_evaluation_repeats_its_seeds_and_is_not_training_data(make_controller, start_engine, tmp_path):
+    engine = Engine()
+    controller = make_controller(start_engine(engine))
+    controller.set_version(WeightVersion(3))
+    first, second = (controller.generate(prompts(2), 2) for _ in range(2))
+    assert [[r.tokens for r in g.rollouts] for g in first] == [[r.tokens for r in g.rollouts] for g in second]
+    assert [group.admitted for group in first] == [3, 3] and [group.id for group in second] == [-3, -4]
+    assert all("letters" in scores for group in first for scores in group.scores)
+    assert controller.submit(1, prompts(1)) == [0]
+    controller.close()
+    with JournalReader(tmp_path / "journal.sqlite") as reader:
+        assert len(list(reader.groups("evaluation"))) == 4
+
+
+def test_a_close_in_the_middle_keeps_everything_received(make_controller, start_engine):
+    engine = Engine(length=lambda seed: 60, pause=0.02)
+    url = start_engine(engine)
+    controller = make_controller(url)
+    controller.submit(1, prompts(2))
+    time.sleep(0.2)
+    controller.close()
+    again = make_controller(url)
+    sent = len(engine.requests)
+    again.submit(1, prompts(2))
+    groups = again.collect(1, 2)
+    check_tokens(groups, engine)
+    continued = [r for r in engine.requests[sent:] if len(r["prompt"]) > engine.prompt_length(r["prompt"])]
+    assert len(continued) == 6
+
+
+def test_recovery_gives_back_what_was_consumed_after_the_checkpoint(make_controller, start_engine):
+    engine = Engine()
+    url = start_engine(engine)
+    controller = make_controller(url)
+    before = {}
+    for step in (1, 2, 3):
+        controller.submit(step, prompts(6)[2 * step - 2 : 2 * step])
+        before[step] = controller.collect(step, 2)
+        controller.mark_consumed(before[step], step)
+        if step == 1:
+            controller.checkpoint(1)
+    controller.close()
+    requests = len(engine.requests)
+    again = make_controller(url, step=1)
+    assert again.submit(2, prompts(6)[2:4]) == [2, 3]
+    assert again.collect(2, 2) == before[2]
+    assert again.submit(3, prompts(6)[4:6]) == [4, 5] and again.collect(3, 2) == before[3]
+    assert len(engine.requests) == requests, "finished rollouts are not written again"
+    assert again.submit(4, prompts(2)) == [6, 7]
+
+
+def test_groups_whose_prompts_changed_are_dropped_and_counted(make_controller, start_engine):
+    url = start_engine(Engine())
+    controller = make_controller(url)
+    controller.submit(1, prompts(2))
+    controller.collect(1, 2)
+    controller.close()
+    again = make_controller(url)
+    assert again.submit(1, prompts(3)[1:]) == [1, 2]
+    assert again.metrics()["rollout/total_dropped"] == 1
+
+
+def test_new_reward_components_score_recovered_groups_again(make_controller, start_engine):
+    class Constant:
+        name = "constant"
+
+        async def score(self, prompt, rollouts):
+            return [ComponentScore(2.0)] * len(rollouts)
+
+    url = start_engine(Engine())
+    controller = make_controller(url)
+    controller.submit(1, prompts(1))
+    controller.collect(1, 1)
+    controller.close()
+    again = make_controller(url, rewards=[Constant()])
+    again.submit(1, prompts(1))
+    assert again.collect(1, 1)[0].scores[0] == {"constant": ComponentScore(2.0)}
+
+
+def test_a_disk_that_refuses_ends_the_wait(make_controller, start_engine):
+    controller = make_controller(start_engine(Engine(pause=0.05)))
+
+    def refuse() -> None:
+        raise OSError("disk full")
+
+    controller._journal.commit = refuse
+    controller.submit(1, prompts(1))
+    with pytest.raises(OSError, match="disk full"):
+        controller.collect(1, 1)
+    del controller._journal.commit
