@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -170,7 +171,7 @@ class DecodingForward:
 
     def __init__(self, model: PolicyModel, max_length: int) -> None:
         settings = model.config
-        self._model = model.eval()
+        self._model: Any = model.eval()  # Any: torch types a module's attributes as tensors
         self._groups = settings.num_query_groups
         self._head_dim = settings.kv_channels
         self._vocab = model.true_vocab_size

@@ -7,7 +7,8 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from aiohttp import web
@@ -91,14 +92,17 @@ class EngineServer:
             deliver=lambda delta: _post(loop, deltas, delta),
         )
         writer = AnswerWriter(asked, request_id=request_id, model=self._name, created=int(time.time()))
-        stream = self._deltas(request, generation, deltas)
-        if asked.stream:
-            return await self._stream(request, asked, writer, stream, prompt)
-        return web.json_response(writer.whole([delta async for delta in stream], prompt))
+        try:
+            async with aclosing(self._deltas(request, generation, deltas)) as stream:
+                if asked.stream:
+                    return await _stream(request, asked, writer, stream, prompt)
+                return web.json_response(writer.whole([delta async for delta in stream], prompt))
+        except ConnectionResetError:
+            return web.Response(status=499)  # nobody is there to read it
 
     async def _deltas(
         self, request: web.Request, generation: Generation, deltas: asyncio.Queue[Delta]
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """The request's deltas to the last. A client that went away, or stops reading, ends the request."""
         await asyncio.wrap_future(self._engine.submit(generation))
         finished = False
@@ -116,27 +120,6 @@ class EngineServer:
         finally:
             if not finished:
                 self._engine.discard(generation)
-
-    async def _stream(
-        self,
-        request: web.Request,
-        asked: CompletionRequest,
-        writer: AnswerWriter,
-        deltas: AsyncIterator[Delta],
-        prompt: tuple[int, ...],
-    ) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-        await response.prepare(request)
-        count, first = 0, prompt if asked.return_token_ids else None
-        async for delta in deltas:
-            count += len(delta.tokens)
-            await response.write(_event(writer.chunk(delta, prompt=first)))
-            first = None
-        if (asked.stream_options or {}).get("include_usage"):
-            await response.write(_event(writer.last(len(prompt), count)))
-        await response.write(b"data: [DONE]\n\n")
-        await response.write_eof()
-        return response
 
     def _read_prompt(self, asked: CompletionRequest) -> tuple[int, ...]:
         """Token ids of the prompt. Raises ValueError if this model cannot take them."""
@@ -217,6 +200,27 @@ class EngineServer:
         if action != "checksum":
             raise web.HTTPBadRequest(text=f"action = {action!r}: only 'checksum' is known")
         return web.json_response({"checksum": await asyncio.wrap_future(self._engine.checksum())})
+
+
+async def _stream(
+    request: web.Request,
+    asked: CompletionRequest,
+    writer: AnswerWriter,
+    deltas: AsyncGenerator[Delta, None],
+    prompt: tuple[int, ...],
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    await response.prepare(request)
+    count, first = 0, prompt if asked.return_token_ids else None
+    async for delta in deltas:
+        count += len(delta.tokens)
+        await response.write(_event(writer.chunk(delta, prompt=first)))
+        first = None
+    if (asked.stream_options or {}).get("include_usage"):
+        await response.write(_event(writer.last(len(prompt), count)))
+    await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response
 
 
 def _post(loop: asyncio.AbstractEventLoop, deltas: asyncio.Queue[Delta], delta: Delta) -> None:
