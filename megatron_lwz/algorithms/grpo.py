@@ -77,7 +77,7 @@ def grpo_loss(
     sequence-level means, the same number of times on every rank, and needs no gradient.
     """
     mean = _SequenceMean(inputs, context_sum)
-    ratio, log_ratio = policy_ratio(inputs, section, mean)
+    ratio = policy_ratio(inputs, section, mean)
     correction, kept = mismatch_weight(inputs, section, mean)
     advantage = inputs.advantage
     if section.kl_coefficient and section.kl_placement == "reward":
@@ -92,7 +92,7 @@ def grpo_loss(
         loss = loss + section.kl_coefficient * kl_term(inputs, section, correction)
     if section.entropy_coefficient:
         loss = loss - section.entropy_coefficient * inputs.entropy
-    metrics = _metrics(inputs, ratio.detach(), log_ratio.detach(), correction, kept)
+    metrics = _metrics(inputs, ratio.detach(), correction, kept)
     metrics["clip_fraction_low"] = _count(inputs, (ratio < low) & (advantage < 0))
     metrics["clip_fraction_high"] = _count(inputs, (ratio > high) & (advantage > 0))
     return (loss * inputs.weight).where(inputs.weight > 0, loss.new_zeros(())).sum(), metrics
@@ -100,8 +100,8 @@ def grpo_loss(
 
 def policy_ratio(
     inputs: LossInputs, section: GrpoSection, mean: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Policy / old probability per token [T] and its logarithm, per token or as the sequence's geometric mean.
+) -> torch.Tensor:
+    """Policy / old probability [T], per token or as the sequence's geometric mean.
 
     The sequence ratio (GSPO, 2507.18071, its token form) has the value of the geometric mean and the gradient of the
     token's own log-prob. Weights are constant in a sequence, so the summed gradient is that of the sequence objective,
@@ -110,7 +110,7 @@ def policy_ratio(
     log_ratio = _difference(inputs.logprob, inputs.old)
     if section.ratio == "sequence":
         log_ratio = mean(log_ratio.detach()) + (inputs.logprob - inputs.logprob.detach())
-    return log_ratio.exp(), log_ratio
+    return log_ratio.exp()
 
 
 def mismatch_weight(
@@ -194,13 +194,13 @@ def _count(inputs: LossInputs, flags: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def _metrics(
-    inputs: LossInputs, ratio: torch.Tensor, log_ratio: torch.Tensor, correction: torch.Tensor, kept: torch.Tensor
+    inputs: LossInputs, ratio: torch.Tensor, correction: torch.Tensor, kept: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """`kl` is to the reference or, when there is none, between old and policy; `mismatch/kl` between engine and old."""
     used = inputs.weight > 0
     mismatch = _difference(inputs.old, inputs.behaviour)
     if inputs.reference is None:
-        kl = k3(-log_ratio)
+        kl = k3(_difference(inputs.old, inputs.logprob))
     else:
         kl = k3(_difference(inputs.logprob, inputs.reference))
 
