@@ -1,8 +1,6 @@
 import re
 import shutil
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +10,8 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.report import build_report
 from megatron_lwz.report.axes import Frame, _tick_labels, frame_around, short, ticks
 from megatron_lwz.report.charts import LengthPoint, curves, histogram, lengths_scatter
+from tests.unit.report.synthetic_run import ATTACK, write_run
 
-sys.path.insert(0, str(Path(__file__).parent))
-from synthetic_run import ATTACK, write_run
 
 VOID = {"meta", "br", "line", "circle", "path"}
 
