@@ -75,7 +75,7 @@ class ParallelSection(Section):
     )
     sequence: bool = Field(True, description="sequence parallel norms and dropouts; only used with tensor > 1")
     distributed_optimizer: bool = Field(True, description="shard optimizer state over data-parallel ranks")
-    overlap: bool = Field(False, description="overlap gradient reduce and parameter gather with compute")
+    overlap: bool = Field(False, description="overlap gradient reduction with the backward pass")
     timeout_minutes: float = Field(
         30.0, gt=0, description="collective timeout; waiting for rollouts never sits in a collective"
     )
@@ -236,7 +236,7 @@ class OptimizerSection(Section):
     lr: float = Field(1e-6, gt=0, description="peak learning rate; open for RL; SFT 1e-5 (A)")
     min_lr: float = Field(0.0, ge=0, description="end of the decay")
     schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after warm-up")
-    warmup_steps: int = Field(0, ge=0, description="linear warm-up, optimizer steps; open")
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up, in training steps; open")
     weight_decay: float = Field(0.1, ge=0, description="SFT 0.1 (A); open for RL")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
