@@ -19,6 +19,7 @@ ONE = {
     "one_recompute": {"training": {"recompute": "full"}},
     "one_recompute_selective": {"training": {"recompute": "selective"}},
     "one_bf16": {"training": {"precision": "bf16"}},
+    "one_bf16_plain_optimizer": {"training": {"precision": "bf16"}, "parallel": {"distributed_optimizer": False}},
     "one_plain_optimizer": {"parallel": {"distributed_optimizer": False}},
 }
 TWO = {
@@ -52,6 +53,8 @@ ONE_LOADS = [
     ["vpp2", "one"],
     ["dp2_tp2_untied", "one_untied"],
     ["one_bf16", "one_bf16"],
+    ["one_bf16_plain_optimizer", "one_bf16_plain_optimizer"],
+    ["one_plain_optimizer", "one_plain_optimizer"],
 ]
 
 
@@ -116,7 +119,7 @@ def test_loss_and_gradient_norm_are_invariant_to_the_layout(measured: dict[str, 
 
 
 def test_bf16_follows_fp32(measured: dict[str, Any]) -> None:
-    for name in ("one_bf16", "dp2_bf16"):
+    for name in ("one_bf16", "one_bf16_plain_optimizer", "dp2_bf16"):
         losses = torch.tensor(measured[name])[:, 0]
         torch.testing.assert_close(losses, baseline(measured, name)[:, 0].float(), rtol=0.05, atol=0.0)
 
