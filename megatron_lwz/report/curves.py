@@ -23,7 +23,9 @@ _LABELS = {
     "tokens_per_second": "tokens per second",
     "grad_norm": "gradient norm",
     "lr": "learning rate",
-    "kl": "KL to the reference",
+    "kl": "KL",
+    "clip_fraction_low": "clipped below",
+    "clip_fraction_high": "clipped above",
 }
 _SHARES = ("format_valid", "length_in_range", "near_duplicates", "rollout/truncated")
 _TOKENS = ("rollout/mean_length", "rollout/mean_length_untruncated", "rollout/think_length_tokens")
@@ -31,8 +33,11 @@ _UNITS = ("rollout/mean_length_units", "rollout/think_length")
 _HEALTH = ("loss", "grad_norm", "entropy", "kl", "tokens_per_second", "lr")
 _TILES = ("format_valid", "length_in_range", "reward/length", "reward/format", "loss", "tokens_per_second")
 _ORDER = (*_SHARES, *_TOKENS, *_UNITS, *_HEALTH)
+_CLIPS = ("clip_fraction_low", "clip_fraction_high")
 _EVALUATION = "eval/"
 _REWARD = "reward/"
+SECONDS = "seconds/"
+"""Prefix of the parts that a step's time is made of."""
 
 
 def tiles(rows: Sequence[Row]) -> str:
@@ -62,7 +67,10 @@ def reward_charts(rows: Sequence[Row]) -> str:
 def health_charts(rows: Sequence[Row]) -> str:
     """Whether the training is well: loss, gradient, entropy, KL, engine against trainer, speed."""
     names = [*_HEALTH, *_keys(rows, "mismatch/")]
-    return _grid([curves(label(key), _series(rows, [key], label)) for key in names], small=True)
+    charts = [curves(label(key), _series(rows, [key], label)) for key in names]
+    seconds = _series(rows, _keys(rows, SECONDS), lambda key: key.removeprefix(SECONDS))
+    charts += [curves("Tokens clipped", _series(rows, _CLIPS, label)), curves("Seconds per step", seconds)]
+    return _grid(charts, small=True)
 
 
 def evaluation_charts(rows: Sequence[Row]) -> str:

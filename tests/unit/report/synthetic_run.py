@@ -61,7 +61,8 @@ def _write_metrics(root, steps):
                 "mismatch/kl": 3e-7 + 1e-7 * noise.random(),
                 "tokens_per_second": 900 + 60 * noise.gauss(0, 1),
                 "lr": 2e-4,
-                "seconds": 7.0,
+                "seconds/rollout": 4.0,
+                "seconds/update": 3.0,
             }
             writer.write(step, row)
         writer.write(steps, {"eval/format_valid": 0.97, "eval/length_in_range": 0.75, "eval/reward/length": 0.92})

@@ -12,7 +12,6 @@ from megatron_lwz.report.axes import Frame, _tick_labels, frame_around, short, t
 from megatron_lwz.report.charts import LengthPoint, curves, histogram, lengths_scatter
 from tests.unit.report.synthetic_run import ATTACK, write_run
 
-
 VOID = {"meta", "br", "line", "circle", "path"}
 
 
