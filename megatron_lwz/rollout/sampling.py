@@ -50,13 +50,16 @@ class Sampler:
         self._section = section
         self._window = max((len(stop.encode()) for stop in section.stop), default=0) + 8
         """Tokens that surely hold a whole stop string: each token is at least one byte, and some margin."""
+        ids = {stop: tokenizer.encode(stop) for stop in section.stop}
+        self._special = {i[0]: stop for stop, i in ids.items() if len(i) == 1 and not tokenizer.decode(i)}
+        """Stop strings that are a special token, and so never show in the decoded text."""
 
     async def write(self, group: GroupDraft, draft: Draft, seed: int) -> None:
         """Returns when the draft has its end (queued in the journal, not yet durable).
 
         Raises RequestFailure when failures in a row, without a new token, use up the budget.
         """
-        end = self._end_of(draft.tokens)
+        end = self.end_of(draft.tokens)
         if end is not None:  # killed between the last token and its record of the end
             self._finish(draft, end)
         budget = RetryBudget(self._section.retries)
@@ -121,12 +124,14 @@ class Sampler:
         over = len(draft.tokens) > self._section.max_new_tokens
         return StreamEnd(FinishReason.LENGTH) if over else None
 
-    def _end_of(self, tokens: Sequence[int]) -> StreamEnd | None:
+    def end_of(self, tokens: Sequence[int]) -> StreamEnd | None:
         """The end that recovered tokens already contain."""
         if not tokens:
             return None
         if tokens[-1] in self._tokenizer.eos_ids:
             return StreamEnd(FinishReason.STOP)
+        if tokens[-1] in self._special:
+            return StreamEnd(FinishReason.STOP, self._special[tokens[-1]])
         end = self._stop_in(tokens[-self._window :])
         if end is None and len(tokens) >= self._section.max_new_tokens:
             return StreamEnd(FinishReason.LENGTH)

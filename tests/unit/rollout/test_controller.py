@@ -6,10 +6,12 @@ import pytest
 
 from megatron_lwz.errors import EngineError
 from megatron_lwz.rollout.journal import JournalReader
-from megatron_lwz.rollout.sampling import text_of
+from megatron_lwz.config.sections import RolloutSection
+from megatron_lwz.rollout.client import StreamEnd
+from megatron_lwz.rollout.sampling import Sampler, text_of
 from megatron_lwz.types import ComponentScore, FinishReason, WeightVersion
 from tests.unit.rollout.conftest import prompts
-from tests.unit.rollout.synthetic_engine import Engine, written_logprob, written_token
+from tests.unit.rollout.synthetic_engine import CharTokenizer, Engine, written_logprob, written_token
 
 
 def expected_tokens(prompt_length: int, seed: int, count: int) -> tuple[int, ...]:
@@ -249,3 +251,26 @@ def test_a_disk_that_refuses_ends_the_wait(make_controller, start_engine):
     with pytest.raises(OSError, match="disk full"):
         controller.collect(1, 1)
     del controller._journal.commit
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([97, 0], StreamEnd(FinishReason.STOP)),
+        ([97, 1], StreamEnd(FinishReason.STOP, "<|user|>")),
+        ([*map(ord, "a</answer>")], StreamEnd(FinishReason.STOP, "</answer>")),
+        ([97] * 50, StreamEnd(FinishReason.LENGTH)),
+        ([], None),
+        ([*map(ord, "</answer")], None),
+    ],
+)
+def test_a_kill_between_the_last_token_and_the_record_of_the_end(tokens, expected):
+    class WithSpecialToken(CharTokenizer):
+        def encode(self, text):
+            return [1] if text == "<|user|>" else super().encode(text)
+
+        def decode(self, ids, skip_special=True):
+            return super().decode([i for i in ids if i != 1])
+
+    section = RolloutSection(max_new_tokens=50)
+    assert Sampler(None, None, WithSpecialToken(), section).end_of(tokens) == expected
