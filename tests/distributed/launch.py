@@ -35,7 +35,9 @@ def run_ranks(target: str, *, ranks: int, timeout: float = 240.0, **arguments: A
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
         command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
         command += ["-m", "tests.distributed.launch", target, folder, json.dumps(arguments)]
-        variables = environment.child_environment(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore")
+        variables = environment.child_environment(
+            OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore"
+        )
         try:
             done = subprocess.run(
                 command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout, check=False
