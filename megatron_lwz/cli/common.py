@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
@@ -42,9 +41,6 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--traceback" in arguments
-    if not verbose:  # deprecations inside the libraries are not the user's to mend
-        for library in ("megatron", "torch", "transformers"):
-            warnings.filterwarnings("ignore", module=library)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         main([text for text in arguments if text != "--traceback"])
