@@ -33,6 +33,14 @@ def test_refused_in_one_line(body: dict, words: str) -> None:
 
 def test_settings_that_change_nothing_are_accepted() -> None:
     request = parse_request(
-        {"prompt": "a", "n": 1, "best_of": 1, "echo": False, "frequency_penalty": 0, "presence_penalty": 0.0, "stop": "x"}
+        {
+            "prompt": "a",
+            "n": 1,
+            "best_of": 1,
+            "echo": False,
+            "frequency_penalty": 0,
+            "presence_penalty": 0.0,
+            "stop": "x",
+        }
     )
     assert request.stop_strings() == ["x"]

@@ -37,7 +37,9 @@ def test_characters_come_as_soon_as_they_are_complete() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.text("ab<>/", max_size=4), max_size=12), st.lists(st.text("ab</", min_size=1, max_size=4), max_size=3))
+@given(
+    st.lists(st.text("ab<>/", max_size=4), max_size=12), st.lists(st.text("ab</", min_size=1, max_size=4), max_size=3)
+)
 def test_stop_is_found_as_in_the_whole_text(parts: list[str], stops: list[str]) -> None:
     finder, out, stop = StopFinder(stops), "", None
     for part in parts:

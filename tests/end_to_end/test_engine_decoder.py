@@ -1,0 +1,179 @@
+"""The decoder on Megatron's model against transformers: same tokens, same log-probs, whatever runs beside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_lwz.distributed import launch
+from megatron_lwz.models.decoding import Decoder
+from megatron_lwz.models.decoding_cache import Sequence as Decoded
+from megatron_lwz.rollout.engine.policy import ServedPolicy
+from tests.engine_model import VOCAB, write_engine_model
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServedPolicy, Any, Path]]:
+    folder = tmp_path_factory.mktemp("engine")
+    reference = write_engine_model(folder / "a")
+    write_engine_model(folder / "b", seed=1)
+    yield ServedPolicy(folder / "a"), reference, folder
+    launch.shutdown()
+
+
+def prompts(lengths: Sequence[int], seed: int = 0) -> list[tuple[int, ...]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [tuple(torch.randint(0, VOCAB, (n,), generator=generator).tolist()) for n in lengths]
+
+
+def write(decoder: Decoder, asked: dict[Decoded, int]) -> dict[Decoded, tuple[list[int], list[float]]]:
+    """Runs the sequences to their token counts."""
+    written: dict[Decoded, tuple[list[int], list[float]]] = {sequence: ([], []) for sequence in asked}
+    for sequence in asked:
+        decoder.add(sequence)
+    while len(decoder):
+        for sampled in decoder.step():
+            tokens, logprobs = written[sampled.sequence]
+            tokens.append(sampled.token)
+            logprobs.append(sampled.logprob)
+            if len(tokens) == asked[sampled.sequence]:
+                decoder.remove(sampled.sequence)
+    return written
+
+
+@torch.no_grad()
+def reference_logprobs(model: Any, prompt: Sequence[int], tokens: Sequence[int], temperature: float) -> torch.Tensor:
+    logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1].float()
+    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+
+
+def assert_logprobs(model: Any, sequence: Decoded, tokens: list[int], logprobs: list[float]) -> None:
+    wanted = reference_logprobs(model, sequence.prompt, tokens, sequence.temperature or 1.0)
+    assert torch.allclose(torch.tensor(logprobs), wanted, atol=1e-4, rtol=0)
+
+
+def test_greedy_tokens_equal_transformers_under_continuous_batching(served: tuple[ServedPolicy, Any, Path]) -> None:
+    policy, model, _ = served
+    asked = {
+        Decoded(prompt, temperature=0.0): 10 + 7 * place % 40
+        for place, prompt in enumerate(prompts([32, 5, 17, 1, 9, 23, 90, 2, 12, 28]))
+    }
+    written = write(policy.decoder(4), asked)
+    largest = 0.0
+    for sequence, count in asked.items():
+        inputs = torch.tensor([sequence.prompt])
+        output = model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=count,
+            min_new_tokens=0,
+            do_sample=False,
+            eos_token_id=None,
+        )
+        assert output[0, len(sequence.prompt) :].tolist() == written[sequence][0]
+        assert_logprobs(model, sequence, *written[sequence])
+        largest = max(largest, float(model(inputs).logits.detach().max()))
+    assert largest >= 8, "small logits would hide errors"
+
+
+def test_samples_do_not_depend_on_what_runs_beside(served: tuple[ServedPolicy, Any, Path]) -> None:
+    policy, model, _ = served
+    group = prompts([20])[0]
+
+    def fresh() -> list[Decoded]:
+        """Six samples of one prompt and two strangers."""
+        same = [Decoded(group, temperature=0.9, seed=seed) for seed in range(6)]
+        return [*same, *(Decoded(p, temperature=1.3, top_p=0.8, seed=3) for p in prompts([7, 40], seed=5))]
+
+    together, alone = fresh(), fresh()
+    batch = write(policy.decoder(8), dict.fromkeys(together, 60))
+    for one, other in zip(together, alone, strict=True):
+        assert batch[one][0] == write(policy.decoder(1), {other: 60})[other][0]
+        assert_logprobs(model, one, *batch[one])
+    assert len({tuple(batch[sequence][0]) for sequence in together[:6]}) == 6
+
+
+def test_a_continued_rollout_equals_an_undisturbed_one(served: tuple[ServedPolicy, Any, Path]) -> None:
+    policy, _, _ = served
+    whole = Decoded(prompts([15])[0], temperature=1.0, seed=42)
+    tokens, logprobs = write(policy.decoder(1), {whole: 80})[whole]
+    decoder = policy.decoder(2)
+    rest = Decoded((*whole.prompt, *tokens[:37]), temperature=1.0, seed=42)
+    again, again_logprobs = write(decoder, {rest: 43})[rest]
+    assert again == tokens[37:]
+    assert again_logprobs == pytest.approx(logprobs[37:], abs=1e-4)
+
+
+def test_a_shared_prompt_is_computed_once(served: tuple[ServedPolicy, Any, Path], monkeypatch: Any) -> None:
+    policy, _, _ = served
+    decoder = policy.decoder(8)
+    computed = []
+    forward = decoder._forward
+    original = type(forward).__call__
+
+    def count(self: Any, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(rest) == 3:  # a prefill pass
+            computed.append(len(tokens))
+        return original(self, tokens, *rest)
+
+    monkeypatch.setattr(type(forward), "__call__", count)
+    group = prompts([50])[0]
+    write(decoder, {Decoded(group, seed=seed): 3 for seed in range(12)})
+    assert sum(computed) == 50
+    write(decoder, {Decoded((*group[:40], 1, 2)): 3})
+    assert sum(computed) == 52, "40 tokens were shared with the group's prompt"
+    decoder.forget_prefixes()
+    write(decoder, {Decoded(group): 3})
+    assert sum(computed) == 102
+
+
+def test_long_rollouts_of_mixed_lengths_move_through_the_buckets(served: tuple[ServedPolicy, Any, Path]) -> None:
+    policy, model, _ = served
+    lengths = {30: 2600, 600: 700, 3: 300, 2500: 40}
+    asked = {Decoded(p, seed=n): n for p, n in zip(prompts(list(lengths)), lengths.values(), strict=True)}
+    written = write(policy.decoder(4), asked)
+    for sequence in asked:
+        assert_logprobs(model, sequence, *written[sequence])
+
+
+def test_removed_sequences_free_their_slots(served: tuple[ServedPolicy, Any, Path]) -> None:
+    policy, _, _ = served
+    decoder = policy.decoder(2)
+    writing, other, waiting = (Decoded(p) for p in prompts([5, 6, 7]))
+    for sequence in (writing, other, waiting):
+        decoder.add(sequence)
+    decoder.step()
+    assert (decoder.writing, len(decoder)) == (2, 3)
+    decoder.remove(writing)
+    decoder.remove(writing)
+    assert {sampled.sequence for sampled in decoder.step()} == {other, waiting}
+    decoder.remove(other)
+    decoder.remove(waiting)
+    assert len(decoder) == 0 and decoder.step() == []
+
+
+def test_new_weights_go_on_from_the_old_keys(served: tuple[ServedPolicy, Any, Path]) -> None:
+    policy, model, folder = served
+    before = policy.checksum()
+    prompt = prompts([12])[0]
+    old = write(policy.decoder(1), {(s := Decoded(prompt, temperature=0.0)): 30})[s][0]
+    decoder, sequence = policy.decoder(1), Decoded(prompt, temperature=0.0)
+    decoder.add(sequence)
+    tokens = [decoder.step()[0].token for _ in range(10)]
+    try:
+        policy.reload(str(folder / "b"))
+        decoder.forget_prefixes()
+        assert policy.checksum() != before
+        tokens += [decoder.step()[0].token for _ in range(20)]
+        assert tokens[:10] == old[:10] and tokens[10:] != old[10:]
+        decoder.remove(sequence)
+        new = write(decoder, {(s := Decoded(prompt, temperature=0.0)): 30})[s][0]
+        assert new[:5] != old[:5], "the prompt's keys are computed again"
+    finally:
+        policy.reload(str(folder / "a"))
+    assert policy.checksum() == before
+    assert write(policy.decoder(1), {(s := Decoded(prompt, temperature=0.0)): 30})[s][0] == old

@@ -1,0 +1,293 @@
+"""The embedded engine over HTTP: OpenAI's client, ours, control routes, refusals, disconnects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+
+from megatron_lwz.cli import common, serve_engine
+from megatron_lwz.distributed import environment
+from megatron_lwz.http.ports import free_port
+from megatron_lwz.http.process import ServerProcess
+from megatron_lwz.models.hf import checksum_folder
+from megatron_lwz.rollout.client import EngineClient, StreamEnd
+from megatron_lwz.types import FinishReason, TokenDelta, WeightVersion
+from tests.engine_model import EOS, VOCAB, write_engine_model
+
+TOKEN = "secret"
+SLOTS = 4
+
+
+class Served:
+    """A running server, its two weight folders, and OpenAI's client for it."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder, self.url = folder, url
+        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key=TOKEN, max_retries=0)
+
+    def complete(self, prompt: Any, **settings: Any) -> Any:
+        """A completion by OpenAI's client; keys it does not know go into the body."""
+        known = {"max_tokens", "temperature", "top_p", "stop", "seed", "stream", "logprobs", "n", "model"}
+        extra = {key: settings.pop(key) for key in list(settings) if key not in known}
+        settings.setdefault("model", "policy")
+        return self.openai.completions.create(prompt=prompt, extra_body=extra, **settings)
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Status and JSON of a control route."""
+
+        async def ask() -> tuple[int, Any]:
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            async with (
+                aiohttp.ClientSession(headers=headers) as session,
+                session.request(method, self.url + path, json=body) as response,
+            ):
+                return response.status, await response.json()
+
+        return asyncio.run(ask())
+
+    def running(self) -> tuple[int, int]:
+        """(writing, waiting) requests."""
+        info = self.call("GET", "/weight_info")[1]
+        return info["running"], info["waiting"]
+
+    def wait_until_idle(self) -> None:
+        """Fails if requests still hold the engine after 10 s."""
+        deadline = time.monotonic() + 10
+        while self.running() != (0, 0):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    write_engine_model(folder / "a", max_length=4096)
+    write_engine_model(folder / "b", seed=1, max_length=4096)
+    port = free_port()
+    server = ServerProcess(
+        [sys.executable, "-m", "megatron_lwz.cli.serve_engine"]
+        + ["--model", str(folder / "a"), "--port", str(port), "--slots", str(SLOTS), "--threads", "1"],
+        url=f"http://127.0.0.1:{port}",
+        token=TOKEN,
+        env=environment.child_environment(LWZ_ENGINE_TOKEN=TOKEN),
+        log_path=folder / "engine.log",
+    )
+    server.start()
+    try:
+        server.wait_ready()
+        yield Served(folder, server.url)
+    finally:
+        server.stop()
+
+
+def test_openai_client_streams_and_gets_the_same_as_without_streaming(served: Served) -> None:
+    settings = {"max_tokens": 60, "seed": 5, "logprobs": 1, "return_token_ids": True, "ignore_eos": True}
+    whole = served.complete([1, 2, 3], **settings).choices[0]
+    chunks = list(served.complete([1, 2, 3], stream=True, **settings))
+    choices = [chunk.choices[0] for chunk in chunks]
+    assert len(choices) < 30, "small deltas are merged"
+    assert [token for choice in choices for token in choice.token_ids] == whole.token_ids
+    assert [v for c in choices for v in c.logprobs.token_logprobs] == whole.logprobs.token_logprobs
+    assert "".join(choice.text for choice in choices) == whole.text
+    assert [choice.finish_reason for choice in choices] == [None] * (len(choices) - 1) + ["length"]
+    assert choices[0].prompt_token_ids == [1, 2, 3]
+    assert len(whole.token_ids) == 60 and whole.text
+    assert all(chunk.weight_version == "0.0." for chunk in chunks)
+
+
+def test_text_prompt_and_model_list(served: Served) -> None:
+    answer = served.complete("hello", max_tokens=3, temperature=0)
+    assert answer.usage.prompt_tokens == 5
+    entry = served.openai.models.list().data[0]
+    assert (entry.id, entry.logprobs_mode, entry.max_model_len) == ("policy", "full_softmax_at_temperature", 4096)
+
+
+def test_without_a_seed_every_answer_differs(served: Served) -> None:
+    answers = {served.complete([7, 8], max_tokens=20).choices[0].text for _ in range(4)}
+    assert len(answers) == 4
+
+
+def test_eos_ends_the_text_and_is_part_of_the_tokens(served: Served) -> None:
+    for seed in range(40):
+        choice = served.complete([9], max_tokens=900, seed=seed, return_token_ids=True).choices[0]
+        if choice.finish_reason == "stop":
+            break
+    assert choice.token_ids[-1] == EOS and EOS not in choice.token_ids[:-1]
+    assert choice.stop_reason is None and "<|endoftext|>" not in choice.text
+
+
+def test_stop_strings_across_tokens(served: Served) -> None:
+    settings = {"max_tokens": 200, "seed": 11, "return_token_ids": True, "ignore_eos": True}
+    free = served.complete([4, 5], **settings).choices[0]
+    place = next(
+        i for i in range(20, 150) if free.text[i : i + 3].isascii() and free.text.find(free.text[i : i + 3]) == i
+    )
+    stop = free.text[place : place + 3]
+    choices = [
+        chunk.choices[0] for chunk in served.complete([4, 5], stop=["never seen", stop], stream=True, **settings)
+    ]
+    text = "".join(choice.text for choice in choices)
+    tokens = [token for choice in choices for token in choice.token_ids]
+    assert text == free.text[:place]
+    assert (choices[-1].finish_reason, choices[-1].stop_reason) == ("stop", stop)
+    assert tokens == free.token_ids[: len(tokens)], "the tokens of the stop string are kept"
+    kept = served.complete([4, 5], stop=stop, include_stop_str_in_output=True, **settings).choices[0]
+    assert kept.text == text + stop and kept.token_ids == tokens
+
+
+def test_special_tokens_work_as_stop_strings(served: Served) -> None:
+    settings = {"max_tokens": 900, "return_token_ids": True, "ignore_eos": True, "stop": "<|user|>"}
+    for seed in range(40):
+        choice = served.complete([9], seed=seed, **settings).choices[0]
+        if choice.finish_reason == "stop":
+            break
+    assert choice.stop_reason == "<|user|>" and choice.token_ids[-1] == VOCAB - 2
+
+
+def test_refusals_are_one_line_json(served: Served) -> None:
+    for status, settings, words in (
+        (400, {"prompt": [1], "n": 2}, "n = 2"),
+        (400, {"prompt": [1, VOCAB]}, f"token id {VOCAB} is outside the vocabulary"),
+        (400, {"prompt": [-1]}, "token id -1"),
+        (400, {"prompt": []}, "at least one token"),
+        (400, {"prompt": [1] * 4000, "max_tokens": 97}, "more than the engine's 4096"),
+        (404, {"prompt": [1], "model": "gpt"}, "no model 'gpt' here: use 'policy'"),
+    ):
+        with pytest.raises(openai.APIStatusError) as caught:
+            served.complete(**settings)
+        assert caught.value.status_code == status
+        assert words in caught.value.body["message"] and "\n" not in caught.value.body["message"]
+    for path, body in (
+        ("/pause?mode=sleep", None),
+        ("/collective_rpc", {"method": "exec"}),
+        ("/update_weight_version", {}),
+        ("/weight_checker", {"action": "reset"}),
+        ("/abort_requests", {"request_ids": "all"}),
+        ("/v1/completions", [1]),
+    ):
+        assert served.call("POST", path, body)[0] == 400
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def stream_in_thread(served: Served, events: list[Any], **settings: Any) -> threading.Thread:
+    """Streams by our client into `events`."""
+
+    async def read() -> None:
+        wanted = {"seed": 1, "max_tokens": 3000, "temperature": 1.0, "top_p": 1.0, "stop": ()} | settings
+        async with EngineClient(served.url, TOKEN) as client:
+            async for event in client.stream(
+                [3, 4, 5],
+                request_id=settings.get("request_id", "one"),
+                **{key: value for key, value in wanted.items() if key != "request_id"},
+            ):
+                events.append(event)
+
+    thread = threading.Thread(target=lambda: asyncio.run(read()))
+    thread.start()
+    return thread
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_new_weights_in_the_middle_of_a_rollout(served: Served) -> None:
+    events: list[Any] = []
+    versions = [WeightVersion(0), WeightVersion(1, 0, "abc")]
+    thread = stream_in_thread(served, events, max_tokens=1500, stop=["w300w301w302"])
+    try:
+        wait_for(lambda: len(events) >= 3)
+        assert served.call("POST", "/pause?mode=keep")[0] == 200
+        assert served.call("GET", "/is_paused")[1] == {"is_paused": True}
+        time.sleep(0.2)
+        count = len(events)
+        time.sleep(0.3)
+        assert len(events) == count, "nothing is written while paused"
+        before = served.call("POST", "/weight_checker", {"action": "checksum"})[1]["checksum"]
+        assert before == checksum_folder(served.folder / "a")
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(served.folder / "b")}}
+        assert served.call("POST", "/collective_rpc", body)[0] == 200
+        after = served.call("POST", "/weight_checker", {"action": "checksum"})[1]["checksum"]
+        assert after == checksum_folder(served.folder / "b") != before
+        assert served.call("POST", "/update_weight_version", {"new_version": str(versions[1])})[0] == 200
+        assert served.call("POST", "/resume")[0] == 200
+        thread.join(30)
+        deltas = [event for event in events if isinstance(event, TokenDelta)]
+        seen = [delta.version for delta in deltas]
+        assert seen == sorted(seen, key=versions.index) and set(seen) == set(versions)
+        assert isinstance(events[-1], StreamEnd)
+        assert events[-1].reason is not FinishReason.ABORT
+    finally:
+        served.call("POST", "/resume")
+        thread.join(30)
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(served.folder / "a")}}
+        served.call("POST", "/collective_rpc", body)
+        served.call("POST", "/update_weight_version", {"new_version": "0.0."})
+    missing = {"method": "reload_weights", "kwargs": {"weights_path": str(served.folder / "c")}}
+    status, answer = served.call("POST", "/collective_rpc", missing)
+    assert status == 400 and "no such folder" in answer["error"]["message"]
+
+
+def test_abort_and_disconnect_free_the_slots(served: Served) -> None:
+    events: list[list[Any]] = [[] for _ in range(SLOTS + 2)]
+    threads = [stream_in_thread(served, e, request_id=f"r{i}", seed=i + 50) for i, e in enumerate(events)]
+    wait_for(lambda: sum(served.running()) >= SLOTS)
+    ids = [f"r{i}" for i in range(SLOTS + 2)]
+    assert served.call("POST", "/abort_requests", {"request_ids": [*ids, "unknown"]})[0] == 200
+    for thread in threads:
+        thread.join(10)
+    assert any(e[-1] == StreamEnd(FinishReason.ABORT) for e in events)
+    served.wait_until_idle()
+    stream = served.complete([6], max_tokens=4000, stream=True, ignore_eos=True)
+    next(iter(stream))
+    assert served.running() == (1, 0)
+    stream.close()
+    served.wait_until_idle()
+    assert served.call("POST", "/pause?mode=abort&clear_cache=true")[0] == 200
+    assert served.call("POST", "/resume")[0] == 200
+    assert served.complete([6], max_tokens=2).usage.completion_tokens <= 2
+
+
+def test_a_taken_port_and_a_missing_model_are_one_line(served: Served, tmp_path: Path, capsys: Any) -> None:
+    port = served.url.rsplit(":", 1)[1]
+    for options, words in (
+        (["--model", str(served.folder / "a"), "--port", port], "another process listens there"),
+        (["--model", str(tmp_path), "--port", str(free_port())], "no config.json in this folder"),
+        (["--model", str(tmp_path), "--port", "many"], "invalid int value: 'many'"),
+    ):
+        assert common.run(serve_engine.main, options) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and words in said and said.count("\n") == 1
+
+
+def test_streams_are_server_sent_events(served: Served) -> None:
+    async def read() -> list[str]:
+        headers = {"Authorization": f"Bearer {TOKEN}", "X-Request-Id": "mine"}
+        body = {"prompt": [1, 2], "max_tokens": 30, "stream": True, "stream_options": {"include_usage": True}}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.post(f"{served.url}/v1/completions", json=body) as response,
+        ):
+            assert response.content_type == "text/event-stream"
+            return (await response.text()).strip().split("\n\n")
+
+    events = asyncio.run(read())
+    assert events[-1] == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+    assert {chunk["id"] for chunk in chunks} == {"mine"}
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["prompt_tokens"] == 2
+    assert all(chunk["choices"][0]["logprobs"] is None for chunk in chunks[:-1])
