@@ -40,7 +40,7 @@ class RetryBudget:
     default: int
     limits: Mapping[Failure, int] = field(default_factory=lambda: {Failure.REFUSED: 0, Failure.CONTRACT: 1})
     base_seconds: float = 0.25
-    max_seconds: float = 30.0
+    max_seconds: float = 5.0
     _spent: dict[Failure, int] = field(default_factory=dict)
 
     def spend(self, failure: RequestFailure) -> float:

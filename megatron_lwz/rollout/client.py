@@ -147,6 +147,11 @@ class EngineClient:
         await self._call("POST", "/update_weight_version", {"new_version": version})
         self.version = parse_version(version, self.version)
 
+    async def weight_version(self) -> str | None:
+        """What the engine calls its weights, None if it does not tell."""
+        version = (await self._call("GET", "/weight_info")).get("weight_version")
+        return version if isinstance(version, str) else None
+
     async def weight_checksum(self) -> str:
         """Checksum (hex) of the weights the engine runs."""
         answer = await self._call("POST", "/weight_checker", {"action": "checksum"})

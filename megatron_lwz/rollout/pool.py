@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from megatron_lwz.types import WeightVersion
 
 Answer = TypeVar("Answer")
 
+log = logging.getLogger(__name__)
+
 
 class EnginePool:
     """Leases slots to the controller's loop; its weight-sync methods are called from any thread without a loop."""
@@ -21,6 +24,8 @@ class EnginePool:
         self.clients = list(clients)
         self._free = [concurrency] * len(self.clients)
         self._failures = [0] * len(self.clients)
+        self._restoring = [asyncio.Lock() for _ in self.clients]
+        self._weights: Path | None = None
         self._slots = asyncio.Semaphore(concurrency * len(self.clients))
 
     @asynccontextmanager
@@ -45,18 +50,27 @@ class EnginePool:
         index = self.clients.index(client)
         self._failures[index] = self._failures[index] + 1 if failed else 0
 
+    async def restore(self, client: EngineClient) -> None:
+        """Gives an engine that failed the weights pushed last if it has others: it may have been started anew."""
+        index = self.clients.index(client)
+        if self._failures[index] == 0 or self._weights is None:
+            return
+        async with self._restoring[index]:
+            version, found = str(client.version), await client.weight_version()
+            if found in (None, version):
+                return
+            log.warning("engine %s runs weights %r: it gets %s again", client.url, found, version)
+            await _load(client, self._weights, version)
+
     async def close(self) -> None:
         """Ends the controller's connections."""
         await asyncio.gather(*(client.close() for client in self.clients))
 
     def push_weights(self, path: Path, version: WeightVersion) -> None:
         """Every engine pauses, loads the folder, takes the version's name and goes on."""
-        self.pause()
-        try:
-            self.reload_weights(path)
-            self.update_weight_version(str(version))
-        finally:
-            self.resume()
+        self._weights = path
+        self._on_all(lambda client: _load(client, path, str(version)))
+        self.set_version(version)
 
     def pause(self) -> None:
         """Holds running requests on every engine."""
@@ -68,6 +82,7 @@ class EnginePool:
 
     def reload_weights(self, path: Path) -> None:
         """Loads a Hugging Face folder that every engine can read."""
+        self._weights = path
         self._on_all(lambda client: client.reload_weights(path))
 
     def update_weight_version(self, version: str) -> None:
@@ -99,3 +114,12 @@ class EnginePool:
             return await asyncio.gather(*(ask(client) for client in self.clients))
 
         return asyncio.run(ask_all())
+
+
+async def _load(client: EngineClient, path: Path, version: str) -> None:
+    await client.pause()
+    try:
+        await client.reload_weights(path)
+        await client.update_weight_version(version)
+    finally:
+        await client.resume()

@@ -67,6 +67,7 @@ class Sampler:
             async with self._pool.lease(group.id) as client:
                 before = len(draft.tokens)
                 try:
+                    await self._pool.restore(client)
                     await self._stream(client, group, draft, seed)
                     self._pool.report(client, failed=False)
                     continue

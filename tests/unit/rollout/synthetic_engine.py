@@ -121,6 +121,8 @@ class Engine:
             self.weights.append((await read_object(request))["kwargs"]["weights_path"])
         if request.path == "/update_weight_version":
             self.version = (await read_object(request))["new_version"]
+        if request.path == "/weight_info":
+            return web.json_response({"weight_version": self.version})
         if request.path == "/weight_checker":
             return web.json_response({"checksum": "abc"})
         if request.path == "/v1/models":
@@ -131,7 +133,11 @@ class Engine:
         posts = ("/pause", "/resume", "/collective_rpc", "/update_weight_version", "/weight_checker")
         posts += ("/reset_prefix_cache", "/abort_requests")
         routes = [web.post("/v1/completions", self.complete), *(web.post(path, self.control) for path in posts)]
-        routes += [web.get("/health", self.control), web.get("/v1/models", self.control)]
+        routes += [
+            web.get("/health", self.control),
+            web.get("/v1/models", self.control),
+            web.get("/weight_info", self.control),
+        ]
         return make_app(routes, token=TOKEN)
 
 

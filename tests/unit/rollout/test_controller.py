@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
-from megatron_lwz.errors import EngineError
-from megatron_lwz.rollout.journal import JournalReader
 from megatron_lwz.config.sections import RolloutSection
+from megatron_lwz.errors import EngineError
 from megatron_lwz.rollout.client import StreamEnd
+from megatron_lwz.rollout.journal import JournalReader
 from megatron_lwz.rollout.sampling import Sampler, text_of
 from megatron_lwz.types import ComponentScore, FinishReason, WeightVersion
 from tests.unit.rollout.conftest import prompts
@@ -89,6 +90,25 @@ def test_a_dead_engine_is_left_for_a_living_one(make_controller, start_engine):
     controller = make_controller(["http://127.0.0.1:9", start_engine(engine)])
     controller.submit(1, prompts(4))
     check_tokens(controller.collect(1, 4), engine)
+
+
+def test_an_engine_started_anew_gets_the_weights_pushed_last(make_controller, start_engine):
+    engine = Engine(length=lambda seed: 30)
+
+    def restart(number: int) -> int | None:
+        if number == 2:
+            engine.version = "default"
+        return 10 if number == 2 else None
+
+    engine.broken = restart
+    controller = make_controller(start_engine(engine), concurrency=1)
+    version = WeightVersion(5, 0, "ab")
+    controller._pool.push_weights(Path("/weights/5"), version)
+    controller.submit(6, prompts(1))
+    groups = controller.collect(6, 1)
+    check_tokens(groups, engine)
+    assert engine.weights == ["/weights/5", "/weights/5"] and engine.version == str(version)
+    assert all(segment.version == version for rollout in groups[0].rollouts for segment in rollout.versions)
 
 
 def test_an_engine_that_stays_dead_ends_the_wait_with_its_error(make_controller):
