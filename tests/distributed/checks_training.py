@@ -52,22 +52,22 @@ def config_of(folder: str, *, tie: bool = True, cap: int = 96, hf: str | None = 
     return validate(tree)
 
 
-def batch_of(step: int) -> SequenceBatch:
+def batch_of(step: int, count: int = 9) -> SequenceBatch:
     generator = torch.Generator().manual_seed(step)
-    lengths = torch.randint(3, 60, (9,), generator=generator)
+    lengths = torch.randint(3, 60, (count,), generator=generator)
     total = int(lengths.sum())
     return SequenceBatch(
         tokens=torch.randint(0, VOCABULARY, (total,), generator=generator),
         offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
-        prompt_lengths=torch.randint(1, 3, (9,), generator=generator),
+        prompt_lengths=torch.randint(1, 3, (count,), generator=generator),
         behaviour_logprobs=torch.zeros(total),
-        advantages=torch.zeros(9),
-        weights=torch.ones(9),
+        advantages=torch.zeros(count),
+        weights=torch.ones(count),
     )
 
 
-def step_once(state: TrainState, step: int) -> StepResult:
-    batch = batch_of(step)
+def step_once(state: TrainState, step: int, count: int = 9) -> StepResult:
+    batch = batch_of(step, count)
     weights = torch.rand(len(batch.tokens), generator=torch.Generator().manual_seed(step))
 
     def loss(statistics: torch.Tensor, micro_batch: MicroBatch, _: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -101,6 +101,8 @@ def run_layouts(folder: str, layouts: dict[str, dict[str, Any]], loads: list[lis
             save_checkpoint(state, Path(folder, name, "checkpoints"), {"cursor": 7})
         assert not (checkpoint(folder, name) / "left_by_a_kill").exists() and not half_written.exists()
         found[name] = before + train(state, range(STEPS, 2 * STEPS))
+        lone = step_once(state, 5, count=1)  # one sequence for all ranks: the others get a pack of padding
+        found[f"{name} lone"] = [lone.loss, lone.grad_norm]
     for source, name in loads:
         config = config_of(f"{folder}/{name}", **layouts[name])
         launch.initialize(config)

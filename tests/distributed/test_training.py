@@ -39,7 +39,7 @@ FOUR = {
     "dp2_tp2_untied": {"tie": False, "parallel": {"tensor": 2}},
 }
 TWO_LOADS = [
-    *([name, name] for name in TWO if name != "tp2_no_sp"),
+    *([name, name] for name in TWO if name not in ("tp2_no_sp", "dp2_overlap", "pp2_untied")),
     ["tp2", "pp2"],
     ["pp2", "tp2"],
     ["dp2", "vpp2"],
@@ -116,6 +116,12 @@ def baseline(measured: dict[str, Any], name: str) -> torch.Tensor:
 def test_loss_and_gradient_norm_are_invariant_to_the_layout(measured: dict[str, Any], name: str) -> None:
     found = torch.tensor(measured[name], dtype=torch.float64)
     torch.testing.assert_close(found, baseline(measured, name), rtol=1e-5, atol=1e-5)
+
+
+def test_one_sequence_trains_every_layout(measured: dict[str, Any]) -> None:
+    for name in (name for name in (*ONE, *TWO, *FOUR) if "bf16" not in name):
+        expected = measured["one_untied lone" if "untied" in name else "one lone"]
+        assert measured[f"{name} lone"] == pytest.approx(expected, rel=1e-5), name
 
 
 def test_bf16_follows_fp32(measured: dict[str, Any]) -> None:
