@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import environment, platform
+from megatron_lwz.kernels import dispatch
 
 _SEED_STEP_PER_STAGE = 100
 
@@ -23,6 +24,7 @@ def initialize(config: Config) -> None:
     """
     config.check_layout(environment.world_size())
     platform.install()
+    dispatch.set_backend(config.kernels.backend, workspace_mib=config.kernels.workspace_mib)
     timeout = datetime.timedelta(minutes=config.parallel.timeout_minutes)
     _join(timeout)
     _split(config)
