@@ -74,7 +74,7 @@ def test_a_run_killed_three_times_trains_on_the_tokens_of_an_undisturbed_one(tmp
     total = 0
     with background_loop() as start:
         url = start(engine)
-        assert trainer(tmp_path / "undisturbed", url).wait(60) == 0
+        assert trainer(tmp_path / "undisturbed", url).wait(180) == 0
         total = engine.sent
         draw = random.Random(1)
         for _ in range(3):
@@ -84,7 +84,7 @@ def test_a_run_killed_three_times_trains_on_the_tokens_of_an_undisturbed_one(tmp
                 time.sleep(0.002)
             process.kill()
             process.wait()
-        assert trainer(tmp_path / "killed", url).wait(60) == 0
+        assert trainer(tmp_path / "killed", url).wait(180) == 0
     expected = written(tmp_path / "undisturbed")
     assert len(expected) == STEPS * PROMPTS * GROUP and sum(len(row[3]) for row in expected) == total
     assert written(tmp_path / "killed") == expected

@@ -36,7 +36,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-def wait_until(condition, seconds: float = 10.0) -> None:
+def wait_until(condition, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -47,7 +47,7 @@ def test_a_server_starts_answers_and_stops(tmp_path):
     process = server(tmp_path, SERVER)
     assert not process.alive() and process.pid is None
     process.start()
-    process.wait_ready(20)
+    process.wait_ready(60)
     assert process.alive() and process.healthy()
     with pytest.raises(EngineError, match="already started"):
         process.start()
@@ -61,7 +61,7 @@ def test_a_server_that_dies_shows_its_last_words(tmp_path):
     process = server(tmp_path, "import sys; print('loading'); print(); sys.exit('no such model: ü')")
     process.start()
     with pytest.raises(EngineError, match=r"status 1; last lines of .*engine.log: loading \| no such model: ü$"):
-        process.wait_ready(20)
+        process.wait_ready(60)
 
 
 def test_a_server_that_never_answers_is_named(tmp_path):
@@ -100,7 +100,7 @@ def test_a_missing_program_is_named(tmp_path):
     )
     process.start()
     with pytest.raises(EngineError, match="cannot start /no/such/program: No such file"):
-        process.wait_ready(20)
+        process.wait_ready(60)
 
 
 def test_a_server_dies_with_a_killed_parent(tmp_path):

@@ -37,7 +37,7 @@ def make_controller(tmp_path: Path) -> Iterator[Callable[..., RolloutController]
     """A started, recovered controller over the journal of the test's folder; closed at the end."""
     made: list[RolloutController] = []
 
-    def make(urls, *, step=0, rewards=None, group_size=3, name="journal.sqlite", timeout=5.0, **settings):
+    def make(urls, *, step=0, rewards=None, group_size=3, name="journal.sqlite", timeout=30.0, **settings):
         section = RolloutSection(**{"max_new_tokens": 200, "commit_interval": 0.05, "concurrency": 16} | settings)
         urls = [urls] if isinstance(urls, str) else urls
         pool = EnginePool([EngineClient(url, TOKEN, timeout=timeout) for url in urls], concurrency=section.concurrency)

@@ -159,13 +159,13 @@ def background_loop() -> Iterator[Callable[[Engine], str]]:
     runners = []
 
     def start(engine: Engine) -> str:
-        runner, url = asyncio.run_coroutine_threadsafe(serve(engine), loop).result(10)
+        runner, url = asyncio.run_coroutine_threadsafe(serve(engine), loop).result(30)
         runners.append(runner)
         return url
 
     yield start
     for runner in runners:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()

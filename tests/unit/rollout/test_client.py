@@ -14,7 +14,7 @@ from tests.unit.rollout.synthetic_engine import TOKEN, Engine, serve, written_lo
 PROMPT = [104, 124]
 
 
-def ask(engine: Engine, *, token: str = TOKEN, timeout: float = 5.0, **changes) -> list:
+def ask(engine: Engine, *, token: str = TOKEN, timeout: float = 30.0, **changes) -> list:
     async def run() -> list:
         runner, url = await serve(engine)
         settings = {"request_id": "r", "seed": 5, "max_tokens": 90, "temperature": 1.0, "top_p": 1.0, "stop": ()}
