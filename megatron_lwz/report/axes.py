@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 480, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 10, 36
+WIDTH, HEIGHT = 480, 238
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 10, 44
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Frame:
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
-        for value in ticks(self.x0, self.x1, 6):
+        for value in ticks(self.x0, self.x1, 6, whole=True):
             x = self.x(value)
             parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-            parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{short(value)}</text>')
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 19}" text-anchor="middle">{short(value)}</text>')
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
         middle = (_LEFT + WIDTH - _RIGHT) / 2
         parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{x_label}</text>')
@@ -61,11 +61,17 @@ def frame_around(
     return Frame(x0, x1, low if zero and low == 0 else low - air, high + air)
 
 
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers between `low` and `high`: multiples of 1, 2, 2.5 or 5 times a power of ten."""
+def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
+    """About `count` round numbers between `low` and `high`: multiples of 1, 2, 2.5 or 5 times a power of ten.
+
+    `whole`: whole numbers only.
+    """
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    steps = [m * power for m in (1, 2, 2.5, 5, 10)]
+    if whole:
+        steps = [step for step in steps if step % 1 == 0] or [1.0]
+    step = next((step for step in steps if step >= raw * 0.999), steps[-1])
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]
@@ -74,14 +80,14 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 def short(value: float) -> str:
     """A number in a few characters: 12,000 is 12k, 0.00031 is 3.1e-4."""
     size = abs(value)
-    if size < 1e-12:
+    if size < 1e-15:
         return "0"
     if size >= 1e6:
         return f"{value / 1e6:.3g}M"
     if size >= 1e4:
         return f"{value / 1e3:.3g}k"
-    if size >= 1e-2:
-        return f"{value:.4g}" if size >= 1 else f"{value:.3g}"
+    if size >= 1e-3:
+        return f"{value:.4g}" if size >= 1 else f"{value:.3g}" if size >= 1e-2 else f"{value:.2g}"
     mantissa, _, exponent = f"{value:.1e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
@@ -96,7 +102,10 @@ def _tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def _widen(low: float, high: float) -> tuple[float, float]:
+    """A range of some width: a constant gets a tenth of its size on both sides, 0 the range 0 … 1."""
     if high > low:
         return low, high
-    half = abs(low) * 0.1 or 0.5
+    if low == 0:
+        return 0.0, 1.0
+    half = abs(low) * 0.1
     return low - half, high + half

@@ -67,7 +67,7 @@ def _header(config: Config, root: Path, rows: Sequence[Row]) -> str:
     name = escape(config.run.name or root.resolve().name)
     done, total = int(rows[-1]["step"]), config.training.steps
     state = f"{done} steps" if done >= total else f"{done} of {total} steps"
-    seconds = sum(value for row in rows for key, value in row.items() if key.startswith(curves.SECONDS))
+    seconds = sum(value for row in rows for key, value in row.items() if curves.is_seconds(key))
     spent = f" in {_duration(seconds)}" if seconds else ""
     layout = config.parallel
     split = f"tensor {layout.tensor} × pipeline {layout.pipeline} × context {layout.context}"

@@ -36,7 +36,7 @@ def curves(title: str, series: Mapping[str, Points], *, unit: str = "", share: b
     frame = frame_around([x for x, _ in every], [y for _, y in every], y_bounds=(0.0, 1.0) if share else None)
     drawn = [_curve(frame, points, name, index) for index, (name, points) in enumerate(kept.items())]
     svg = frame.draw(drawn, x_label="step", title=escape(title))
-    return _figure(title, svg, unit=unit, legend=list(kept) if len(kept) > 1 else [])
+    return _figure(title, svg, unit=unit, legend=list(kept) if list(kept) != [title] else [])
 
 
 def lengths_scatter(title: str, points: Sequence[LengthPoint], *, unit: str, largest: float) -> str:

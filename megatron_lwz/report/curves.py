@@ -27,6 +27,13 @@ _LABELS = {
     "clip_fraction_low": "clipped below",
     "clip_fraction_high": "clipped above",
 }
+_TABLE_LABELS = {
+    "rollout/mean_length": "length, tokens",
+    "rollout/mean_length_untruncated": "length without the truncated, tokens",
+    "rollout/think_length_tokens": "thinking, tokens",
+    "rollout/mean_length_units": "answer, unit of the length reward",
+    "rollout/think_length": "thinking, unit of the length reward",
+}
 _SHARES = ("format_valid", "length_in_range", "near_duplicates", "rollout/truncated")
 _TOKENS = ("rollout/mean_length", "rollout/mean_length_untruncated", "rollout/think_length_tokens")
 _UNITS = ("rollout/mean_length_units", "rollout/think_length")
@@ -36,8 +43,7 @@ _ORDER = (*_SHARES, *_TOKENS, *_UNITS, *_HEALTH)
 _CLIPS = ("clip_fraction_low", "clip_fraction_high")
 _EVALUATION = "eval/"
 _REWARD = "reward/"
-SECONDS = "seconds/"
-"""Prefix of the parts that a step's time is made of."""
+_SECONDS = "seconds/"
 
 
 def tiles(rows: Sequence[Row]) -> str:
@@ -54,9 +60,9 @@ def tiles(rows: Sequence[Row]) -> str:
 
 def reward_charts(rows: Sequence[Row]) -> str:
     """What the policy learns: rewards, shares, lengths."""
-    rewards = [key for key in _keys(rows, _REWARD) if not key.endswith("_invalid")]
+    rewards = _series(rows, _keys(rows, _REWARD), lambda key: key.removeprefix(_REWARD))
     charts = [
-        curves("Reward by component", _series(rows, rewards, lambda key: key.removeprefix(_REWARD))),
+        curves("Reward by component", rewards),
         curves("Share of rollouts", _series(rows, _SHARES, label), share=True),
         curves("Length", _series(rows, _TOKENS, label), unit="tokens"),
         curves("Length", _series(rows, _UNITS, label), unit="unit of the length reward"),
@@ -68,7 +74,7 @@ def health_charts(rows: Sequence[Row]) -> str:
     """Whether the training is well: loss, gradient, entropy, KL, engine against trainer, speed."""
     names = [*_HEALTH, *_keys(rows, "mismatch/")]
     charts = [curves(label(key), _series(rows, [key], label)) for key in names]
-    seconds = _series(rows, _keys(rows, SECONDS), lambda key: key.removeprefix(SECONDS))
+    seconds = _series(rows, _keys(rows, _SECONDS), lambda key: key.removeprefix(_SECONDS))
     charts += [curves("Tokens clipped", _series(rows, _CLIPS, label)), curves("Seconds per step", seconds)]
     return _grid(charts, small=True)
 
@@ -84,14 +90,15 @@ def evaluation_charts(rows: Sequence[Row]) -> str:
 
 def evaluation_table(rows: Sequence[Row]) -> str:
     """Held-out prompts: the first evaluation against the last. Empty when the run made fewer than two."""
-    lines = []
-    steps = (0, 0)
-    for key in _keys(rows, _EVALUATION):
-        points = _series(rows, [key], label).get(label(key), [])
-        if len(points) > 1:
-            steps = int(points[0][0]), int(points[-1][0])
-            lines.append((label(key), points[0][1], points[-1][1]))
-    return _table((f"step {steps[0]}", f"step {steps[1]}"), lines) if lines else ""
+    wanted = [_EVALUATION + key for key in (*_SHARES, *_TOKENS, *_UNITS)]
+    rewards = _keys(rows, _EVALUATION + _REWARD)
+    found = _series(rows, [*rewards, *wanted], lambda key: key)
+    ends = {key: (points[0], points[-1]) for key, points in found.items() if len(points) > 1}
+    if not ends:
+        return ""
+    before, after = next(iter(ends.values()))
+    lines = [(_TABLE_LABELS.get(key.removeprefix(_EVALUATION), label(key)), a[1], b[1]) for key, (a, b) in ends.items()]
+    return _table((f"step {before[0]:g}", f"step {after[0]:g}"), lines)
 
 
 def training_table(rows: Sequence[Row]) -> str:
@@ -101,6 +108,11 @@ def training_table(rows: Sequence[Row]) -> str:
     keys = [key for key in first if key in last and not key.startswith(_EVALUATION)]
     keys.sort(key=lambda key: (_ORDER.index(key) if key in _ORDER else len(_ORDER), key))
     return _table(("first steps", "last steps"), [(key, first[key], last[key]) for key in keys])
+
+
+def is_seconds(key: str) -> bool:
+    """Whether the metric is a part of a step's wall-clock time (`seconds/<part>`), or all of it (`seconds`)."""
+    return key == "seconds" or key.startswith(_SECONDS)
 
 
 def label(key: str) -> str:

@@ -47,8 +47,8 @@ def read_ends(journal: Path) -> Ends | None:
 def length_charts(ends: Ends, unit: str) -> str:
     """Two scatters on the same axes, first and last steps, and the histogram of both. Empty without length scores."""
     sides = {
-        f"steps {_span(ends.first_steps)}": _points(ends.first),
-        f"steps {_span(ends.last_steps)}": _points(ends.last),
+        f"Steps {_span(ends.first_steps)}": _points(ends.first),
+        f"Steps {_span(ends.last_steps)}": _points(ends.last),
     }
     sides = {name: points for name, points in sides.items() if points}
     if not sides:
@@ -56,13 +56,11 @@ def length_charts(ends: Ends, unit: str) -> str:
     every = [point for points in sides.values() for point in points]
     asked = max(point.upper for point in every)
     written = sorted(point.written for point in every)
-    largest = 1.1 * max(asked, min(written[-1], 2 * asked))
-    charts = [
-        lengths_scatter(f"Asked and written, {n}", p[:_POINTS], unit=unit, largest=largest) for n, p in sides.items()
-    ]
+    largest = 1.1 * max(asked, min(written[int(0.99 * len(written))], 2 * asked))
+    charts = [lengths_scatter(n, p[:_POINTS], unit=unit, largest=largest) for n, p in sides.items()]
     lengths = {name: [point.written for point in points] for name, points in sides.items()}
     charts.append(histogram("Length of the answers", lengths, x_label=unit))
-    return f'<div class="charts">{"".join(charts)}</div>'
+    return f'<div class="charts small">{"".join(charts)}</div>'
 
 
 def readings(groups: Sequence[Group], count: int) -> str:

@@ -45,7 +45,7 @@ def _write_metrics(root, steps):
                 "grad_norm": 1 - 0.5 * done + 0.1 * noise.random(),
                 "reward/length": 0.4 + 0.5 * done + 0.05 * noise.gauss(0, 1),
                 "reward/format": 0.1 + 0.85 * done + 0.03 * noise.gauss(0, 1),
-                "reward/length_invalid": 0.0,
+                "reward_masked/length": 0.0,
                 "format_valid": min(1.0, 0.1 + 0.88 * done + 0.02 * noise.random()),
                 "length_in_range": 0.2 + 0.6 * done + 0.05 * noise.random(),
                 "near_duplicates": 0.05 * noise.random(),

@@ -8,7 +8,7 @@ from megatron_lwz.cli import common
 from megatron_lwz.cli import report as report_command
 from megatron_lwz.errors import DataError
 from megatron_lwz.report import build_report
-from megatron_lwz.report.axes import Frame, _tick_labels, frame_around, short, ticks
+from megatron_lwz.report.axes import HEIGHT, Frame, _tick_labels, frame_around, short, ticks
 from megatron_lwz.report.charts import LengthPoint, curves, histogram, lengths_scatter
 from tests.unit.report.synthetic_run import ATTACK, write_run
 
@@ -70,7 +70,7 @@ def test_the_page_shows_curves_lengths_readings_and_before_and_after(page):
         "To read",
     ):
         assert title in page
-    assert "length_invalid" not in page.split("All metrics")[0]
+    assert "reward_masked/length" in page.split("All metrics")[1]
     assert "<tr><td>in the asked range</td><td>0.2</td><td>0.75</td><td>+0.55</td></tr>" in page
     assert "写一篇关于第" in page and "Write about river" in page
     assert "extra masked" in page
@@ -107,14 +107,21 @@ def test_ticks_are_round_and_inside():
     assert ticks(0.0, 1.0, 4) == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert [round(t, 9) for t in ticks(-0.013, 0.021, 4)] == [-0.01, 0.0, 0.01, 0.02]
     assert ticks(0, 14_000, 6)[:2] == [0, 2500]
+    assert ticks(1, 3, 6, whole=True) == [1, 2, 3] and ticks(1, 15, 6, whole=True) == [5, 10, 15]
     assert _tick_labels([0.99998, 1.0, 1.00002]) == ["0.99998", "1.00000", "1.00002"]
-    assert short(12_000) == "12k" and short(0.00031) == "3.1e-4" and short(0) == "0" and short(0.85) == "0.85"
+    assert (
+        short(12_000) == "12k"
+        and short(0.00031) == "3.1e-4"
+        and short(0.0018) == "0.0018"
+        and short(0) == "0"
+        and short(0.85) == "0.85"
+    )
 
 
 def test_a_frame_holds_every_point_even_of_a_constant_curve():
     for ys in ([2.0], [0.0, 0.0], [-1.0, 5.0]):
         frame = frame_around([1.0] * len(ys), ys)
-        assert all(0 <= frame.y(y) <= 230 and 0 <= frame.x(1.0) <= 480 for y in ys)
+        assert all(0 <= frame.y(y) <= HEIGHT and 0 <= frame.x(1.0) <= 480 for y in ys)
     assert Frame(0, 1, 0, 1).y(1) < Frame(0, 1, 0, 1).y(0)
 
 
