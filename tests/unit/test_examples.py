@@ -81,3 +81,9 @@ def test_vllm_takes_the_longest_rollout_and_gives_log_probs_at_the_sampling_temp
     for needed in ("VLLM_SERVER_DEV_MODE=1", "--served-model-name policy", "--logprobs-mode processed_logprobs"):
         assert needed in script
     assert config.rollout.engine == "vllm" and config.rollout.top_p == 1.0
+
+
+def test_the_engines_that_slurm_gives_reach_the_config():
+    urls = "[http://node-5:8000,http://node-5.cluster:8001]"  # as run.sh writes them
+    config = load_config(EXAMPLES / "longwriter_zero_32b_64xh100", [f"rollout.urls={urls}"])
+    assert config.rollout.urls == ("http://node-5:8000", "http://node-5.cluster:8001")
