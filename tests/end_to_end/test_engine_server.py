@@ -74,9 +74,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     write_engine_model(folder / "a", max_length=4096)
     write_engine_model(folder / "b", seed=1, max_length=4096)
     port = free_port()
+    options = ["--model", str(folder / "a"), "--port", str(port), "--slots", str(SLOTS), "--threads", "1"]
     server = ServerProcess(
-        [sys.executable, "-m", "megatron_lwz.cli.serve_engine"]
-        + ["--model", str(folder / "a"), "--port", str(port), "--slots", str(SLOTS), "--threads", "1"],
+        [sys.executable, "-m", "megatron_lwz.cli.serve_engine", *options],
         url=f"http://127.0.0.1:{port}",
         token=TOKEN,
         env=environment.child_environment(LWZ_ENGINE_TOKEN=TOKEN),

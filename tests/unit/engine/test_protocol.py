@@ -26,7 +26,7 @@ from megatron_lwz.rollout.engine.protocol import parse_request
     ],
 )
 def test_refused_in_one_line(body: dict, words: str) -> None:
-    with pytest.raises(ValueError, match="^[^\n]*$") as caught:
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         parse_request(body)
     assert str(caught.value).startswith(words)
 
