@@ -1,0 +1,132 @@
+"""The main job for real: torchrun, Megatron-Core over two tensor-parallel ranks, the embedded engine, the journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_lwz.config import load_config
+from megatron_lwz.metrics import read_metrics
+from megatron_lwz.rollout.journal import JournalReader
+from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an example whose run went through: four steps, two ranks."""
+    folder = tmp_path_factory.mktemp("grpo")
+    train(write_example(folder), "parallel.tensor=2", ranks=2)
+    return folder
+
+
+def test_run_folder_holds_everything_a_run_promises(undisturbed: Path) -> None:
+    run = undisturbed / "run"
+    for name in ("config.yaml", "metrics.jsonl", "summary.json", "journal.sqlite", "checkpoints", "tensorboard"):
+        assert (run / name).exists(), name
+    assert "<html" in (run / "report.html").read_text()
+    assert load_config(run).parallel.tensor == 2
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    wanted = "loss grad_norm format_valid length_in_range rollout/mean_length rollout/mean_length_untruncated "
+    wanted += (
+        "rollout/think_length rollout/truncated kl entropy mismatch/kl tokens_per_second reward/length reward/format"
+    )
+    assert set(wanted.split()) <= set(rows[-1])
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 4 and summary["first"]["loss"] is not None and summary["seconds"] > 0
+
+
+def test_policy_trains_and_engine_and_trainer_agree_on_logprobs(undisturbed: Path) -> None:
+    rows = read_metrics(undisturbed / "run" / "metrics.jsonl")[1:]
+    assert all(row["grad_norm"] > 0 for row in rows)
+    assert all(0 < row["mismatch/difference/max"] <= 1e-4 for row in rows)
+    # the engines get every update: were they left behind, old and behaviour log-probs would part
+    assert rows[-1]["mismatch/difference/max"] < 1e-4 < abs(rows[0]["entropy"] - rows[-1]["entropy"])
+
+
+def test_every_group_is_trained_once_in_order(undisturbed: Path) -> None:
+    with JournalReader(undisturbed / "run" / "journal.sqlite") as journal:
+        consumed = journal.consumed()
+        groups = list(journal.groups())
+        assert journal.checkpoints() == [2, 4]
+    assert consumed == {0: 1, 1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4, 7: 4}
+    assert [len(group.rollouts) for group in groups] == [4] * 8
+    first_epoch = [group.prompt.id for group in groups[:5]]
+    assert sorted(first_epoch) == ["p0", "p1", "p2", "p3", "p4"]
+
+
+def test_resumed_run_repeats_the_loss_bit_for_bit(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed / "run", tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    names = sorted(path.name for path in checkpoints.iterdir() if path.is_dir())
+    shutil.rmtree(checkpoints / names[-1])
+    (checkpoints / "latest").write_text(names[0])  # as if the run had died after step 4, before its checkpoint
+    train(undisturbed / "config.yaml", f"run.dir={tmp_path / 'run'}", "parallel.tensor=2", ranks=2)
+    before = read_metrics(undisturbed / "run" / "metrics.jsonl")
+    after = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in after] == [0, 1, 2, 3, 4]
+    for name in ("loss", "grad_norm", "entropy", "mismatch/kl"):
+        assert [row[name] for row in after[1:]] == [row[name] for row in before[1:]], name
+    attempts = [json.loads(line) for line in (tmp_path / "run" / "attempts.jsonl").read_text().splitlines()]
+    assert [(row["attempt"], row["step"]) for row in attempts] == [(0, 0), (1, 2)]
+
+
+def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    overrides = (f"run.dir={run}", "training.steps=5", "rollout.max_new_tokens=400")
+    process = subprocess.Popen(
+        command(undisturbed / "config.yaml", *overrides), cwd=ROOT, env=variables(), start_new_session=True
+    )
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) >= 4)
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    train(undisturbed / "config.yaml", *overrides)
+    with JournalReader(run / "journal.sqlite") as journal:
+        groups = list(journal.groups())
+        assert sorted(journal.consumed().values()) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+        assert sorted(journal.consumed()) == [group.id for group in groups]
+    assert all(len(rollout.tokens) == len(rollout.logprobs) for group in groups for rollout in group.rollouts)
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [0, 1, 2, 3, 4, 5]
+
+
+def wait_for(condition, seconds: float = 240.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One step on one prompt whose two rollouts run to a limit of 10,240 tokens."""
+    folder = tmp_path_factory.mktemp("long")
+    config = write_example(
+        folder,
+        vocab_size=256,
+        training={"steps": 1, "prompts_per_step": 1, "tokens_per_micro_batch": 10_400},
+        rollout={"max_new_tokens": 10_240, "stop": []},
+        grpo={"group_size": 2, "zero_variance": "keep"},
+        data={"held_out_prompts": None},
+    )
+    train(config, "parallel.tensor=2", ranks=2)
+    yield folder / "run"
+
+
+def test_rollout_of_10240_tokens_streams_through_engine_journal_reward_and_training(long_run: Path) -> None:
+    with JournalReader(long_run / "journal.sqlite") as journal:
+        (group,) = journal.groups()
+    assert [len(rollout.tokens) for rollout in group.rollouts] == [10_240, 10_240]
+    assert all(rollout.truncated and set(scores) == {"length", "format", "share_of_spaces"}
+               for rollout, scores in zip(group.rollouts, group.scores, strict=True))  # fmt: skip
+    row = read_metrics(long_run / "metrics.jsonl")[-1]
+    assert row["trained_tokens"] == 2 * 10_240
+    assert row["mismatch/difference/max"] <= 1e-4
