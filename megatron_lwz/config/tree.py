@@ -109,6 +109,10 @@ class Config(s.Section):
                 self.rollout.top_p,
                 "below 1 the engine samples another distribution: set grpo.mismatch",
             )
+        if self.rollout.max_staleness > 0:
+            raise ConfigError(
+                "rollout.max_staleness", self.rollout.max_staleness, "only 0 (synchronous) runs in this release"
+            )
         sequences = self.training.prompts_per_step * self.grpo.group_size
         if sequences % self.training.updates_per_batch:
             raise ConfigError(

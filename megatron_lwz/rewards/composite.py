@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def build_rewards(section: RewardSection, tokenizer: Tokenizer | None = None) -> list[RewardFn]:
     """Length, format, then the user's functions. Raises ConfigError for a function that cannot be loaded."""
     length = LengthComponent(section.length, tokenizer)
-    rewards: list[RewardFn] = [length, FormatComponent(section.format, length.measure)]
+    rewards: list[RewardFn] = [length, FormatComponent(section.format, length.measure, tokenizer)]
     for path in section.functions:
         component = FunctionComponent(path)
         if any(component.name == other.name for other in rewards):

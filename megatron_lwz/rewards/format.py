@@ -8,6 +8,7 @@ from megatron_lwz.config.sections import FormatReward
 from megatron_lwz.data.text.grammar import parse_response
 from megatron_lwz.data.text.length import count_units
 from megatron_lwz.data.text.near_duplicates import find_duplicates
+from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.types import ComponentScore, Prompt, Rollout
 
 
@@ -16,15 +17,19 @@ class FormatComponent:
 
     The penalty reads the answer, also that of a malformed response, so the value lies in [−duplicate_penalty, 1].
     An answer that the stop string `</answer>` ended is closed; one that ended at EOS or at the token limit is not.
-    Details: `valid`, `duplicates` (share), `think_length` (in the length reward's unit), `answer_closed`.
+    Details: `valid`, `duplicates` (share), `think_length` (in the length reward's unit), `think_tokens` (with a
+    tokenizer), `answer_closed`.
     """
 
     name = "format"
 
-    def __init__(self, section: FormatReward, measure: Callable[[str], int] = count_units) -> None:
-        """`measure` counts the think segment for the metric."""
+    def __init__(
+        self, section: FormatReward, measure: Callable[[str], int] = count_units, tokenizer: Tokenizer | None = None
+    ) -> None:
+        """`measure` and `tokenizer` count the think segment for the metrics."""
         self._section = section
         self._measure = measure
+        self._tokenizer = tokenizer
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
         """One score per rollout, always valid."""
@@ -44,4 +49,6 @@ class FormatComponent:
             "think_length": float(self._measure(parsed.think or "")),
             "answer_closed": float(parsed.answer_closed),
         }
+        if self._tokenizer is not None:
+            details["think_tokens"] = float(len(self._tokenizer.encode(parsed.think or "")))
         return ComponentScore(float(parsed.valid) - self._section.duplicate_penalty * report.share, details=details)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import environment
+from megatron_lwz.errors import EngineError
 from megatron_lwz.http.ports import free_port
 from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.rollout.client import EngineClient
@@ -27,7 +29,9 @@ def open_engines(config: Config, run: RunFolder, model: Path) -> Iterator[Engine
     """
     section = config.rollout
     if section.urls:
-        yield _pool(config, section.urls, environment.get(section.api_key_env))
+        pool = _pool(config, section.urls, environment.get(section.api_key_env))
+        check_logprobs(pool.models(), temperature=section.temperature, top_p=section.top_p)
+        yield pool
         return
     port, token = free_port(), secrets.token_urlsafe(24)
     url = f"http://127.0.0.1:{port}"
@@ -44,6 +48,24 @@ def open_engines(config: Config, run: RunFolder, model: Path) -> Iterator[Engine
         yield _pool(config, (url,), token)
     finally:
         server.stop()
+
+
+def check_logprobs(models: Mapping[str, Mapping[str, Any]], *, temperature: float, top_p: float) -> None:
+    """The loss needs log-probs of the full softmax at the sampling temperature. Raises EngineError for any others.
+
+    `models`: URL → the engine's entry of /v1/models. An engine that does not say which it gives (vLLM) is trusted: start
+    it with `--logprobs-mode processed_logprobs` and keep top_p at 1.
+    """
+    fitting = {"full_softmax_at_temperature"}
+    if top_p == 1:
+        fitting.add("processed_logprobs")
+    if temperature == 1:
+        fitting.add("raw_logprobs")
+    for url, entry in models.items():
+        mode = entry.get("logprobs_mode")
+        if mode is not None and mode not in fitting:
+            advice = f"gives {mode}, but temperature {temperature} and top_p {top_p} need one of {sorted(fitting)}"
+            raise EngineError(url, advice)
 
 
 def _command(config: Config, model: Path, port: int) -> list[str]:

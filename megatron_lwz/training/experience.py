@@ -73,8 +73,9 @@ _DETAILS = {
     "format_valid": ("format", "valid"),
     "near_duplicates": ("format", "duplicates"),
     "length_in_range": ("length", "in_range"),
-    "rollout/mean_length_units": ("length", "length"),
+    "rollout/mean_length_units": ("length", "words"),
     "rollout/think_length": ("format", "think_length"),
+    "rollout/think_length_tokens": ("format", "think_tokens"),
 }
 """Metric name → (reward component, detail of its score)."""
 
