@@ -56,9 +56,11 @@ class EngineThread:
         self._thread.join()
 
     def submit(self, generation: Generation) -> Future[None]:
-        """Queues a request."""
+        """Queues a request. The future fails with RuntimeError once the engine has failed."""
 
         def add() -> None:
+            if self.failure:
+                raise RuntimeError(self.failure)
             self._generations[generation.sequence] = generation
             self._decoder.add(generation.sequence)
 
@@ -152,16 +154,20 @@ class EngineThread:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._run_commands(wait=self.paused or not len(self._decoder))
-            if self.paused or self._stopping or not len(self._decoder):
+            self._run_commands(wait=self._idle())
+            if self._idle() or self._stopping:
                 continue
             try:
                 self._step()
             except Exception as error:  # a broken step must reach the requests and /health, not die in a thread
                 log.exception("the engine failed")
                 self.failure = f"{type(error).__name__}: {error}"
-                for generation in list(self._generations.values()):
-                    self._finish(generation, FinishReason.ABORT)
+                for generation in self._generations.values():
+                    generation.finish(self.version, FinishReason.ABORT)
+                self._generations.clear()
+
+    def _idle(self) -> bool:
+        return self.paused or self.failure is not None or not len(self._decoder)
 
     def _run_commands(self, *, wait: bool) -> None:
         if wait:

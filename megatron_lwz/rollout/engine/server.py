@@ -19,6 +19,7 @@ from megatron_lwz.models.decoding_cache import Sequence as DecodedSequence
 from megatron_lwz.rollout.engine.core import EngineThread
 from megatron_lwz.rollout.engine.generation import Delta, EndRules, Generation
 from megatron_lwz.rollout.engine.protocol import LOGPROBS_MODE, AnswerWriter, CompletionRequest, parse_request
+from megatron_lwz.types import FinishReason
 
 DISCONNECT_POLL_SECONDS = 1.0
 
@@ -104,7 +105,10 @@ class EngineServer:
         self, request: web.Request, generation: Generation, deltas: asyncio.Queue[Delta]
     ) -> AsyncGenerator[Delta, None]:
         """The request's deltas to the last. A client that went away, or stops reading, ends the request."""
-        await asyncio.wrap_future(self._engine.submit(generation))
+        try:
+            await asyncio.wrap_future(self._engine.submit(generation))
+        except RuntimeError as error:
+            raise web.HTTPServiceUnavailable(text=f"the engine failed: {error}") from error
         finished = False
         try:
             while not finished:
@@ -116,6 +120,8 @@ class EngineServer:
                         raise ConnectionResetError("the client went away") from None
                     continue
                 finished = delta.reason is not None
+                if delta.reason is FinishReason.ABORT and self._engine.failure:
+                    raise web.HTTPServiceUnavailable(text=f"the engine failed: {self._engine.failure}")
                 yield delta
         finally:
             if not finished:
@@ -212,10 +218,13 @@ async def _stream(
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
     count, first = 0, prompt if asked.return_token_ids else None
-    async for delta in deltas:
-        count += len(delta.tokens)
-        await response.write(_event(writer.chunk(delta, prompt=first)))
-        first = None
+    try:
+        async for delta in deltas:
+            count += len(delta.tokens)
+            await response.write(_event(writer.chunk(delta, prompt=first)))
+            first = None
+    except web.HTTPServiceUnavailable as error:  # too late for a status
+        await response.write(_event({"error": {"message": error.text, "type": "server_error", "code": error.status}}))
     if (asked.stream_options or {}).get("include_usage"):
         await response.write(_event(writer.last(len(prompt), count)))
     await response.write(b"data: [DONE]\n\n")

@@ -1,0 +1,127 @@
+"""The engine's thread, over a decoder that counts: deltas, versions, pause, abort, and what a broken step leads to."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+
+import pytest
+
+from megatron_lwz.models.decoding import Sampled
+from megatron_lwz.models.decoding_cache import Sequence
+from megatron_lwz.rollout.engine.core import EngineThread
+from megatron_lwz.rollout.engine.generation import Delta, EndRules, Generation
+from megatron_lwz.types import FinishReason
+
+
+class Counting:
+    """Writes 0, 1, 2, … for every sequence; a prompt of 99 breaks the step."""
+
+    def __init__(self) -> None:
+        self.counts: dict[Sequence, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def writing(self) -> int:
+        return len(self.counts)
+
+    def add(self, sequence: Sequence) -> None:
+        self.counts[sequence] = -1
+
+    def remove(self, sequence: Sequence) -> None:
+        self.counts.pop(sequence, None)
+
+    def forget_prefixes(self) -> None:
+        pass
+
+    def step(self) -> list[Sampled]:
+        if any(sequence.prompt == (99,) for sequence in self.counts):
+            raise ArithmeticError("broken")
+        for sequence in self.counts:
+            self.counts[sequence] += 1
+        return [Sampled(sequence, count, -1.0) for sequence, count in self.counts.items()]
+
+    def reload(self, path: str) -> None:
+        if path != "good":
+            raise ValueError(path)
+
+    def checksum(self) -> str:
+        return "sum"
+
+
+@pytest.fixture
+def engine() -> Iterator[EngineThread]:
+    counting = Counting()
+    thread = EngineThread(counting, counting)  # type: ignore[arg-type]
+    thread.start()
+    yield thread
+    thread.stop()
+
+
+def submit(engine: EngineThread, *, prompt: int = 1, max_tokens: int = 10**9) -> queue.Queue[Delta]:
+    deltas: queue.Queue[Delta] = queue.Queue()
+    rules = EndRules(max_tokens, {})
+    generation = Generation(
+        f"r{prompt}", Sequence((prompt,)), rules, decode=lambda ids: "x" * len(ids), deliver=deltas.put
+    )
+    engine.submit(generation).result(5)
+    return deltas
+
+
+def drain(deltas: queue.Queue[Delta]) -> list[Delta]:
+    found = [deltas.get(timeout=5)]
+    while found[-1].reason is None:
+        found.append(deltas.get(timeout=5))
+    return found
+
+
+def test_deltas_join_to_the_whole_in_order(engine: EngineThread) -> None:
+    deltas = drain(submit(engine, max_tokens=100))
+    assert [token for delta in deltas for token in delta.tokens] == list(range(100))
+    assert "".join(delta.text for delta in deltas) == "x" * 100
+    assert deltas[-1].reason is FinishReason.LENGTH
+    assert len(deltas) <= 8, "one for the first token, then 16 at a time"
+
+
+def test_a_delta_holds_tokens_of_one_version(engine: EngineThread) -> None:
+    deltas = submit(engine)
+    deltas.get(timeout=5)
+    engine.set_version("new").result(5)
+    engine.abort(["r1"]).result(5)
+    rest = drain(deltas)
+    versions = [delta.version for delta in rest if delta.tokens]
+    assert versions == sorted(versions)  # "0.0." comes before "new"
+    assert rest[-1].version == "new" and rest[-1].reason is FinishReason.ABORT
+
+
+def test_a_pause_delivers_what_was_written_and_then_nothing(engine: EngineThread) -> None:
+    deltas = submit(engine)
+    engine.pause(abort=False).result(5)
+    while not deltas.empty():
+        deltas.get()
+    assert engine.load().result(5) == (1, 0)
+    with pytest.raises(queue.Empty):
+        deltas.get(timeout=0.2)
+    engine.resume().result(5)
+    assert deltas.get(timeout=5).tokens
+    engine.pause(abort=True).result(5)
+    assert drain(deltas)[-1].reason is FinishReason.ABORT
+    assert engine.load().result(5) == (0, 0)
+
+
+def test_a_failed_command_belongs_to_its_caller(engine: EngineThread) -> None:
+    with pytest.raises(ValueError, match="bad"):
+        engine.reload("bad").result(5)
+    engine.reload("good").result(5)
+    assert engine.checksum().result(5) == "sum" and engine.failure is None
+    assert drain(submit(engine, max_tokens=3))[-1].reason is FinishReason.LENGTH
+
+
+def test_a_broken_step_ends_the_requests_and_is_told_to_new_ones(engine: EngineThread) -> None:
+    assert drain(submit(engine, prompt=99))[-1].reason is FinishReason.ABORT
+    assert engine.failure == "ArithmeticError: broken"
+    with pytest.raises(RuntimeError, match="broken"):
+        submit(engine)
+    assert engine.checksum().result(5) == "sum"
