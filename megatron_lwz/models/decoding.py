@@ -196,9 +196,7 @@ class DecodingForward:
         hidden = model.decoder.final_layernorm(hidden if last is None else hidden[last])
         return model.output_layer(hidden, weight=model.output_weight())[0][:, 0, : self._vocab].float()
 
-    def _attention(
-        self, index: int, module: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend
-    ) -> Tensor:
+    def _attention(self, index: int, module: Any, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """[T, 1, H] → [T, 1, H]. Megatron's fused projection holds, per key-value head, its queries, key and value."""
         mixed = module.linear_qkv(hidden)[0].view(hidden.shape[0], self._groups, -1, self._head_dim)
         half = self._head_dim // 2
