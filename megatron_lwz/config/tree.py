@@ -55,12 +55,6 @@ class Config(s.Section):
         """Whether this config's layout fits the model and `world_size` ranks. Raises ConfigError."""
         p, a = self.parallel, self.architecture()
         ranks = p.tensor * p.pipeline * p.context
-        if world_size % ranks:
-            raise ConfigError(
-                "parallel",
-                f"tensor × pipeline × context = {ranks}",
-                f"must divide the {world_size} ranks torchrun started",
-            )
         if a.num_attention_heads % p.tensor:
             raise ConfigError(
                 "parallel.tensor", p.tensor, f"must divide the model's {a.num_attention_heads} attention heads"
@@ -90,6 +84,12 @@ class Config(s.Section):
             )
         if p.virtual_pipeline and p.pipeline == 1:
             raise ConfigError("parallel.virtual_pipeline", p.virtual_pipeline, "needs parallel.pipeline > 1")
+        if world_size % ranks:
+            raise ConfigError(
+                "parallel",
+                f"tensor × pipeline × context = {ranks}",
+                f"must divide the {world_size} ranks torchrun started",
+            )
 
     def check_grpo(self) -> None:
         """What the GRPO stage needs beyond single fields. Raises ConfigError."""
@@ -108,6 +108,13 @@ class Config(s.Section):
                 "rollout.top_p",
                 self.rollout.top_p,
                 "below 1 the engine samples another distribution: set grpo.mismatch",
+            )
+        longest = self.data.max_prompt_tokens + self.rollout.max_new_tokens
+        if self.training.tokens_per_micro_batch < longest:
+            raise ConfigError(
+                "training.tokens_per_micro_batch",
+                self.training.tokens_per_micro_batch,
+                f"must hold the longest rollout: data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
             )
         if self.rollout.max_staleness > 0:
             raise ConfigError(

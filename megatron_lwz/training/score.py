@@ -114,8 +114,9 @@ def _row(line: str, path: Path, number: int, *, vocabulary: int, longest: int) -
         row = ScoreRow(raw["id"], tuple(raw["tokens"]), raw["prompt_length"])
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(path, f'needs {{"id", "tokens", "prompt_length"}} ({error!r})', line=number) from error
-    if not all(type(token) is int and 0 <= token < vocabulary for token in row.tokens):
-        raise DataError(path, f"tokens must be integers from 0 to {vocabulary - 1}", line=number)
+    for token in row.tokens:
+        if type(token) is not int or not 0 <= token < vocabulary:
+            raise DataError(path, f"token {token!r} must be an integer from 0 to {vocabulary - 1}", line=number)
     if type(row.prompt_length) is not int or not 1 <= row.prompt_length <= len(row.tokens):
         advice = f"must be from 1 to the {len(row.tokens)} tokens: the first token has no log-prob"
         raise DataError(path, f"prompt_length {row.prompt_length!r} {advice}", line=number)

@@ -21,7 +21,7 @@ from megatron_lwz.http.ports import free_port
 from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.models.hf import checksum_folder
 from megatron_lwz.rollout.client import EngineClient, StreamEnd
-from megatron_lwz.types import FinishReason, TokenDelta, WeightVersion
+from megatron_lwz.types import FinishReason
 from tests.engine_model import EOS, VOCAB, write_engine_model
 
 TOKEN = "secret"
@@ -207,8 +207,10 @@ def wait_for(condition: Any) -> None:
 
 def test_new_weights_in_the_middle_of_a_rollout(served: Served) -> None:
     events: list[Any] = []
-    versions = [WeightVersion(0), WeightVersion(1, 0, "abc")]
-    thread = stream_in_thread(served, events, max_tokens=1500, stop=["w300w301w302"])
+    versions = ["0.0.", "1.0.abc"]
+    stream = served.complete([3, 4, 5], max_tokens=4000, seed=1, stream=True, ignore_eos=True, return_token_ids=True)
+    thread = threading.Thread(target=lambda: [events.append(chunk) for chunk in stream])
+    thread.start()
     try:
         wait_for(lambda: len(events) >= 3)
         assert served.call("POST", "/pause?mode=keep")[0] == 200
@@ -223,14 +225,14 @@ def test_new_weights_in_the_middle_of_a_rollout(served: Served) -> None:
         assert served.call("POST", "/collective_rpc", body)[0] == 200
         after = served.call("POST", "/weight_checker", {"action": "checksum"})[1]["checksum"]
         assert after == checksum_folder(served.folder / "b") != before
-        assert served.call("POST", "/update_weight_version", {"new_version": str(versions[1])})[0] == 200
+        assert served.call("POST", "/update_weight_version", {"new_version": versions[1]})[0] == 200
         assert served.call("POST", "/resume")[0] == 200
+        wait_for(lambda: len(events) > count + 3)
+        assert served.call("POST", "/abort_requests")[0] == 200
         thread.join(30)
-        deltas = [event for event in events if isinstance(event, TokenDelta)]
-        seen = [delta.version for delta in deltas]
+        seen = [chunk.weight_version for chunk in events if chunk.choices[0].token_ids]
         assert seen == sorted(seen, key=versions.index) and set(seen) == set(versions)
-        assert isinstance(events[-1], StreamEnd)
-        assert events[-1].reason is not FinishReason.ABORT
+        assert events[-1].choices[0].finish_reason == "abort"
     finally:
         served.call("POST", "/resume")
         thread.join(30)

@@ -66,10 +66,10 @@ def test_one_rank_without_torchrun_scores_in_input_order(hf: Path, tmp_path: Pat
     [
         ("{", "needs"),
         ('{"id": "a", "tokens": [1, 2]}', "'prompt_length'"),
-        ('{"id": "a", "tokens": [1, 50], "prompt_length": 1}', "tokens must be integers from 0 to 49"),
+        ('{"id": "a", "tokens": [1, 50], "prompt_length": 1}', "token 50 must be an integer from 0 to 49"),
         ('{"id": "a", "tokens": [1, 2], "prompt_length": 0}', "prompt_length 0 must be from 1"),
         ('{"id": "a", "tokens": [1, 2], "prompt_length": 3}', "prompt_length 3 must be from 1"),
-        ('{"id": "a", "tokens": "1 2", "prompt_length": 1}', "tokens must be integers"),
+        ('{"id": "a", "tokens": "1 2", "prompt_length": 1}', "token '1' must be an integer"),
         ('{"id": "a", "tokens": [1, 2, 3, 4, 5, 6], "prompt_length": 1}', "do not fit training.tokens_per_micro_batch"),
     ],
 )

@@ -1,0 +1,83 @@
+"""What a user gets wrong is one line on stderr that names the key or file and the value, and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from megatron_lwz.cli import common, pretrain, score, serve_engine, train_grpo
+from tests.end_to_end.grpo_runs import write_example
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_example(tmp_path_factory.mktemp("errors"))
+
+
+def error_of(capsys: pytest.CaptureFixture[str], main, *argv: object) -> str:
+    assert common.run(main, [str(part) for part in argv]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.stepz=3", "'training.stepz' = 3: unknown key, did you mean 'steps'?"),
+        ("training.steps=many", "'training.steps' = 'many'"),
+        ("grpo.clip_low=-1", "'grpo.clip_low' = -1"),
+        ("nonsense", "reads section.key=value"),
+        ("parallel.tensor=3", "must divide the model's 4 attention heads"),
+        ("parallel.tensor=2", "must divide the 1 ranks"),
+        ("model.tokenizer=/nowhere", "'model.tokenizer' = '/nowhere'"),
+        ("checkpoint.load=/nowhere", "/nowhere"),
+        ("run.resume=must", "no checkpoint under"),
+        ("data.prompts=/nowhere.jsonl", "/nowhere.jsonl"),
+        ("reward.length.maximum=40", "L_max is 40"),
+        ("reward.functions=[no.such:function]", "'reward.functions' = 'no.such:function'"),
+        ("rollout.max_staleness=1", "'rollout.max_staleness' = 1"),
+        ("rollout.urls=['http://127.0.0.1:9']", "http://127.0.0.1:9"),
+        ("training.tokens_per_micro_batch=80", "must hold the longest rollout"),
+    ],
+)
+def test_bad_setting_of_the_main_job(config: Path, capsys, tmp_path: Path, override: str, said: str) -> None:
+    assert said in error_of(capsys, train_grpo.main, config, f"run.dir={tmp_path}/run", override)
+
+
+def test_broken_line_of_a_prompt_file_is_named(config: Path, capsys, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"id": 1, "prompt": "a"}\n{"id": 2, "prompt": \n')
+    error = error_of(capsys, train_grpo.main, config, f"run.dir={tmp_path}/run", f"data.prompts={prompts}")
+    assert f"{prompts}, line 2: not valid JSON" in error
+
+
+def test_broken_line_of_a_corpus_is_named(config: Path, capsys, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "a"}\n{"txt": "b"}\n')
+    settings = ("training.sequence_length=64", f"data.corpus=['{corpus}']", f"run.dir={tmp_path}/run")
+    assert f"{corpus}, line 2" in error_of(capsys, pretrain.main, config, *settings)
+
+
+def test_broken_row_to_score_is_named(config: Path, capsys, tmp_path: Path) -> None:
+    rows = tmp_path / "tokens.jsonl"
+    rows.write_text(json.dumps({"id": "a", "tokens": [1, 2, 9999], "prompt_length": 1}) + "\n")
+    error = error_of(capsys, score.main, config, "--input", rows, "--output", tmp_path / "out.jsonl")
+    assert f"{rows}, line 1" in error and "9999" in error
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_missing_config_and_yaml_fault_name_the_file(capsys, tmp_path: Path) -> None:
+    assert "nowhere.yaml" in error_of(capsys, train_grpo.main, tmp_path / "nowhere.yaml")
+    (tmp_path / "broken.yaml").write_text("run:\n  dir: [\n")
+    assert "broken.yaml, line" in error_of(capsys, train_grpo.main, tmp_path / "broken.yaml")
+
+
+def test_port_in_use_is_said_before_the_model_is_loaded(capsys) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        error = error_of(capsys, serve_engine.main, "--model", "/nowhere", "--port", port)
+    assert str(port) in error
