@@ -246,13 +246,15 @@ def test_new_weights_in_the_middle_of_a_rollout(served: Served) -> None:
 
 def test_abort_and_disconnect_free_the_slots(served: Served) -> None:
     events: list[list[Any]] = [[] for _ in range(SLOTS + 2)]
-    threads = [stream_in_thread(served, e, request_id=f"r{i}", seed=i + 50) for i, e in enumerate(events)]
-    wait_for(lambda: sum(served.running()) >= SLOTS)
     ids = [f"r{i}" for i in range(SLOTS + 2)]
-    assert served.call("POST", "/abort_requests", {"request_ids": [*ids, "unknown"]})[0] == 200
+    served.call("POST", "/pause?mode=keep")  # none may end by itself
+    threads = [stream_in_thread(served, e, request_id=name) for name, e in zip(ids, events, strict=True)]
+    wait_for(lambda: sum(served.running()) == SLOTS + 2)
+    assert served.call("POST", "/abort_requests", {"request_ids": [*ids, "unknown"]})[1]["aborted"] == SLOTS + 2
     for thread in threads:
         thread.join(10)
-    assert any(e[-1] == StreamEnd(FinishReason.ABORT) for e in events)
+    assert events == [[StreamEnd(FinishReason.ABORT)]] * (SLOTS + 2)
+    served.call("POST", "/resume")
     served.wait_until_idle()
     stream = served.complete([6], max_tokens=4000, stream=True, ignore_eos=True)
     next(iter(stream))
