@@ -33,8 +33,8 @@ SPECIAL = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
 
 RIGHT_LENGTH = 0.45
 """Share of the documents whose number of paragraphs fits the asked range."""
-REPEATING = 0.2
-"""Share of the documents that repeat a paragraph."""
+REPEATING = 0.15
+"""Share of the documents that get stuck: from some paragraph on, all are the same."""
 FORMS = {
     "good": 0.25,
     "two answers": 0.02,
@@ -128,8 +128,8 @@ class Author:
         templates = self._rng.sample(self._words["paragraphs"], len(aspects))
         contents = [t.format(topic=request.topic, aspect=a) for t, a in zip(templates, aspects, strict=True)]
         if len(contents) > 1 and self._rng.random() < REPEATING:
-            source, copy = sorted(self._rng.sample(range(len(contents)), 2))
-            contents[copy] = contents[source]
+            stuck = self._rng.randrange(len(contents) - 1)
+            contents[stuck:] = [contents[stuck]] * (len(contents) - stuck)
         ordinals = (self._words["ordinal"].format(ordinal=word) for word in self._words["ordinals"])
         return "\n".join(ordinal + content for ordinal, content in zip(ordinals, contents, strict=False))
 
