@@ -40,6 +40,8 @@ def train(config: Config, display: Display) -> RunFolder:
     started = time.monotonic()
     run = RunFolder(config)
     state = build_train_state(config)
+    for policy in state.policies:
+        policy.temperature = config.rollout.temperature  # log-probs of the distribution the engines sample from
     reference = ReferenceWeights(state) if config.grpo.kl_coefficient > 0 else None
     if run.resume:
         load_checkpoint(state, run.resume)

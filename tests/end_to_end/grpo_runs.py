@@ -60,7 +60,7 @@ def write_example(folder: Path, *, vocab_size: int = END_OF_TEXT + 1, **sections
             "template": "bare",
             "max_prompt_tokens": 64,
         },
-        "rollout": {"max_new_tokens": 24, "temperature": 1.0, "commit_interval": 0.05},
+        "rollout": {"max_new_tokens": 24, "temperature": 0.8, "commit_interval": 0.05},
         "reward": {"functions": ["tests.end_to_end.grpo_runs:share_of_spaces"]},
         "grpo": {"group_size": 4, "truncated": "keep"},
         "optimizer": {"lr": 1e-3},
