@@ -1,4 +1,4 @@
-"""What a run writes about itself: metrics.jsonl, TensorBoard event files, summary.json; and a timer."""
+"""What a run writes about itself: metrics.jsonl, evaluation.jsonl, TensorBoard files, summary.json; and a timer."""
 
 from __future__ import annotations
 
@@ -14,60 +14,58 @@ from typing import Any
 _WINDOW = 3
 """Steps over which summary.json averages at both ends of a run."""
 
+METRICS, EVALUATION = "metrics.jsonl", "evaluation.jsonl"
+
 Row = dict[str, float]
 
 
 class MetricsWriter:
-    """Appends one flat JSON object per step to `metrics.jsonl`; only one process of a run may hold it.
+    """Writes `metrics.jsonl`, one flat JSON object per training step, and `evaluation.jsonl`, one per evaluation.
 
-    A value that is not finite is written as null. A resumed run drops the rows of the steps it does again.
+    Only one process of a run may hold it. A value that is not finite is written as null. A resumed run drops the rows
+    of the steps it does again.
     """
 
     def __init__(self, run_dir: Path | str, tensorboard: bool = True) -> None:
         self._root = Path(run_dir)
         self._root.mkdir(parents=True, exist_ok=True)
-        self._path = self._root / "metrics.jsonl"
         self._events = _open_events(self._root / "tensorboard") if tensorboard else None
-        self._last: Row | None = None
-        self._last_offset = 0
+        self._begun: set[str] = set()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes and flushes the row of `step`; a second call for the same step adds its values to the row.
+        """Appends the row of training step `step` (from 1) and flushes it."""
+        self._append(METRICS, step, values)
 
-        Step 0 holds what was measured before the first update.
-        """
-        if self._last is None:
-            self._drop_from(step)
-        if self._last is not None and self._last["step"] == step:
-            row = self._last | dict(values)
-            offset = self._last_offset
-        else:
-            row = {"step": step, **values}
-            offset = self._path.stat().st_size if self._path.exists() else 0
-        with self._path.open("r+b" if self._path.exists() else "wb") as stream:
-            stream.seek(offset)
-            stream.truncate()
-            stream.write(_line(row))
-        self._last, self._last_offset = row, offset
-        if self._events:
-            self._events.add_event(_scalars(step, values))
+    def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends what was measured on held-out prompts after `step` updates (from 0); nothing if there is nothing."""
+        if values:
+            self._append(EVALUATION, step, values)
 
     def close(self, seconds: float) -> None:
         """Writes `summary.json`; `seconds` is the wall-clock time of this process."""
         if self._events:
             self._events.close()
-        rows = read_metrics(self._path) if self._path.exists() else []
-        write_json(self._root / "summary.json", summarize(rows) | {"seconds": round(seconds, 3)})
+        write_json(self._root / "summary.json", summarize(read_history(self._root)) | {"seconds": round(seconds, 3)})
 
-    def _drop_from(self, step: int) -> None:
-        """Forgets rows of an earlier run of this folder from `step` on, here and in TensorBoard."""
-        if self._path.exists():
-            kept = b"".join(_line(row) for row in read_metrics(self._path) if row["step"] < step)
-            temporary = self._path.with_name(".metrics.jsonl.tmp")
-            temporary.write_bytes(kept)
-            temporary.replace(self._path)
+    def _append(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        if name not in self._begun:
+            self._begun.add(name)
+            self._drop_from(self._root / name, step)
+            if self._events and name == METRICS:
+                self._events.add_event(_restart(step))
+        with (self._root / name).open("ab") as stream:
+            stream.write(_line({"step": step, **values}))
         if self._events:
-            self._events.add_event(_restart(step))
+            self._events.add_event(_scalars(step, values))
+
+    @staticmethod
+    def _drop_from(path: Path, step: int) -> None:
+        """Forgets rows of an earlier run of this folder from `step` on."""
+        if path.exists():
+            kept = b"".join(_line(row) for row in read_metrics(path) if row["step"] < step)
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_bytes(kept)
+            temporary.replace(path)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -127,10 +125,20 @@ def read_metrics(path: Path | str) -> list[Row]:
     return rows
 
 
+def read_history(run_dir: Path | str) -> list[Row]:
+    """Training steps and evaluations of a run as one table: a row per step, row 0 being the evaluation before the first."""
+    merged: dict[float, Row] = {}
+    for name in (METRICS, EVALUATION):
+        path = Path(run_dir) / name
+        for row in read_metrics(path) if path.exists() else ():
+            merged[row["step"]] = merged.get(row["step"], {}) | row
+    return [merged[step] for step in sorted(merged)]
+
+
 def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     """`steps`, and for every metric its mean over the `first` and the `last` three steps.
 
-    Row 0, measured before the first update, counts with the first steps. Non-finite values are left out.
+    `rows` as of `read_history`. Row 0 counts with the first steps. Non-finite values are left out.
     """
     steps = sorted({int(row["step"]) for row in rows if row["step"] > 0})
     begin, end = steps[:_WINDOW], steps[-_WINDOW:]

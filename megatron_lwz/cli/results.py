@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from megatron_lwz.cli.common import console
-from megatron_lwz.metrics import read_metrics
+from megatron_lwz.metrics import read_history
 
 ROWS = {
     "format_valid": "valid format",
@@ -40,7 +40,7 @@ def show_results(run_dir: Path) -> None:
 def _ends(run_dir: Path) -> tuple[Mapping[str, float], Mapping[str, float], str]:
     evaluated = [
         {name.removeprefix("eval/"): value for name, value in row.items() if name.startswith("eval/")}
-        for row in read_metrics(run_dir / "metrics.jsonl")
+        for row in read_history(run_dir)
     ]
     evaluated = [row for row in evaluated if row]
     if len(evaluated) > 1:

@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_lwz import __version__
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.errors import DataError
-from megatron_lwz.metrics import Row, read_metrics
+from megatron_lwz.metrics import METRICS, Row, read_history, read_metrics
 from megatron_lwz.report import curves, rollouts
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "flash-attn", "transformers", "tokenizers", "safetensors")
@@ -24,7 +24,7 @@ def build_report(run_dir: Path | str) -> Path:
     """
     root = Path(run_dir)
     config = load_config(root / "config.yaml")
-    rows = _read_rows(root / "metrics.jsonl")
+    rows = _read_rows(root)
     journal = root / "journal.sqlite"
     ends = rollouts.read_ends(journal) if journal.is_file() else None
     sections = [
@@ -51,14 +51,15 @@ def build_report(run_dir: Path | str) -> Path:
     return target
 
 
-def _read_rows(path: Path) -> list[Row]:
+def _read_rows(root: Path) -> list[Row]:
+    path = root / METRICS
     try:
-        rows = read_metrics(path)
+        steps, rows = read_metrics(path), read_history(root)
     except OSError as error:
         raise DataError(path, f"cannot be read, is this a run folder? ({error.strerror})") from error
     except ValueError as error:
         raise DataError(path, str(error)) from error
-    if not rows:
+    if not steps:
         raise DataError(path, "no step is finished yet")
     return rows
 

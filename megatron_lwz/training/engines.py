@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
@@ -34,12 +35,13 @@ def open_engines(config: Config, run: RunFolder, model: Path) -> Iterator[Engine
         yield pool
         return
     port, token = free_port(), secrets.token_urlsafe(24)
+    threads = section.engine_threads or os.cpu_count() or 1
     url = f"http://127.0.0.1:{port}"
     server = ServerProcess(
-        _command(config, model, port),
+        _command(config, model, port=port, threads=threads),
         url=url,
         token=token,
-        env=environment.child_environment(LWZ_ENGINE_TOKEN=token, OMP_NUM_THREADS=str(section.engine_threads or "")),
+        env=environment.child_environment(LWZ_ENGINE_TOKEN=token, OMP_NUM_THREADS=str(threads)),
         log_path=run.root / "engine.log",
     )
     server.start()
@@ -68,14 +70,14 @@ def check_logprobs(models: Mapping[str, Mapping[str, Any]], *, temperature: floa
             raise EngineError(url, advice)
 
 
-def _command(config: Config, model: Path, port: int) -> list[str]:
+def _command(config: Config, model: Path, *, port: int, threads: int) -> list[str]:
     wanted = {
         "--model": model,
         "--port": port,
         "--slots": config.rollout.concurrency,
         "--max-length": config.data.max_prompt_tokens + config.rollout.max_new_tokens,
         "--dtype": config.training.precision,
-        "--threads": config.rollout.engine_threads,
+        "--threads": threads,
     }
     options = [str(part) for pair in wanted.items() for part in pair]
     return [sys.executable, "-m", "megatron_lwz.cli.serve_engine", *options]

@@ -50,7 +50,7 @@ def train(config: Config, display: Display) -> RunFolder:
 
     with open_rollouts(config, run, state, display.waiting) as rollouts:
         if writer and state.step == 0:
-            writer.write(0, rollouts.evaluate())
+            writer.write_evaluation(0, rollouts.evaluate())
 
         for step in range(state.step + 1, config.training.steps + 1):
             with timer("rollout"):
@@ -70,10 +70,10 @@ def train(config: Config, display: Display) -> RunFolder:
             if writer:
                 metrics = experience.metrics | mean_metrics(losses) | timer.take()
                 metrics["tokens_per_second"] = metrics["rollout/tokens"] / _seconds(metrics)
-                if _due(step, config.evaluation.interval, config):
-                    metrics |= rollouts.evaluate()
                 writer.write(step, metrics)
                 display.step(step, metrics)
+                if _due(step, config.evaluation.interval, config):
+                    writer.write_evaluation(step, rollouts.evaluate())
 
     if writer:
         writer.close(time.monotonic() - started)

@@ -29,12 +29,21 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_run_folder_holds_everything_a_run_promises(undisturbed: Path) -> None:
     run = undisturbed / "run"
-    for name in ("config.yaml", "metrics.jsonl", "summary.json", "journal.sqlite", "checkpoints", "tensorboard"):
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "evaluation.jsonl",
+        "summary.json",
+        "journal.sqlite",
+        "checkpoints",
+        "tensorboard",
+    ):
         assert (run / name).exists(), name
     assert "<html" in (run / "report.html").read_text()
     assert load_config(run).parallel.tensor == 2
     rows = read_metrics(run / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_metrics(run / "evaluation.jsonl")] == [0, 4]
     wanted = "loss grad_norm format_valid length_in_range rollout/mean_length rollout/mean_length_untruncated "
     wanted += (
         "rollout/think_length rollout/truncated kl entropy mismatch/kl tokens_per_second reward/length reward/format"
@@ -45,7 +54,7 @@ def test_run_folder_holds_everything_a_run_promises(undisturbed: Path) -> None:
 
 
 def test_policy_trains_and_engine_and_trainer_agree_on_logprobs(undisturbed: Path) -> None:
-    rows = read_metrics(undisturbed / "run" / "metrics.jsonl")[1:]
+    rows = read_metrics(undisturbed / "run" / "metrics.jsonl")
     assert all(row["grad_norm"] > 0 for row in rows)
     assert all(0 < row["mismatch/difference/max"] <= 1e-4 for row in rows)
     # the engines get every update: were they left behind, old and behaviour log-probs would part
@@ -72,9 +81,9 @@ def test_resumed_run_repeats_the_loss_bit_for_bit(undisturbed: Path, tmp_path: P
     train(undisturbed / "config.yaml", f"run.dir={tmp_path / 'run'}", "parallel.tensor=2", ranks=2)
     before = read_metrics(undisturbed / "run" / "metrics.jsonl")
     after = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [row["step"] for row in after] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in after] == [1, 2, 3, 4]
     for name in ("loss", "grad_norm", "entropy", "mismatch/kl"):
-        assert [row[name] for row in after[1:]] == [row[name] for row in before[1:]], name
+        assert [row[name] for row in after] == [row[name] for row in before], name
     attempts = [json.loads(line) for line in (tmp_path / "run" / "attempts.jsonl").read_text().splitlines()]
     assert [(row["attempt"], row["step"]) for row in attempts] == [(0, 0), (1, 2)]
 
@@ -85,7 +94,7 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(undisturbed: P
     process = subprocess.Popen(
         command(undisturbed / "config.yaml", *overrides), cwd=ROOT, env=variables(), start_new_session=True
     )
-    wait_for(lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) >= 4)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) >= 3)
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -95,7 +104,7 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(undisturbed: P
         assert sorted(journal.consumed().values()) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
         assert sorted(journal.consumed()) == [group.id for group in groups]
     assert all(len(rollout.tokens) == len(rollout.logprobs) for group in groups for rollout in group.rollouts)
-    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [0, 1, 2, 3, 4, 5]
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
 def wait_for(condition, seconds: float = 240.0) -> None:

@@ -38,4 +38,4 @@ def test_every_group_is_trained_exactly_once_whatever_dies(tmp_path: Path) -> No
     assert sorted(consumed.values()) == [step for step in range(1, STEPS + 1) for _ in range(2)]
     assert sorted(consumed) == [group.id for group in groups]
     assert all(len(r.tokens) == len(r.logprobs) > 0 for group in groups for r in group.rollouts)
-    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == list(range(STEPS + 1))
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == list(range(1, STEPS + 1))

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from megatron_lwz.metrics import MetricsWriter, Timer, read_metrics, summarize
+from megatron_lwz.metrics import MetricsWriter, Timer, read_history, read_metrics, summarize
 
 
 def test_one_flat_object_per_step_with_null_for_values_that_are_not_finite(tmp_path):
@@ -15,16 +15,14 @@ def test_one_flat_object_per_step_with_null_for_values_that_are_not_finite(tmp_p
     assert math.isnan(read_metrics(tmp_path / "metrics.jsonl")[0]["kl"])
 
 
-def test_a_row_is_on_disk_when_write_returns_and_a_second_write_joins_it(tmp_path):
+def test_a_row_is_on_disk_when_write_returns_and_evaluations_lie_beside_the_steps(tmp_path):
     writer = MetricsWriter(tmp_path, tensorboard=False)
+    writer.write_evaluation(0, {"eval/reward": 0.25})
     writer.write(1, {"loss": 0.5})
+    writer.write_evaluation(1, {"eval/reward": 0.75})
+    writer.write_evaluation(2, {})
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
-    writer.write(1, {"eval/reward": 0.75})
-    writer.write(2, {"loss": 0.25})
-    assert read_metrics(tmp_path / "metrics.jsonl") == [
-        {"step": 1, "loss": 0.5, "eval/reward": 0.75},
-        {"step": 2, "loss": 0.25},
-    ]
+    assert read_history(tmp_path) == [{"step": 0, "eval/reward": 0.25}, {"step": 1, "loss": 0.5, "eval/reward": 0.75}]
 
 
 def test_a_resumed_run_drops_the_rows_of_steps_it_does_again_and_a_torn_line(tmp_path):
@@ -47,10 +45,10 @@ def test_a_broken_line_inside_the_file_is_named(tmp_path):
 
 def test_summary_holds_means_over_the_first_and_last_three_steps(tmp_path):
     writer = MetricsWriter(tmp_path, tensorboard=False)
-    writer.write(0, {"eval/format_valid": 0.125})
+    writer.write_evaluation(0, {"eval/format_valid": 0.125})
     for step in range(1, 11):
-        writer.write(step, {"loss": float(step)})
-    writer.write(10, {"eval/format_valid": 0.875, "loss": math.nan})
+        writer.write(step, {"loss": math.nan if step == 10 else float(step)})
+    writer.write_evaluation(10, {"eval/format_valid": 0.875})
     writer.close(12.5)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary == {

@@ -37,7 +37,7 @@ def write_run(root: Path, steps: int = 40, *, prompts: int = 6, samples: int = 4
 def _write_metrics(root, steps):
     noise = random.Random(0)
     with MetricsWriter(root, tensorboard=False) as writer:
-        writer.write(0, {"eval/format_valid": 0.1, "eval/length_in_range": 0.2, "eval/reward/length": 0.4})
+        writer.write_evaluation(0, {"eval/format_valid": 0.1, "eval/length_in_range": 0.2, "eval/reward/length": 0.4})
         for step in range(1, steps + 1):
             done = 1 / (1 + math.exp(-8 * (step / steps - 0.4)))
             row = {
@@ -65,7 +65,9 @@ def _write_metrics(root, steps):
                 "seconds/update": 3.0,
             }
             writer.write(step, row)
-        writer.write(steps, {"eval/format_valid": 0.97, "eval/length_in_range": 0.75, "eval/reward/length": 0.92})
+        writer.write_evaluation(
+            steps, {"eval/format_valid": 0.97, "eval/length_in_range": 0.75, "eval/reward/length": 0.92}
+        )
         writer.close(7.0 * steps)
 
 
