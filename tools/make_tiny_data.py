@@ -33,7 +33,7 @@ SPECIAL = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
 
 RIGHT_LENGTH = 0.45
 """Share of the documents whose number of paragraphs fits the asked range."""
-REPEATING = 0.15
+REPEATING = 0.35
 """Share of the documents that get stuck: from some paragraph on, all are the same."""
 FORMS = {
     "good": 0.25,
