@@ -38,7 +38,7 @@ def test_less_than_half_of_the_corpus_does_what_the_rewards_want(corpus):
     assert 0.2 < mean(r.valid for r in responses) < 0.4
     assert 0.25 < in_range < 0.45
     assert len({r.fault for r in responses}) >= 4
-    assert 0.01 < mean(find_duplicates(r.answer or "").share for r in responses) < 0.08
+    assert 0.1 < mean(find_duplicates(r.answer or "").share for r in responses) < 0.2
 
 
 def test_as_many_paragraphs_as_the_range_asks_for_always_fit(corpus):
