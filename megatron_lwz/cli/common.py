@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 import time
@@ -41,6 +42,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--traceback" in arguments
+    _start_log()
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         main([text for text in arguments if text != "--traceback"])
@@ -126,6 +128,20 @@ class StepProgress:
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
         self._bar.stop()
+
+
+def _start_log() -> None:
+    """Our own log: what was chosen goes to stdout, on rank 0 only; warnings of every rank go to stderr."""
+    log = logging.getLogger("megatron_lwz")
+    log.setLevel(logging.INFO if environment.rank() == 0 else logging.WARNING)
+    for handler in list(log.handlers):  # `run` may be called again with other streams
+        log.removeHandler(handler)
+    chosen, warnings = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    chosen.addFilter(lambda record: record.levelno < logging.WARNING)
+    warnings.setLevel(logging.WARNING)
+    for handler in (chosen, warnings):
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        log.addHandler(handler)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
