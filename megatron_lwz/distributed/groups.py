@@ -41,11 +41,6 @@ def tensor_size() -> int:
     return parallel_state.get_tensor_model_parallel_world_size()
 
 
-def pipeline_rank() -> int:
-    """Place in `pipeline_group`: the stage."""
-    return parallel_state.get_pipeline_model_parallel_rank()
-
-
 def pipeline_size() -> int:
     """Number of pipeline stages."""
     return parallel_state.get_pipeline_model_parallel_world_size()

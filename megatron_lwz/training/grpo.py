@@ -17,7 +17,7 @@ from megatron_lwz.training.checkpoint import load_checkpoint, save_checkpoint
 from megatron_lwz.training.grpo_update import apply_update, mean_metrics, prepare_updates
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.rollouts import open_rollouts
-from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.state import build_train_state
 
 
@@ -64,7 +64,7 @@ def train(config: Config, display: Display) -> RunFolder:
             with timer("weight_sync"):
                 rollouts.update_weights(step)
 
-            if _due(step, config.checkpoint.interval, config):
+            if due(step, config.checkpoint.interval, config):
                 save_checkpoint(state, run.checkpoints, {"prompts": step * config.training.prompts_per_step})
                 rollouts.checkpointed(step)
             if writer:
@@ -72,16 +72,12 @@ def train(config: Config, display: Display) -> RunFolder:
                 metrics["tokens_per_second"] = metrics["rollout/tokens"] / _seconds(metrics)
                 writer.write(step, metrics)
                 display.step(step, metrics)
-                if _due(step, config.evaluation.interval, config):
+                if due(step, config.evaluation.interval, config):
                     writer.write_evaluation(step, rollouts.evaluate())
 
     if writer:
         writer.close(time.monotonic() - started)
     return run
-
-
-def _due(step: int, interval: int, config: Config) -> bool:
-    return step == config.training.steps or (interval > 0 and step % interval == 0)
 
 
 def _seconds(metrics: Mapping[str, float]) -> float:

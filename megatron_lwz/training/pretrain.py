@@ -18,7 +18,7 @@ from megatron_lwz.metrics import MetricsWriter
 from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.checkpoint import load_checkpoint, save_checkpoint
-from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.state import build_train_state
 from megatron_lwz.training.step import StepResult, train_step
 from megatron_lwz.types import MicroBatch
@@ -53,7 +53,7 @@ def pretrain(config: Config, on_step: OnStep = lambda _step, _shown: None) -> No
         if writer:
             writer.write(state.step, metrics)
         on_step(state.step, {name: metrics[name] for name in ("loss", "tokens_per_second")})
-        if _due(state.step, config):
+        if due(state.step, config.checkpoint.interval, config):
             save_checkpoint(state, run.checkpoints, {"cursor": cursor})
 
     export_policy(state.policies, run.hf, config_files_from=config.tokenizer_dir())
@@ -103,8 +103,3 @@ def _loss(
     statistics: torch.Tensor, micro_batch: MicroBatch, _index: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return language_modeling_loss(statistics, micro_batch.weights)
-
-
-def _due(step: int, config: Config) -> bool:
-    interval = config.checkpoint.interval
-    return step == config.training.steps or (interval > 0 and step % interval == 0)

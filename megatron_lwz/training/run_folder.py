@@ -26,10 +26,7 @@ class RunFolder:
         self.metrics = self.root / "metrics.jsonl"
         self.journal = self.root / "journal.sqlite"
         self.weights = self.root / "weights"
-        self.tensorboard = self.root / "tensorboard"
         self.hf = self.root / "hf"
-        self.summary = self.root / "summary.json"
-        self.report = self.root / "report.html"
         self.resume = self._checkpoint(config)
         dist.barrier()  # nobody writes before everybody has looked
         if groups.is_rank_zero():
@@ -45,3 +42,8 @@ class RunFolder:
         if config.run.resume == "never" and used:
             raise ConfigError("run.resume", "never", f"{used[0]} exists: choose another run.dir or resume: auto")
         return None if config.run.resume == "never" else found
+
+
+def due(step: int, interval: int, config: Config) -> bool:
+    """Whether something that happens every `interval` steps (0: never) and after the last one happens after `step`."""
+    return step == config.training.steps or (interval > 0 and step % interval == 0)
