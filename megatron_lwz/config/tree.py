@@ -20,6 +20,7 @@ class Config(s.Section):
     data: s.DataSection = s.DataSection()
     rollout: s.RolloutSection = s.RolloutSection()
     reward: s.RewardSection = s.RewardSection()
+    judge: s.JudgeSection = s.JudgeSection()
     grpo: s.GrpoSection = s.GrpoSection()
     optimizer: s.OptimizerSection = s.OptimizerSection()
     checkpoint: s.CheckpointSection = s.CheckpointSection()

@@ -1,0 +1,238 @@
+"""One request to an OpenAI-compatible server, chat or completions, whole or streamed; failures come by class."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from megatron_lwz.http.retry import Failure, RequestFailure
+from megatron_lwz.http.sse import EventParser
+
+Api = Literal["chat", "completions"]
+
+CONNECT_SECONDS = 10.0
+MAX_ANSWER_BYTES = 32 << 20
+LONGEST_WAIT = 120.0
+"""Seconds: a server that asks for more patience than this gets no more than this."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a server wrote. `thinking` is what it keeps apart as reasoning; `stop` is the stop string, if it says which.
+
+    `finish_reason` is the server's own word ("stop", "length" …). Token counts are 0 when the server does not tell.
+    """
+
+    text: str
+    finish_reason: str | None
+    stop: str | None = None
+    thinking: str = ""
+    model: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class CompletionFailure(RequestFailure):
+    """A RequestFailure; `retry_after` is how many seconds the server asked to wait (0: it did not)."""
+
+    def __init__(self, url: str, advice: str, kind: Failure, retry_after: float = 0.0) -> None:
+        super().__init__(url, advice, kind)
+        self.retry_after = retry_after
+
+
+class CompletionClient:
+    """Requests to one server, inside one event loop; `async with` (or `close`) ends its connections.
+
+    `url` is the address with or without its path: `http://host:8000` means `http://host:8000/v1`.
+    `timeout`: seconds for a whole answer, or without a byte of a streamed one. Redirects are not followed: the key goes
+    to `url` only. `key_name` is the variable that the key came from, for the error message.
+    """
+
+    def __init__(
+        self, url: str, key: str | None, *, model: str, api: Api = "chat", timeout: float = 600.0, key_name: str = ""
+    ) -> None:
+        self.url = url.rstrip("/") if urlsplit(url).path.strip("/") else url.rstrip("/") + "/v1"
+        self.model = model
+        self._key = key
+        self._api = api
+        self._timeout = timeout
+        self._key_name = key_name
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> CompletionClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def complete(
+        self,
+        prompt: str,
+        *,
+        system: str | None = None,
+        settings: Mapping[str, Any],
+        heard: Callable[[int], None] | None = None,
+    ) -> Completion:
+        """Has the server write after `prompt`. `settings` go into the body as they are (`max_tokens`, `temperature` …).
+
+        With `heard` the answer is streamed, and it is called with the number of characters of every piece. Raises
+        CompletionFailure.
+        """
+        body = {"model": self.model, **self._input(prompt, system), **settings, "stream": heard is not None}
+        route = "/chat/completions" if self._api == "chat" else "/completions"
+        timeout = aiohttp.ClientTimeout(
+            total=self._timeout if heard is None else None, sock_connect=CONNECT_SECONDS, sock_read=self._timeout
+        )
+        try:
+            async with self._open().post(
+                self.url + route, json=body, timeout=timeout, allow_redirects=False
+            ) as response:
+                await self._check(response)
+                if heard is None:
+                    return self._read_whole(await _read_bounded(response))
+                return await self._read_stream(response, heard)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._translate(error) from error
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+            self._session = aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0))
+        return self._session
+
+    def _input(self, prompt: str, system: str | None) -> dict[str, Any]:
+        if self._api == "completions":
+            return {"prompt": f"{system}\n\n{prompt}" if system else prompt}
+        first = [{"role": "system", "content": system}] if system else []
+        return {"messages": [*first, {"role": "user", "content": prompt}]}
+
+    async def _check(self, response: aiohttp.ClientResponse) -> None:
+        status = response.status
+        if status == 200:
+            return
+        said = (await _read_bounded(response)).decode("utf-8", "replace")
+        if self._key:  # some servers quote it
+            said = said.replace(self._key, "***")
+        said = " ".join(said[:300].split())
+        advice = f"{response.method} {response.url.path} answered {status}: {said or response.reason}"
+        if status in (401, 403) and self._key_name:
+            advice += f" (does the environment variable {self._key_name} hold its key?)"
+        busy = status >= 500 or status in (408, 429)
+        wait = _seconds(response.headers.get("Retry-After")) if busy else 0.0
+        raise CompletionFailure(self.url, advice, Failure.SERVER if busy else Failure.REFUSED, wait)
+
+    def _read_whole(self, data: bytes) -> Completion:
+        try:
+            answer = json.loads(data)
+            choice = answer["choices"][0]
+            text, thinking = self._written(choice, "message")
+            tokens = _usage(answer)
+        except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise self._unknown(data[:80], error) from error
+        return Completion(text, choice.get("finish_reason"), _stop(choice), thinking, _model(answer), *tokens)
+
+    async def _read_stream(self, response: aiohttp.ClientResponse, heard: Callable[[int], None]) -> Completion:
+        parser = EventParser()
+        texts: list[str] = []
+        thoughts: list[str] = []
+        reason: str | None = None
+        stop: str | None = None
+        model, tokens = "", (0, 0)
+        async for chunk in response.content.iter_any():
+            for event in parser.feed(chunk):
+                if event == "[DONE]":
+                    break
+                try:
+                    part = json.loads(event)
+                    if "error" in part:
+                        raise CompletionFailure(
+                            self.url, f"failed while writing: {part['error']!s:.300}", Failure.SERVER
+                        )
+                    tokens = _usage(part) if part.get("usage") else tokens
+                    model = _model(part) or model
+                    for choice in part.get("choices") or ():
+                        text, thinking = self._written(choice, "delta")
+                        texts.append(text)
+                        thoughts.append(thinking)
+                        reason, stop = choice.get("finish_reason") or reason, _stop(choice) or stop
+                        heard(len(text) + len(thinking))
+                except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+                    raise self._unknown(event[:80], error) from error
+        if reason is None:
+            raise CompletionFailure(self.url, "the stream ended without a finish_reason", Failure.CONNECTION)
+        return Completion("".join(texts), reason, stop, "".join(thoughts), model, *tokens)
+
+    def _written(self, choice: Mapping[str, Any], where: str) -> tuple[str, str]:
+        """(text, thinking) of one choice: a message or delta of chat, the text of a completion."""
+        if self._api == "completions":
+            return str(choice.get("text") or ""), ""
+        message = choice.get(where) or {}
+        content = message.get("content") or ""
+        if isinstance(content, list):  # content parts
+            content = "".join(part.get("text") or "" for part in content)
+        thinking = message.get("reasoning_content") or message.get("reasoning") or ""
+        if not isinstance(content, str) or not isinstance(thinking, str):
+            raise ValueError(f"content is {type(content).__name__}")
+        return content, thinking
+
+    def _unknown(self, said: object, error: Exception) -> CompletionFailure:
+        return CompletionFailure(
+            self.url, f"answered what OpenAI's contract does not know: {said!r} ({error!r})", Failure.CONTRACT
+        )
+
+    def _translate(self, error: Exception) -> CompletionFailure:
+        if isinstance(error, CompletionFailure):
+            return error
+        if isinstance(error, asyncio.TimeoutError):
+            return CompletionFailure(self.url, f"no answer within {self._timeout:g} s", Failure.TIMEOUT)
+        if isinstance(error, (aiohttp.ClientError, OSError)):
+            return CompletionFailure(self.url, f"{type(error).__name__}: {error}", Failure.CONNECTION)
+        return CompletionFailure(self.url, f"answered {error}", Failure.CONTRACT)
+
+
+async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
+    """The body. Raises ValueError beyond MAX_ANSWER_BYTES."""
+    data = bytearray()
+    async for chunk in response.content.iter_any():
+        data += chunk
+        if len(data) > MAX_ANSWER_BYTES:
+            raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
+    return bytes(data)
+
+
+def _usage(answer: Mapping[str, Any]) -> tuple[int, int]:
+    usage = answer.get("usage") or {}
+    return int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+
+
+def _model(answer: Mapping[str, Any]) -> str:
+    model = answer.get("model")
+    return model if isinstance(model, str) else ""
+
+
+def _stop(choice: Mapping[str, Any]) -> str | None:
+    stop = choice.get("stop_reason")
+    return stop if isinstance(stop, str) else None
+
+
+def _seconds(header: str | None) -> float:
+    """Retry-After in seconds; 0 for its date form, or anything else."""
+    try:
+        return min(max(float(header or 0), 0.0), LONGEST_WAIT)
+    except ValueError:
+        return 0.0

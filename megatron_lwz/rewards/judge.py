@@ -1,0 +1,214 @@
+"""A language model that judges texts, behind any OpenAI-compatible server: parallel, cached, bounded in cost.
+
+A question that gets no usable answer gives None and is counted; it never raises, so a judge that is slow, silent, wrong or
+hostile costs verdicts, not the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from megatron_lwz.config.sections import JudgeSection
+from megatron_lwz.distributed import environment
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.http.completions import CompletionClient, CompletionFailure
+from megatron_lwz.http.retry import RequestFailure, RetryBudget
+from megatron_lwz.rewards.judge_cache import Reply, ReplyCache, cache_key
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_CHARACTERS_PER_TOKEN = 2
+"""For the budget only, before the server has counted: on the safe side for English, about right for Chinese."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a judge is asked. `version` names the wording of the prompt; `sample` tells repeated askings apart."""
+
+    user: str
+    version: str
+    system: str | None = None
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict(Generic[T]):
+    """A judge's answer, read. `judge` = model (as its server says) and prompt version; `text` is the whole reply."""
+
+    value: T
+    judge: str
+    text: str
+    cached: bool
+
+
+class Judge:
+    """Asks questions in parallel, inside one event loop; `async with` (or `close`) ends connections and cache.
+
+    `counters`: asked, answered, cached, requests, retried, prompt_tokens, completion_tokens, malformed (replies that
+    could not be read), and questions without a verdict as failed/<class>: a Failure, malformed, or budget.
+    """
+
+    def __init__(self, section: JudgeSection, key: str | None = None) -> None:
+        """`key` None: read from the variable `judge.api_key_env`. Raises ConfigError or DataError."""
+        if not section.url:
+            raise ConfigError("judge.url", section.url, "name the judge's server, e.g. http://127.0.0.1:8000/v1")
+        if not section.model:
+            raise ConfigError("judge.model", section.model, "name the model that the server judges with")
+        self.counters: Counter[str] = Counter()
+        self.last_failure: RequestFailure | None = None
+        self._section = section
+        self._client = CompletionClient(
+            section.url,
+            key if key is not None else environment.get(section.api_key_env),
+            model=section.model,
+            api=section.api,
+            timeout=section.timeout,
+            key_name=section.api_key_env,
+        )
+        self._cache = ReplyCache(section.cache)
+        self._slots = asyncio.Semaphore(section.concurrency)
+        self._budget = _Budget(section.max_requests, section.max_total_tokens)
+        self._running: dict[str, asyncio.Task[Reply | None]] = {}
+        self._settings = {
+            "temperature": section.temperature,
+            "top_p": section.top_p,
+            "max_tokens": section.max_tokens,
+        }
+
+    @property
+    def url(self) -> str:
+        """Where the judge answers."""
+        return self._client.url
+
+    @property
+    def concurrency(self) -> int:
+        """Questions under way at once."""
+        return self._section.concurrency
+
+    async def __aenter__(self) -> Judge:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Drops what is under way, then closes."""
+        for task in list(self._running.values()):
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        await self._client.close()
+        self._cache.close()
+
+    async def ask(self, question: Question, read: Callable[[str], T | None]) -> Verdict[T] | None:
+        """The verdict that `read` finds in the reply; None after every failure.
+
+        A reply that `read` gives None for is asked for again, `judge.malformed_retries` times.
+        """
+        self.counters["asked"] += 1
+        for attempt in range(self._section.malformed_retries + 1):
+            key = cache_key(
+                self._section.model, self._settings, question.version, question.system, question.user,
+                question.sample, attempt,
+            )  # fmt: skip
+            reply = self._cache.get(key)
+            cached = reply is not None
+            if reply is None:
+                reply = await self._fetch_once(key, question)
+            if reply is None:
+                return None
+            value = read(reply.text)
+            if value is not None:
+                self.counters["answered"] += 1
+                self.counters["cached"] += cached
+                return Verdict(value, f"{reply.model}/{question.version}", reply.text, cached)
+            self.counters["malformed"] += 1
+        self.counters["failed/malformed"] += 1
+        return None
+
+    async def _fetch_once(self, key: str, question: Question) -> Reply | None:
+        """The same question asked twice at once is sent once. A reply under way is kept even if nobody waits any more."""
+        task = self._running.get(key)
+        if task is None:
+            task = self._running[key] = asyncio.create_task(self._fetch(key, question))
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def _fetch(self, key: str, question: Question) -> Reply | None:
+        section = self._section
+        budget = RetryBudget(section.retries, base_seconds=section.backoff, max_seconds=60 * section.backoff)
+        async with self._slots:
+            while True:
+                reserved = (
+                    len(question.user) + len(question.system or "")
+                ) // _CHARACTERS_PER_TOKEN + section.max_tokens
+                if not self._budget.reserve(reserved):
+                    self._fail("budget", None)
+                    return None
+                used = 0
+                try:
+                    reply = await self._request(question)
+                    used = reply.prompt_tokens + reply.completion_tokens or reserved
+                    self._cache.put(key, question.version, reply)
+                    return reply
+                except CompletionFailure as failure:
+                    try:
+                        wait = max(budget.spend(failure), failure.retry_after)
+                    except RequestFailure:
+                        self._fail(failure.kind.value, failure)
+                        return None
+                finally:
+                    self._budget.settle(reserved, used)
+                self.counters["retried"] += 1
+                await asyncio.sleep(wait)
+
+    async def _request(self, question: Question) -> Reply:
+        self.counters["requests"] += 1
+        done = await self._client.complete(question.user, system=question.system, settings=self._settings)
+        self.counters["prompt_tokens"] += done.prompt_tokens
+        self.counters["completion_tokens"] += done.completion_tokens
+        return Reply(done.text, done.model or self._section.model, done.prompt_tokens, done.completion_tokens)
+
+    def _fail(self, kind: str, failure: RequestFailure | None) -> None:
+        name = f"failed/{kind}"
+        self.counters[name] += 1
+        self.last_failure = failure or self.last_failure
+        if self.counters[name] == 1:  # the first of each kind is told, all are counted
+            log.warning(
+                "judge %s: %s",
+                self._section.model,
+                failure or "its budget is spent (judge.max_requests, judge.max_total_tokens)",
+            )
+
+
+class _Budget:
+    """Requests and tokens that may still be spent; 0 means no bound. What is under way counts with what it may cost."""
+
+    def __init__(self, requests: int, tokens: int) -> None:
+        self._requests = requests
+        self._tokens = tokens
+        self._sent = 0
+        self._spent = 0
+
+    def reserve(self, tokens: int) -> bool:
+        """Whether a request of up to `tokens` is allowed; if so it counts from now on."""
+        if self._requests and self._sent >= self._requests:
+            return False
+        if self._tokens and self._spent + tokens > self._tokens:
+            return False
+        self._sent += 1
+        self._spent += tokens
+        return True
+
+    def settle(self, reserved: int, used: int) -> None:
+        """Replaces a reservation by what the request really cost."""
+        self._spent += used - reserved
