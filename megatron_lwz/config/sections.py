@@ -257,10 +257,21 @@ class CheckpointSection(Section):
 class KernelsSection(Section):
     """Which implementation of our ops runs."""
 
-    backend: Literal["auto", "reference", "chunked"] = Field(
-        "auto", description="an explicit choice that cannot run raises"
+    backend: Literal["auto", "reference", "chunked", "cpp", "triton", "cuda"] = Field(
+        "auto",
+        description="auto: triton on a GPU, cpp on a CPU, chunked (plain torch) without them; an explicit choice that cannot run raises",
+    )
+    layers: Literal["auto", "torch", "triton"] = Field(
+        "auto",
+        description="RMSNorm, rotary embedding and SwiGLU of layers without Transformer Engine; auto: triton on a GPU, else torch",
     )
     workspace_mib: int = Field(256, gt=0, description="bound of the log-prob op's logits workspace, MiB")
+    cache_mib: int = Field(
+        256, ge=0, description="bound of the logits kept for the backward pass of losses over whole sequences, MiB"
+    )
+    cross_check_interval: int = Field(
+        0, ge=0, description="every how many steps a few rows are compared with the reference; 0 = never"
+    )
 
 
 class WeightSyncSection(Section):

@@ -42,6 +42,13 @@ def broadcast_tensors(tensors: dict[str, Tensor] | None = None, *, source: int =
     return received
 
 
+def largest(value: float) -> float:
+    """The largest of all ranks' values, on every rank."""
+    held = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(held, op=dist.ReduceOp.MAX)
+    return float(held)
+
+
 def post(key: str) -> None:
     """Marks `key` as reached in the rendezvous store. Use a key once in a run, such as `batch/17`."""
     _store().set(key, "posted")

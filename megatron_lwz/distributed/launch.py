@@ -24,7 +24,7 @@ def initialize(config: Config) -> None:
     """
     config.check_layout(environment.world_size())
     platform.install()
-    dispatch.set_backend(config.kernels.backend, workspace_mib=config.kernels.workspace_mib)
+    dispatch.set_backend(config.kernels)
     timeout = datetime.timedelta(minutes=config.parallel.timeout_minutes)
     _join(timeout)
     _split(config)

@@ -21,11 +21,31 @@ def size(group: Group) -> int:
 
 def all_gather(tensor: torch.Tensor, group: Group) -> torch.Tensor:
     """[…] of every rank, stacked in rank order: [ranks, …]. Not differentiable."""
+    return start_all_gather(tensor, group).wait()
+
+
+class Gathering:
+    """An all-gather under way."""
+
+    def __init__(self, gathered: torch.Tensor, work: dist.Work | None) -> None:
+        self._gathered = gathered
+        self._work = work
+
+    def wait(self) -> torch.Tensor:
+        """[ranks, …] in rank order."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return self._gathered
+
+
+def start_all_gather(tensor: torch.Tensor, group: Group) -> Gathering:
+    """`all_gather` that does not wait: work goes on while the ranks' tensors travel."""
     if size(group) == 1:
-        return tensor.unsqueeze(0)
+        return Gathering(tensor.unsqueeze(0), None)
     gathered = tensor.new_empty(size(group) * tensor.shape[0], *tensor.shape[1:])  # gloo wants it joined, not stacked
-    dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=group)
-    return gathered.unflatten(0, (size(group), tensor.shape[0]))
+    work = dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=group, async_op=True)
+    return Gathering(gathered.unflatten(0, (size(group), tensor.shape[0])), work)
 
 
 class _Sum(torch.autograd.Function):

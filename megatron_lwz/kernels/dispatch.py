@@ -1,46 +1,56 @@
-"""Which implementation of our ops runs, and how much workspace it may take. Chosen once per run."""
+"""Which implementation of our ops runs on this machine. Chosen once per run."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
+import torch
+
+from megatron_lwz.config.sections import KernelsSection
 from megatron_lwz.errors import ConfigError
+from megatron_lwz.kernels.linear_logprob import implementations
+from megatron_lwz.kernels.settings import MIB, Settings, put
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("reference", "chunked")
-"""Implementations from simplest to fastest; `auto` takes the last one that can run here. Both run on any device."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The resolved choice. `workspace_bytes` bounds the logits an op holds at a time (one row at least)."""
-
-    backend: str = BACKENDS[-1]
-    workspace_bytes: int = 256 * 2**20
-
-
-_settings = Settings()
+BACKENDS = ("reference", *implementations.NAMES)
+"""Every name `kernels.backend` knows besides `auto`."""
 
 
 def select(backend: str) -> str:
-    """The implementation `backend` stands for ("auto" or a name). Raises ConfigError for one that cannot run."""
+    """The implementation `backend` stands for ("auto" or a name). Raises ConfigError for one that cannot run here."""
     if backend == "auto":
-        return BACKENDS[-1]
+        return _best()
     if backend not in BACKENDS:
-        raise ConfigError("kernels.backend", backend, f"cannot run here: choose auto, {', '.join(BACKENDS)}")
+        raise ConfigError("kernels.backend", backend, f"is unknown: choose auto, {', '.join(BACKENDS)}")
+    reason = None if backend == "reference" else implementations.available(backend)
+    if reason is not None:
+        raise ConfigError(
+            "kernels.backend", backend, f"cannot run here ({reason}): choose auto or {', '.join(usable())}"
+        )
     return backend
 
 
-def set_backend(backend: str, *, workspace_mib: int = 256) -> str:
+def usable() -> list[str]:
+    """The names that can run on this machine."""
+    return ["reference", *(name for name in implementations.NAMES if implementations.available(name) is None)]
+
+
+def set_backend(section: KernelsSection) -> str:
     """Resolves `kernels.backend` for the rest of the process, logs the choice and returns it. Raises ConfigError."""
-    global _settings
-    _settings = Settings(select(backend), workspace_mib * 2**20)
-    logger.info("kernels: %s (asked: %s), workspace %d MiB", _settings.backend, backend, workspace_mib)
-    return _settings.backend
+    chosen = Settings(
+        select(section.backend), section.workspace_mib * MIB, section.cache_mib * MIB, section.cross_check_interval
+    )
+    put(chosen)
+    logger.info("kernels: %s (asked: %s), workspace %d MiB", chosen.backend, section.backend, section.workspace_mib)
+    return chosen.backend
 
 
-def settings() -> Settings:
-    """The choice in force; `chunked` with 256 MiB until `set_backend` is called."""
-    return _settings
+def _best() -> str:
+    """Triton on a GPU, C++ on a CPU; without them plain torch, which says so."""
+    wanted = "triton" if torch.cuda.is_available() else "cpp"
+    reason = implementations.available(wanted)
+    if reason is None:
+        return wanted
+    logger.info("kernels: %s cannot run here (%s), so plain torch does its work", wanted, reason)
+    return "chunked"

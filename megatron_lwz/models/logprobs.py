@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from megatron_lwz.config import Architecture
 from megatron_lwz.distributed import groups
-from megatron_lwz.kernels.linear_logprob import linear_logprob
+from megatron_lwz.kernels.linear_logprob import TokenLoss, linear_logprob, linear_loss
 from megatron_lwz.types import MicroBatch
 
 
@@ -30,7 +31,9 @@ class PolicyModel(GPTModel):
     `forward(tokens [1, T], positions [1, T], None, labels=[1, T], packed_seq_params=…)` returns on the last stage
     fp32 [3, T]: log-prob, entropy and log-sum-exp at each label (0 where the label is IGNORED_LABEL), of the full
     softmax over the true vocabulary with logits divided by `temperature`. T is this rank's context-parallel share;
-    all tensor-parallel ranks return the same values. Without labels it returns the logits, like GPTModel.
+    all tensor-parallel ranks return the same values. Without labels it returns the logits, like GPTModel. With
+    `token_loss`, which makes a loss that is differentiated in the forward pass, it returns (loss, those [3, T] without
+    gradient).
     """
 
     def __init__(self, config: TransformerConfig, arch: Architecture, **kwargs: Any) -> None:
@@ -38,23 +41,33 @@ class PolicyModel(GPTModel):
         self.arch = arch
         self.true_vocab_size = arch.vocab_size
         self.temperature = 1.0
+        self._token_loss: Callable[[], TokenLoss] | None = None
 
-    def _postprocess(self, hidden_states: Tensor, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, token_loss: Callable[[], TokenLoss] | None = None, **kwargs: Any) -> Any:
+        """See the class."""
+        self._token_loss = token_loss
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self._token_loss = None
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
         """Upstream's hook between the decoder and its output; `hidden_states` is [T (/ TP), 1, H]."""
         if labels is None or not self.post_process:
             return super()._postprocess(hidden_states, *args, labels=labels, **kwargs)
         weight = self.output_weight()
-        statistics = linear_logprob(
-            hidden_states.squeeze(1),
-            weight,
-            labels.squeeze(0),
-            temperature=self.temperature,
-            vocab_start=groups.tensor_rank() * weight.shape[0],
-            vocab_size=self.true_vocab_size,
-            tp_group=self.pg_collection.tp,
-            sequence_parallel=self.config.sequence_parallel,
-        )
-        return torch.stack(statistics)
+        inputs = hidden_states.squeeze(1), weight, labels.squeeze(0)
+        options: dict[str, Any] = {
+            "temperature": self.temperature,
+            "vocab_start": groups.tensor_rank() * weight.shape[0],
+            "vocab_size": self.true_vocab_size,
+            "tp_group": self.pg_collection.tp,
+            "sequence_parallel": self.config.sequence_parallel,
+        }
+        if self._token_loss is None:
+            return torch.stack(linear_logprob(*inputs, **options))
+        loss, *statistics = linear_loss(*inputs, self._token_loss(), **options)
+        return loss, torch.stack(statistics)
 
     def output_weight(self) -> Tensor:
         """[padded vocabulary / TP, H] this rank's rows of the output layer; the embedding's where they are tied."""

@@ -1,7 +1,7 @@
 """Checkpoints in Megatron's distributed format: complete or absent, and readable under another layout.
 
-`<run>/checkpoints/step_00000010/` holds the tensors (`*.distcp`, `.metadata`), `state.json` (step, layout, and the
-stage's own `extra`: data cursor, journal marker) and each rank's random state. `<run>/checkpoints/latest` names the
+`<run>/checkpoints/step_00000010/` holds the tensors (`*.distcp`, `.metadata`), `state.json` (step, layout, which
+kernels ran, and the stage's own `extra`: data cursor, journal marker) and each rank's random state. `<run>/checkpoints/latest` names the
 newest. A folder gets its name only when everything in it is on disk. Tensors may be read under any TP × PP × VPP × DP;
 random states are restored when the layout is the same, otherwise the run's seeds stand.
 """
@@ -33,6 +33,7 @@ from torch.distributed import checkpoint as torch_checkpoint
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import platform
 from megatron_lwz.errors import CheckpointError
+from megatron_lwz.kernels.settings import settings
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.training.optimizer import load_optimizer_state
 from megatron_lwz.training.safe_unpickle import restricted
@@ -88,7 +89,8 @@ def save_checkpoint(state: TrainState, folder: Path, extra: dict[str, Any]) -> P
         dist_checkpointing.save({**model, "optimizer": optimizer}, str(temporary), _InProcessSave())
         _save_random_state(temporary)
         if dist.get_rank() == 0:
-            record = {"step": state.step, "layout": _layout(state.config), "extra": extra}
+            kernels = settings().backend
+            record = {"step": state.step, "layout": _layout(state.config), "kernels": kernels, "extra": extra}
             (temporary / _STATE_FILE).write_text(json.dumps(record), encoding="utf-8")
     if dist.get_rank() == 0:
         pointer = folder / f".{_LATEST}.tmp"

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 
-from megatron_lwz.algorithms.grpo import LossInputs, average_metrics, grpo_loss, token_weights
+from megatron_lwz.algorithms.grpo import average_metrics, token_weights
 from megatron_lwz.config import Config
-from megatron_lwz.distributed import groups
 from megatron_lwz.training.batching import make_micro_batches
+from megatron_lwz.training.grpo_objective import GrpoObjective
 from megatron_lwz.training.reference import ReferenceWeights, with_weights
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import StepResult, forward_statistics, train_step
@@ -49,22 +48,9 @@ def prepare_updates(
 def apply_update(state: TrainState, update: Update, config: Config) -> dict[str, float]:
     """One optimizer step. Returns `loss`, `grad_norm`, `lr` and the loss's metrics as means per token."""
 
-    def loss(statistics: torch.Tensor, micro: MicroBatch, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        logprob, entropy, _ = statistics
-        inputs = LossInputs(
-            logprob=logprob,
-            entropy=entropy,
-            old=update.old[index] if update.old is not None else logprob.detach(),
-            behaviour=micro.behaviour_logprobs,
-            reference=update.reference[index] if update.reference is not None else None,
-            advantage=micro.advantages,
-            weight=micro.weights,
-            sequence_ids=micro.sequence_ids,
-            sequences=update.sequences,
-        )
-        return grpo_loss(inputs, config.grpo, context_sum=_context_sum)
-
-    return step_metrics(train_step(state, update.micro_batches, loss, update.denominator))
+    objective = GrpoObjective(config.grpo, update.sequences, update.old, update.reference)
+    result = train_step(state, update.micro_batches, objective.loss, update.denominator, objective.token_loss)
+    return step_metrics(result)
 
 
 def step_metrics(result: StepResult) -> dict[str, float]:
@@ -109,9 +95,3 @@ def _plan(batch: SequenceBatch, config: Config) -> Update:
 def _logprobs(state: TrainState, update: Update) -> list[torch.Tensor] | None:
     statistics = forward_statistics(state, update.micro_batches)
     return None if statistics is None else [values[0].detach() for values in statistics]
-
-
-def _context_sum(values: torch.Tensor) -> torch.Tensor:
-    if groups.context_size() > 1:
-        dist.all_reduce(values, group=groups.context_group())
-    return values

@@ -14,6 +14,7 @@ from megatron_lwz.data.corpus import Corpus, read_documents
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.errors import ConfigError
+from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, TokenLoss
 from megatron_lwz.metrics import MetricsWriter
 from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.training.batching import make_micro_batches
@@ -47,7 +48,7 @@ def pretrain(config: Config, on_step: OnStep = lambda _step, _shown: None) -> No
         batch, cursor = corpus.take(cursor, config.training.sequences_per_step)
         micro_batches = make_micro_batches(batch, config, torch.ones(len(batch.tokens)))
         predictions = len(batch.tokens) - len(batch)
-        result = train_step(state, micro_batches, _loss, predictions)
+        result = train_step(state, micro_batches, _loss, predictions, _token_loss)
         state.step += 1
         metrics = step_metrics(result, predictions, time.monotonic() - begun)
         if writer:
@@ -103,3 +104,13 @@ def _loss(
     statistics: torch.Tensor, micro_batch: MicroBatch, _index: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return language_modeling_loss(statistics, micro_batch.weights)
+
+
+def _token_loss(micro_batch: MicroBatch, _index: int) -> TokenLoss:
+    """The same loss, for the gradient in the forward pass."""
+
+    def loss(*columns: torch.Tensor) -> torch.Tensor:
+        *statistics, rows = columns
+        return language_modeling_loss(torch.stack(statistics), micro_batch.weights[rows])[0]
+
+    return AutogradTokenLoss(loss, micro_batch.labels.numel())

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_lwz.distributed import exchange, groups, platform
 from megatron_lwz.errors import LwzError
+from megatron_lwz.kernels.linear_logprob import TokenLoss, cross_check
 from megatron_lwz.models.logprobs import packed_params
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.types import MicroBatch
@@ -27,6 +29,9 @@ LossFn = Callable[[torch.Tensor, MicroBatch, int], tuple[torch.Tensor, dict[str,
 
 Every call of a step returns the same metric names. A name that ends with `/max` is max-reduced, others are summed.
 """
+
+TokenLossFn = Callable[[MicroBatch, int], TokenLoss]
+"""(micro-batch, its index) → the same loss as LossFn's, for differentiation in the forward pass."""
 
 Output = Callable[..., Any]
 
@@ -49,8 +54,16 @@ class StepResult:
     metrics: dict[str, float]
 
 
-def train_step(state: TrainState, micro_batches: Sequence[MicroBatch], loss_fn: LossFn, denominator: int) -> StepResult:
+def train_step(
+    state: TrainState,
+    micro_batches: Sequence[MicroBatch],
+    loss_fn: LossFn,
+    denominator: int,
+    token_loss: TokenLossFn | None = None,
+) -> StepResult:
     """Forward, backward and optimizer step over this data rank's micro-batches (equally many on every rank).
+
+    With `token_loss` the gradient of the output layer is taken in the forward pass, and `loss_fn` only gives metrics.
 
     `denominator` is global: what the loss, summed over all ranks, is divided by. The caller counts `state.step`, which
     sets the learning rate: several updates of one rollout batch share it. Raises TrainingError when the loss or
@@ -62,14 +75,22 @@ def train_step(state: TrainState, micro_batches: Sequence[MicroBatch], loss_fn: 
     lr = state.scheduler.apply(state.optimizer, state.step)
     reporter = dist.get_rank(groups.data_context_group()) == 0
 
-    def finish(index: int, micro_batch: MicroBatch, statistics: torch.Tensor) -> tuple[Any, ...]:
-        loss, metrics = loss_fn(statistics, micro_batch, index)
+    def finish(index: int, micro_batch: MicroBatch, output: Any) -> tuple[Any, ...]:
+        if token_loss is None:
+            loss, metrics = loss_fn(output, micro_batch, index)
+        else:
+            loss, statistics = output
+            with torch.no_grad():
+                _, metrics = loss_fn(statistics, micro_batch, index)
         # Megatron sums these counts over micro-batches and ranks and divides the gradient by the sum, once.
         count = denominator if reporter and index == 0 else 0
         sums = {"loss": loss.detach(), **{name: value.detach() for name, value in metrics.items()}}
         return loss, torch.tensor(count, dtype=torch.int, device=loss.device), sums
 
-    sums = _reduce(_run(state.chunks, micro_batches, finish, forward_only=False))
+    with cross_check.watch(state.step) as found:
+        sums = _reduce(_run(state.chunks, micro_batches, finish, token_loss))
+    if found is not None:
+        sums["kernels/difference/max"] = exchange.largest(found.largest())
     loss = sums.pop("loss") / max(1, denominator)
     return StepResult(loss, _optimizer_step(state, loss), lr, sums)
 
@@ -89,27 +110,36 @@ def forward_chunks(chunks: Sequence[torch.nn.Module], micro_batches: Sequence[Mi
     def finish(_index: int, _micro_batch: MicroBatch, statistics: torch.Tensor, **_: bool) -> torch.Tensor:
         return statistics
 
-    results = _run(chunks, micro_batches, finish, forward_only=True)
+    results = _run(chunks, micro_batches, finish)
     return results if groups.is_last_stage() else None
 
 
 def _run(
-    chunks: Sequence[torch.nn.Module], micro_batches: Sequence[MicroBatch], finish: Output, *, forward_only: bool
+    chunks: Sequence[torch.nn.Module],
+    micro_batches: Sequence[MicroBatch],
+    finish: Output,
+    token_loss: TokenLossFn | None = None,
 ) -> list[Any]:
-    """Megatron's schedule over the micro-batches; what `finish` reported, per micro-batch, on the last stage."""
+    """Megatron's schedule over the micro-batches; what `finish` reported, per micro-batch, on the last stage.
+
+    Forward and backward, or only forward where gradients are off.
+    """
 
     def forward_step(source: Iterator[tuple[int, MicroBatch]], chunk: torch.nn.Module) -> tuple[torch.Tensor, Output]:
         index, micro_batch = next(source)
         micro_batch = _to_device(micro_batch)
+        extra = {} if token_loss is None else {"token_loss": partial(token_loss, micro_batch, index)}
         output = chunk(
             micro_batch.tokens[None],
             micro_batch.positions[None],
             None,
             labels=micro_batch.labels[None],
             packed_seq_params=packed_params(micro_batch),
+            **extra,
         )
-        return output, lambda statistics, **options: finish(index, micro_batch, statistics, **options)
+        return output, lambda output, **options: finish(index, micro_batch, output, **options)
 
+    forward_only = not torch.is_grad_enabled()
     sources = [iter(enumerate(micro_batches)) for _ in chunks]
     return get_forward_backward_func()(
         forward_step_func=forward_step,

@@ -5,22 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_lwz.kernels import dispatch
-from megatron_lwz.kernels.linear_logprob import linear_logprob
+from megatron_lwz.config.sections import KernelsSection
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.kernels import dispatch, settings
+from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, cross_check, linear_logprob, linear_loss
 from megatron_lwz.types import IGNORED_LABEL
 
-BACKENDS = dispatch.BACKENDS
+BACKENDS = dispatch.usable()
+CHUNKED = [name for name in BACKENDS if name != "reference"]
 
 
 @pytest.fixture(autouse=True)
-def _restore_backend():
-    before = dispatch._settings
-    yield
-    dispatch._settings = before
+def _restore_settings():
+    with settings.using():
+        yield
 
 
-def use(backend: str, workspace_bytes: int = 2**20) -> None:
-    dispatch._settings = dispatch.Settings(backend, workspace_bytes)
+def use(backend: str, workspace_bytes: int = 2**20, cache_bytes: int = 0) -> None:
+    settings.put(settings.Settings(backend, workspace_bytes, cache_bytes))
 
 
 def problem(rows=37, hidden=24, vocab=1003, padded=1024, seed=0, scale=1.0, shift=0.0):
@@ -137,11 +139,153 @@ def test_run_to_run_bitwise():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_backend_is_resolved_once_and_refused_when_unknown(caplog):
-    from megatron_lwz.errors import ConfigError
+def weighted(upstream):
+    """Mode B's loss with the same gradients as `run`."""
+    weights = upstream.float()
 
+    def loss(logprob, entropy, lse, rows):
+        return (torch.stack([logprob, entropy, lse]) * weights[:, rows].to(logprob.dtype)).sum()
+
+    return AutogradTokenLoss(loss, upstream.shape[1])
+
+
+def run_loss(x, w, labels, upstream, *, dtype=torch.float32, factor=1.0, **options):
+    x, w = x.to(dtype).requires_grad_(), w.to(dtype).requires_grad_()
+    loss, *outputs = linear_loss(x, w, labels, weighted(upstream), **options)
+    (loss * factor).backward()
+    return loss.detach(), torch.stack(outputs), x.grad, w.grad
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workspace", [1, 1024 * 4 * 7, 2**30])
+def test_loss_differentiated_in_the_forward_pass_equals_autograd(backend, workspace):
+    case = problem()
+    expected = oracle(*case, vocab=1003, temperature=0.8)
+    use(backend, workspace)
+    loss, outputs, grad_hidden, grad_weight = run_loss(*case, temperature=0.8, vocab_size=1003)
+    assert (outputs.double() - expected[0]).abs().max() <= 1e-5
+    assert (loss - (expected[0] * case[3]).sum()).abs() <= 1e-4
+    assert relative(grad_hidden, expected[1]) <= 1e-5
+    assert relative(grad_weight, expected[2]) <= 1e-5
+    assert (grad_weight[1003:] == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_loss_differentiated_in_the_forward_pass_may_be_scaled(backend):
+    case = problem()
+    use(backend)
+    plain, scaled = (run_loss(*case, factor=factor, vocab_size=1003) for factor in (1.0, 2.5))
+    for a, b in zip(plain[2:], scaled[2:], strict=True):
+        torch.testing.assert_close(a * 2.5, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_loss_without_any_label(backend):
+    x, w, labels, upstream = problem()
+    use(backend)
+    loss, outputs, grad_hidden, grad_weight = run_loss(
+        x, w, torch.full_like(labels, IGNORED_LABEL), upstream, vocab_size=1003
+    )
+    assert loss == 0 and all((part == 0).all() for part in (outputs, grad_hidden, grad_weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("cache", [1024 * 4 * 7, 2**24], ids=["some", "all"])
+def test_cached_logits_give_the_same_gradients(dtype, cache):
+    x, w, labels, upstream = problem(scale=0.3)
+    if dtype == torch.bfloat16:
+        x, w = x.bfloat16().double(), w.bfloat16().double()
+    expected = oracle(x, w, labels, upstream, vocab=1003, temperature=1.0)
+    use("chunked", 1024 * 4 * 7, cache)
+    found = run(x, w, labels, upstream, dtype=dtype, vocab_size=1003)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-3
+    assert relative(found[1], expected[1]) <= tolerance
+    assert relative(found[2], expected[2]) <= tolerance
+
+
+@pytest.mark.parametrize("backend", CHUNKED)
+@pytest.mark.parametrize("cache", [0, 2**24], ids=["recomputed", "cached"])
+def test_rows_without_upstream_gradient_get_none(backend, cache):
+    x, w, labels, upstream = problem()
+    upstream[:, : len(labels) // 2] = 0
+    expected = oracle(x, w, labels, upstream, vocab=1003, temperature=1.0)
+    use(backend, 2**16, cache)
+    found = run(x, w, labels, upstream, vocab_size=1003)
+    assert (found[1][: len(labels) // 2] == 0).all()
+    assert relative(found[1], expected[1]) <= 1e-5 and relative(found[2], expected[2]) <= 1e-5
+
+
+@pytest.mark.parametrize("operator", ["separable", "in_forward"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradient_goes_straight_into_main_grad(operator, tied):
+    """As Megatron's parameters ask for it; the tensor that autograd carries is zero where the embedding adds to it."""
+    x, w, labels, upstream = problem()
+    expected = oracle(x, w, labels, upstream, vocab=1003, temperature=1.0)
+    use("chunked", 1024 * 4 * 7)
+    weight = torch.nn.Parameter(w.float())
+    weight.main_grad, weight.grad_added_to_main_grad, weight.zero_out_wgrad = torch.ones_like(weight), False, tied
+    hidden = x.float().requires_grad_()
+    if operator == "separable":
+        outputs = torch.stack(linear_logprob(hidden, weight, labels, vocab_size=1003))
+        (outputs * upstream.float()).sum().backward()
+    else:
+        linear_loss(hidden, weight, labels, weighted(upstream), vocab_size=1003)[0].backward()
+    assert weight.grad_added_to_main_grad
+    assert relative(weight.main_grad - 1, expected[2]) <= 1e-5
+    assert relative(hidden.grad, expected[1]) <= 1e-5
+    assert not tied or (weight.grad == 0).all()
+
+
+def test_loss_in_main_grad_must_not_be_scaled_afterwards():
+    x, w, labels, upstream = problem()
+    use("chunked")
+    weight = torch.nn.Parameter(w.float())
+    weight.main_grad, weight.grad_added_to_main_grad = torch.zeros_like(weight), False
+    loss = linear_loss(x.float().requires_grad_(), weight, labels, weighted(upstream), vocab_size=1003)[0]
+    with pytest.raises(ValueError, match="must not be scaled"):
+        (2 * loss).backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cross_check_sees_how_far_the_implementation_is_from_the_reference(backend):
+    x, w, labels, upstream = problem()
+    use(backend, 1024 * 4 * 7)
+    with settings.using(cross_check_interval=2), cross_check.watch(4) as found:
+        run(x, w, labels, upstream, vocab_size=1003)
+        run_loss(x, w, labels, upstream, vocab_size=1003)
+    assert found.largest() <= 1e-5
+    assert (found.largest() > 0) == (backend != "reference")
+
+
+def test_cross_check_runs_at_its_interval_only():
+    with settings.using(cross_check_interval=2), cross_check.watch(3) as found:
+        assert found is None
+    with cross_check.watch(4) as found:
+        assert found is None
+
+
+def test_cross_check_notices_a_wrong_implementation(monkeypatch):
+    from megatron_lwz.kernels.linear_logprob import chunked
+
+    def wrong(self, z, labels, scale, running):
+        right(self, z, labels, scale, running)
+        running[3] += 0.5
+
+    right = chunked.TorchEpilogue.statistics
+    monkeypatch.setattr(chunked.TorchEpilogue, "statistics", wrong)
+    x, w, labels, upstream = problem()
+    use("chunked", 2**30)
+    with settings.using(cross_check_interval=2), cross_check.watch(4) as found:
+        run(x, w, labels, upstream, vocab_size=1003)
+    assert found.largest() == pytest.approx(0.5, abs=1e-4)
+
+
+def test_backend_is_resolved_once_and_refused_when_unknown(caplog):
     with caplog.at_level("INFO"):
-        assert dispatch.set_backend("auto", workspace_mib=3) == "chunked"
-    assert dispatch.settings().workspace_bytes == 3 * 2**20 and "chunked" in caplog.text
+        chosen = dispatch.set_backend(KernelsSection(workspace_mib=3))
+    assert chosen in ("cpp", "chunked") and settings.settings().workspace_bytes == 3 * 2**20
+    assert f"kernels: {chosen}" in caplog.text
     with pytest.raises(ConfigError, match=r"kernels\.backend"):
-        dispatch.set_backend("triton")
+        dispatch.select("fastest")
+    with pytest.raises(ConfigError, match=r"kernels\.backend.*cannot run here"):
+        dispatch.select("cuda")

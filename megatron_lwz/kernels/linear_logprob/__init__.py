@@ -1,53 +1,92 @@
-"""Log-prob, entropy and log-sum-exp of labels under softmax(hidden · weightᵀ / temperature), vocabulary-parallel."""
+"""Log-prob, entropy and log-sum-exp of labels under softmax(hidden · weightᵀ / temperature), vocabulary-parallel.
+
+Two operators over the same passes: `linear_logprob` for any loss, `linear_loss` for losses that are differentiated in the
+forward pass. Neither holds T × V numbers; what they hold fits `kernels.workspace_mib` (one row at least) and
+`kernels.cache_mib`.
+"""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from megatron_lwz.kernels import collectives, dispatch
-from megatron_lwz.kernels.linear_logprob import reference
-from megatron_lwz.kernels.linear_logprob.problem import Problem
-from megatron_lwz.types import IGNORED_LABEL
+from megatron_lwz.kernels.linear_logprob import implementations, in_forward, reference, separable
+from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients
+from megatron_lwz.kernels.linear_logprob.problem import make_problem
+from megatron_lwz.kernels.linear_logprob.token_loss import AutogradTokenLoss, TokenLoss, TokenStep
+from megatron_lwz.kernels.settings import settings
 
-__all__ = ["linear_logprob"]
-
-_IMPLEMENTATIONS = {"reference": reference.linear_logprob, "chunked": reference.linear_logprob}
+__all__ = ["AutogradTokenLoss", "RowGradients", "TokenLoss", "TokenStep", "linear_logprob", "linear_loss"]
 
 
 def linear_logprob(  # noqa: PLR0913 (the signature is shared by every implementation)
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    labels: torch.Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
     *,
     temperature: float = 1.0,
     vocab_start: int = 0,
     vocab_size: int,
     tp_group: torch.distributed.ProcessGroup | None = None,
     sequence_parallel: bool = False,
-    shift: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """(logprob, entropy, lse), each [T] fp32 in nats, all differentiable in `hidden` and `weight`.
 
-    hidden: [T, H], or this rank's [T / TP, H] with `sequence_parallel`; the op gathers it and reduce-scatters its
-        gradient (it all-reduces the gradient otherwise).
+    hidden: [T, H], or this rank's [T / TP, H] with `sequence_parallel`; the op gathers it chunk by chunk and
+        reduce-scatters its gradient (it all-reduces the gradient otherwise).
     weight: [V / TP, H], rows `vocab_start …` of the padded vocabulary. Rows from `vocab_size` (the true vocabulary)
-        on take no part and get exactly zero gradient.
+        on take no part and get exactly zero gradient. A parameter with Megatron's `main_grad` gets its gradient there.
     labels: [T] int64, the same on all ranks of `tp_group`. Rows labelled IGNORED_LABEL cost nothing; their outputs are 0.
-    shift: [T], for storage of logits below fp32 (rounding around an earlier lse). The implementations here
-        keep logits in fp32, where a shift changes nothing, so they do not read it.
+    shift: [T], for storage of logits below fp32 (rounding around an earlier lse). Logits are fp32 here, and the
+        cache rounds around their own maximum, so it is not read.
 
     Products accumulate in fp32 for bf16 inputs; fp64 inputs stay fp64 (the oracle of the tests). Outputs are bitwise equal
-    on all ranks of `tp_group` and from run to run. The logits held at a time fit `kernels.workspace_mib` with `chunked`.
+    on all ranks of `tp_group` and from run to run.
     """
-    hidden = collectives.whole_hidden(hidden, tp_group, sequence_parallel=sequence_parallel)
-    rows = (labels != IGNORED_LABEL).nonzero().squeeze(1)
-    problem = Problem(
-        labels=labels[rows] - vocab_start,
-        valid=max(0, min(weight.shape[0], vocab_size - vocab_start)),
-        scale=1.0 / temperature,
-        group=tp_group,
-        workspace_bytes=dispatch.settings().workspace_bytes,
+    problem = make_problem(
+        labels,
+        shard_rows=weight.shape[0],
+        temperature=temperature,
+        vocab_start=vocab_start,
+        vocab_size=vocab_size,
+        tp_group=tp_group,
+        sequence_parallel=sequence_parallel,
     )
-    outputs = _IMPLEMENTATIONS[dispatch.settings().backend](hidden[rows], weight, problem)
-    logprob, entropy, lse = (o.new_zeros(labels.shape).index_put((rows,), o) for o in outputs)
-    return logprob, entropy, lse
+    backend = settings().backend
+    if backend == "reference":
+        return reference.linear_logprob(hidden, weight, problem)
+    return separable.linear_logprob(hidden, weight, problem, implementations.epilogue(backend))
+
+
+def linear_loss(  # noqa: PLR0913 (the signature of linear_logprob, and the loss)
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    token_loss: TokenLoss,
+    *,
+    temperature: float = 1.0,
+    vocab_start: int = 0,
+    vocab_size: int,
+    tp_group: torch.distributed.ProcessGroup | None = None,
+    sequence_parallel: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, logprob, entropy, lse): `token_loss` summed over the labelled rows, and the [T] fp32 it was computed from.
+
+    Only the loss carries gradient. It is taken in the forward pass, a quarter cheaper than by `linear_logprob`; dW goes to
+    a parameter's `main_grad` at once, so backward must not scale the loss (ValueError, or a device assertion). Arguments as
+    for `linear_logprob`.
+    """
+    problem = make_problem(
+        labels,
+        shard_rows=weight.shape[0],
+        temperature=temperature,
+        vocab_start=vocab_start,
+        vocab_size=vocab_size,
+        tp_group=tp_group,
+        sequence_parallel=sequence_parallel,
+    )
+    backend = settings().backend
+    if backend == "reference":
+        return reference.linear_loss(hidden, weight, problem, token_loss)
+    return in_forward.linear_loss(hidden, weight, problem, implementations.epilogue(backend), token_loss)

@@ -1,28 +1,59 @@
-"""What every implementation of the op is given besides hidden [N, H] and weight [V / TP, H]."""
+"""What every pass of the op is given besides hidden and weight."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
+from megatron_lwz.types import IGNORED_LABEL
+
+NO_LABEL = -1
+"""A padding row's label: outside every shard."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """N rows, all with a label; hidden is whole on every rank, and its gradient is summed over ranks outside."""
+    """One call of the op: which rows have a label, and this rank's part of the vocabulary."""
 
-    labels: torch.Tensor
-    """[N] int64, relative to this shard's first row; outside [0, valid) the label belongs to another rank."""
+    labels: Tensor
+    """[T + 1] int64, relative to this shard's first row; outside [0, valid) the label belongs to another rank. The last
+    one is that of padding rows."""
+    selected: Tensor
+    """[N] int64: the rows that have a label, rising."""
     valid: int
     """The shard's rows that are true vocabulary: the first `valid`; 0 on a shard of padding only."""
     scale: float
     """1 / temperature."""
     group: torch.distributed.ProcessGroup | None
-    workspace_bytes: int
+    sequence_parallel: bool
 
-    def owned(self) -> torch.Tensor:
-        """[N] bool: rows whose label lies on this shard."""
-        return (self.labels >= 0) & (self.labels < self.valid)
+    @property
+    def tokens(self) -> int:
+        """T, also the number of a padding row."""
+        return len(self.labels) - 1
+
+
+def make_problem(
+    labels: Tensor,
+    *,
+    shard_rows: int,
+    temperature: float,
+    vocab_start: int,
+    vocab_size: int,
+    tp_group: torch.distributed.ProcessGroup | None,
+    sequence_parallel: bool,
+) -> Problem:
+    """The problem of labels [T] over a shard of `shard_rows` rows that begins at `vocab_start`."""
+    return Problem(
+        labels=torch.cat([labels - vocab_start, labels.new_full((1,), NO_LABEL)]),
+        selected=(labels != IGNORED_LABEL).nonzero().squeeze(1),
+        valid=max(0, min(shard_rows, vocab_size - vocab_start)),
+        scale=1.0 / temperature,
+        group=tp_group,
+        sequence_parallel=sequence_parallel and tp_group is not None,
+    )
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

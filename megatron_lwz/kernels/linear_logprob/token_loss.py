@@ -52,7 +52,7 @@ class AutogradTokenLoss:
         kept = (rows < self._tokens).nonzero().squeeze(1)
         with torch.enable_grad():
             leaves = [value[kept].requires_grad_() for value in (logprob, entropy, lse)]
-            loss = self._loss(*leaves, rows[kept])
+            loss = self._loss(leaves[0], leaves[1], leaves[2], rows[kept])
             found = torch.autograd.grad(loss, leaves, allow_unused=True)
         for row, gradient in zip(gradients, found, strict=True):
             if gradient is not None:

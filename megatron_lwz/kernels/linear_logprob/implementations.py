@@ -1,0 +1,32 @@
+"""The implementations of the op's epilogue by name. A module is imported when its name is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import types
+from functools import cache
+
+from megatron_lwz.kernels.linear_logprob.epilogue import Epilogue
+
+_CLASSES = {"chunked": "TorchEpilogue", "cpp": "CppEpilogue", "triton": "TritonEpilogue", "cuda": "CudaEpilogue"}
+"""Module of this package → its class."""
+
+NAMES = tuple(_CLASSES)
+
+
+def available(name: str) -> str | None:
+    """None when the implementation can run here, else the reason in one line."""
+    try:
+        return _module(name).available()
+    except ImportError as error:
+        return str(error)
+
+
+@cache
+def epilogue(name: str) -> Epilogue:
+    """The named implementation, which must be available."""
+    return getattr(_module(name), _CLASSES[name])()
+
+
+def _module(name: str) -> types.ModuleType:
+    return importlib.import_module(f"{__package__}.{name}")

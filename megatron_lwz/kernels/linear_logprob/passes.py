@@ -1,0 +1,113 @@
+"""The two passes over a chunk's logits, tile of columns by tile of columns.
+
+Statistics: the epilogue merges each tile of x · Wᵀ into its rows' running numbers. Gradient: the epilogue turns each tile
+into dL/dz, and two products add that to dX and dW. Where the logits come from (a product, or kept from the pass before)
+is the caller's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_lwz.kernels.linear_logprob.epilogue import Epilogue, RowGradients, empty_statistics
+from megatron_lwz.kernels.linear_logprob.head import Head, Tile, WeightGradient, accumulate
+from megatron_lwz.kernels.linear_logprob.problem import Problem
+
+Logits = Callable[[Tensor, Tile], Tensor]
+"""(x [n, H], tile) → its logits [n, v]."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Both passes of one problem, `columns` of the vocabulary at a time."""
+
+    head: Head
+    problem: Problem
+    epilogue: Epilogue
+    columns: int
+
+    def statistics(self, rows: Tensor, x: Tensor, logits: Logits) -> Tensor:
+        """[4, n] of this shard, for the rows numbered `rows` with hidden states x [n, H]."""
+        labels = self.problem.labels[rows]
+        running = empty_statistics(len(rows), dtype=self.head.accumulation, device=x.device)
+        for tile in self.head.tiles(self.columns):
+            self.epilogue.statistics(logits(x, tile), labels - tile.start, self.problem.scale, running)
+        return running
+
+    def gradient(
+        self, rows: Tensor, x: Tensor, logits: Logits, per_row: RowGradients, weight: WeightGradient | None
+    ) -> Tensor:
+        """This shard's share [n, H] of dX; adds the chunk's part of dW to `weight`."""
+        labels = self.problem.labels[rows]
+        total = torch.zeros(x.shape, dtype=self.head.accumulation, device=x.device)
+        for tile in self.head.tiles(self.columns):
+            z = logits(x, tile)
+            dz = self.epilogue.gradient(z, labels - tile.start, self.problem.scale, per_row, self.head.dtype)
+            accumulate(total, dz, tile.weight)
+            if weight is not None:
+                weight.add(tile, dz, x)
+        if weight is not None:
+            weight.end_chunk()
+        return total
+
+
+class Workspace:
+    """One buffer for logits, made once and cut to size."""
+
+    def __init__(self, cells: int, head: Head) -> None:
+        self._buffer = torch.empty(cells, dtype=head.accumulation, device=head.parameter.device)
+        self._head = head
+
+    def cut(self, rows: int, columns: int) -> Tensor:
+        """[rows, columns], contiguous."""
+        return self._buffer[: rows * columns].view(rows, columns)
+
+    def product(self, x: Tensor, tile: Tile) -> Tensor:
+        """The tile's logits, in the workspace until the next product."""
+        return self._head.logits(x, tile, self.cut(len(x), len(tile.weight)))
+
+
+def into(z: Tensor, head: Head) -> Logits:
+    """Products that fill whole rows z [n, valid], tile by tile."""
+    return lambda x, tile: head.logits(x, tile, z[:, tile.columns])
+
+
+def held(z: Tensor) -> Logits:
+    """The tiles of whole rows z [n, valid] as they are."""
+    return lambda _x, tile: z[:, tile.columns]
+
+
+class LogitsCache:
+    """Tiles of logits kept from the forward to the backward pass, as many as the budget holds.
+
+    fp32 weights keep fp32 logits. bf16 weights keep bf16 differences from the row's highest logit in the tile: rounding
+    around it costs a fiftieth of what rounding the logits costs, and the gradient stays at the error of its own bf16.
+    """
+
+    def __init__(self, budget: int, head: Head) -> None:
+        self.budget = budget
+        self._left = budget
+        self._dtype = torch.float32 if head.parameter.dtype == torch.float32 else torch.bfloat16
+        self._tiles: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
+
+    def keep(self, chunk: int, tile: Tile, z: Tensor) -> None:
+        """Keeps the tile if there is room."""
+        size = z.numel() * self._dtype.itemsize
+        if size > self._left:
+            return
+        self._left -= size
+        shift = None if self._dtype == z.dtype else z.amax(1, keepdim=True)
+        kept = z.clone() if shift is None else (z - shift).to(self._dtype)
+        self._tiles[chunk, tile.start] = kept, shift
+
+    def take(self, chunk: int, tile: Tile) -> Tensor | None:
+        """The tile in fp32, no longer kept; None if it never was."""
+        found = self._tiles.pop((chunk, tile.start), None)
+        if found is None:
+            return None
+        kept, shift = found
+        return kept if shift is None else kept.float().add_(shift)
