@@ -10,6 +10,7 @@ from megatron_lwz.cli import common
 
 COMMANDS = {
     "serve-engine": ("megatron_lwz.cli.serve_engine", "serve a policy over HTTP, with vLLM's routes"),
+    "evaluate": ("megatron_lwz.cli.evaluate", "measure writing: without a judge, or on the public benchmarks"),
     "report": ("megatron_lwz.cli.report", "write report.html of a run folder again"),
 }
 """Name → (module with `main(argv)`, what it does). A module is imported when its command is called."""

@@ -1,0 +1,29 @@
+"""`lwz evaluate <what> …`: writing measured, with and without a judge."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from megatron_lwz.cli import common
+
+COMMANDS = {
+    "text": ("megatron_lwz.cli.evaluate_text", "length, repetition, truncation, format, language: needs no judge"),
+}
+"""Name → (module with `main(argv)`, what it does)."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Calls the evaluation `argv[0]` with the rest. Raises LwzError."""
+    if argv and argv[0] in COMMANDS:
+        importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+        return
+    if argv and argv[0] not in ("-h", "--help"):
+        raise common.UsageError(f"lwz evaluate has no '{argv[0]}': choose one of {', '.join(COMMANDS)}")
+    lines = [f"  {name:<16} {what}" for name, (_, what) in COMMANDS.items()]
+    common.console().print("\n".join(["usage: lwz evaluate <what> … [--help]", "", *lines]), markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(common.run(main))

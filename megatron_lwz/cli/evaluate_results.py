@@ -1,0 +1,50 @@
+"""What evaluation commands share: where results go, and the table on the console."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from megatron_lwz.cli.common import UsageError, console
+from megatron_lwz.evaluation.statistics import Estimate
+from megatron_lwz.report.evaluation import number
+
+
+def output_folder(path: Path) -> Path:
+    """The folder, created. Raises UsageError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output {path}: cannot be created ({error.strerror})") from error
+    return path
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a result file, whole or not at all."""
+    _write(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a JSONL file, whole or not at all."""
+    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def show_estimates(title: str, estimates: Mapping[str, Estimate], labels: Mapping[str, str] | None = None) -> None:
+    """Prints name, mean and 95 % interval."""
+    table = Table(title=title, title_justify="left")
+    for column in ("", "mean", "95 % interval", "n"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, value in estimates.items():
+        interval = f"{number(value.low)} … {number(value.high)}"
+        table.add_row((labels or {}).get(name, name), number(value.value), interval, str(value.count))
+    console().print(table)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

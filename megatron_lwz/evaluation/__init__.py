@@ -1,0 +1,1 @@
+"""How well a model writes: measured without a judge, and on the public benchmarks with one."""

@@ -1,0 +1,116 @@
+"""Responses: how a written text is cut into thinking and answer, and the files they are kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_lwz.data.text.grammar import ANSWER_END, Template, parse_response
+from megatron_lwz.errors import DataError
+from megatron_lwz.evaluation.tasks import Task, asked_length, read_rows, row_id
+from megatron_lwz.types import LengthRange
+
+THINK_START, THINK_END = "<think>", "</think>"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A response cut up. `fault` names the first thing wrong with the format, where one was asked for."""
+
+    thinking: str
+    answer: str
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Response:
+    """One row of a response file. What the file does not tell is None.
+
+    `text` is what is judged and measured: the answer alone. `raw` is what the model wrote, all of it.
+    """
+
+    id: str
+    text: str
+    sample: int = 0
+    prompt: str | None = None
+    length: LengthRange | None = None
+    finish_reason: str | None = None
+    template: Template | None = None
+    fault: str | None = None
+    language: str | None = None
+
+
+def cut(raw: str, template: Template | None, *, stop: str | None = None) -> Written:
+    """Thinking and answer of what a model wrote.
+
+    With a template (our policies): by the grammar, so an answer that the stop `</answer>` ended is closed. Without one
+    (chat models): an `<answer>` segment where there is one after the thinking; else all that follows the first
+    `</think>`; nothing when the thinking never ended. White space around the answer is left out.
+    """
+    if template is not None:
+        parsed = parse_response(raw, template, stop=stop)
+        return Written((parsed.think or "").strip(), (parsed.answer or "").strip(), parsed.fault)
+    before, closed, after = raw.partition(THINK_END)
+    if not closed:
+        opened = raw.lstrip().startswith(THINK_START)
+        thinking, rest = (raw.lstrip().removeprefix(THINK_START), "") if opened else ("", raw)
+    else:
+        thinking, rest = before.lstrip().removeprefix(THINK_START), after
+    if rest.lstrip().startswith("<answer>"):
+        rest = parse_response(rest, "direct", stop=ANSWER_END).answer or ""
+    return Written(thinking.strip(), rest.strip())
+
+
+def read_responses(path: Path | str, tasks: Sequence[Task] = ()) -> list[Response]:
+    """The rows of a response file, in its order: ours, or any with `response` and the benchmark's own keys.
+
+    `tasks` supply prompt and length to rows that lack them, by id. A response that stands there twice is an error:
+    which of them counts is not ours to choose. Raises DataError.
+    """
+    known = {task.id: task for task in tasks}
+    found: list[Response] = []
+    lines: dict[tuple[str, int], int] = {}
+    for number, row in read_rows(path):
+        try:
+            response = _response(row, len(found), known)
+        except ValueError as error:
+            raise DataError(path, str(error), line=number) from error
+        key = (response.id, response.sample)
+        if key in lines:
+            advice = f"response {response.id!r} stands on line {lines[key]} already; remove one of them"
+            raise DataError(path, advice, line=number)
+        lines[key] = number
+        found.append(response)
+    if not found:
+        raise DataError(path, "no responses in this file")
+    return found
+
+
+def _response(row: dict[str, Any], position: int, known: dict[str, Task]) -> Response:
+    identity = row_id(row, position)
+    text, sample = row.get("response"), row.get("sample", 0)
+    if not isinstance(text, str):
+        raise ValueError(f"'response' must be a text, got {text!r:.80}; the row has {', '.join(row)}")
+    if type(sample) is not int or sample < 0:
+        raise ValueError(f"'sample' must be a whole number from 0, got {sample!r}")
+    task = known.get(identity)
+    prompt = next((row[key] for key in ("prompt", "query", "question") if isinstance(row.get(key), str)), None)
+    template = row.get("template") if row.get("template") in ("think", "direct") and "raw" in row else None
+    fault = None
+    if template is None:
+        text = cut(text, None).answer  # files of other tools may still hold the thinking
+    else:
+        fault = cut(str(row["raw"]), template, stop=row.get("stop")).fault
+    return Response(
+        identity,
+        text,
+        sample,
+        prompt if prompt is not None else task.prompt if task else None,
+        asked_length(row) or (task.length if task else None),
+        row.get("finish_reason"),
+        template,
+        fault,
+        row.get("language"),
+    )

@@ -1,0 +1,60 @@
+"""What can be said of a text without a judge: pure functions of the text."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from megatron_lwz.data.templates import detect_language
+from megatron_lwz.types import LengthRange
+
+# As in data/text/near_duplicates: a CJK character is a unit of its own, any other run of word characters is one.
+_UNIT = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
+_CJK = re.compile(r"[\u4e00-\u9fff]")
+_WORD = re.compile(r"\b[a-zA-Z]+\b")
+
+
+def length_score(required: float, written: int) -> float:
+    """S_l of LongBench-Write, 0 to 100: x = required > 0, y = written, both in words + CJK characters.
+
+    y > x: 100 · max(0, 1 − (y/x − 1)/3), else 100 · max(0, 1 − (x/y − 1)/2). An empty text scores 0 (the public script
+    divides by zero there).
+    """
+    if written <= 0:
+        return 0.0
+    if written > required:
+        return 100 * max(0.0, 1.0 - (written / required - 1) / 3)
+    return 100 * max(0.0, 1.0 - (required / written - 1) / 2)
+
+
+def range_score(asked: LengthRange, written: int) -> float:
+    """`length_score` against the nearest length of the range: 100 inside it. A range [N, N] is LongBench-Write's N."""
+    nearest = min(max(written, asked.lower), asked.upper)
+    return length_score(nearest, written) if nearest else 100.0
+
+
+def distinct(text: str, size: int) -> float | None:
+    """Distinct-n: different n-grams per n-gram, in units of words and CJK characters, lower case. None if too short."""
+    units = _UNIT.findall(text.lower())
+    grams = [tuple(units[place : place + size]) for place in range(len(units) - size + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def language_share(text: str, language: Literal["english", "chinese"]) -> float | None:
+    """The share of words + CJK characters that are of `language`; None for a text with neither."""
+    chinese, english = len(_CJK.findall(text)), len(_WORD.findall(text))
+    if not chinese + english:
+        return None
+    return (chinese if language == "chinese" else english) / (chinese + english)
+
+
+def expected_language(prompt: str, named: str | None) -> Literal["english", "chinese"] | None:
+    """The language to write in: what the row names, else the prompt's; None for a named one we cannot tell."""
+    if named is None:
+        return detect_language(prompt)
+    name = named.lower()
+    if name.startswith(("en", "英")):
+        return "english"
+    if name.startswith(("zh", "cn", "chinese", "中")):
+        return "chinese"
+    return None

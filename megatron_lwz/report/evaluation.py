@@ -1,0 +1,77 @@
+"""The page of an evaluation: one self-contained HTML file in the look of the run report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from megatron_lwz.evaluation.measure import LABELS, TextReport
+from megatron_lwz.evaluation.statistics import Estimate
+from megatron_lwz.report.evaluation_charts import intervals, length_scatter
+
+_POINTS = 3000
+"""Most points of one scatter, so that the file stays small."""
+
+
+def write_page(path: Path, title: str, lead: str, sections: Mapping[str, str]) -> None:
+    """Writes the page, whole or not at all. `sections`: heading → HTML; empty ones are left out."""
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    body = "".join(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in sections.items() if html)
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>'
+        f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{body}</body></html>\n'
+    )
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+
+
+def charts(*figures: str) -> str:
+    """Figures side by side."""
+    kept = "".join(figures)
+    return f'<div class="charts">{kept}</div>' if kept else ""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A plain table, everything escaped."""
+    top = "".join(f"<th>{escape(text)}</th>" for text in head)
+    lines = ("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><tr>{top}</tr>{"".join(lines)}</table></div>'
+
+
+def number(value: float) -> str:
+    """A figure of a table."""
+    return f"{value:.3f}" if abs(value) < 2 else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def estimates_table(estimates: Mapping[str, Estimate], labels: Mapping[str, str] | None = None) -> str:
+    """Name, mean, 95 % interval, count."""
+    rows = [
+        ((labels or {}).get(name, name), number(e.value), f"{number(e.low)} … {number(e.high)}", e.count)
+        for name, e in estimates.items()
+    ]
+    return table(("", "mean", "95 % interval", "n"), rows)
+
+
+def text_sections(found: TextReport) -> dict[str, str]:
+    """The sections of an evaluation without a judge."""
+    points = [((row["asked_lower"] + row["asked_upper"]) / 2, row["length"]) for row in found.rows if "s_l" in row]
+    curve = [(bucket.asked.value, bucket.written.value) for bucket in found.curve]
+    scores = {_range(bucket.lower, bucket.upper): bucket.score for bucket in found.curve}
+    shares = {LABELS[name]: e for name, e in found.metrics.items() if name not in ("length", "s_l")}
+    faults = table(("first fault", "responses"), list(found.faults.items())) if found.faults else ""
+    return {
+        "Metrics": estimates_table(found.metrics, LABELS),
+        "Length asked, length written": charts(
+            length_scatter("Length asked, length written", points[:_POINTS], curve),
+            intervals("S_l by length asked", scores),
+        ),
+        "Shares": charts(intervals("Shares of responses and of their parts", shares)),
+        "Format faults": faults,
+    }
+
+
+def _range(lower: int, upper: int | None) -> str:
+    return f"{lower} and more" if upper is None else f"{lower} to {upper}"
