@@ -1,0 +1,107 @@
+"""What the Triton kernels become on an H200 (sm_90): no spills, 128-bit memory access, loops without waiting.
+
+To add a kernel: a row in KERNELS. Limits are what a kernel takes now, so that a change for the worse is seen.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import triton
+
+from megatron_lwz.kernels.linear_logprob import triton_kernels
+from megatron_lwz.kernels.linear_logprob.triton import LAUNCH, gradient_constants, statistics_constants
+from tests.kernels.ahead_of_time import LOADS_128, STORES_128, MachineCode, compile_ahead_of_time
+
+FP32, BF16 = torch.float32, torch.bfloat16
+NAMES = {FP32: "*fp32", BF16: "*bf16"}
+RUNNING = {"stride": "i32", "columns": "i32", "labels": "*i64", "scale": "fp32", "running": "*fp32", "rows": "i32"}
+ROWS = dict.fromkeys(("lse", "mean", "logprob", "entropy", "lse_gradient"), "*fp32")
+TILE = {"stride": "i32", "out_stride": "i32", "columns": "i32", "labels": "*i64", "scale": "fp32"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A variant, and the most and the least it may need."""
+
+    function: triton.JITFunction
+    types: dict[str, str]
+    constants: dict[str, Any]
+    registers: int
+    loads: int
+    """128-bit loads at least."""
+    stores: int
+    """128-bit stores at least."""
+
+
+def statistics(dtype: torch.dtype, *, registers: int, loads: int, aligned: bool = True) -> Kernel:
+    types = {"z": NAMES[dtype], **RUNNING}
+    constants = statistics_constants(dtype, aligned=aligned)
+    return Kernel(triton_kernels.statistics, types, constants, registers, loads, stores=0)
+
+
+def gradient(dtype: torch.dtype, out: torch.dtype, *, registers: int, entropy: bool = True) -> Kernel:
+    types = {"z": NAMES[dtype], "out": NAMES[out], **TILE, **ROWS}
+    constants = gradient_constants(dtype, out, aligned=True)
+    constants |= {} if entropy else {"entropy": None, "lse_gradient": None}
+    # Per thread and step 16 columns, once in the loop and once in the masked block; zero rows store as much.
+    loads, stores = 2 * dtype.itemsize, 4 * out.itemsize
+    return Kernel(triton_kernels.gradient, types, constants, registers, loads, stores)
+
+
+KERNELS = {
+    "statistics_fp32": statistics(FP32, registers=32, loads=8),
+    "statistics_bf16": statistics(BF16, registers=32, loads=4),
+    "statistics_fp32_unaligned": statistics(FP32, registers=48, loads=0, aligned=False),
+    "gradient_fp32_to_bf16": gradient(FP32, BF16, registers=48),
+    "gradient_fp32_to_bf16_logprob_only": gradient(FP32, BF16, registers=48, entropy=False),
+    "gradient_fp32_to_fp32": gradient(FP32, FP32, registers=48),
+    "gradient_bf16_to_bf16": gradient(BF16, BF16, registers=48),
+    "gradient_bf16_to_fp32": gradient(BF16, FP32, registers=48),
+}
+
+
+@cache
+def compiled(name: str) -> MachineCode:
+    kernel = KERNELS[name]
+    return compile_ahead_of_time(kernel.function, kernel.types, kernel.constants, **LAUNCH)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_registers_and_no_spills(name: str) -> None:
+    code = compiled(name)
+    assert code.local_bytes == 0 and not code.count(r"\b(LDL|STL)\b")
+    assert code.registers <= KERNELS[name].registers
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_memory_access_is_128_bits_wide(name: str) -> None:
+    code = compiled(name)
+    assert code.count(LOADS_128) >= KERNELS[name].loads
+    assert code.count(STORES_128) >= KERNELS[name].stores
+
+
+@pytest.mark.parametrize("name", ["statistics_fp32", "statistics_bf16", "statistics_fp32_unaligned"])
+def test_threads_do_not_wait_for_each_other_while_reading_a_row(name: str) -> None:
+    """Each keeps its own maximum and sums; they are merged behind the loop."""
+    (loop,) = [body for body in compiled(name).loops() if any("MUFU.EX2" in line for line in body)]
+    assert not any(re.search(r"\b(SHFL|BAR|LDS|STS)\b", line) for line in loop)
+    assert sum("MUFU.EX2" in line for line in loop) == 16 + 1  # columns, and the change of the maximum
+
+
+@pytest.mark.parametrize("name", ["gradient_fp32_to_bf16", "gradient_fp32_to_bf16_logprob_only"])
+def test_a_block_is_loaded_by_all_before_any_of_it_is_overwritten(name: str) -> None:
+    """The bf16 gradient lies in the memory of the fp32 logits: load, barrier, store, in the loop and behind it."""
+    code = compiled(name)
+    loops = [body for body in code.loops() if any("MUFU.EX2" in line for line in body)]
+    assert len(loops) == 1
+    tail = code.instructions[code.instructions.index(loops[0][-1]) + 1 :]
+    for part in (loops[0], tail):
+        order = [found[1] for line in part if (found := re.search(r"\b(LDG|BAR|STG)\b", line))]
+        barrier = order.index("BAR")
+        assert "STG" not in order[:barrier] and "LDG" not in order[barrier:]
