@@ -1,12 +1,13 @@
-"""Times our log-prob op beside plain torch and measures what memory each takes on top of its inputs.
+"""Times our log-prob op beside plain torch, the bare matrix products and other libraries, and measures its memory and error.
 
-    python tools/bench_kernels.py [--shapes 2048x896x151936,…] [--threads 2] [--repeats 3] [--json out.json]
+    python tools/bench_kernels.py [--shapes 2048x896x151936,…] [--ways in\\ forward,plain] [--peers] [--json out.json]
 
-A shape is tokens × hidden × vocabulary. `plain` is what one writes without an op: whole logits, log_softmax, gather.
-`extra` is the peak beyond the inputs (resident memory on a CPU, allocated memory on a GPU) during forward + backward;
-`workspace` is that less the two gradients, which every way must hold. `error` is the largest difference of a log-prob from
-fp64, on 16 rows. FLOP/s count 6·T·H·V for forward + backward: what the products need without computing anything twice.
-The ways take turns inside one process, so that a busy machine disturbs them alike; the fastest repeat counts.
+A shape is tokens × hidden × vocabulary; `--shapes gpu` are those of a 32B policy at TP 8, a 7B and a 0.5B policy. Every way
+computes log-probs and, ours, entropy and log-sum-exp. `extra` is the peak beyond the inputs (resident memory on a CPU, allocated
+memory on a GPU) during forward + backward; `workspace` is that less the two gradients, which every way must hold.
+`of ceiling` compares 6·T·H·V FLOP, what the products need without computing anything twice, with the rate of the bare
+products in the same run. `error` is the largest difference of a log-prob from fp64, `dX error` the gradient's relative one, both on
+16 rows. The ways take turns inside one process, so that a busy machine disturbs them alike; the fastest repeat counts.
 """
 
 from __future__ import annotations
@@ -15,48 +16,38 @@ import argparse
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 import torch
+from kernel_ways import Inputs, Way, peers, standard
 from rich.console import Console
 from rich.table import Table
 
-from megatron_lwz.kernels import dispatch
-from megatron_lwz.kernels.linear_logprob import linear_logprob
+from megatron_lwz.kernels import settings
+from megatron_lwz.kernels.settings import MIB
 
-MIB = 2**20
-Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+GPU_SHAPES = "16384x5120x19008,16384x3584x152064,32768x896x151936"
+CPU_SHAPES = "512x896x32768,512x128x151936"
+SAMPLE = slice(0, 16)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One way on one shape. Seconds, MiB, FLOP/s, nats."""
+    """One way on one shape. Seconds, MiB, nats; None where a way has no such figure."""
 
     shape: str
     way: str
     dtype: str
-    forward_seconds: float
+    forward_seconds: float | None
     total_seconds: float
     extra_mib: float
     workspace_mib: float
-    flops_per_second: float
-    error: float
-
-
-def plain(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Log-probs [T] by way of whole logits [T, V], in fp32 from there on."""
-    return (hidden @ weight.t()).float().log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
-
-
-def ours(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Log-probs [T] by our op, which computes entropy and log-sum-exp as well."""
-    return linear_logprob(hidden, weight, labels, vocab_size=len(weight))[0]
-
-
-WAYS: dict[str, Way] = {"plain": plain, "chunked": ours}
+    of_ceiling: float
+    error: float | None
+    hidden_gradient_error: float | None
 
 
 class PeakMemory:
@@ -88,17 +79,14 @@ class PeakMemory:
             self._sampler.join()
 
 
-def once(way: Way, inputs: tuple[torch.Tensor, ...], upstream: torch.Tensor) -> tuple[float, float, int]:
-    """Seconds of the forward, seconds of forward + backward, peak extra bytes."""
-    hidden, weight, labels = inputs
-    hidden.grad = weight.grad = None
-    with PeakMemory(hidden.device) as peak:
-        start = now(hidden.device)
-        logprob = way(hidden, weight, labels)
-        middle = now(hidden.device)
-        logprob.backward(upstream)
-        end = now(hidden.device)
-    return middle - start, end - start, peak.bytes
+def make_inputs(shape: str, dtype: torch.dtype, device: torch.device) -> Inputs:
+    """Random, the same in every run: logits of a standard deviation near 1."""
+    tokens, width, vocab = (int(number) for number in shape.split("x"))
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, width, generator=generator).to(device, dtype).requires_grad_()
+    weight = (torch.randn(vocab, width, generator=generator) * width**-0.5).to(device, dtype).requires_grad_()
+    labels = torch.randint(0, vocab, (tokens,), generator=generator).to(device)
+    return Inputs(hidden, weight, labels, torch.randn(tokens, generator=generator).to(device))
 
 
 def now(device: torch.device) -> float:
@@ -108,77 +96,147 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def measure(shape: str, dtype: torch.dtype, device: torch.device, repeats: int) -> list[Figure]:
-    """Every way on one shape."""
+def forward_backward(way: Way, inputs: Inputs) -> tuple[float, int]:
+    """Seconds and peak extra bytes; the gradients are left on the inputs."""
+    inputs.hidden.grad = inputs.weight.grad = None
+    device = inputs.hidden.device
+    with way.context(), PeakMemory(device) as peak:
+        start = now(device)
+        way.loss(inputs).backward()
+        end = now(device)
+    return end - start, peak.bytes
+
+
+@torch.no_grad()
+def forward_only(way: Way, inputs: Inputs) -> float | None:
+    """Seconds of the log-probs alone."""
+    if way.logprob is None:
+        return None
+    with way.context():
+        start = now(inputs.hidden.device)
+        way.logprob(inputs)
+        return now(inputs.hidden.device) - start
+
+
+@torch.no_grad()
+def exact(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """fp64 log-probs [16] and gradients of hidden [16, H] of the sample, a part of the vocabulary at a time."""
+    x, labels = inputs.hidden[SAMPLE].double(), inputs.labels[SAMPLE]
+    parts = inputs.weight.split(16384)
+    every = torch.cat([x @ part.double().t() for part in parts], 1).log_softmax(-1)
+    slope = inputs.weights[SAMPLE, None].double()
+    mean = sum(p @ part.double() for p, part in zip(every.exp().split(16384, 1), parts, strict=True))
+    return every.gather(1, labels[:, None]).squeeze(1), slope * (inputs.weight[labels].double() - mean)
+
+
+def errors(way: Way, inputs: Inputs, expected: tuple[torch.Tensor, torch.Tensor]) -> tuple[float | None, float | None]:
+    """The largest difference of a log-prob, and the relative one of dX, which the last backward pass left."""
+    logprob = gradient = None
+    if way.logprob is not None:
+        sample = Inputs(inputs.hidden[SAMPLE], inputs.weight, inputs.labels[SAMPLE], inputs.weights[SAMPLE])
+        with torch.no_grad(), way.context():
+            logprob = (way.logprob(sample) - expected[0]).abs().max().item()
+    if way.same_loss and inputs.hidden.grad is not None:
+        found = inputs.hidden.grad[SAMPLE].double()
+        gradient = ((found - expected[1]).norm() / expected[1].norm()).item()
+    return logprob, gradient
+
+
+def measure(shape: str, ways: Sequence[Way], inputs: Inputs, repeats: int) -> list[Figure]:
+    """Every way on one shape. A way that fails here (another machine's kernel, out of memory) is named and left out."""
+    expected = exact(inputs)
+    times: dict[str, list[tuple[float, int]]] = {}
+    forwards: dict[str, list[float]] = {}
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for repeat in range(repeats):
+        for way in ways:
+            if repeat and way.name not in times:
+                continue
+            try:
+                times.setdefault(way.name, []).append(forward_backward(way, inputs))
+                found.setdefault(way.name, errors(way, inputs, expected))
+                seconds = forward_only(way, inputs)
+            except Exception as error:
+                times.pop(way.name, None)
+                print(f"{shape}: {way.name} left out: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
+                continue
+            if seconds is not None:
+                forwards.setdefault(way.name, []).append(seconds)
     tokens, width, vocab = (int(number) for number in shape.split("x"))
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(tokens, width, generator=generator).to(device, dtype).requires_grad_()
-    weight = (torch.randn(vocab, width, generator=generator) * width**-0.5).to(device, dtype).requires_grad_()
-    labels = torch.randint(0, vocab, (tokens,), generator=generator).to(device)
-    upstream = torch.randn(tokens, generator=generator).to(device)
-    sample = slice(0, min(16, tokens))
-    with torch.no_grad():
-        exact = plain64(hidden[sample], weight, labels[sample])
-        errors = {n: (w(hidden[sample], weight, labels[sample]) - exact).abs().max().item() for n, w in WAYS.items()}
-    runs: dict[str, list[tuple[float, float, int]]] = {name: [] for name in WAYS}
-    for _ in range(repeats):
-        for name, way in WAYS.items():
-            runs[name].append(once(way, (hidden, weight, labels), upstream))
-    gradients = (hidden.numel() + weight.numel()) * hidden.element_size()
+    gradients = (tokens * width + vocab * width) * inputs.hidden.element_size()
+    floor = min((seconds for seconds, _ in times.get("products only", [])), default=float("nan"))
     figures = []
-    for name, results in runs.items():
-        forward, total, extra = (min(column) for column in zip(*results, strict=True))
-        rate = 6.0 * tokens * width * vocab / total
+    for name, runs in times.items():
+        total, extra = min(seconds for seconds, _ in runs), min(extra for _, extra in runs)
+        forward = min(forwards[name]) if name in forwards else None
         sizes = extra / MIB, max(0, extra - gradients) / MIB
-        figures.append(Figure(shape, name, str(dtype)[6:], forward, total, *sizes, rate, errors[name]))
+        dtype = str(inputs.hidden.dtype).removeprefix("torch.")
+        figures.append(Figure(shape, name, dtype, forward, total, *sizes, floor / total, *found[name]))
     return figures
 
 
-def plain64(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The log-probs in fp64, a few rows of the vocabulary at a time."""
-    logits = torch.cat([hidden.double() @ part.double().t() for part in weight.split(16384)], 1)
-    return logits.log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
-
-
 def show(figures: list[Figure]) -> None:
-    """One table, each way's time and memory also as a ratio to `plain`."""
-    table = Table("shape T x H x V", "way", "forward s", "fwd+bwd s", "ratio", "extra MiB", "ratio", "workspace MiB")
-    table.add_column("GFLOP/s")
-    table.add_column("error")
-    base = {figure.shape: figure for figure in figures if figure.way == "plain"}
-    for f in figures:
-        b = base[f.shape]
-        table.add_row(
-            *(f.shape, f.way, f"{f.forward_seconds:.3f}", f"{f.total_seconds:.3f}"),
-            *(f"{f.total_seconds / b.total_seconds:.2f}", f"{f.extra_mib:.0f}"),
-            *(f"{f.extra_mib / max(b.extra_mib, 1e-9):.2f}", f"{f.workspace_mib:.0f}"),
-            *(f"{f.flops_per_second / 1e9:.0f}", f"{f.error:.1e}"),
-        )
-    Console().print(table)
+    """One table per shape, each way's time and memory also as a ratio to `plain`."""
+    console = Console(width=150)
+    for shape in dict.fromkeys(figure.shape for figure in figures):
+        of_shape = [figure for figure in figures if figure.shape == shape]
+        plain = next((figure for figure in of_shape if figure.way == "plain"), None)
+        columns = ("way", "fwd only s", "fwd+bwd s", "ratio", "of ceiling", "extra MiB", "ratio", "workspace MiB")
+        table = Table(*columns, "error", "dX error", title=f"T x H x V = {shape}, {of_shape[0].dtype}")
+        for f in of_shape:
+            table.add_row(
+                *(f.way, number(f.forward_seconds, ".3f"), f"{f.total_seconds:.3f}"),
+                *(number(plain and f.total_seconds / plain.total_seconds, ".2f"), number(f.of_ceiling, ".2f")),
+                *(f"{f.extra_mib:.0f}", number(plain and f.extra_mib / max(plain.extra_mib, 1e-9), ".2f")),
+                *(f"{f.workspace_mib:.0f}", number(f.error, ".1e"), number(f.hidden_gradient_error, ".1e")),
+            )
+        console.print(table)
+
+
+def number(value: float | None, form: str) -> str:
+    """A figure, or a dash where there is none."""
+    return "–" if value is None or value != value else format(value, form)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", help="TxHxV,… or gpu; default: gpu on a GPU, else two small ones")
+    parser.add_argument("--ways", default="", help="only ways whose name contains one of these, comma-separated")
+    parser.add_argument("--peers", action="store_true", help="other libraries too, where they are installed")
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument("--workspace-mib", type=int, help="default: 1024 on a GPU, else 256")
+    parser.add_argument("--cache-mib", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    return parser.parse_args()
 
 
 def main() -> None:
     """Parses, measures, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", default="512x896x32768,1024x896x32768,512x128x151936", help="TxHxV,…")
-    parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--workspace-mib", type=int, default=256)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    options = parser.parse_args()
+    options = parse()
     if options.threads:
         torch.set_num_threads(options.threads)
-    dispatch.set_backend("chunked", workspace_mib=options.workspace_mib)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, options.dtype)
-    figures = [f for shape in options.shapes.split(",") for f in measure(shape, dtype, device, options.repeats)]
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    workspace = options.workspace_mib or (1024 if gpu else 256)
+    settings.put(settings.Settings("chunked", workspace * MIB, options.cache_mib * MIB))
+    dtype = getattr(torch, options.dtype or ("bfloat16" if gpu else "float32"))
+    ways = [*standard(), *(peers() if options.peers else ())]
+    if options.ways:
+        ways = [way for way in ways if any(part in way.name for part in options.ways.split(","))]
+    shapes = options.shapes or ("gpu" if gpu else CPU_SHAPES)
+    figures = []
+    for shape in (GPU_SHAPES if shapes == "gpu" else shapes).split(","):
+        figures += measure(shape, ways, make_inputs(shape, dtype, device), options.repeats)
     show(figures)
     if options.json:
-        machine = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        machine = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        report = {"machine": machine, "torch": torch.__version__, "figures": [asdict(f) for f in figures]}
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        made = {"machine": machine, "torch": torch.__version__, "workspace_mib": workspace}
+        options.json.write_text(json.dumps({**made, "figures": [asdict(f) for f in figures]}, indent=1) + "\n")
+        print(f"figures: {options.json}")
 
 
 if __name__ == "__main__":

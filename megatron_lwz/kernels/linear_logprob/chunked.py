@@ -7,8 +7,13 @@ from torch import Tensor
 
 from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients
 
-COLUMNS = 4096
-"""Width of a step: its two temporaries stay in the cache."""
+_CELLS = 2**19
+"""Size of a step: on a CPU its two temporaries stay in the cache."""
+
+
+def _parts(z: Tensor) -> tuple[Tensor, ...]:
+    """Column slices of about that size."""
+    return z.split(max(256, _CELLS // len(z)), 1)
 
 
 def available() -> None:
@@ -23,7 +28,7 @@ class TorchEpilogue:
         own = (labels >= 0) & (labels < z.shape[1])
         chosen = z.gather(1, labels.clamp(0, z.shape[1] - 1)[:, None]).squeeze(1) * scale
         running[3] += chosen.where(own, chosen.new_zeros(()))
-        for part in z.split(COLUMNS, 1):
+        for part in _parts(z):
             m, s, w, _ = running
             highest = torch.maximum(m, part.amax(1).mul_(scale))
             d = torch.mul(part, scale).sub_(highest[:, None])
@@ -38,7 +43,7 @@ class TorchEpilogue:
         """dL/dz [n, v], in the memory of z where `dtype` is its own."""
         lse, mean = rows.lse[:, None], rows.mean[:, None]
         base = -rows.logprob if rows.lse_gradient is None else rows.lse_gradient - rows.logprob
-        for part in z.split(COLUMNS, 1):
+        for part in _parts(z):
             part.mul_(scale)
             p = (part - lse).exp_()
             if rows.entropy is None:

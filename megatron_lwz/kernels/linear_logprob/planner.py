@@ -73,8 +73,8 @@ def plan_tiles(shape: Shape, budget: int, machine: Machine, *, itemsize: int = 4
     cells = max(1, budget // itemsize)
     rows = max(1, min(shape.rows, cells // least))
     columns = max(1, min(shape.vocab, cells // rows))
-    if machine.multiprocessors and columns < shape.vocab:
-        columns = max(_TILE_COLUMNS, columns // _TILE_COLUMNS * _TILE_COLUMNS)
+    if machine.multiprocessors and _TILE_COLUMNS < columns < shape.vocab:
+        columns -= columns % _TILE_COLUMNS
     return Plan(rows, columns)
 
 

@@ -1,0 +1,24 @@
+"""Compiles the CUDA epilogue for Hopper (csrc/cuda) to a library beside the package: python tools/build_cuda.py [--nvcc PATH]."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from megatron_lwz.kernels.linear_logprob import cuda
+
+
+def main() -> int:
+    """Prints where the library is, or why there is none."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nvcc", help="the compiler, if it is not on PATH ($CUDA_HOME/bin/nvcc)")
+    try:
+        print(cuda.build(nvcc=parser.parse_args().nvcc))
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
