@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from megatron_lwz.cli import common
 
 COMMANDS = {
+    "generate": ("megatron_lwz.cli.evaluate_generate", "responses to any prompt file, from any engine or a checkpoint"),
     "text": ("megatron_lwz.cli.evaluate_text", "length, repetition, truncation, format, language: needs no judge"),
 }
 """Name → (module with `main(argv)`, what it does)."""

@@ -16,16 +16,16 @@ from megatron_lwz.config.tree import Config
 from megatron_lwz.errors import ConfigError, DataError
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads CONFIG (a YAML file, or a folder that holds config.yaml) and applies dotted overrides.
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Reads CONFIG (a YAML file, or a folder that holds config.yaml; None: the defaults) and applies dotted overrides.
 
     A top-level `base: other.yaml` (relative to the file) is read first. `${config_dir}` is the file's folder.
     Raises ConfigError or DataError, each naming the key or file.
     """
-    file = Path(path)
+    file = Path(path or "the command line")
     if file.is_dir():
         file = file / "config.yaml"
-    merged = _read_tree(file)
+    merged = _read_tree(file) if path is not None else OmegaConf.create({})
     for text in overrides:
         key, equals, _ = text.partition("=")
         if not equals or "." not in key:

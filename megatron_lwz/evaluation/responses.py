@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_lwz.data.text.grammar import ANSWER_END, Template, parse_response
 from megatron_lwz.errors import DataError
-from megatron_lwz.evaluation.tasks import Task, asked_length, read_rows, row_id
+from megatron_lwz.evaluation.tasks import ID_KEYS, Task, asked_length, read_rows, row_id
 from megatron_lwz.types import LengthRange
 
 THINK_START, THINK_END = "<think>", "</think>"
@@ -66,15 +66,16 @@ def cut(raw: str, template: Template | None, *, stop: str | None = None) -> Writ
 def read_responses(path: Path | str, tasks: Sequence[Task] = ()) -> list[Response]:
     """The rows of a response file, in its order: ours, or any with `response` and the benchmark's own keys.
 
-    `tasks` supply prompt and length to rows that lack them, by id. A response that stands there twice is an error:
-    which of them counts is not ours to choose. Raises DataError.
+    `tasks` supply prompt and length to rows that lack them, by id, or by prompt for rows without one. A
+    response that stands there twice is an error: which of them counts is not ours to choose. Raises DataError.
     """
     known = {task.id: task for task in tasks}
+    by_prompt = {task.prompt: task.id for task in tasks}
     found: list[Response] = []
     lines: dict[tuple[str, int], int] = {}
     for number, row in read_rows(path):
         try:
-            response = _response(row, len(found), known)
+            response = _response(row, len(found), known, by_prompt)
         except ValueError as error:
             raise DataError(path, str(error), line=number) from error
         key = (response.id, response.sample)
@@ -88,8 +89,10 @@ def read_responses(path: Path | str, tasks: Sequence[Task] = ()) -> list[Respons
     return found
 
 
-def _response(row: dict[str, Any], position: int, known: dict[str, Task]) -> Response:
+def _response(row: dict[str, Any], position: int, known: Mapping[str, Task], by_prompt: Mapping[str, str]) -> Response:
     identity = row_id(row, position)
+    if not any(key in row for key in ID_KEYS):  # LongBench-Write has no ids, and its script's output no order
+        identity = by_prompt.get(str(row.get("prompt")), identity)
     text, sample = row.get("response"), row.get("sample", 0)
     if not isinstance(text, str):
         raise ValueError(f"'response' must be a text, got {text!r:.80}; the row has {', '.join(row)}")

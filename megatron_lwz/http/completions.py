@@ -93,7 +93,9 @@ class CompletionClient:
         With `heard` the answer is streamed, and it is called with the number of characters of every piece. Raises
         CompletionFailure.
         """
-        body = {"model": self.model, **self._input(prompt, system), **settings, "stream": heard is not None}
+        body = {"model": self.model, **self._input(prompt, system), **settings}
+        if heard is not None:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
         route = "/chat/completions" if self._api == "chat" else "/completions"
         timeout = aiohttp.ClientTimeout(
             total=self._timeout if heard is None else None, sock_connect=CONNECT_SECONDS, sock_read=self._timeout

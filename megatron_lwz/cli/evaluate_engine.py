@@ -1,0 +1,79 @@
+"""The embedded engine for an evaluation: serves a Hugging Face folder, a run folder or a checkpoint while it is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_lwz.distributed import environment
+from megatron_lwz.errors import CheckpointError
+from megatron_lwz.http.ports import free_port
+from megatron_lwz.http.process import ServerProcess
+
+START_SECONDS = 600.0
+
+
+@contextmanager
+def serving(folder: Path, log_path: Path, *, slots: int, dtype: str, threads: int) -> Iterator[ServerProcess]:
+    """An engine that serves `folder` until the end. Raises EngineError when it does not start."""
+    port, token = free_port(), secrets.token_urlsafe(24)
+    cores = threads or os.cpu_count() or 1
+    options = {"--model": folder, "--port": port, "--slots": slots, "--dtype": dtype, "--threads": cores}
+    command = [str(part) for pair in options.items() for part in pair]
+    server = ServerProcess(
+        [sys.executable, "-m", "megatron_lwz.cli.serve_engine", *command],
+        url=f"http://127.0.0.1:{port}",
+        token=token,
+        env=environment.child_environment(LWZ_ENGINE_TOKEN=token, OMP_NUM_THREADS=str(cores)),
+        log_path=log_path,
+    )
+    server.start()
+    try:
+        server.wait_ready(START_SECONDS)
+        yield server
+    finally:
+        server.stop()
+
+
+def identity(model: Path) -> str:
+    """A name that changes with the weights: a run folder that has a newer checkpoint is another model."""
+    patterns = ("*.safetensors", "*.distcp", "checkpoints/latest")
+    files = sorted(path for pattern in patterns for path in model.glob(pattern))
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{model.name}@{hashlib.sha256(repr(stamps).encode()).hexdigest()[:12]}"
+
+
+@contextmanager
+def servable(model: Path, work: Path) -> Iterator[Path]:
+    """`model` as a Hugging Face folder: itself, or an export of the checkpoint under `work` that goes in the end.
+
+    Raises CheckpointError when `model` is neither.
+    """
+    if (model / "config.json").is_file() and list(model.glob("*.safetensors")):
+        yield model
+        return
+    if not model.is_dir():
+        raise CheckpointError(model, "no such folder: name a Hugging Face folder, a run folder or a checkpoint")
+    above = (model, *list(model.resolve().parents)[:2])
+    if not any((folder / "config.yaml").is_file() for folder in above):
+        raise CheckpointError(
+            model, "neither a Hugging Face folder nor a checkpoint: no config.yaml here or in a run above"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="export-", dir=work) as folder:
+        target = Path(folder) / "hf"
+        command = [sys.executable, "-m", "megatron_lwz.cli.evaluate_export", str(model), str(target)]
+        done = subprocess.run(
+            command, env=environment.child_environment(), capture_output=True, text=True, errors="replace", check=False
+        )
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("error: ")
+            raise CheckpointError(model, f"cannot be exported: {said}")
+        yield target

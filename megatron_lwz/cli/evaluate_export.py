@@ -1,0 +1,41 @@
+"""`python -m megatron_lwz.cli.evaluate_export CHECKPOINT OUT`: a checkpoint as a Hugging Face folder, on one rank.
+
+A process of its own, because it must be a rank of Megatron's, and the evaluation that needs it must not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_lwz.cli import common
+from megatron_lwz.config import load_config
+from megatron_lwz.distributed import launch
+from megatron_lwz.errors import CheckpointError
+from megatron_lwz.models.hf import export_policy
+from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.training.checkpoint import load_model
+
+
+def main(argv: Sequence[str]) -> None:
+    """Exports a checkpoint, or a run folder's newest one. Raises LwzError."""
+    checkpoint, out = Path(argv[0]), Path(argv[1])
+    above = (checkpoint, *list(checkpoint.resolve().parents)[:2])
+    found = next((folder for folder in above if (folder / "config.yaml").is_file()), None)
+    if found is None:
+        raise CheckpointError(checkpoint, "no config.yaml here, nor in a run folder above")
+    config = load_config(found)
+    config = config.model_copy(update={"parallel": type(config.parallel)()})
+    launch.initialize(config)
+    try:
+        policies = build_policy(config)
+        load_model(policies, checkpoint)
+        carried = config.model.tokenizer or config.model.hf
+        export_policy(policies, out, config_files_from=Path(carried) if carried else checkpoint)
+    finally:
+        launch.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(common.run(main))

@@ -1,0 +1,161 @@
+"""`lwz evaluate generate PROMPTS --output FILE`: responses from any engine, or from a checkpoint it serves itself."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from megatron_lwz.cli import common, evaluate_engine
+from megatron_lwz.cli.evaluate_progress import Bar
+from megatron_lwz.config import read_hf_architecture
+from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.distributed import environment
+from megatron_lwz.evaluation.generate import Plan, Progress, generate, settings_of
+from megatron_lwz.evaluation.presets import PRESETS, Sampling
+from megatron_lwz.evaluation.response_file import ResponseFile
+from megatron_lwz.evaluation.tasks import Task, read_tasks
+from megatron_lwz.http.completions import Api, CompletionClient
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the responses that the file lacks. Raises LwzError."""
+    options = _parser().parse_args(list(argv))
+    if (options.url is None) == (options.model is None):
+        raise common.UsageError("give --url and --served-model, or --model: one engine writes the responses")
+    if options.url and not options.served_model:
+        raise common.UsageError("--served-model is missing: the name that the server knows the model by")
+    tasks = read_tasks(options.prompts)[: options.limit]
+    plan = _plan(options)
+    name = options.served_model or evaluate_engine.identity(options.model)
+    with ExitStack() as stack:
+        file = stack.enter_context(ResponseFile(options.output, tasks, settings_of(plan, name)))
+        missing = [task for task in tasks for k in range(plan.samples) if (task.id, k) not in file.done]
+        if not missing:
+            common.console().print(f"{options.output}: complete, {len(file.done)} responses", markup=False)
+            return
+        if options.model is None:
+            key = environment.get(options.api_key_env)
+            client = _client(options, options.url, key, options.served_model)
+        else:
+            client, plan = _embedded(options, plan, stack)
+        asyncio.run(_run(tasks, client, file, plan))
+    common.console().print(f"{options.output}: {len(file.done)} responses", markup=False)
+
+
+async def _run(tasks: Sequence[Task], client: CompletionClient, file: ResponseFile, plan: Plan) -> None:
+    begin = time.monotonic()
+
+    def show(progress: Progress) -> None:
+        speed = progress.characters / max(time.monotonic() - begin, 1e-3)
+        note = f"{speed:.0f} characters/s"
+        note += f"  {progress.truncated} cut off" if progress.truncated else ""
+        note += f"  {progress.failed} failed" if progress.failed else ""
+        bar(progress.done, progress.total, note)
+
+    with Bar("responses") as bar:
+        async with client:
+            await generate(tasks, client, file, plan, show)
+
+
+def _embedded(options: argparse.Namespace, plan: Plan, stack: ExitStack) -> tuple[CompletionClient, Plan]:
+    """A client of an engine started here, and the plan with what fits its context."""
+    folder = stack.enter_context(evaluate_engine.servable(options.model, options.output.parent))
+    tokenizer, longest = Tokenizer(folder), read_hf_architecture(folder).max_position_embeddings
+    server = stack.enter_context(
+        evaluate_engine.serving(
+            folder,
+            options.output.with_name(options.output.name + ".engine.log"),
+            slots=plan.concurrency,
+            dtype=options.dtype,
+            threads=options.threads,
+        )
+    )
+    plan = replace(plan, room=lambda text: longest - len(tokenizer.encode(text)))
+    return _client(options, server.url, server.token, "policy", api="completions"), plan
+
+
+def _client(
+    options: argparse.Namespace, url: str, key: str | None, model: str, *, api: Api | None = None
+) -> CompletionClient:
+    route: Api = api or options.api or ("chat" if options.template in (None, "plain") else "completions")
+    return CompletionClient(url, key, model=model, api=route, timeout=options.timeout, key_name=options.api_key_env)
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    preset = PRESETS[options.preset]
+    given = {name: getattr(options, name) for name in ("temperature", "top_p", "top_k", "max_tokens")}
+    sampling = Sampling(**(preset.as_json() | {name: value for name, value in given.items() if value is not None}))
+    if options.model and sampling.top_k:
+        log.warning("the embedded engine has no top-k: %d is left out", sampling.top_k)
+        sampling = replace(sampling, top_k=0)
+    template: Literal["think", "direct", "row"] | None = options.template or ("row" if options.model else None)
+    return Plan(
+        sampling,
+        None if options.template == "plain" else template,
+        options.style,
+        options.samples,
+        options.seed,
+        options.concurrency,
+        options.retries,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = common.Parser(prog="lwz evaluate generate", description="Have a model write to every prompt of a file.")
+    parser.add_argument("prompts", metavar="PROMPTS", type=Path, help="JSONL: ours, or a benchmark's file as it is")
+    parser.add_argument("--output", metavar="FILE", type=Path, required=True, help="JSONL of responses; goes on in it")
+    engine = parser.add_argument_group("who writes")
+    engine.add_argument("--url", help="a running OpenAI-compatible server")
+    engine.add_argument("--served-model", metavar="NAME", help="the name that the server knows the model by")
+    engine.add_argument("--api", choices=("chat", "completions"), help="default: chat for plain prompts")
+    engine.add_argument("--api-key-env", metavar="NAME", default="LWZ_ENGINE_TOKEN", help="variable with its key")
+    engine.add_argument("--model", metavar="DIR", type=Path, help="Hugging Face folder, run folder or checkpoint")
+    engine.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the engine started for --model")
+    engine.add_argument("--threads", type=_count, default=0, help="its CPU threads; 0: all cores")
+    how = parser.add_argument_group("how")
+    how.add_argument("--preset", choices=sorted(PRESETS), default="longwriter-zero", help="sampling of a benchmark")
+    how.add_argument("--temperature", type=float)
+    how.add_argument("--top-p", type=float)
+    how.add_argument("--top-k", type=_count, help="0: no bound")
+    how.add_argument("--max-tokens", type=_positive)
+    how.add_argument(
+        "--template",
+        choices=("think", "direct", "row", "plain"),
+        help="our policies' prompt, or the prompt as it is (plain); row: what each row says. Default: row with --model",
+    )
+    how.add_argument("--style", choices=("paper", "bare"), default="paper", help="as data.template of the training")
+    how.add_argument("--samples", type=_positive, default=1, help="responses per prompt")
+    how.add_argument("--seed", type=int, default=0)
+    how.add_argument("--limit", type=_positive, help="only the first prompts of the file")
+    how.add_argument("--concurrency", type=_positive, default=16)
+    how.add_argument("--timeout", type=float, default=600.0, help="seconds without a word before a request is retried")
+    how.add_argument("--retries", type=_count, default=5, help="attempts per response after failures")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must not be negative")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(common.run(main))

@@ -1,0 +1,45 @@
+"""Progress of an evaluation: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from megatron_lwz.cli.common import console
+
+LINE_SECONDS = 10.0
+
+
+class Bar:
+    """Call it with how many are done and a note. Elsewhere than on a terminal it speaks every few seconds at most."""
+
+    def __init__(self, title: str) -> None:
+        self._console = console()
+        self._title = title
+        self._said = time.monotonic()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, *times, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task(title, total=None, note="")
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Shows `done` of `total`."""
+        self._bar.update(self._task, completed=done, total=total, note=note)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._said >= LINE_SECONDS:
+            self._said = now
+            self._console.print(f"{self._title} {done}/{total}  {note}", markup=False)
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self._bar.stop()

@@ -1,0 +1,187 @@
+"""Has a model write to every prompt of a file, in parallel, each response exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from megatron_lwz.config.sections import RolloutSection
+from megatron_lwz.data.templates import Style, render
+from megatron_lwz.data.text.grammar import Template
+from megatron_lwz.data.text.length import count_units
+from megatron_lwz.errors import EngineError
+from megatron_lwz.evaluation.presets import Sampling
+from megatron_lwz.evaluation.response_file import ResponseFile
+from megatron_lwz.evaluation.responses import cut
+from megatron_lwz.evaluation.tasks import Task
+from megatron_lwz.http.completions import Completion, CompletionClient, CompletionFailure
+from megatron_lwz.http.retry import RequestFailure, RetryBudget
+from megatron_lwz.types import Prompt
+
+LEFT_OUT = frozenset({"checklist", "criteria", "baseline_response"})
+"""Keys of prompt rows that are not copied into responses: long, and the benchmark's own business."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How responses are made. `template` None: the prompt goes out as it is, for chat models; row: what each row says
+    (think without a word). `room` tells how many tokens may follow a text; None: the server knows best.
+    """
+
+    sampling: Sampling
+    template: Template | Literal["row"] | None
+    style: Style = "paper"
+    samples: int = 1
+    seed: int = 0
+    concurrency: int = 16
+    retries: int = 5
+    backoff: float = 0.5
+    room: Callable[[str], int] | None = None
+
+
+@dataclass
+class Progress:
+    """How far `generate` is. `characters` counts everything written, also of responses that are not finished."""
+
+    total: int
+    done: int = 0
+    words: int = 0
+    truncated: int = 0
+    failed: int = 0
+    characters: int = 0
+
+
+async def generate(
+    tasks: Sequence[Task],
+    client: CompletionClient,
+    file: ResponseFile,
+    plan: Plan,
+    shown: Callable[[Progress], None] = lambda _: None,
+) -> Progress:
+    """Adds every response that `file` lacks. Raises EngineError when none of the first requests is answered, and at the
+    end when some responses failed: the others are kept, and the same call tries those again.
+    """
+    wanted = [(task, sample) for sample in range(plan.samples) for task in tasks]
+    missing = [(task, sample) for task, sample in wanted if (task.id, sample) not in file.done]
+    progress = Progress(len(wanted), len(wanted) - len(missing))
+    work = iter(missing)
+    failures: Counter[str] = Counter()
+    last: RequestFailure | None = None
+    answered = 0
+
+    async def worker() -> None:
+        nonlocal last, answered
+        for task, sample in work:  # all workers share one iterator: each item is taken once
+            try:
+                row = await _respond(client, task, sample, plan, progress, shown)
+            except RequestFailure as failure:
+                last, progress.failed = failure, progress.failed + 1
+                failures[failure.kind.value] += 1
+                if not answered and progress.failed >= min(plan.concurrency, len(missing)):
+                    raise
+            else:
+                answered += 1
+                file.add((task.id, sample), row)
+                progress.done += 1
+                progress.words += row["response_length"]
+                progress.truncated += row["finish_reason"] == "length"
+            shown(progress)
+
+    shown(progress)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(plan.concurrency, len(missing))):
+                group.create_task(worker())
+    except* EngineError as failed:
+        raise failed.exceptions[0] from None
+    if last is not None:
+        kinds = ", ".join(f"{count} {name}" for name, count in failures.most_common())
+        advice = (
+            f"{progress.failed} of {len(missing)} responses failed ({kinds}), run again to try them; the last: {last}"
+        )
+        raise EngineError(client.url, advice)
+    return progress
+
+
+def template_of(task: Task, plan: Plan) -> Template | None:
+    """The template that a task's prompt is put into."""
+    if plan.template == "row":
+        return "direct" if task.row.get("template") == "direct" else "think"
+    return plan.template
+
+
+async def _respond(
+    client: CompletionClient,
+    task: Task,
+    sample: int,
+    plan: Plan,
+    progress: Progress,
+    shown: Callable[[Progress], None],
+) -> dict[str, Any]:
+    template = template_of(task, plan)
+    text = render(Prompt(task.id, task.prompt, template=template), plan.style) if template else task.prompt
+    settings = _settings(text, task, sample, plan, template)
+    begin = time.monotonic()
+
+    def heard(characters: int) -> None:
+        progress.characters += characters
+        shown(progress)
+
+    budget = RetryBudget(plan.retries, base_seconds=plan.backoff, max_seconds=60 * plan.backoff)
+    while True:
+        try:
+            done = await client.complete(text, settings=settings, heard=heard)
+            break
+        except CompletionFailure as failure:
+            await asyncio.sleep(max(budget.spend(failure), failure.retry_after))
+    return _row(task, sample, template, done) | {"seconds": round(time.monotonic() - begin, 2)}
+
+
+def _settings(text: str, task: Task, sample: int, plan: Plan, template: Template | None) -> dict[str, Any]:
+    sampling = plan.sampling
+    if plan.room is not None:
+        sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, plan.room(text))))
+    settings = sampling.as_json() | {"seed": _seed(plan.seed, task.id, sample)}
+    if not sampling.top_k:
+        del settings["top_k"]  # not a key of OpenAI's own
+    if template is not None:
+        settings["stop"] = list(RolloutSection().stop)
+    return settings
+
+
+def _seed(seed: int, identity: str, sample: int) -> int:
+    """A seed of its own for every response, 31 bits; the same in every run."""
+    digest = hashlib.sha256(f"{seed}/{identity}/{sample}".encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _row(task: Task, sample: int, template: Template | None, done: Completion) -> dict[str, Any]:
+    written = cut(done.text, template, stop=done.stop)
+    row: dict[str, Any] = {key: value for key, value in task.row.items() if key not in LEFT_OUT}
+    row |= {"id": task.id, "sample": sample, "response": written.answer, "response_length": count_units(written.answer)}
+    if done.text != written.answer:
+        row["raw"] = done.text
+    if done.thinking:  # the server kept it apart
+        row["thinking"] = done.thinking
+    if template is not None:
+        row |= {"template": template, "raw": done.text, "fault": written.fault}
+    row |= {"finish_reason": done.finish_reason, "stop": done.stop, "model": done.model}
+    if done.completion_tokens:
+        row["tokens"] = done.completion_tokens
+    return row
+
+
+def settings_of(plan: Plan, model: str) -> Mapping[str, Any]:
+    """What a response file remembers of how it was made."""
+    return {
+        "model": model,
+        "template": plan.template,
+        "style": plan.style,
+        "seed": plan.seed,
+        **plan.sampling.as_json(),
+    }

@@ -1,0 +1,35 @@
+"""How each benchmark has its responses sampled."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from megatron_lwz.config.sections import RolloutSection
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling of responses. `top_k` 0: no bound."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+
+    def as_json(self) -> dict[str, Any]:
+        """For files and requests."""
+        return asdict(self)
+
+
+_ROLLOUT = RolloutSection()
+
+PRESETS = {
+    "writing-bench": Sampling(0.7, 0.8, 20, 16000),
+    "longbench-write": Sampling(0.5, 1.0, 0, 32768),
+    "arena-write": Sampling(0.6, 0.95, 0, 15500),
+    "longwriter-zero": Sampling(0.6, 0.95, 0, 15500),
+    "training": Sampling(_ROLLOUT.temperature, _ROLLOUT.top_p, 0, _ROLLOUT.max_new_tokens),
+}
+"""writing-bench: its README of 2025-04-29. longbench-write (also for LongWrite-Ruler): its `pred.py`, which names no
+top-p or top-k. longwriter-zero: the model card's inference code; Arena-Write names none, so it takes the same."""
