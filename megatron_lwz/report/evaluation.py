@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from megatron_lwz.evaluation.longbench_write import LABELS as LONGBENCH_LABELS
+from megatron_lwz.evaluation.longbench_write import LongBenchReport, RulerStep
 from megatron_lwz.evaluation.measure import LABELS, TextReport
 from megatron_lwz.evaluation.statistics import Estimate
 from megatron_lwz.report.evaluation_charts import intervals, length_scatter
@@ -75,3 +77,26 @@ def text_sections(found: TextReport) -> dict[str, str]:
 
 def _range(lower: int, upper: int | None) -> str:
     return f"{lower} and more" if upper is None else f"{lower} to {upper}"
+
+
+def longbench_sections(found: LongBenchReport, steps: Sequence[RulerStep]) -> dict[str, str]:
+    """The sections of LongBench-Write and LongWrite-Ruler."""
+    points = [(row["asked"], row["length"]) for row in found.rows if "asked" in row]
+    by_length = {
+        f"{name} by length asked": {group: metrics[key] for group, metrics in found.by_length.items() if key in metrics}
+        for key, name in (("s_l", "S_l"), ("s_q", "S_q"))
+    }
+    ruler = [(step.asked, f"{step.mean:.0f}", step.longest, step.count) for step in steps]
+    curve = [(step.asked, step.mean) for step in steps]
+    return {
+        "Scores": estimates_table(found.metrics, LONGBENCH_LABELS),
+        "Length asked, length written": charts(
+            length_scatter("Length asked, length written", points[:_POINTS]),
+            *(intervals(title, values) for title, values in by_length.items()),
+        ),
+        "LongWrite-Ruler": table(("asked", "mean written", "longest", "n"), ruler)
+        + charts(length_scatter("Mean length written", curve, curve))
+        if steps
+        else "",
+        "Not judged": f"<p>{found.unjudged} responses got no verdict.</p>" if found.unjudged else "",
+    }

@@ -1,0 +1,47 @@
+"""Asks a judge many questions, and gives up at once on a judge that answers none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from megatron_lwz.errors import EngineError
+from megatron_lwz.rewards.judge import Judge, Question, Verdict
+
+T = TypeVar("T")
+Shown = Callable[[int, int], None]
+"""Called with how many questions are done, and how many there are."""
+
+
+async def ask_all(
+    judge: Judge, questions: Sequence[Question], read: Callable[[str], T | None], shown: Shown = lambda *_: None
+) -> list[Verdict[T] | None]:
+    """The verdicts, in order; None for a question that got none.
+
+    Raises EngineError when the server fails the first questions one and all: the key, the name or the address is wrong.
+    """
+    verdicts: list[Verdict[T] | None] = [None] * len(questions)
+    patience = min(judge.concurrency, len(questions))
+    work = iter(range(len(questions)))
+    done = 0
+
+    async def worker() -> None:
+        nonlocal done
+        for place in work:
+            verdicts[place] = await judge.ask(questions[place], read)
+            done += 1
+            shown(done, len(questions))
+            counters = judge.counters
+            replied = counters["answered"] + counters["malformed"]
+            if judge.last_failure is not None and not replied and counters["asked"] >= patience and done >= patience:
+                raise judge.last_failure
+
+    shown(0, len(questions))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(patience):
+                group.create_task(worker())
+    except* EngineError as failed:
+        raise failed.exceptions[0] from None
+    return verdicts
