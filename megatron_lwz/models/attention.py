@@ -4,12 +4,17 @@ Packed micro-batches (`thd`) are cut at `cu_seqlens`, so no token sees another d
 every rank gathers all keys and values and attends from its own two chunks of each segment, each to the segment's
 start. Every case is then the same one: pieces of queries that see a piece of keys, aligned at the end (the last
 query sees the last key, the one before it one key less …).
+
+What depends on the segments alone is planned once per micro-batch: layers neither read lengths back from the GPU nor
+walk over segments in Python.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
@@ -20,12 +25,14 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_lwz.distributed import platform
 from megatron_lwz.distributed.context_parallel import chunks, gathered_order
+from megatron_lwz.kernels.layers import PLAIN, LayerOps
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -40,33 +47,93 @@ class Pieces:
     """How queries meet keys: queries cu_q[i]:cu_q[i + 1] see keys cu_k[i]:cu_k[i + 1], causal, aligned at the end.
 
     `key_index` [sum of key lengths] int64 first picks the keys from the gathered ones; None takes them as they are.
+    `positions` [T] int64: each query's place in its segment.
     """
 
     cu_q: list[int]
     cu_k: list[int]
     key_index: Tensor | None
+    positions: Tensor
     starts_q: Tensor
     starts_k: Tensor
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Most queries and most keys of a piece."""
+        queries, keys = (max(b - a for a, b in pairwise(starts)) for starts in (self.cu_q, self.cu_k))
+        return queries, keys
 
 
 def plan_pieces(cu_seqlens: Tensor, cp_size: int = 1, cp_rank: int = 0) -> Pieces:
     """The pieces of a pack with segment starts `cu_seqlens` [S + 1] for one context-parallel rank."""
+    device = cu_seqlens.device
+    cu_seqlens = cu_seqlens.cpu()  # the only wait for the GPU, once per micro-batch
     found = list(chunks(cu_seqlens, cp_size, cp_rank))
     cu_q = [0, *accumulate(end - begin for _, begin, end in found)]
     cu_k = [0, *accumulate(end - start for start, _, end in found)]
+    positions = torch.cat([torch.arange(begin - start, end - start) for start, begin, end in found])
     key_index = None
     if cp_size > 1:
         order = gathered_order(cu_seqlens, cp_size)
-        key_index = torch.cat([order[start:end] for start, _, end in found]).to(cu_seqlens.device)
-    starts_q, starts_k = (
-        torch.tensor(starts, dtype=torch.int32).to(cu_seqlens.device, non_blocking=True) for starts in (cu_q, cu_k)
+        key_index = torch.cat([order[start:end] for start, _, end in found]).to(device, non_blocking=True)
+    positions, starts_q, starts_k = (
+        indices.to(device, non_blocking=True)
+        for indices in (positions, *(torch.tensor(starts, dtype=torch.int32) for starts in (cu_q, cu_k)))
     )
-    return Pieces(cu_q, cu_k, key_index, starts_q, starts_k)
+    return Pieces(cu_q, cu_k, key_index, positions, starts_q, starts_k)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What every layer needs of a packed micro-batch: its pieces, and cos and sin [T, D/2] fp32 of its tokens' angles."""
+
+    pieces: Pieces
+    cos: Tensor
+    sin: Tensor
+
+
+class PackedSelfAttention(SelfAttention):
+    """Megatron's self-attention, except that packed queries and keys are rotated in the core attention slot.
+
+    Upstream walks over the segments in Python, for queries and keys of each layer, and computes cosines anew each time.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        *args: Any,
+        rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[T (/ TP), 1, H] → the same; `rotary_pos_emb` [longest segment, 1, 1, D]: angles, both halves alike."""
+        if packed_seq_params is not None:
+            assert rotary_pos_emb is not None
+            self._plan(packed_seq_params, rotary_pos_emb)
+            rotary_pos_emb = None
+        return super().forward(
+            hidden_states,
+            attention_mask,
+            *args,
+            rotary_pos_emb=rotary_pos_emb,
+            packed_seq_params=packed_seq_params,
+            **kwargs,
+        )
+
+    def _plan(self, params: PackedSeqParams, angles: Tensor) -> None:
+        """Made once per micro-batch and kept on its `PackedSeqParams`, for all layers and the recompute."""
+        if getattr(params, "plan", None) is None:
+            group = self.pg_collection.cp
+            pieces = plan_pieces(params.cu_seqlens_q, group.size(), group.rank())
+            chosen = angles[pieces.positions, 0, 0, : angles.shape[-1] // 2].float()
+            params.plan = _Plan(pieces, chosen.cos(), chosen.sin())
 
 
 class CausalAttention(MegatronModule):
     """Megatron's core attention slot: queries, keys and values of this rank's heads in, context vectors out.
 
+    Packed queries and keys come without their rotary embedding (see PackedSelfAttention).
     `flash` lets packed bf16 micro-batches on a GPU run through flash-attn; otherwise torch's varlen kernel takes them.
     """
 
@@ -78,6 +145,7 @@ class CausalAttention(MegatronModule):
         attention_type: str,
         *,
         flash: bool = False,
+        ops: LayerOps = PLAIN,
         softmax_scale: float | None = None,
         pg_collection: ProcessGroupCollection | None = None,
         **_: Any,
@@ -86,6 +154,7 @@ class CausalAttention(MegatronModule):
         assert pg_collection is not None
         self.scale = softmax_scale
         self.flash = flash
+        self.ops = ops
         self.context_group: dist.ProcessGroup = pg_collection.cp
 
     def forward(
@@ -110,19 +179,12 @@ class CausalAttention(MegatronModule):
         return out.permute(2, 0, 1, 3).flatten(2)
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, params: PackedSeqParams) -> Tensor:
-        pieces = self._pieces(params)
-        if pieces.key_index is not None:
+        plan: _Plan = params.plan
+        query, key = self.ops.rotate(query, key, plan.cos, plan.sin)
+        if plan.pieces.key_index is not None:
             both = gather_from_sequence_parallel_region(torch.cat([key, value], -1), group=self.context_group)
-            key, value = both[pieces.key_index].split([key.shape[-1], value.shape[-1]], dim=-1)
-        return attend_pieces(query, key, value, pieces, scale=self.scale, flash=self.flash)
-
-    def _pieces(self, params: PackedSeqParams) -> Pieces:
-        """Planned once per micro-batch and kept on its `PackedSeqParams`, for all layers and the recompute."""
-        pieces: Pieces | None = getattr(params, "pieces", None)
-        if pieces is None:
-            pieces = plan_pieces(params.cu_seqlens_q, self.context_group.size(), self.context_group.rank())
-            params.pieces = pieces
-        return pieces
+            key, value = both[plan.pieces.key_index].split([key.shape[-1], value.shape[-1]], dim=-1)
+        return attend_pieces(query, key, value, plan.pieces, scale=self.scale, flash=self.flash)
 
 
 def attend_pieces(
@@ -131,8 +193,7 @@ def attend_pieces(
     """[Tq, heads, d] queries over [Tk, key-value heads, d] keys and values, piece by piece → [Tq, heads, d]."""
     if query.is_cuda and query.dtype in _HALF:
         kernel = _flash_attention if flash else _torch_varlen  # both align the causal mask at the end
-        longest = [max(b - a for a, b in pairwise(starts)) for starts in (pieces.cu_q, pieces.cu_k)]
-        return kernel(query, key, value, (pieces.starts_q, pieces.starts_k, *longest), scale)
+        return kernel(query, key, value, (pieces.starts_q, pieces.starts_k, *pieces.longest), scale)
     outputs = []
     sizes_q, sizes_k = ([b - a for a, b in pairwise(starts)] for starts in (pieces.cu_q, pieces.cu_k))
     # Split, not sliced: the gradient of n slices would be n full-size additions.
@@ -173,5 +234,15 @@ def _flash_attention(query: Tensor, key: Tensor, value: Tensor, layout: tuple[An
 def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, layout: tuple[Any, ...], scale: float | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    grouped = query.shape[1] != key.shape[1]
-    return cast(Tensor, varlen_attn(query, key, value, *layout, scale=scale, window_size=(-1, 0), enable_gqa=grouped))
+    # Torch 2.11 takes fewer key-value heads without being told; later releases want the word.
+    grouped: dict[str, Any] = {}
+    if query.shape[1] != key.shape[1] and _must_say_grouped():
+        grouped["enable_gqa"] = True
+    return cast(Tensor, varlen_attn(query, key, value, *layout, scale=scale, window_size=(-1, 0), **grouped))
+
+
+@cache
+def _must_say_grouped() -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters

@@ -18,12 +18,14 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from megatron_lwz.config import Architecture, Config
 from megatron_lwz.distributed import groups, platform
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.models.attention import CausalAttention, has_flash_attention
+from megatron_lwz.kernels.layers import PLAIN, LayerOps, layer_ops
+from megatron_lwz.models.attention import CausalAttention, PackedSelfAttention, has_flash_attention
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.norm import RMSNorm
 
@@ -93,20 +95,28 @@ def transformer_config(arch: Architecture, config: Config) -> TransformerConfig:
         "output_layer_init_method": _leave_as_is,
         "embedding_init_method": _leave_as_is,
     }
-    return TransformerConfig(**settings, **_recompute(config.training.recompute), **_fusions())
+    return TransformerConfig(**settings, **_recompute(config.training.recompute), **_fusions(attention_backend(config)))
 
 
-def layer_spec(settings: TransformerConfig, *, backend: str, chunk: int | None = None) -> TransformerBlockSubmodules:
-    """Spec of the layers of virtual chunk `chunk` on this pipeline stage, for an `attention_backend`."""
+def layer_spec(
+    settings: TransformerConfig, *, backend: str, ops: LayerOps | None = None, chunk: int | None = None
+) -> TransformerBlockSubmodules:
+    """Spec of the layers of virtual chunk `chunk` on this pipeline stage, for an `attention_backend`.
+
+    `ops` are for layers without Transformer Engine, which brings its own.
+    """
     if backend == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TENorm
 
         norm, layer = TENorm, get_gpt_layer_with_transformer_engine_spec()
     else:
-        norm, layer = RMSNorm, get_gpt_layer_local_spec(normalization="RMSNorm")
-        layer.submodules.input_layernorm = RMSNorm
-        layer.submodules.pre_mlp_layernorm = RMSNorm
-        layer.submodules.self_attention.submodules.core_attention = partial(CausalAttention, flash=backend == "flash")
+        ops = ops or PLAIN
+        norm, layer = ModuleSpec(RMSNorm, params={"ops": ops}), get_gpt_layer_local_spec(normalization="RMSNorm")
+        parts = layer.submodules
+        parts.input_layernorm = parts.pre_mlp_layernorm = norm
+        parts.self_attention.module = PackedSelfAttention
+        parts.self_attention.submodules.core_attention = partial(CausalAttention, flash=backend == "flash", ops=ops)
+        parts.mlp.submodules.activation_func = ops.swiglu
     layers = get_num_layers_to_build(settings, vp_stage=chunk)
     # A bare layer spec would get Megatron's own final norm, which refuses sequence parallelism.
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)
@@ -120,16 +130,22 @@ def build_policy(config: Config) -> list[PolicyModel]:
     arch = config.architecture()
     settings = transformer_config(arch, config)
     backend = attention_backend(config)
+    ops = _layer_ops(config.kernels.layers, backend)
     if groups.is_rank_zero():
-        used = [name for name, on in _fusions().items() if on]
-        _log.info("attention: %s; fusions: %s", backend, ", ".join(used) or "none")
+        used = [name for name, on in _fusions(backend).items() if on]
+        _log.info(
+            "attention: %s; layer ops: %s; Megatron's: %s",
+            backend,
+            ops.name if ops else backend,
+            ", ".join(used) or "none",
+        )
     virtual = config.parallel.virtual_pipeline
     chunks = range(virtual) if virtual else [None]
     return [
         PolicyModel(
             settings,
             arch,
-            transformer_layer_spec=layer_spec(settings, backend=backend, chunk=chunk),
+            transformer_layer_spec=layer_spec(settings, backend=backend, ops=ops, chunk=chunk),
             vocab_size=padded_vocab_size(arch, config.model.vocab_padding),
             max_sequence_length=arch.max_position_embeddings,
             pre_process=groups.is_first_stage(chunk),
@@ -152,14 +168,28 @@ def _recompute(kind: str) -> dict[str, Any]:
     return {}
 
 
-def _fusions() -> dict[str, bool]:
-    """Fused kernels: used where they are installed, never needed."""
-    gpu = platform.has_gpu()
-    apex = gpu and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+def _layer_ops(asked: str, backend: str) -> LayerOps | None:
+    """What `kernels.layers` means beside an `attention_backend`; None under Transformer Engine. Raises ConfigError."""
+    if backend != "transformer_engine":
+        return layer_ops(asked)
+    if asked != "auto":
+        raise ConfigError(
+            "kernels.layers", asked, "Transformer Engine brings its own; set model.attention to torch or flash"
+        )
+    return None
+
+
+def _fusions(backend: str) -> dict[str, bool]:
+    """Megatron's switches for fused kernels: used where they are installed, never needed.
+
+    Without dropout and bias there is nothing to fuse into the residual addition, so `bias_dropout_fusion` stays off.
+    """
+    engine = backend == "transformer_engine"
+    apex = platform.has_gpu() and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
     return {
-        "bias_activation_fusion": gpu,
-        "bias_dropout_fusion": gpu,
-        "apply_rope_fusion": _has_transformer_engine(),
+        "bias_activation_fusion": engine,
+        "use_te_activation_func": not engine,  # by its name Transformer Engine's, in effect the layer spec's: ours
+        "apply_rope_fusion": engine,
         "gradient_accumulation_fusion": apex,
     }
 

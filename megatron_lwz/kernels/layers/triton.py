@@ -1,0 +1,125 @@
+"""The ops of a layer as Triton kernels, with the signatures of `plain`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from megatron_lwz.kernels.layers import triton_kernels as kernels
+
+_COLUMNS = 1024
+"""Columns of a SwiGLU program: 8 per thread, one 16-byte load of bf16."""
+_WARPS_PER_SM = 16
+"""Of the RMSNorm backward pass (at least two programs), each program with a row of the partial weight gradient."""
+
+
+def available() -> str | None:
+    """None where these kernels run: on a GPU or, for tests on small shapes, in Triton's interpreter. Else the reason."""
+    interpreted = not isinstance(kernels.swiglu_forward, triton.JITFunction)
+    return None if interpreted or torch.cuda.is_available() else "there is no GPU"
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `LayerOps.rms_norm`."""
+    return _RmsNorm.apply(x, weight, eps)
+
+
+def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """See `LayerOps.rotate`."""
+    return _Rotate.apply(query, key, cos, sin)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """See `LayerOps.swiglu`."""
+    return _SwiGlu.apply(x)
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        width = x.shape[-1]
+        rows = x.numel() // width
+        out = torch.empty_like(x)
+        scales = torch.empty(rows, dtype=torch.float32, device=x.device)
+        block, warps = _row_block(width)
+        kernels.rms_norm_forward[(rows,)](x, weight, out, scales, eps, width, block, num_warps=warps)
+        ctx.save_for_backward(x, weight, scales)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scales = ctx.saved_tensors
+        (rows,), width = scales.shape, x.shape[-1]
+        block, warps = _row_block(width)
+        programs = min(rows, max(2, _WARPS_PER_SM // warps) * _processors(x.device))
+        partial = torch.empty(programs, width, dtype=torch.float32, device=x.device)
+        x_gradient = torch.empty_like(x)
+        kernels.rms_norm_backward[(programs,)](
+            gradients[0].contiguous(), x, weight, scales, x_gradient, partial, rows, width, block, num_warps=warps
+        )
+        return x_gradient, partial.sum(0).to(weight.dtype), None
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation's gradient is the rotation back, so nothing but the angles need be kept."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        return _turn(query, key, cos, sin, back=False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *_turn(*gradients, *ctx.saved_tensors, back=True), None, None
+
+
+def _turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
+    query, key = (heads if heads.stride(-1) == 1 else heads.contiguous() for heads in (query, key))
+    outputs = tuple(torch.empty(heads.shape, dtype=heads.dtype, device=heads.device) for heads in (query, key))
+    queries, keys, half = query.shape[1], key.shape[1], cos.shape[1]
+    blocks = (triton.next_power_of_2(size) for size in (queries, keys, half))
+    kernels.rotate_heads[(len(query),)](
+        query, key, *outputs, cos.contiguous(), sin.contiguous(), *query.stride()[:2], *key.stride()[:2],
+        back, queries, keys, half, *blocks,
+    )  # fmt: skip
+    return outputs[0], outputs[1]
+
+
+class _SwiGlu(torch.autograd.Function):
+    """Keeps its input only; the sigmoid is cheap to redo."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        width = x.shape[-1] // 2
+        out = torch.empty(*x.shape[:-1], width, dtype=x.dtype, device=x.device)
+        kernels.swiglu_forward[_column_grid(out)](x, out, width, _COLUMNS)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        x_gradient = torch.empty_like(x)
+        kernels.swiglu_backward[_column_grid(gradient)](gradient, x, x_gradient, gradient.shape[-1], _COLUMNS)
+        return x_gradient
+
+
+def _row_block(width: int) -> tuple[int, int]:
+    """Columns and warps of a program that holds a whole row: 8 to 16 values per thread and tensor, so nothing spills."""
+    block = triton.next_power_of_2(width)
+    return block, max(4, min(16, block // 512))
+
+
+def _column_grid(out: Tensor) -> tuple[int, int]:
+    return out.numel() // out.shape[-1], triton.cdiv(out.shape[-1], _COLUMNS)
+
+
+def _processors(device: torch.device) -> int:
+    """Streaming multiprocessors; 1 in the interpreter."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1
