@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml requirements/constraints.txt
+$(STAMP): pyproject.toml setup.py requirements/constraints.txt $(wildcard csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint requirements/constraints.txt torch
@@ -43,4 +43,4 @@ bench: $(STAMP)
 	$(BIN)/python tools/bench_kernels.py
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) runs build *.egg-info megatron_lwz/kernels/*.so .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

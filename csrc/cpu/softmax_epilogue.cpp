@@ -1,0 +1,159 @@
+// The epilogue of the log-prob op on a processor: see megatron_lwz/kernels/linear_logprob/epilogue.py for what it computes
+// and cpp.py for who calls it. Tensors come as Python objects and only their addresses, sizes and strides are read, so
+// nothing of torch is needed to build this.
+
+#include <pybind11/pybind11.h>
+
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "elements.h"
+#include "parallel.h"
+
+// References to a row's m, s, w.
+struct RowStatistics {
+  float &m, &s, &w;
+};
+
+struct RowCoefficients {
+  float lse, base, slope;
+};
+
+#include "vector_portable.h"
+#if defined(__x86_64__)
+#include "vector_avx2.h"
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+bool has_avx2() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return false;
+#endif
+}
+
+bool use_avx2 = has_avx2();
+
+template <class Element>
+void merge_row(const Element* z, int64_t columns, float scale, RowStatistics row) {
+#if defined(__x86_64__)
+  if (use_avx2) return avx2::merge_row(z, columns, scale, row);
+#endif
+  portable::merge_row(z, columns, scale, row);
+}
+
+template <class Element, class Result>
+void gradient_row(const Element* z, Result* out, int64_t columns, float scale, RowCoefficients row) {
+#if defined(__x86_64__)
+  if (use_avx2) return avx2::gradient_row(z, out, columns, scale, row);
+#endif
+  portable::gradient_row(z, out, columns, scale, row);
+}
+
+template <class Number>
+Number* address(const py::object& tensor) {
+  return tensor.is_none() ? nullptr : reinterpret_cast<Number*>(tensor.attr("data_ptr")().cast<uintptr_t>());
+}
+
+// A matrix of fp32 or bf16 numbers whose rows are contiguous.
+struct Matrix {
+  explicit Matrix(const py::object& tensor)
+      : start(address<char>(tensor)),
+        rows(tensor.attr("size")(0).cast<int64_t>()),
+        columns(tensor.attr("size")(1).cast<int64_t>()),
+        stride(tensor.attr("stride")(0).cast<int64_t>()),
+        is_bfloat16(tensor.attr("element_size")().cast<int>() == 2) {}
+
+  template <class Element>
+  Element* row(int64_t index) const {
+    return reinterpret_cast<Element*>(start) + index * stride;
+  }
+
+  char* start;
+  int64_t rows, columns, stride;
+  bool is_bfloat16;
+};
+
+template <class Element>
+void merge_tile(const Matrix& z, const int64_t* labels, float scale, float* running, int threads) {
+  const int64_t n = z.rows;
+  for_each_row(n, z.columns, threads, [=](int64_t i) {
+    const Element* row = z.row<const Element>(i);
+    merge_row(row, z.columns, scale, RowStatistics{running[i], running[n + i], running[2 * n + i]});
+    if (labels[i] >= 0 && labels[i] < z.columns) running[3 * n + i] += read(row + labels[i]) * scale;
+  });
+}
+
+// One number per row each; h and k may be null.
+struct Gradients {
+  const float *lse, *mean, *g, *h, *k;
+};
+
+template <class Element, class Result>
+void gradient_tile(const Matrix& z, const Matrix& out, const int64_t* labels, float scale, Gradients rows, int threads) {
+  for_each_row(z.rows, z.columns, threads, [=](int64_t i) {
+    const Element* from = z.row<const Element>(i);
+    Result* to = out.row<Result>(i);
+    const float g = rows.g[i], h = rows.h ? rows.h[i] : 0.0f, k = rows.k ? rows.k[i] : 0.0f;
+    if (g == 0 && h == 0 && k == 0) {
+      std::memset(to, 0, z.columns * sizeof(Result));
+      return;
+    }
+    // p · (k − g − h · (y − b)) with y − b = (y − lse) + (lse − b).
+    const double base = double{k} - g - double{h} * (double{rows.lse[i]} - rows.mean[i]);
+    const RowCoefficients row{rows.lse[i], static_cast<float>(base * scale), -h * scale};
+    const bool own = labels[i] >= 0 && labels[i] < z.columns;
+    float chosen = own ? read(from + labels[i]) : 0;  // before its memory is written over
+    gradient_row(from, to, z.columns, scale, row);
+    if (own) {
+      gradient_row(&chosen, &chosen, 1, scale, row);
+      write(to + labels[i], chosen + g * scale);
+    }
+  });
+}
+
+void statistics(const py::object& z, const py::object& labels, float scale, const py::object& running, int threads) {
+  const Matrix tile(z);
+  const auto* chosen = address<const int64_t>(labels);
+  auto* result = address<float>(running);
+  const py::gil_scoped_release others_may_run;
+  (tile.is_bfloat16 ? merge_tile<Bfloat16> : merge_tile<float>)(tile, chosen, scale, result, threads);
+}
+
+void gradient(const py::object& z, const py::object& out, const py::object& labels, float scale, const py::object& rows,
+              int threads) {
+  const Matrix tile(z), result(out);
+  const auto* chosen = address<const int64_t>(labels);
+  const auto vector = [&](const char* name) { return address<const float>(rows.attr(name)); };
+  const Gradients gradients{vector("lse"), vector("mean"), vector("logprob"), vector("entropy"), vector("lse_gradient")};
+  const auto run = tile.is_bfloat16
+                       ? (result.is_bfloat16 ? gradient_tile<Bfloat16, Bfloat16> : gradient_tile<Bfloat16, float>)
+                       : (result.is_bfloat16 ? gradient_tile<float, Bfloat16> : gradient_tile<float, float>);
+  const py::gil_scoped_release others_may_run;
+  run(tile, result, chosen, scale, gradients, threads);
+}
+
+void use_instructions(const std::string& name) {
+  if (name != "portable" && !(name == "avx2" && has_avx2()))
+    throw std::invalid_argument("instructions " + name + ": this processor and build offer portable" +
+                                (has_avx2() ? " and avx2" : " only"));
+  use_avx2 = name == "avx2";
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, module) {
+  module.doc() = "Statistics and gradients of tiles of logits. For megatron_lwz.kernels.linear_logprob.cpp alone.";
+  module.def("statistics", &statistics, "Merges a tile into the running statistics.");
+  module.def("gradient", &gradient, "Writes a tile's gradient to `out`, which may be the tile's own memory.");
+  module.def("instructions", [] { return use_avx2 ? "avx2" : "portable"; }, "The instruction set in use.");
+  module.def("use_instructions", &use_instructions, "Chooses avx2 or portable. Raises ValueError.");
+  module.def("thread_runtime", &thread_runtime, "The OpenMP library whose threads are used, or \"threads\".");
+}
