@@ -95,9 +95,9 @@ def build_micro_batch(
 ) -> MicroBatch:
     """Packs sequences `indices` and takes the zigzag share of one context-parallel rank.
 
-    Labels are the response tokens (those from `prompt_lengths` on), each once over all context-parallel ranks.
-    `token_weights` [sum of lengths] fp32 are the loss weights of the tokens as labels. Every rank's share has at least one
-    token, and with `sequence_parallel` a multiple of `tensor_size`.
+    Labels are the response tokens (those from `prompt_lengths` on) of weight above 0, each once over all context-parallel
+    ranks. `token_weights` [sum of lengths] fp32 are the loss weights of the tokens as labels. Every rank's share has at
+    least one token, and with `sequence_parallel` a multiple of `tensor_size`.
     """
     source, ids, positions, lengths = [], [], [], []
     for i in indices:
@@ -122,6 +122,7 @@ def build_micro_batch(
     label_at = inputs_at + 1
     within = label_at - batch.offsets[sequence_ids.clamp(min=0)]
     answered = (inputs_at >= 0) & (within >= batch.prompt_lengths[sequence_ids.clamp(min=0)])
+    answered &= token_weights[label_at.clamp(max=len(token_weights) - 1)] > 0
     label_at = label_at.where(answered, torch.tensor(-1))
 
     def of_labels(values: torch.Tensor, otherwise: float) -> torch.Tensor:

@@ -88,6 +88,10 @@ def select(batch: SequenceBatch, indices: Sequence[int]) -> SequenceBatch:
 
 
 def _plan(batch: SequenceBatch, config: Config) -> Update:
+    """Sequences of weight 0 (masked, or of a group without variance) are left out: they would only cost time."""
+    kept = (batch.weights > 0).nonzero().squeeze(1).tolist() or [0]
+    if len(kept) < len(batch):
+        batch = select(batch, kept)
     weights, denominator = token_weights(batch, config.grpo)
     return Update(make_micro_batches(batch, config, weights), denominator, sequences=len(batch))
 

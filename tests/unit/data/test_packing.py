@@ -142,3 +142,20 @@ def test_segments_keep_documents_apart():
     assert m.tokens.tolist() == [1000, 1001, 1002, 1003, 1005, 1006, 1007, 0]
     assert m.labels.tolist() == [IGNORED_LABEL, 1002, 1003, 1004, 1006, 1007, 1008, IGNORED_LABEL]
     assert m.sequence_ids.tolist() == [0, 0, 0, 0, 1, 1, 1, -1]
+
+
+def test_tokens_of_weight_zero_are_no_labels():
+    """They would cost the output layer its products and change nothing."""
+    weights = torch.ones(9)
+    weights[3], weights[5:] = 0, 0
+    m = build_micro_batch(
+        sequence_batch([5, 4], [2, 1]),
+        [0, 1],
+        tensor_size=1,
+        context_size=1,
+        context_rank=0,
+        sequence_parallel=False,
+        token_weights=weights,
+    )
+    assert m.labels.tolist() == [IGNORED_LABEL, 1002, IGNORED_LABEL, 1004, *[IGNORED_LABEL] * 3]
+    assert m.source.tolist() == [-1, 2, -1, 4, -1, -1, -1]
