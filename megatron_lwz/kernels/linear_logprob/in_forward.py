@@ -87,7 +87,7 @@ def _computed(hidden: Tensor, head: Head, problem: Problem, epilogue: Epilogue) 
     plan = plan_rows(shape, budget, Machine.of(hidden.device), itemsize=head.accumulation.itemsize)
     chunks = cut(problem.selected, plan.rows, problem)
     longest = max((len(chunk.rows) for chunk in chunks), default=0)
-    workspaces = [Workspace(longest * head.valid, head) for _ in range(min(1 + ahead, len(chunks)))]
+    workspaces = [Workspace(longest, head.valid, head) for _ in range(min(1 + ahead, len(chunks)))]
     passes = Passes(head, problem, epilogue, plan.columns)
     waiting: list[_Computed] = []
     for index, (chunk, x) in enumerate(gathered(hidden.to(head.dtype), chunks, problem)):

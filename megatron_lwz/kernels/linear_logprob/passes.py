@@ -55,20 +55,31 @@ class Passes:
         return total
 
 
+_ALIGNMENT = 8
+"""Rows begin at multiples of this many numbers: vector loads and stores need it, whatever the vocabulary."""
+
+
 class Workspace:
     """One buffer for logits, made once and cut to size."""
 
-    def __init__(self, cells: int, head: Head) -> None:
+    def __init__(self, rows: int, columns: int, head: Head) -> None:
+        """Room for `rows` rows of `columns` columns."""
+        cells = rows * _aligned(columns)
         self._buffer = torch.empty(cells, dtype=head.accumulation, device=head.parameter.device)
         self._head = head
 
     def cut(self, rows: int, columns: int) -> Tensor:
-        """[rows, columns], contiguous."""
-        return self._buffer[: rows * columns].view(rows, columns)
+        """[rows, columns], each row contiguous."""
+        width = _aligned(columns)
+        return self._buffer[: rows * width].view(rows, width)[:, :columns]
 
     def product(self, x: Tensor, tile: Tile) -> Tensor:
         """The tile's logits, in the workspace until the next product."""
         return self._head.logits(x, tile, self.cut(len(x), len(tile.weight)))
+
+
+def _aligned(columns: int) -> int:
+    return -(-columns // _ALIGNMENT) * _ALIGNMENT
 
 
 def into(z: Tensor, head: Head) -> Logits:

@@ -107,4 +107,4 @@ def _cache_budget(chunks: list[Chunk], plan: Plan, head: Head) -> int:
 
 
 def _workspace(chunks: list[Chunk], plan: Plan, head: Head) -> Workspace:
-    return Workspace(max((len(chunk.rows) for chunk in chunks), default=0) * plan.columns, head)
+    return Workspace(max((len(chunk.rows) for chunk in chunks), default=0), plan.columns, head)
