@@ -15,6 +15,7 @@ from typing import Literal
 
 from megatron_lwz.cli import common, evaluate_engine
 from megatron_lwz.cli.evaluate_progress import Bar
+from megatron_lwz.cli.evaluate_results import positive
 from megatron_lwz.config import read_hf_architecture
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import environment
@@ -127,17 +128,17 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--temperature", type=float)
     how.add_argument("--top-p", type=float)
     how.add_argument("--top-k", type=_count, help="0: no bound")
-    how.add_argument("--max-tokens", type=_positive)
+    how.add_argument("--max-tokens", type=positive)
     how.add_argument(
         "--template",
         choices=("think", "direct", "row", "plain"),
         help="our policies' prompt, or the prompt as it is (plain); row: what each row says. Default: row with --model",
     )
     how.add_argument("--style", choices=("paper", "bare"), default="paper", help="as data.template of the training")
-    how.add_argument("--samples", type=_positive, default=1, help="responses per prompt")
+    how.add_argument("--samples", type=positive, default=1, help="responses per prompt")
     how.add_argument("--seed", type=int, default=0)
-    how.add_argument("--limit", type=_positive, help="only the first prompts of the file")
-    how.add_argument("--concurrency", type=_positive, default=16)
+    how.add_argument("--limit", type=positive, help="only the first prompts of the file")
+    how.add_argument("--concurrency", type=positive, default=16)
     how.add_argument("--timeout", type=float, default=600.0, help="seconds without a word before a request is retried")
     how.add_argument("--retries", type=_count, default=5, help="attempts per response after failures")
     return parser
@@ -147,13 +148,6 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text}: must not be negative")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,14 +24,22 @@ def output_folder(path: Path) -> Path:
     return path
 
 
+def positive(text: str) -> int:
+    """An option that counts from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a result file, whole or not at all."""
-    _write(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a JSONL file, whole or not at all."""
-    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def show_estimates(title: str, estimates: Mapping[str, Estimate], labels: Mapping[str, str] | None = None) -> None:
@@ -44,7 +53,8 @@ def show_estimates(title: str, estimates: Mapping[str, Estimate], labels: Mappin
     console().print(table)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -14,6 +14,8 @@ from megatron_lwz.report.evaluation_charts import intervals, length_scatter
 
 _POINTS = 3000
 """Most points of one scatter, so that the file stays small."""
+_LEVELS = ("Domain1", "Domain2")
+"""How the columns of WritingBench's domains begin."""
 
 
 def write_page(path: Path, title: str, lead: str, sections: Mapping[str, str]) -> None:
@@ -99,4 +101,19 @@ def longbench_sections(found: LongBenchReport, steps: Sequence[RulerStep]) -> di
         if steps
         else "",
         "Not judged": f"<p>{found.unjudged} responses got no verdict.</p>" if found.unjudged else "",
+    }
+
+
+def writing_bench_sections(found: Mapping[str, Estimate]) -> dict[str, str]:
+    """The sections of WritingBench: overall with requirements, the two levels of domains."""
+    levels = {
+        level: {n.removeprefix(f"{level}_"): e for n, e in found.items() if n.startswith(level)} for level in _LEVELS
+    }
+    main = {name: e for name, e in found.items() if not name.startswith(_LEVELS)}
+    domains, subdomains = (levels[level] for level in _LEVELS)
+    return {
+        "Scores, 1 to 10": estimates_table(main)
+        + charts(intervals("Overall and requirements", main), intervals("Domains", domains)),
+        "Domains": estimates_table(domains),
+        "Subdomains": f"<details><summary>{len(subdomains)} subdomains</summary>{estimates_table(subdomains)}</details>",
     }

@@ -1,0 +1,150 @@
+"""`lwz evaluate writing-bench --benchmark DIR --responses FILE --output DIR [judge.key=value …]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_lwz.cli import common, evaluate_judge
+from megatron_lwz.cli.evaluate_progress import Bar
+from megatron_lwz.cli.evaluate_results import output_folder, positive, show_estimates, write_json, write_text
+from megatron_lwz.config.sections import JudgeSection
+from megatron_lwz.errors import DataError
+from megatron_lwz.evaluation import judge_prompts
+from megatron_lwz.evaluation import writing_bench_files as files
+from megatron_lwz.evaluation.responses import Response, read_responses
+from megatron_lwz.evaluation.statistics import Estimate
+from megatron_lwz.evaluation.writing_bench import Judged, aggregate, judge_responses
+from megatron_lwz.evaluation.writing_bench_files import Benchmark, Scores
+from megatron_lwz.report.evaluation import write_page, writing_bench_sections
+from megatron_lwz.rewards.judge import Judge
+
+Wording = tuple[str, str] | None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Judges responses, or takes scores that exist, and writes the benchmark's figures. Raises LwzError."""
+    options = _parser().parse_intermixed_args(list(argv))
+    if (options.responses is None) == (options.scores is None):
+        raise common.UsageError("give --responses (to be judged) or --scores (judged already), one of them")
+    benchmark = files.read_benchmark(options.benchmark)
+    folder = output_folder(options.output)
+    source = options.responses or options.scores
+    result: dict[str, Any] = {"kind": "writing_bench", "name": options.name or source.stem, "era": benchmark.era}
+    scores: Mapping[int, Scores]
+    if options.scores:
+        scores, repeated = files.read_scores(options.scores, benchmark)
+        if repeated:
+            _warn(f"{options.scores}: {repeated} rows were scored twice; the later one counts, once")
+        result["wording"] = "unknown: scores of a file"
+    else:
+        judged = _judge(options, benchmark, folder, result)
+        scores = judged.scores
+        lines = [files.scores_as_row(index, found) + "\n" for index, found in scores.items()]
+        output_folder(folder / "scores")
+        write_text(folder / "scores" / f"{result['name']}.jsonl", "".join(lines))
+    if not scores:
+        raise DataError(source, "no query has all its criteria scored: see the judge's counters above")
+    found = aggregate(benchmark, scores)
+    result |= {"queries": len(scores), "of": len(benchmark.queries)}
+    result["metrics"] = {name: value.as_json() for name, value in found.items()}
+    _write(folder, result, found)
+
+
+def _judge(options: argparse.Namespace, benchmark: Benchmark, folder: Path, result: dict[str, Any]) -> Judged:
+    """Has the responses judged; notes in `result` by whom, in which words, and what is missing."""
+    public, wording = _wording(options, benchmark)
+    section = evaluate_judge.section_of(options, folder, files.JUDGE_SAMPLING[benchmark.era])
+    responses = _responses(options.responses, benchmark)
+    judged, result["judge"] = asyncio.run(_ask(benchmark, responses, section, public, options.evaluations))
+    missing = len(benchmark.queries) - len(responses)
+    result |= {"wording": wording, "missing": missing, "incomplete": list(judged.incomplete)}
+    if missing:
+        _warn(f"{missing} of {len(benchmark.queries)} queries have no response")
+    if judged.incomplete:
+        _warn(f"{len(judged.incomplete)} queries are left out: the judge gave no score for one of their criteria")
+    return judged
+
+
+async def _ask(
+    benchmark: Benchmark, responses: Sequence[Response], section: JudgeSection, public: Wording, evaluations: int
+) -> tuple[Judged, dict[str, Any]]:
+    async with Judge(section) as judge:
+        with Bar("scored") as bar:
+            judged = await judge_responses(
+                benchmark, responses, judge, public=public, evaluations=evaluations, shown=bar
+            )
+        evaluate_judge.show_counters(judge)
+        return judged, evaluate_judge.summary(judge, section)
+
+
+def _responses(path: Path, benchmark: Benchmark) -> list[Response]:
+    responses = read_responses(path)
+    for response in responses:
+        if not response.id.isdecimal() or int(response.id) not in benchmark.queries:
+            advice = (
+                f"response {response.id!r} answers no query of {benchmark.era}: are these responses to the other era?"
+            )
+            raise DataError(path, advice)
+        if response.sample:
+            raise DataError(path, f"query {response.id} has several responses; the benchmark takes one")
+    return responses
+
+
+def _wording(options: argparse.Namespace, benchmark: Benchmark) -> tuple[Wording, str]:
+    """The public prompt of the benchmark's era, and what it is called; ours when the copy holds none, or if asked for."""
+    if options.judge_prompt == "ours":
+        return None, "ours"
+    path = Path(options.judge_prompt) if options.judge_prompt else files.find_prompt(options.benchmark)
+    if path is None:
+        return None, "ours"
+    public = judge_prompts.read_writing_bench_prompt(path)
+    version = judge_prompts.criterion_question("", "", {}, public).version
+    era = files.PROMPT_ERAS.get(version)
+    if era is not None and era != benchmark.era:
+        advice = f"is the prompt of {era}, the queries are of {benchmark.era}: take both from one version, or 'ours'"
+        raise DataError(path, advice)
+    return public, f"prompt.py of {era}" if era else f"{path} (of no known era)"
+
+
+def _write(folder: Path, result: Mapping[str, Any], found: Mapping[str, Estimate]) -> None:
+    write_json(folder / "writing_bench.json", result)
+    with (folder / "writing_bench.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        figures = {name: e.value for name, e in found.items() if name != "Overall"}
+        rows.writerow(["Model", "Overall", "Count", *figures])
+        rows.writerow([result["name"], found["Overall"].value, result["queries"], *figures.values()])
+    page = folder / "writing_bench.html"
+    lead = f"WritingBench of {result['era']}, {result['queries']} of {result['of']} queries, judge prompt: {result['wording']}"
+    write_page(page, result["name"], lead, writing_bench_sections(found))
+    shown = {name: value for name, value in found.items() if not name.startswith("Domain2")}
+    show_estimates(f"{result['name']}: {lead}", shown)
+    common.console().print(str(page), markup=False)
+
+
+def _warn(text: str) -> None:
+    common.console(stderr=True).print(f"warning: {text}", markup=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = common.Parser(prog="lwz evaluate writing-bench", description="WritingBench, its public files unchanged.")
+    parser.add_argument("--benchmark", metavar="DIR", type=Path, required=True, help="a copy of X-PLUG/WritingBench")
+    parser.add_argument("--responses", metavar="FILE", type=Path, help="responses to benchmark_all.jsonl")
+    parser.add_argument("--scores", metavar="FILE", type=Path, help="scores that exist, ours or the public script's")
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="where the results go")
+    parser.add_argument("--evaluations", metavar="N", type=positive, default=1, help="scores per criterion; default 1")
+    parser.add_argument(
+        "--judge-prompt", metavar="FILE", help="prompt.py, or 'ours'; default: the copy's prompt.py, else ours"
+    )
+    parser.add_argument("--name", help="of the model, in tables; default: the file's name")
+    evaluate_judge.add_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(common.run(main))

@@ -1,0 +1,190 @@
+"""WritingBench's public files, read unchanged: queries with criteria, requirement subsets, score files; both eras."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_lwz.errors import DataError
+from megatron_lwz.evaluation.tasks import read_rows
+
+Era = Literal["2025-03", "2025-04"]
+"""2025-03: 1,239 queries and a lenient prompt. 2025-04 (from the 28th): 1,000 other queries and a strict prompt.
+Scores of one do not compare with scores of the other."""
+
+ERA_KEYS: Mapping[Era, str] = {"2025-04": "checklist", "2025-03": "criteria"}
+"""Era → the key that holds a query's criteria; this tells the files apart."""
+
+PROMPT_ERAS: Mapping[str, Era] = {
+    "writing-bench@251699697e7d": "2025-03",
+    "writing-bench@ca71715a9b01": "2025-04",
+}
+"""Version of the public prompt.py's wording → era (commits cf2827a and 2f3650b of X-PLUG/WritingBench)."""
+
+JUDGE_SAMPLING: Mapping[Era, Mapping[str, Any]] = {
+    "2025-03": {"temperature": 0.7, "top_p": 0.8, "max_tokens": 2048},
+    "2025-04": {"temperature": 1.0, "top_p": 0.95, "max_tokens": 2048},
+}
+"""Of the scorer, as each era's scripts have it (the first one's top-k of 20 is no key of OpenAI's)."""
+
+REQUIREMENTS = ("style", "format", "length")
+DOMAINS = (
+    "Academic & Engineering",
+    "Finance & Business",
+    "Politics & Law",
+    "Literature & Arts",
+    "Education",
+    "Advertising & Marketing",
+)
+"""D1 to D6, in the order of the public table."""
+
+Scores = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Criterion → its evaluations, each with at least `score` and `reason`."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query. `criteria` by name, each as the file has it; a name that comes twice counts once, as in the scripts."""
+
+    index: int
+    text: str
+    domain: str
+    subdomain: str
+    criteria: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Queries with a requirement, and for each the names of the criteria that are about it."""
+
+    queries: Sequence[int]
+    criteria: Mapping[int, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One era of WritingBench."""
+
+    era: Era
+    queries: Mapping[int, Query]
+    subsets: Mapping[str, Subset]
+
+
+def read_benchmark(path: Path) -> Benchmark:
+    """Reads the repository's folder, its benchmark_query folder, or benchmark_all.jsonl (with `requirement` beside it).
+
+    Raises DataError, also when subsets and queries are of different eras.
+    """
+    file = next((file for file in _candidates(path) if file.is_file()), None)
+    if file is None:
+        raise DataError(path, "no benchmark_all.jsonl here: name the folder of WritingBench")
+    era, queries = _read_queries(file)
+    subsets = {}
+    for name in REQUIREMENTS:
+        folder = file.parent / "requirement" / name
+        if folder.is_dir():
+            subsets[name] = _read_subset(folder, name, era, queries)
+    return Benchmark(era, queries, subsets)
+
+
+def find_prompt(path: Path) -> Path | None:
+    """The public prompt.py of the copy that `path` belongs to."""
+    folders = (path, path.parent, path.parent.parent)
+    return next((folder / "prompt.py" for folder in folders if (folder / "prompt.py").is_file()), None)
+
+
+def read_scores(path: Path, benchmark: Benchmark) -> tuple[dict[int, Scores], int]:
+    """Scores by query index, and how many rows were left out because a later row has the same index.
+
+    The public script's resume scores the last row again: the later one counts, once. Raises DataError for scores that are
+    not of this benchmark.
+    """
+    found: dict[int, Scores] = {}
+    repeated = 0
+    for line, row in read_rows(path):
+        index, scores = row.get("index"), row.get("scores")
+        if type(index) is not int or not isinstance(scores, dict):
+            raise DataError(
+                path, 'a row of scores reads {"index": …, "scores": {criterion: [{"score", "reason"}]}}', line=line
+            )
+        query = benchmark.queries.get(index)
+        strange = [name for name in scores if query is None or name not in query.criteria]
+        if query is None or strange:
+            what = f"criterion {strange[0]!r}" if strange and query else f"index {index}"
+            advice = f"{what} is not in the benchmark of {benchmark.era}: these are scores of the other era, or of other queries"
+            raise DataError(path, advice, line=line)
+        for name, evaluations in scores.items():
+            numbers = [e.get("score") if isinstance(e, dict) else None for e in evaluations or [None]]
+            if not all(isinstance(number, (int, float)) and 1 <= number <= 10 for number in numbers):
+                raise DataError(path, f"{name!r} of query {index} must hold scores from 1 to 10", line=line)
+        repeated += index in found
+        found[index] = scores
+    if not found:
+        raise DataError(path, "no scores in this file")
+    return found, repeated
+
+
+def _candidates(path: Path) -> list[Path]:
+    name = "benchmark_all.jsonl"
+    return [path, path / name, path / "benchmark_query" / name]
+
+
+def _read_queries(file: Path) -> tuple[Era, dict[int, Query]]:
+    era: Era | None = None
+    queries: dict[int, Query] = {}
+    for line, row in read_rows(file):
+        its = next((era for era, key in ERA_KEYS.items() if key in row), None)
+        if its is None:
+            raise DataError(file, f"no criteria: a query has one of {', '.join(ERA_KEYS.values())}", line=line)
+        if era is not None and its != era:
+            raise DataError(
+                file, f"this query is of {its}, those before are of {era}: eras must not be mixed", line=line
+            )
+        era = its
+        try:
+            query = _query(row, ERA_KEYS[era])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(file, f"not a query of WritingBench ({error!r})", line=line) from error
+        if query.index in queries:
+            raise DataError(file, f"index {query.index} stands there twice", line=line)
+        queries[query.index] = query
+    if era is None:
+        raise DataError(file, "no queries in this file")
+    return era, queries
+
+
+def _query(row: Mapping[str, Any], key: str) -> Query:
+    criteria: dict[str, Mapping[str, Any]] = {}
+    for criterion in row[key]:
+        criteria.setdefault(criterion["name"], criterion)
+    if type(row["index"]) is not int or not isinstance(row["query"], str) or not criteria:
+        raise ValueError("index, query or criteria")
+    return Query(row["index"], row["query"], row.get("domain1") or "", row.get("domain2") or "", criteria)
+
+
+def _read_subset(folder: Path, name: str, era: Era, queries: Mapping[int, Query]) -> Subset:
+    members: list[int] = []
+    criteria: dict[int, list[str]] = {}
+    for file in (folder / f"{name}_subset.jsonl", folder / f"{name}_subset_C.jsonl"):
+        for line, row in read_rows(file):
+            index, listed = row.get("index"), row.get(ERA_KEYS[era])
+            query = queries.get(index) if type(index) is int else None
+            names = [str(criterion.get("name")) for criterion in listed or () if isinstance(criterion, dict)]
+            if query is None or listed is None or not set(names) <= set(query.criteria):
+                advice = (
+                    f"query {index!r} is not the one of the benchmark of {era}: take the subsets of the same version"
+                )
+                raise DataError(file, advice, line=line)
+            if file.name.endswith("_C.jsonl"):
+                criteria[query.index] = names
+            else:
+                members.append(query.index)
+    return Subset(members, criteria)
+
+
+def scores_as_row(index: int, scores: Scores) -> str:
+    """One line of a score file that the public calculate_scores.py reads."""
+    return json.dumps({"index": index, "scores": scores}, ensure_ascii=False)

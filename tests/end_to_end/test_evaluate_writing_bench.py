@@ -1,0 +1,98 @@
+"""`lwz evaluate writing-bench`: judged over HTTP, in the public copy's words, killed and run again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_lwz.cli import common, main
+from tests.end_to_end.grpo_runs import ROOT, variables
+from tests.end_to_end.test_evaluate_text import check_page
+from tests.scripted_server import KEY, Scripted, serving
+from tests.unit.evaluation.test_writing_bench import PUBLIC, write, write_benchmark
+
+PROMPT = '''evaluate_system = """You judge."""
+evaluate_prompt = """Criteria {criteria} Query {query} Response {response} {{"score": n}}"""
+'''
+
+
+@pytest.fixture
+def argv(tmp_path) -> list[str]:
+    benchmark = write_benchmark(tmp_path / "WritingBench")
+    rows = [
+        {"index": query["index"], "response": f"<think>a</think>\nAnswer {query['index']}"}
+        for query in PUBLIC["queries"]
+    ]
+    responses = write(tmp_path / "model.jsonl", rows)
+    options = ["--benchmark", benchmark, "--responses", responses, "--output", tmp_path / "out"]
+    return ["evaluate", "writing-bench", *map(str, options)]
+
+
+def test_killed_and_run_again_no_reply_is_paid_twice_and_no_row_counted_twice(argv, tmp_path):
+    (tmp_path / "WritingBench" / "prompt.py").write_text(PROMPT)
+    server = Scripted(lambda prompt, _: '```json\n{"score": 8, "reason": "says "yes", well"}\n```', delay=0.02)
+    with serving(server):
+        settings = [f"judge.url={server.url}", "judge.model=m", "judge.concurrency=4"]
+        command = [sys.executable, "-m", "megatron_lwz.cli.main", *argv, *settings]
+        environment = variables() | {"LWZ_JUDGE_KEY": KEY}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and len(server.bodies) < 50:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert len(server.bodies) <= 150 + 4
+    body = server.bodies[0]
+    first = PUBLIC["queries"][0]
+    assert body["messages"][1]["content"] == (
+        f'Criteria {first["checklist"][0]} Query {first["query"]} Response Answer 1 {{"score": n}}'
+    ), "as the public script formats it, the thinking cut off after a single line break"
+    assert (body["temperature"], body["top_p"], body["max_tokens"]) == (1.0, 0.95, 2048)
+    found = json.loads((tmp_path / "out" / "writing_bench.json").read_text())
+    assert found["metrics"]["Overall"] == {"value": 8.0, "low": 8.0, "high": 8.0, "count": 150}
+    assert (found["era"], found["queries"], found["missing"], found["incomplete"]) == ("2025-04", 30, 0, [])
+    assert "prompt.py" in found["wording"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "scores" / "model.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(1, 31))
+    check_page(tmp_path / "out" / "writing_bench.html")
+
+
+def test_scores_of_the_public_script_are_aggregated(argv, tmp_path, capsys):
+    scores = write(tmp_path / "theirs.jsonl", [*PUBLIC["scores"], PUBLIC["scores"][-1]])
+    place = argv.index("--responses")
+    assert common.run(main.dispatch, [*argv[:place], "--scores", str(scores), *argv[place + 2 :]]) == 0
+    assert "1 rows were scored twice" in capsys.readouterr().err
+    (row,) = csv.DictReader((tmp_path / "out" / "writing_bench.csv").open())
+    assert row["Model"] == "theirs" and int(row["Count"]) == 28
+    for name, value in PUBLIC["expected"].items():
+        assert float(row[name]) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--scores", "x"], "give --responses (to be judged) or --scores"),
+        ([], "judge.url"),
+        (["--judge-prompt", "/nowhere/prompt.py"], "/nowhere/prompt.py"),
+    ],
+)
+def test_mistakes_are_one_line(argv, capsys, extra, said):
+    assert common.run(main.dispatch, [*argv, *extra]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and said in lines[0], lines
+
+
+def test_responses_to_the_other_era_are_refused(argv, capsys):
+    write(Path(argv[argv.index("--responses") + 1]), [{"index": 1000, "response": "a"}])
+    assert common.run(main.dispatch, argv) == 2
+    assert "'1000' answers no query of 2025-04" in capsys.readouterr().err

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_lwz.config.sections import JudgeSection
+from megatron_lwz.errors import DataError
+from megatron_lwz.evaluation import writing_bench_files as files
+from megatron_lwz.evaluation.responses import Response
+from megatron_lwz.evaluation.writing_bench import aggregate, judge_responses
+from megatron_lwz.rewards.judge import Judge
+from tests.scripted_server import KEY, Scripted, serving
+
+PUBLIC = json.loads((Path(__file__).parent / "data" / "writing_bench.json").read_text(encoding="utf-8"))
+
+
+def write(path: Path, rows) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_benchmark(root: Path, key: str = "checklist") -> Path:
+    """The fixture's queries and subsets as the public repository lays them out."""
+
+    def row(query, names=None):
+        kept = [criterion for criterion in query["checklist"] if names is None or criterion["name"] in names]
+        return {name: value for name, value in query.items() if name != "checklist"} | {key: kept}
+
+    by_index = {query["index"]: query for query in PUBLIC["queries"]}
+    folder = root / "benchmark_query"
+    write(folder / "benchmark_all.jsonl", [row(query) for query in PUBLIC["queries"]])
+    for name, subset in PUBLIC["subsets"].items():
+        target = folder / "requirement" / name
+        write(target / f"{name}_subset.jsonl", [row(by_index[i]) for i in subset["R"]])
+        write(target / f"{name}_subset_C.jsonl", [row(by_index[i], subset["C"][str(i)]) for i in subset["R"]])
+    return root
+
+
+@pytest.mark.parametrize("key", ["checklist", "criteria"])
+def test_aggregation_equals_the_public_script(tmp_path, key):
+    benchmark = files.read_benchmark(write_benchmark(tmp_path, key))
+    assert benchmark.era == {"checklist": "2025-04", "criteria": "2025-03"}[key]
+    scores, repeated = files.read_scores(write(tmp_path / "m.jsonl", PUBLIC["scores"]), benchmark)
+    found = aggregate(benchmark, scores)
+    expected = dict(PUBLIC["expected"])
+    assert expected.pop("Count") == len(scores) and repeated == 0
+    assert {name: value.value for name, value in found.items()} == pytest.approx(expected, rel=1e-12)
+    assert all(value.low <= value.value <= value.high for value in found.values())
+
+
+def test_a_row_that_the_public_resume_scored_twice_counts_once(tmp_path):
+    benchmark = files.read_benchmark(write_benchmark(tmp_path))
+    rows = [*PUBLIC["scores"][:-1], {**PUBLIC["scores"][-1], "scores": {"Tone": []}}, PUBLIC["scores"][-1]]
+    rows[-2] = {**rows[-1], "scores": {name: [{"score": 1, "reason": ""}] for name in rows[-1]["scores"]}}
+    scores, repeated = files.read_scores(write(tmp_path / "m.jsonl", rows), benchmark)
+    assert repeated == 1
+    assert aggregate(benchmark, scores)["Overall"].value == pytest.approx(PUBLIC["expected"]["Overall"])
+
+
+def test_the_eras_are_never_mixed(tmp_path):
+    new, old = write_benchmark(tmp_path / "new"), write_benchmark(tmp_path / "old", "criteria")
+    subset = "benchmark_query/requirement/style/style_subset.jsonl"
+    (new / subset).write_text((old / subset).read_text())
+    with pytest.raises(DataError, match=r"style_subset\.jsonl, line 1: query \d+ is not the one of the benchmark"):
+        files.read_benchmark(new)
+    mixed = new / "benchmark_query" / "benchmark_all.jsonl"
+    mixed.write_text(mixed.read_text() + (old / "benchmark_query" / "benchmark_all.jsonl").read_text())
+    with pytest.raises(DataError, match="line 31: this query is of 2025-03, those before are of 2025-04"):
+        files.read_benchmark(mixed)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"index": 1, "scores": {"Other": [{"score": 1}]}}, "criterion 'Other' is not in the benchmark of 2025-04"),
+        ({"index": 99, "scores": {}}, "index 99 is not in"),
+        ({"index": 1, "scores": {"NAME": []}}, "must hold scores from 1 to 10"),
+        ({"index": 1, "scores": {"NAME": [{"score": 11}]}}, "must hold scores from 1 to 10"),
+        ({"index": "1", "scores": {}}, "a row of scores reads"),
+        ({"response": "x"}, "a row of scores reads"),
+    ],
+)
+def test_scores_of_something_else_are_refused(tmp_path, row, said):
+    benchmark = files.read_benchmark(write_benchmark(tmp_path))
+    name = PUBLIC["queries"][0]["checklist"][0]["name"]
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps(row).replace("NAME", name) + "\n")
+    with pytest.raises(DataError, match=f"line 1: .*{said}"):
+        files.read_scores(path, benchmark)
+
+
+def test_what_is_no_benchmark_is_said(tmp_path):
+    with pytest.raises(DataError, match=r"no benchmark_all\.jsonl here"):
+        files.read_benchmark(tmp_path)
+    path = write(tmp_path / "benchmark_all.jsonl", [{"index": 1, "query": "q"}])
+    with pytest.raises(DataError, match="line 1: no criteria"):
+        files.read_benchmark(path)
+    with pytest.raises(DataError, match="line 1: not a query of WritingBench"):
+        files.read_benchmark(write(path, [{"index": 1, "query": "q", "checklist": [{}]}]))
+
+
+def test_every_criterion_is_judged_and_the_scores_read_back(tmp_path):
+    benchmark = files.read_benchmark(write_benchmark(tmp_path))
+    responses = [Response(str(index), f"Answer {index}") for index in benchmark.queries]
+    failing = ("Query 3\n", "name: Tone")
+
+    def answer(prompt: str, number: int) -> str:
+        if all(part in prompt for part in failing):
+            return "no verdict"
+        return json.dumps({"reason": "it's fine", "score": len(prompt) % 10 + 1})
+
+    server = Scripted(answer)
+
+    async def main():
+        async with Judge(JudgeSection(url=server.url, model="j", malformed_retries=0), KEY) as judge:
+            return await judge_responses(benchmark, responses, judge, evaluations=2)
+
+    with serving(server):
+        judged = asyncio.run(main())
+    has_tone = "Tone" in benchmark.queries[3].criteria
+    assert judged.incomplete == ([3] if has_tone else []) and len(judged.scores) == 30 - has_tone
+    assert len(server.bodies) == 30 * 5 * 2
+    path = tmp_path / "ours.jsonl"
+    path.write_text("".join(files.scores_as_row(index, scores) + "\n" for index, scores in judged.scores.items()))
+    again, _ = files.read_scores(path, benchmark)
+    assert again == judged.scores
+    evaluation = next(iter(again[1].values()))[1]
+    assert evaluation["judge"] == "scripted-1/lwz-criterion-1" and evaluation["reason"] == "it's fine"
