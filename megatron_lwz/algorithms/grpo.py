@@ -47,11 +47,6 @@ class LossInputs:
     """Exclusive upper bound of the ids, the same on all context-parallel ranks (N of the SequenceBatch)."""
 
 
-def is_token_level(section: GrpoSection) -> bool:
-    """Whether a token's loss depends on that token alone, so that its gradient can be taken in the forward pass."""
-    return section.ratio == "token" and section.mismatch != "sequence"
-
-
 def token_weights(batch: SequenceBatch, section: GrpoSection) -> tuple[torch.Tensor, int]:
     """Loss weight of every token of the batch [sum of lengths] fp32, and the global denominator (`grpo.aggregation`).
 

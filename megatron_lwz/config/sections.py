@@ -229,6 +229,13 @@ class GrpoSection(Section):
     )
     mismatch_cap: float = Field(2.0, gt=1, description="C; mask keeps weights in [1/C, C]")
 
+    def is_token_level(self, *, old_is_policy: bool) -> bool:
+        """Whether a token's loss depends on that token alone, so that its gradient can be taken in the forward pass.
+
+        A sequence's ratio does not, except where old is the policy itself: then it is 1.
+        """
+        return self.mismatch != "sequence" and (self.ratio == "token" or old_is_policy)
+
 
 class OptimizerSection(Section):
     """Adam with decoupled weight decay, and its schedule."""

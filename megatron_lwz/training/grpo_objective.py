@@ -1,18 +1,26 @@
-"""The GRPO loss of an update's micro-batches, in the two forms a step can use."""
+"""The GRPO loss of an update's micro-batches, in the two forms a step can use.
+
+On a GPU with Triton each form is one launch (`kernels/grpo_loss`); the maths of `algorithms/grpo.py` runs elsewhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_lwz.algorithms.grpo import LossInputs, grpo_loss, is_token_level
+from megatron_lwz.algorithms.grpo import LossInputs, grpo_loss
 from megatron_lwz.config.sections import GrpoSection
 from megatron_lwz.distributed import groups
 from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, TokenLoss
+from megatron_lwz.kernels.settings import settings
 from megatron_lwz.training.step import TokenLossFn
 from megatron_lwz.types import MicroBatch
+
+if TYPE_CHECKING:
+    from megatron_lwz.kernels.grpo_loss import FusedGrpoLoss, TokenInputs
 
 
 class GrpoObjective:
@@ -30,24 +38,60 @@ class GrpoObjective:
         self._sequences = sequences
         self._old = old
         self._reference = reference
-
-    def loss(self, statistics: Tensor, micro: MicroBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """(summed loss, metric sums) of the statistics [3, T]."""
-        logprob, entropy, _ = statistics
-        inputs = self._inputs(micro, index, logprob, entropy, None)
-        return grpo_loss(inputs, self._section, context_sum=_context_sum)
+        self._fused = settings().backend in ("triton", "cuda")
+        self._launched: dict[int, FusedGrpoLoss] = {}
 
     @property
     def token_loss(self) -> TokenLossFn | None:
         """The loss for the gradient in the forward pass; None when a token's loss depends on its whole sequence."""
-        return self._token_loss if is_token_level(self._section) else None
+        if not self._section.is_token_level(old_is_policy=self._old is None):
+            return None
+        return self._fused_token_loss if self._fused else self._token_loss
+
+    def loss(self, statistics: Tensor, micro: MicroBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """(summed loss, metric sums) of the statistics [3, T]; metrics only, after a `token_loss` in one launch."""
+        logprob, entropy, _ = statistics
+        if index in self._launched:
+            return logprob.new_zeros(()), self._launched.pop(index).metrics()
+        if not self._fused:
+            inputs = self._inputs(micro, index, logprob, entropy, None)
+            return grpo_loss(inputs, self._section, context_sum=_context_sum)
+        from megatron_lwz.kernels.grpo_loss import fused_grpo_loss  # needs Triton
+
+        return fused_grpo_loss(
+            logprob,
+            entropy,
+            self._token_inputs(micro, index),
+            self._section,
+            sequence_ids=micro.sequence_ids,
+            sequences=self._sequences,
+            context_sum=_context_sum,
+        )
 
     def _token_loss(self, micro: MicroBatch, index: int) -> TokenLoss:
         def loss(logprob: Tensor, entropy: Tensor, _lse: Tensor, rows: Tensor) -> Tensor:
             inputs = self._inputs(micro, index, logprob, entropy, rows)
-            return grpo_loss(inputs, self._section, context_sum=_context_sum)[0]
+            # No sum over ranks: a sequence's ratio is asked for only where it is 1 for each of its tokens.
+            return grpo_loss(inputs, self._section, context_sum=lambda values: values)[0]
 
         return AutogradTokenLoss(loss, micro.labels.numel())
+
+    def _fused_token_loss(self, micro: MicroBatch, index: int) -> TokenLoss:
+        from megatron_lwz.kernels.grpo_loss import FusedGrpoLoss  # needs Triton
+
+        self._launched[index] = FusedGrpoLoss(self._token_inputs(micro, index), self._section)
+        return self._launched[index]
+
+    def _token_inputs(self, micro: MicroBatch, index: int) -> TokenInputs:
+        from megatron_lwz.kernels.grpo_loss import TokenInputs  # needs Triton
+
+        return TokenInputs(
+            old=None if self._old is None else self._old[index],
+            behaviour=micro.behaviour_logprobs,
+            reference=None if self._reference is None else self._reference[index],
+            advantage=micro.advantages,
+            weight=micro.weights,
+        )
 
     def _inputs(
         self, micro: MicroBatch, index: int, logprob: Tensor, entropy: Tensor, rows: Tensor | None

@@ -9,7 +9,7 @@ import torch
 from triton import knobs
 
 from megatron_lwz.config.sections import GrpoSection
-from megatron_lwz.kernels.grpo_loss import FusedGrpoLoss, TokenInputs, fused_grpo_loss, is_token_level
+from megatron_lwz.kernels.grpo_loss import FusedGrpoLoss, TokenInputs, fused_grpo_loss
 from megatron_lwz.kernels.linear_logprob.epilogue import combine
 from tests.kernels import grpo_loss_cases as grid
 
@@ -108,7 +108,7 @@ def test_on_policy_sequence_ratio_needs_no_mean():
 
     found = grid.from_logprobs(logprob, entropy, given, section, refuse)
     found.assert_equals(grid.expected(logprob, entropy, given, section))
-    assert is_token_level(section, old_is_policy=True) and not is_token_level(section, old_is_policy=False)
+    assert section.is_token_level(old_is_policy=True) and not section.is_token_level(old_is_policy=False)
 
 
 def test_nothing_but_padding():

@@ -18,15 +18,7 @@ from megatron_lwz.kernels.grpo_loss.launch import ContextSum, TokenInputs
 from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients
 from megatron_lwz.kernels.linear_logprob.token_loss import TokenStep
 
-__all__ = ["ContextSum", "FusedGrpoLoss", "TokenInputs", "fused_grpo_loss", "is_token_level"]
-
-
-def is_token_level(section: GrpoSection, *, old_is_policy: bool) -> bool:
-    """Whether the loss of a token depends on that token alone, as `FusedGrpoLoss` needs.
-
-    Sequence-level ratios and mismatch weights do not, except for the ratio where old is the policy: it is 1.
-    """
-    return section.mismatch != "sequence" and (section.ratio == "token" or old_is_policy)
+__all__ = ["ContextSum", "FusedGrpoLoss", "TokenInputs", "fused_grpo_loss"]
 
 
 class FusedGrpoLoss:
@@ -35,7 +27,7 @@ class FusedGrpoLoss:
     def __init__(self, inputs: TokenInputs, section: GrpoSection) -> None:
         """Rows are numbered into the tensors of `inputs` [T]; row number T is padding."""
         launch.check(inputs, section)
-        if not is_token_level(section, old_is_policy=inputs.old is None):
+        if not section.is_token_level(old_is_policy=inputs.old is None):
             raise ValueError("grpo.ratio, grpo.mismatch: sequence needs all log-probs first; use fused_grpo_loss")
         self._inputs, self._section = inputs, section
         self._partials: list[Tensor] = []
