@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+GPU_BIN := $(or $(GPU_PYTHON),$(BIN)/python)
+RESULTS ?= docs/benchmarks
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup demo test test-long check format gpu-check bench clean
@@ -36,10 +38,15 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 # A GPU machine often brings its own torch: `make gpu-check GPU_PYTHON=python3` uses it and installs nothing.
+# The kernels' tests, then their figures beside plain torch and other libraries, as pages under RESULTS.
 gpu-check: $(if $(GPU_PYTHON),,$(STAMP))
-	$(or $(GPU_PYTHON),$(BIN)/python) -m pytest -m "gpu" tests
+	-$(GPU_BIN) tools/build_cuda.py
+	$(GPU_BIN) -m pytest -m "gpu" tests
+	$(GPU_BIN) tools/bench_epilogues.py --json $(RESULTS)/epilogues_gpu.json
+	$(GPU_BIN) tools/bench_kernels.py --peers --json $(RESULTS)/kernels_gpu.json --markdown $(RESULTS)/kernels_gpu.md
 
 bench: $(STAMP)
+	$(BIN)/python tools/bench_epilogues.py
 	$(BIN)/python tools/bench_kernels.py
 
 clean:

@@ -1,6 +1,6 @@
 """Times our log-prob op beside plain torch, the bare matrix products and other libraries, and measures its memory and error.
 
-    python tools/bench_kernels.py [--shapes 2048x896x151936,…] [--ways in\\ forward,plain] [--peers] [--json out.json]
+    python tools/bench_kernels.py [--shapes 2048x896x151936,…] [--ways in\\ forward,plain] [--peers] [--json out.json] [--markdown out.md]
 
 A shape is tokens × hidden × vocabulary; `--shapes gpu` are those of a 32B policy at TP 8, a 7B and a 0.5B policy. Every way
 computes log-probs and, ours, entropy and log-sum-exp. `extra` is the peak beyond the inputs (resident memory on a CPU, allocated
@@ -13,6 +13,7 @@ products in the same run. `error` is the largest difference of a log-prob from f
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import threading
 import time
@@ -175,22 +176,60 @@ def measure(shape: str, ways: Sequence[Way], inputs: Inputs, repeats: int) -> li
     return figures
 
 
+COLUMNS = (
+    "way",
+    "fwd only s",
+    "fwd+bwd s",
+    "ratio",
+    "of ceiling",
+    "extra MiB",
+    "ratio",
+    "workspace MiB",
+    "error",
+    "dX error",
+)
+
+
+def rows_of(figures: list[Figure]) -> list[tuple[str, ...]]:
+    """The cells of one shape's table; time and memory also as a ratio to `plain`."""
+    plain = next((figure for figure in figures if figure.way == "plain"), None)
+    return [
+        (
+            *(f.way, number(f.forward_seconds, ".4g"), f"{f.total_seconds:.4g}"),
+            *(number(plain and f.total_seconds / plain.total_seconds, ".2f"), number(f.of_ceiling, ".2f")),
+            *(f"{f.extra_mib:.0f}", number(plain and f.extra_mib / max(plain.extra_mib, 1e-9), ".2f")),
+            *(f"{f.workspace_mib:.0f}", number(f.error, ".1e"), number(f.hidden_gradient_error, ".1e")),
+        )
+        for f in figures
+    ]
+
+
+def by_shape(figures: list[Figure]) -> dict[str, list[Figure]]:
+    """Title → the figures of one shape."""
+    found: dict[str, list[Figure]] = {}
+    for figure in figures:
+        found.setdefault(f"T x H x V = {figure.shape}, {figure.dtype}", []).append(figure)
+    return found
+
+
 def show(figures: list[Figure]) -> None:
-    """One table per shape, each way's time and memory also as a ratio to `plain`."""
-    console = Console(width=150)
-    for shape in dict.fromkeys(figure.shape for figure in figures):
-        of_shape = [figure for figure in figures if figure.shape == shape]
-        plain = next((figure for figure in of_shape if figure.way == "plain"), None)
-        columns = ("way", "fwd only s", "fwd+bwd s", "ratio", "of ceiling", "extra MiB", "ratio", "workspace MiB")
-        table = Table(*columns, "error", "dX error", title=f"T x H x V = {shape}, {of_shape[0].dtype}")
-        for f in of_shape:
-            table.add_row(
-                *(f.way, number(f.forward_seconds, ".3f"), f"{f.total_seconds:.3f}"),
-                *(number(plain and f.total_seconds / plain.total_seconds, ".2f"), number(f.of_ceiling, ".2f")),
-                *(f"{f.extra_mib:.0f}", number(plain and f.extra_mib / max(plain.extra_mib, 1e-9), ".2f")),
-                *(f"{f.workspace_mib:.0f}", number(f.error, ".1e"), number(f.hidden_gradient_error, ".1e")),
-            )
-        console.print(table)
+    """One table per shape."""
+    for title, of_shape in by_shape(figures).items():
+        table = Table(*COLUMNS, title=title)
+        for row in rows_of(of_shape):
+            table.add_row(*row)
+        Console(width=150).print(table)
+
+
+def write_markdown(figures: list[Figure], made: dict[str, object], path: Path) -> None:
+    """The same tables as a page, with what they were measured on."""
+    lines = ["# The log-prob op, measured", "", ", ".join(f"{key}: {value}" for key, value in made.items()), ""]
+    for title, of_shape in by_shape(figures).items():
+        lines += [f"## {title}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows_of(of_shape)] + [""]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    print(f"page: {path}")
 
 
 def number(value: float | None, form: str) -> str:
@@ -210,6 +249,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workspace-mib", type=int, help="default: 1024 on a GPU, else 256")
     parser.add_argument("--cache-mib", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--markdown", type=Path, help="write the tables here too")
     return parser.parse_args()
 
 
@@ -231,12 +271,19 @@ def main() -> None:
     for shape in (GPU_SHAPES if shapes == "gpu" else shapes).split(","):
         figures += measure(shape, ways, make_inputs(shape, dtype, device), options.repeats)
     show(figures)
+    made = {
+        "date": datetime.date.today().isoformat(),
+        "machine": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "workspace_mib": workspace,
+        "cache_mib": options.cache_mib,
+    }
     if options.json:
-        machine = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        made = {"machine": machine, "torch": torch.__version__, "workspace_mib": workspace}
         options.json.write_text(json.dumps({**made, "figures": [asdict(f) for f in figures]}, indent=1) + "\n")
         print(f"figures: {options.json}")
+    if options.markdown:
+        write_markdown(figures, made, options.markdown)
 
 
 if __name__ == "__main__":
