@@ -121,7 +121,8 @@ def test_loss_and_gradient_norm_are_invariant_to_the_layout(measured: dict[str, 
 def test_one_sequence_trains_every_layout(measured: dict[str, Any]) -> None:
     for name in (name for name in (*ONE, *TWO, *FOUR) if "bf16" not in name):
         expected = measured["one_untied lone" if "untied" in name else "one lone"]
-        assert measured[f"{name} lone"] == pytest.approx(expected, rel=1e-5), name
+        # Steps of Adam came before: where a gradient is near zero they enlarge the last bits' differences.
+        assert measured[f"{name} lone"] == pytest.approx(expected, rel=3e-5), name
 
 
 def test_bf16_follows_fp32(measured: dict[str, Any]) -> None:
