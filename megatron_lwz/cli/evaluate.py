@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": ("megatron_lwz.cli.evaluate_generate", "responses to any prompt file, from any engine or a checkpoint"),
     "longbench-write": ("megatron_lwz.cli.evaluate_longbench_write", "length and quality scores, LongWrite-Ruler"),
     "writing-bench": ("megatron_lwz.cli.evaluate_writing_bench", "WritingBench: domains and requirements, both eras"),
+    "arena-write": ("megatron_lwz.cli.evaluate_arena_write", "pairwise judgements: Elo, win rates, the judge's bias"),
     "text": ("megatron_lwz.cli.evaluate_text", "length, repetition, truncation, format, language: needs no judge"),
 }
 """Name → (module with `main(argv)`, what it does)."""

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from megatron_lwz.evaluation.arena_write import LABELS as ARENA_LABELS
+from megatron_lwz.evaluation.arena_write import ArenaReport
 from megatron_lwz.evaluation.longbench_write import LABELS as LONGBENCH_LABELS
 from megatron_lwz.evaluation.longbench_write import LongBenchReport, RulerStep
 from megatron_lwz.evaluation.measure import LABELS, TextReport
 from megatron_lwz.evaluation.statistics import Estimate
-from megatron_lwz.report.evaluation_charts import intervals, length_scatter
+from megatron_lwz.report.evaluation_charts import intervals, length_scatter, matrix
 
 _POINTS = 3000
 """Most points of one scatter, so that the file stays small."""
@@ -116,4 +118,22 @@ def writing_bench_sections(found: Mapping[str, Estimate]) -> dict[str, str]:
         + charts(intervals("Overall and requirements", main), intervals("Domains", domains)),
         "Domains": estimates_table(domains),
         "Subdomains": f"<details><summary>{len(subdomains)} subdomains</summary>{estimates_table(subdomains)}</details>",
+    }
+
+
+def arena_sections(found: ArenaReport) -> dict[str, str]:
+    """The sections of a tournament: ratings, win rates, and what is known of the judge."""
+    names = list(found.elo)
+    shares = [[found.win_rates[a].get(b) for b in names] for a in names]
+    rows = [
+        (n, number(e.value), f"{number(e.low)} … {number(e.high)}", number(found.online[n]), e.count)
+        for n, e in found.elo.items()
+    ]
+    return {
+        "Elo": table(("", "Elo", "95 % interval", "online Elo", "games"), rows)
+        + charts(
+            intervals("Elo, Bradley–Terry", found.elo, note="95 % intervals over prompts, the anchor's is a point"),
+            matrix("Win rates", names, shares, note="row against column, ties half"),
+        ),
+        "The judge": estimates_table({**found.bias, **found.consistency}, ARENA_LABELS),
     }

@@ -1,0 +1,78 @@
+"""`lwz evaluate arena-write`: a judge with planted preferences over HTTP, killed in the middle and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from megatron_lwz.cli import common, main
+from tests.end_to_end.grpo_runs import ROOT, variables
+from tests.end_to_end.test_evaluate_text import check_page
+from tests.scripted_server import KEY, Scripted, serving
+from tests.unit.evaluation.test_arena_write import planted
+from tests.unit.evaluation.test_writing_bench import write
+
+PROMPTS = 40
+
+
+@pytest.fixture
+def argv(tmp_path) -> list[str]:
+    rows = [{"idx": n, "question": f"Task {n}", "type": "t", "length": 200} for n in range(PROMPTS)]
+    for name in ("strong", "weak", "baseline"):
+        write(tmp_path / f"{name}.jsonl", [{"idx": n, "response": f"{name} writes {n}"} for n in range(PROMPTS)])
+    given = [{**row, "baseline_response": {"baseline": f"baseline writes {row['idx']}"}} for row in rows]
+    prompts = write(tmp_path / "arena.jsonl", given)
+    options = [
+        "--prompts",
+        prompts,
+        "--responses",
+        tmp_path / "strong.jsonl",
+        "--responses",
+        f"weak={tmp_path}/weak.jsonl",
+    ]
+    return ["evaluate", "arena-write", *map(str, options), "--output", str(tmp_path / "out")]
+
+
+def test_killed_and_run_again_no_reply_is_paid_twice(argv, tmp_path):
+    server = Scripted(planted, delay=0.02)
+    with serving(server):
+        settings = [f"judge.url={server.url}", "judge.model=m", "judge.concurrency=4"]
+        command = [sys.executable, "-m", "megatron_lwz.cli.main", *argv, *settings]
+        environment = variables() | {"LWZ_JUDGE_KEY": KEY}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and len(server.bodies) < 50:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert len(server.bodies) <= PROMPTS * 2 * 2 + 4
+    found = json.loads((tmp_path / "out" / "arena_write.json").read_text())
+    assert found["name"] == "strong" and found["anchor"] == "baseline" and found["games"] == PROMPTS * 4
+    assert list(found["elo"]) == ["strong", "baseline", "weak"] and found["metrics"]["Elo"] == found["elo"]["strong"]
+    assert found["bias"]["first_place_elo"]["low"] > 0
+    games = [json.loads(line) for line in (tmp_path / "out" / "arena_write_games.jsonl").read_text().splitlines()]
+    assert len({(g["prompt"], g["first"], g["second"]) for g in games}) == len(games) == PROMPTS * 4
+    check_page(tmp_path / "out" / "arena_write.html")
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--anchor", "nobody"], "--anchor nobody: no such player; there are strong, weak, baseline"),
+        (["--baseline", "strong=x"], "a player named 'strong' already"),
+        ([], "judge.url"),
+        (["--repeats", "0"], "must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(argv, capsys, extra, said):
+    assert common.run(main.dispatch, [*argv, *extra]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and said in lines[0], lines
