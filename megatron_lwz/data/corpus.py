@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
+from megatron_lwz.config import Config
 from megatron_lwz.data.prompts import PromptOrder
+from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import DataError
 from megatron_lwz.types import SequenceBatch
 
@@ -69,6 +71,31 @@ class Corpus:
             weights=torch.ones(len(spans)),
         )
         return batch, cursor
+
+    @property
+    def validation_sources(self) -> tuple[str, ...]:
+        """Names of the sources that hold documents back for validation; none of a JSONL corpus does."""
+        return ()
+
+    def validation(self, source: str, sequences: int, limit: int | None = None) -> Iterator[SequenceBatch]:
+        """Batches of a source's held-back documents, each like one of `take`; at most `limit` of them.
+
+        The order is that of the files: the same batches at every call, in every run and layout. The last batch may hold
+        fewer sequences. Raises KeyError for a name that is not among `validation_sources`.
+        """
+        raise KeyError(source)
+
+
+def open_corpus(config: Config) -> Corpus:
+    """What `data.corpus` names, ready for `take`. Every rank calls it. Raises DataError or ConfigError."""
+    tokenizer = Tokenizer(config.tokenizer_dir())
+    documents = read_documents([Path(path) for path in config.data.corpus], tokenizer.encode, min(tokenizer.eos_ids))
+    return Corpus(
+        documents,
+        sequence_length=config.training.sequence_length,
+        seed=config.run.seed,
+        shuffle=config.data.shuffle,
+    )
 
 
 def read_documents(paths: Sequence[Path], encode: Callable[[str], list[int]], eos: int) -> list[list[int]]:
