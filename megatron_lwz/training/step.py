@@ -87,7 +87,7 @@ def train_step(
         sums = {"loss": loss.detach(), **{name: value.detach() for name, value in metrics.items()}}
         return loss, torch.tensor(count, dtype=torch.int, device=loss.device), sums
 
-    with cross_check.watch(state.step) as found:
+    with cross_check.watch(state.step + 1) as found:
         sums = _reduce(_run(state.chunks, micro_batches, finish, token_loss))
     if found is not None:
         sums["kernels/difference/max"] = exchange.largest(found.largest())

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from megatron_lwz.config import load_config
+from megatron_lwz.kernels.dispatch import BACKENDS
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal import JournalReader
 from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
@@ -23,7 +24,7 @@ from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_ex
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an example whose run went through: four steps, two ranks."""
     folder = tmp_path_factory.mktemp("grpo")
-    train(write_example(folder), "parallel.tensor=2", ranks=2)
+    train(write_example(folder), "parallel.tensor=2", "kernels.cross_check_interval=2", ranks=2)
     return folder
 
 
@@ -59,6 +60,14 @@ def test_policy_trains_and_engine_and_trainer_agree_on_logprobs(undisturbed: Pat
     assert all(0 < row["mismatch/difference/max"] <= 1e-4 for row in rows)
     # the engines get every update: were they left behind, old and behaviour log-probs would part
     assert rows[-1]["mismatch/difference/max"] < 1e-4 < abs(rows[0]["entropy"] - rows[-1]["entropy"])
+
+
+def test_kernels_are_recorded_and_agree_with_the_reference(undisturbed: Path) -> None:
+    rows = read_metrics(undisturbed / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "kernels/difference/max" in row] == [2, 4]
+    assert all(0 < row["kernels/difference/max"] <= 1e-5 for row in rows[1::2])
+    states = sorted((undisturbed / "run" / "checkpoints").glob("step_*/state.json"))
+    assert len(states) == 2 and all(json.loads(path.read_text())["kernels"] in BACKENDS for path in states)
 
 
 def test_every_group_is_trained_once_in_order(undisturbed: Path) -> None:
