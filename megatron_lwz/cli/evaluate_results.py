@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from megatron_lwz.cli.common import UsageError, console
@@ -44,12 +45,12 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def show_estimates(title: str, estimates: Mapping[str, Estimate], labels: Mapping[str, str] | None = None) -> None:
     """Prints name, mean and 95 % interval."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for column in ("", "mean", "95 % interval", "n"):
         table.add_column(column, justify="right" if column else "left")
     for name, value in estimates.items():
         interval = f"{number(value.low)} … {number(value.high)}"
-        table.add_row((labels or {}).get(name, name), number(value.value), interval, str(value.count))
+        table.add_row(escape((labels or {}).get(name, name)), number(value.value), interval, str(value.count))
     console().print(table)
 
 

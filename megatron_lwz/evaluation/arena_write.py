@@ -12,7 +12,7 @@ import numpy as np
 from megatron_lwz.evaluation.asking import Shown, ask_all
 from megatron_lwz.evaluation.bradley_terry import ELO, Games, bootstrap, online_elo
 from megatron_lwz.evaluation.judge_prompts import pair_question
-from megatron_lwz.evaluation.statistics import Estimate, estimate
+from megatron_lwz.evaluation.statistics import Estimate, estimate, levels
 from megatron_lwz.evaluation.tasks import Task
 from megatron_lwz.rewards.judge import Judge
 from megatron_lwz.rewards.judge_json import read_object
@@ -126,11 +126,12 @@ def report(
     table = Games.of([(prompts[g.prompt], place[g.first], place[g.second], g.score) for g in games])
     at = place[anchor]
     point, drawn = bootstrap(table, len(names), at, resamples=resamples)
-    low, high = np.percentile(drawn.theta, (2.5, 97.5), axis=0)
+    between = levels(len(prompts))
+    low, high = np.percentile(drawn.theta, between, axis=0)
     count = np.bincount(table.first, minlength=len(names)) + np.bincount(table.second, minlength=len(names))
     elo = {name: _elo(point.theta[0, k], low[k], high[k], int(count[k]), at=anchor_elo) for name, k in place.items()}
     online = online_elo(table, len(names), at, anchor_elo=anchor_elo)
-    beta_low, beta_high = np.percentile(drawn.beta, (2.5, 97.5))
+    beta_low, beta_high = np.percentile(drawn.beta, between)
     beta = _elo(point.beta[0], beta_low, beta_high, len(games))
     first_place = estimate([g.score for g in games], [g.prompt for g in games])
     assert first_place is not None  # there are games

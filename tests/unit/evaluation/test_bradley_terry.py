@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from megatron_lwz.evaluation.bradley_terry import ELO, Games, bootstrap, fit, online_elo
+from megatron_lwz.evaluation.statistics import levels
 
 
 def tournament(rng, theta, beta, prompts, *, ties=0.3):
@@ -27,9 +28,11 @@ def test_intervals_cover_planted_strengths_in_200_tournaments():
         theta = np.concatenate([[0.0], rng.normal(0, 1.2, 3)])
         beta = rng.normal(0, 0.5)
         point, drawn = bootstrap(tournament(rng, theta, beta, 100), 4, 0, resamples=400, seed=trial)
-        low, high = np.percentile(drawn.theta, (2.5, 97.5), axis=0)
+        low, high = np.percentile(drawn.theta, levels(100), axis=0)
         inside += ((low <= theta) & (theta <= high))[1:].tolist()
-        beta_inside.append(np.percentile(drawn.beta, 2.5) <= beta <= np.percentile(drawn.beta, 97.5))
+        beta_inside.append(
+            np.percentile(drawn.beta, levels(100)[0]) <= beta <= np.percentile(drawn.beta, levels(100)[1])
+        )
         assert np.all((low <= point.theta[0]) & (point.theta[0] <= high))
     assert 0.92 <= np.mean(inside) <= 0.98, np.mean(inside)
     assert 0.90 <= np.mean(beta_inside) <= 0.985, np.mean(beta_inside)

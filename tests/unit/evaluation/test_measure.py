@@ -56,6 +56,8 @@ def test_intervals_cover_the_mean_and_resample_whole_prompts():
         found = estimate(list(rng.normal(3, 1, 60)), seed=trial)
         hits += found.low <= 3 <= found.high
     assert 0.90 <= hits / 200 <= 0.98
+    few = sum(e.low <= 0 <= e.high for e in (estimate(list(rng.normal(0, 1, 10)), seed=t) for t in range(200)))
+    assert 0.90 <= few / 200 <= 0.985, "plain percentiles cover less than 90 % of ten values' means"
     one = estimate([0.0, 1.0] * 50)
     tied = estimate([0.0] * 50 + [1.0] * 50, ["a"] * 50 + ["b"] * 50)
     assert tied.value == one.value == 0.5 and tied.high - tied.low > 3 * (one.high - one.low)

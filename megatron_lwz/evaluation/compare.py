@@ -1,0 +1,96 @@
+"""Evaluations of several runs side by side. Figures that were made differently never share a row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_lwz.errors import DataError
+from megatron_lwz.evaluation import longbench_write, measure
+from megatron_lwz.evaluation.statistics import Estimate
+
+FILES = ("arena_write.json", "writing_bench.json", "longbench_write.json", "text.json")
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """A figure: the benchmark, what it was made under (era, judge, judge prompt, anchor), and its name."""
+
+    benchmark: str
+    condition: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """The evaluations of one run."""
+
+    name: str
+    figures: Mapping[Row, Estimate]
+
+
+def read_run(folder: Path, name: str = "") -> Run:
+    """Reads every result file that the evaluation commands left in `folder`. Raises DataError."""
+    figures: dict[Row, Estimate] = {}
+    for file in (folder / name for name in FILES):
+        if not file.is_file():
+            continue
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+            figures |= _figures(result)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(file, f"not a result of lwz evaluate ({error!r})") from error
+    if not figures:
+        raise DataError(folder, f"no evaluation here: expected one of {', '.join(FILES)}")
+    return Run(name or folder.resolve().name, figures)
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """Every row that some run has: in the order of benchmarks, then of the first run's figures."""
+    found = list(dict.fromkeys(row for run in runs for row in run.figures))
+    order = {"arena_write": 0, "writing_bench": 1, "longbench_write": 2, "text": 3}
+    conditions = list(dict.fromkeys(row.condition for row in found))
+    return sorted(found, key=lambda row: (order[row.benchmark], conditions.index(row.condition)))
+
+
+def mixed(found: Sequence[Row]) -> list[str]:
+    """Benchmarks whose runs were evaluated under different conditions, so that their rows do not compare."""
+    conditions: dict[str, set[str]] = {}
+    for row in found:
+        if not row.condition:  # measured, not judged
+            continue
+        conditions.setdefault(row.benchmark, set()).add(row.condition)
+    return [name for name, several in conditions.items() if len(several) > 1]
+
+
+def label(row: Row) -> str:
+    """The metric's name in tables."""
+    if row.benchmark == "longbench_write":
+        return longbench_write.LABELS.get(row.metric, row.metric)
+    return measure.LABELS.get(row.metric, row.metric) if row.benchmark == "text" else row.metric
+
+
+def _figures(result: Mapping[str, Any]) -> dict[Row, Estimate]:
+    kind = result["kind"]
+    found = {}
+    for metric, value in result["metrics"].items():
+        if metric.startswith("Domain2"):
+            continue
+        judged = kind != "text" and not (kind == "longbench_write" and metric == "s_l")
+        condition = _condition(result) if judged else ""
+        found[Row(kind, condition, metric)] = Estimate(**value)
+    return found
+
+
+def _condition(result: Mapping[str, Any]) -> str:
+    """What must be the same for judged figures to compare."""
+    judge = result.get("judge") or {}
+    parts = [result.get("era"), judge.get("model"), judge.get("wording") or result.get("wording")]
+    parts.append(result.get("prompt_version"))
+    if "anchor" in result:
+        opponents = sorted(set(result["elo"]) - {result["name"]})
+        parts.append(f"{result['anchor']} at {result['anchor_elo']:g}, against {', '.join(opponents)}")
+    return ", ".join(str(part) for part in parts if part)

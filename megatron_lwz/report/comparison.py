@@ -1,0 +1,48 @@
+"""The page that shows several runs side by side, and the published figures apart from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from itertools import groupby
+
+from megatron_lwz.evaluation.compare import Row, Run, label
+from megatron_lwz.evaluation.published import ARENA_NOTE, PAPER, WRITING_BENCH_NOTE
+from megatron_lwz.report.evaluation import charts, number, table
+from megatron_lwz.report.evaluation_charts import intervals
+
+_NAMES = {
+    "arena_write": "Arena-Write",
+    "writing_bench": "WritingBench",
+    "longbench_write": "LongBench-Write",
+    "text": "Without a judge",
+}
+_DRAWN = {"Elo", "Overall", "s_l", "s_q", "near_duplicates", "format_valid"}
+"""Metrics that get a drawing."""
+
+
+def comparison_sections(runs: Sequence[Run], found: Sequence[Row]) -> dict[str, str]:
+    """One section per benchmark and condition, then what was published."""
+    sections: dict[str, list[str]] = {}
+    for (benchmark, condition), group in groupby(found, key=lambda row: (row.benchmark, row.condition)):
+        rows = list(group)
+        note = f'<p class="note">{escape(condition)}</p>' if condition else ""
+        drawn = [
+            intervals(label(r), {n.name: n.figures[r] for n in runs if r in n.figures})
+            for r in rows
+            if r.metric in _DRAWN
+        ]
+        sections.setdefault(_NAMES[benchmark], []).append(note + _table(runs, rows) + charts(*drawn))
+    published = [(p.model, p.writing_bench or "–", p.arena_elo or "–") for p in PAPER]
+    notes = f'<p class="note">WritingBench: {WRITING_BENCH_NOTE}. Arena-Write: {ARENA_NOTE}. Not measured here.</p>'
+    head = ("as published, arXiv 2506.18841", "WritingBench", "Arena-Write Elo")
+    return {name: "".join(parts) for name, parts in sections.items()} | {"As published": notes + table(head, published)}
+
+
+def _table(runs: Sequence[Run], rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        cells = [run.figures.get(row) for run in runs]
+        shown = (f"{number(e.value)} ({number(e.low)} … {number(e.high)})" if e else "–" for e in cells)
+        lines.append((label(row), *shown))
+    return table(("", *(run.name for run in runs)), lines)

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from megatron_lwz.errors import DataError
+from megatron_lwz.evaluation.compare import Row, label, mixed, read_run, rows
+from megatron_lwz.evaluation.published import PAPER
+
+VALUE = {"value": 5.0, "low": 4.0, "high": 6.0, "count": 9}
+
+
+def result(folder, kind, metrics, **keys):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{kind}.json").write_text(json.dumps({"kind": kind, "metrics": dict.fromkeys(metrics, VALUE), **keys}))
+    return folder
+
+
+def test_what_was_judged_differently_stands_in_different_rows(tmp_path):
+    judge = {"judge": {"model": "m"}, "wording": "ours"}
+    old = read_run(result(tmp_path / "old", "writing_bench", ["Overall", "Domain2_x"], era="2025-03", **judge))
+    new = read_run(result(tmp_path / "new", "writing_bench", ["Overall"], era="2025-04", **judge), "mine")
+    found = rows([old, new])
+    assert [row.condition for row in found] == ["2025-03, m, ours", "2025-04, m, ours"] and mixed(found) == [
+        "writing_bench"
+    ]
+    assert (old.name, new.name) == ("old", "mine") and old.figures[found[0]].high == 6.0
+
+
+def test_the_length_score_needs_no_judge_and_compares_always(tmp_path):
+    judged = read_run(
+        result(tmp_path / "a", "longbench_write", ["s_l", "s_q"], judge={"model": "m", "wording": "judge.txt"})
+    )
+    plain = read_run(result(tmp_path / "b", "longbench_write", ["s_l"]))
+    shared = Row("longbench_write", "", "s_l")
+    assert shared in judged.figures and shared in plain.figures and label(shared) == "length score S_l"
+    assert Row("longbench_write", "m, judge.txt", "s_q") in judged.figures and mixed(rows([judged, plain])) == []
+
+
+def test_elo_compares_only_against_the_same_opponents(tmp_path):
+    common = {"anchor": "base", "anchor_elo": 1000.0, "prompt_version": "lwz-pair-1", "judge": {"model": "m"}}
+    for name, elo in (("a", ["me", "base"]), ("b", ["you", "base"]), ("c", ["me", "base", "other"])):
+        keys = common | {"name": elo[0], "elo": dict.fromkeys(elo, VALUE)}
+        result(tmp_path / name, "arena_write", ["Elo"], **keys)
+    a, b, c = (next(iter(read_run(tmp_path / name).figures)) for name in "abc")
+    assert a == b != c and "base at 1000" in a.condition
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "text"}', '{"kind": "text", "metrics": {"s_l": 3}}'])
+def test_what_is_no_result_is_said(tmp_path, text):
+    with pytest.raises(DataError, match="no evaluation here"):
+        read_run(tmp_path)
+    (tmp_path / "text.json").write_text(text)
+    with pytest.raises(DataError, match=r"text\.json: not a result"):
+        read_run(tmp_path)
+
+
+def test_the_published_figures_are_the_papers():
+    assert (PAPER[0].writing_bench, PAPER[0].arena_elo) == (8.69, 1447) and len(PAPER) == 10
