@@ -38,7 +38,7 @@ def section_of(options: argparse.Namespace, folder: Path, sampling: Mapping[str,
 
 def summary(judge: Judge, section: JudgeSection) -> dict[str, Any]:
     """For result files: who judged, how it was sampled, and what became of the questions. Never the key."""
-    settings = section.model_dump(include={"model", "temperature", "top_p", "max_tokens"})
+    settings = section.model_dump(include={"model", "temperature", "top_p", "max_tokens", "body"})
     return settings | {"counters": dict(sorted(judge.counters.items()))}
 
 

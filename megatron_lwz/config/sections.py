@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -302,6 +302,9 @@ class JudgeSection(Section):
     temperature: float = Field(0.0, ge=0, description="an evaluation command sets its benchmark's own unless given")
     top_p: float = Field(1.0, gt=0, le=1.0)
     max_tokens: int = Field(2048, gt=0, description="tokens of one reply")
+    body: dict[str, Any] = Field(
+        {}, description="more keys of the request, as they are; null leaves one out, e.g. body.temperature=null"
+    )
     concurrency: int = Field(16, gt=0, description="questions under way at once")
     timeout: float = Field(300.0, gt=0, description="seconds for one reply")
     retries: int = Field(5, ge=0, description="attempts per question after failures in a row")

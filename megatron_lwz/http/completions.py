@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from megatron_lwz.errors import EngineError
 from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.http.sse import EventParser
 
@@ -21,6 +22,10 @@ CONNECT_SECONDS = 10.0
 MAX_ANSWER_BYTES = 32 << 20
 LONGEST_WAIT = 120.0
 """Seconds: a server that asks for more patience than this gets no more than this."""
+
+_MOST_TOKENS = 1 << 31
+_NOT_AS_AGREED = (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
+"""What reading JSON of another shape raises."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,15 @@ class CompletionClient:
 
     `url` is the address with or without its path: `http://host:8000` means `http://host:8000/v1`.
     `timeout`: seconds for a whole answer, or without a byte of a streamed one. Redirects are not followed: the key goes
-    to `url` only. `key_name` is the variable that the key came from, for the error message.
+    to `url` only. `key_name` is the variable that the key came from, for the error message. Raises EngineError for what is
+    no address.
     """
 
     def __init__(
         self, url: str, key: str | None, *, model: str, api: Api = "chat", timeout: float = 600.0, key_name: str = ""
     ) -> None:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            raise EngineError(url, "not an address: write http://host:port, or https://host/path")
         self.url = url.rstrip("/") if urlsplit(url).path.strip("/") else url.rstrip("/") + "/v1"
         self.model = model
         self._key = key
@@ -105,9 +113,12 @@ class CompletionClient:
                 self.url + route, json=body, timeout=timeout, allow_redirects=False
             ) as response:
                 await self._check(response)
-                if heard is None:
-                    return self._read_whole(await _read_bounded(response))
-                return await self._read_stream(response, heard)
+                if heard is not None and response.content_type != "application/json":
+                    return await self._read_stream(response, heard)
+                done = self._read_whole(await _read_bounded(response))
+                if heard is not None:  # a server that does not stream
+                    heard(len(done.text) + len(done.thinking))
+                return done
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._translate(error) from error
 
@@ -142,11 +153,11 @@ class CompletionClient:
         try:
             answer = json.loads(data)
             choice = answer["choices"][0]
-            text, thinking = self._written(choice, "message")
+            text, thinking = map(_clean, self._written(choice, "message"))
             tokens = _usage(answer)
-        except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            return Completion(text, _reason(choice), _stop(choice), thinking, _model(answer), *tokens)
+        except _NOT_AS_AGREED as error:
             raise self._unknown(data[:80], error) from error
-        return Completion(text, choice.get("finish_reason"), _stop(choice), thinking, _model(answer), *tokens)
 
     async def _read_stream(self, response: aiohttp.ClientResponse, heard: Callable[[int], None]) -> Completion:
         parser = EventParser()
@@ -154,7 +165,7 @@ class CompletionClient:
         thoughts: list[str] = []
         reason: str | None = None
         stop: str | None = None
-        model, tokens = "", (0, 0)
+        model, tokens, size = "", (0, 0), 0
         async for chunk in response.content.iter_any():
             for event in parser.feed(chunk):
                 if event == "[DONE]":
@@ -169,15 +180,18 @@ class CompletionClient:
                     model = _model(part) or model
                     for choice in part.get("choices") or ():
                         text, thinking = self._written(choice, "delta")
+                        size += len(text) + len(thinking)
+                        if size > MAX_ANSWER_BYTES:
+                            raise ValueError(f"more than {MAX_ANSWER_BYTES} characters")
                         texts.append(text)
                         thoughts.append(thinking)
-                        reason, stop = choice.get("finish_reason") or reason, _stop(choice) or stop
+                        reason, stop = _reason(choice) or reason, _stop(choice) or stop
                         heard(len(text) + len(thinking))
-                except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+                except _NOT_AS_AGREED as error:
                     raise self._unknown(event[:80], error) from error
         if reason is None:
             raise CompletionFailure(self.url, "the stream ended without a finish_reason", Failure.CONNECTION)
-        return Completion("".join(texts), reason, stop, "".join(thoughts), model, *tokens)
+        return Completion(_clean("".join(texts)), reason, stop, _clean("".join(thoughts)), model, *tokens)
 
     def _written(self, choice: Mapping[str, Any], where: str) -> tuple[str, str]:
         """(text, thinking) of one choice: a message or delta of chat, the text of a completion."""
@@ -217,19 +231,30 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
     return bytes(data)
 
 
+def _clean(text: str) -> str:
+    """Text that can be stored: halves of surrogate pairs joined, lone ones replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _usage(answer: Mapping[str, Any]) -> tuple[int, int]:
     usage = answer.get("usage") or {}
-    return int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+    prompt, written = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
+    return min(max(prompt, 0), _MOST_TOKENS), min(max(written, 0), _MOST_TOKENS)
 
 
 def _model(answer: Mapping[str, Any]) -> str:
     model = answer.get("model")
-    return model if isinstance(model, str) else ""
+    return _clean(model)[:200] if isinstance(model, str) else ""
+
+
+def _reason(choice: Mapping[str, Any]) -> str | None:
+    reason = choice.get("finish_reason")
+    return _clean(reason)[:200] if isinstance(reason, str) else None
 
 
 def _stop(choice: Mapping[str, Any]) -> str | None:
     stop = choice.get("stop_reason")
-    return stop if isinstance(stop, str) else None
+    return _clean(stop) if isinstance(stop, str) else None
 
 
 def _seconds(header: str | None) -> float:

@@ -82,7 +82,7 @@ def intervals(title: str, estimates: Mapping[str, Estimate], *, note: str = "95 
     for number, (name, value) in enumerate(estimates.items()):
         y = 4 + _ROW * (number + 0.5)
         parts.append(
-            f'<text class="tick" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(name[:34])}</text>'
+            f'<text class="tick" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(name[:30])}</text>'
             f'<line class="line s0" x1="{across(value.low):.1f}" x2="{across(value.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<circle class="dot s0" cx="{across(value.value):.1f}" cy="{y:.1f}" r="4"/>'
             f'<text class="tick" x="{WIDTH - 4}" y="{y + 4:.1f}" text-anchor="end">{short(round(value.value, 3))}</text>'

@@ -77,11 +77,8 @@ class Judge:
         self._slots = asyncio.Semaphore(section.concurrency)
         self._budget = _Budget(section.max_requests, section.max_total_tokens)
         self._running: dict[str, asyncio.Task[Reply | None]] = {}
-        self._settings = {
-            "temperature": section.temperature,
-            "top_p": section.top_p,
-            "max_tokens": section.max_tokens,
-        }
+        sampling = section.model_dump(include={"temperature", "top_p", "max_tokens"})
+        self._settings = {name: value for name, value in (sampling | section.body).items() if value is not None}
 
     @property
     def url(self) -> str:

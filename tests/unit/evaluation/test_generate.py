@@ -126,6 +126,14 @@ def test_a_stream_that_breaks_is_begun_again(tmp_path, tasks):
     assert [row["response"] for row in rows] == ["whole"] and len(server.bodies) == 2
 
 
+def test_a_server_that_does_not_stream_is_read_whole(tmp_path, tasks):
+    whole = {"choices": [{"message": {"content": "text"}, "finish_reason": "length"}]}
+    server = Scripted(lambda *_: web.json_response(whole))
+    with serving(server):
+        (row,) = write(tmp_path / "r.jsonl", tasks[:1], server)
+    assert (row["response"], row["finish_reason"]) == ("text", "length")
+
+
 def test_room_bounds_the_tokens(tmp_path, tasks):
     server = Scripted(lambda prompt, _: "text")
     with serving(server):

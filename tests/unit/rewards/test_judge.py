@@ -7,9 +7,13 @@ import time
 
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megatron_lwz.config.sections import JudgeSection
-from megatron_lwz.errors import ConfigError, DataError
+from megatron_lwz.errors import ConfigError, DataError, EngineError
+from megatron_lwz.http.completions import CompletionClient, CompletionFailure
+from megatron_lwz.http.retry import Failure
 from megatron_lwz.rewards.judge import Judge, Question
 from megatron_lwz.rewards.judge_json import as_score, read_object
 from tests.scripted_server import KEY, Scripted, serving
@@ -27,11 +31,11 @@ def length_score(prompt: str, _: int) -> str:
     return said(len(prompt) % 10 + 1)
 
 
-def ask_all(server: Scripted, questions, key=KEY, **settings):
+def ask_all(server: Scripted, questions, key=KEY, **chosen):
     """(verdicts, counters) of a judge at `server`."""
 
     async def main():
-        section = JudgeSection(**({"url": server.url, "model": "judge", "backoff": 0.01} | settings))
+        section = JudgeSection(**({"url": server.url, "model": "judge", "backoff": 0.01} | chosen))
         async with Judge(section, key) as judge:
             verdicts = await asyncio.gather(*(judge.ask(question, score_of) for question in questions))
             return verdicts, judge.counters
@@ -58,16 +62,16 @@ def test_parallel_questions_within_the_limit(api):
 
 def test_no_reply_is_paid_twice(tmp_path):
     server = Scripted(length_score, delay=0.01)
-    settings = {"cache": str(tmp_path / "deep" / "cache.sqlite")}
+    kept = {"cache": str(tmp_path / "deep" / "cache.sqlite")}
     with serving(server):
-        first, _ = ask_all(server, [*questions(10), *questions(10)], **settings)  # twins at the same time: sent once
+        first, _ = ask_all(server, [*questions(10), *questions(10)], **kept)  # twins at the same time: sent once
         assert len(server.bodies) == 10
-        again, counters = ask_all(server, questions(12), **settings)
+        again, counters = ask_all(server, questions(12), **kept)
         assert len(server.bodies) == 12 and counters["cached"] == 10
         assert [v.text for v in again[:10]] == [v.text for v in first[:10]]
-        ask_all(server, [Question("", "v2", "You judge."), Question("", "v1", "You judge.", sample=1)], **settings)
-        ask_all(server, questions(1), **settings, temperature=1.0)
-        ask_all(server, questions(1), **settings, model="other")
+        ask_all(server, [Question("", "v2", "You judge."), Question("", "v1", "You judge.", sample=1)], **kept)
+        ask_all(server, questions(1), **kept, temperature=1.0)
+        ask_all(server, questions(1), **kept, model="other")
     assert len(server.bodies) == 16, "prompt version, sample, settings and model are all part of the key"
 
 
@@ -123,8 +127,13 @@ def body(data: object) -> web.Response:
         (lambda: body({"choices": "x" * 100}), "contract", 2),
         (lambda: body("[" * 100_000), "contract", 2),
         (lambda: body({"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": "many"}}), "contract", 2),
+        (
+            lambda: body('{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1e999}}'),
+            "contract",
+            2,
+        ),
     ],
-    ids=["500", "429", "400", "302", "html", "empty", "number", "string", "deep", "usage"],
+    ids=["500", "429", "400", "302", "html", "empty", "number", "string", "deep", "usage", "infinite"],
 )
 def test_failures_are_retried_by_class_and_counted(answer, kind, requests):
     server = Scripted(lambda *_: answer())
@@ -132,6 +141,45 @@ def test_failures_are_retried_by_class_and_counted(answer, kind, requests):
         (verdict,), counters = ask_all(server, questions(1), retries=3)
     assert verdict is None
     assert counters[f"failed/{kind}"] == 1 and counters["requests"] == len(server.bodies) == requests
+
+
+def test_text_that_utf8_does_not_know_is_kept_as_far_as_it_goes(tmp_path):
+    broken = '{"choices": [{"message": {"content": "\\ud800 \\ud83d\\ude00 {\\"score\\": 7}"}}], "model": "\\udfff", '
+    server = Scripted(lambda *_: body(broken + f'"usage": {{"prompt_tokens": {10**40}, "completion_tokens": -5}}}}'))
+    with serving(server):
+        (verdict,), _ = ask_all(server, questions(1), cache=str(tmp_path / "c"))
+        assert (verdict.value, verdict.text[2:4], verdict.judge) == (7, "😀 ", "\ufffd/v1")
+        assert ask_all(server, questions(1), cache=str(tmp_path / "c"))[0][0].cached
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+                        ["choices", "message", "content", "usage", "prompt_tokens", "model", "finish_reason", "text"]), inner),
+                    max_leaves=12))  # fmt: skip
+def test_any_json_is_a_completion_or_a_failure(value):
+    for api in ("chat", "completions"):
+        try:
+            done = CompletionClient("http://x", None, model="m", api=api)._read_whole(json.dumps(value).encode())
+        except CompletionFailure as failure:
+            assert failure.kind is Failure.CONTRACT
+        else:
+            assert isinstance(done.text, str)
+
+
+def test_the_body_may_be_changed():
+    server = Scripted(length_score)
+    change = {"max_completion_tokens": 9, "max_tokens": None, "temperature": None}
+    with serving(server):
+        ask_all(server, questions(1), body=change)
+    assert server.bodies[0]["max_completion_tokens"] == 9
+    assert {"max_tokens", "temperature"}.isdisjoint(server.bodies[0]) and server.bodies[0]["top_p"] == 1.0
+
+
+def test_what_is_no_address_is_said():
+    for url in ("localhost:8000", "ftp://x", "http://"):
+        with pytest.raises(EngineError, match="not an address"):
+            Judge(JudgeSection(url=url, model="m"))
 
 
 def test_silent_slow_and_absent_judges():
