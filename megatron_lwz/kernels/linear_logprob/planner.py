@@ -56,7 +56,7 @@ class Shape:
 def plan_rows(shape: Shape, budget: int, machine: Machine, *, itemsize: int = 4) -> Plan:
     """Chunks of whole rows that fit `budget` bytes (one row at least)."""
     limit = max(1, min(shape.rows, budget // (itemsize * max(1, shape.vocab))))
-    rows = limit
+    rows = _equal_share(shape.rows, limit)
     if machine.multiprocessors and limit > _TILE_ROWS:
         first = max(_TILE_ROWS, limit * 6 // 10 // _TILE_ROWS * _TILE_ROWS)
         candidates = [*range(first, limit + 1, _TILE_ROWS), limit]
@@ -71,11 +71,16 @@ def plan_tiles(shape: Shape, budget: int, machine: Machine, *, itemsize: int = 4
         budget = min(budget, max(_CPU_TILE_BYTES, itemsize * _CPU_COLUMNS))
     least = min(max(1, shape.vocab), _GPU_COLUMNS if machine.multiprocessors else _CPU_COLUMNS)
     cells = max(1, budget // itemsize)
-    rows = max(1, min(shape.rows, cells // least))
+    rows = _equal_share(shape.rows, max(1, min(shape.rows, cells // least)))
     columns = max(1, min(shape.vocab, cells // rows))
     if machine.multiprocessors and _TILE_COLUMNS < columns < shape.vocab:
         columns -= columns % _TILE_COLUMNS
     return Plan(rows, columns)
+
+
+def _equal_share(total: int, limit: int) -> int:
+    """As many of `total` as leave no small remainder, at most `limit`."""
+    return -(-total // -(-total // limit))
 
 
 def utilisation(rows: int, columns: int, machine: Machine) -> float:

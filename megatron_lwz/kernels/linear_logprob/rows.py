@@ -31,16 +31,16 @@ class Chunk:
 
 
 def cut(selected: Tensor, limit: int, problem: Problem) -> list[Chunk]:
-    """Chunks of about equal size, `limit` rows at most (one per rank at least), over the rising rows `selected`."""
+    """Chunks of `limit` rows (of one per rank at least) over the rising rows `selected`, the last one of what is left."""
     if not len(selected):
         return []
     if not problem.sequence_parallel:
-        return [Chunk(rows, rows, len(rows)) for rows in selected.tensor_split(-(-len(selected) // limit))]
+        return [Chunk(rows, rows, len(rows)) for rows in selected.split(limit)]
     ranks, rank = collectives.size(problem.group), dist.get_rank(problem.group)
     share = problem.tokens // ranks
     counts = torch.bincount(selected // share, minlength=ranks).tolist()
-    chunks = -(-max(counts) // max(1, limit // ranks))
-    step = -(-max(counts) // chunks)
+    step = min(max(1, limit // ranks), max(counts))
+    chunks = -(-max(counts) // step)
     padded = selected.new_full((ranks, step * chunks), problem.tokens)
     for line, rows in zip(padded, selected.split(counts), strict=True):
         line[: len(rows)] = rows
