@@ -180,7 +180,7 @@ class DecodingForward:
             settings.num_layers, self._groups, self._head_dim, settings.params_dtype, weight.device
         )
         angles = model.rotary_pos_emb.get_emb(max_length)[:, 0].to(weight.device)  # [max_length, 1, D]
-        self._cos, self._sin = angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)
+        self._cos, self._sin = angles.cos(), angles.sin()  # fp32 also for bf16 weights, as the trainer turns them
         self._sin[..., : self._head_dim // 2].neg_()  # the minus of "rotate half", folded in
 
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, last: Tensor | None = None) -> Tensor:
