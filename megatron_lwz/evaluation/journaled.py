@@ -1,0 +1,62 @@
+"""The rollouts that a run's journal holds, as responses: a run is evaluated without anything being written again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from megatron_lwz.errors import DataError
+from megatron_lwz.evaluation.responses import Response, cut
+from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.types import Group
+
+JOURNAL = "journal.sqlite"
+
+
+def read_run(run_dir: Path, step: int | None = None) -> tuple[list[Response], str]:
+    """Rollouts of a run, and a word on which: on the held-out prompts after `step` updates (None: the newest), else, in a
+    run without held-out prompts, those that training step `step` used. Raises DataError.
+    """
+    path = run_dir / JOURNAL
+    with JournalReader(path) as reader:
+        held_out: dict[int, dict[str, Group]] = {}
+        for group in reader.groups("evaluation"):
+            # a step that was redone after a kill was evaluated again; ids fall, so the latest comes first
+            held_out.setdefault(group.admitted, {}).setdefault(group.prompt.id, group)
+        if held_out:
+            found = _pick(path, sorted(held_out), step, "evaluations on held-out prompts")
+            return _responses(held_out[found].values()), f"held-out prompts after step {found}"
+        found = _pick(path, sorted(set(reader.consumed().values())), step, "training steps")
+        return _responses(reader.groups(consumed_at=found)), f"training step {found}"
+
+
+def _pick(path: Path, there: list[int], step: int | None, what: str) -> int:
+    if not there:
+        raise DataError(path, "no rollouts were finished yet")
+    if step is not None and step not in there:
+        raise DataError(path, f"no step {step}: there are {what} at {', '.join(map(str, there))}")
+    return there[-1] if step is None else step
+
+
+def _responses(groups: Iterable[Group]) -> list[Response]:
+    found: list[Response] = []
+    samples: dict[str, int] = {}
+    for group in groups:
+        prompt = group.prompt
+        for rollout in group.rollouts:
+            written = cut(rollout.text, prompt.template, stop=rollout.stop)
+            found.append(
+                Response(
+                    prompt.id,
+                    written.answer,
+                    samples.setdefault(prompt.id, 0),
+                    prompt.text,
+                    prompt.length,
+                    rollout.finish_reason.value,
+                    prompt.template,
+                    written.fault,
+                    prompt.language,
+                )
+            )
+            samples[prompt.id] += 1
+    return found
