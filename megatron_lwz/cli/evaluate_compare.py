@@ -13,7 +13,7 @@ from rich.table import Table
 
 from megatron_lwz.cli import common
 from megatron_lwz.cli.evaluate_results import output_folder, write_json
-from megatron_lwz.evaluation.compare import Row, Run, label, mixed, read_run, rows
+from megatron_lwz.evaluation.compare import Row, Run, difference, label, mixed, read_run, rows
 from megatron_lwz.evaluation.published import ARENA_NOTE, PAPER, WRITING_BENCH_NOTE
 from megatron_lwz.report.comparison import comparison_sections
 from megatron_lwz.report.evaluation import number, write_page
@@ -48,7 +48,11 @@ def _run(text: str) -> Run:
 
 def _write(folder: Path, title: str, runs: Sequence[Run], found: Sequence[Row]) -> None:
     figures = [
-        vars(row) | {"runs": {run.name: run.figures[row].as_json() for run in runs if row in run.figures}}
+        vars(row)
+        | {
+            "runs": {run.name: run.figures[row].as_json() for run in runs if row in run.figures},
+            "differences": {run.name: e.as_json() for run in runs[1:] if (e := difference(run, runs[0], row))},
+        }
         for row in found
     ]
     published = {"writing_bench": WRITING_BENCH_NOTE, "arena_elo": ARENA_NOTE, "rows": [vars(row) for row in PAPER]}

@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> None:
         scores = judged.scores
         lines = [files.scores_as_row(index, found) + "\n" for index, found in scores.items()]
         output_folder(folder / "scores")
-        write_text(folder / "scores" / f"{result['name']}.jsonl", "".join(lines))
+        result["scores"] = f"scores/{result['name'].replace('/', '_')}.jsonl"
+        write_text(folder / result["scores"], "".join(lines))
     if not scores:
         raise DataError(source, "no query has all its criteria scored: see the judge's counters above")
     found = aggregate(benchmark, scores)

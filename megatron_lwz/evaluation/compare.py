@@ -10,7 +10,8 @@ from typing import Any
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import longbench_write, measure
-from megatron_lwz.evaluation.statistics import Estimate
+from megatron_lwz.evaluation.statistics import Estimate, estimate
+from megatron_lwz.evaluation.tasks import read_rows
 
 FILES = ("arena_write.json", "writing_bench.json", "longbench_write.json", "text.json")
 
@@ -26,26 +27,36 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """The evaluations of one run."""
+    """The evaluations of one run. `values`: prompt → its value, of the figures that are means over prompts."""
 
     name: str
     figures: Mapping[Row, Estimate]
+    values: Mapping[Row, Mapping[str, float]]
 
 
 def read_run(folder: Path, name: str = "") -> Run:
     """Reads every result file that the evaluation commands left in `folder`. Raises DataError."""
     figures: dict[Row, Estimate] = {}
+    values: dict[Row, dict[str, float]] = {}
     for file in (folder / name for name in FILES):
         if not file.is_file():
             continue
         try:
             result = json.loads(file.read_text(encoding="utf-8"))
-            figures |= _figures(result)
+            found = _figures(result)
+            figures |= found
+            values |= _values(folder, result, found)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(file, f"not a result of lwz evaluate ({error!r})") from error
     if not figures:
         raise DataError(folder, f"no evaluation here: expected one of {', '.join(FILES)}")
-    return Run(name or folder.resolve().name, figures)
+    return Run(name or folder.resolve().name, figures, values)
+
+
+def difference(run: Run, reference: Run, row: Row) -> Estimate | None:
+    """Mean of run − reference over the prompts that both have: paired, so it is surer than two intervals side by side."""
+    mine, theirs = run.values.get(row, {}), reference.values.get(row, {})
+    return estimate([mine[prompt] - theirs[prompt] for prompt in mine if prompt in theirs])
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
@@ -83,6 +94,23 @@ def _figures(result: Mapping[str, Any]) -> dict[Row, Estimate]:
         condition = _condition(result) if judged else ""
         found[Row(kind, condition, metric)] = Estimate(**value)
     return found
+
+
+def _values(folder: Path, result: Mapping[str, Any], figures: Mapping[Row, Estimate]) -> dict[Row, dict[str, float]]:
+    """Per prompt, from the rows that stand beside a result; several responses to a prompt are averaged."""
+    kind = result["kind"]
+    collected: dict[Row, dict[str, list[float]]] = {}
+    if kind == "writing_bench":
+        overall = next(row for row in figures if row.metric == "Overall")
+        for _, row in read_rows(folder / result["scores"]) if "scores" in result else ():
+            scores = [e["score"] for evaluations in row["scores"].values() for e in evaluations]
+            collected.setdefault(overall, {})[str(row["index"])] = scores
+    elif (folder / f"{kind}_rows.jsonl").is_file():
+        for _, row in read_rows(folder / f"{kind}_rows.jsonl"):
+            for figure in figures:
+                if figure.metric in row:
+                    collected.setdefault(figure, {}).setdefault(str(row["id"]), []).append(row[figure.metric])
+    return {row: {prompt: sum(v) / len(v) for prompt, v in prompts.items()} for row, prompts in collected.items()}
 
 
 def _condition(result: Mapping[str, Any]) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
-from megatron_lwz.evaluation.compare import Row, Run, label
+from megatron_lwz.evaluation.compare import Row, Run, difference, label
 from megatron_lwz.evaluation.published import ARENA_NOTE, PAPER, WRITING_BENCH_NOTE
+from megatron_lwz.evaluation.statistics import Estimate
 from megatron_lwz.report.evaluation import charts, number, table
 from megatron_lwz.report.evaluation_charts import intervals
 
@@ -32,7 +33,8 @@ def comparison_sections(runs: Sequence[Run], found: Sequence[Row]) -> dict[str, 
             for r in rows
             if r.metric in _DRAWN
         ]
-        sections.setdefault(_NAMES[benchmark], []).append(note + _table(runs, rows) + charts(*drawn))
+        parts = [note, _table(runs, rows), charts(*drawn), _differences(runs, rows)]
+        sections.setdefault(_NAMES[benchmark], []).append("".join(parts))
     published = [(p.model, p.writing_bench or "–", p.arena_elo or "–") for p in PAPER]
     notes = f'<p class="note">WritingBench: {WRITING_BENCH_NOTE}. Arena-Write: {ARENA_NOTE}. Not measured here.</p>'
     head = ("as published, arXiv 2506.18841", "WritingBench", "Arena-Write Elo")
@@ -46,3 +48,23 @@ def _table(runs: Sequence[Run], rows: Sequence[Row]) -> str:
         shown = (f"{number(e.value)} ({number(e.low)} … {number(e.high)})" if e else "–" for e in cells)
         lines.append((label(row), *shown))
     return table(("", *(run.name for run in runs)), lines)
+
+
+def _differences(runs: Sequence[Run], rows: Sequence[Row]) -> str:
+    """Each run minus the first, paired by prompt; those whose interval leaves out 0 are marked."""
+    lines = []
+    for row in rows:
+        found = [difference(run, runs[0], row) for run in runs[1:]]
+        if any(found):
+            lines.append((label(row), *(_signed(e) for e in found)))
+    if not lines:
+        return ""
+    note = '<p class="note">Minus the first run, over the prompts that both answered; * = 0 is outside the 95 % interval.</p>'
+    return f"<h3>Differences to {escape(runs[0].name)}</h3>{note}{table(('', *(r.name for r in runs[1:])), lines)}"
+
+
+def _signed(found: Estimate | None) -> str:
+    if found is None:
+        return "–"
+    sure = "*" if found.low > 0 or found.high < 0 else ""
+    return f"{'+' if found.value > 0 else ''}{number(found.value)}{sure} ({number(found.low)} … {number(found.high)})"

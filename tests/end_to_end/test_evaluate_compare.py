@@ -42,6 +42,7 @@ def test_runs_side_by_side(tmp_path, capsys):
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
     s_l = next(figure for figure in found["figures"] if figure["metric"] == "s_l" and figure["benchmark"] == "text")
     assert {name: e["value"] for name, e in s_l["runs"].items()} == {"Base [nothink]": 50.0, "think": 100.0}
+    assert s_l["differences"]["think"]["low"] == 50.0
     assert "2025-03" in found["published"]["writing_bench"]
     lines = list(csv.DictReader((tmp_path / "out" / "compare.csv").open()))
     assert {line["run"] for line in lines} == {"Base [nothink]", "think"}

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from megatron_lwz.cli import common, main
+from megatron_lwz.evaluation.compare import read_run
 from tests.end_to_end.grpo_runs import ROOT, variables
 from tests.end_to_end.test_evaluate_text import check_page
 from tests.scripted_server import KEY, Scripted, serving
@@ -65,6 +66,8 @@ def test_killed_and_run_again_no_reply_is_paid_twice_and_no_row_counted_twice(ar
     rows = [json.loads(line) for line in (tmp_path / "out" / "scores" / "model.jsonl").read_text().splitlines()]
     assert [row["index"] for row in rows] == list(range(1, 31))
     check_page(tmp_path / "out" / "writing_bench.html")
+    run = read_run(tmp_path / "out")
+    assert set(next(iter(run.values.values()))) == {str(index) for index in range(1, 31)}, "compare pairs by query"
 
 
 def test_scores_of_the_public_script_are_aggregated(argv, tmp_path, capsys):

@@ -1,9 +1,10 @@
 import json
 
+import numpy as np
 import pytest
 
 from megatron_lwz.errors import DataError
-from megatron_lwz.evaluation.compare import Row, label, mixed, read_run, rows
+from megatron_lwz.evaluation.compare import Row, difference, label, mixed, read_run, rows
 from megatron_lwz.evaluation.published import PAPER
 
 VALUE = {"value": 5.0, "low": 4.0, "high": 6.0, "count": 9}
@@ -43,6 +44,20 @@ def test_elo_compares_only_against_the_same_opponents(tmp_path):
         result(tmp_path / name, "arena_write", ["Elo"], **keys)
     a, b, c = (next(iter(read_run(tmp_path / name).figures)) for name in "abc")
     assert a == b != c and "base at 1000" in a.condition
+
+
+def test_differences_are_paired_by_prompt(tmp_path):
+    rng = np.random.default_rng(0)
+    hard = rng.normal(50, 20, 100)  # prompts differ much more than runs do
+    runs = []
+    for name, gain, start in (("a", 0.0, 0), ("b", 2.0, 5)):
+        folder = result(tmp_path / name, "text", ["s_l"])
+        rows_ = [{"id": str(n), "s_l": hard[n] + gain + rng.normal(0, 1)} for n in range(start, 100)]
+        (folder / "text_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_))
+        runs.append(read_run(folder))
+    found = difference(runs[1], runs[0], Row("text", "", "s_l"))
+    assert found.count == 95 and 1.5 < found.low < 2 < found.high < 2.5
+    assert difference(runs[1], runs[0], Row("text", "", "other")) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"kind": "text"}', '{"kind": "text", "metrics": {"s_l": 3}}'])
