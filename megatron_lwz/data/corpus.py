@@ -1,45 +1,64 @@
-"""Text for pretraining: JSONL documents → tokens → pieces → the batch of a step.
+"""Text for pretraining: documents → tokens → pieces → the batch of a step.
 
 A document is its text's tokens and one EOS. A piece is a document, or a part of one that is longer than
 `training.sequence_length`; a piece of n + 1 tokens trains n predictions, and parts overlap by one token so that no
 prediction is lost. Attention and positions never cross a piece. A step takes `training.sequences_per_step` sequences,
 each filled with whole pieces up to `training.sequence_length` predictions. The order depends on the seed alone, never
 on the layout, and the position in it is one number: the pieces taken so far.
+
+`data.corpus` names JSONL files, which are read and tokenised into memory, or the manifest of a corpus that
+tools/prepare_corpus.py wrote: indexed datasets, memory-mapped, blended by weight.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from megatron_lwz.config import Config
+from megatron_lwz.data.blend import Blend
+from megatron_lwz.data.indexed import IndexedPieces
+from megatron_lwz.data.manifest import Manifest, Part, is_manifest, read_manifest, tokenizer_checksum
 from megatron_lwz.data.prompts import PromptOrder
 from megatron_lwz.data.tokenizer import Tokenizer
-from megatron_lwz.errors import DataError
+from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.types import SequenceBatch
 
 
-class Corpus:
-    """All documents as token ids in host memory, cut into pieces, in a seeded order."""
-
-    def __init__(self, documents: Sequence[Sequence[int]], *, sequence_length: int, seed: int, shuffle: bool) -> None:
-        """`documents` are token ids, EOS included; those of fewer than two tokens train nothing and are left out."""
-        self._tokens = torch.tensor([token for document in documents for token in document], dtype=torch.int32)
-        self._pieces: list[tuple[int, int]] = []
-        start = 0
-        for document in documents:
-            stop = start + len(document)
-            for begin in range(start, stop - 1, sequence_length):
-                self._pieces.append((begin, min(begin + sequence_length + 1, stop)))
-            start = stop
-        self._sequence_length = sequence_length
-        self._order = PromptOrder(len(self._pieces), seed, shuffle)
+class Pieces(Protocol):
+    """Pieces in an order without end."""
 
     def __len__(self) -> int:
         """Pieces of one epoch."""
+        ...
+
+    def __getitem__(self, k: int) -> NDArray:
+        """Token ids of the k-th piece, over all epochs; at least two."""
+        ...
+
+    def label(self, k: int) -> str:
+        """Where the k-th piece comes from."""
+        ...
+
+
+class PackedCorpus:
+    """Fills the sequences of a step with pieces. Every rank holds the same one and gets the same batches."""
+
+    def __init__(self, pieces: Pieces, *, sequence_length: int, validation: Mapping[str, Pieces] | None = None) -> None:
+        """No piece is longer than `sequence_length` + 1 tokens. `validation`: held-back pieces by name of source."""
+        self._pieces = pieces
+        self._sequence_length = sequence_length
+        self._validation = dict(validation or {})
+
+    def __len__(self) -> int:
+        """Pieces of one epoch; of several sources: of one epoch of each."""
         return len(self._pieces)
 
     def take(self, cursor: int, sequences: int) -> tuple[SequenceBatch, int]:
@@ -48,34 +67,16 @@ class Corpus:
         `cursor` is the number of pieces taken before, over all epochs; each epoch is shuffled anew. A sequence is
         closed when the next piece does not fit. Every piece has weight 1 and its first token as prompt.
         """
-        spans: list[tuple[int, int]] = []
-        room, filled = self._sequence_length, 0
-        while True:
-            start, stop = self._pieces[self._order[cursor]]
-            predictions = stop - start - 1
-            if predictions > room:
-                filled, room = filled + 1, self._sequence_length
-            if filled == sequences:
-                break
-            spans.append((start, stop))
-            room -= predictions
-            cursor += 1
-        lengths = torch.tensor([stop - start for start, stop in spans])
-        tokens = torch.cat([self._tokens[start:stop] for start, stop in spans]).long()
-        batch = SequenceBatch(
-            tokens=tokens,
-            offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
-            prompt_lengths=torch.ones(len(spans), dtype=torch.int64),
-            behaviour_logprobs=torch.zeros(len(tokens)),
-            advantages=torch.zeros(len(spans)),
-            weights=torch.ones(len(spans)),
-        )
-        return batch, cursor
+        return _fill((self._pieces[k] for k in _count_from(cursor)), cursor, sequences, self._sequence_length)
+
+    def labels(self, start: int, stop: int) -> list[str]:
+        """Where the pieces between two cursors come from (`source:document:first token`), to find a bad batch."""
+        return [self._pieces.label(k) for k in range(start, stop)]
 
     @property
     def validation_sources(self) -> tuple[str, ...]:
         """Names of the sources that hold documents back for validation; none of a JSONL corpus does."""
-        return ()
+        return tuple(self._validation)
 
     def validation(self, source: str, sequences: int, limit: int | None = None) -> Iterator[SequenceBatch]:
         """Batches of a source's held-back documents, each like one of `take`; at most `limit` of them.
@@ -83,19 +84,125 @@ class Corpus:
         The order is that of the files: the same batches at every call, in every run and layout. The last batch may hold
         fewer sequences. Raises KeyError for a name that is not among `validation_sources`.
         """
-        raise KeyError(source)
+        pieces = self._validation[source]
+        cursor = batches = 0
+        while cursor < len(pieces) and (limit is None or batches < limit):
+            rest = (pieces[k] for k in range(cursor, len(pieces)))
+            batch, cursor = _fill(rest, cursor, sequences, self._sequence_length)
+            yield batch
+            batches += 1
 
 
-def open_corpus(config: Config) -> Corpus:
-    """What `data.corpus` names, ready for `take`. Every rank calls it. Raises DataError or ConfigError."""
-    tokenizer = Tokenizer(config.tokenizer_dir())
-    documents = read_documents([Path(path) for path in config.data.corpus], tokenizer.encode, min(tokenizer.eos_ids))
-    return Corpus(
-        documents,
-        sequence_length=config.training.sequence_length,
-        seed=config.run.seed,
-        shuffle=config.data.shuffle,
+def _fill(pieces: Iterator[NDArray], cursor: int, sequences: int, room_of_each: int) -> tuple[SequenceBatch, int]:
+    """Takes pieces from `cursor` on until `sequences` sequences are full or there are no more."""
+    taken: list[NDArray] = []
+    room, filled = room_of_each, 0
+    for piece in pieces:
+        predictions = len(piece) - 1
+        if predictions > room:
+            filled, room = filled + 1, room_of_each
+        if filled == sequences:
+            break
+        taken.append(piece)
+        room -= predictions
+    lengths = torch.tensor([len(piece) for piece in taken])
+    tokens = torch.from_numpy(np.concatenate(taken).astype(np.int64))
+    batch = SequenceBatch(
+        tokens=tokens,
+        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+        prompt_lengths=torch.ones(len(taken), dtype=torch.int64),
+        behaviour_logprobs=torch.zeros(len(tokens)),
+        advantages=torch.zeros(len(taken)),
+        weights=torch.ones(len(taken)),
     )
+    return batch, cursor + len(taken)
+
+
+def _count_from(start: int) -> Iterator[int]:
+    while True:
+        yield start
+        start += 1
+
+
+class MemoryPieces:
+    """Pieces of documents in host memory, in a seeded order."""
+
+    def __init__(self, documents: Sequence[Sequence[int]], *, sequence_length: int, seed: int, shuffle: bool) -> None:
+        """`documents` are token ids, EOS included; those of fewer than two tokens train nothing and are left out."""
+        self._tokens = np.fromiter(chain.from_iterable(documents), np.int32)
+        self._spans: list[tuple[int, int, int]] = []
+        start = 0
+        for number, document in enumerate(documents):
+            stop = start + len(document)
+            for begin in range(start, stop - 1, sequence_length):
+                self._spans.append((begin, min(begin + sequence_length + 1, stop), number))
+            start = stop
+        self._order = PromptOrder(len(self._spans), seed, shuffle)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, k: int) -> NDArray:
+        start, stop, _ = self._spans[self._order[k]]
+        return self._tokens[start:stop]
+
+    def label(self, k: int) -> str:
+        """Number of the document, and where in all tokens the piece begins."""
+        start, _, document = self._spans[self._order[k]]
+        return f"corpus:{document}:{start}"
+
+
+class Corpus(PackedCorpus):
+    """All documents as token ids in host memory, cut into pieces, in a seeded order."""
+
+    def __init__(self, documents: Sequence[Sequence[int]], *, sequence_length: int, seed: int, shuffle: bool) -> None:
+        """`documents` are token ids, EOS included; those of fewer than two tokens train nothing and are left out."""
+        pieces = MemoryPieces(documents, sequence_length=sequence_length, seed=seed, shuffle=shuffle)
+        super().__init__(pieces, sequence_length=sequence_length)
+
+
+def open_corpus(config: Config) -> PackedCorpus:
+    """What `data.corpus` names, ready for `take`. Every rank calls it. Raises DataError or ConfigError."""
+    paths, length = config.data.corpus, config.training.sequence_length
+    seed, shuffle = config.run.seed, config.data.shuffle
+    if any(map(is_manifest, paths)):
+        if len(paths) > 1:
+            raise ConfigError("data.corpus", list(paths), "name one manifest, or JSONL files, not both")
+        path = Path(paths[0])
+        manifest = read_manifest(path)
+        _check_tokenizer(manifest, path, config.tokenizer_dir())
+        folder = path if path.is_dir() else path.parent
+        return corpus_of(manifest, folder, sequence_length=length, seed=seed, shuffle=shuffle)
+    tokenizer = Tokenizer(config.tokenizer_dir())
+    documents = read_documents([Path(path) for path in paths], tokenizer.encode, min(tokenizer.eos_ids))
+    return Corpus(documents, sequence_length=length, seed=seed, shuffle=shuffle)
+
+
+def corpus_of(manifest: Manifest, folder: Path, *, sequence_length: int, seed: int, shuffle: bool) -> PackedCorpus:
+    """The blend that a manifest in `folder` describes. Raises DataError when a file is not what the manifest says."""
+
+    def pieces(part: Part, name: str, mixed: bool) -> IndexedPieces:
+        found = IndexedPieces(
+            folder / part.prefix, sequence_length=sequence_length, seed=f"{seed}/{name}", shuffle=mixed
+        )
+        if found.tokens != part.tokens:
+            raise DataError(folder / part.prefix, f"holds {found.tokens} tokens, the manifest names {part.tokens}")
+        return found
+
+    train = [(pieces(s.train, s.name, shuffle), s.weight) for s in manifest.sources if s.train]
+    if not train:
+        raise DataError(folder, "no source has a document to train on")
+    return PackedCorpus(
+        Blend([source for source, _ in train], [weight for _, weight in train]),
+        sequence_length=sequence_length,
+        validation={s.name: pieces(s.validation, s.name, False) for s in manifest.sources if s.validation},
+    )
+
+
+def _check_tokenizer(manifest: Manifest, path: Path, folder: Path) -> None:
+    if tokenizer_checksum(folder) != manifest.tokenizer.sha256:
+        advice = f"was prepared with another tokenizer ({manifest.tokenizer.folder}) than {folder}: prepare it anew"
+        raise DataError(path, advice)
 
 
 def read_documents(paths: Sequence[Path], encode: Callable[[str], list[int]], eos: int) -> list[list[int]]:

@@ -1,0 +1,29 @@
+"""The files of Megatron's indexed dataset: tokens in `.bin`, where documents lie in `.idx`.
+
+The index, little endian: magic, version 1, dtype code, number of sequences, number of document bounds; then int32 lengths,
+int64 byte offsets, int64 document bounds. Each document is one sequence here. Written without Megatron, so that
+preparing data needs no torch.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def token_dtype(vocabulary: int) -> np.dtype:
+    """What Megatron stores ids of this vocabulary as."""
+    return np.dtype(np.uint16 if vocabulary < 65500 else np.int32)
+
+
+def write_index(file: BinaryIO, lengths: NDArray, dtype: np.dtype) -> None:
+    """Writes the `.idx` file of documents with `lengths` tokens each, stored as `dtype`, one after the other."""
+    code = {np.dtype(np.int32): 4, np.dtype(np.uint16): 8}[dtype]
+    ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
+    file.write(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(lengths), len(lengths) + 1))
+    file.write(lengths.astype("<i4").tobytes())
+    file.write((ends - lengths.astype(np.int64) * dtype.itemsize).astype("<i8").tobytes())
+    file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())

@@ -1,0 +1,98 @@
+"""manifest.json of a prepared corpus: what `tools/prepare_corpus.py` wrote and what pretraining reads.
+
+The weights may be edited: shares of the trained predictions, in proportion to their sum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from megatron_lwz.config.sections import Section
+from megatron_lwz.errors import DataError
+
+NAME = "manifest.json"
+
+
+class Part(Section):
+    """One indexed dataset. `tokens` counts the end-of-text token of every document."""
+
+    prefix: str = Field(description="path without .bin, relative to the manifest")
+    documents: int
+    tokens: int
+
+
+class SourceEntry(Section):
+    """A source: its parts, and what became of everything that was read."""
+
+    name: str
+    weight: float = Field(gt=0, description="share of the trained predictions")
+    train: Part | None
+    validation: Part | None
+    read: int = Field(description="documents read; the four below are not in the parts")
+    broken: int
+    empty: int
+    exact_duplicates: int
+    near_duplicates: int
+    bytes: int = Field(description="UTF-8 bytes of the text of all readable documents")
+    paths: tuple[str, ...] = Field(description="as the preparation was given them")
+    files: int
+
+
+class TokenizerEntry(Section):
+    """The tokenizer that the ids belong to."""
+
+    folder: str
+    sha256: str = Field(description="of tokenizer.json")
+    vocabulary: int
+    eos: int = Field(description="the id appended to every document")
+
+
+class Manifest(Section):
+    """The whole file."""
+
+    format: Literal["megatron_lwz corpus 1"] = "megatron_lwz corpus 1"
+    fingerprint: str = Field(description="of inputs and settings; weights are not part of it")
+    tokenizer: TokenizerEntry
+    validation_share: float
+    split_rule: str
+    sources: tuple[SourceEntry, ...]
+
+
+def is_manifest(path: str) -> bool:
+    """Whether an entry of `data.corpus` names a manifest, or its folder, rather than JSONL."""
+    return path.endswith(".json") or Path(path).is_dir()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Reads the file, or the one in the folder. Raises DataError."""
+    path = path / NAME if path.is_dir() else path
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror}): is the preparation finished?") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DataError(path, f"not a manifest of tools/prepare_corpus.py: {where}: {first['msg']}") from error
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Writes manifest.json, whole or not at all."""
+    text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False)
+    temporary = folder / (NAME + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / NAME)
+
+
+def tokenizer_checksum(folder: Path) -> str:
+    """SHA-256 of tokenizer.json."""
+    return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
