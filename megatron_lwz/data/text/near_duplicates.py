@@ -10,7 +10,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 # A CJK character is a unit of its own, any other run of word characters is one: English and Chinese in one pattern.
-_UNIT = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
+UNIT = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
+"""A word, or one CJK character."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class DuplicateReport:
 
 def shingles(text: str, size: int) -> frozenset[int]:
     """Hashes of the n-grams of `size` words (CJK: characters), lower case, punctuation left out."""
-    units = _UNIT.findall(text.lower())
+    units = UNIT.findall(text.lower())
     return frozenset(hash(tuple(units[i : i + size])) for i in range(len(units) - size + 1))
 
 

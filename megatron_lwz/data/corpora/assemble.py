@@ -1,0 +1,88 @@
+"""From finished units to the indexed datasets: which documents stay, on which side, and the files of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_lwz.data.corpora.duplicates import first_copies, held_back, near_clusters
+from megatron_lwz.data.corpora.files import replacing
+from megatron_lwz.data.corpora.spec import CorpusSpec
+from megatron_lwz.data.corpora.tokenize import UnitRows
+from megatron_lwz.data.index_file import write_index
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of each of the n documents, in the order of the units."""
+
+    exact: NDArray[np.bool]
+    """[n] removed as a copy of an earlier document."""
+    near: NDArray[np.bool]
+    """[n] removed as a near copy of one."""
+    validation: NDArray[np.bool]
+    """[n] held back, if not removed."""
+
+    def selected(self, validation: bool) -> NDArray[np.bool]:
+        """[n]: the documents of one side."""
+        return ~self.exact & ~self.near & (self.validation == validation)
+
+
+def judge(rows: list[UnitRows], spec: CorpusSpec) -> Verdict:
+    """Compares all documents of all units. Takes about 1.5 KB of host memory per document."""
+    hashes = np.concatenate([unit.hashes for unit in rows])
+    first = first_copies(hashes)
+    originals = np.flatnonzero(first == np.arange(len(first)))
+    values = np.concatenate([unit.values for unit in rows])[originals]
+    of_originals = near_clusters(values, spec.duplicates.threshold)
+    leaders = np.empty(len(first), np.int64)
+    leaders[originals] = originals[of_originals]
+    leaders = leaders[first]
+    exact = (first != np.arange(len(first))) & spec.duplicates.exact
+    return Verdict(
+        exact=exact,
+        near=(leaders != first) & ~exact & spec.duplicates.near,
+        validation=held_back(hashes, leaders, spec.validation, spec.seed),
+    )
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """One indexed dataset to write: documents of some units, as they follow each other."""
+
+    prefix: Path
+    dtype: np.dtype
+    units: list[tuple[Path, NDArray[np.int32], NDArray[np.bool]]]
+    """Token file of the unit, lengths of its documents [n], and which of them to take [n]."""
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """[documents] tokens of each."""
+        return np.concatenate([lengths[taken] for _, lengths, taken in self.units])
+
+
+def write(assembly: Assembly) -> None:
+    """Writes `prefix`.bin, then `prefix`.idx, whose presence says that both are complete."""
+    prefix = assembly.prefix
+    index = prefix.with_name(prefix.name + ".idx")
+    if index.exists():
+        return
+    with replacing(prefix.with_name(prefix.name + ".bin")) as file:
+        for tokens, lengths, taken in assembly.units:
+            for start, stop in _spans(lengths, taken):
+                with tokens.open("rb") as source:
+                    source.seek(start * assembly.dtype.itemsize)
+                    file.write(source.read((stop - start) * assembly.dtype.itemsize))
+    with replacing(index) as file:
+        write_index(file, assembly.lengths, assembly.dtype)
+
+
+def _spans(lengths: NDArray[np.int32], taken: NDArray[np.bool]) -> Iterator[tuple[int, int]]:
+    """[start, stop) in tokens of every run of documents to take."""
+    bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], taken.astype(np.int8), [0]])))
+    yield from zip(bounds[edges[::2]].tolist(), bounds[edges[1::2]].tolist(), strict=True)

@@ -1,0 +1,139 @@
+"""What a corpus is made of: the YAML file that tools/prepare_corpus.py reads. Field descriptions are its reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from megatron_lwz.config.sections import Fraction, Section
+from megatron_lwz.errors import DataError
+
+Format = Literal["jsonl", "parquet", "text", "journal"]
+_ENDINGS: dict[str, Format] = {".jsonl": "jsonl", ".gz": "jsonl", ".parquet": "parquet", ".sqlite": "journal"}
+TEXT_ENDINGS = (".txt", ".md")
+
+
+class JournalChoice(Section):
+    """Which rollouts of a run's journal become documents (format: journal)."""
+
+    per_group: int = Field(1, gt=0, description="best-rewarded rollouts per prompt")
+    keep: float = Field(1.0, gt=0, le=1, description="share of those to keep, best first over the whole journal")
+    first_step: int = Field(0, ge=0, description="only groups admitted at this training step or later")
+    prompt: bool = Field(True, description="begin with the rendered prompt, as the run saw it; open in the paper")
+
+
+class SourceSpec(Section):
+    """One source of the blend."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="in file names, metrics and reports")
+    paths: tuple[str, ...] = Field(
+        min_length=1, description="files, folders or glob patterns, relative to the YAML file"
+    )
+    format: Literal["auto", "jsonl", "parquet", "text", "journal"] = Field(
+        "auto", description="auto: by ending (.jsonl, .jsonl.gz, .parquet, .sqlite); a folder: text, *.txt and *.md"
+    )
+    key: str = Field("text", description="key (JSONL) or column (Parquet) of the text")
+    encoding: str = Field("utf-8", description="of text files, e.g. gb18030")
+    weight: float | None = Field(
+        None,
+        gt=0,
+        description="share of the trained predictions; sources without one split what is left by their tokens",
+    )
+    skip_broken: bool = Field(False, description="count documents that cannot be read and go on, instead of failing")
+    special_tokens: bool = Field(
+        True, description="special tokens written out in the text become their ids; false: they are text"
+    )
+    journal: JournalChoice = JournalChoice()
+
+
+class DuplicateSpec(Section):
+    """What counts as a copy. The earlier document stays, in the order of the sources."""
+
+    exact: bool = Field(True, description="remove documents with the same text up to white space")
+    near: bool = Field(True, description="remove near copies; if false they are still kept on one side of the split")
+    threshold: Fraction = Field(
+        0.8, description="estimated Jaccard similarity from which two documents are near copies"
+    )
+    shingle: int = Field(5, gt=0, description="n-gram size: words, or characters in CJK text")
+    minimum_shingles: int = Field(20, gt=0, description="shorter documents are compared exactly only")
+
+
+class CorpusSpec(Section):
+    """The whole file."""
+
+    tokenizer: str = Field(description="folder with tokenizer.json, relative to the YAML file")
+    validation: Fraction = Field(0.001, description="share of the documents held back")
+    seed: int = Field(0, ge=0, description="of the split")
+    duplicates: DuplicateSpec = DuplicateSpec()
+    sources: tuple[SourceSpec, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_names_and_weights(self) -> CorpusSpec:
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"every source needs its own name, got {', '.join(names)}")
+        given = [source.weight for source in self.sources if source.weight is not None]
+        if len(given) < len(names) and sum(given) >= 1:
+            raise ValueError(f"the given weights sum to {sum(given):g}: nothing is left for the sources without one")
+        return self
+
+
+def read_spec(path: Path) -> CorpusSpec:
+    """Reads the YAML file; its paths come back absolute. Raises DataError naming the key."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        spec = CorpusSpec.model_validate(tree)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(path, f"cannot be read ({' '.join(str(error).split())})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the file"
+        advice = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise DataError(path, f"{key} = {first['input']!r}: {advice}") from error
+    folder = path.resolve().parent
+    sources = [s.model_copy(update={"paths": tuple(str(folder / p) for p in s.paths)}) for s in spec.sources]
+    return spec.model_copy(update={"tokenizer": str(folder / spec.tokenizer), "sources": tuple(sources)})
+
+
+def find_files(source: SourceSpec) -> tuple[Format, list[Path]]:
+    """The source's format and files, in sorted order per entry of `paths`. Raises DataError when an entry has none."""
+    formats: set[Format] = set()
+    files: list[Path] = []
+    for entry in source.paths:
+        path = Path(entry)
+        found = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        if not found:
+            raise DataError(entry, f"source '{source.name}': no such file or folder")
+        for item in found:
+            kind = _format_of(item, source)
+            formats.add(kind)
+            files += [item] if item.is_file() else _files_below(item, kind, source)
+    if len(formats) > 1:
+        raise DataError(
+            source.paths[0], f"source '{source.name}' mixes {', '.join(sorted(formats))}: make it two sources"
+        )
+    return formats.pop(), files
+
+
+def _format_of(path: Path, source: SourceSpec) -> Format:
+    if source.format != "auto":
+        return source.format
+    if path.is_dir():
+        return "text"
+    kind = "text" if path.suffix in TEXT_ENDINGS else _ENDINGS.get(path.suffix)
+    if kind is None:
+        raise DataError(path, f"source '{source.name}': unknown ending; set its format")
+    return kind
+
+
+def _files_below(folder: Path, kind: Format, source: SourceSpec) -> list[Path]:
+    if kind == "journal":
+        return [folder / "journal.sqlite"]
+    endings = {"jsonl": (".jsonl", ".jsonl.gz"), "parquet": (".parquet",), "text": TEXT_ENDINGS}[kind]
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(endings))
+    if not found:
+        raise DataError(folder, f"source '{source.name}': no {' or '.join(endings)} files in this folder")
+    return found

@@ -1,0 +1,138 @@
+"""One unit of work in a process of its own: texts → tokens, hashes and MinHash values, durable or not there at all."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from megatron_lwz.data.corpora.files import replacing
+from megatron_lwz.data.corpora.fingerprints import VALUES, MinHash, text_hash
+from megatron_lwz.data.corpora.spec import DuplicateSpec, SourceSpec
+from megatron_lwz.data.corpora.units import Unit, read
+from megatron_lwz.data.index_file import token_dtype
+from megatron_lwz.errors import DataError, LwzError
+
+_COUNTS = ("read", "broken", "empty", "bytes")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A unit, and where its files go: `target`.bin (tokens) and `target`.npz (one row per document)."""
+
+    unit: Unit
+    source: SourceSpec
+    duplicates: DuplicateSpec
+    tokenizer: str
+    eos: int
+    target: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether both files are complete; the .npz is put in place last."""
+        return self.target.with_suffix(".npz").exists()
+
+
+@dataclass(frozen=True)
+class UnitRows:
+    """The documents of a finished unit, n in number; empty ones are only counted."""
+
+    lengths: NDArray[np.int32]
+    """[n] tokens, end of text included."""
+    hashes: NDArray[np.uint64]
+    """[n, 2] hash of the text."""
+    values: NDArray[np.uint32]
+    """[n, VALUES] MinHash."""
+    read: int
+    broken: int
+    empty: int
+    bytes: int
+    """UTF-8 bytes of all texts read."""
+
+
+def run(job: Job) -> str | None:
+    """Does the job; gives the message of an error that the user can mend (exceptions with arguments do not travel)."""
+    try:
+        _write(job)
+    except LwzError as error:
+        return str(error)
+    return None
+
+
+def load_rows(target: Path) -> UnitRows:
+    """What `run` wrote beside the tokens."""
+    with np.load(target.with_suffix(".npz"), allow_pickle=False) as file:
+        counts = dict(zip(_COUNTS, file["counts"].tolist(), strict=True))
+        return UnitRows(file["lengths"], file["hashes"], file["values"], **counts)
+
+
+def die_with_parent() -> None:
+    """Initialiser of a worker process: ends it when the process that started it is gone, also when that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+_open: dict[tuple[str, bool], Any] = {}
+"""Tokenizers of this process, which takes seconds to build for a large vocabulary."""
+
+
+def _tokenizer(folder: str, special_tokens: bool) -> Any:
+    key = (folder, special_tokens)
+    if key not in _open:
+        _open[key] = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        _open[key].encode_special_tokens = not special_tokens
+    return _open[key]
+
+
+def _write(job: Job) -> None:
+    tokenizer = _tokenizer(job.tokenizer, job.source.special_tokens)
+    dtype = token_dtype(tokenizer.get_vocab_size(with_added_tokens=True))
+    min_hash = MinHash(job.duplicates.shingle, job.duplicates.minimum_shingles)
+    counts: Counter[str] = Counter()
+    lengths, hashes, values = [], [], []
+    tokens_path, rows_path = job.target.with_suffix(".bin"), job.target.with_suffix(".npz")
+    with replacing(tokens_path) as file:
+        for text in _texts(job, counts):
+            ids = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            if not ids:
+                counts["empty"] += 1
+                continue
+            file.write(np.array([*ids, job.eos], dtype).tobytes())
+            lengths.append(len(ids) + 1)
+            hashes.append(text_hash(text))
+            values.append(min_hash(text))
+    with replacing(rows_path) as file:
+        np.savez(
+            file,
+            lengths=np.array(lengths, np.int32),
+            hashes=np.array(hashes, np.uint64).reshape(-1, 2),
+            values=np.array(values, np.uint32).reshape(-1, VALUES),
+            counts=np.array([counts[name] for name in _COUNTS], np.int64),
+        )
+
+
+def _texts(job: Job, counts: Counter[str]) -> Iterator[str]:
+    for text in read(job.unit, job.source):
+        counts["read"] += 1
+        if isinstance(text, DataError):
+            if not job.source.skip_broken:
+                raise text
+            counts["broken"] += 1
+        else:
+            counts["bytes"] += len(text.encode("utf-8", "surrogatepass"))
+            yield text
