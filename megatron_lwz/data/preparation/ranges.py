@@ -1,0 +1,91 @@
+"""What a range of length must obey (LongWriter-Zero, section 3.1), and whether a token budget can hold it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_lwz.data.text.length_request import LengthRequest, Unit
+from megatron_lwz.types import LengthRange
+
+Trouble = Literal[
+    "[0, 0]: impossible or oversized",
+    "bounds below 0 or in the wrong order",
+    "longer than the largest length",
+    "wider than allowed",
+]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A range that obeys the rules, or the rule it breaks. `rounded`, `wide`: what a warning should count."""
+
+    range: LengthRange | None
+    trouble: Trouble | None = None
+    rounded: bool = False
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class RangeRules:
+    """Bounds in units of the length reward. `step`, `largest`, `widest`: the paper's (B).
+
+    `wide`: what becomes of a range wider than `widest`. The paper's own example [6000, 10000] is one, so it is kept.
+    """
+
+    step: int = 100
+    largest: int = 12_000
+    widest: int = 3_000
+    wide: Literal["keep", "narrow", "drop"] = "keep"
+
+    def settle(self, lower: int, upper: int, *, firm: tuple[bool, bool] = (False, False)) -> Settled:
+        """Checks and rounds a range. `firm`: bounds that were asked for as such are rounded inwards, others outwards."""
+        if lower == upper == 0:
+            return Settled(None, "[0, 0]: impossible or oversized")
+        if not 0 <= lower <= upper:
+            return Settled(None, "bounds below 0 or in the wrong order")
+        down, up = self._round(lower, upper, firm)
+        # "About 11,500" is [10300, 12000]: what exceeds the largest length is cut, unless its middle or a firm bound does.
+        if lower + upper > 2 * self.largest or down > self.largest or (firm[1] and upper > self.largest):
+            return Settled(None, "longer than the largest length")
+        up = min(up, self.largest)
+        wide = up - down > self.widest
+        if wide and self.wide == "drop":
+            return Settled(None, "wider than allowed", wide=True)
+        if wide and self.wide == "narrow":
+            up = down + self.widest
+        return Settled(LengthRange(down, up), rounded=(down, up) != (lower, upper), wide=wide)
+
+    def settle_request(self, request: LengthRequest) -> Settled:
+        """The same for a range out of plain numbers."""
+        firm = (request.kind in ("at least", "between"), request.kind in ("at most", "between"))
+        return self.settle(request.lower, request.upper, firm=firm)
+
+    def _round(self, lower: int, upper: int, firm: tuple[bool, bool]) -> tuple[int, int]:
+        step = self.step
+        outside = lower // step * step, -(-upper // step) * step
+        inside = -(-lower // step) * step, upper // step * step
+        down, up = (inside if firm[0] else outside)[0], (inside if firm[1] else outside)[1]
+        if down == up and firm == (True, False):
+            up += step
+        if down == up and firm == (False, True):
+            down = max(down - step, 0)
+        return (down, up) if down <= up and up > 0 else outside
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """Whether a response with thinking can reach a length. The rates are estimates for Qwen2.5's vocabulary, to be set.
+
+    `new_tokens`: rollout.max_new_tokens; `thinking`: what the think segment takes (2–3k in the paper's plots, C).
+    """
+
+    new_tokens: int = 14_000
+    thinking: int = 2_500
+    per_word: float = 1.35
+    per_character: float = 0.8
+
+    def fits(self, lower: int, unit: Unit) -> bool:
+        """Whether the shortest answer in range, in words or (Chinese) characters, leaves room for the thinking."""
+        rate = self.per_character if unit == "characters" else self.per_word
+        return self.thinking + lower * rate <= self.new_tokens

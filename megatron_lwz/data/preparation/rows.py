@@ -1,0 +1,190 @@
+"""From requests to prompt rows: what is kept, with which range and where it comes from, and why the rest is dropped."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_lwz.data.preparation.copies import CopyFinder
+from megatron_lwz.data.preparation.language import Language, tell_language
+from megatron_lwz.data.preparation.ranges import RangeRules, Settled, TokenBudget
+from megatron_lwz.data.preparation.sources import Source
+from megatron_lwz.data.text.length_request import LengthRequest, Unit, find_length_request
+
+RULES_VERSION = "lwz-length-rules-1"
+"""Of `find_length_request` and `RangeRules`; kept in every row."""
+
+_CJK = re.compile(r"[\u3400-\u9fff]")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A request that passed the filters. `explicit`: the range out of its plain numbers, in a unit the reward counts."""
+
+    id: str
+    source: Source
+    language: Language
+    explicit: LengthRequest | None
+
+    @property
+    def needs_judge(self) -> bool:
+        """A range that came with the data set was decided there."""
+        return self.source.asked is None
+
+
+@dataclass(frozen=True)
+class JudgedLength:
+    """What a judge said: whether the request needs a long, careful reply, and how long; `judge` = model/prompt version."""
+
+    keep: bool
+    lower: int
+    upper: int
+    judge: str = ""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is a candidate at all. Lengths of requests in characters without white space, and in estimated tokens."""
+
+    language: Literal["en", "zh", "both"] = "both"
+    keep_flagged: bool = False
+    shortest_request: int = 10
+    longest_request_tokens: int = 2_048
+    copy_threshold: float = 0.8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How ranges are settled. `shortest_answer`: rows whose upper bound is lower ask for too little to be worth training."""
+
+    rules: RangeRules = field(default_factory=RangeRules)
+    budget: TokenBudget = field(default_factory=TokenBudget)
+    shortest_answer: int = 500
+    rules_only: bool = False
+
+
+class Tally(Counter[str]):
+    """How many rows were read, dropped for which reason ("dropped: …"), noted ("note: …") and kept, in that order."""
+
+    def drop(self, reason: str) -> None:
+        """One row is gone."""
+        self[f"dropped: {reason}"] += 1
+
+    def note(self, text: str) -> None:
+        """Something worth counting about a row that is kept."""
+        self[f"note: {text}"] += 1
+
+
+def find_candidates(sources: Iterable[Source | None], filters: Filters, tally: Tally) -> Iterator[Candidate]:
+    """The requests that are worth a judge's time. The cheap filters come first, the search for copies last."""
+    copies = CopyFinder(threshold=filters.copy_threshold)
+    for source in sources:
+        tally["read"] += 1
+        if source is None:
+            tally.drop("no request in the row")
+            continue
+        reason, language = _unfit(source, filters)
+        if reason is None and (copy := copies.add(source.text)):
+            reason = "exact copy of an earlier request" if copy == "exact" else "near copy of an earlier request"
+        if reason is not None or language is None:
+            tally.drop(reason or "another language")
+            continue
+        explicit = find_length_request(source.text)
+        if explicit is not None and language == "en" and explicit.unit == "characters":
+            tally.note("a length in letters, which the reward does not count")
+            explicit = None
+        yield Candidate(_identity(source), source, language, explicit)
+
+
+def settle(
+    candidate: Candidate, judged: JudgedLength | None, settings: Settings, tally: Tally, *, date: str
+) -> dict[str, Any] | None:
+    """The prompt row of a candidate, or None, with the reason in `tally`. `judged` None: not asked, or no verdict."""
+    source = candidate.source
+    origin, settled, unit = _range(candidate, judged, settings.rules)
+    reason = _unusable(candidate, judged, settings) or _unfit_range(origin, settled, unit, settings)
+    if reason is not None or settled is None or settled.range is None:
+        tally.drop(reason or "no range")
+        return None
+    lower, upper = settled.range.lower, settled.range.upper
+    if settled.rounded:
+        tally.note(f"{origin} range rounded")
+    if settled.wide:
+        tally.note(f"{origin} range wider than {settings.rules.widest}")
+    tally["kept"] += 1
+    tally[f"kept: {candidate.language}, range from the {origin}"] += 1
+    return {
+        "id": candidate.id,
+        "prompt": source.text,
+        "length": {"lower": lower, "upper": upper},
+        "language": candidate.language,
+        "source": {"file": source.file, "id": source.id},
+        "provenance": {
+            "range": origin,
+            "rules": RULES_VERSION,
+            "judge": judged.judge if judged is not None else None,
+            "date": date,
+        },
+    }
+
+
+def _unusable(candidate: Candidate, judged: JudgedLength | None, settings: Settings) -> str | None:
+    if settings.rules_only or not candidate.needs_judge:
+        return None
+    if judged is None:
+        return "the judge gave no verdict"
+    return None if judged.keep else "the judge says it needs no long reply"
+
+
+def _unfit_range(origin: str, settled: Settled | None, unit: Unit, settings: Settings) -> str | None:
+    if settled is None:
+        return "no explicit length"
+    if settled.range is None:
+        return f"{origin}: {settled.trouble}"
+    if settled.range.upper < settings.shortest_answer:
+        return f"answer shorter than {settings.shortest_answer}"
+    if not settings.budget.fits(settled.range.lower, unit):
+        return "longer than the token budget holds beside the thinking"
+    return None
+
+
+def _range(candidate: Candidate, judged: JudgedLength | None, rules: RangeRules) -> tuple[str, Settled | None, Unit]:
+    """Whose range counts: the data set's, else the request's own numbers, else the judge's."""
+    unit: Unit = "characters" if candidate.language == "zh" else "words"
+    if candidate.source.asked is not None:
+        return "data set", rules.settle(*candidate.source.asked), unit
+    if candidate.explicit is not None:
+        return "rule", rules.settle_request(candidate.explicit), candidate.explicit.unit
+    return "judge", rules.settle(judged.lower, judged.upper) if judged is not None else None, unit
+
+
+def _unfit(source: Source, filters: Filters) -> tuple[str | None, Language | None]:
+    size = sum(map(len, source.text.split()))
+    if size < filters.shortest_request:
+        return f"request shorter than {filters.shortest_request} characters", None
+    if source.flagged and not filters.keep_flagged:
+        return "flagged as harmful by the data set", None
+    if estimate_tokens(source.text) > filters.longest_request_tokens:
+        return f"request longer than about {filters.longest_request_tokens} tokens", None
+    language = tell_language(source.text, source.tag)
+    if language is None or filters.language not in (language, "both"):
+        return "another language", None
+    return None, language
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens of Qwen2.5's vocabulary: 0.8 per CJK character, one per 4 other characters."""
+    cjk = len(_CJK.findall(text))
+    return round(0.8 * cjk + (len(text) - cjk) / 4)
+
+
+def _identity(source: Source) -> str:
+    """The same request has the same id in every run."""
+    digest = hashlib.sha256(source.text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    stem = re.sub(r"[^\w-]+", "-", Path(source.file).name.split(".")[0])
+    return f"{stem}-{digest}"
