@@ -52,11 +52,14 @@ def detect_language(text: str) -> Literal["english", "chinese"]:
 
 def render(prompt: Prompt, style: Style = "paper") -> str:
     """The string whose tokens the policy continues. The language follows the question, not `Prompt.language`."""
-    language = detect_language(prompt.text)
-    if language == "chinese":
-        turn = f"<|用户|>: {prompt.text} <|助手|>:"
-    else:
-        turn = f"<|user|>: {prompt.text} <|assistant|>:"
+    turn = render_turn(prompt.text)
     if style == "bare":
         return turn
-    return f"{_INSTRUCTIONS[language, prompt.template]}\n{turn}"
+    return f"{_INSTRUCTIONS[detect_language(prompt.text), prompt.template]}\n{turn}"
+
+
+def render_turn(question: str) -> str:
+    """One question between the role markers of its language, up to where the reply begins."""
+    if detect_language(question) == "chinese":
+        return f"<|用户|>: {question} <|助手|>:"
+    return f"<|user|>: {question} <|assistant|>:"

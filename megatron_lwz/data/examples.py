@@ -1,0 +1,112 @@
+"""Tokenised conversations in a seeded order, as the batches of supervised fine-tuning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from megatron_lwz.data.instructions import Rendering, read_conversations, tokenize
+from megatron_lwz.data.prompts import PromptOrder
+from megatron_lwz.data.supervised import SupervisedBatch, Weighting, weigh
+from megatron_lwz.errors import DataError
+from megatron_lwz.types import SequenceBatch
+
+
+@dataclass(frozen=True)
+class ReadExamples:
+    """What the files held. Each kept example is (id, tokens [n] int32, trained [n] bool)."""
+
+    kept: Sequence[tuple[str, torch.Tensor, torch.Tensor]]
+    dropped: int
+    """Conversations left out: too long, or cut so short that nothing of them is trained."""
+    truncated: int
+
+
+def read_examples(
+    paths: Sequence[Path],
+    encode: Callable[[str], list[int]],
+    eos_ids: Sequence[int],
+    *,
+    rendering: Rendering,
+    maximum_tokens: int,
+    long_rows: Literal["drop", "truncate"],
+) -> ReadExamples:
+    """Reads and tokenises JSONL files in order. Raises DataError naming file and line, or when nothing is left."""
+    kept, dropped, truncated = [], 0, 0
+    for path in paths:
+        for conversation in read_conversations(path):
+            example = tokenize(conversation, encode, eos_ids, rendering)
+            tokens, trained = torch.tensor(example.tokens, dtype=torch.int32), torch.tensor(example.trained)
+            if len(tokens) > maximum_tokens and long_rows == "truncate":
+                tokens, trained, truncated = (
+                    tokens[:maximum_tokens].clone(),
+                    trained[:maximum_tokens].clone(),
+                    truncated + 1,
+                )
+            if len(tokens) > maximum_tokens or not trained.any():
+                dropped += 1
+            else:
+                kept.append((example.id, tokens, trained))
+    if not kept:
+        files = ", ".join(map(str, paths)) or "data.instructions"
+        raise DataError(files, f"no conversation of at most {maximum_tokens} tokens (training.sequence_length) in it")
+    return ReadExamples(kept, dropped, truncated)
+
+
+class ExampleSource:
+    """Epoch after epoch of the examples, each in its own order, which depends on the seed alone."""
+
+    def __init__(
+        self,
+        examples: Sequence[tuple[str, torch.Tensor, torch.Tensor]],
+        *,
+        weighting: Weighting,
+        seed: int,
+        shuffle: bool,
+        epochs: float | None = None,
+    ) -> None:
+        """`epochs` bounds what is taken in all; None: no end."""
+        self._examples = examples
+        self._weighting = weighting
+        self._order = PromptOrder(len(examples), seed, shuffle)
+        self.total = None if epochs is None else math.ceil(epochs * len(examples))
+        """Conversations in all epochs."""
+
+    def __len__(self) -> int:
+        """Conversations of one epoch."""
+        return len(self._examples)
+
+    def take(self, cursor: int, count: int) -> tuple[SupervisedBatch, int]:
+        """The next `count` conversations (fewer at the end of the last epoch) and the cursor after them.
+
+        Raises DataError when the last epoch is over.
+        """
+        stop = cursor + count if self.total is None else min(cursor + count, self.total)
+        if stop <= cursor:
+            raise DataError(
+                "data.instructions", f"all {cursor} conversations of sft.epochs are taken: raise sft.epochs"
+            )
+        return supervised_batch([self._examples[self._order[k]] for k in range(cursor, stop)], self._weighting), stop
+
+
+def supervised_batch(
+    examples: Sequence[tuple[str, torch.Tensor, torch.Tensor]], weighting: Weighting
+) -> SupervisedBatch:
+    """Examples as one batch, each sequence on its own: packing them into micro-batches changes nothing."""
+    ids, tokens, trained = zip(*examples, strict=True)
+    lengths = torch.tensor([len(values) for values in tokens])
+    sequences = SequenceBatch(
+        tokens=torch.cat(tokens).long(),
+        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+        prompt_lengths=torch.tensor([int(mask.int().argmax()) for mask in trained]),
+        behaviour_logprobs=torch.zeros(int(lengths.sum())),
+        advantages=torch.zeros(len(examples)),
+        weights=torch.ones(len(examples)),
+    )
+    weights, denominator = weigh(sequences, torch.cat(trained), weighting)
+    return SupervisedBatch(sequences, weights, denominator, ids)

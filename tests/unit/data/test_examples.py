@@ -1,0 +1,75 @@
+"""Examples: length limits, order, epochs, and the two ways to weigh tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_lwz.data.examples import ExampleSource, read_examples, supervised_batch
+from megatron_lwz.data.instructions import Rendering
+from megatron_lwz.errors import DataError
+
+RENDERING = Rendering("bare", wrap_answer=False)
+
+
+def encode(text: str) -> list[int]:
+    return [ord(character) for character in text]
+
+
+def example(name: str, prompt: int, response: int) -> tuple[str, torch.Tensor, torch.Tensor]:
+    return name, torch.arange(prompt + response, dtype=torch.int32), torch.arange(prompt + response) >= prompt
+
+
+def source(**options: object) -> ExampleSource:
+    examples = [example(str(index), 2, index + 1) for index in range(5)]
+    return ExampleSource(examples, weighting="token", **({"seed": 3, "shuffle": True} | options))
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    lines = [{"prompt": "Q", "response": "A" * count} for count in (1, 5, 60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "rows.jsonl"
+
+
+def test_long_conversations_are_dropped_or_cut_and_counted(rows: Path) -> None:
+    options = {"rendering": RENDERING, "maximum_tokens": 40}
+    dropped = read_examples([rows], encode, [0], long_rows="drop", **options)
+    assert [name for name, _, _ in dropped.kept] == ["rows.jsonl:1", "rows.jsonl:2"]
+    assert (dropped.dropped, dropped.truncated) == (1, 0)
+    cut = read_examples([rows], encode, [0], long_rows="truncate", **options)
+    assert (cut.dropped, cut.truncated, len(cut.kept)) == (0, 1, 3)
+    assert len(cut.kept[2][1]) == 40 and cut.kept[2][1][-1] == ord("A")
+    with pytest.raises(DataError, match=r"no conversation of at most 4 tokens \(training.sequence_length\)"):
+        read_examples([rows], encode, [0], long_rows="truncate", rendering=RENDERING, maximum_tokens=4)
+
+
+def test_a_batch_weighs_tokens_or_sequences_alike() -> None:
+    examples = [example("a", 3, 1), example("b", 1, 4)]
+    by_token, by_sequence = supervised_batch(examples, "token"), supervised_batch(examples, "sequence")
+    assert by_token.weights.tolist() == [0, 0, 0, 1, 0, 1, 1, 1, 1] and by_token.denominator == 5
+    assert by_sequence.weights.tolist() == [0, 0, 0, 1, 0, 0.25, 0.25, 0.25, 0.25] and by_sequence.denominator == 2
+    assert by_token.sequences.prompt_lengths.tolist() == [3, 1] and by_sequence.predictions == 5
+    assert by_token.sequences.offsets.tolist() == [0, 4, 9]
+
+
+def test_the_order_depends_on_the_cursor_alone_and_each_epoch_holds_all() -> None:
+    batch, cursor = source().take(0, 5)
+    assert sorted(batch.ids) == list("01234") and cursor == 5
+    second, _ = source().take(cursor, 5)
+    assert sorted(second.ids) == list("01234") and second.ids != batch.ids
+    pieces = [source().take(at, 1)[0].ids[0] for at in range(10)]
+    assert (*batch.ids, *second.ids) == tuple(pieces)
+    assert source(shuffle=False).take(3, 3)[0].ids == ("3", "4", "0")
+
+
+def test_epochs_end_with_a_smaller_batch() -> None:
+    two = source(epochs=1.5)
+    assert two.total == 8
+    batch, cursor = two.take(6, 4)
+    assert (len(batch.sequences), cursor) == (2, 8)
+    with pytest.raises(DataError, match="epochs"):
+        two.take(8, 4)
