@@ -22,6 +22,7 @@ class Config(s.Section):
     reward: s.RewardSection = s.RewardSection()
     judge: s.JudgeSection = s.JudgeSection()
     grpo: s.GrpoSection = s.GrpoSection()
+    sft: s.SftSection = s.SftSection()
     optimizer: s.OptimizerSection = s.OptimizerSection()
     checkpoint: s.CheckpointSection = s.CheckpointSection()
     kernels: s.KernelsSection = s.KernelsSection()

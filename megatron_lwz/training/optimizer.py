@@ -22,21 +22,24 @@ from megatron_lwz.models.logprobs import PolicyModel
 class Schedule:
     """The learning rate as a pure function of the step: nothing to save, exact on resume.
 
-    Linear warm-up over `warmup_steps`, then constant, or cosine / linear decay to `min_lr` at `training.steps`.
+    Linear warm-up, then constant, or cosine / linear decay to `min_lr` at `training.steps`, or (wsd) constant with a
+    linear decay over the last `decay_steps`.
     """
 
     config: Config
 
     def lr(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0."""
-        section = self.config.optimizer
-        if step < section.warmup_steps:
-            return section.lr * (step + 1) / section.warmup_steps
-        if section.schedule == "constant":
+        section, steps = self.config.optimizer, self.config.training.steps
+        warmup = section.warmup_steps or math.ceil(section.warmup_fraction * steps)
+        if step < warmup:
+            return section.lr * (step + 1) / warmup
+        decay = {"constant": 0, "wsd": section.decay_steps}.get(section.schedule, steps)
+        if decay == 0:
             return section.lr
-        span = max(1, self.config.training.steps - section.warmup_steps)
-        progress = min(1.0, (step - section.warmup_steps) / span)
-        decayed = 1.0 - progress if section.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+        begin = max(warmup, steps - decay)
+        progress = min(1.0, max(0, step - begin) / max(1, steps - begin))
+        decayed = 0.5 * (1.0 + math.cos(math.pi * progress)) if section.schedule == "cosine" else 1.0 - progress
         return section.min_lr + (section.lr - section.min_lr) * decayed
 
     def apply(self, optimizer: MegatronOptimizer, step: int) -> float:

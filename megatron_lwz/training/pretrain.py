@@ -1,116 +1,86 @@
-"""Continual pretraining: next-token prediction over packed documents. One flat loop, the same state as every stage."""
+"""Continual pretraining: next-token prediction over packed documents."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from megatron_lwz.algorithms.language_modeling import language_modeling_loss
 from megatron_lwz.config import Config
-from megatron_lwz.data.corpus import Corpus, read_documents
+from megatron_lwz.data.corpus import PackedCorpus, open_corpus, read_documents
+from megatron_lwz.data.examples import supervised_batch
+from megatron_lwz.data.supervised import SupervisedBatch
 from megatron_lwz.data.tokenizer import Tokenizer
-from megatron_lwz.distributed import groups, launch
+from megatron_lwz.distributed import launch
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, TokenLoss
-from megatron_lwz.metrics import MetricsWriter
-from megatron_lwz.models.hf.export import export_policy
-from megatron_lwz.training.batching import make_micro_batches
-from megatron_lwz.training.checkpoint import load_checkpoint, save_checkpoint
-from megatron_lwz.training.run_folder import RunFolder, due
-from megatron_lwz.training.state import build_train_state
-from megatron_lwz.training.step import StepResult, train_step
-from megatron_lwz.types import MicroBatch
-
-OnStep = Callable[[int, Mapping[str, float]], None]
-"""Told of every step and the metrics worth showing, on every rank."""
+from megatron_lwz.training.supervised import OnStep, check_supervised, train_supervised
+from megatron_lwz.types import SequenceBatch
 
 
 def pretrain(config: Config, on_step: OnStep = lambda _step, _shown: None) -> None:
-    """Runs or resumes the pretraining of `config`. All ranks call it.
-
-    Leaves checkpoints, metrics.jsonl, summary.json and, in `hf/`, the trained weights in Hugging Face's format in the
-    run folder. A resumed run repeats an undisturbed one bit for bit under the same layout.
-    """
+    """Runs or resumes the pretraining of `config`. All ranks call it. Raises LwzError."""
     launch.initialize(config)
     check_pretrain(config)
-    started = time.monotonic()
-    corpus = build_corpus(config)
-    run = RunFolder(config)
-    state = build_train_state(config)
-    cursor = load_checkpoint(state, run.resume)["cursor"] if run.resume else 0
-    writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
-
-    while state.step < config.training.steps:
-        begun = time.monotonic()
-        batch, cursor = corpus.take(cursor, config.training.sequences_per_step)
-        micro_batches = make_micro_batches(batch, config, torch.ones(len(batch.tokens)))
-        predictions = len(batch.tokens) - len(batch)
-        result = train_step(state, micro_batches, _loss, predictions, _token_loss)
-        state.step += 1
-        metrics = step_metrics(result, predictions, time.monotonic() - begun)
-        if writer:
-            writer.write(state.step, metrics)
-        on_step(state.step, {name: metrics[name] for name in ("loss", "tokens_per_second")})
-        if due(state.step, config.checkpoint.interval, config):
-            save_checkpoint(state, run.checkpoints, {"cursor": cursor})
-
-    export_policy(state.policies, run.hf, config_files_from=config.tokenizer_dir())
-    if writer:
-        writer.close(time.monotonic() - started)
+    corpus = open_corpus(config)
+    held_out = corpus_validation(corpus, config) | validation_batches(config)
+    train_supervised(config, CorpusSource(corpus), held_out, on_step)
 
 
 def check_pretrain(config: Config) -> None:
     """What pretraining needs beyond single fields. Raises ConfigError."""
-    training = config.training
     if not config.data.corpus:
         raise ConfigError("data.corpus", [], "name the JSONL files with a `text` key")
-    if training.tokens_per_micro_batch < training.sequence_length:
-        raise ConfigError(
-            "training.tokens_per_micro_batch",
-            training.tokens_per_micro_batch,
-            f"must hold one sequence of training.sequence_length = {training.sequence_length} tokens",
-        )
+    check_supervised(config)
 
 
-def build_corpus(config: Config) -> Corpus:
-    """Reads and tokenises `data.corpus`; every rank holds it. Raises DataError or ConfigError."""
-    tokenizer = Tokenizer(config.tokenizer_dir())
-    documents = read_documents([Path(path) for path in config.data.corpus], tokenizer.encode, min(tokenizer.eos_ids))
-    return Corpus(
-        documents,
-        sequence_length=config.training.sequence_length,
-        seed=config.run.seed,
-        shuffle=config.data.shuffle,
-    )
+class CorpusSource:
+    """The corpus as batches of packed sequences."""
+
+    def __init__(self, corpus: PackedCorpus) -> None:
+        self._corpus = corpus
+
+    def take(self, cursor: int, count: int) -> tuple[SupervisedBatch, int]:
+        """`count` packed sequences from piece number `cursor` on, and the cursor after them."""
+        batch, after = self._corpus.take(cursor, count)
+        return _every_token(batch, self._corpus.labels(cursor, after)), after
 
 
-def step_metrics(result: StepResult, tokens: int, seconds: float) -> dict[str, float]:
-    """One row of metrics.jsonl: `loss` and `entropy` in nats per token."""
+def corpus_validation(corpus: PackedCorpus, config: Config) -> dict[str, list[SupervisedBatch]]:
+    """What the sources of a prepared corpus hold back, at most `evaluation.sequences` of each."""
+    size = config.training.sequences_per_step
+    limit = math.ceil(config.evaluation.sequences / size)
     return {
-        "loss": result.loss,
-        "grad_norm": result.grad_norm,
-        "lr": result.lr,
-        "entropy": result.metrics["entropy"] / result.metrics["tokens"],
-        "tokens": float(tokens),
-        "tokens_per_second": tokens / seconds,
-        "seconds": seconds,
+        source: [_every_token(batch, [source] * len(batch)) for batch in corpus.validation(source, size, limit)]
+        for source in corpus.validation_sources
     }
 
 
-def _loss(
-    statistics: torch.Tensor, micro_batch: MicroBatch, _index: int
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    return language_modeling_loss(statistics, micro_batch.weights)
+def validation_batches(config: Config) -> dict[str, list[SupervisedBatch]]:
+    """The documents of `data.validation`, cut at the sequence length, in steps' sizes. Raises DataError."""
+    if not config.data.validation:
+        return {}
+    length, size, tokenizer = (
+        config.training.sequence_length,
+        config.training.sequences_per_step,
+        Tokenizer(config.tokenizer_dir()),
+    )
+    found = {}
+    for name, files in config.data.validation.items():
+        documents = read_documents([Path(file) for file in files], tokenizer.encode, min(tokenizer.eos_ids))
+        pieces = [
+            (f"{name}:{number}", tokens, torch.arange(len(tokens)) > 0)
+            for number, document in enumerate(documents)
+            for begin in range(0, len(document) - 1, length)
+            for tokens in [torch.tensor(document[begin : begin + length + 1], dtype=torch.int32)]
+        ][: config.evaluation.sequences]
+        found[name] = [supervised_batch(pieces[at : at + size], "token") for at in range(0, len(pieces), size)]
+    return found
 
 
-def _token_loss(micro_batch: MicroBatch, _index: int) -> TokenLoss:
-    """The same loss, for the gradient in the forward pass."""
-
-    def loss(*columns: torch.Tensor) -> torch.Tensor:
-        *statistics, rows = columns
-        return language_modeling_loss(torch.stack(statistics), micro_batch.weights[rows])[0]
-
-    return AutogradTokenLoss(loss, micro_batch.labels.numel())
+def _every_token(batch: SequenceBatch, ids: Sequence[str]) -> SupervisedBatch:
+    """Every token of a piece is trained but its first, and all count the same."""
+    weights = torch.ones(len(batch.tokens))
+    weights[batch.offsets[:-1]] = 0.0
+    return SupervisedBatch(batch, weights, len(batch.tokens) - len(batch), ids)

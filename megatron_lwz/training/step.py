@@ -33,6 +33,9 @@ Every call of a step returns the same metric names. A name that ends with `/max`
 TokenLossFn = Callable[[MicroBatch, int], TokenLoss]
 """(micro-batch, its index) → the same loss as LossFn's, for differentiation in the forward pass."""
 
+Accept = Callable[[float, float], bool]
+"""(loss, gradient norm before clipping) → whether to take the step. Every rank asks it with the same numbers."""
+
 Output = Callable[..., Any]
 
 
@@ -45,13 +48,15 @@ class StepResult:
     """What one optimizer step did; the same on every rank.
 
     `loss` is the summed loss over the denominator, `grad_norm` the global L2 norm before clipping, `metrics` the
-    loss function's sums (or maxima) over all micro-batches, data-parallel and context-parallel ranks.
+    loss function's sums (or maxima) over all micro-batches, data-parallel and context-parallel ranks. A step that was
+    refused is not `applied`: it changed no weight and no optimizer state.
     """
 
     loss: float
     grad_norm: float
     lr: float
     metrics: dict[str, float]
+    applied: bool = True
 
 
 def train_step(
@@ -60,10 +65,12 @@ def train_step(
     loss_fn: LossFn,
     denominator: int,
     token_loss: TokenLossFn | None = None,
+    accept: Accept | None = None,
 ) -> StepResult:
     """Forward, backward and optimizer step over this data rank's micro-batches (equally many on every rank).
 
     With `token_loss` the gradient of the output layer is taken in the forward pass, and `loss_fn` only gives metrics.
+    `accept` may refuse the step after the backward pass.
 
     `denominator` is global: what the loss, summed over all ranks, is divided by. The caller counts `state.step`, which
     sets the learning rate: several updates of one rollout batch share it. Raises TrainingError when the loss or
@@ -92,6 +99,11 @@ def train_step(
     if found is not None:
         sums["kernels/difference/max"] = exchange.largest(found.largest())
     loss = sums.pop("loss") / max(1, denominator)
+    if accept is not None:
+        state.optimizer.prepare_grads()
+        grad_norm = float(state.optimizer.get_grad_norm())
+        if not accept(loss, grad_norm):
+            return StepResult(loss, grad_norm, lr, sums, applied=False)
     return StepResult(loss, _optimizer_step(state, loss), lr, sums)
 
 
@@ -101,6 +113,17 @@ def forward_statistics(state: TrainState, micro_batches: Sequence[MicroBatch]) -
     None on ranks that do not hold the last pipeline stage.
     """
     return forward_chunks(state.chunks, micro_batches)
+
+
+@torch.no_grad()
+def forward_metrics(state: TrainState, micro_batches: Sequence[MicroBatch], loss_fn: LossFn) -> dict[str, float]:
+    """The loss function's metrics and `loss` over all micro-batches and ranks, as `train_step` sums them, forward only."""
+
+    def finish(index: int, micro_batch: MicroBatch, output: torch.Tensor, **_: bool) -> dict[str, torch.Tensor]:
+        loss, metrics = loss_fn(output, micro_batch, index)
+        return {"loss": loss, **metrics}
+
+    return _reduce(_run(state.chunks, micro_batches, finish))
 
 
 @torch.no_grad()

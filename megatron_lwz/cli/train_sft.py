@@ -1,0 +1,25 @@
+"""`torchrun --nproc-per-node N -m megatron_lwz.cli.train_sft CONFIG [section.key=value …]`: fine-tuning on instruction rows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from megatron_lwz.cli import common
+from megatron_lwz.distributed import launch
+from megatron_lwz.training import sft
+
+
+def main(argv: Sequence[str]) -> None:
+    """Fine-tunes as CONFIG says; plain `python -m` runs it on one rank."""
+    config = common.load(argv)
+    try:
+        config, source = sft.prepare(config)
+        with common.StepProgress("sft", config.training.steps) as progress:
+            sft.train(config, source, progress)
+    finally:
+        launch.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(common.run(main))

@@ -1,0 +1,87 @@
+"""Supervised fine-tuning: the responses of instruction rows, under the templates of reinforcement learning."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from megatron_lwz.config import Config
+from megatron_lwz.data.examples import ExampleSource, ReadExamples, read_examples, supervised_batch
+from megatron_lwz.data.instructions import Rendering
+from megatron_lwz.data.supervised import SupervisedBatch
+from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.distributed import launch
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.training.supervised import OnStep, check_supervised, sequences_of_step, train_supervised
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: Config) -> tuple[Config, ExampleSource]:
+    """Starts the layout and reads the conversations; the config comes back with the steps that `sft.epochs` asks for.
+
+    All ranks call it. Raises LwzError.
+    """
+    launch.initialize(config)
+    check_sft(config)
+    source = build_source(config)
+    return with_epochs(config, source), source
+
+
+def train(config: Config, source: ExampleSource, on_step: OnStep = lambda _step, _shown: None) -> None:
+    """Runs or resumes the fine-tuning that `prepare` made ready. All ranks call it. Raises LwzError."""
+    train_supervised(config, source, validation_batches(config), on_step)
+
+
+def check_sft(config: Config) -> None:
+    """What fine-tuning needs beyond single fields. Raises ConfigError."""
+    if not config.data.instructions:
+        raise ConfigError("data.instructions", [], "name the JSONL files of instruction rows")
+    check_supervised(config)
+
+
+def build_source(config: Config) -> ExampleSource:
+    """Reads and tokenises `data.instructions`; every rank holds them. Raises DataError."""
+    found = _read(config, config.data.instructions)
+    log.info("%d conversations, %d left out, %d truncated", len(found.kept), found.dropped, found.truncated)
+    return ExampleSource(
+        found.kept,
+        weighting=config.sft.weighting,
+        seed=config.run.seed,
+        shuffle=config.data.shuffle,
+        epochs=config.sft.epochs,
+    )
+
+
+def with_epochs(config: Config, source: ExampleSource) -> Config:
+    """The config whose `training.steps` are those of `sft.epochs`, if that is set."""
+    if source.total is None:
+        return config
+    taken = steps = 0
+    while taken < source.total:
+        taken += sequences_of_step(config.training, steps)
+        steps += 1
+    return config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
+
+
+def validation_batches(config: Config) -> dict[str, list[SupervisedBatch]]:
+    """The rows of `data.validation`, in steps' sizes. Raises DataError."""
+    size = config.training.sequences_per_step
+    found = {}
+    for name, files in config.data.validation.items():
+        kept = _read(config, files).kept[: config.evaluation.sequences]
+        found[name] = [supervised_batch(kept[at : at + size], config.sft.weighting) for at in range(0, len(kept), size)]
+    return found
+
+
+def _read(config: Config, files: Iterable[str]) -> ReadExamples:
+    section, tokenizer = config.sft, Tokenizer(config.tokenizer_dir())
+    return read_examples(
+        [Path(file) for file in files],
+        tokenizer.encode,
+        sorted(tokenizer.eos_ids),
+        rendering=Rendering(config.data.template, section.turns, section.wrap_answer, section.separator),
+        maximum_tokens=config.training.sequence_length,
+        long_rows=section.long_rows,
+    )

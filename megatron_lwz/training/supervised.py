@@ -1,0 +1,164 @@
+"""The loop of every stage that learns from given text: batches → weighted log-probs → update. Pretraining and SFT share it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_lwz.algorithms.language_modeling import language_modeling_loss
+from megatron_lwz.config import Config
+from megatron_lwz.config.flops import sequence_flops
+from megatron_lwz.config.sections import TrainingSection
+from megatron_lwz.data.supervised import BatchSource, SupervisedBatch
+from megatron_lwz.distributed import groups
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, TokenLoss
+from megatron_lwz.metrics import MetricsWriter
+from megatron_lwz.models.hf.export import export_policy
+from megatron_lwz.training.batching import make_micro_batches
+from megatron_lwz.training.checkpoint import load_checkpoint, save_checkpoint
+from megatron_lwz.training.run_folder import RunFolder, due
+from megatron_lwz.training.spikes import SpikeGuard
+from megatron_lwz.training.state import TrainState, build_train_state
+from megatron_lwz.training.step import StepResult, forward_metrics, train_step
+from megatron_lwz.types import MicroBatch
+
+OnStep = Callable[[int, Mapping[str, float]], None]
+"""Told of every step and the metrics worth showing, on every rank."""
+
+HeldOut = Mapping[str, Sequence[SupervisedBatch]]
+"""Validation source → its batches."""
+
+
+def train_supervised(config: Config, data: BatchSource, held_out: HeldOut, on_step: OnStep) -> Path:
+    """Runs or resumes the training of `config` on `data`; all ranks call it. Returns the run folder.
+
+    Leaves checkpoints, metrics.jsonl, evaluation.jsonl, summary.json and, in `hf/`, the trained weights in Hugging
+    Face's format. A resumed run repeats an undisturbed one bit for bit under the same layout. Raises LwzError.
+    """
+    started = time.monotonic()
+    run = RunFolder(config)
+    state = build_train_state(config)
+    position: dict[str, Any] = load_checkpoint(state, run.resume) if run.resume else {"cursor": 0}
+    cursor, guard = position["cursor"], SpikeGuard(config.training, run.root / "skipped", position.get("guard"))
+    objective = Objective(config.training.z_loss)
+    writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
+    if state.step == 0:
+        _evaluate(state, held_out, writer)
+
+    while state.step < config.training.steps:
+        begun = time.monotonic()
+        batch, after = data.take(cursor, sequences_of_step(config.training, state.step))
+        micro_batches = make_micro_batches(batch.sequences, config, batch.weights)
+        result = train_step(
+            state, micro_batches, objective.loss, batch.denominator, objective.token_loss, accept=guard.accept
+        )
+        state.step += 1
+        if not result.applied:
+            guard.skip(state.step, result, batch, cursor)
+        cursor = after
+        metrics = step_metrics(config, batch, result, time.monotonic() - begun) | {"skipped": float(guard.skipped)}
+        if writer:
+            writer.write(state.step, metrics)
+        on_step(state.step, {name: metrics[name] for name in ("loss", "tokens_per_second", "mfu") if name in metrics})
+        if due(state.step, config.evaluation.interval, config):
+            _evaluate(state, held_out, writer)
+        if due(state.step, config.checkpoint.interval, config):
+            save_checkpoint(state, run.checkpoints, {"cursor": cursor, "guard": guard.state()})
+
+    export_policy(state.policies, run.hf, config_files_from=config.tokenizer_dir())
+    if writer:
+        writer.close(time.monotonic() - started)
+    return run.root
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The next-token loss of a micro-batch, in the two forms that a step uses."""
+
+    z_loss: float
+
+    def loss(
+        self, statistics: torch.Tensor, micro_batch: MicroBatch, _index: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """(summed loss, metric sums) of the statistics [3, T]."""
+        return language_modeling_loss(statistics, micro_batch.weights, z_loss=self.z_loss)
+
+    def token_loss(self, micro_batch: MicroBatch, _index: int) -> TokenLoss:
+        """The same loss, for the gradient in the forward pass."""
+
+        def loss(*columns: torch.Tensor) -> torch.Tensor:
+            *statistics, rows = columns
+            return language_modeling_loss(torch.stack(statistics), micro_batch.weights[rows], z_loss=self.z_loss)[0]
+
+        return AutogradTokenLoss(loss, micro_batch.labels.numel())
+
+
+def check_supervised(config: Config) -> None:
+    """What both stages need beyond single fields. Raises ConfigError."""
+    training = config.training
+    if training.tokens_per_micro_batch < training.sequence_length:
+        raise ConfigError(
+            "training.tokens_per_micro_batch",
+            training.tokens_per_micro_batch,
+            f"must hold one sequence of training.sequence_length = {training.sequence_length} tokens",
+        )
+    if training.ramp_from is not None and training.ramp_steps == 0:
+        raise ConfigError("training.ramp_steps", 0, "the batch-size ramp (training.ramp_from) needs a length in steps")
+
+
+def sequences_of_step(section: TrainingSection, step: int) -> int:
+    """Size of the batch of step `step` (from 0): the ramp, then `sequences_per_step`."""
+    if section.ramp_from is None or step >= section.ramp_steps:
+        return section.sequences_per_step
+    return section.ramp_from + (section.sequences_per_step - section.ramp_from) * step // section.ramp_steps
+
+
+def step_metrics(config: Config, batch: SupervisedBatch, result: StepResult, seconds: float) -> dict[str, float]:
+    """One row of metrics.jsonl.
+
+    `loss` (cross-entropy), `z_loss` and `entropy` are weighted means in nats; `tokens` are the trained ones, and
+    `tokens_per_second` counts those; `mfu` is the share of the devices' peak that the model's own FLOPs reach.
+    """
+    means = {name: value / max(1, batch.denominator) for name, value in result.metrics.items() if "/" not in name}
+    metrics = {
+        "loss": means.pop("cross_entropy"),
+        "grad_norm": result.grad_norm,
+        "lr": result.lr,
+        **means,
+        **{name: value for name, value in result.metrics.items() if "/" in name},
+        "sequences": float(len(batch.sequences)),
+        "tokens": float(batch.predictions),
+        "tokens_per_second": batch.predictions / seconds,
+        "seconds": seconds,
+    }
+    if config.training.peak_flops is not None:
+        arch = config.architecture()
+        flops = 3.0 * sum(sequence_flops(arch, length - 1) for length in batch.sequences.lengths())
+        metrics["mfu"] = flops / (seconds * config.training.peak_flops * dist.get_world_size())
+    return metrics
+
+
+def validation_losses(state: TrainState, held_out: HeldOut) -> dict[str, float]:
+    """`validation/<source>`: the mean cross-entropy in nats of each source, forward only. Collective."""
+    found = {}
+    for source, batches in held_out.items():
+        total, denominator = 0.0, 0
+        for batch in batches:
+            micro_batches = make_micro_batches(batch.sequences, state.config, batch.weights)
+            total += forward_metrics(state, micro_batches, Objective(0.0).loss)["cross_entropy"]
+            denominator += batch.denominator
+        found[f"validation/{source}"] = total / max(1, denominator)
+    return found
+
+
+def _evaluate(state: TrainState, held_out: HeldOut, writer: MetricsWriter | None) -> None:
+    losses = validation_losses(state, held_out)
+    if writer:
+        writer.write_evaluation(state.step, losses)
