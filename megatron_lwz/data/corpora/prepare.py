@@ -87,6 +87,8 @@ def prepare(
         manifest = with_weights(manifest, spec)
         write_manifest(manifest, out)
     shutil.rmtree(work)
+    for left_by_a_kill in out.glob("*.tmp"):
+        left_by_a_kill.unlink()
     return manifest
 
 
