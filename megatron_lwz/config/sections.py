@@ -183,8 +183,19 @@ class LengthReward(Section):
         "words", description="words = CJK characters + alphabetic words, as LongBench-Write counts; open"
     )
     maximum: int = Field(16_000, gt=0, description="L_max: length at which the over-length slope reaches 0; open")
+    relative_maximum: float | None = Field(
+        None, gt=1, description="L_max = this times the prompt's upper bound, instead of `maximum` for all; open"
+    )
     clip: bool = Field(True, description="clip to [0, 1]; unclipped it goes negative beyond L_max; open")
     count_thinking: bool = Field(False, description="count the think segment too; open")
+    shape: Literal["paper", "longbench"] = Field(
+        "paper",
+        description="paper: its piecewise formula; longbench: LongBench-Write's S_l, which falls faster below the range than above it and knows no L_max",
+    )
+    under_power: float = Field(
+        1.0, gt=0, description="power of the reward below the range; above 1 is stricter; 1 = paper"
+    )
+    over_power: float = Field(1.0, gt=0, description="the same above the range; unequal powers make it asymmetric")
 
 
 class FormatReward(Section):

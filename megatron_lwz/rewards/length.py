@@ -1,18 +1,20 @@
-"""The length reward (LongWriter-Zero, section 3.1): 1 inside the asked range, falling linearly outside it."""
+"""The length reward (LongWriter-Zero, section 3.1): 1 inside the asked range, falling outside it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from megatron_lwz.config.sections import LengthReward
-from megatron_lwz.data.text.grammar import parse_response
-from megatron_lwz.data.text.length import count_units
+from megatron_lwz.data.text.grammar import ParsedResponse, ResponseParser, Segment, Template, parse_response
+from megatron_lwz.data.text.length import Unit, UnitCounter, count_units
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.types import ComponentScore, LengthRange, Prompt, Rollout
 
 
-def length_reward(length: int, asked: LengthRange, maximum: int, *, clip: bool = True) -> float:
+def length_reward(length: int, asked: LengthRange, maximum: float, *, clip: bool = True) -> float:
     """r(L) = 1 in [lower, upper]; L / lower below; (L_max − L) / (L_max − upper) above, `clip`: not below 0.
 
     Needs L_max > upper.
@@ -23,6 +25,32 @@ def length_reward(length: int, asked: LengthRange, maximum: int, *, clip: bool =
         return 1.0
     reward = (maximum - length) / (maximum - asked.upper)
     return max(reward, 0.0) if clip else reward
+
+
+def longbench_reward(length: int, asked: LengthRange) -> float:
+    """LongBench-Write's S_l / 100 for the nearest bound: 1 − (L / upper − 1) / 3 above, 1 − (lower / L − 1) / 2 below, ≥ 0."""
+    if length > asked.upper:
+        return max(0.0, 1 - (length / asked.upper - 1) / 3)
+    if length < asked.lower:
+        return max(0.0, 1 - (asked.lower / length - 1) / 2) if length else 0.0
+    return 1.0
+
+
+def score_length(length: int, asked: LengthRange, section: LengthReward) -> float:
+    """The reward with every choice of the config: shape, L_max, clip, and a power for each side. Needs L_max > upper."""
+    if section.shape == "longbench":
+        reward = longbench_reward(length, asked)
+    else:
+        reward = length_reward(length, asked, largest_length(asked, section), clip=section.clip)
+    power = section.under_power if length < asked.lower else section.over_power
+    return reward**power if reward > 0 else reward  # what is left unclipped below 0 stays linear
+
+
+def largest_length(asked: LengthRange, section: LengthReward) -> float:
+    """L_max of a prompt: one for all, or a multiple of its upper bound."""
+    if section.relative_maximum is not None:
+        return section.relative_maximum * asked.upper
+    return section.maximum
 
 
 class LengthComponent:
@@ -43,10 +71,10 @@ class LengthComponent:
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
         """One score per rollout. Raises ConfigError when the prompt asks for L_max or more."""
-        maximum = self._section.maximum
-        if prompt.length is not None and prompt.length.upper >= maximum:
+        section = self._section
+        if prompt.length is not None and prompt.length.upper >= largest_length(prompt.length, section):
             advice = f"must be larger than the {prompt.length.upper} that prompt {prompt.id!r} asks for"
-            raise ConfigError("reward.length.maximum", maximum, advice)
+            raise ConfigError("reward.length.maximum", section.maximum, advice)
         return [self._score_one(prompt, rollout) for rollout in rollouts]
 
     def _score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
@@ -56,8 +84,8 @@ class LengthComponent:
             length += self.measure(parsed.think or "")
         if prompt.length is None:
             return ComponentScore(0.0, valid=False, details={"words": float(length)})
-        value = length_reward(length, prompt.length, self._section.maximum, clip=self._section.clip)
         in_range = float(prompt.length.lower <= length <= prompt.length.upper)
+        value = score_length(length, prompt.length, self._section)
         return ComponentScore(value, details={"words": float(length), "in_range": in_range})
 
     def measure(self, text: str) -> int:
@@ -66,3 +94,60 @@ class LengthComponent:
             return count_units(text, self._section.unit)
         assert self._tokenizer is not None  # checked by __init__
         return len(self._tokenizer.encode(text))
+
+
+class LengthMeter(ResponseParser):
+    """The length of a response while it is written: what `LengthComponent` will measure, without reading it again.
+
+    Each piece is counted once; where the text is cut makes no difference. Tokens cannot be counted this way.
+    """
+
+    def __init__(self, template: Template = "think", unit: Unit = "words") -> None:
+        super().__init__(template)
+        self._counters: dict[Segment, UnitCounter] = {"think": UnitCounter(unit), "answer": UnitCounter(unit)}
+
+    @property
+    def thinking(self) -> int:
+        """Units in the think segment so far."""
+        return self._counters["think"].count
+
+    @property
+    def answer(self) -> int:
+        """Units in the answer so far; a tag that is only half there counts when it turns out to be none."""
+        return self._counters["answer"].count
+
+    def finish(self, *, stop: str | None = None) -> ParsedResponse:
+        """Ends the text and counts what was held back. `stop` names the stop string, which `text` should not hold."""
+        return super().finish(stop=stop)
+
+    def _take_text(self, text: str) -> None:
+        super()._take_text(text)
+        self._count(text)
+
+    def _take_tag(self, tag: str) -> None:
+        segment = self.segment
+        super()._take_tag(tag)
+        if self.segment == segment:  # a tag where it does not belong is part of the text
+            self._count(tag)
+
+    def _count(self, text: str) -> None:
+        if self.segment in self._counters:
+            self._counters[self.segment].feed(text)
+
+
+def rescale_by_length(
+    rewards: torch.Tensor, valid: torch.Tensor, names: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Multiplies every other component by the length reward and masks that one out, in the manner of GR3 (2603.10535).
+
+    rewards [P, G, R] and valid [P, G, R] in and out. A product leaves nothing to trade: a good length cannot make up for
+    bad writing, nor the other way round. With s the length reward in [0, 1], r ≥ 0 becomes s·r and r < 0 becomes
+    (2 − s)·r, so that a wrong length never helps. A rollout without a valid length reward keeps its rewards.
+    """
+    place = list(names).index(LengthComponent.name)
+    scale = torch.where(valid[..., place], rewards[..., place].clamp(0, 1), 1.0).unsqueeze(-1)
+    scaled = torch.where(rewards >= 0, scale * rewards, (2 - scale) * rewards)
+    scaled[..., place] = rewards[..., place]
+    others = valid.clone()
+    others[..., place] = False
+    return scaled, others

@@ -1,10 +1,14 @@
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_lwz.config.sections import LengthReward
+from megatron_lwz.data.text.grammar import parse_response
+from megatron_lwz.data.text.length import count_units
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.rewards.length import LengthComponent, length_reward
+from megatron_lwz.evaluation.text_metrics import range_score
+from megatron_lwz.rewards.length import LengthComponent, LengthMeter, length_reward, rescale_by_length, score_length
 from megatron_lwz.types import FinishReason, LengthRange
 from tests.unit.rewards.helpers import prompt, rollout, score
 
@@ -71,3 +75,78 @@ def test_no_range_is_masked_and_l_max_within_the_range_is_refused():
     assert not scored.valid and scored.details == {"words": 12.0}
     with pytest.raises(ConfigError, match=r"reward\.length\.maximum.*20.*'p1'"):
         score(component, prompt(10, 20), rollout(answer(12)))
+
+
+@given(st.integers(0, 400), st.integers(0, 100), st.integers(0, 100))
+def test_the_longbench_shape_is_the_benchmarks_own_score(length, lower, width):
+    asked = LengthRange(lower, max(lower + width, 1))
+    section = LengthReward(shape="longbench")
+    assert score_length(length, asked, section) == pytest.approx(range_score(asked, length) / 100)
+
+
+def test_powers_make_the_sides_unequal_and_leave_the_range_alone():
+    asked, section = LengthRange(100, 200), LengthReward(maximum=400, under_power=2.0, over_power=0.5)
+    values = [score_length(n, asked, section) for n in (50, 150, 300, 400)]
+    assert values == [0.25, 1, pytest.approx(0.5**0.5), 0]
+    assert score_length(500, asked, LengthReward(maximum=400, clip=False, over_power=2.0)) == -0.5
+
+
+def test_a_relative_l_max_falls_as_steeply_for_every_prompt():
+    section = LengthReward(relative_maximum=2.0, maximum=100)
+    for upper in (200, 2000):
+        assert score_length(upper + upper // 2, LengthRange(upper, upper), section) == 0.5
+    (scored,) = score(LengthComponent(section), prompt(100, 200), rollout(answer(300)))
+    assert scored.value == 0.5, "an L_max for all is not looked at"
+
+
+PIECES = [
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "word ",
+    "don't",
+    "中文",
+    "<",
+    "ans",
+    "wer>",
+    "</",
+    " ",
+    "x1",
+    "\n",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=30), st.data(), st.sampled_from(["think", "direct"]))
+@settings(max_examples=400, deadline=None)
+def test_the_meter_ends_where_the_component_measures_for_any_text_and_chunking(pieces, data, template):
+    text = "".join(pieces)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    for unit in ("words", "characters"):
+        meter = LengthMeter(template, unit)
+        for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+            meter.feed(text[start:end])
+        parsed = meter.finish()
+        assert parsed == parse_response(text, template)
+        assert meter.answer == count_units(parsed.answer or "", unit)
+        assert meter.thinking == count_units(parsed.think or "", unit)
+
+
+def test_the_meter_counts_while_the_answer_grows():
+    meter = LengthMeter()
+    counts = []
+    for piece in ("<think>one two</th", "ink> <answer>a", " b", "cd", " e</answ", "er>"):
+        meter.feed(piece)
+        counts.append((meter.thinking, meter.answer))
+    assert counts == [(2, 0), (2, 1), (2, 2), (2, 2), (2, 3), (2, 3)]
+
+
+def test_rescaling_multiplies_the_others_and_masks_the_length():
+    names = ["length", "format", "writing"]
+    rewards = torch.tensor([[[0.5, 1.0, -2.0], [1.0, 0.8, 3.0], [0.0, 1.0, -1.0], [0.2, 1.0, 1.0]]])
+    valid = torch.ones(1, 4, 3, dtype=torch.bool)
+    valid[0, 3, 0] = False
+    scaled, kept = rescale_by_length(rewards, valid, names)
+    expected = [[0.5, 0.5, -3.0], [1.0, 0.8, 3.0], [0.0, 0.0, -2.0], [0.2, 1.0, 1.0]]
+    torch.testing.assert_close(scaled, torch.tensor([expected]))
+    assert not kept[..., 0].any() and kept[..., 1:].all()
