@@ -7,7 +7,8 @@ computes log-probs and, ours, entropy and log-sum-exp. `extra` is the peak beyon
 memory on a GPU) during forward + backward; `workspace` is that less the two gradients, which every way must hold.
 `of ceiling` compares 6·T·H·V FLOP, what the products need without computing anything twice, with the rate of the bare
 products in the same run. `error` is the largest difference of a log-prob from fp64, `dX error` the gradient's relative one, both on
-16 rows. The ways take turns inside one process, so that a busy machine disturbs them alike; the fastest repeat counts.
+16 rows. Seconds are wall time on a GPU and CPU time over all threads on a CPU, which other work disturbs least. The ways take
+turns inside one process; the fastest repeat counts.
 """
 
 from __future__ import annotations
@@ -91,10 +92,11 @@ def make_inputs(shape: str, dtype: torch.dtype, device: torch.device) -> Inputs:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has finished what it was given."""
+    """Seconds, once a GPU has finished what it was given; on a CPU those that this process's threads have computed."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def forward_backward(way: Way, inputs: Inputs) -> tuple[float, int]:

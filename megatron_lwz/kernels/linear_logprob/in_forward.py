@@ -60,11 +60,16 @@ class _LinearLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        hidden_gradient, weight_gradient = ctx.hidden_gradient, ctx.weight_gradient
+        # Let go of them: autograd copies a gradient that somebody else still holds.
+        ctx.hidden_gradient = ctx.weight_gradient = None
+        if hidden_gradient is None:
+            raise RuntimeError("a loss differentiated in its forward pass has one backward pass")
         found = None
-        if ctx.weight_gradient is not None:
-            ctx.weight_gradient.scale(factor)
-            found = ctx.weight_gradient.result()
-        hidden = ctx.hidden_gradient.result()
+        if weight_gradient is not None:
+            weight_gradient.scale(factor)
+            found = weight_gradient.result()
+        hidden = hidden_gradient.result()
         return hidden * factor.to(hidden.dtype), found, None, None, None
 
 
