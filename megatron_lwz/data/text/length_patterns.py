@@ -72,6 +72,7 @@ PER_PART_BEFORE = re.compile(
     r"\b(?:each|every|per)\b[^,.]{0,45}$|(?:每|各|分别|平均)[^,。]{0,14}$|"
     r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|several|multiple|separate) (?:[a-z]+ ){0,2}"
     r"(?:essays|articles|stories|posts|paragraphs|chapters|sections|versions|emails|reviews|parts|blogs|letters|scenes)\b[^,.]{0,20}$|"
+    r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|several|multiple|a few|some) $|"
     r"(?<!第)[二两三四五六七八九十\d]个?(?:篇|段|章|节|部分|版本)[^,。]{0,6}$"
 )
 PER_PART_AFTER = re.compile(
@@ -80,16 +81,26 @@ PER_PART_AFTER = re.compile(
 )
 TOTAL_BEFORE = re.compile(r"(?:\btotal|overall|altogether|in all|全文|全篇|全书|整篇|总(?!结)|合计)[^,.。]{0,25}$")
 TOTAL_AFTER = re.compile(r"[ ,(]*(?:in total|total|overall|altogether|in all)\b")
+PART_BEFORE = re.compile(
+    r"(?:\b(?:introduction|intro|conclusion|abstract|opening|ending|title)\b[^,.]{0,25}|"
+    r"(?:开头|中间|结尾|摘要|引言|导语|前言|首段|末段|标题)[^,。]{0,8})$"
+)
+PART_AFTER = re.compile(
+    r"[- ]?(?:introduction|intro|conclusion|abstract|opening|title)\b|的?(?:开头|结尾|摘要|引言|导语|前言|标题)"
+)
+"""A part of a longer text, if a count without these stands beside it."""
 GIVEN_BEFORE = re.compile(
     r"(?:\b(?:th(?:is|ese|ose|at)|my|his|her|our|their|its|following|(?:the )?(?:above|below)|attached|existing|original|last|"
     r"top|new|common|key|difficult|hard|random|important|other|unique|different|basic|frequent|list|list of|"
     r"vocabulary of|of these|learn|know|memori[sz]e|read|name|year|page|already|currently(?: at)?|there are|"
+    r""
+    r"(?:increased?|decreased?|reduced?|expand(?:ed)?|extend(?:ed)?|shorten(?:ed)?|cut) by|"
     r"(?:written|wrote|i have|i've|we have|i got)(?: (?:already|only|just|about|around|an?))?) ?|"
     r"(?:这|那|该|此)(?:一?[篇段个份本些])? ?|(?:下面|以下|上面|上述|前面|下列)(?:的|这[篇段])? ?|原文|我的|"
     r"(?:写了|有|写的)(?:一?[篇段个份]|大?约|大概|快)? ?|背|记住?|认识|掌握|学会?|列出|常用的?|阅读|读完?)$"
 )
 """Before a plain count: the length of a text that exists, or a number of words to list or learn."""
-VAGUE = re.compile(r"\b(?:several|few|many|couple(?: of)?) (?:hundred|thousand)$")
+VAGUE = re.compile(r"\b(?:several|few|many|couple(?: of)?) (?:hundred|thousand)$|[几数] ?[百千万]$")
 NOT_A_LENGTH_AFTER = re.compile(
     r" ?(?:were\b|documents|docs|files|list\b|lists\b|bank\b|problems?\b|search\b|puzzles?\b|vocab|that (?:start|begin|end|rhyme|"
     r"contain|describe|mean|are|relate|can)|which|starting|beginning|ending|related|rhym|associated|containing|"

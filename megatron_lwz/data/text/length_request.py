@@ -44,6 +44,7 @@ class _Count:
     high: float
     unit: Unit | None
     total: bool = False
+    part: bool = False
 
 
 def find_length_request(text: str) -> LengthRequest | None:
@@ -63,9 +64,8 @@ def find_length_request(text: str) -> LengthRequest | None:
         if count.unit is not None:
             counts.append(count)
         following = match.start(), count
-    if any(count.total for count in counts):
-        counts = [count for count in counts if count.total]
-    return _combine(counts)
+    totals, parts = [count for count in counts if count.total], [count for count in counts if count.part]
+    return _combine(totals or [count for count in counts if not count.part] or parts)
 
 
 def _combine(counts: list[_Count]) -> LengthRequest | None:
@@ -110,7 +110,8 @@ def _read(text: str, match: re.Match[str]) -> _Count | None:
         return None
     kind: Kind = "between" if values[0] < values[1] else bound or "about"
     total = bool(patterns.TOTAL_BEFORE.search(before) or patterns.TOTAL_AFTER.match(right))
-    return _Count(kind, *values, unit, total)
+    part = bool(patterns.PART_BEFORE.search(left) or patterns.PART_AFTER.match(right))
+    return _Count(kind, *values, unit, total, part)
 
 
 def _unit(found: re.Match[str] | None, left: str, right: str) -> Unit | None:
