@@ -74,7 +74,7 @@ class ExampleSource:
         self._examples = examples
         self._weighting = weighting
         self._order = PromptOrder(len(examples), seed, shuffle)
-        self.total = None if epochs is None else math.ceil(epochs * len(examples))
+        self.total = None if epochs is None else math.ceil(round(epochs * len(examples), 6))
         """Conversations in all epochs."""
 
     def __len__(self) -> int:

@@ -31,7 +31,7 @@ class Schedule:
     def lr(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0."""
         section, steps = self.config.optimizer, self.config.training.steps
-        warmup = section.warmup_steps or math.ceil(section.warmup_fraction * steps)
+        warmup = section.warmup_steps or math.ceil(round(section.warmup_fraction * steps, 6))
         if step < warmup:
             return section.lr * (step + 1) / warmup
         decay = {"constant": 0, "wsd": section.decay_steps}.get(section.schedule, steps)

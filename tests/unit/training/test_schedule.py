@@ -39,3 +39,6 @@ def test_wsd_is_stable_then_decays_over_the_last_steps() -> None:
 def test_warm_up_as_a_share_of_the_steps_rounds_up() -> None:
     assert rates("constant", warmup=0, warmup_fraction=0.4) == pytest.approx([1 / 3, 2 / 3, *[1.0] * 6])
     assert rates("constant", warmup=2, warmup_fraction=0.9) == rates("constant")
+    assert rates("constant", warmup=0, warmup_fraction=0.07, steps=100)[6:8] == [1.0, 1.0], (
+        "0.07 × 100 is over 7 in floating point"
+    )

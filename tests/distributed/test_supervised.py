@@ -1,0 +1,209 @@
+"""Pretraining and fine-tuning do not depend on the layout, on packing or on a kill, and follow a plain torch loop."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from megatron_lwz.config import load_config
+from megatron_lwz.data.supervised import BatchSource
+from tests.distributed.checks_supervised import INTERVAL, KILLED_AFTER
+from tests.distributed.launch import run_ranks
+
+STEPS, LONG = 20, 50
+WORDS = [f"w{index}" for index in range(92)]
+SPECIAL = ["<|endoftext|>", "<|user|>", "<|assistant|>", ":", "<answer>", "</answer>"]
+POISON = "w91"
+
+ONE = {"one": [], "one_apart": ["training.tokens_per_micro_batch=48"]}
+TWO = {
+    "tp2": ["parallel.tensor=2"],
+    "pp2": ["parallel.pipeline=2"],
+    "cp2": ["parallel.context=2"],
+    "dp2": [],
+}
+FOUR = {"tp2_pp2": ["parallel.tensor=2", "parallel.pipeline=2"]}
+KILLED = [["sft", "dp2"], ["pretrain", "tp2"]]
+MOVED = [["sft", "tp2", "dp2"]]
+STAGES = ("sft", "pretrain")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two configs over one tiny Qwen2 with everything random, its tokenizer, documents and instruction rows."""
+    folder = tmp_path_factory.mktemp("supervised")
+    write_models(folder)
+    rng = random.Random(0)
+
+    def text(low: int, high: int) -> str:
+        return " ".join(rng.choices(WORDS[:-1], k=rng.randint(low, high)))
+
+    documents = [{"text": text(3, 70)} for _ in range(30)]
+    rows = [{"prompt": text(1, 8), "response": text(1, 30)} for _ in range(29)]
+    rows.insert(7, {"prompt": POISON, "response": text(4, 4)})
+    for name, lines in (("documents", documents), ("rows", rows)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    common: dict[str, Any] = {
+        "model": {"hf": f"{folder}/hf", "vocab_padding": 8},
+        "training": {
+            "steps": STEPS, "sequence_length": 48, "tokens_per_micro_batch": 160, "precision": "fp32",
+        },
+        "optimizer": {"lr": 1e-3, "weight_decay": 0.1},
+        "checkpoint": {"interval": 0},
+        "logging": {"tensorboard": False},
+    }  # fmt: skip
+    sft = common | {
+        "data": {"instructions": [f"{folder}/rows.jsonl"], "template": "bare"},
+        "sft": {"weighting": "sequence"},
+        "training": common["training"] | {"sequences_per_step": 10},
+    }
+    pretrain = common | {
+        "data": {"corpus": [f"{folder}/documents.jsonl"], "validation": {"same": [f"{folder}/documents.jsonl"]}},
+        "training": common["training"] | {"sequences_per_step": 6, "ramp_from": 2, "ramp_steps": 8, "z_loss": 1e-3},
+        "optimizer": common["optimizer"] | {"schedule": "wsd", "warmup_steps": 4, "decay_steps": 5},
+        "evaluation": {"interval": 7},
+    }
+    for name, tree in (("sft", sft), ("pretrain", pretrain)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    return folder
+
+
+def write_models(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(SPECIAL)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=False, initializer_range=0.2, max_position_embeddings=512,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).float()
+    for name in ("hf", "poisoned"):
+        if name == "poisoned":
+            with torch.no_grad():
+                model.get_input_embeddings().weight[vocabulary[POISON]] = float("nan")
+        model.save_pretrained(folder / name)
+        tokenizer.save(str(folder / name / "tokenizer.json"))
+        (folder / name / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+
+
+@pytest.fixture(scope="module")
+def measured(folder: Path) -> dict[str, Any]:
+    checks, shared = "tests.distributed.checks_supervised", {"folder": str(folder), "timeout": 420.0}
+    long = [f"training.steps={LONG}", "optimizer.schedule=cosine", "training.z_loss=0"]
+    one = run_ranks(f"{checks}:one_rank", ranks=1, layouts=ONE, long=long, **shared)
+    two = run_ranks(f"{checks}:curves", ranks=2, layouts=TWO, killed=KILLED, moved=MOVED, **shared)
+    four = run_ranks(f"{checks}:curves", ranks=4, layouts=FOUR, killed=[], moved=[], **shared)
+    return one[0] | two[0] | four[0]
+
+
+def losses(rows: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", [*TWO, *FOUR])
+def test_the_loss_curve_is_invariant_to_the_layout(measured: dict[str, Any], stage: str, name: str) -> None:
+    assert len(measured[f"{stage} {name}"]) == STEPS
+    torch.testing.assert_close(
+        losses(measured[f"{stage} {name}"]), losses(measured[f"{stage} one"]), rtol=0.0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_packed_loss_is_the_loss_of_the_documents_apart(measured: dict[str, Any], stage: str) -> None:
+    apart, packed = measured[f"{stage} one_apart"], measured[f"{stage} one"]
+    torch.testing.assert_close(losses(apart), losses(packed), rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stage", "name"), KILLED)
+def test_a_killed_run_resumes_bit_for_bit(measured: dict[str, Any], stage: str, name: str) -> None:
+    assert KILLED_AFTER % INTERVAL, "the kill must not fall on a checkpoint"
+    assert measured[f"{stage} {name} killed"] == measured[f"{stage} {name}"]
+
+
+@pytest.mark.parametrize(("stage", "source", "target"), MOVED)
+def test_a_run_resumes_under_another_layout(measured: dict[str, Any], stage: str, source: str, target: str) -> None:
+    moved, whole = measured[f"{stage} {source} → {target}"], measured[f"{stage} one"]
+    torch.testing.assert_close(losses(moved), losses(whole), rtol=0.0, atol=1e-5)
+    assert [row["tokens"] for row in moved] == [row["tokens"] for row in whole], "the data order changed"
+
+
+def test_the_batch_ramps_up_and_the_rate_warms_up_and_decays(measured: dict[str, Any]) -> None:
+    rows = measured["pretrain one"]
+    assert [round(row["lr"] * 1e3, 3) for row in rows] == [0.25, 0.5, 0.75, *[1.0] * 13, 0.8, 0.6, 0.4, 0.2]
+    sizes = [row["tokens"] for row in rows]
+    assert sizes[0] <= 2 * 48 < max(sizes) <= 6 * 48 and all(row["z_loss"] > 0 for row in rows)
+
+
+def test_validation_follows_the_training_loss(folder: Path, measured: dict[str, Any]) -> None:
+    rows = [json.loads(line) for line in (folder / "pretrain/one/evaluation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 7, 14, 20]
+    assert rows[0]["validation/same"] == pytest.approx(measured["pretrain one"][0]["loss"], rel=0.1)
+    assert rows[-1]["validation/same"] < rows[0]["validation/same"]
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_written_down_and_the_budget_ends_the_run(
+    folder: Path, measured: dict[str, Any]
+) -> None:
+    found = measured["poisoned"]
+    assert "training.skip_budget is 1" in found["error"] and "\n" not in found["error"]
+    assert [name for name in found["files"] if name.endswith(".json")] == ["step_00000002.json", "step_00000006.json"]
+    record = json.loads((folder / "sft/poisoned/skipped/step_00000002.json").read_text())
+    assert "rows.jsonl:8" in record["ids"] and record["reason"] == "not finite"
+    rows = [json.loads(line) for line in (folder / "sft/poisoned/metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] is None for row in rows] == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_curve_is_that_of_transformers_and_a_plain_torch_loop(
+    folder: Path, measured: dict[str, Any], stage: str
+) -> None:
+    expected = plain_loop(folder, stage)
+    torch.testing.assert_close(losses(measured[f"{stage} long"]), expected, rtol=0.0, atol=1e-4)
+
+
+def plain_loop(folder: Path, stage: str) -> torch.Tensor:
+    """Loss per step of transformers + AdamW over the same batches, one sequence at a time, no packing."""
+    from transformers import Qwen2ForCausalLM
+
+    from megatron_lwz.data.corpus import open_corpus
+    from megatron_lwz.training.optimizer import Schedule
+    from megatron_lwz.training.pretrain import CorpusSource
+    from megatron_lwz.training.sft import build_source
+    from megatron_lwz.training.supervised import sequences_of_step
+
+    config = load_config(folder / f"{stage}.yaml", [f"training.steps={LONG}", "optimizer.schedule=cosine"])
+    source: BatchSource = build_source(config) if stage == "sft" else CorpusSource(open_corpus(config))
+    model = Qwen2ForCausalLM.from_pretrained(folder / "hf").float()
+    plain = [p for name, p in model.named_parameters() if name.endswith("bias") or "norm" in name]
+    decayed = [p for p in model.parameters() if all(p is not other for other in plain)]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    schedule, cursor, found = Schedule(config), 0, []
+    for step in range(LONG):
+        batch, cursor = source.take(cursor, sequences_of_step(config.training, step))
+        optimizer.zero_grad()
+        total = 0.0
+        for start, stop in zip(batch.sequences.offsets[:-1], batch.sequences.offsets[1:], strict=True):
+            tokens, weights = batch.sequences.tokens[start:stop], batch.weights[start:stop]
+            logprobs = torch.log_softmax(model(tokens[None, :-1]).logits[0], -1)
+            loss = -(logprobs.gather(1, tokens[1:, None])[:, 0] * weights[1:]).sum() / batch.denominator
+            loss.backward()
+            total += loss.item()
+        found.append(total)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.lr(step)
+        optimizer.step()
+    return torch.tensor(found, dtype=torch.float64)
