@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -19,13 +21,28 @@ WORDS = [f"w{index}" for index in range(40)]
 MARKS = ["<|user|>", "<|assistant|>", ":", "<answer>", "</answer>"]
 
 
-def launch(*arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "-m"]
-    variables = environment.child_environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
+def command(*arguments: str) -> list[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return [
+        *torchrun,
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "127.0.0.1:0",
+        "-m",
+        "megatron_lwz.cli.train_sft",
+        *arguments,
+    ]
+
+
+def variables() -> dict[str, str]:
+    return environment.child_environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*command, "megatron_lwz.cli.train_sft", *arguments], cwd=ROOT, env=variables, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
+        command(*arguments), cwd=ROOT, env=variables(), capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +135,33 @@ def test_the_export_writes_the_response_and_ends_it(whole: Path) -> None:
     assert model(tokens, labels=labels).loss.item() < rows_of(whole)[0]["loss"] - 0.5
 
 
-def test_a_resumed_run_repeats_an_undisturbed_one_bit_for_bit(config: Path, whole: Path) -> None:
-    folder = config.parent / "resumed"
-    # Fewer epochs would also warm up for fewer steps.
-    assert launch(str(config), f"run.dir={folder}", "sft.epochs=2.5", "optimizer.warmup_steps=2").returncode == 0
-    (folder / "checkpoints" / "latest").write_text("step_00000005")  # as if the run had died in step 6
-    done = launch(str(config), f"run.dir={folder}", "run.resume=must", "optimizer.warmup_steps=2")
+def test_a_killed_run_repeats_an_undisturbed_one_bit_for_bit(config: Path, whole: Path) -> None:
+    folder = config.parent / "killed"
+    arguments = (str(config), f"run.dir={folder}")
+    group = subprocess.Popen(
+        command(*arguments), cwd=ROOT, env=variables(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    metrics, end = folder / "metrics.jsonl", time.monotonic() + 240
+    while group.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 6):
+        assert time.monotonic() < end, "no step 7"
+        time.sleep(0.01)
+    kill_tree(group.pid)
+    group.wait()
+    done = launch(*arguments, "run.resume=must")
     assert done.returncode == 0, done.stderr
     assert rows_of(folder) == rows_of(whole)
     assert read_metrics(folder / "evaluation.jsonl") == read_metrics(whole / "evaluation.jsonl")
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to torchrun and its workers, which have sessions of their own."""
+    try:
+        parent = psutil.Process(pid)
+        for process in (*parent.children(recursive=True), parent):
+            process.kill()
+    except psutil.NoSuchProcess:
+        pass  # it had ended
 
 
 def test_what_is_wrong_is_said_in_one_line(config: Path, tmp_path: Path) -> None:
@@ -145,7 +180,7 @@ def test_what_is_wrong_is_said_in_one_line(config: Path, tmp_path: Path) -> None
     commands = [[str(config), f"run.dir={tmp_path}/new", *overrides.split()] for overrides in cases]
     done = subprocess.run(
         [sys.executable, "-c", program, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True, timeout=180,
-        env=environment.child_environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"), check=False,
+        env=variables(), check=False,
     )  # fmt: skip
     assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["2"] * len(cases), done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
