@@ -41,10 +41,13 @@ from megatron_lwz.data.preparation.rows import (
     settle,
 )
 from megatron_lwz.data.preparation.sources import Source, find_files, read_sources
-from megatron_lwz.errors import DataError
+from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.evaluation.asking import ask_all
 from megatron_lwz.rewards.judge import Judge
 from megatron_lwz.rewards.length_judge import VERSIONS, length_question, read_length
+
+CHUNK = 4096
+"""Questions and whole replies in memory at once."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -56,6 +59,10 @@ def main(argv: Sequence[str]) -> None:
     files = find_files(options.input)
     if any(file.resolve() == options.output.resolve() for file in files):
         raise DataError(options.output, "is one of the inputs; name another output")
+    if not settings.rules_only and not config.judge.url:  # said before an hour of reading, not after it
+        raise ConfigError(
+            "judge.url", config.judge.url, "name the judge's server and judge.model, or give --rules-only"
+        )
     with Bar("read") as bar:
         sources = itertools.islice(_all_sources(files, options.column, bar), options.limit)
         candidates = list(find_candidates(sources, _filters(options, config), tally))
@@ -94,17 +101,24 @@ async def _judge(
 ) -> tuple[list[JudgedLength | None], dict[str, Any]]:
     """The verdicts in order, None where none was needed or given, and what they cost."""
     asked = [place for place, candidate in enumerate(candidates) if candidate.needs_judge]
-    questions = [length_question(candidates[place].source.text, candidates[place].language) for place in asked]
     judged: list[JudgedLength | None] = [None] * len(candidates)
+    missing = 0
     async with Judge(section) as judge:
         with Bar("judged") as bar:
-            verdicts = await ask_all(judge, questions, read_length, bar)
+            for start in range(0, len(asked), CHUNK):
+                places = asked[start : start + CHUNK]
+                questions = [
+                    length_question(candidates[place].source.text, candidates[place].language) for place in places
+                ]
+                verdicts = await ask_all(
+                    judge, questions, read_length, lambda done, _, start=start: bar(start + done, len(asked))
+                )
+                for place, verdict in zip(places, verdicts, strict=True):
+                    if verdict is not None:
+                        judged[place] = dataclasses.replace(verdict.value, judge=verdict.judge)
+                missing += sum(verdict is None for verdict in verdicts)
         evaluate_judge.show_counters(judge)
         summary = evaluate_judge.summary(judge, section) | {"prompts": VERSIONS}
-    for place, verdict in zip(asked, verdicts, strict=True):
-        if verdict is not None:
-            judged[place] = dataclasses.replace(verdict.value, judge=verdict.judge)
-    missing = sum(verdict is None for verdict in verdicts)
     if missing:
         text = (
             f"warning: {missing} requests got no verdict and are left out; the same command asks for these alone again"

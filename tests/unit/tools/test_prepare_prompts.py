@@ -86,6 +86,16 @@ def test_the_same_run_again_asks_nothing_and_writes_the_same(tool, tmp_path):
     assert len(server.bodies) == 14 and (tmp_path / "out" / "prompts.jsonl").read_bytes() == first
 
 
+def test_many_questions_are_asked_in_chunks(tool, tmp_path, monkeypatch):
+    monkeypatch.setitem(tool.__globals__, "CHUNK", 4)
+    server = Scripted(verdict)
+    with serving(server):
+        tool(arguments(tmp_path, server))
+    rows, summary = results(tmp_path)
+    assert [row["prompt"] for row in rows] == [*ENGLISH[1:], *CHINESE[1:]] and len(server.bodies) == 14
+    assert summary["judge"]["counters"]["answered"] == 14
+
+
 def test_questions_without_a_verdict_are_counted_and_asked_again_next_time(tool, tmp_path, capsys):
     failing = {"about ants", "大海"}
 
