@@ -131,7 +131,9 @@ class DataSection(Section):
 
     prompts: str | None = Field(None, description="JSONL of prompt rows")
     held_out_prompts: str | None = Field(None, description="JSONL of prompt rows used only for evaluation")
-    corpus: tuple[str, ...] = Field((), description="pretraining: JSONL files with a `text` key")
+    corpus: tuple[str, ...] = Field(
+        (), description="pretraining: a manifest of tools/prepare_corpus.py, or JSONL files with a `text` key"
+    )
     instructions: tuple[str, ...] = Field(
         (), description="SFT: JSONL files of messages, conversations, prompt + response or instruction + output"
     )

@@ -22,8 +22,8 @@ _SCALE = 10**9
 class Blend:
     """Pieces of several sources in one endless order; `Pieces` of corpus.py.
 
-    Every source runs through its own epochs. The order is found piece by piece: to reach a position takes a few
-    microseconds per piece before it, and 9 bytes of host memory.
+    Every source runs through its own epochs. The order is found piece by piece: to reach a position takes about
+    ten microseconds per piece before it, and 9 bytes of host memory.
     """
 
     def __init__(self, sources: Sequence[IndexedPieces], weights: Sequence[float]) -> None:
