@@ -115,6 +115,26 @@ def test_a_resumed_run_repeats_an_undisturbed_one_bit_for_bit(config: Path, whol
     assert rows_of(folder) == rows_of(whole)
 
 
+def test_a_prepared_corpus_is_trained_and_its_sources_are_validated(config: Path, tmp_path: Path) -> None:
+    spec = {"tokenizer": str(config.parent), "validation": 0.2, "duplicates": {"exact": False, "near": False}}
+    sources = [
+        {"name": name, "paths": [f"{name}.jsonl"], "weight": weight} for name, weight in (("a", 0.7), ("b", 0.3))
+    ]
+    for source, offset in zip(sources, (0, 20), strict=True):
+        texts = [" ".join(WORDS[offset + i % 9 : offset + 12 + i % 7]) + f" w{i}" for i in range(30)]
+        (tmp_path / f"{source['name']}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec | {"sources": sources}))
+    prepare = [sys.executable, "tools/prepare_corpus.py", f"{tmp_path}/spec.yaml", "--out", f"{tmp_path}/prepared"]
+    subprocess.run([*prepare, "--workers", "1"], cwd=ROOT, check=True, timeout=120, capture_output=True)
+    corpus = f"data.corpus=[{tmp_path}/prepared/manifest.json]"
+    done = launch(str(config), f"run.dir={tmp_path}/run", corpus, "training.steps=6", "evaluation.interval=4")
+    assert done.returncode == 0, done.stderr
+    rows = read_metrics(tmp_path / "run/evaluation.jsonl")
+    assert [row["step"] for row in rows] == [0, 4, 6]
+    for source in ("validation/a", "validation/b"):
+        assert rows[-1][source] < 0.95 * rows[0][source]
+
+
 def test_what_is_wrong_is_said_in_one_line(config: Path, whole: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"text": "w1 w2"}\n{"text": "w1\n')
     cases = {
