@@ -19,6 +19,7 @@ _BANDWIDTH, _FLOPS = 4.3e12, 790e12
 """H200: bytes per second copied, dense bf16 FLOP per second. Only their ratio matters."""
 _CPU_TILE_BYTES = 16 * 2**20
 _CPU_COLUMNS = 4096
+_CPU_UNIT = 32
 _GPU_COLUMNS = 4096
 
 
@@ -79,8 +80,10 @@ def plan_tiles(shape: Shape, budget: int, machine: Machine, *, itemsize: int = 4
 
 
 def _equal_share(total: int, limit: int) -> int:
-    """As many of `total` as leave no small remainder, at most `limit`."""
-    return -(-total // -(-total // limit))
+    """As many of `total` as leave no small remainder, at most `limit`, in whole units of a CPU's products if they fit."""
+    share = -(-total // -(-total // limit))
+    rounded = -(-share // _CPU_UNIT) * _CPU_UNIT
+    return rounded if rounded <= limit else share
 
 
 def utilisation(rows: int, columns: int, machine: Machine) -> float:
