@@ -73,8 +73,8 @@ def write(assembly: Assembly) -> None:
         return
     with replacing(prefix.with_name(prefix.name + ".bin")) as file:
         for tokens, lengths, taken in assembly.units:
-            for start, stop in _spans(lengths, taken):
-                with tokens.open("rb") as source:
+            with tokens.open("rb") as source:
+                for start, stop in _spans(lengths, taken):
                     source.seek(start * assembly.dtype.itemsize)
                     file.write(source.read((stop - start) * assembly.dtype.itemsize))
     with replacing(index) as file:

@@ -20,9 +20,10 @@ def best_rollouts(
 ) -> Iterator[str]:
     """The chosen rollouts as texts, in the journal's order.
 
-    A rollout can be chosen when it is finished (not cut off), follows the think-and-answer form and all its components
-    are valid. Its reward here is the mean over components of the value's distance from the component's mean, in standard
-    deviations over the whole journal, so that no component's scale decides. `groups` is read twice.
+    A rollout can be chosen when it is finished (not cut off), follows the think-and-answer form and has a valid value of
+    every component that its group has (one masked for the whole group does not count). Its reward here is the mean over
+    components of the value's distance from the component's mean, in standard deviations over the whole journal, so that
+    no component's scale decides. `groups` is read twice.
     """
     rewards = _rewards(groups(), choice)
     by_group: defaultdict[int, list[tuple[float, int]]] = defaultdict(list)
@@ -46,9 +47,11 @@ def _rewards(groups: Iterable[Group], choice: JournalChoice) -> dict[tuple[int, 
     for group in groups:
         if group.admitted < choice.first_step or group.prompt.template != "think":
             continue
-        for index, (rollout, scores) in enumerate(zip(group.rollouts, group.scores, strict=False)):
-            if scores and all(score.valid for score in scores.values()) and _is_whole(rollout):
-                found[group.id, index] = {name: score.value for name, score in scores.items()}
+        valid = [{name: score.value for name, score in scores.items() if score.valid} for scores in group.scores]
+        components = {name for values in valid for name in values}
+        for index, (rollout, values) in enumerate(zip(group.rollouts, valid, strict=True)):
+            if components and values.keys() == components and _is_whole(rollout):
+                found[group.id, index] = values
     columns: defaultdict[str, list[float]] = defaultdict(list)
     for values in found.values():
         for name, value in values.items():

@@ -23,7 +23,7 @@ _MOST_WORDS = 1_000_000
 
 def text_hash(text: str) -> NDArray[np.uint64]:
     """[2] numbers, equal for equal texts up to white space."""
-    digest = hashlib.blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    digest = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
     return np.frombuffer(digest, "<u8")
 
 
@@ -59,6 +59,6 @@ class _Words(dict[str, int]):
     """Word → 64-bit hash, the same in every process (Python's own is not)."""
 
     def __missing__(self, word: str) -> int:
-        digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
         value = self[word] = int.from_bytes(digest, "little")
         return value

@@ -12,7 +12,7 @@ from megatron_lwz.config.sections import Fraction, Section
 from megatron_lwz.errors import DataError
 
 Format = Literal["jsonl", "parquet", "text", "journal"]
-_ENDINGS: dict[str, Format] = {".jsonl": "jsonl", ".gz": "jsonl", ".parquet": "parquet", ".sqlite": "journal"}
+_ENDINGS: dict[str, Format] = {".jsonl": "jsonl", ".parquet": "parquet", ".sqlite": "journal"}
 TEXT_ENDINGS = (".txt", ".md")
 
 
@@ -68,7 +68,7 @@ class CorpusSpec(Section):
     validation: Fraction = Field(0.001, description="share of the documents held back")
     seed: int = Field(0, ge=0, description="of the split")
     duplicates: DuplicateSpec = DuplicateSpec()
-    sources: tuple[SourceSpec, ...] = Field(min_length=1)
+    sources: tuple[SourceSpec, ...] = Field(min_length=1, max_length=255)
 
     @model_validator(mode="after")
     def _check_names_and_weights(self) -> CorpusSpec:
@@ -123,7 +123,9 @@ def _format_of(path: Path, source: SourceSpec) -> Format:
         return source.format
     if path.is_dir():
         return "text"
-    kind = "text" if path.suffix in TEXT_ENDINGS else _ENDINGS.get(path.suffix)
+    if path.name.endswith((".jsonl.gz", *TEXT_ENDINGS)):
+        return "jsonl" if path.suffix == ".gz" else "text"
+    kind = _ENDINGS.get(path.suffix)
     if kind is None:
         raise DataError(path, f"source '{source.name}': unknown ending; set its format")
     return kind

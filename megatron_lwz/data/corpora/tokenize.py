@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -77,6 +78,7 @@ def load_rows(target: Path) -> UnitRows:
 
 def die_with_parent() -> None:
     """Initialiser of a worker process: ends it when the process that started it is gone, also when that was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C reaches the whole group; the parent lets us finish our unit
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -134,5 +136,5 @@ def _texts(job: Job, counts: Counter[str]) -> Iterator[str]:
                 raise text
             counts["broken"] += 1
         else:
-            counts["bytes"] += len(text.encode("utf-8", "surrogatepass"))
+            counts["bytes"] += len(text.encode())
             yield text

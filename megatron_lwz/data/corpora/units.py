@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any, BinaryIO
 
 from megatron_lwz.data.corpora.spec import Format, SourceSpec
 from megatron_lwz.errors import DataError, EnvironmentSetupError
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,9 @@ def _parse_lines(lines: Iterator[tuple[int, bytes]], path: Path, unit: str, key:
             yield DataError(path, f"{unit} {where}: not valid JSON ({error})")
             continue
         text = row.get(key) if isinstance(row, dict) else None
-        yield (
-            text if isinstance(text, str) else DataError(path, f"{unit} {where}: needs a string under the key '{key}'")
-        )
+        if not isinstance(text, str):
+            yield DataError(path, f"{unit} {where}: needs a string under the key '{key}'")
+        elif not text.isascii() and _LONE_SURROGATE.search(text):
+            yield DataError(path, f"{unit} {where}: the text holds half a surrogate pair, which is no character")
+        else:
+            yield text

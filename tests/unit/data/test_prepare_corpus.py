@@ -323,10 +323,12 @@ def test_what_is_wrong_with_a_spec_is_said_in_one_line(home: Path, change: dict,
 
 
 def test_broken_documents_are_counted_when_they_may_be_skipped(home: Path) -> None:
-    (home / "odd2.jsonl").write_bytes(b'{"text": "stone river"}\n{"txt": "b"}\n[1]\nnot json\n{"text": "\xff"}\n')
+    (home / "odd2.jsonl").write_bytes(
+        b'{"text": "stone river"}\n{"txt": "b"}\n[1]\nnot json\n{"text": "\xff"}\n{"text": "\\ud800"}\n'
+    )
     source = {"name": "a", "paths": ["odd2.jsonl"], "skip_broken": True}
     entry = run(home, "skipped", {"validation": 0, "sources": [source]}).sources[0]
-    assert (entry.read, entry.broken, entry.train.documents) == (5, 4, 1)
+    assert (entry.read, entry.broken, entry.train.documents) == (6, 5, 1)
 
 
 def test_a_folder_of_another_corpus_is_left_alone(home: Path) -> None:

@@ -65,7 +65,11 @@ def run_folder(tmp_path_factory, tiny) -> Path:
         journal.score(
             number,
             [
-                {"length": ComponentScore(length), "writing": ComponentScore(writing, valid=valid)}
+                {
+                    "length": ComponentScore(length),
+                    "writing": ComponentScore(writing, valid=valid),
+                    "masked": ComponentScore(float("nan"), valid=False),
+                }
                 for *_, length, writing, valid in rows
             ],
         )
