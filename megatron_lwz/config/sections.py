@@ -198,6 +198,10 @@ class LengthReward(Section):
         1.0, gt=0, description="power of the reward below the range; above 1 is stricter; 1 = paper"
     )
     over_power: float = Field(1.0, gt=0, description="the same above the range; unequal powers make it asymmetric")
+    use: Literal["component", "rescale"] = Field(
+        "component",
+        description="component: one of those averaged (paper, B); rescale: the other rewards are multiplied by it instead (GR3)",
+    )
 
 
 class FormatReward(Section):

@@ -10,6 +10,7 @@ import torch
 from megatron_lwz.algorithms.advantages import group_advantages, treat_truncated, zero_variance
 from megatron_lwz.config import Config
 from megatron_lwz.rewards.composite import component_weights, score_tensors, shuffle_scores
+from megatron_lwz.rewards.length import rescale_by_length
 from megatron_lwz.types import Group, Rollout, SequenceBatch
 
 
@@ -30,6 +31,8 @@ def make_experience(groups: Sequence[Group], config: Config, *, names: Sequence[
     rewards, valid = score_tensors(groups, names)
     if config.reward.shuffle:
         rewards, valid = shuffle_scores(rewards, valid, seed=config.run.seed, step=step)
+    if config.reward.length.use == "rescale":
+        rewards, valid = rescale_by_length(rewards, valid, names)
     truncated = torch.tensor([[rollout.truncated for rollout in group.rollouts] for group in groups])
     rewards, included = treat_truncated(
         rewards, truncated, mode=config.grpo.truncated, penalty=config.grpo.truncation_penalty

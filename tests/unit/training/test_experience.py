@@ -70,3 +70,10 @@ def test_split_and_select_keep_every_sequence_whole():
     assert first.lengths() == [5, 7] and second.lengths() == [6, 8]
     again = select(batch, range(4))
     assert all(torch.equal(vars(again)[name], value) for name, value in vars(batch).items())
+
+
+def test_rescaling_by_length_gives_a_wrong_length_no_credit_for_the_rest():
+    config = validate({"grpo": {"group_size": 4}, "reward": {"length": {"use": "rescale"}}})
+    groups = [group([(0.0, 1.0), (1.0, 1.0), (1.0, 0.0)])]
+    advantages = make_experience(groups, config, names=NAMES, step=1).batch.advantages
+    assert advantages.tolist() == pytest.approx([-0.7071, 1.4142, -0.7071], abs=1e-3)
