@@ -13,6 +13,7 @@ tools/prepare_corpus.py wrote: indexed datasets, memory-mapped, blended by weigh
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -64,8 +65,8 @@ class PackedCorpus:
     def take(self, cursor: int, sequences: int) -> tuple[SequenceBatch, int]:
         """The batch of one step and the cursor after it.
 
-        `cursor` is the number of pieces taken before, over all epochs; each epoch is shuffled anew. A sequence is
-        closed when the next piece does not fit. Every piece has weight 1 and its first token as prompt.
+        `cursor` is the number of pieces taken before, over all epochs; each epoch is shuffled anew. The batch ends
+        before the first piece that fits into none of its sequences. Every piece has weight 1 and its first token as prompt.
         """
         return _fill((self._pieces[k] for k in _count_from(cursor)), cursor, sequences, self._sequence_length)
 
@@ -94,17 +95,16 @@ class PackedCorpus:
 
 
 def _fill(pieces: Iterator[NDArray], cursor: int, sequences: int, room_of_each: int) -> tuple[SequenceBatch, int]:
-    """Takes pieces from `cursor` on until `sequences` sequences are full or there are no more."""
+    """Takes pieces from `cursor` on until the next one fits into none of `sequences` sequences, or there are no more."""
     taken: list[NDArray] = []
-    room, filled = room_of_each, 0
+    rooms = [room_of_each] * sequences  # what is left of each sequence, ascending: a piece goes where it fits tightest
     for piece in pieces:
         predictions = len(piece) - 1
-        if predictions > room:
-            filled, room = filled + 1, room_of_each
-        if filled == sequences:
+        tightest = bisect_left(rooms, predictions)
+        if tightest == len(rooms):
             break
+        insort(rooms, rooms.pop(tightest) - predictions)
         taken.append(piece)
-        room -= predictions
     lengths = torch.tensor([len(piece) for piece in taken])
     tokens = torch.from_numpy(np.concatenate(taken).astype(np.int64))
     batch = SequenceBatch(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_lwz.data.corpus import Corpus, read_documents, read_texts
@@ -32,6 +32,7 @@ def predictions(batch: SequenceBatch) -> list[tuple[int, int]]:
     return pairs
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
     sequence_length=st.integers(1, 24),
@@ -102,3 +103,10 @@ def test_missing_and_empty_corpora_are_named(tmp_path: Path) -> None:
     empty.write_text("\n")
     with pytest.raises(DataError, match=r"empty\.jsonl: no documents"):
         read_documents([empty], lambda text: [1], EOS)
+
+
+def test_sequences_are_filled_well_also_when_long_and_short_pieces_alternate() -> None:
+    documents = documents_of([100 if i % 2 else 7 + i % 5 for i in range(80)])
+    corpus = Corpus(documents, sequence_length=100, seed=0, shuffle=False)
+    batch, _ = corpus.take(0, 20)
+    assert len(predictions(batch)) > 0.9 * 20 * 100
