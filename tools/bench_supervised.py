@@ -1,0 +1,168 @@
+#!/usr/bin/env python
+"""Pretraining steps of one process beside a plain transformers + torch loop: loss, tokens/s, peak memory.
+
+    python tools/bench_supervised.py [--vocabulary 151936] [--hidden 64] [--layers 2] [--sequences 8] [--length 256] …
+
+Same random weights, same documents of one length (so that the plain loop wastes nothing on padding), same AdamW, fp32.
+Each side runs in a process of its own, one after the other, `--repeats` times in turns. Peak memory is the process's
+maximum resident set, and the part of it beyond what was resident before the first step. On a busy machine compare the
+CPU seconds, not the tokens/s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+KIB, MIB = 2**10, 2**20
+LR, WEIGHT_DECAY = 1e-3, 0.1
+
+
+def main() -> None:
+    """Runs both sides in turns and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("vocabulary", 151_936), ("hidden", 64), ("layers", 2), ("sequences", 8), ("length", 256)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--steps", type=int, default=4, help="timed steps, after one that is not")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.side:
+        print(json.dumps(measure(options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder), options)
+        found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+        for _ in range(options.repeats):
+            for side in SIDES:
+                command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--model", folder]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                found[side].append(json.loads(done.stdout.splitlines()[-1]))
+    show(found)
+
+
+def show(found: dict[str, list[dict[str, Any]]]) -> None:
+    """A table: the medians over the repeats of tokens/s and CPU seconds, the largest peak, the last loss."""
+    print("| side | tokens/s | CPU s per step | peak memory, MiB | of it in the steps, MiB | last loss |")
+    print("|---|---|---|---|---|---|")
+    for side, rows in found.items():
+        rate, spent = (statistics.median(row[key] for row in rows) for key in ("tokens_per_second", "cpu"))
+        peak, grown = (max(row[key] for row in rows) / MIB for key in ("peak", "grown"))
+        print(f"| {side} | {rate:.0f} | {spent:.2f} | {peak:.0f} | {grown:.0f} | {rows[-1]['losses'][-1]:.6f} |")
+    worst = max(abs(a - b) for a, b in zip(*(rows[-1]["losses"] for rows in found.values()), strict=True))
+    print(f"\nlargest difference of a step's loss: {worst:.1e}")
+
+
+def write_model(folder: Path, options: argparse.Namespace) -> None:
+    """The common start: a Qwen2 with random weights."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=options.vocabulary,
+        hidden_size=options.hidden,
+        intermediate_size=4 * options.hidden,
+        num_hidden_layers=options.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    Qwen2ForCausalLM(config).float().save_pretrained(folder)
+
+
+def batch_of(options: argparse.Namespace, step: int) -> torch.Tensor:
+    """[sequences, length + 1] int64: the documents of one step."""
+    generator = torch.Generator().manual_seed(step)
+    return torch.randint(0, options.vocabulary, (options.sequences, options.length + 1), generator=generator)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """One side: losses, tokens/s and bytes."""
+    step = SIDES[options.side](options)
+    resident = psutil.Process().memory_info().rss
+    losses, seconds, cpu = [], [], []
+    for index in range(options.steps + 1):
+        tokens = batch_of(options, index)
+        begun, worked = time.perf_counter(), time.process_time()
+        losses.append(step(tokens))
+        seconds.append(time.perf_counter() - begun)
+        cpu.append(time.process_time() - worked)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+    rate = options.sequences * options.length / statistics.median(seconds[1:])
+    spent = statistics.median(cpu[1:])
+    return {"losses": losses, "tokens_per_second": rate, "cpu": spent, "peak": peak, "grown": peak - resident}
+
+
+def plain(options: argparse.Namespace) -> Callable[[torch.Tensor], float]:
+    """Transformers' own loss and torch's AdamW, the whole batch at once."""
+    from transformers import Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM.from_pretrained(options.model).float()
+    small = {p for name, p in model.named_parameters() if name.endswith("bias") or "norm" in name}
+    groups = [
+        {"params": [p for p in model.parameters() if p not in small], "weight_decay": WEIGHT_DECAY},
+        {"params": list(small), "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8)
+
+    def step(tokens: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def ours(options: argparse.Namespace) -> Callable[[torch.Tensor], float]:
+    """The step of `pretrain`, one micro-batch."""
+    from megatron_lwz.config import validate
+    from megatron_lwz.data.examples import supervised_batch
+    from megatron_lwz.distributed import launch
+    from megatron_lwz.training.batching import make_micro_batches
+    from megatron_lwz.training.state import build_train_state
+    from megatron_lwz.training.step import train_step
+    from megatron_lwz.training.supervised import Objective
+
+    size = options.sequences * options.length
+    training = {"precision": "fp32", "tokens_per_micro_batch": size, "steps": options.steps + 1}
+    tree = {"model": {"hf": options.model}, "training": training}
+    config = validate(tree | {"optimizer": {"lr": LR, "weight_decay": WEIGHT_DECAY}})
+    launch.initialize(config)
+    state, objective = build_train_state(config), Objective(0.0)
+
+    def step(tokens: torch.Tensor) -> float:
+        trained = torch.arange(options.length + 1) > 0
+        batch = supervised_batch([(str(index), row, trained) for index, row in enumerate(tokens)], "token")
+        micro_batches = make_micro_batches(batch.sequences, config, batch.weights)
+        result = train_step(
+            state, micro_batches, objective.loss, batch.denominator, objective.token_loss, accept=lambda *_: True
+        )
+        state.step += 1
+        return result.loss
+
+    return step
+
+
+SIDES: dict[str, Callable[[argparse.Namespace], Callable[[torch.Tensor], float]]] = {"ours": ours, "plain": plain}
+
+
+if __name__ == "__main__":
+    main()
