@@ -86,7 +86,8 @@ def transformer_config(arch: Architecture, config: Config) -> TransformerConfig:
         "calculate_per_token_loss": True,  # losses are sums; the step's denominator divides once
         "variable_seq_lengths": True,  # packs differ in length …
         "moe_token_dispatcher_type": "alltoall",  # … which Megatron only believes with this, even without experts
-        "deallocate_pipeline_outputs": True,
+        # Freed while it is sent: safe in a CUDA stream's order, but gloo may still be reading it.
+        "deallocate_pipeline_outputs": platform.has_gpu(),
         # The interleaved schedule's two neighbours are one and the same rank when there are two stages.
         "overlap_p2p_comm": layout.virtual_pipeline is not None,
         "batch_p2p_comm": layout.virtual_pipeline is None,
