@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -72,3 +73,17 @@ def test_inside_restricted_torch_reads_weights_only_and_afterwards_as_before(tmp
             filesystem.pickle.load(stream)
     assert not mark.exists()
     assert (torch.load, filesystem.pickle) == plain
+
+
+def test_enum_members_load_as_early_releases_of_python_3_11_pickle_them():
+    member = next(iter(_MEM_FORMAT_ENCODING))
+    stored = pickle.dumps(Call(getattr, _MEM_FORMAT_ENCODING, member.name))
+    assert restricted_load(io.BytesIO(stored)) is member
+
+
+@pytest.mark.parametrize(
+    "owner, name", [(torch.Size, "__class__"), (Metadata, "__init__"), (_MEM_FORMAT_ENCODING, "mro")]
+)
+def test_getattr_reaches_nothing_but_enum_members(owner, name):
+    with pytest.raises(pickle.UnpicklingError, match="asks for attribute"):
+        restricted_load(io.BytesIO(pickle.dumps(Call(getattr, owner, name))))
