@@ -52,11 +52,12 @@ class RestrictedUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def enum_member(owner: Any, name: str) -> enum.Enum:
-    """The member of an enum class. Raises UnpicklingError for any other attribute of anything."""
-    if not (isinstance(owner, type) and issubclass(owner, enum.Enum) and name in owner.__members__):
-        raise pickle.UnpicklingError(f"it asks for attribute {name!r} of {owner!r}, which no checkpoint of ours does")
-    return owner[name]
+def enum_member(*asked: Any) -> enum.Enum:
+    """The member of an enum class: (class, name). Raises UnpicklingError for any other attribute of anything."""
+    match asked:
+        case (type() as owner, str() as name) if issubclass(owner, enum.Enum) and name in owner.__members__:
+            return owner[name]
+    raise pickle.UnpicklingError(f"it asks for an attribute ({asked!r}), which no checkpoint of ours contains")
 
 
 def restricted_load(stream: IO[bytes]) -> Any:
