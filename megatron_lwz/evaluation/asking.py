@@ -38,10 +38,13 @@ async def ask_all(
                 raise judge.last_failure
 
     shown(0, len(questions))
+    lost: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(patience):
                 group.create_task(worker())
     except* EngineError as failed:
-        raise failed.exceptions[0] from None
+        lost = failed.exceptions[0]
+    if lost is not None:  # raised in there, early releases of Python 3.11 would wrap it into a group again
+        raise lost
     return verdicts

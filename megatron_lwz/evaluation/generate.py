@@ -93,12 +93,15 @@ async def generate(
             shown(progress)
 
     shown(progress)
+    lost: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(plan.concurrency, len(missing))):
                 group.create_task(worker())
     except* EngineError as failed:
-        raise failed.exceptions[0] from None
+        lost = failed.exceptions[0]
+    if lost is not None:  # raised in there, early releases of Python 3.11 would wrap it into a group again
+        raise lost
     if last is not None:
         kinds = ", ".join(f"{count} {name}" for name, count in failures.most_common())
         advice = (
