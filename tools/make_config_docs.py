@@ -15,7 +15,7 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
 HEAD = """# Configuration
 
-<!-- Written by tools/make_config_docs.py from megatron_lwz/config/sections.py. Do not edit. -->
+<!-- Written by tools/make_config_docs.py from megatron_lwz/config. Do not edit. -->
 
 One YAML file serves every stage; a stage reads the sections it needs. Precedence: the defaults below, then the file named by
 a top-level `base:` (relative to the file), then the file itself, then `section.key=value` on the command line.

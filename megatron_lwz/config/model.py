@@ -1,0 +1,80 @@
+"""The policy, how it is split over ranks, and which kernels run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_lwz.config.base import Section
+
+
+class Architecture(Section):
+    """The numbers of a Qwen2.5 decoder (names as in Hugging Face's config.json)."""
+
+    num_hidden_layers: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int = Field(gt=0)
+    vocab_size: int = Field(gt=0, description="true vocabulary; padding rows are added by us and masked everywhere")
+    max_position_embeddings: int = Field(32768, gt=0)
+    rope_theta: float = Field(1_000_000.0, gt=0)
+    rms_norm_eps: float = Field(1e-6, gt=0)
+    tie_word_embeddings: bool = False
+    head_dim: int | None = Field(None, gt=0, description="null: hidden_size / num_attention_heads")
+    initializer_range: float = Field(0.02, gt=0, description="standard deviation of random initial weights")
+
+
+class ModelSection(Section):
+    """The policy. Give one of `hf`, `architecture` or `preset`; weights come from `hf`, `checkpoint.load` or a random init."""
+
+    hf: str | None = Field(None, description="Hugging Face folder: config.json, *.safetensors, tokenizer files")
+    architecture: Architecture | None = Field(None, description="the numbers themselves")
+    preset: str | None = Field(None, description="a Qwen2.5 size by name: qwen2.5-0.5b … qwen2.5-72b")
+    tokenizer: str | None = Field(None, description="folder with tokenizer.json; null: `hf`")
+    vocab_padding: int = Field(
+        128,
+        gt=0,
+        description="vocabulary rows are padded to a multiple of this; independent of parallel.tensor, so checkpoints reshard",
+    )
+    attention: Literal["auto", "transformer_engine", "flash", "torch"] = Field(
+        "auto", description="auto: Transformer Engine if installed with a GPU, else flash-attn, else torch"
+    )
+
+
+class ParallelSection(Section):
+    """How the ranks are split; data parallel is what remains."""
+
+    tensor: int = Field(1, gt=0)
+    pipeline: int = Field(1, gt=0)
+    context: int = Field(1, gt=0)
+    virtual_pipeline: int | None = Field(
+        None, gt=1, description="model chunks per pipeline rank (interleaved schedule)"
+    )
+    sequence: bool = Field(True, description="sequence parallel norms and dropouts; only used with tensor > 1")
+    distributed_optimizer: bool = Field(True, description="shard optimizer state over data-parallel ranks")
+    overlap: bool = Field(False, description="overlap gradient reduction with the backward pass")
+    timeout_minutes: float = Field(
+        30.0, gt=0, description="collective timeout; waiting for rollouts never sits in a collective"
+    )
+
+
+class KernelsSection(Section):
+    """Which implementation of our ops runs."""
+
+    backend: Literal["auto", "reference", "chunked", "cpp", "triton", "cuda"] = Field(
+        "auto",
+        description="auto: triton on a GPU, cpp on a CPU, chunked (plain torch) without them; an explicit choice that cannot run raises",
+    )
+    layers: Literal["auto", "torch", "triton"] = Field(
+        "auto",
+        description="RMSNorm, rotary embedding and SwiGLU of layers without Transformer Engine; auto: triton on a GPU, else torch",
+    )
+    workspace_mib: int = Field(256, gt=0, description="bound of the log-prob op's logits workspace, MiB")
+    cache_mib: int = Field(
+        256, ge=0, description="bound of the logits kept for the backward pass of losses over whole sequences, MiB"
+    )
+    cross_check_interval: int = Field(
+        0, ge=0, description="every how many steps a few rows are compared with the reference; 0 = never"
+    )

@@ -1,0 +1,46 @@
+"""Sampling, the engines and their weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_lwz.config.base import Section
+
+
+class RolloutSection(Section):
+    """Sampling and the engines."""
+
+    engine: Literal["embedded", "vllm"] = Field(
+        "embedded", description="embedded: started by the run itself; vllm: give `urls`"
+    )
+    urls: tuple[str, ...] = Field((), description="engines already running, e.g. http://127.0.0.1:8000")
+    api_key_env: str = Field("LWZ_ENGINE_TOKEN", description="environment variable that holds the engines' token")
+    temperature: float = Field(0.8, gt=0, description="paper: 0.8 (B)")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1.0,
+        description="paper: 1.0 (B); below 1 the behaviour log-prob is not the policy's, and the loss must correct it",
+    )
+    max_new_tokens: int = Field(14_000, gt=0, description="paper: 14,000 (B)")
+    stop: tuple[str, ...] = Field(
+        ("</answer>", "<|user|>", "<|用户|>"), description="stop strings; the model card's (A)"
+    )
+    max_staleness: int = Field(0, ge=0, description="weight versions a consumed group may lag behind; 0 = synchronous")
+    concurrency: int = Field(128, gt=0, description="rollouts in flight per engine")
+    request_timeout: float = Field(600.0, gt=0, description="seconds without any token before a request is retried")
+    retries: int = Field(5, ge=0, description="attempts per rollout after a failure, each from its last durable token")
+    commit_interval: float = Field(0.5, gt=0, description="seconds between durable journal commits")
+    network_journal: bool = Field(False, description="run folder on NFS or Lustre: the journal takes an exclusive lock")
+    engine_threads: int = Field(0, ge=0, description="CPU threads of the embedded engine; 0 = all cores")
+
+
+class WeightSyncSection(Section):
+    """Trainer to engines."""
+
+    transport: Literal["disk"] = Field("disk", description="disk: safetensors under the run folder")
+    verify_interval: int = Field(
+        20, ge=0, description="compare checksums after the first push and every N; 0 = first only"
+    )
