@@ -164,7 +164,7 @@ def _seed(seed: int, identity: str, sample: int) -> int:
 
 
 def _row(task: Task, sample: int, template: Template | None, done: Completion) -> dict[str, Any]:
-    written = cut(done.text, template, stop=done.stop)
+    written = cut(done.text, template, stop=done.stop, prompt=task.prompt)
     row: dict[str, Any] = {key: value for key, value in task.row.items() if key not in LEFT_OUT}
     row |= {"id": task.id, "sample": sample, "response": written.answer, "response_length": count_units(written.answer)}
     if done.text != written.answer:

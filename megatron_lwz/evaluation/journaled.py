@@ -44,7 +44,7 @@ def _responses(groups: Iterable[Group]) -> list[Response]:
     for group in groups:
         prompt = group.prompt
         for rollout in group.rollouts:
-            written = cut(rollout.text, prompt.template, stop=rollout.stop)
+            written = cut(rollout.text, prompt.template, stop=rollout.stop, prompt=prompt.text)
             found.append(
                 Response(
                     prompt.id,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lwz.data.text.grammar import ANSWER_END, Template, parse_response
+from megatron_lwz.data.text.grammar import ANSWER_END, Template, parse_response, quoted_tags
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation.tasks import ID_KEYS, Task, asked_length, read_rows, row_id
 from megatron_lwz.types import LengthRange
@@ -42,15 +42,15 @@ class Response:
     language: str | None = None
 
 
-def cut(raw: str, template: Template | None, *, stop: str | None = None) -> Written:
+def cut(raw: str, template: Template | None, *, stop: str | None = None, prompt: str = "") -> Written:
     """Thinking and answer of what a model wrote.
 
-    With a template (our policies): by the grammar, so an answer that the stop `</answer>` ended is closed. Without one
-    (chat models): an `<answer>` segment where there is one after the thinking; else all that follows the first
-    `</think>`; nothing when the thinking never ended. White space around the answer is left out.
+    With a template (our policies): by the grammar, so an answer that the stop `</answer>` ended is closed, and tags that
+    `prompt` names are text. Without one (chat models): an `<answer>` segment where there is one after the thinking; else
+    all that follows the first `</think>`; nothing when the thinking never ended. White space around the answer is left out.
     """
     if template is not None:
-        parsed = parse_response(raw, template, stop=stop)
+        parsed = parse_response(raw, template, stop=stop, quoted=quoted_tags(prompt))
         return Written((parsed.think or "").strip(), (parsed.answer or "").strip(), parsed.fault)
     before, closed, after = raw.partition(THINK_END)
     if not closed:
@@ -105,7 +105,9 @@ def _response(row: dict[str, Any], position: int, known: Mapping[str, Task], by_
     if template is None:
         text = cut(text, None).answer  # files of other tools may still hold the thinking
     else:
-        fault = cut(str(row["raw"]), template, stop=row.get("stop")).fault
+        fault = cut(
+            str(row["raw"]), template, stop=row.get("stop"), prompt=prompt or (task.prompt if task else "")
+        ).fault
     return Response(
         identity,
         text,

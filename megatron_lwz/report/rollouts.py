@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from megatron_lwz.data.templates import detect_language
-from megatron_lwz.data.text.grammar import parse_response
+from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.report.axes import short
 from megatron_lwz.report.charts import LengthPoint, histogram, lengths_scatter
 from megatron_lwz.rollout.journal import JournalReader
@@ -81,7 +81,7 @@ def _reading(group: Group) -> str:
     order = sorted(range(len(group.rollouts)), key=lambda index: (_total(_scores(group, index)), index))
     index = order[len(order) // 2]
     rollout, scores = group.rollouts[index], _scores(group, index)
-    parsed = parse_response(rollout.text, group.prompt.template, stop=rollout.stop)
+    parsed = parse_rollout(group.prompt, rollout)
     facts = [f"{len(rollout.tokens)} tokens", f"ended by {escape(rollout.stop or rollout.finish_reason.value)}"]
     if group.prompt.length:
         facts.append(f"asked {group.prompt.length.lower} to {group.prompt.length.upper}")

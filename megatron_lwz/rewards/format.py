@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from megatron_lwz.config.sections import FormatReward
-from megatron_lwz.data.text.grammar import parse_response
+from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.data.text.length import count_units
 from megatron_lwz.data.text.near_duplicates import find_duplicates
 from megatron_lwz.data.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ class FormatComponent:
         return [self._score_one(prompt, rollout) for rollout in rollouts]
 
     def _score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
-        parsed = parse_response(rollout.text, prompt.template, stop=rollout.stop)
+        parsed = parse_rollout(prompt, rollout)
         report = find_duplicates(
             parsed.answer or "",
             threshold=self._section.duplicate_threshold,

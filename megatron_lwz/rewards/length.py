@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
 from megatron_lwz.config.sections import LengthReward
-from megatron_lwz.data.text.grammar import ParsedResponse, ResponseParser, Segment, Template, parse_response
+from megatron_lwz.data.text.grammar import ParsedResponse, ResponseParser, Segment, Template, parse_rollout
 from megatron_lwz.data.text.length import Unit, UnitCounter, count_units
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError
@@ -78,7 +78,7 @@ class LengthComponent:
         return [self._score_one(prompt, rollout) for rollout in rollouts]
 
     def _score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
-        parsed = parse_response(rollout.text, prompt.template, stop=rollout.stop)
+        parsed = parse_rollout(prompt, rollout)
         length = self.measure(parsed.answer or "")
         if self._section.count_thinking:
             length += self.measure(parsed.think or "")
@@ -102,8 +102,11 @@ class LengthMeter(ResponseParser):
     Each piece is counted once; where the text is cut makes no difference. Tokens cannot be counted this way.
     """
 
-    def __init__(self, template: Template = "think", unit: Unit = "words") -> None:
-        super().__init__(template)
+    def __init__(
+        self, template: Template = "think", unit: Unit = "words", quoted: Collection[str] = frozenset()
+    ) -> None:
+        """`quoted` as of `ResponseParser`: the tags that the prompt names."""
+        super().__init__(template, quoted)
         self._counters: dict[Segment, UnitCounter] = {"think": UnitCounter(unit), "answer": UnitCounter(unit)}
 
     @property

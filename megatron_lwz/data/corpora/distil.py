@@ -9,10 +9,10 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
 from megatron_lwz.data.corpora.spec import JournalChoice
-from megatron_lwz.data.text.grammar import parse_response
+from megatron_lwz.data.text.grammar import parse_rollout
 
 if TYPE_CHECKING:  # the types bring torch, which preparing data does not need
-    from megatron_lwz.types import Group, Rollout
+    from megatron_lwz.types import Group, Prompt, Rollout
 
 
 def best_rollouts(
@@ -50,7 +50,7 @@ def _rewards(groups: Iterable[Group], choice: JournalChoice) -> dict[tuple[int, 
         valid = [{name: score.value for name, score in scores.items() if score.valid} for scores in group.scores]
         components = {name for values in valid for name in values}
         for index, (rollout, values) in enumerate(zip(group.rollouts, valid, strict=True)):
-            if components and values.keys() == components and _is_whole(rollout):
+            if components and values.keys() == components and _is_whole(group.prompt, rollout):
                 found[group.id, index] = values
     columns: defaultdict[str, list[float]] = defaultdict(list)
     for values in found.values():
@@ -63,5 +63,5 @@ def _rewards(groups: Iterable[Group], choice: JournalChoice) -> dict[tuple[int, 
     }
 
 
-def _is_whole(rollout: Rollout) -> bool:
-    return not rollout.truncated and parse_response(rollout.text, "think", stop=rollout.stop).valid
+def _is_whole(prompt: Prompt, rollout: Rollout) -> bool:
+    return not rollout.truncated and parse_rollout(prompt, rollout).valid

@@ -3,24 +3,32 @@
     response = space "<think>" text "</think>" space "<answer>" text "</answer>" space      (template think)
     response = space "<answer>" text "</answer>" space                                      (template direct)
 
-`text` holds none of the four tags and is not blank. Everything else is a fault, which is remembered by name; the parser
-then goes on, so that the answer of a malformed response can still be measured.
+`text` is not blank and holds none of the four tags, except those that the prompt itself holds: a text about tags must be
+able to name them. The closing tag of a segment always closes it. Everything else is a fault, which is remembered by name;
+the parser then goes on, so that the answer of a malformed response can still be measured.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
+
+from megatron_lwz.types import Prompt, Rollout
 
 Template = Literal["think", "direct"]
 Segment = Literal["before", "think", "between", "answer", "after"]
 
 ANSWER_END = "</answer>"
-_TAGS = ("<think>", "</think>", "<answer>", ANSWER_END)
-_TAG = re.compile("|".join(_TAGS))
-_TAG_STARTS = frozenset(tag[:size] for tag in _TAGS for size in range(1, len(tag)))
+TAGS = ("<think>", "</think>", "<answer>", ANSWER_END)
+_TAG = re.compile("|".join(TAGS))
+_TAG_STARTS = frozenset(tag[:size] for tag in TAGS for size in range(1, len(tag)))
 _LONGEST_START = max(map(len, _TAG_STARTS))
+_EXPECTED: dict[Segment, str] = {"before": "<think>", "think": "</think>", "between": "<answer>", "answer": ANSWER_END}
+"""The only tag that may come next; none after the answer."""
+
+OUTSIDE = "text outside think and answer"
 
 
 @dataclass(frozen=True)
@@ -42,15 +50,27 @@ class ParsedResponse:
 
 
 class ResponseParser:
-    """Reads a response as it is written. Where the text is cut into pieces makes no difference."""
+    """Reads a response as it is written. Where the text is cut into pieces makes no difference, to any of its answers."""
 
-    def __init__(self, template: Template = "think") -> None:
+    def __init__(self, template: Template = "think", quoted: Collection[str] = ()) -> None:
+        """`quoted`: tags that are plain text inside think and answer, because the prompt names them."""
         self.segment: Segment = "before" if template == "think" else "between"
         """Where the text read so far ends (a tag that is only half there counts when it is complete)."""
         self.fault: str | None = None
+        """The first thing wrong with the text so far, whatever comes next; None: nothing yet."""
         self._template = template
+        self._quoted = frozenset(quoted)
         self._pieces: dict[Segment, list[str]] = {}
+        self._written: set[Segment] = set()  # segments that are not blank
         self._held = ""
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether no text to come can make the response valid: exact, so a rollout may be ended on it."""
+        if self.fault is not None:
+            return True
+        inside = self.segment in ("think", "answer")
+        return bool(self._held) and not inside and not _EXPECTED.get(self.segment, "").startswith(self._held)
 
     def feed(self, text: str) -> None:
         """Takes the next piece of text."""
@@ -66,33 +86,53 @@ class ResponseParser:
         self._take_text(rest[: len(rest) - held])
         self._held = rest[len(rest) - held :]
 
+    def verdict(self, *, stop: str | None = None) -> str | None:
+        """The fault that the response would have if it ended here, None: it would be valid. More may be fed afterwards.
+
+        `stop` is the stop string that ends it, as in `finish`.
+        """
+        inside = self.segment in ("think", "answer")
+        if self.fault is not None:
+            return self.fault
+        if self._held and not inside:
+            return OUTSIDE
+        if self.segment in ("before", "between"):
+            return "no answer"
+        if self.segment == "after":
+            return None
+        if self.segment == "think" or stop != ANSWER_END:
+            return f"{self.segment} not closed"
+        return None if self._held or "answer" in self._written else "no answer"
+
     def finish(self, *, stop: str | None = None) -> ParsedResponse:
         """Ends the text. `stop` is the stop string that ended it; `</answer>` closes an answer left open."""
+        fault = self.verdict(stop=stop)
         self._take_text(self._held)
         self._held = ""
         if self.segment == "answer" and stop == ANSWER_END:
             self._take_tag(ANSWER_END)
-        if self.segment in ("before", "between"):
-            self._blame("no answer")
-        elif self.segment != "after":
-            self._blame(f"{self.segment} not closed")
-        think, answer = self._text("think"), self._text("answer")
-        if self._template == "think" and not (think or "").strip():
-            self._blame("no thinking")
-        if not (answer or "").strip():
-            self._blame("no answer")
-        return ParsedResponse(think, answer, answer_closed=self.segment == "after", fault=self.fault)
+        self.fault = fault
+        closed = self.segment == "after"
+        return ParsedResponse(self._text("think"), self._text("answer"), answer_closed=closed, fault=fault)
 
     def _take_text(self, text: str) -> None:
         if self.segment in ("think", "answer"):
             self._pieces[self.segment].append(text)
-        elif text and not text.isspace():
-            self._blame("text outside think and answer")
+        if text and not text.isspace():
+            self._written.add(self.segment)
+            if self.segment not in ("think", "answer"):
+                self._blame(OUTSIDE)
 
     def _take_tag(self, tag: str) -> None:
-        expected = {"before": "<think>", "think": "</think>", "between": "<answer>", "answer": ANSWER_END}
-        if tag != expected.get(self.segment):
+        expected = _EXPECTED.get(self.segment)
+        if tag != expected:
+            if tag in self._quoted and self.segment in ("think", "answer"):
+                self._pieces[self.segment].append(tag)
+                self._written.add(self.segment)
+                return
             self._blame(f"unexpected {tag}")
+        elif self.segment in ("think", "answer") and self.segment not in self._written:
+            self._blame("no thinking" if self.segment == "think" else "no answer")
         if tag == "<think>" and self.segment == "before":
             self._open("think")
         elif tag == "</think>" and self.segment in ("before", "think"):
@@ -115,10 +155,27 @@ class ResponseParser:
         self.fault = self.fault or fault
 
 
-def parse_response(text: str, template: Template = "think", *, stop: str | None = None) -> ParsedResponse:
+def quoted_tags(prompt: str) -> frozenset[str]:
+    """The tags that a prompt holds, which a response to it may therefore name."""
+    return frozenset(_TAG.findall(prompt))
+
+
+def parse_response(
+    text: str, template: Template = "think", *, stop: str | None = None, quoted: Collection[str] = ()
+) -> ParsedResponse:
     """Parses a whole response. `stop` names the stop string that ended it; `text` may or may not end with it."""
     if stop is not None and stop != ANSWER_END:
         text = text.removesuffix(stop)
-    parser = ResponseParser(template)
+    parser = ResponseParser(template, quoted)
     parser.feed(text)
     return parser.finish(stop=stop)
+
+
+def parse_rollout(prompt: Prompt, rollout: Rollout) -> ParsedResponse:
+    """The segments of a rollout to `prompt`."""
+    return parse_response(rollout.text, prompt.template, stop=rollout.stop, quoted=quoted_tags(prompt.text))
+
+
+def parser_for(prompt: Prompt) -> ResponseParser:
+    """Reads a rollout to `prompt` while it is written: agrees with `parse_rollout`."""
+    return ResponseParser(prompt.template, quoted_tags(prompt.text))

@@ -81,7 +81,7 @@ def test_response_files_take_prompt_and_length_from_the_prompts(tmp_path):
     ours = {
         "id": "7",
         "response": "b",
-        "raw": "<think></think><answer>b",
+        "raw": "<think>a</think><answer>b",
         "template": "think",
         "finish_reason": "length",
     }

@@ -2,7 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_lwz.data.text.grammar import ResponseParser, parse_response
+from megatron_lwz.data.text.grammar import OUTSIDE, ResponseParser, parse_response, parse_rollout, parser_for
+from megatron_lwz.types import Prompt
+from tests.unit.rewards.helpers import rollout
 
 GOOD = " <think>\nplan\n</think>\n\n<answer>\npiece\n</answer>\n"
 
@@ -94,3 +96,26 @@ def test_segment_and_fault_are_known_while_the_text_is_written():
     assert seen == ["before", "think", "between", "answer", "answer", "after"]
     parser.feed("!")
     assert parser.fault == "text outside think and answer"
+
+
+def test_tags_that_the_prompt_names_are_text_inside_the_segments():
+    prompt = Prompt("1", "Explain <think>, <answer> and </answer> to a beginner.")
+    good = "<think>say what <answer> and <think> do</think><answer>Write <think>, then <answer>.</answer>"
+    assert parse_rollout(prompt, rollout(good)).valid
+    assert parse_rollout(Prompt("1", "Explain tags."), rollout(good)).fault == "unexpected <answer>"
+    assert parse_rollout(prompt, rollout(good)).answer == "Write <think>, then <answer>."
+    still_wrong = {
+        "<think>t</think><answer>a </think> b</answer>": "unexpected </think>",  # not in the prompt
+        "<answer>a</answer>": "unexpected <answer>",
+        "<think>t</think><answer>a</answer> b</answer>": OUTSIDE,
+        "<think>t</think><think>u</think><answer>a</answer>": "unexpected <think>",
+    }
+    assert {text: parse_rollout(prompt, rollout(text)).fault for text in still_wrong} == still_wrong
+
+
+def test_a_parser_of_a_prompt_agrees_with_the_whole_text():
+    prompt = Prompt("1", "What is <answer>?")
+    text = "<think><answer> is a tag</think><answer>A tag: <answer>.</answer>"
+    parser = parser_for(prompt)
+    parser.feed(text)
+    assert parser.finish() == parse_rollout(prompt, rollout(text))
