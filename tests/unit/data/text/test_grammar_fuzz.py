@@ -1,0 +1,96 @@
+"""Random strings through the stream parser in random chunks: the same verdict as in one piece, and as the oracle's."""
+
+import itertools
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron_lwz.data.text.grammar import ResponseParser, parse_response
+from megatron_lwz.rewards.length import LengthMeter, count_units
+from tests.unit.data.text.grammar_oracle import TAGS, is_valid
+
+HALVES = [tag[:n] for tag in TAGS for n in (1, 2, len(tag) - 1)] + [tag[n:] for tag in TAGS for n in (1, 2)]
+PLAIN = [
+    " ",
+    "\n",
+    "\u3000",
+    "\u200b",
+    "x",
+    "don't",
+    "春天",
+    "<",
+    ">",
+    "</",
+    "&lt;",
+    "<Think>",
+    "<|user|>",
+    "\U0001f30a",
+]
+PIECE = st.one_of(
+    st.sampled_from([*TAGS, *TAGS, *TAGS, *HALVES, *PLAIN]),
+    st.text(max_size=4),
+    st.sampled_from(["<think>t</think>", "<answer>a</answer>", "<think>t</think><answer>"]),
+)
+STRINGS = st.lists(PIECE, max_size=10).map("".join)
+TEMPLATES = st.sampled_from(["think", "think", "direct"])
+STOPS = st.sampled_from([None, None, "</answer>", "<|user|>"])
+QUOTED = st.one_of(st.just(()), st.sets(st.sampled_from(TAGS)).map(tuple))
+CUTS = st.lists(st.floats(0, 1), max_size=6)
+
+
+def ending(parser):
+    """A text that makes what the parser has read valid, if anything can."""
+    rest = {
+        "before": "<think>t</think><answer>a</answer>",
+        "think": "t</think><answer>a</answer>",
+        "between": "<answer>a</answer>",
+        "answer": "a</answer>",
+        "after": "",
+    }[parser.segment]
+    if parser.segment in ("think", "answer"):
+        return rest
+    return rest.removeprefix(parser._held)
+
+
+def check(text, template, stop, quoted, cuts):
+    whole = parse_response(text, template, stop=stop, quoted=quoted)
+    assert whole.valid == is_valid(text, template, stop=stop, quoted=quoted)
+    fed = text.removesuffix(stop) if stop == "<|user|>" else text
+    places = sorted({round(cut * len(fed)) for cut in cuts} | {0, len(fed)})
+    parser = ResponseParser(template, quoted)
+    meter = LengthMeter(template, quoted=quoted)
+    for start, end in itertools.pairwise(places):
+        parser.feed(fed[start:end])
+        meter.feed(fed[start:end])
+        before = ResponseParser(template, quoted)
+        before.feed(fed[:end])
+        now = (parser.segment, parser.fault, parser.hopeless, parser.verdict(), parser.verdict(stop="</answer>"))
+        assert now == (
+            before.segment,
+            before.fault,
+            before.hopeless,
+            before.verdict(),
+            before.verdict(stop="</answer>"),
+        )
+        assert parser.verdict(stop=stop) == parse_response(fed[:end], template, stop=stop, quoted=quoted).fault
+        if parser.hopeless:
+            assert not whole.valid
+        else:
+            assert is_valid(fed[:end] + ending(parser), template, quoted=quoted)
+    assert parser.verdict(stop=stop) == whole.fault
+    assert parser.finish(stop=stop) == meter.finish(stop=stop) == whole
+    assert (meter.thinking, meter.answer) == (count_units(whole.think or ""), count_units(whole.answer or ""))
+
+
+@given(STRINGS, TEMPLATES, STOPS, QUOTED, CUTS)
+@settings(max_examples=500, deadline=None)
+def test_any_string_in_any_chunks_gets_one_verdict(text, template, stop, quoted, cuts):
+    check(text, template, stop, quoted, cuts)
+
+
+@pytest.mark.long
+@given(STRINGS, TEMPLATES, STOPS, QUOTED, CUTS)
+@settings(max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+def test_a_hundred_thousand_strings_in_any_chunks_get_one_verdict(text, template, stop, quoted, cuts):
+    check(text, template, stop, quoted, cuts)
