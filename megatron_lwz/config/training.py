@@ -113,6 +113,9 @@ class CheckpointSection(Section):
     )
     interval: int = Field(10, ge=0, description="steps between checkpoints; 0 = only at the end")
     keep: int = Field(2, gt=0, description="newest checkpoints kept")
+    asynchronous: bool = Field(
+        True, description="copy the state into host memory and write it while training goes on; false: training waits"
+    )
 
 
 class EvaluationSection(Section):

@@ -3,14 +3,14 @@
 `<run>/checkpoints/step_00000010/` holds the tensors (`*.distcp`, `.metadata`), `state.json` (step, layout, which
 kernels ran, and the stage's own `extra`: data cursor, journal marker) and each rank's random state. `<run>/checkpoints/latest` names the
 newest. A folder gets its name only when everything in it is on disk. Tensors may be read under any TP × PP × VPP × DP;
-random states are restored when the layout is the same, otherwise the run's seeds stand.
+random states are restored when the layout is the same, otherwise the run's seeds stand. A run saves through
+checkpoint_saver.py.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,6 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed import checkpoint as torch_checkpoint
 
@@ -35,14 +29,17 @@ from megatron_lwz.distributed import platform
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.kernels.settings import settings
 from megatron_lwz.models.logprobs import PolicyModel
+from megatron_lwz.training.checkpoint_writer import take_snapshot, write_snapshot
 from megatron_lwz.training.optimizer import load_optimizer_state
 from megatron_lwz.training.safe_unpickle import restricted
 
 if TYPE_CHECKING:
     from megatron_lwz.training.state import TrainState
 
+LATEST, BEST = "latest", "best"
+"""Files in a `checkpoints` folder, each the name of a folder in it. What they name is not dropped."""
+
 _STATE_FILE = "state.json"
-_LATEST = "latest"
 # Megatron's default sharding needs Transformer Engine or Apex; this one also survives any change of layout.
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 _READ_ERRORS = (
@@ -57,50 +54,19 @@ _READ_ERRORS = (
 )
 
 
-class _InProcessSave(TorchDistSaveShardedStrategy):
-    """Megatron's format, written by this process.
+def run_state(state: TrainState, extra: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """All that a run needs to go on: Megatron's sharded state dict, and this rank's further files. Collective.
 
-    Megatron's own writer starts helper processes: the first save takes seconds, forks a process that runs threads,
-    and hangs without `psutil` or when the entry script has no `__main__` guard.
+    `extra` is JSON: what the stage itself needs (the same on all ranks).
     """
-
-    def __init__(self) -> None:
-        super().__init__("torch_dist", 1)
-
-    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str) -> None:
-        """Writes the main replicas held by this rank. Collective."""
-        flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
-        torch_checkpoint.save(
-            mcore_to_pyt_state_dict(flat, False),
-            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
-        )
-
-
-def save_checkpoint(state: TrainState, folder: Path, extra: dict[str, Any]) -> Path:
-    """Writes `folder/step_<step>` (all ranks call it), makes it the latest and deletes old ones; returns its path.
-
-    `extra` is JSON: what the stage needs to go on (the same on all ranks). `checkpoint.keep` newest folders stay.
-    """
-    target = folder / f"step_{state.step:08d}"
-    with _Atomic(target) as temporary:
-        model = _model_state(state.policies)
-        optimizer = state.optimizer.sharded_state_dict(model, metadata=_SHARDING)
-        dist_checkpointing.save({**model, "optimizer": optimizer}, str(temporary), _InProcessSave())
-        _save_random_state(temporary)
-        if dist.get_rank() == 0:
-            kernels = settings().backend
-            record = {"step": state.step, "layout": _layout(state.config), "kernels": kernels, "extra": extra}
-            (temporary / _STATE_FILE).write_text(json.dumps(record), encoding="utf-8")
+    model = _model_state(state.policies)
+    optimizer = state.optimizer.sharded_state_dict(model, metadata=_SHARDING)
+    files = {_random_file(): _random_state()}
     if dist.get_rank() == 0:
-        pointer = folder / f".{_LATEST}.tmp"
-        pointer.write_text(target.name, encoding="utf-8")
-        pointer.replace(folder / _LATEST)
-        for old in sorted(folder.glob("step_*"))[: -state.config.checkpoint.keep]:
-            if old != target:
-                shutil.rmtree(old)
-    dist.barrier()
-    return target
+        kernels = settings().backend
+        record = {"step": state.step, "layout": _layout(state.config), "kernels": kernels, "extra": extra}
+        files[_STATE_FILE] = json.dumps(record).encode()
+    return {**model, "optimizer": optimizer}, files
 
 
 def load_checkpoint(state: TrainState, folder: Path) -> dict[str, Any]:
@@ -123,8 +89,7 @@ def load_checkpoint(state: TrainState, folder: Path) -> dict[str, Any]:
 
 def save_model(policies: Sequence[PolicyModel], folder: Path) -> None:
     """Writes the weights alone as a checkpoint folder that `checkpoint.load` accepts. Collective."""
-    with _Atomic(folder) as temporary:
-        dist_checkpointing.save(_model_state(policies), str(temporary), _InProcessSave())
+    write_snapshot(take_snapshot(_model_state(policies)), folder)
 
 
 def load_model(policies: Sequence[PolicyModel], folder: Path) -> None:
@@ -138,10 +103,16 @@ def load_model(policies: Sequence[PolicyModel], folder: Path) -> None:
 
 def latest(run_dir: Path) -> Path | None:
     """The newest complete checkpoint of a run folder, None if it has none."""
-    pointer = run_dir / "checkpoints" / _LATEST
+    pointer = run_dir / "checkpoints" / LATEST
     if not pointer.is_file():
         return None
     return pointer.parent / pointer.read_text(encoding="utf-8").strip()
+
+
+def pointed_at(checkpoints: Path) -> set[str]:
+    """Names of the folders that the latest and the best checkpoint are in."""
+    pointers = (checkpoints / name for name in (LATEST, BEST))
+    return {path.read_text(encoding="utf-8").strip() for path in pointers if path.is_file()}
 
 
 def resolve(folder: Path) -> Path:
@@ -153,31 +124,6 @@ def resolve(folder: Path) -> Path:
     if not (found / "metadata.json").is_file():
         raise CheckpointError(found, "no checkpoint here (no metadata.json): check the path")
     return found
-
-
-class _Atomic:
-    """A folder under a temporary name that gets its own name only after all ranks finished writing it."""
-
-    def __init__(self, target: Path) -> None:
-        self._target = target
-        self._temporary = target.with_name(f".{target.name}.tmp")
-
-    def __enter__(self) -> Path:
-        if dist.get_rank() == 0:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            self._temporary.mkdir(parents=True)
-        dist.barrier()
-        return self._temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            return
-        dist.barrier()
-        if dist.get_rank() == 0:
-            if self._target.exists():  # an earlier attempt at this step; a run folder rewinds to an older one
-                shutil.rmtree(self._target)
-            self._temporary.rename(self._target)
-        dist.barrier()
 
 
 def _model_state(policies: Sequence[PolicyModel]) -> dict[str, Any]:
@@ -230,20 +176,20 @@ def _layout(config: Config) -> dict[str, int]:
     }
 
 
-def _random_file(folder: Path) -> Path:
-    return folder / f"random_{dist.get_rank():05d}.safetensors"
+def _random_file() -> str:
+    return f"random_{dist.get_rank():05d}.safetensors"
 
 
-def _save_random_state(folder: Path) -> None:
+def _random_state() -> bytes:
     states = {f"tracker.{name}": state for name, state in get_cuda_rng_tracker().get_states().items()}
     states["cpu"] = torch.get_rng_state()
     if platform.has_gpu():
         states["gpu"] = torch.cuda.get_rng_state()
-    safetensors.torch.save_file({name: state.clone() for name, state in states.items()}, _random_file(folder))
+    return safetensors.torch.save({name: state.clone() for name, state in states.items()})
 
 
 def _load_random_state(folder: Path) -> None:
-    states = safetensors.torch.load_file(_random_file(folder))
+    states = safetensors.torch.load_file(folder / _random_file())
     torch.set_rng_state(states.pop("cpu"))
     if platform.has_gpu() and "gpu" in states:
         torch.cuda.set_rng_state(states.pop("gpu"))

@@ -13,7 +13,8 @@ from megatron_lwz.config import Config
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.metrics import MetricsWriter, Timer
 from megatron_lwz.rollout.progress import Progress
-from megatron_lwz.training.checkpoint import load_checkpoint, save_checkpoint
+from megatron_lwz.training.checkpoint import load_checkpoint
+from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.grpo_update import apply_update, mean_metrics, prepare_updates
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.rollouts import open_rollouts
@@ -48,7 +49,10 @@ def train(config: Config, display: Display) -> RunFolder:
     writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
     timer = Timer()
 
-    with open_rollouts(config, run, state, display.waiting) as rollouts:
+    with (
+        open_rollouts(config, run, state, display.waiting) as rollouts,
+        CheckpointSaver(state, run.checkpoints, rollouts.checkpointed) as saver,
+    ):
         if writer and state.step == 0:
             writer.write_evaluation(0, rollouts.evaluate())
 
@@ -65,8 +69,8 @@ def train(config: Config, display: Display) -> RunFolder:
                 rollouts.update_weights(step)
 
             if due(step, config.checkpoint.interval, config):
-                save_checkpoint(state, run.checkpoints, {"prompts": step * config.training.prompts_per_step})
-                rollouts.checkpointed(step)
+                saver.save({"prompts": step * config.training.prompts_per_step})
+            saver.poll()
             if writer:
                 metrics = experience.metrics | mean_metrics(losses) | timer.take()
                 metrics["tokens_per_second"] = metrics["rollout/tokens"] / _seconds(metrics)

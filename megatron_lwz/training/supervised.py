@@ -22,7 +22,8 @@ from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, TokenLoss
 from megatron_lwz.metrics import MetricsWriter
 from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.training.batching import make_micro_batches
-from megatron_lwz.training.checkpoint import load_checkpoint, save_checkpoint
+from megatron_lwz.training.checkpoint import load_checkpoint
+from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.spikes import SpikeGuard
 from megatron_lwz.training.state import TrainState, build_train_state
@@ -52,25 +53,29 @@ def train_supervised(config: Config, data: BatchSource, held_out: HeldOut, on_st
     if state.step == 0:
         _evaluate(state, held_out, writer)
 
-    while state.step < config.training.steps:
-        begun = time.monotonic()
-        batch, after = data.take(cursor, sequences_of_step(config.training, state.step))
-        micro_batches = make_micro_batches(batch.sequences, config, batch.weights)
-        result = train_step(
-            state, micro_batches, objective.loss, batch.denominator, objective.token_loss, accept=guard.accept
-        )
-        state.step += 1
-        if not result.applied:
-            guard.skip(state.step, result, batch, cursor)
-        cursor = after
-        metrics = step_metrics(config, batch, result, time.monotonic() - begun) | {"skipped": float(guard.skipped)}
-        if writer:
-            writer.write(state.step, metrics)
-        on_step(state.step, {name: metrics[name] for name in ("loss", "tokens_per_second", "mfu") if name in metrics})
-        if due(state.step, config.evaluation.interval, config):
-            _evaluate(state, held_out, writer)
-        if due(state.step, config.checkpoint.interval, config):
-            save_checkpoint(state, run.checkpoints, {"cursor": cursor, "guard": guard.state()})
+    with CheckpointSaver(state, run.checkpoints) as saver:
+        while state.step < config.training.steps:
+            begun = time.monotonic()
+            batch, after = data.take(cursor, sequences_of_step(config.training, state.step))
+            micro_batches = make_micro_batches(batch.sequences, config, batch.weights)
+            result = train_step(
+                state, micro_batches, objective.loss, batch.denominator, objective.token_loss, accept=guard.accept
+            )
+            state.step += 1
+            if not result.applied:
+                guard.skip(state.step, result, batch, cursor)
+            cursor = after
+            metrics = step_metrics(config, batch, result, time.monotonic() - begun) | {"skipped": float(guard.skipped)}
+            if writer:
+                writer.write(state.step, metrics)
+            on_step(
+                state.step, {name: metrics[name] for name in ("loss", "tokens_per_second", "mfu") if name in metrics}
+            )
+            if due(state.step, config.evaluation.interval, config):
+                _evaluate(state, held_out, writer)
+            if due(state.step, config.checkpoint.interval, config):
+                saver.save({"cursor": cursor, "guard": guard.state()})
+            saver.poll()
 
     export_policy(state.policies, run.hf, config_files_from=config.tokenizer_dir())
     if writer:

@@ -17,7 +17,8 @@ from megatron_lwz.distributed import groups, launch
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf import checksum_policy
 from megatron_lwz.training.batching import make_micro_batches
-from megatron_lwz.training.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
+from megatron_lwz.training.checkpoint import load_checkpoint, load_model, save_model
+from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.reference import ReferenceWeights, with_weights
 from megatron_lwz.training.score import score
@@ -97,10 +98,12 @@ def run_layouts(folder: str, layouts: dict[str, dict[str, Any]], loads: list[lis
         if groups.is_rank_zero():
             half_written.mkdir(parents=True)
             (half_written / "left_by_a_kill").touch()
-        with no_child_process():
-            save_checkpoint(state, Path(folder, name, "checkpoints"), {"cursor": 7})
-        assert not (checkpoint(folder, name) / "left_by_a_kill").exists() and not half_written.exists()
-        found[name] = before + train(state, range(STEPS, 2 * STEPS))
+        complete: list[int] = []
+        with no_child_process(), CheckpointSaver(state, half_written.parent, complete.append) as saver:
+            assert not half_written.exists(), "what a kill left"
+            saver.save({"cursor": 7})
+            found[name] = before + train(state, range(STEPS, 2 * STEPS))  # while the thread writes
+        assert complete == [STEPS] and not half_written.exists()
         lone = step_once(state, 5, count=1)  # one sequence for all ranks: the others get a pack of padding
         found[f"{name} lone"] = [lone.loss, lone.grad_norm]
     for source, name in loads:
@@ -144,9 +147,10 @@ def save_before_first_step(folder: str) -> bool:
     config = config_of(f"{folder}/zero", parallel={"tensor": 2})
     launch.initialize(config)
     state = build_train_state(config)
-    path = save_checkpoint(state, Path(folder, "zero", "checkpoints"), {})
+    with CheckpointSaver(state, Path(folder, "zero", "checkpoints")) as saver:
+        saver.save({})
     other = build_train_state(config)
-    load_checkpoint(other, path)
+    load_checkpoint(other, checkpoint(folder, "zero", 0))
     return train(state, range(2)) == train(other, range(2))
 
 

@@ -1,0 +1,117 @@
+"""The checkpoints of a run: written while training goes on, one at a time; the newest stay."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.errors import CheckpointError
+from megatron_lwz.training.checkpoint import LATEST, pointed_at, run_state
+from megatron_lwz.training.checkpoint_writer import (
+    Snapshot,
+    half_written,
+    take_snapshot,
+    write_durably,
+    write_snapshot,
+)
+from megatron_lwz.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointSaver:
+    """Saves `state` into `folder`; a context manager. All ranks use it alike.
+
+    With `checkpoint.asynchronous` a save costs the run a copy into host memory. A thread of every rank then writes it,
+    over a process group of its own; rank 0's gives the folder its name, makes it the latest and drops old ones. A
+    write that fails is raised by the next call, on all ranks. Leaving the context waits for the last write, also
+    when an error ends the run.
+    """
+
+    def __init__(
+        self, state: TrainState, folder: Path, on_complete: Callable[[int], None] = lambda _step: None
+    ) -> None:
+        """`on_complete(step)` is called on every rank, between two steps, when a checkpoint is complete on disk."""
+        self._state, self._folder, self._on_complete = state, folder, on_complete
+        self._group: dist.ProcessGroup | None = None
+        if state.config.checkpoint.asynchronous:
+            timeout = datetime.timedelta(minutes=state.config.parallel.timeout_minutes)
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
+        self._writing: Future[None] | None = None
+        self._step = state.step
+        if groups.is_rank_zero():
+            for left in half_written(folder):  # by a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+
+    def save(self, extra: dict[str, Any]) -> None:
+        """Begins to save the state as it is now, after an earlier save is complete. Collective.
+
+        `extra` is JSON: what the stage needs to go on (the same on all ranks). Raises CheckpointError.
+        """
+        self.wait()
+        asynchronous = self._group is not None
+        snapshot = take_snapshot(*run_state(self._state, extra), independent=asynchronous)
+        self._writing, self._step = Future(), self._state.step
+        arguments = (snapshot, self._folder / f"step_{self._step:08d}", self._writing)
+        if asynchronous:
+            threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True).start()
+        else:
+            self._write(*arguments)
+            self.wait()
+
+    def poll(self) -> None:
+        """Completes a save whose files are written; to be called after every step. Collective while one is in flight.
+
+        Raises CheckpointError.
+        """
+        if self._writing is not None and exchange.broadcast_json(self._writing.done()):
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save in flight, if any, and completes it. Raises CheckpointError."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+            self._on_complete(self._step)
+
+    def __enter__(self) -> CheckpointSaver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.wait()
+        elif self._writing is not None:
+            try:
+                self._writing.result()
+            except CheckpointError as failed:  # what ended the run is to be said first
+                log.warning("%s", failed)
+
+    def _write(self, snapshot: Snapshot, target: Path, done: Future[None]) -> None:
+        try:
+            write_snapshot(snapshot, target, group=self._group, on_disk=lambda: self._publish(target))
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    def _publish(self, target: Path) -> None:
+        """Rank 0: makes `target` the latest and drops what `checkpoint.keep` does not cover."""
+        pointer = self._folder / f".{LATEST}.tmp"
+        write_durably(pointer, target.name.encode())
+        pointer.replace(self._folder / LATEST)
+        # Names after this step are of a time the run went back from; they go when it passes them.
+        older = sorted(path for path in self._folder.glob("step_*") if path.name < target.name)
+        kept = pointed_at(self._folder)
+        for path in older[: max(0, len(older) + 1 - self._state.config.checkpoint.keep)]:
+            if path.name not in kept:
+                shutil.rmtree(path)

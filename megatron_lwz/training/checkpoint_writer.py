@@ -1,0 +1,169 @@
+"""Writing a checkpoint folder: a snapshot of one moment, and its files, which appear together or not at all.
+
+The format is Megatron's (`dist_checkpointing`), written by this process. Megatron's own writer starts helper
+processes: the first save takes seconds, forks a process that runs threads, and hangs without `psutil` or when the
+entry script has no `__main__` guard.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonSaveStrategy
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch.distributed import checkpoint as torch_checkpoint
+from torch.distributed.checkpoint.metadata import Metadata
+
+from megatron_lwz.distributed import platform
+from megatron_lwz.errors import CheckpointError
+
+_FORMAT = CheckpointingConfig("torch_dist", 1)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What this rank has to write of one moment."""
+
+    sharded: Mapping[str, Any]
+    """Tensor name → torch's sharded tensor: the main replicas that this rank holds."""
+    common: Mapping[str, Any]
+    """Everything that is not a sharded tensor, the same on all ranks; rank 0 writes it."""
+    files: Mapping[str, bytes]
+    """Further files of this rank: name → content."""
+
+
+def take_snapshot(
+    state: dict[str, Any], files: Mapping[str, bytes] | None = None, *, independent: bool = False
+) -> Snapshot:
+    """The snapshot of Megatron's sharded state dict. Collective.
+
+    An `independent` one lies in host memory and shares none with the run, which may go on while it is written.
+    """
+    sharded, common = save_preprocess(state)
+    main, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
+    if independent:
+        common = copy.deepcopy(common)
+        for entry in nested_values(main):
+            assert isinstance(entry, ShardedTensor), entry  # object entries are left out of our checkpoints
+            entry.data = _in_host_memory(entry.data)
+    return Snapshot(mcore_to_pyt_state_dict(main, False), common, files or {})
+
+
+def write_snapshot(
+    snapshot: Snapshot,
+    target: Path,
+    *,
+    group: dist.ProcessGroup | None = None,
+    on_disk: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes the folder `target`; all ranks of `group` (default: all) call it, from any one thread of theirs.
+
+    Rank 0 calls `on_disk` when the folder has its name. A failure on any rank, also in `on_disk`, raises
+    CheckpointError on every rank.
+    """
+    writer = _FolderWriter(snapshot, target, on_disk)
+    planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
+    try:
+        torch_checkpoint.save(dict(snapshot.sharded), storage_writer=writer, planner=planner, process_group=group)
+    except torch_checkpoint.CheckpointException as error:
+        if dist.get_rank() == 0:
+            shutil.rmtree(writer.temporary, ignore_errors=True)
+        rank, (cause, _) = min(error.failures.items())
+        reason = " ".join(str(cause).split())[:300]
+        advice = f"cannot be written (rank {rank}: {reason}); mend that, then resume from the one before it"
+        raise CheckpointError(target, advice) from error
+
+
+def half_written(folder: Path) -> list[Path]:
+    """Folders in `folder` that a run began to write and did not finish."""
+    return sorted(folder.glob(".step_*.tmp"))
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Writes a file and waits until it is on disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class _FolderWriter(torch_checkpoint.FileSystemWriter):
+    """torch's writer, in a folder under a temporary name that gets its own when all ranks have written.
+
+    torch calls these methods inside steps whose failure on one rank becomes known to all.
+    """
+
+    def __init__(self, snapshot: Snapshot, target: Path, on_disk: Callable[[], None]) -> None:
+        self.temporary = target.with_name(f".{target.name}.tmp")
+        # Nothing is copied ahead: that would open a CUDA stream, in a thread that never chose its device.
+        super().__init__(self.temporary, per_thread_copy_ahead=0)
+        self._snapshot = snapshot
+        self._target = target
+        self._on_disk = on_disk
+
+    def prepare_local_plan(self, plan: Any) -> Any:
+        return plan  # the folder is made below, once
+
+    def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
+        """Rank 0, before any rank writes."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.temporary.mkdir(parents=True)
+        return super().prepare_global_plan(plans)
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        """Every rank: its own files."""
+        try:
+            for name, content in self._snapshot.files.items():
+                write_durably(self.temporary / name, content)
+            return super().write_data(plan, planner)
+        except Exception as error:
+            raise OSError(_root_of(error)) from error
+
+    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
+        """Rank 0, after all ranks wrote."""
+        super().finish(metadata, results)
+        TorchCommonSaveStrategy("torch", 1).save_common(dict(self._snapshot.common), self.temporary)
+        save_config(_FORMAT, str(self.temporary))
+        for path in (self.temporary / COMMON_STATE_FNAME, self.temporary):
+            _synchronise(path)
+        if self._target.exists():  # an earlier attempt at this step; the run went back to an older one
+            shutil.rmtree(self._target)
+        self.temporary.rename(self._target)
+        self._on_disk()
+
+
+def _in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, unless the tensor was made for the save: beside a GPU everything that lives on lies on the GPU."""
+    return tensor.detach().to("cpu", copy=tensor.is_cuda or not platform.has_gpu())
+
+
+def _root_of(error: BaseException) -> str:
+    """What went wrong first: torch's own message about a broken stream hides the system's."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    return str(found or f"{type(error).__name__}: {error}")
+
+
+def _synchronise(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,132 @@
+"""Checkpoints written while training goes on: of one moment, complete or absent, the newest kept, failures said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_lwz.config import Config, validate
+from megatron_lwz.distributed import launch
+from megatron_lwz.errors import CheckpointError
+from megatron_lwz.training.checkpoint import BEST, LATEST, latest, load_checkpoint
+from megatron_lwz.training.checkpoint_saver import CheckpointSaver
+from megatron_lwz.training.optimizer import parts
+from megatron_lwz.training.state import TrainState, build_train_state
+
+MODEL = {
+    "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "vocab_size": 24,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def groups() -> Iterator[None]:
+    yield
+    launch.shutdown()
+
+
+def config_of(*, asynchronous: bool = True, precision: str = "fp32", distributed_optimizer: bool = True) -> Config:
+    return validate(
+        {
+            "model": {"architecture": MODEL, "vocab_padding": 8},
+            "training": {"precision": precision},
+            "parallel": {"distributed_optimizer": distributed_optimizer},
+            "checkpoint": {"keep": 2, "asynchronous": asynchronous},
+        }
+    )
+
+
+def state_of(config: Config) -> TrainState:
+    launch.initialize(config)
+    return build_train_state(config)
+
+
+def live_tensors(state: TrainState) -> list[torch.Tensor]:
+    """Weights, masters and moments: all that a step changes in place."""
+    optimizer = [part.optimizer for part in parts(state.optimizer)]
+    masters = [p.data for one in optimizer for group in one.param_groups for p in group["params"]]
+    moments = [value for one in optimizer for entry in one.state.values() for _, value in sorted(entry.items())]
+    return [tensor.data for policy in state.policies for tensor in policy.parameters()] + masters + moments
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize(
+    ("precision", "distributed"), [("fp32", True), ("fp32", False), ("bf16", True), ("bf16", False)]
+)
+def test_a_checkpoint_holds_the_moment_of_the_save(
+    tmp_path: Path, asynchronous: bool, precision: str, distributed: bool
+) -> None:
+    config = config_of(asynchronous=asynchronous, precision=precision, distributed_optimizer=distributed)
+    state = state_of(config)
+    for number, tensor in enumerate(live_tensors(state)):  # every value of its own
+        torch.nn.init.normal_(tensor, number) if tensor.dim() else tensor.fill_(3.0)
+    before = [tensor.clone() for tensor in live_tensors(state)]
+    state.step, complete = 3, []
+    with CheckpointSaver(state, tmp_path, complete.append) as saver:
+        saver.save({"cursor": 5})
+        for tensor in live_tensors(state):
+            tensor.fill_(-1.0)
+    assert complete == [3]
+    other = state_of(config)
+    assert load_checkpoint(other, tmp_path / "step_00000003") == {"cursor": 5} and other.step == 3
+    assert all(torch.equal(a, b) for a, b in zip(live_tensors(other), before, strict=True))
+
+
+def test_the_newest_stay_and_the_best(tmp_path: Path) -> None:
+    state = state_of(config_of())
+    (tmp_path / ".step_00000009.tmp").mkdir()  # a kill left it
+    (tmp_path / "step_00000008").mkdir()  # of a time that the run went back from
+    with CheckpointSaver(state, tmp_path) as saver:
+        for state.step in range(1, 6):
+            saver.save({})
+            saver.wait()
+            if state.step == 2:
+                (tmp_path / BEST).write_text("step_00000002\n")
+    assert names(tmp_path) == [BEST, LATEST, "step_00000002", "step_00000004", "step_00000005", "step_00000008"]
+    assert (tmp_path / LATEST).read_text() == "step_00000005"
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_failed_write_is_one_line_and_the_checkpoint_before_it_stays(tmp_path: Path, asynchronous: bool) -> None:
+    state, folder = state_of(config_of(asynchronous=asynchronous)), tmp_path / "checkpoints"
+    complete: list[int] = []
+    with pytest.raises(CheckpointError) as raised, CheckpointSaver(state, folder, complete.append) as saver:
+        state.step = 1
+        saver.save({})
+        saver.wait()
+        (folder / "step_00000002").write_text("a file where the folder should go")
+        state.step = 2
+        saver.save({})
+        saver.wait()
+    assert "step_00000002: cannot be written (rank 0: " in str(raised.value) and "\n" not in str(raised.value)
+    assert complete == [1] and not list(folder.glob(".*.tmp"))
+    assert latest(tmp_path) == folder / "step_00000001"
+    load_checkpoint(state, folder / "step_00000001")
+    assert state.step == 1
+
+
+def test_an_error_that_ends_the_run_leaves_the_checkpoint_in_flight_complete(tmp_path: Path) -> None:
+    state = state_of(config_of())
+    with pytest.raises(ZeroDivisionError), CheckpointSaver(state, tmp_path) as saver:
+        saver.save({})
+        raise ZeroDivisionError
+    assert (tmp_path / LATEST).read_text() == "step_00000000"
+    load_checkpoint(state, tmp_path / "step_00000000")
+
+
+def test_a_save_in_flight_completes_between_steps(tmp_path: Path) -> None:
+    state, complete = state_of(config_of()), []
+    with CheckpointSaver(state, tmp_path, complete.append) as saver:
+        saver.poll()
+        saver.save({})
+        while not complete:
+            saver.poll()
+        saver.poll()
+    assert complete == [0]
