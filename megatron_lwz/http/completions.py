@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -14,6 +13,7 @@ import aiohttp
 
 from megatron_lwz.errors import EngineError
 from megatron_lwz.http.retry import Failure, RequestFailure
+from megatron_lwz.http.session import HttpSession
 from megatron_lwz.http.sse import EventParser
 
 Api = Literal["chat", "completions"]
@@ -52,8 +52,8 @@ class CompletionFailure(RequestFailure):
         self.retry_after = retry_after
 
 
-class CompletionClient:
-    """Requests to one server, inside one event loop; `async with` (or `close`) ends its connections.
+class CompletionClient(HttpSession):
+    """Requests to one server, inside one event loop.
 
     `url` is the address with or without its path: `http://host:8000` means `http://host:8000/v1`.
     `timeout`: seconds for a whole answer, or without a byte of a streamed one. Redirects are not followed: the key goes
@@ -67,26 +67,11 @@ class CompletionClient:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
             raise EngineError(url, "not an address: write http://host:port, or https://host/path")
         self.url = url.rstrip("/") if urlsplit(url).path.strip("/") else url.rstrip("/") + "/v1"
+        super().__init__(key)
         self.model = model
-        self._key = key
         self._api = api
         self._timeout = timeout
         self._key_name = key_name
-        self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> CompletionClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Ends all connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
 
     async def complete(
         self,
@@ -109,7 +94,7 @@ class CompletionClient:
             total=self._timeout if heard is None else None, sock_connect=CONNECT_SECONDS, sock_read=self._timeout
         )
         try:
-            async with self._open().post(
+            async with self.session.post(
                 self.url + route, json=body, timeout=timeout, allow_redirects=False
             ) as response:
                 await self._check(response)
@@ -121,12 +106,6 @@ class CompletionClient:
                 return done
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._translate(error) from error
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            self._session = aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0))
-        return self._session
 
     def _input(self, prompt: str, system: str | None) -> dict[str, Any]:
         if self._api == "completions":

@@ -8,13 +8,13 @@ import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import aiohttp
 import numpy as np
 
 from megatron_lwz.http.retry import Failure, RequestFailure
+from megatron_lwz.http.session import HttpSession
 from megatron_lwz.http.sse import EventParser
 from megatron_lwz.types import FinishReason, TokenDelta, WeightVersion
 
@@ -33,38 +33,23 @@ class StreamEnd:
 StreamEvent = TokenDelta | StreamEnd
 
 
-class EngineClient:
-    """Requests to one engine. Use it inside one event loop; `async with` (or `close`) ends its connections.
+class EngineClient(HttpSession):
+    """Requests to one engine. Use it inside one event loop.
 
     `timeout`: seconds without any byte before a request counts as failed. All failures are RequestFailure (EngineError).
     `version` marks tokens of engines that do not say in the stream which weights wrote them.
     """
 
     def __init__(self, url: str, token: str | None, *, model: str = "policy", timeout: float = 600.0) -> None:
+        super().__init__(token, aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=timeout))
         self.url = url.rstrip("/")
         self.version = UNKNOWN_VERSION
-        self._token = token
         self._model = model
         self._timeout = timeout
-        self._session: aiohttp.ClientSession | None = None
 
     def twin(self) -> EngineClient:
         """A client of the same engine for another event loop."""
-        return EngineClient(self.url, self._token, model=self._model, timeout=self._timeout)
-
-    async def __aenter__(self) -> EngineClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Ends all connections; engines drop the requests that were running on them."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        return EngineClient(self.url, self._key, model=self._model, timeout=self._timeout)
 
     async def stream(
         self,
@@ -167,15 +152,8 @@ class EngineClient:
     def _request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, request_id: str | None = None
     ) -> Any:
-        if self._session is None:
-            headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-            self._session = aiohttp.ClientSession(
-                headers=headers,
-                connector=aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=self._timeout),
-            )
         headers = {"X-Request-Id": request_id} if request_id else {}
-        return self._session.request(method, self.url + path, json=body, headers=headers)
+        return self.session.request(method, self.url + path, json=body, headers=headers)
 
     async def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A control request; its JSON object, {} if it answers with something else."""

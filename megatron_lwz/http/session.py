@@ -1,0 +1,52 @@
+"""What every HTTP client of ours is built on: one session to one server, opened when it is first needed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+
+class Closing(ABC):
+    """Something that `async with` closes at its end."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Lets go of what is held; may be called again."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class HttpSession(Closing):
+    """Connections to one server, inside one event loop, as many as there are requests."""
+
+    def __init__(self, key: str | None, timeout: aiohttp.ClientTimeout | None = None) -> None:
+        """`key` goes with every request as a bearer token. `timeout` holds for requests that bring none."""
+        self._key = key
+        self._limits = timeout
+        self._connections: aiohttp.ClientSession | None = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The open session. Needs a running loop."""
+        if self._connections is None:
+            self._connections = aiohttp.ClientSession(
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=self._limits or aiohttp.ClientTimeout(),
+            )
+        return self._connections
+
+    async def close(self) -> None:
+        """Ends all connections; servers drop the requests that were running on them."""
+        if self._connections is not None:
+            await self._connections.close()
+            self._connections = None
