@@ -46,7 +46,7 @@ def _section(path: str, model: type[BaseModel]) -> list[str]:
     for name, field in model.model_fields.items():
         if _is_model(field):
             nested += _section(f"{path}.{name}", _model(field))
-            if field.default is not None and not field.is_required():
+            if isinstance(field.default, BaseModel):  # has a heading of its own
                 continue
         lines.append(f"| `{name}` | {_type(field)} | {_default(field)} | {_cell(field.description or '')} |")
     return lines + nested
@@ -66,8 +66,9 @@ def _kinds(field: FieldInfo) -> tuple[typing.Any, ...]:
 
 def _type(field: FieldInfo) -> str:
     annotation = field.annotation
-    if typing.get_origin(annotation) is typing.Literal:
-        return " \\| ".join(f"`{value}`" for value in typing.get_args(annotation))
+    for kind in _kinds(field):
+        if typing.get_origin(kind) is typing.Literal:
+            return " \\| ".join(f"`{value}`" for value in typing.get_args(kind))
     if typing.get_origin(annotation) is dict:
         return "mapping"
     names = [_name(kind) for kind in typing.get_args(annotation) if kind not in (type(None), ...)]

@@ -16,10 +16,10 @@ from megatron_lwz.config.sections import JudgeSection
 from megatron_lwz.errors import EngineError
 from megatron_lwz.evaluation.arena_files import read_baselines, read_player
 from megatron_lwz.evaluation.arena_write import LABELS, ArenaReport, Game, pairs, play, report
-from megatron_lwz.evaluation.judge_prompts import PAIR_VERSION
 from megatron_lwz.evaluation.tasks import Task, read_tasks
 from megatron_lwz.report.evaluation import arena_sections, write_page
 from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_prompts import PAIR_VERSIONS
 
 SAMPLING = {"temperature": 0.0, "max_tokens": 1024}
 """Open in the paper; greedy, so that asking again changes as little as may be."""
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     found = report(games, list(texts), anchor=anchor, anchor_elo=options.anchor_elo)
     main_player = next(iter(models))
     result: dict[str, Any] = {"kind": "arena_write", "name": main_player, "anchor": anchor}
-    result |= {"anchor_elo": options.anchor_elo, "prompt_version": PAIR_VERSION, "judge": judged}
+    result |= {"anchor_elo": options.anchor_elo, "prompt_version": PAIR_VERSIONS["en"], "judge": judged}
     result |= {"prompts": len(tasks), "incomplete": incomplete} | found.as_json()
     result["metrics"] = {"Elo": result["elo"][main_player]} if main_player in result["elo"] else {}
     _write(folder, result, found, games)

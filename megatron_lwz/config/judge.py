@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import Section
+from megatron_lwz.config.base import ComponentSection, Section
 
 
 class JudgeSection(Section):
@@ -34,5 +34,36 @@ class JudgeSection(Section):
     max_requests: int = Field(0, ge=0, description="requests per process; 0 = no bound")
     max_total_tokens: int = Field(0, ge=0, description="prompt and reply tokens per process; 0 = no bound")
     cache: str | None = Field(
-        None, description="SQLite file of replies; null: in memory (evaluation: under its output folder)"
+        None, description="SQLite file of replies; null: in memory (evaluation, GRPO: under the output or run folder)"
     )
+    rest_after: int | None = Field(
+        None,
+        ge=0,
+        description="failed requests in a row (no connection, timeout, 5xx, 429) after which the judge is left alone for rest_seconds; 0 = never; null: 2 × concurrency as a reward, else never",
+    )
+    rest_seconds: float = Field(60.0, gt=0, description="seconds in which questions then fail at once, and are counted")
+
+
+class JudgeReward(ComponentSection):
+    """A language model's verdict as a component, in [0, 1] (docs/rewards.md). Only the answer is shown, never the thinking."""
+
+    kind: Literal["rubric", "checklist", "pairwise", "reference"] = Field(
+        description="rubric: marks on criteria; checklist: requirements met (ACE-RL, 2509.04903); pairwise: won against others of its group (UniCreative, 2604.05517); reference: won against the row's reference text (Writing-Zero, 2506.00103)",
+    )
+    name: str = Field("", description="the component's name in metrics; empty: the kind")
+    criteria: tuple[str, ...] = Field((), description="rubric: your own criteria, one sentence each; empty: ours")
+    items: int = Field(
+        12, gt=1, le=40, description="checklist: most requirements asked of the judge for a row that brings none"
+    )
+    opponents: int = Field(
+        4, gt=0, description="pairwise: others of the group that each text meets, each in both orders; open"
+    )
+    failed: Literal["group", "rollout"] = Field(
+        "group",
+        description="what a rollout without a verdict masks: the component for its whole group, or for itself alone",
+    )
+
+    @property
+    def title(self) -> str:
+        """The component's name."""
+        return self.name or self.kind

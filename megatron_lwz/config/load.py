@@ -92,7 +92,9 @@ def _suggestion(location: Sequence[int | str]) -> str:
     """`, did you mean '…'?` for a misspelt key, searched among the siblings of its section."""
     model: type[BaseModel] = Config
     for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation
+        if isinstance(part, int):  # an entry of a list of sections, which the loop has already entered
+            continue
+        annotation = model.model_fields[part].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         if not found:

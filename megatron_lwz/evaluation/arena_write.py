@@ -11,11 +11,10 @@ import numpy as np
 
 from megatron_lwz.evaluation.asking import Shown, ask_all
 from megatron_lwz.evaluation.bradley_terry import ELO, Games, bootstrap, online_elo
-from megatron_lwz.evaluation.judge_prompts import pair_question
 from megatron_lwz.evaluation.statistics import Estimate, estimate, levels
 from megatron_lwz.evaluation.tasks import Task
 from megatron_lwz.rewards.judge import Judge
-from megatron_lwz.rewards.judge_json import read_object
+from megatron_lwz.rewards.judge_prompts import pair_question, read_winner
 
 LABELS = {
     "first_place_share": "score of the piece shown first (0.5: no position bias)",
@@ -26,7 +25,6 @@ LABELS = {
     "same_verdict_when_asked_again": "same verdict when asked again",
 }
 """What is known of the judge → its name in tables; shares of 1 but for the Elo points."""
-SCORES = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 
 @dataclass(frozen=True)
@@ -107,12 +105,6 @@ async def play(
         games += both if len(both) == 2 else []
         incomplete += len(both) < 2
     return games, incomplete
-
-
-def read_winner(reply: str) -> float | None:
-    """The first piece's score in a reply: 1, 0.5 or 0."""
-    found = read_object(reply, ("winner",))
-    return SCORES.get(str(found["winner"]).strip().lower()) if found else None
 
 
 def report(

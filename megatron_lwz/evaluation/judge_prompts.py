@@ -1,7 +1,7 @@
 """What judges are asked, in our own words; and the public benchmarks' own wording, read from the user's copy of them.
 
-A version names each wording, and is kept with every verdict. Judged texts stand between marks that hold a digest of the
-text, so that no text can close its own mark and speak to the judge from outside.
+A version names each wording, and is kept with every verdict. Judged texts stand between lines that they cannot contain. The
+question about a pair is that of the pairwise reward (`rewards.judge_prompts`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.errors import DataError
-from megatron_lwz.rewards.judge import Question
+from megatron_lwz.rewards.judge import Question, mark
 
 QUALITY_DIMENSIONS = (
     "Relevance",
@@ -65,33 +65,8 @@ Go by what the piece really contains, not by its length or its looks. A piece th
 for, or that invents facts, belongs to the lowest levels.
 
 Answer: {{"reason": "what in the piece decides it, in two or three sentences", "score": whole number from 1 to 10}}"""
-_PAIR = """Two writers were given this request:
-
-{request}
-
-The first one wrote:
-
-{first}
-
-The second one wrote:
-
-{second}
-
-Which piece serves the request better? Weigh what was asked for, substance, structure, language, and whether one would like to
-read it to the end; repetition and padding count against a piece, and so does stopping before it is done. The order of the two
-means nothing. Say "tie" only if you would not miss either.
-
-Answer: {{"reason": "what decides it, in two or three sentences", "winner": "first" or "second" or "tie"}}"""
-
 QUALITY_VERSION = "lwz-quality-1"
 CRITERION_VERSION = "lwz-criterion-1"
-PAIR_VERSION = "lwz-pair-1"
-
-
-def mark(text: str) -> str:
-    """`text` between two lines that it cannot contain."""
-    name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return f"=== text {name} ===\n{text}\n=== end of text {name} ==="
 
 
 def quality_question(request: str, piece: str, public: str | None = None) -> Question:
@@ -118,12 +93,6 @@ def criterion_question(
     scale = "\n".join(f"{key}: {value}" for key, value in criterion.items())
     asked = _CRITERION.format(request=mark(request), piece=mark(piece), criterion=mark(scale))
     return Question(asked, CRITERION_VERSION, _SYSTEM, sample)
-
-
-def pair_question(request: str, first: str, second: str, *, sample: int = 0) -> Question:
-    """Which of two pieces is better."""
-    asked = _PAIR.format(request=mark(request), first=mark(first), second=mark(second))
-    return Question(asked, PAIR_VERSION, _SYSTEM, sample)
 
 
 def read_writing_bench_prompt(path: Path) -> tuple[str, str]:

@@ -6,90 +6,106 @@ Components stay apart up to the advantage: each is normalised in its own group b
 
 from __future__ import annotations
 
-import asyncio
-import importlib
-import inspect
-import logging
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
-from megatron_lwz.config.sections import RewardSection
+from megatron_lwz.config.base import ComponentSection, Normalizer
+from megatron_lwz.config.sections import JudgeSection, RewardSection
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.rewards.format import FormatComponent
+from megatron_lwz.rewards.functions import FunctionComponent
+from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judged import judge_components
 from megatron_lwz.rewards.length import LengthComponent
-from megatron_lwz.types import ComponentScore, Group, Prompt, RewardFn, Rollout
-
-logger = logging.getLogger(__name__)
+from megatron_lwz.types import ComponentScore, Group, RewardFn
 
 
-def build_rewards(section: RewardSection, tokenizer: Tokenizer | None = None) -> list[RewardFn]:
-    """Length, format, then the user's functions. Raises ConfigError for a function that cannot be loaded."""
+def build_rewards(
+    section: RewardSection, tokenizer: Tokenizer | None = None, judge: JudgeSection | None = None
+) -> list[RewardFn]:
+    """The components in the order of their columns. Those with a `close` must be closed in the loop that used them.
+
+    `judge` is asked by `reward.judges`. Raises ConfigError for a component that cannot be made.
+    """
+    _check_names(section)
     length = LengthComponent(section.length, tokenizer)
     rewards: list[RewardFn] = [length, FormatComponent(section.format, length.measure, tokenizer)]
-    for path in section.functions:
-        component = FunctionComponent(path)
-        if any(component.name == other.name for other in rewards):
-            raise ConfigError("reward.functions", path, f"there is already a component named '{component.name}'")
-        rewards.append(component)
+    if section.judges:
+        rewards += judge_components(section.judges, Judge.as_reward(judge or JudgeSection()))
+    rewards += [FunctionComponent(entry) for entry in section.functions]
     return rewards
 
 
+def component_sections(section: RewardSection) -> dict[str, ComponentSection]:
+    """Name → settings of every component, in the order of `build_rewards`."""
+    return {name: entry for _, name, entry in _named(section)}
+
+
 def component_weights(section: RewardSection, names: Sequence[str]) -> torch.Tensor:
-    """[R] fp32 weights of the named components; a user function weighs 1."""
-    known = {"length": section.length.weight, "format": section.format.weight}
-    return torch.tensor([known.get(name, 1.0) for name in names], dtype=torch.float32)
+    """[R] fp32 weights of the named components."""
+    known = component_sections(section)
+    return torch.tensor([known[name].weight for name in names], dtype=torch.float32)
 
 
-class FunctionComponent:
-    """A user's `package.module:function`: plain or async, `(prompt, rollouts) -> [float or None, …]`.
-
-    None or a number that is not finite masks that rollout's score; an exception masks the whole group's and is logged.
-    """
-
-    def __init__(self, path: str) -> None:
-        """Imports the function; its name becomes the component's. Raises ConfigError."""
-        self._function = _load(path)
-        self.name = path.partition(":")[2].rpartition(".")[2]
-
-    async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
-        """One score per rollout. A plain function runs in a thread: it must not hold up the rollouts' streams."""
-        try:
-            if inspect.iscoroutinefunction(self._function):
-                values = await self._function(prompt, rollouts)
-            else:
-                values = await asyncio.to_thread(self._function, prompt, rollouts)
-            scores = [_to_score(value) for value in values]
-            if len(scores) != len(rollouts):
-                raise ValueError(f"{len(scores)} scores for {len(rollouts)} rollouts")
-        except Exception as error:  # whatever a user's function raises costs its own column, not the run
-            logger.warning("reward %s failed on prompt %s, masked: %r", self.name, prompt.id, error)
-            return [ComponentScore(0.0, valid=False) for _ in rollouts]
-        return scores
+def component_normalizers(section: RewardSection, names: Sequence[str]) -> Normalizer | list[Normalizer]:
+    """One normaliser for each named component; the only one where rewards are averaged first."""
+    known = component_sections(section)
+    if section.combine == "rewards":
+        return section.normalizer
+    return [known[name].normalizer or section.normalizer for name in names]
 
 
-def _load(path: str) -> Callable[..., Any]:
-    module, colon, name = path.partition(":")
-    if not colon or not module or not name:
-        raise ConfigError("reward.functions", path, "must read package.module:function")
-    try:
-        function = importlib.import_module(module)
-        for part in name.split("."):
-            function = getattr(function, part)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError("reward.functions", path, f"cannot be imported ({error})") from error
-    if not callable(function):
-        raise ConfigError("reward.functions", path, "is not a function")
-    return function
+def find_violators(
+    rewards: torch.Tensor, valid: torch.Tensor, names: Sequence[str], section: RewardSection
+) -> torch.Tensor:
+    """[P, G] bool: rollouts with a valid score below what `reward.violators` asks of its component."""
+    floors = torch.tensor([section.violators.get(name, -torch.inf) for name in names])
+    return ((rewards < floors) & valid).any(-1)
 
 
-def _to_score(value: Any) -> ComponentScore:
-    if value is None or not math.isfinite(float(value)):
-        return ComponentScore(0.0, valid=False, version="function")
-    return ComponentScore(float(value), version="function")
+def reward_metrics(rewards: Sequence[RewardFn]) -> dict[str, float]:
+    """What the components count about themselves since the start of the process (`metrics()` of those that have it)."""
+    found: dict[str, float] = {}
+    for reward in rewards:
+        counted = getattr(reward, "metrics", None)
+        if counted is not None:
+            found.update(counted())
+    return found
+
+
+def _named(section: RewardSection) -> list[tuple[str, str, ComponentSection]]:
+    """(config key, name, settings) of every component."""
+    return [
+        ("reward.length", "length", section.length),
+        ("reward.format", "format", section.format),
+        *([("reward.writing", "writing", section.writing)] if section.writing.used else []),
+        *(("reward.judges", entry.title, entry) for entry in section.judges),
+        *(("reward.functions", entry.title, entry) for entry in section.functions),
+    ]
+
+
+def _check_names(section: RewardSection) -> None:
+    """Raises ConfigError for names that are taken twice, unknown, or not a name, and for settings without effect."""
+    seen: set[str] = set()
+    for key, name, entry in _named(section):
+        if name in seen:
+            raise ConfigError(key, name, f"there is already a component named '{name}': give another `name`")
+        if "/" in name:
+            raise ConfigError(key, name, "a component's name must not hold '/'")
+        if entry.normalizer is not None and section.combine == "rewards":
+            raise ConfigError(
+                f"{key}.normalizer",
+                entry.normalizer,
+                "rewards averaged first are normalised once: use combine: advantages",
+            )
+        seen.add(name)
+    for name in section.violators:
+        if name not in seen:
+            raise ConfigError("reward.violators", name, f"is no component: choose among {', '.join(sorted(seen))}")
+    if not any(entry.weight > 0 for _, _, entry in _named(section)):
+        raise ConfigError("reward", "weight 0 for every component", "nothing would be learned: give one a weight")
 
 
 def score_tensors(groups: Sequence[Group], names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,18 +7,20 @@ hostile costs verdicts, not the run.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Generic, TypeVar
 
 from megatron_lwz.config.sections import JudgeSection
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.http.completions import CompletionClient, CompletionFailure
-from megatron_lwz.http.retry import RequestFailure, RetryBudget
+from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
+from megatron_lwz.http.session import Closing
 from megatron_lwz.rewards.judge_cache import Reply, ReplyCache, cache_key
 
 T = TypeVar("T")
@@ -39,6 +41,12 @@ class Question:
     sample: int = 0
 
 
+def mark(text: str, name: str = "text") -> str:
+    """`text` between two lines that it cannot contain: they hold its digest. No text can speak to a judge from outside."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"=== {name} {digest} ===\n{text}\n=== end of {name} {digest} ==="
+
+
 @dataclass(frozen=True)
 class Verdict(Generic[T]):
     """A judge's answer, read. `judge` = model (as its server says) and prompt version; `text` is the whole reply."""
@@ -49,15 +57,16 @@ class Verdict(Generic[T]):
     cached: bool
 
 
-class Judge:
+class Judge(Closing):
     """Asks questions in parallel, inside one event loop; `async with` (or `close`) ends connections and cache.
 
     `counters`: asked, answered, cached, requests, retried, prompt_tokens, completion_tokens, malformed (replies that
-    could not be read), and questions without a verdict as failed/<class>: a Failure, malformed, or budget.
+    could not be read), and questions without a verdict as failed/<class>: a Failure, malformed, budget, or resting (not
+    asked, because the judge had just failed too often in a row).
     """
 
     def __init__(self, section: JudgeSection, key: str | None = None) -> None:
-        """`key` None: read from the variable `judge.api_key_env`. Raises ConfigError or DataError."""
+        """`key` None: read from the variable `judge.api_key_env`. Raises ConfigError, EngineError or DataError."""
         if not section.url:
             raise ConfigError("judge.url", section.url, "name the judge's server, e.g. http://127.0.0.1:8000/v1")
         if not section.model:
@@ -76,9 +85,17 @@ class Judge:
         self._cache = ReplyCache(section.cache)
         self._slots = asyncio.Semaphore(section.concurrency)
         self._budget = _Budget(section.max_requests, section.max_total_tokens)
+        self._patience = _Patience(section.rest_after or 0, section.rest_seconds)
         self._running: dict[str, asyncio.Task[Reply | None]] = {}
         sampling = section.model_dump(include={"temperature", "top_p", "max_tokens"})
         self._settings = {name: value for name, value in (sampling | section.body).items() if value is not None}
+
+    @classmethod
+    def as_reward(cls, section: JudgeSection, key: str | None = None) -> Judge:
+        """A judge that a run waits for: when it fails too often in a row it is left alone for a while."""
+        if section.rest_after is None:
+            section = section.model_copy(update={"rest_after": 2 * section.concurrency})
+        return cls(section, key)
 
     @property
     def url(self) -> str:
@@ -89,14 +106,6 @@ class Judge:
     def concurrency(self) -> int:
         """Questions under way at once."""
         return self._section.concurrency
-
-    async def __aenter__(self) -> Judge:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Drops what is under way, then closes."""
@@ -145,6 +154,9 @@ class Judge:
         budget = RetryBudget(section.retries, base_seconds=section.backoff, max_seconds=60 * section.backoff)
         async with self._slots:
             while True:
+                if self._patience.resting():
+                    self._fail("resting", None)
+                    return None
                 reserved = (
                     len(question.user) + len(question.system or "")
                 ) // _CHARACTERS_PER_TOKEN + section.max_tokens
@@ -155,9 +167,11 @@ class Judge:
                 try:
                     reply = await self._request(question)
                     used = reply.prompt_tokens + reply.completion_tokens or reserved
+                    self._patience.answered()
                     self._cache.put(key, question.version, reply)
                     return reply
                 except CompletionFailure as failure:
+                    self._patience.failed(failure)
                     try:
                         wait = max(budget.spend(failure), failure.retry_after)
                     except RequestFailure:
@@ -180,11 +194,41 @@ class Judge:
         self.counters[name] += 1
         self.last_failure = failure or self.last_failure
         if self.counters[name] == 1:  # the first of each kind is told, all are counted
-            log.warning(
-                "judge %s: %s",
-                self._section.model,
-                failure or "its budget is spent (judge.max_requests, judge.max_total_tokens)",
-            )
+            log.warning("judge %s: %s", self._section.model, failure or _REASONS[kind])
+
+
+_REASONS = {
+    "budget": "its budget is spent (judge.max_requests, judge.max_total_tokens)",
+    "resting": "failed too often in a row and is left alone for a while (judge.rest_after, judge.rest_seconds)",
+}
+
+
+class _Patience:
+    """Whether a judge is worth asking. After `limit` failures in a row it is not, for `seconds`; limit 0: it always is.
+
+    After the rest a first wave of questions finds out; its first failure starts the next rest.
+    """
+
+    def __init__(self, limit: int, seconds: float) -> None:
+        self._limit = limit
+        self._seconds = seconds
+        self._failures = 0
+        self._until = 0.0
+
+    def resting(self) -> bool:
+        """Whether to leave it alone now."""
+        return time.monotonic() < self._until
+
+    def failed(self, failure: CompletionFailure) -> None:
+        """One request failed. A refusal concerns that question alone and does not count."""
+        if failure.kind in (Failure.CONNECTION, Failure.TIMEOUT, Failure.SERVER):
+            self._failures += 1
+            if self._limit and self._failures >= self._limit:
+                self._until = time.monotonic() + max(self._seconds, failure.retry_after)
+
+    def answered(self) -> None:
+        """It answers again."""
+        self._failures = 0
 
 
 class _Budget:

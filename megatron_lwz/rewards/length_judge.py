@@ -6,12 +6,11 @@ wording and is kept with every verdict.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from megatron_lwz.data.preparation.language import Language
 from megatron_lwz.data.preparation.rows import JudgedLength
-from megatron_lwz.rewards.judge import Question
+from megatron_lwz.rewards.judge import Question, mark
 from megatron_lwz.rewards.judge_json import read_object
 
 VERSIONS: dict[Language, str] = {"en": "lwz-length-en-1", "zh": "lwz-length-zh-1"}
@@ -68,9 +67,8 @@ Answer: {{"reason": "one sentence", "keep": true or false, "range": [lower, uppe
 
 def length_question(request: str, language: Language) -> Question:
     """The question about one request, in its language. The request stands between lines that it cannot contain."""
-    name = hashlib.sha256(request.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    marked = f"=== request {name} ===\n{request}\n=== end of request {name} ==="
-    return Question(_ASKED[language].format(request=marked), VERSIONS[language], _SYSTEM[language])
+    asked = _ASKED[language].format(request=mark(request, "request"))
+    return Question(asked, VERSIONS[language], _SYSTEM[language])
 
 
 def read_length(reply: str) -> JudgedLength | None:

@@ -11,10 +11,11 @@ import pytest
 from megatron_lwz.config.sections import JudgeSection
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation.arena_files import read_baselines, read_player
-from megatron_lwz.evaluation.arena_write import Game, pairs, play, read_winner, report
+from megatron_lwz.evaluation.arena_write import Game, pairs, play, report
 from megatron_lwz.evaluation.bradley_terry import ELO
 from megatron_lwz.evaluation.tasks import Task, read_tasks
 from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_prompts import read_winner
 from tests.scripted_server import KEY, Scripted, serving
 
 STRENGTHS = {"baseline": 0.0, "strong": 1.2, "weak": -0.9}

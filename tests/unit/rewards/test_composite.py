@@ -1,9 +1,18 @@
 import pytest
 import torch
 
-from megatron_lwz.config.sections import FormatReward, LengthReward, RewardSection
+from megatron_lwz.config import validate
+from megatron_lwz.config.load import load_config, save_config
+from megatron_lwz.config.sections import FormatReward, JudgeReward, JudgeSection, LengthReward, RewardSection
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.rewards.composite import build_rewards, component_weights, score_tensors, shuffle_scores
+from megatron_lwz.rewards.composite import (
+    build_rewards,
+    component_normalizers,
+    component_weights,
+    find_violators,
+    score_tensors,
+    shuffle_scores,
+)
 from megatron_lwz.types import ComponentScore, Group
 from tests.unit.rewards.helpers import prompt, rollout, score
 
@@ -19,8 +28,64 @@ def test_components_are_length_format_then_the_users():
     rewards = build_rewards(section)
     names = [r.name for r in rewards]
     assert names == ["length", "format", "words", "holes"]
-    weights = RewardSection(length=LengthReward(weight=2), format=FormatReward(weight=0.5))
-    assert component_weights(weights, names).tolist() == [2, 0.5, 1, 1]
+
+
+def test_every_component_has_its_own_weight_and_normaliser():
+    section = RewardSection(
+        length=LengthReward(weight=2, normalizer="range"),
+        format=FormatReward(weight=0.5),
+        functions=(f"{HERE}:words", {"path": f"{HERE}:holes", "name": "gaps", "weight": 0.25, "normalizer": "none"}),
+        judges=(JudgeReward(kind="rubric", weight=3),),
+    )
+    names = [reward.name for reward in build_rewards(section, judge=JudgeSection(url="http://127.0.0.1:1", model="m"))]
+    assert names == ["length", "format", "rubric", "words", "gaps"]
+    assert component_weights(section, names).tolist() == [2, 0.5, 3, 1, 0.25]
+    assert component_normalizers(section, names) == ["range", "zscore", "zscore", "zscore", "none"]
+    averaged = RewardSection(functions=(f"{HERE}:words",), combine="rewards", normalizer="range")
+    assert component_normalizers(averaged, ["length", "words"]) == "range"
+
+
+def test_functions_and_judges_survive_the_saved_config(tmp_path):
+    config = validate(
+        {
+            "reward": {
+                "functions": [f"{HERE}:words", {"path": f"{HERE}:holes", "weight": 2}],
+                "judges": [{"kind": "pairwise", "name": "duel"}],
+                "violators": {"duel": 0.5},
+            }
+        }
+    )
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path) == config
+    found = load_config(tmp_path, [f"reward.functions=[{HERE}:short]"]).reward.functions
+    assert [(entry.path, entry.weight) for entry in found] == [(f"{HERE}:short", 1.0)]
+    with pytest.raises(ConfigError, match=r"reward\.judges\.0\.wieght.*did you mean 'weight'"):
+        validate({"reward": {"judges": [{"kind": "rubric", "wieght": 2}]}})
+
+
+def test_a_violator_is_below_a_floor_with_a_score_that_counts():
+    rewards = torch.tensor([[[0.4, 1.0], [0.6, 0.0], [0.4, 1.0], [0.6, 1.0]]])
+    valid = torch.tensor([[[True, True], [True, True], [False, True], [True, True]]])
+    section = RewardSection(violators={"length": 0.5, "format": 1.0})
+    assert find_violators(rewards, valid, ["length", "format"], section).tolist() == [[True, True, False, False]]
+    assert not find_violators(rewards, valid, ["length", "format"], RewardSection()).any()
+
+
+@pytest.mark.parametrize(
+    ("section", "part"),
+    [
+        ({"violators": {"lenght": 1.0}}, r"reward\.violators.*is no component: choose among format, length"),
+        ({"judges": [{"kind": "rubric"}, {"kind": "rubric"}]}, r"reward\.judges.*already a component named 'rubric'"),
+        ({"judges": [{"kind": "rubric", "name": "a/b"}]}, r"reward\.judges.*must not hold '/'"),
+        ({"judges": [{"kind": "rubric"}]}, r"judge\.url.*name the judge's server"),
+        ({"combine": "rewards", "length": {"normalizer": "none"}}, r"reward\.length\.normalizer.*normalised once"),
+        ({"length": {"weight": 0}, "format": {"weight": 0}}, r"weight 0 for every component"),
+    ],
+)
+def test_compositions_that_cannot_be_are_one_line(section, part):
+    with pytest.raises(ConfigError, match=part) as caught:
+        build_rewards(validate({"reward": section}).reward)
+    assert "\n" not in str(caught.value)
 
 
 def test_user_functions_may_be_async_and_mask_what_they_cannot_score():
@@ -47,7 +112,8 @@ def test_a_failing_function_masks_its_group_and_is_logged(name, caplog):
     ("path", "part"),
     [
         ("nothing", "package.module:function"),
-        ("no_such_module:f", "cannot be imported"),
+        ("no_such_module:f", "cannot be imported (ModuleNotFoundError"),
+        ("tests.unit.rewards.fails_on_import:f", "cannot be imported (ZeroDivisionError"),
         (f"{HERE}:missing", "cannot be imported"),
         (f"{HERE}:NOT_A_FUNCTION", "is not a function"),
         (f"{HERE}:length", "already a component named 'length'"),

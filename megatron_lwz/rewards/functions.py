@@ -1,0 +1,78 @@
+"""Reward components of the user's own: a Python function named in the config.
+
+    # my_rewards.py
+    from collections.abc import Sequence
+    from megatron_lwz.types import Prompt, Rollout
+
+    def no_exclamation_marks(prompt: Prompt, rollouts: Sequence[Rollout]) -> Sequence[float | None]:
+        # one number for each rollout, in order; None where there is nothing to say
+        return [float("!" not in rollout.text) for rollout in rollouts]
+
+`reward.functions: [my_rewards:no_exclamation_marks]`, or with settings `{path: …, name: …, weight: 0.5, normalizer: range}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from megatron_lwz.config.sections import FunctionReward
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.types import ComponentScore, Prompt, Rollout
+
+logger = logging.getLogger(__name__)
+
+KEY = "reward.functions"
+
+
+class FunctionComponent:
+    """A user's `package.module:function`: plain or async, `(prompt, rollouts) -> [float or None, …]`.
+
+    None or a number that is not finite masks that rollout's score; an exception masks the whole group's and is logged.
+    """
+
+    def __init__(self, section: FunctionReward) -> None:
+        """Imports the function. Raises ConfigError."""
+        self._function = _load(section.path)
+        self.name = section.title
+
+    async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
+        """One score per rollout. A plain function runs in a thread: it must not hold up the rollouts' streams."""
+        try:
+            if inspect.iscoroutinefunction(self._function):
+                values = await self._function(prompt, rollouts)
+            else:
+                values = await asyncio.to_thread(self._function, prompt, rollouts)
+            scores = [_to_score(value) for value in values]
+            if len(scores) != len(rollouts):
+                raise ValueError(f"{len(scores)} scores for {len(rollouts)} rollouts")
+        except Exception as error:  # whatever a user's function raises costs its own column, not the run
+            logger.warning("reward %s failed on prompt %s, masked: %r", self.name, prompt.id, error)
+            return [ComponentScore(0.0, valid=False) for _ in rollouts]
+        return scores
+
+
+def _load(path: str) -> Callable[..., Any]:
+    module, colon, name = path.partition(":")
+    if not colon or not module or not name:
+        raise ConfigError(KEY, path, "must read package.module:function")
+    try:
+        function = importlib.import_module(module)
+        for part in name.split("."):
+            function = getattr(function, part)
+    except Exception as error:  # a module of the user's may raise anything while it is imported
+        raise ConfigError(KEY, path, f"cannot be imported ({type(error).__name__}: {error})") from error
+    if not callable(function):
+        raise ConfigError(KEY, path, "is not a function")
+    return function
+
+
+def _to_score(value: Any) -> ComponentScore:
+    if value is None or not math.isfinite(float(value)):
+        return ComponentScore(0.0, valid=False, version="function")
+    return ComponentScore(float(value), version="function")

@@ -1,0 +1,278 @@
+"""A language model's verdicts as reward components: rubric, checklist, pairwise in the group, pairwise against a reference.
+
+The judge sees the request and the answer, never the thinking. A rollout without an answer gets 0 and costs no question. A
+question without a verdict masks the component, for its whole group unless told otherwise: were only that rollout masked, a
+text that upsets the judge would escape its verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TypeVar
+
+from megatron_lwz.config.sections import JudgeReward
+from megatron_lwz.data.preparation.language import Language
+from megatron_lwz.data.templates import detect_language
+from megatron_lwz.data.text.grammar import parse_rollout
+from megatron_lwz.http.retry import Failure
+from megatron_lwz.http.session import Closing
+from megatron_lwz.rewards import judge_prompts as ask
+from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.types import ComponentScore, Prompt, RewardFn, Rollout
+
+T = TypeVar("T")
+
+CHECKLIST, REFERENCE = "checklist", "reference"
+"""Keys of a prompt row that these components read."""
+_COUNTED = (
+    *("asked", "answered", "cached", "requests", "retried", "malformed", "prompt_tokens", "completion_tokens"),
+    *(f"failed/{kind}" for kind in (*(failure.value for failure in Failure), "malformed", "budget", "resting")),
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a group was asked to write."""
+
+    prompt: Prompt
+    language: Language
+
+    @property
+    def request(self) -> str:
+        """The user's words."""
+        return self.prompt.text
+
+
+def judge_components(sections: Sequence[JudgeReward], judge: Judge) -> list[RewardFn]:
+    """One component for each section; they share the judge, its cache and its budget."""
+    return [_KINDS[section.kind](section, judge) for section in sections]
+
+
+class JudgedComponent(Closing):
+    """What the four kinds share: answers out of rollouts, masks, counts."""
+
+    def __init__(self, section: JudgeReward, judge: Judge) -> None:
+        self.name = section.title
+        self._section = section
+        self._judge = judge
+        self._counters: Counter[str] = Counter()
+
+    async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
+        """One score in [0, 1] per rollout. Details depend on the kind; `version` is the judge's model and the prompt's version."""
+        answers = [(parse_rollout(prompt, rollout).answer or "").strip() for rollout in rollouts]
+        known = prompt.language or detect_language(prompt.text)
+        found = await self._judge_group(Task(prompt, "zh" if known == "zh" else "en"), answers)
+        return self._mask(found)
+
+    def metrics(self) -> dict[str, float]:
+        """Counts since the start of the process: the judge's own (for all components together), and masked groups."""
+        counted = {f"judge/total_{name}": float(self._judge.counters[name]) for name in _COUNTED}
+        counted[f"judge/total_masked_groups/{self.name}"] = float(self._counters["masked groups"])
+        if self._counters["pairs"]:
+            counted[f"judge/order_agreement/{self.name}"] = self._counters["agreed"] / self._counters["pairs"]
+        return counted
+
+    async def close(self) -> None:
+        """Closes the judge, also for the other components."""
+        await self._judge.close()
+
+    @abstractmethod
+    async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
+        """A score for each answer, None without a verdict."""
+
+    async def _each(self, answers: Sequence[str], score: Callable[[str], Awaitable[T]]) -> list[T | ComponentScore]:
+        """`score` of every answer that is not blank; 0 for the others."""
+
+        async def one(place: int) -> T | ComponentScore:
+            return await score(answers[place]) if answers[place] else ComponentScore(0.0, version="no-answer")
+
+        return await self._in_parallel(len(answers), one)
+
+    async def _in_parallel(self, count: int, work: Callable[[int], Awaitable[T]]) -> list[T]:
+        """The results of `work(0 … count − 1)`. A question is put together only when its turn comes: texts are long."""
+        results: dict[int, T] = {}
+        places = iter(range(count))
+
+        async def worker() -> None:
+            for place in places:
+                results[place] = await work(place)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(count, self._judge.concurrency)):
+                group.create_task(worker())
+        return [results[place] for place in range(count)]
+
+    async def _compare(self, task: Task, first: str, second: str) -> Pair | None:
+        """Both orders of a pair; None unless both got a verdict: one alone would carry the judge's liking for a place."""
+        if not first or not second or first == second:
+            return Pair((bool(first) - bool(second) + 1) / 2, agreed=True, judge="rule-1")
+        orders = [(first, second), (second, first)]
+        ahead, behind = await asyncio.gather(
+            *(
+                self._judge.ask(ask.pair_question(task.request, *order, task.language), ask.read_winner)
+                for order in orders
+            )
+        )
+        if ahead is None or behind is None:
+            return None
+        agreed = ahead.value == 1 - behind.value
+        self._counters["pairs"] += 1
+        self._counters["agreed"] += agreed
+        return Pair((ahead.value + 1 - behind.value) / 2, agreed, ahead.judge)
+
+    def _mask(self, found: Sequence[ComponentScore | None]) -> list[ComponentScore]:
+        missing = ComponentScore(0.0, valid=False, version="no-verdict")
+        scores = [score or missing for score in found]
+        if self._section.failed == "group" and not all(score.valid for score in scores):
+            scores = [replace(score, valid=False) for score in scores]
+        self._counters["masked groups"] += not any(score.valid for score in scores)
+        return scores
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The first text's share of the two verdicts, in 0, ¼, ½, ¾, 1; whether the two orders agree; and who judged."""
+
+    score: float
+    agreed: bool
+    judge: str
+
+
+class RubricComponent(JudgedComponent):
+    """The mean mark of a rubric, 1 to 10 scaled to [0, 1]. Details: `criterion_1` …, the marks."""
+
+    async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
+        criteria = self._section.criteria
+        read = ask.read_marks(len(criteria or ask.CRITERIA[task.language]))
+
+        async def score(answer: str) -> ComponentScore | None:
+            verdict = await self._judge.ask(ask.rubric_question(task.request, answer, task.language, criteria), read)
+            if verdict is None:
+                return None
+            marks = verdict.value
+            details = {f"criterion_{number}": float(value) for number, value in enumerate(marks, start=1)}
+            value = (sum(marks) / len(marks) - 1) / (ask.BEST_MARK - 1)
+            return ComponentScore(value, details=details, version=verdict.judge)
+
+        return await self._each(answers, score)
+
+
+class ChecklistComponent(JudgedComponent):
+    """The share of a checklist's requirements that are met, partly counting half (ACE-RL, 2509.04903).
+
+    The list is the row's `checklist`, or what the judge reads out of the request; one list for the whole group.
+    Details: `requirements`, how many there are, and `met`, how many wholly.
+    """
+
+    async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
+        checklist = await self._checklist(task)
+        if checklist is None:
+            return [None] * len(answers)
+
+        async def score(answer: str) -> ComponentScore | None:
+            question = ask.check_question(task.request, answer, task.language, checklist)
+            verdict = await self._judge.ask(question, ask.read_degrees(len(checklist)))
+            if verdict is None:
+                return None
+            details = {"requirements": float(len(checklist)), "met": float(verdict.value.count(1.0))}
+            return ComponentScore(sum(verdict.value) / len(checklist), details=details, version=verdict.judge)
+
+        return await self._each(answers, score)
+
+    async def _checklist(self, task: Task) -> tuple[str, ...] | None:
+        items = self._section.items
+        if CHECKLIST in task.prompt.extra:
+            given = ask.as_checklist(task.prompt.extra[CHECKLIST], items=1000)
+            if given is None:
+                log.warning(
+                    "prompt %s: its `%s` is not a list of short texts, %s is masked",
+                    task.prompt.id,
+                    CHECKLIST,
+                    self.name,
+                )
+            return given
+        verdict = await self._judge.ask(
+            ask.requirements_question(task.request, task.language, items), ask.read_requirements(items)
+        )
+        return verdict.value if verdict is not None else None
+
+
+class PairwiseComponent(JudgedComponent):
+    """The share of verdicts won against other answers of the group, ties half, each pair in both orders.
+
+    Everyone meets `opponents` others (an odd number is rounded up), so a group costs G · opponents questions. Who meets whom depends
+    on the texts alone: a repeated run asks the same. Details: `pairs`, and `agreed`, those whose two orders agree.
+    """
+
+    async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
+        pairs = choose_pairs(answers, self._section.opponents)
+
+        async def play(place: int) -> Pair | None:
+            a, b = pairs[place]
+            return await self._compare(task, answers[a], answers[b])
+
+        games: list[list[Pair]] = [[] for _ in answers]
+        for (a, b), pair in zip(pairs, await self._in_parallel(len(pairs), play), strict=True):
+            if pair is not None:
+                games[a].append(pair)
+                games[b].append(replace(pair, score=1 - pair.score))
+        return [_total(played) for played in games]
+
+
+class ReferenceComponent(JudgedComponent):
+    """The share of two verdicts won against the row's `reference` text, in both orders. Details as in PairwiseComponent.
+
+    A row without a reference is masked and asks nothing.
+    """
+
+    async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
+        reference = task.prompt.extra.get(REFERENCE)
+        if not isinstance(reference, str) or not reference.strip():
+            return [ComponentScore(0.0, valid=False, version="no-reference") for _ in answers]
+
+        async def score(answer: str) -> ComponentScore | None:
+            pair = await self._compare(task, answer, reference.strip())
+            return _total([pair] if pair is not None else [])
+
+        return await self._each(answers, score)
+
+
+def choose_pairs(texts: Sequence[str], opponents: int) -> list[tuple[int, int]]:
+    """Pairs of places so that each meets `opponents` others, or one more if that is odd; all, if there are no more.
+
+    The texts in order of their digests stand in a ring, and each meets its nearest neighbours.
+    """
+    count, reach = len(texts), (opponents + 1) // 2
+    if 2 * reach >= count - 1:
+        return list(combinations(range(count), 2))
+    ring = sorted(
+        range(count), key=lambda place: (hashlib.sha256(texts[place].encode("utf-8", "surrogatepass")).digest(), place)
+    )
+    return [(ring[k], ring[(k + step) % count]) for step in range(1, reach + 1) for k in range(count)]
+
+
+def _total(pairs: Sequence[Pair]) -> ComponentScore | None:
+    if not pairs:
+        return None
+    judges = sorted({pair.judge for pair in pairs if pair.judge != "rule-1"})
+    details = {"pairs": float(len(pairs)), "agreed": float(sum(pair.agreed for pair in pairs))}
+    return ComponentScore(
+        sum(pair.score for pair in pairs) / len(pairs), details=details, version=",".join(judges) or "rule-1"
+    )
+
+
+_KINDS: dict[str, type[JudgedComponent]] = {
+    "rubric": RubricComponent,
+    "checklist": ChecklistComponent,
+    "pairwise": PairwiseComponent,
+    "reference": ReferenceComponent,
+}
