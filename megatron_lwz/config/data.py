@@ -25,6 +25,10 @@ class DataSection(Section):
         description="pretraining, SFT: source → JSONL files in the stage's format, for the loss every evaluation.interval",
     )
     shuffle: bool = Field(True, description="shuffle each epoch (seeded); the order does not depend on the layout")
+    reset_attention: bool = Field(
+        True,
+        description="pretraining: attention and positions begin anew with every document; false: a document sees those packed before it (open)",
+    )
     template: Literal["paper", "bare"] = Field(
         "paper",
         description="paper: instruction paragraph and role markers (A); bare: the markers alone, for tiny models",

@@ -2,9 +2,10 @@
 
 A document is its text's tokens and one EOS. A piece is a document, or a part of one that is longer than
 `training.sequence_length`; a piece of n + 1 tokens trains n predictions, and parts overlap by one token so that no
-prediction is lost. Attention and positions never cross a piece. A step takes `training.sequences_per_step` sequences,
-each filled with whole pieces up to `training.sequence_length` predictions. The order depends on the seed alone, never
-on the layout, and the position in it is one number: the pieces taken so far.
+prediction is lost. A step takes `training.sequences_per_step` sequences, each filled with whole pieces up to
+`training.sequence_length` predictions. Attention and positions never cross a piece, unless `data.reset_attention` is
+off: then a piece sees those before it in its sequence. The order depends on the seed alone, never on the layout, and
+the position in it is one number: the pieces taken so far.
 
 `data.corpus` names JSONL files, which are read and tokenised into memory, or the manifest of a corpus that
 tools/prepare_corpus.py wrote: indexed datasets, memory-mapped, blended by weight.
@@ -15,7 +16,8 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Protocol
 
@@ -49,26 +51,48 @@ class Pieces(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class PackedBatch(SequenceBatch):
+    """Pieces as sequences: each its own, or, where attention is not reset, those packed together as one."""
+
+    members: tuple[tuple[int, ...], ...]
+    """Per sequence the numbers of its pieces, counted from the batch's cursor."""
+    starts: torch.Tensor
+    """[pieces] int64: where in `tokens` each piece begins; that token is not trained, as nothing foretells it."""
+
+
 class PackedCorpus:
     """Fills the sequences of a step with pieces. Every rank holds the same one and gets the same batches."""
 
-    def __init__(self, pieces: Pieces, *, sequence_length: int, validation: Mapping[str, Pieces] | None = None) -> None:
-        """No piece is longer than `sequence_length` + 1 tokens. `validation`: held-back pieces by name of source."""
+    def __init__(
+        self,
+        pieces: Pieces,
+        *,
+        sequence_length: int,
+        reset: bool = True,
+        validation: Mapping[str, Pieces] | None = None,
+    ) -> None:
+        """No piece is longer than `sequence_length` + 1 tokens; `reset`: `data.reset_attention`.
+
+        `validation`: held-back pieces by name of source; each of them is always read apart.
+        """
         self._pieces = pieces
         self._sequence_length = sequence_length
+        self._reset = reset
         self._validation = dict(validation or {})
 
     def __len__(self) -> int:
         """Pieces of one epoch; of several sources: of one epoch of each."""
         return len(self._pieces)
 
-    def take(self, cursor: int, sequences: int) -> tuple[SequenceBatch, int]:
+    def take(self, cursor: int, sequences: int) -> tuple[PackedBatch, int]:
         """The batch of one step and the cursor after it.
 
         `cursor` is the number of pieces taken before, over all epochs; each epoch is shuffled anew. The batch ends
-        before the first piece that fits into none of its sequences. Every piece has weight 1 and its first token as prompt.
+        before the first piece that fits into none of its sequences.
         """
-        return _fill((self._pieces[k] for k in _count_from(cursor)), cursor, sequences, self._sequence_length)
+        batch = _fill((self._pieces[k] for k in count(cursor)), sequences, self._sequence_length, apart=self._reset)
+        return batch, cursor + len(batch.starts)
 
     def labels(self, start: int, stop: int) -> list[str]:
         """Where the pieces between two cursors come from (`source:document:first token`), to find a bad batch."""
@@ -79,8 +103,8 @@ class PackedCorpus:
         """Names of the sources that hold documents back for validation; none of a JSONL corpus does."""
         return tuple(self._validation)
 
-    def validation(self, source: str, sequences: int, limit: int | None = None) -> Iterator[SequenceBatch]:
-        """Batches of a source's held-back documents, each like one of `take`; at most `limit` of them.
+    def validation(self, source: str, sequences: int, limit: int | None = None) -> Iterator[PackedBatch]:
+        """Batches of a source's held-back documents, each like one of `take` with reset; at most `limit` of them.
 
         The order is that of the files: the same batches at every call, in every run and layout. The last batch may hold
         fewer sequences. Raises KeyError for a name that is not among `validation_sources`.
@@ -89,39 +113,45 @@ class PackedCorpus:
         cursor = batches = 0
         while cursor < len(pieces) and (limit is None or batches < limit):
             rest = (pieces[k] for k in range(cursor, len(pieces)))
-            batch, cursor = _fill(rest, cursor, sequences, self._sequence_length)
+            batch = _fill(rest, sequences, self._sequence_length, apart=True)
             yield batch
-            batches += 1
+            cursor, batches = cursor + len(batch.starts), batches + 1
 
 
-def _fill(pieces: Iterator[NDArray], cursor: int, sequences: int, room_of_each: int) -> tuple[SequenceBatch, int]:
-    """Takes pieces from `cursor` on until the next one fits into none of `sequences` sequences, or there are no more."""
+def _fill(pieces: Iterator[NDArray], sequences: int, length: int, *, apart: bool) -> PackedBatch:
+    """Takes pieces until the next one fits into none of `sequences` sequences of `length` predictions, or none is left.
+
+    Pieces `apart` are sequences of their own that share the room. Joined, each begins behind a prediction that is not
+    trained, its first token; so that the inputs of the whole still fit `length`, they share a room in tokens.
+    """
     taken: list[NDArray] = []
-    rooms = [room_of_each] * sequences  # what is left of each sequence, ascending: a piece goes where it fits tightest
-    for piece in pieces:
-        predictions = len(piece) - 1
-        tightest = bisect_left(rooms, predictions)
+    filled: list[list[int]] = [[] for _ in range(sequences)]
+    extra = 0 if apart else 1
+    rooms = [(length + extra, i) for i in range(sequences)]  # ascending: a piece goes where it fits tightest
+    for number, piece in enumerate(pieces):
+        size = len(piece) - 1 + extra
+        tightest = bisect_left(rooms, (size, -1))
         if tightest == len(rooms):
             break
-        insort(rooms, rooms.pop(tightest) - predictions)
+        room, sequence = rooms.pop(tightest)
+        insort(rooms, (room - size, sequence))
+        filled[sequence].append(number)
         taken.append(piece)
-    lengths = torch.tensor([len(piece) for piece in taken])
-    tokens = torch.from_numpy(np.concatenate(taken).astype(np.int64))
-    batch = SequenceBatch(
+    members = [(number,) for number in range(len(taken))] if apart else [tuple(each) for each in filled if each]
+    sizes = torch.tensor([len(taken[number]) for each in members for number in each])
+    ends = sizes.cumsum(0)
+    lengths = torch.tensor([sum(len(taken[number]) for number in each) for each in members])
+    tokens = torch.from_numpy(np.concatenate([taken[n] for each in members for n in each]).astype(np.int64))
+    return PackedBatch(
         tokens=tokens,
         offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
-        prompt_lengths=torch.ones(len(taken), dtype=torch.int64),
+        prompt_lengths=torch.ones(len(members), dtype=torch.int64),
         behaviour_logprobs=torch.zeros(len(tokens)),
-        advantages=torch.zeros(len(taken)),
-        weights=torch.ones(len(taken)),
+        advantages=torch.zeros(len(members)),
+        weights=torch.ones(len(members)),
+        members=tuple(members),
+        starts=ends - sizes,
     )
-    return batch, cursor + len(taken)
-
-
-def _count_from(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1
 
 
 class MemoryPieces:
@@ -155,16 +185,24 @@ class MemoryPieces:
 class Corpus(PackedCorpus):
     """All documents as token ids in host memory, cut into pieces, in a seeded order."""
 
-    def __init__(self, documents: Sequence[Sequence[int]], *, sequence_length: int, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self,
+        documents: Sequence[Sequence[int]],
+        *,
+        sequence_length: int,
+        seed: int,
+        shuffle: bool,
+        reset: bool = True,
+    ) -> None:
         """`documents` are token ids, EOS included; those of fewer than two tokens train nothing and are left out."""
         pieces = MemoryPieces(documents, sequence_length=sequence_length, seed=seed, shuffle=shuffle)
-        super().__init__(pieces, sequence_length=sequence_length)
+        super().__init__(pieces, sequence_length=sequence_length, reset=reset)
 
 
 def open_corpus(config: Config) -> PackedCorpus:
     """What `data.corpus` names, ready for `take`. Every rank calls it. Raises DataError or ConfigError."""
     paths, length = config.data.corpus, config.training.sequence_length
-    seed, shuffle = config.run.seed, config.data.shuffle
+    seed, shuffle, reset = config.run.seed, config.data.shuffle, config.data.reset_attention
     if any(map(is_manifest, paths)):
         if len(paths) > 1:
             raise ConfigError("data.corpus", list(paths), "name one manifest, or JSONL files, not both")
@@ -172,13 +210,15 @@ def open_corpus(config: Config) -> PackedCorpus:
         manifest = read_manifest(path)
         _check_tokenizer(manifest, path, config.tokenizer_dir())
         folder = path if path.is_dir() else path.parent
-        return corpus_of(manifest, folder, sequence_length=length, seed=seed, shuffle=shuffle)
+        return corpus_of(manifest, folder, sequence_length=length, seed=seed, shuffle=shuffle, reset=reset)
     tokenizer = Tokenizer(config.tokenizer_dir())
     documents = read_documents([Path(path) for path in paths], tokenizer.encode, min(tokenizer.eos_ids))
-    return Corpus(documents, sequence_length=length, seed=seed, shuffle=shuffle)
+    return Corpus(documents, sequence_length=length, seed=seed, shuffle=shuffle, reset=reset)
 
 
-def corpus_of(manifest: Manifest, folder: Path, *, sequence_length: int, seed: int, shuffle: bool) -> PackedCorpus:
+def corpus_of(
+    manifest: Manifest, folder: Path, *, sequence_length: int, seed: int, shuffle: bool, reset: bool = True
+) -> PackedCorpus:
     """The blend that a manifest in `folder` describes. Raises DataError when a file is not what the manifest says."""
 
     def pieces(part: Part, name: str, mixed: bool) -> IndexedPieces:
@@ -195,6 +235,7 @@ def corpus_of(manifest: Manifest, folder: Path, *, sequence_length: int, seed: i
     return PackedCorpus(
         Blend([source for source, _ in train], [weight for _, weight in train]),
         sequence_length=sequence_length,
+        reset=reset,
         validation={s.name: pieces(s.validation, s.name, False) for s in manifest.sources if s.validation},
     )
 

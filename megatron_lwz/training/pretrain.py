@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 
 from megatron_lwz.config import Config
-from megatron_lwz.data.corpus import PackedCorpus, open_corpus, read_documents
+from megatron_lwz.data.corpus import PackedBatch, PackedCorpus, open_corpus, read_documents
 from megatron_lwz.data.examples import supervised_batch
 from megatron_lwz.data.supervised import SupervisedBatch
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import launch
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.training.supervised import OnStep, check_supervised, train_supervised
-from megatron_lwz.types import SequenceBatch
 
 
 def pretrain(config: Config, on_step: OnStep = lambda _step, _shown: None) -> None:
@@ -44,7 +43,8 @@ class CorpusSource:
     def take(self, cursor: int, count: int) -> tuple[SupervisedBatch, int]:
         """`count` packed sequences from piece number `cursor` on, and the cursor after them."""
         batch, after = self._corpus.take(cursor, count)
-        return _every_token(batch, self._corpus.labels(cursor, after)), after
+        labels = self._corpus.labels(cursor, after)
+        return _every_prediction(batch, [" + ".join(labels[n] for n in each) for each in batch.members]), after
 
 
 def corpus_validation(corpus: PackedCorpus, config: Config) -> dict[str, list[SupervisedBatch]]:
@@ -52,7 +52,7 @@ def corpus_validation(corpus: PackedCorpus, config: Config) -> dict[str, list[Su
     size = config.training.sequences_per_step
     limit = math.ceil(config.evaluation.sequences / size)
     return {
-        source: [_every_token(batch, [source] * len(batch)) for batch in corpus.validation(source, size, limit)]
+        source: [_every_prediction(batch, [source] * len(batch)) for batch in corpus.validation(source, size, limit)]
         for source in corpus.validation_sources
     }
 
@@ -79,8 +79,8 @@ def validation_batches(config: Config) -> dict[str, list[SupervisedBatch]]:
     return found
 
 
-def _every_token(batch: SequenceBatch, ids: Sequence[str]) -> SupervisedBatch:
+def _every_prediction(batch: PackedBatch, ids: Sequence[str]) -> SupervisedBatch:
     """Every token of a piece is trained but its first, and all count the same."""
     weights = torch.ones(len(batch.tokens))
-    weights[batch.offsets[:-1]] = 0.0
-    return SupervisedBatch(batch, weights, len(batch.tokens) - len(batch), ids)
+    weights[batch.starts] = 0.0
+    return SupervisedBatch(batch, weights, len(batch.tokens) - len(batch.starts), ids)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_lwz.data.corpus import Corpus, read_documents, read_texts
+from megatron_lwz.data.corpus import Corpus, MemoryPieces, PackedCorpus, read_documents, read_texts
 from megatron_lwz.errors import DataError
 from megatron_lwz.types import SequenceBatch
 
@@ -110,3 +110,38 @@ def test_sequences_are_filled_well_also_when_long_and_short_pieces_alternate() -
     corpus = Corpus(documents, sequence_length=100, seed=0, shuffle=False)
     batch, _ = corpus.take(0, 20)
     assert len(predictions(batch)) > 0.9 * 20 * 100
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    sequence_length=st.integers(1, 24),
+    sequences=st.integers(1, 4),
+)
+def test_without_reset_pieces_follow_each_other_in_a_sequence_in_packing_order(
+    lengths: list[int], sequence_length: int, sequences: int
+) -> None:
+    documents = documents_of(lengths)
+    joined = Corpus(documents, sequence_length=sequence_length, seed=1, shuffle=True, reset=False)
+    plain = Corpus(documents, sequence_length=sequence_length, seed=1, shuffle=True)
+    cursor = trained = 0
+    while cursor < len(joined):
+        batch, after = joined.take(cursor, sequences)
+        assert len(batch) <= sequences and max(batch.lengths()) <= sequence_length + 1
+        assert sorted(n for each in batch.members for n in each) == list(range(after - cursor)), "every piece once"
+        assert all(list(each) == sorted(each) for each in batch.members), "in the order they were packed"
+        ends = [*batch.starts.tolist()[1:], len(batch.tokens)]
+        pieces = [batch.tokens[a:b].tolist() for a, b in zip(batch.starts.tolist(), ends, strict=True)]
+        wanted = [plain.take(cursor + n, 1)[0] for each in batch.members for n in each]
+        assert pieces == [one.tokens[: one.lengths()[0]].tolist() for one in wanted]
+        trained += len(batch.tokens) - len(batch.starts)
+        cursor = after
+    expected = {pair for document in documents for pair in pairwise(document)}
+    assert cursor > len(joined) or trained == len(expected), "the same predictions as with reset"
+
+
+def test_validation_is_always_read_apart() -> None:
+    held_out = MemoryPieces(documents_of([3, 4, 5]), sequence_length=30, seed=0, shuffle=False)
+    corpus = PackedCorpus(held_out, sequence_length=30, reset=False, validation={"held": held_out})
+    (batch,) = corpus.validation("held", 1)
+    assert batch.lengths() == [4, 5, 6] and corpus.take(0, 1)[0].lengths()[0] > 6
