@@ -1,17 +1,37 @@
-"""Groups of scored rollouts → advantages [P, G] → the flat SequenceBatch that every rank trains on (rank 0, pure)."""
+"""Groups of scored rollouts → advantages [P, G] → the flat SequenceBatch that every rank trains on (rank 0, pure).
+
+`advantages_of(rewards, valid, truncated, config, *, names) -> Advantages` is the whole way from reward columns to advantages
+under a config; it knows nothing of runs, so stored rollouts can be composed anew under another one.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from megatron_lwz.algorithms.advantages import group_advantages, treat_truncated, zero_variance
+from megatron_lwz.algorithms.advantages import (
+    component_advantages,
+    gradient_shares,
+    push_violators,
+    treat_truncated,
+    zero_variance,
+)
 from megatron_lwz.config import Config
-from megatron_lwz.rewards.composite import component_weights, score_tensors, shuffle_scores
+from megatron_lwz.rewards.composite import (
+    component_normalizers,
+    component_weights,
+    find_violators,
+    score_tensors,
+    shuffle_scores,
+)
 from megatron_lwz.rewards.length import rescale_by_length
 from megatron_lwz.types import Group, Rollout, SequenceBatch
+
+VIOLATORS = "violators"
+"""Stands among the components' names for what `reward.violators` adds to the advantages."""
 
 
 @dataclass(frozen=True)
@@ -22,38 +42,101 @@ class Experience:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Advantages:
+    """P prompts with G rollouts each. `parts[..., c]` is what `names[c]` adds to `total`."""
+
+    total: torch.Tensor
+    """[P, G] fp32."""
+    parts: torch.Tensor
+    """[P, G, C] fp64."""
+    names: tuple[str, ...]
+    """C names: the reward components, then VIOLATORS if `reward.violators` holds a rule."""
+    included: torch.Tensor
+    """[P, G] bool: rollouts that take part at all."""
+    violates: torch.Tensor
+    """[P, G] bool: rollouts that break a rule of `reward.violators`."""
+
+
+def advantages_of(
+    rewards: torch.Tensor, valid: torch.Tensor, truncated: torch.Tensor, config: Config, *, names: Sequence[str]
+) -> Advantages:
+    """Reward columns → advantages, as `reward` and `grpo` of the config say.
+
+    rewards [P, G, R] fp32, valid [P, G, R] bool, truncated [P, G] bool (hit the token limit); `names` orders the R components and
+    must be those of the config. A truncated rollout leaves its group's statistics, pays a penalty, or stays
+    (`grpo.truncated`). Rules of `reward.violators` read the scores as they came in.
+    """
+    reward, grpo = config.reward, config.grpo
+    violates = find_violators(rewards, valid, names, reward)
+    if reward.length.use == "rescale":
+        rewards, valid = rescale_by_length(rewards, valid, names)
+    rewards, included = treat_truncated(rewards, truncated, mode=grpo.truncated, penalty=grpo.truncation_penalty)
+    parts = component_advantages(
+        rewards,
+        valid,
+        included,
+        weights=component_weights(reward, names),
+        normalizer=component_normalizers(reward, names),
+        combine=reward.combine,
+        std_floor=grpo.std_floor,
+    )
+    columns = tuple(names)
+    if reward.violators:
+        push = push_violators(parts.sum(-1), violates, included, reward.violator_margin)
+        parts, columns = torch.cat([parts, push.unsqueeze(-1)], -1), (*columns, VIOLATORS)
+    return Advantages(parts.sum(-1).float(), parts, columns, included, violates & included)
+
+
 def make_experience(groups: Sequence[Group], config: Config, *, names: Sequence[str], step: int) -> Experience:
     """Scores → per-component advantages → one advantage per rollout. `names` orders the reward components.
 
-    A truncated rollout leaves its group's statistics and the loss, pays a penalty, or stays (`grpo.truncated`).
     A group without variance has no gradient; `grpo.zero_variance: drop` takes it out of the denominator too.
     """
     rewards, valid = score_tensors(groups, names)
     if config.reward.shuffle:
         rewards, valid = shuffle_scores(rewards, valid, seed=config.run.seed, step=step)
-    if config.reward.length.use == "rescale":
-        rewards, valid = rescale_by_length(rewards, valid, names)
     truncated = torch.tensor([[rollout.truncated for rollout in group.rollouts] for group in groups])
-    rewards, included = treat_truncated(
-        rewards, truncated, mode=config.grpo.truncated, penalty=config.grpo.truncation_penalty
-    )
-    advantages = group_advantages(
-        rewards,
-        valid,
-        included,
-        weights=component_weights(config.reward, names),
-        normalizer=config.reward.normalizer,
-        combine=config.reward.combine,
-        std_floor=config.grpo.std_floor,
-    )
-    silent = zero_variance(advantages)
-    weights = included.float()
+    found = advantages_of(rewards, valid, truncated, config, names=names)
+    silent = zero_variance(found.total)
+    weights = found.included.float()
     if config.grpo.zero_variance == "drop":
         weights = weights * ~silent.unsqueeze(1)
     metrics = rollout_metrics(groups, names)
     metrics["rollout/zero_variance_groups"] = silent.float().mean().item()
     metrics["rollout/trained_sequences"] = weights.sum().item()
-    return Experience(flatten([r for group in groups for r in group.rollouts], advantages, weights), metrics)
+    metrics |= {
+        f"rollout/masked_groups/{name}": float((~valid[..., place]).all(1).sum()) for place, name in enumerate(names)
+    }
+    if config.reward.violators:
+        metrics["rollout/violators"] = found.violates.float().mean().item()
+    metrics |= gradient_metrics(groups, found, weights, config)
+    return Experience(flatten([r for group in groups for r in group.rollouts], found.total, weights), metrics)
+
+
+def gradient_metrics(
+    groups: Sequence[Group], found: Advantages, weights: torch.Tensor, config: Config
+) -> dict[str, float]:
+    """Shares of the policy gradient (`gradient_shares`), of all rollouts of the step, summing to 1.
+
+    `gradient/<component>`, `gradient_length/<from>-<to>` in tokens of the response, `gradient/<component>/<from>-<to>` for both.
+    weights [P, G]: the rollouts' loss weights.
+    """
+    limit = config.rollout.max_new_tokens
+    edges = sorted(config.logging.length_buckets) or [limit // 4, limit // 2, 3 * limit // 4]
+    starts = [0, *edges]
+    titles = [f"{start}-{end}" for start, end in zip(starts, [*edges, "more"], strict=True)]
+    if not config.logging.length_buckets:
+        titles[-1] = f"{starts[-1]}-{limit}"
+    lengths = torch.tensor([[len(rollout.tokens) for rollout in group.rollouts] for group in groups])
+    bucket = torch.tensor([[bisect_left(edges, len(r.tokens)) for r in group.rollouts] for group in groups])
+    mass = weights * (lengths > 0) if config.grpo.aggregation == "sequence" else weights * lengths
+    shares = gradient_shares(found.parts, mass, bucket, len(titles))
+    metrics = {f"gradient/{name}": share for name, share in zip(found.names, shares.sum(1).tolist(), strict=True)}
+    metrics |= {f"gradient_length/{title}": share for title, share in zip(titles, shares.sum(0).tolist(), strict=True)}
+    for name, row in zip(found.names, shares.tolist(), strict=True):
+        metrics |= {f"gradient/{name}/{title}": share for title, share in zip(titles, row, strict=True)}
+    return metrics
 
 
 def flatten(rollouts: Sequence[Rollout], advantages: torch.Tensor, weights: torch.Tensor) -> SequenceBatch:

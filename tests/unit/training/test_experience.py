@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_lwz.config import validate
-from megatron_lwz.training.experience import make_experience
+from megatron_lwz.training.experience import advantages_of, make_experience
 from megatron_lwz.training.grpo_update import select, split
 from megatron_lwz.types import ComponentScore, FinishReason, Group, Prompt, Rollout
 
@@ -77,3 +77,64 @@ def test_rescaling_by_length_gives_a_wrong_length_no_credit_for_the_rest():
     groups = [group([(0.0, 1.0), (1.0, 1.0), (1.0, 0.0)])]
     advantages = make_experience(groups, config, names=NAMES, step=1).batch.advantages
     assert advantages.tolist() == pytest.approx([-0.7071, 1.4142, -0.7071], abs=1e-3)
+
+
+def test_advantages_are_a_function_of_columns_and_config_alone():
+    rewards = torch.tensor([[[0.1, 0.0], [0.9, 1.0], [0.5, 1.0]]])
+    valid, truncated = torch.ones(1, 3, 2, dtype=torch.bool), torch.tensor([[False, False, True]])
+    paper = advantages_of(rewards, valid, truncated, validate({}), names=NAMES)
+    torch.testing.assert_close(paper.total, torch.tensor([[-1.0, 1.0, 0.0]]), atol=1e-4, rtol=0)
+    assert paper.included.tolist() == [[True, True, False]] and paper.names == NAMES
+    torch.testing.assert_close(paper.parts.sum(-1).float(), paper.total)
+    heavy = validate(
+        {"reward": {"format": {"weight": 0}, "length": {"normalizer": "none"}}, "grpo": {"truncated": "keep"}}
+    )
+    found = advantages_of(rewards, valid, truncated, heavy, names=NAMES)
+    torch.testing.assert_close(found.total, torch.tensor([[-0.4, 0.4, 0.0]]))
+
+
+def test_rules_read_the_scores_as_they_came_in_and_win_over_the_average():
+    scores = [(1.0, 0.0), (0.2, 1.0), (0.3, 1.0), (0.4, 1.0)]
+    tree = {"grpo": {"group_size": 4}, "reward": {"violators": {"format": 1.0}}}
+    free = validate(tree | {"reward": {"length": {"weight": 5}}})
+    ruled = validate(tree | {"reward": {"length": {"weight": 5}, "violators": {"format": 1.0}}})
+    before = make_experience([group(scores)], free, names=NAMES, step=1)
+    after = make_experience([group(scores)], ruled, names=NAMES, step=1)
+    assert before.batch.advantages[0] > 1 and "rollout/violators" not in before.metrics
+    assert after.batch.advantages[0].item() == pytest.approx(-0.1, abs=1e-6)
+    assert after.metrics["rollout/violators"] == 0.25 and after.metrics["gradient/violators"] > 0
+    rescaled = validate({"reward": {"violators": {"length": 0.5}, "length": {"use": "rescale"}}})
+    found = make_experience([group([(0.0, 1.0), (1.0, 0.5), (1.0, 0.2)])], rescaled, names=NAMES, step=1)
+    assert found.metrics["rollout/violators"] == pytest.approx(1 / 3), "the length is masked as a column, not as a rule"
+
+
+def test_the_gradients_shares_are_logged_by_component_and_by_length():
+    scores = [(0.1, 0.0), (0.9, 1.0), (0.5, 1.0), (0.2, 0.3)]
+    config = validate({"rollout": {"max_new_tokens": 16}, "logging": {"length_buckets": [4]}})
+    metrics = make_experience([group(scores)], config, names=NAMES, step=1).metrics
+    shares = {name: value for name, value in metrics.items() if name.startswith("gradient")}
+    titles = ("0-4", "4-more")
+    assert set(shares) == {
+        *(f"gradient/{name}" for name in NAMES),
+        *(f"gradient_length/{title}" for title in titles),
+        *(f"gradient/{name}/{title}" for name in NAMES for title in titles),
+    }
+    assert shares["gradient/length"] + shares["gradient/format"] == pytest.approx(1)
+    assert shares["gradient_length/0-4"] + shares["gradient_length/4-more"] == pytest.approx(1)
+    assert shares["gradient/length/0-4"] + shares["gradient/length/4-more"] == pytest.approx(shares["gradient/length"])
+    quarters = make_experience(
+        [group(scores)], validate({"rollout": {"max_new_tokens": 16}}), names=NAMES, step=1
+    ).metrics
+    assert [name for name in quarters if name.startswith("gradient_length/")] == [
+        f"gradient_length/{title}" for title in ("0-4", "4-8", "8-12", "12-16")
+    ]
+
+
+def test_a_masked_component_of_one_group_is_counted_and_the_others_go_on():
+    whole, holed = group([(0.1, 0.0), (0.9, 1.0)]), group([(0.1, 0.0), (0.9, 1.0)])
+    masked = tuple({**row, "length": ComponentScore(0.0, valid=False)} for row in holed.scores)
+    holed = Group(1, holed.prompt, holed.rollouts, masked, admitted=1)
+    found = make_experience([whole, holed], validate({}), names=NAMES, step=1)
+    assert found.metrics["rollout/masked_groups/length"] == 1 and found.metrics["rollout/masked_groups/format"] == 0
+    assert found.metrics["reward_masked/length"] == 0.5
+    assert found.batch.advantages.tolist() == pytest.approx([-1, 1, -1, 1], abs=1e-4)
