@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from megatron_lwz.config.base import Fraction, Section
 from megatron_lwz.config.data import DataSection
+from megatron_lwz.config.evaluation import EvaluationSection
 from megatron_lwz.config.grpo import GrpoSection
 from megatron_lwz.config.judge import JudgeSection
 from megatron_lwz.config.model import Architecture, KernelsSection, ModelSection, ParallelSection
@@ -15,7 +16,6 @@ from megatron_lwz.config.reward import FormatReward, LengthReward, RewardSection
 from megatron_lwz.config.rollout import RolloutSection, WeightSyncSection
 from megatron_lwz.config.training import (
     CheckpointSection,
-    EvaluationSection,
     LoggingSection,
     OptimizerSection,
     RunSection,

@@ -113,19 +113,14 @@ class CheckpointSection(Section):
     )
     interval: int = Field(10, ge=0, description="steps between checkpoints; 0 = only at the end")
     keep: int = Field(2, gt=0, description="newest checkpoints kept")
+    best_metric: str | None = Field(
+        None,
+        description="RL: a metric of evaluation.jsonl, e.g. eval/reward/length: the checkpoint where it is best is kept besides; null = none",
+    )
+    best_direction: Literal["max", "min"] = Field("max", description="which values of best_metric are better")
     asynchronous: bool = Field(
         True, description="copy the state into host memory and write it while training goes on; false: training waits"
     )
-
-
-class EvaluationSection(Section):
-    """RL: held-out prompts, scored with the same rewards. Pretraining and SFT: the loss on data.validation."""
-
-    interval: int = Field(
-        0, ge=0, description="steps between evaluations; 0 = before the first and after the last step only"
-    )
-    samples: int = Field(1, gt=0, description="rollouts per held-out prompt")
-    sequences: int = Field(256, gt=0, description="pretraining, SFT: sequences per validation source, from its start")
 
 
 class LoggingSection(Section):

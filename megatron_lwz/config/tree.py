@@ -122,6 +122,7 @@ class Config(s.Section):
             raise ConfigError(
                 "rollout.max_staleness", self.rollout.max_staleness, "only 0 (synchronous) runs in this release"
             )
+        self._check_evaluation()
         sequences = self.training.prompts_per_step * self.grpo.group_size
         if sequences % self.training.updates_per_batch:
             raise ConfigError(
@@ -129,6 +130,29 @@ class Config(s.Section):
                 self.training.updates_per_batch,
                 f"must divide the {sequences} rollouts of a step",
             )
+
+    def _check_evaluation(self) -> None:
+        """What the evaluation while training needs beyond single fields. Raises ConfigError."""
+        e = self.evaluation
+        held_out = self.data.held_out_prompts is not None
+        if held_out and e.concurrent and self.rollout.urls and not e.urls:
+            advice = "evaluations beside training need running engines of their own, or evaluation.concurrent: false"
+            raise ConfigError("evaluation.urls", [], advice)
+        shared = sorted(set(e.urls) & set(self.rollout.urls))
+        if shared:
+            raise ConfigError("evaluation.urls", shared[0], "is in rollout.urls: the two need different weights")
+        if e.quality and not (self.judge.url and self.judge.model):
+            raise ConfigError("evaluation.quality", True, "needs judge.url and judge.model")
+        every = self.checkpoint.interval
+        if self.checkpoint.best_metric is None:
+            return
+        if not held_out:
+            raise ConfigError("checkpoint.best_metric", self.checkpoint.best_metric, "needs data.held_out_prompts")
+        if e.interval > 0 and (every == 0 or e.interval % every):
+            advice = (
+                f"must be a multiple of checkpoint.interval = {every}: checkpoint.best_metric keeps what is evaluated"
+            )
+            raise ConfigError("evaluation.interval", e.interval, advice)
 
 
 def read_hf_architecture(folder: Path) -> s.Architecture:

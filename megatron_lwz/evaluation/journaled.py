@@ -25,9 +25,9 @@ def read_run(run_dir: Path, step: int | None = None) -> tuple[list[Response], st
             held_out.setdefault(group.admitted, {}).setdefault(group.prompt.id, group)
         if held_out:
             found = _pick(path, sorted(held_out), step, "evaluations on held-out prompts")
-            return _responses(held_out[found].values()), f"held-out prompts after step {found}"
+            return responses_of(held_out[found].values()), f"held-out prompts after step {found}"
         found = _pick(path, sorted(set(reader.consumed().values())), step, "training steps")
-        return _responses(reader.groups(consumed_at=found)), f"training step {found}"
+        return responses_of(reader.groups(consumed_at=found)), f"training step {found}"
 
 
 def _pick(path: Path, there: list[int], step: int | None, what: str) -> int:
@@ -38,7 +38,8 @@ def _pick(path: Path, there: list[int], step: int | None, what: str) -> int:
     return there[-1] if step is None else step
 
 
-def _responses(groups: Iterable[Group]) -> list[Response]:
+def responses_of(groups: Iterable[Group]) -> list[Response]:
+    """The finished rollouts of groups; several to one prompt are its samples."""
     found: list[Response] = []
     samples: dict[str, int] = {}
     for group in groups:

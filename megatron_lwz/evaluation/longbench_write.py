@@ -17,6 +17,8 @@ from megatron_lwz.evaluation.text_metrics import range_score
 from megatron_lwz.rewards.judge import Judge
 from megatron_lwz.rewards.judge_json import as_score, read_object
 
+RATED = ("s_q", *QUALITY_DIMENSIONS)
+"""The metrics that a judge's ratings give."""
 LABELS = {
     "s_mean": "mean of S_l and S_q",
     "s_l": "length score S_l",

@@ -18,12 +18,13 @@ from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.errors import LwzError
 from megatron_lwz.rollout.admission import derive_seed, match_groups
 from megatron_lwz.rollout.commits import Committer
-from megatron_lwz.rollout.drafts import Draft, GroupDraft, Kind
+from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Meter, ProgressFn
 from megatron_lwz.rollout.sampling import Sampler, Tokenizer
-from megatron_lwz.types import ComponentScore, Group, Prompt, RewardFn, WeightVersion
+from megatron_lwz.rollout.scoring import close_rewards, score_group
+from megatron_lwz.types import Group, Prompt, RewardFn, WeightVersion
 
 POLL_SECONDS = 0.2
 
@@ -66,14 +67,13 @@ class RolloutController:
         self._section = section
         self._group_size = group_size
         self._seed = seed
-        self._version = WeightVersion(0)
         self._sampler = Sampler(pool, journal, tokenizer, section)
         self._dormant: dict[int, GroupDraft] = {}
         self._active: dict[int, GroupDraft] = {}
         self._ready: dict[int, Group] = {}
         self._changed = threading.Condition()
         self._error: BaseException | None = None
-        self._next: dict[Kind, int] = {kind: journal.next_id(kind) for kind in ("training", "evaluation")}
+        self._next = journal.next_id("training")
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -95,7 +95,6 @@ class RolloutController:
 
     def set_version(self, version: WeightVersion) -> None:
         """The weights the engines run from now on (engines that name their weights in the stream do not need it)."""
-        self._version = version
         self._pool.set_version(version)
 
     def submit(self, step: int, prompts: Sequence[Prompt]) -> list[int]:
@@ -122,14 +121,6 @@ class RolloutController:
                 self._changed.wait(POLL_SECONDS)
             if progress is not None:
                 progress(meter.measure(known))
-
-    def generate(self, prompts: Sequence[Prompt], samples: int, *, progress: ProgressFn | None = None) -> list[Group]:
-        """Blocks until every prompt has `samples` rollouts with scores; journaled as evaluation, never trained on.
-
-        The same prompts get the same seeds in every evaluation of a run.
-        """
-        groups = [self._draft("evaluation", prompt, self._version.step, samples) for prompt in prompts]
-        return self._wait(self._call(self._evaluate(groups)), groups, progress)
 
     def mark_consumed(self, groups: Sequence[Group], step: int) -> None:
         """Training step `step` used these groups (durable at return); they leave memory."""
@@ -182,6 +173,7 @@ class RolloutController:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._pool.close()
+        await close_rewards(self._rewards)
 
     async def _submit(self, step: int, prompts: Sequence[Prompt]) -> list[int]:
         known = [group for group in self._dormant.values() if group.admitted == step]
@@ -194,7 +186,7 @@ class RolloutController:
         ids = []
         for prompt, recovered in zip(prompts, found, strict=True):
             if recovered is None:
-                group = self._draft("training", prompt, step, self._group_size)
+                group = self._draft(prompt, step)
                 self._journal.admit(group)
             else:
                 group = self._dormant.pop(recovered.id)
@@ -204,13 +196,6 @@ class RolloutController:
             self._spawn(self._complete(group))
         return ids
 
-    async def _evaluate(self, groups: list[GroupDraft]) -> list[Group]:
-        for group in groups:
-            self._journal.admit(group)
-        await asyncio.gather(*(self._complete(group) for group in groups))
-        with self._changed:
-            return [self._ready.pop(group.id) for group in groups]
-
     async def _complete(self, group: GroupDraft) -> None:
         """Writes what is missing, then scores; each only counts when it is on disk."""
         missing = [draft for draft in group.drafts if draft.reason is None]
@@ -218,40 +203,24 @@ class RolloutController:
         if missing:
             await self._committer.durable()
         if not group.scored_by({reward.name for reward in self._rewards}):
-            group.scores = await self._score(group)
+            group.scores = await score_group(group, self._rewards)
+            self._sampler.counters["failed_scores"] += sum(
+                not score.valid for scores in group.scores for score in scores.values()
+            )
             self._journal.score(group.id, group.scores)
             await self._committer.durable()
         with self._changed:
             self._ready[group.id] = group.freeze()
             self._changed.notify_all()
 
-    async def _score(self, group: GroupDraft) -> list[dict[str, ComponentScore]]:
-        rollouts = [group.rollout(draft) for draft in group.drafts]
-
-        async def column(reward: RewardFn) -> Sequence[ComponentScore]:
-            try:
-                scores = await reward.score(group.prompt, rollouts)
-                if len(scores) == len(rollouts):
-                    return scores
-                log.error("reward %s gave %d scores for %d rollouts", reward.name, len(scores), len(rollouts))
-            except Exception:  # a reward's failure masks its column, it never stops the run
-                log.exception("reward %s failed on group %d", reward.name, group.id)
-            return [ComponentScore(0.0, valid=False)] * len(rollouts)
-
-        columns = await asyncio.gather(*(column(reward) for reward in self._rewards))
-        self._sampler.counters["failed_scores"] += sum(not score.valid for scores in columns for score in scores)
-        names = [reward.name for reward in self._rewards]
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] or [{} for _ in rollouts]
-
-    def _draft(self, kind: Kind, prompt: Prompt, step: int, size: int) -> GroupDraft:
-        group = self._next[kind]
-        self._next[kind] += 1 if kind == "training" else -1
+    def _draft(self, prompt: Prompt, step: int) -> GroupDraft:
+        group, self._next = self._next, self._next + 1
         tokens = tuple(self._tokenizer.encode(self._render(prompt)))
-        return GroupDraft(group, kind, prompt, tokens, step, [Draft(group, index) for index in range(size)])
+        drafts = [Draft(group, index) for index in range(self._group_size)]
+        return GroupDraft(group, "training", prompt, tokens, step, drafts)
 
     def _seed_of(self, group: GroupDraft, draft: Draft) -> int:
-        key = group.id if group.kind == "training" else f"evaluation {group.prompt.id}"
-        return derive_seed(self._seed, key, draft.index)
+        return derive_seed(self._seed, group.id, draft.index)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -278,8 +247,7 @@ class RolloutController:
             raise RuntimeError("the controller is not running: call start() first")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def _wait(self, future: Future[Any], groups: Sequence[GroupDraft] = (), progress: ProgressFn | None = None) -> Any:
-        meter = Meter(self._sampler)
+    def _wait(self, future: Future[Any]) -> Any:
         while True:
             try:
                 return future.result(POLL_SECONDS)
@@ -290,5 +258,3 @@ class RolloutController:
                 if future.done():
                     raise
                 self._raise_error()
-            if progress is not None:
-                progress(meter.measure(groups))

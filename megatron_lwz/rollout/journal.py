@@ -131,12 +131,15 @@ class Journal:
         with self._database_lock:
             return self._guarded(lambda: recovery.rewind(self._db, step))
 
-    def open_groups(self) -> list[GroupDraft]:
-        """Training groups neither consumed nor dropped, finished or not, in order of id (after a commit)."""
+    def open_groups(self, kind: Kind = "training", *, admitted: int | None = None) -> list[GroupDraft]:
+        """Groups neither consumed nor dropped, finished or not, in order of id (after a commit).
+
+        `admitted`: only those of one trainer step.
+        """
         self.commit()
+        where = f"kind = ? AND {recovery.OPEN} AND (? IS NULL OR admitted = ?)"
         with self._database_lock:
-            where = f"kind = 'training' AND {recovery.OPEN}"
-            return self._guarded(lambda: list(recovery.load_groups(self._db, where)))
+            return self._guarded(lambda: list(recovery.load_groups(self._db, where, (kind, admitted, admitted))))
 
     def next_id(self, kind: Kind) -> int:
         """The first unused group id of this kind, among committed groups."""
@@ -221,8 +224,13 @@ class JournalReader:
         self._db.close()
 
     def groups(self, kind: Kind = "training", *, consumed_at: int | None = None) -> Iterator[Group]:
-        """Finished groups in order of id, one in memory at a time; only those of one training step if given."""
+        """Finished groups in order of id, one in memory at a time; only those of one training step if given.
+
+        Evaluation groups that were dropped (a redone step had other weights) are left out.
+        """
         done = "(SELECT count(*) FROM finished WHERE group_id = groups.id) = size"
+        if kind == "evaluation":
+            done += f" AND {recovery.OPEN}"
         if consumed_at is None:
             drafts = recovery.load_groups(self._db, f"kind = ? AND {done}", (kind,))
         else:

@@ -27,6 +27,7 @@ from torch.distributed import checkpoint as torch_checkpoint
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import platform
 from megatron_lwz.errors import CheckpointError
+from megatron_lwz.evaluation.pinned import FOLDER as EVALUATIONS
 from megatron_lwz.kernels.settings import settings
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.training.checkpoint_writer import take_snapshot, write_snapshot
@@ -110,9 +111,10 @@ def latest(run_dir: Path) -> Path | None:
 
 
 def pointed_at(checkpoints: Path) -> set[str]:
-    """Names of the folders that the latest and the best checkpoint are in."""
+    """Names of the folders that stay: the latest and the best checkpoint's, and those still being evaluated."""
     pointers = (checkpoints / name for name in (LATEST, BEST))
-    return {path.read_text(encoding="utf-8").strip() for path in pointers if path.is_file()}
+    begun = (checkpoints.parent / EVALUATIONS).glob("step_*.json")
+    return {path.read_text(encoding="utf-8").strip() for path in pointers if path.is_file()} | {p.stem for p in begun}
 
 
 def resolve(folder: Path) -> Path:

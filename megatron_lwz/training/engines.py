@@ -30,26 +30,31 @@ def open_engines(config: Config, run: RunFolder, model: Path) -> Iterator[Engine
     """
     section = config.rollout
     if section.urls:
-        pool = _pool(config, section.urls, environment.get(section.api_key_env))
+        pool = make_pool(config, section.urls, environment.get(section.api_key_env))
         check_logprobs(pool.models(), temperature=section.temperature, top_p=section.top_p)
         yield pool
         return
-    port, token = free_port(), secrets.token_urlsafe(24)
-    threads = section.engine_threads or os.cpu_count() or 1
-    url = f"http://127.0.0.1:{port}"
-    server = ServerProcess(
-        _command(config, model, port=port, threads=threads),
-        url=url,
-        token=token,
-        env=environment.child_environment(LWZ_ENGINE_TOKEN=token, OMP_NUM_THREADS=str(threads)),
-        log_path=run.root / "engine.log",
+    server = embedded_server(
+        config, model, threads=section.engine_threads or os.cpu_count() or 1, log_path=run.root / "engine.log"
     )
     server.start()
     try:
         server.wait_ready(START_SECONDS)
-        yield _pool(config, (url,), token)
+        yield make_pool(config, (server.url,), server.token)
     finally:
         server.stop()
+
+
+def embedded_server(config: Config, model: Path, *, threads: int, log_path: Path) -> ServerProcess:
+    """An embedded engine for `model` on a free loopback port with a fresh token, not started yet."""
+    port, token = free_port(), secrets.token_urlsafe(24)
+    return ServerProcess(
+        _command(config, model, port=port, threads=threads),
+        url=f"http://127.0.0.1:{port}",
+        token=token,
+        env=environment.child_environment(LWZ_ENGINE_TOKEN=token, OMP_NUM_THREADS=str(threads)),
+        log_path=log_path,
+    )
 
 
 def check_logprobs(models: Mapping[str, Mapping[str, Any]], *, temperature: float, top_p: float) -> None:
@@ -83,6 +88,7 @@ def _command(config: Config, model: Path, *, port: int, threads: int) -> list[st
     return [sys.executable, "-m", "megatron_lwz.cli.serve_engine", *options]
 
 
-def _pool(config: Config, urls: tuple[str, ...], token: str | None) -> EnginePool:
+def make_pool(config: Config, urls: tuple[str, ...], token: str | None) -> EnginePool:
+    """A pool of running engines, with the run's limits."""
     clients = [EngineClient(url, token, timeout=config.rollout.request_timeout) for url in urls]
     return EnginePool(clients, concurrency=config.rollout.concurrency)

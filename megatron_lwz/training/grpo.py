@@ -13,11 +13,12 @@ from megatron_lwz.config import Config
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.metrics import MetricsWriter, Timer
 from megatron_lwz.rollout.progress import Progress
+from megatron_lwz.training.best import mark_best
 from megatron_lwz.training.checkpoint import load_checkpoint
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.grpo_update import apply_update, mean_metrics, prepare_updates
 from megatron_lwz.training.reference import ReferenceWeights
-from megatron_lwz.training.rollouts import open_rollouts
+from megatron_lwz.training.rollouts import Rollouts, open_rollouts
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.state import build_train_state
 
@@ -53,8 +54,8 @@ def train(config: Config, display: Display) -> RunFolder:
         open_rollouts(config, run, state, display.waiting) as rollouts,
         CheckpointSaver(state, run.checkpoints, rollouts.checkpointed) as saver,
     ):
-        if writer and state.step == 0:
-            writer.write_evaluation(0, rollouts.evaluate())
+        if state.step == 0:
+            rollouts.evaluate()
 
         for step in range(state.step + 1, config.training.steps + 1):
             with timer("rollout"):
@@ -77,11 +78,23 @@ def train(config: Config, display: Display) -> RunFolder:
                 writer.write(step, metrics)
                 display.step(step, metrics)
                 if due(step, config.evaluation.interval, config):
-                    writer.write_evaluation(step, rollouts.evaluate())
+                    rollouts.evaluate()
+                _record(rollouts, writer)
+                mark_best(run, config, step)
+        rollouts.finish_evaluations()
+        if writer:
+            _record(rollouts, writer)
 
     if writer:
+        mark_best(run, config, state.step)
         writer.close(time.monotonic() - started)
     return run
+
+
+def _record(rollouts: Rollouts, writer: MetricsWriter) -> None:
+    """Writes down the evaluations that are done; those beside training end some steps after the one that they are of."""
+    for step, values in rollouts.evaluated():
+        writer.write_evaluation(step, values)
 
 
 def _seconds(metrics: Mapping[str, float]) -> float:

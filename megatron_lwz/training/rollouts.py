@@ -15,18 +15,21 @@ from megatron_lwz.data.templates import render
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import exchange, groups
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.rewards.composite import build_rewards
+from megatron_lwz.evaluation.in_loop import InLoopEvaluation
+from megatron_lwz.rewards.composite import build_rewards, reward_metrics
 from megatron_lwz.rollout.controller import RolloutController
+from megatron_lwz.rollout.held_out import HeldOut
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.attempts import record_attempt
 from megatron_lwz.training.engines import open_engines
-from megatron_lwz.training.experience import Experience, make_experience, rollout_metrics
+from megatron_lwz.training.evaluation import JUDGE_CACHE, in_loop_evaluation
+from megatron_lwz.training.experience import Experience, make_experience
 from megatron_lwz.training.run_folder import RunFolder
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.weight_sync import DiskTransport
-from megatron_lwz.types import Group, Prompt, SequenceBatch, WeightVersion
+from megatron_lwz.types import Group, Prompt, RewardFn, SequenceBatch, WeightVersion
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,8 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
             stack.enter_context(host.connected(engines, version))
         rollouts = Rollouts(config, host, transport(engines), version)
         rollouts.push()
+        if host is not None and host.evaluation is not None:
+            host.evaluation.take_up(version, exporter.folder(version))
         yield rollouts
 
 
@@ -104,21 +109,40 @@ class Rollouts:
         if self._host is not None:
             self._host.controller.checkpoint(step)
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics `eval/…` on the held-out prompts under the engines' weights. Empty without any, and on ranks above 0."""
-        return self._host.evaluate() if self._host is not None else {}
+    def evaluate(self) -> None:
+        """Begins to evaluate the weights pushed last on the held-out prompts; waits for it if it is not concurrent."""
+        if self._host is not None and self._host.evaluation is not None:
+            folder = self._transport.folder(self._version)
+            self._host.evaluation.begin(self._version, folder, waiting=self._host.waiting)
+
+    def evaluated(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """(step, metrics `eval/…`) of evaluations that are done, each once."""
+        if self._host is not None and self._host.evaluation is not None:
+            for step, metrics in self._host.evaluation.finished():
+                yield step, metrics | {"eval/steps_behind": float(self._version.step - step)}
+
+    def finish_evaluations(self) -> None:
+        """Waits for all evaluations that were begun. Collective: the other ranks wait outside collectives."""
+        done = f"evaluations/{self._version.attempt}"
+        if self._host is None:
+            exchange.wait_until_posted(done, math.inf)
+            return
+        if self._host.evaluation is not None:
+            self._host.evaluation.wait(waiting=self._host.waiting)
+        exchange.post(done)
 
 
 class Host:
     """Rank 0's half: prompts, journal, rewards, controller."""
 
     def __init__(self, config: Config, run: RunFolder, step: int, waiting: Waiting) -> None:
-        self._config, self._run, self._step, self._waiting = config, run, step, waiting
+        self._config, self._run, self._step, self.waiting = config, run, step, waiting
+        self.evaluation: InLoopEvaluation | None = None
         self._tokenizer = Tokenizer(config.tokenizer_dir())
         self._prompts = self._read(config.data.prompts)
         self._held_out = self._read(config.data.held_out_prompts) if config.data.held_out_prompts else []
         self._order = PromptOrder(len(self._prompts), config.run.seed, config.data.shuffle)
-        self._rewards = build_rewards(config.reward, self._tokenizer)
+        self._rewards = self._new_rewards()
         self._names = [reward.name for reward in self._rewards]
         self._batch: list[Group] = []
 
@@ -142,17 +166,20 @@ class Host:
         self.controller.set_version(version)
         self.controller.start()
         try:
+            self.evaluation = self._open_evaluation(pool, journal)
             yield
         finally:
+            if self.evaluation is not None:
+                self.evaluation.close()
             self.controller.close()
 
     def experience(self, step: int) -> Experience:
         """Admits the step's prompts, waits for their groups and makes them a batch."""
         self.controller.submit(step, self._prompts_of(step))
         count = self._config.training.prompts_per_step
-        self._batch = self.controller.collect(step, count, progress=self._waiting)
+        self._batch = self.controller.collect(step, count, progress=self.waiting)
         experience = make_experience(self._batch, self._config, names=self._names, step=step)
-        experience.metrics.update(self.controller.metrics())
+        experience.metrics.update(self.controller.metrics() | reward_metrics(self._rewards))
         return experience
 
     def trained(self, step: int) -> None:
@@ -160,23 +187,37 @@ class Host:
         self.controller.mark_consumed(self._batch, step)
         self._batch = []
 
-    def evaluate(self) -> dict[str, float]:
-        """Rollouts on the held-out prompts, measured like training rollouts."""
+    def _open_evaluation(self, pool: EnginePool, journal: Journal) -> InLoopEvaluation | None:
         if not self._held_out:
-            return {}
-        found = self.controller.generate(self._held_out, self._config.evaluation.samples, progress=self._waiting)
-        return {f"eval/{name}": value for name, value in rollout_metrics(found, self._names).items()}
+            return None
+        writer = HeldOut(
+            journal,
+            self._new_rewards(),  # of its own: a component belongs to one event loop
+            tokenizer=self._tokenizer,
+            render=self._render,
+            section=self._config.rollout,
+            seed=self._config.run.seed,
+        )
+        return in_loop_evaluation(self._config, self._run, writer, self._held_out, pool)
 
     def _prompts_of(self, step: int) -> list[Prompt]:
         """The order alone decides: a resumed run, on any layout, asks for the same prompts. Steps count from 1."""
         count = self._config.training.prompts_per_step
         return [self._prompts[self._order[k]] for k in range((step - 1) * count, step * count)]
 
+    def _new_rewards(self) -> list[RewardFn]:
+        judge = self._config.judge
+        if judge.cache is None:
+            judge = judge.model_copy(update={"cache": str(self._run.root / JUDGE_CACHE)})
+        return build_rewards(self._config.reward, self._tokenizer, judge)
+
     def _render(self, prompt: Prompt) -> str:
         return render(prompt, self._config.data.template)
 
     def _read(self, path: str | None) -> list[Prompt]:
         prompts = read_prompts(str(path), maximum_length=self._config.reward.length.maximum)
+        if (template := self._config.data.prompt_template) is not None:
+            prompts = [replace(prompt, template=template) for prompt in prompts]
         limit = self._config.data.max_prompt_tokens
         kept = [p for p in prompts if len(self._tokenizer.encode(self._render(p))) <= limit]
         if len(kept) < len(prompts):

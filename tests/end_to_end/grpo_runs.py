@@ -65,6 +65,7 @@ def write_example(folder: Path, *, vocab_size: int = END_OF_TEXT + 1, **sections
         "grpo": {"group_size": 4, "truncated": "keep"},
         "optimizer": {"lr": 1e-3},
         "checkpoint": {"interval": 2, "keep": 10},
+        "evaluation": {"concurrent": False},
     }
     for name, values in sections.items():
         tree.setdefault(name, {}).update(values)

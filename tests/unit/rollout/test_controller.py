@@ -117,7 +117,7 @@ def test_an_engine_that_stays_dead_ends_the_wait_with_its_error(make_controller)
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:9"):
         controller.collect(1, 1)
     with pytest.raises(EngineError):
-        controller.generate(prompts(1), 1)
+        controller.collect(1, 1)
 
 
 def test_a_refused_request_is_not_tried_again(make_controller, start_engine):
@@ -179,20 +179,6 @@ def test_text_ends_with_its_stop_string():
     assert text_of("a</answer>\n", "</answer>") == "a</answer>"
     assert text_of("a", "<|user|>") == "a<|user|>"
     assert text_of("a\n", None) == "a\n"
-
-
-def test_evaluation_repeats_its_seeds_and_is_not_training_data(make_controller, start_engine, tmp_path):
-    engine = Engine()
-    controller = make_controller(start_engine(engine))
-    controller.set_version(WeightVersion(3))
-    first, second = (controller.generate(prompts(2), 2) for _ in range(2))
-    assert [[r.tokens for r in g.rollouts] for g in first] == [[r.tokens for r in g.rollouts] for g in second]
-    assert [group.admitted for group in first] == [3, 3] and [group.id for group in second] == [-3, -4]
-    assert all("letters" in scores for group in first for scores in group.scores)
-    assert controller.submit(1, prompts(1)) == [0]
-    controller.close()
-    with JournalReader(tmp_path / "journal.sqlite") as reader:
-        assert len(list(reader.groups("evaluation"))) == 4
 
 
 def test_a_close_in_the_middle_keeps_everything_received(make_controller, start_engine):

@@ -1,0 +1,82 @@
+"""Which evaluations of a run have begun, and the weights that each of them keeps until it is done.
+
+`<run>/evaluation/step_00000010.json` says that the evaluation after 10 updates has begun, and with which weights; beside
+it stand those weights where training goes on meanwhile. Hard links: they cost no space while the weights are there anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_lwz.errors import DataError
+from megatron_lwz.metrics import write_json
+from megatron_lwz.types import WeightVersion
+
+FOLDER = "evaluation"
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """An evaluation that has begun. `weights`: a Hugging Face folder of its own; None: those that the engines have."""
+
+    version: WeightVersion
+    weights: Path | None
+
+    @property
+    def step(self) -> int:
+        """After how many updates."""
+        return self.version.step
+
+
+class PinnedEvaluations:
+    """The folder of a run's evaluations that have begun and are not recorded yet. Used by one process at a time."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._root = (run_dir / FOLDER).resolve()
+
+    def begin(self, version: WeightVersion, weights: Path | None) -> Pinned:
+        """Notes an evaluation; `weights` (an exported folder, None: do not keep them) are linked into the folder."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        target = self._weights(version.step)
+        shutil.rmtree(target, ignore_errors=True)
+        if weights is not None:
+            temporary = target.with_name(f".{target.name}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(weights, temporary, copy_function=_link)
+            temporary.rename(target)
+        write_json(self._record(version.step), {"version": str(version)})
+        return Pinned(version, None if weights is None else target)
+
+    def begun(self) -> list[Pinned]:
+        """Evaluations that an earlier process left, by step. Raises DataError."""
+        found = []
+        for path in sorted(self._root.glob("step_*.json")):
+            try:
+                version = WeightVersion.parse(json.loads(path.read_text(encoding="utf-8"))["version"])
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(path, f"not the note of an evaluation ({error!r}): remove it") from error
+            weights = self._weights(version.step)
+            found.append(Pinned(version, weights if weights.is_dir() else None))
+        return found
+
+    def end(self, step: int) -> None:
+        """Forgets an evaluation and lets go of its weights."""
+        self._record(step).unlink(missing_ok=True)
+        shutil.rmtree(self._weights(step), ignore_errors=True)
+
+    def _record(self, step: int) -> Path:
+        return self._root / f"step_{step:08d}.json"
+
+    def _weights(self, step: int) -> Path:
+        return self._root / f"step_{step:08d}"
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)

@@ -1,0 +1,46 @@
+"""Which of a run's checkpoints is best on the held-out prompts. What `checkpoints/best` names is not dropped."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from megatron_lwz.config import Config
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.metrics import EVALUATION, read_metrics
+from megatron_lwz.training.checkpoint import BEST
+from megatron_lwz.training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+def mark_best(run: RunFolder, config: Config, step: int) -> None:
+    """Has `checkpoints/best` name the checkpoint, up to `step`, whose evaluation is best; the earliest of equals.
+
+    Nothing without `checkpoint.best_metric`, and before any checkpoint is evaluated. Rank 0 only. Raises ConfigError for
+    a metric that the evaluations do not have.
+    """
+    metric, path = config.checkpoint.best_metric, run.root / EVALUATION
+    if metric is None or not path.is_file():
+        return
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    if rows and not any(metric in row for row in rows):
+        known = sorted({name for row in rows for name in row} - {"step"})
+        raise ConfigError("checkpoint.best_metric", metric, f"no evaluation has it; there are {', '.join(known)}")
+    sign = 1 if config.checkpoint.best_direction == "max" else -1
+    found = [
+        (sign * row[metric], -row["step"], name)
+        for row in rows
+        for name in (f"step_{int(row['step']):08d}",)
+        if math.isfinite(row.get(metric, math.nan)) and (run.checkpoints / name / "metadata.json").is_file()
+    ]
+    if not found:
+        return
+    value, _, name = max(found)
+    pointer = run.checkpoints / BEST
+    if pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == name:
+        return
+    temporary = pointer.with_name(f".{BEST}.tmp")
+    temporary.write_text(name, encoding="utf-8")
+    temporary.replace(pointer)
+    log.info("best checkpoint: %s, %s %.4g", name, metric, sign * value)

@@ -1,0 +1,161 @@
+"""The evaluation of the main job: which engines write it, and the metrics that it gives (rank 0)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_lwz.config import Config
+from megatron_lwz.distributed import environment
+from megatron_lwz.errors import EngineError
+from megatron_lwz.evaluation import longbench_write
+from megatron_lwz.evaluation.in_loop import EvaluationEngines, InLoopEvaluation, Metrics
+from megatron_lwz.evaluation.journaled import responses_of
+from megatron_lwz.evaluation.measure import measure
+from megatron_lwz.http.process import ServerProcess
+from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rollout.held_out import HeldOut
+from megatron_lwz.rollout.pool import EnginePool
+from megatron_lwz.training.engines import START_SECONDS, embedded_server, make_pool
+from megatron_lwz.training.experience import rollout_metrics
+from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.types import Group, Prompt, WeightVersion
+
+log = logging.getLogger(__name__)
+
+JUDGE_CACHE = "judge_cache.sqlite"
+_MEASURED = ("s_l", "distinct_1", "distinct_2", "distinct_4", "language_consistent", "empty")
+"""Of the measures without a judge: those that the rewards' own details do not hold already."""
+
+
+def in_loop_evaluation(
+    config: Config, run: RunFolder, held_out: HeldOut, prompts: Sequence[Prompt], training: EnginePool
+) -> InLoopEvaluation:
+    """Evaluations on `prompts`: beside training by engines of their own, or by the `training` engines while it waits."""
+
+    async def metrics_of(groups: Sequence[Group]) -> Metrics:
+        names = list(groups[0].scores[0]) if groups and groups[0].scores else []
+        return await held_out_metrics(groups, names, config, run.root / JUDGE_CACHE)
+
+    section = config.evaluation
+    return InLoopEvaluation(
+        run.root,
+        held_out,
+        _engines(config, run, training),
+        metrics_of,
+        prompts=prompts,
+        samples=section.samples,
+        most_begun=section.most_begun,
+    )
+
+
+async def held_out_metrics(groups: Sequence[Group], names: Sequence[str], config: Config, judge_cache: Path) -> Metrics:
+    """`eval/…`: what the rewards say, `eval/text/…` what the texts show without a judge, `eval/judge/…` its ratings.
+
+    Every reply of the judge is kept in `judge_cache`. A judge that fails costs its ratings, which are counted.
+    """
+    metrics = {f"eval/{name}": value for name, value in rollout_metrics(groups, names).items()}
+    responses = responses_of(groups)
+    measured = measure(responses, config.reward.format).metrics
+    metrics |= {f"eval/text/{name}": measured[name].value for name in _MEASURED if name in measured}
+    if config.evaluation.quality:
+        section = config.judge.model_copy(update={"cache": config.judge.cache or str(judge_cache)})
+        try:
+            async with Judge(section) as judge:
+                judged = await longbench_write.evaluate(responses, judge)
+        except EngineError as error:
+            log.warning("the held-out answers are not rated: %s", error)
+            return metrics | {"eval/judge/unjudged": float(len(responses))}
+        rated = {name: judged.metrics[name].value for name in longbench_write.RATED if name in judged.metrics}
+        metrics |= {f"eval/judge/{name}": value for name, value in rated.items()}
+        metrics["eval/judge/unjudged"] = float(judged.unjudged)
+    return metrics
+
+
+def _engines(config: Config, run: RunFolder, training: EnginePool) -> EvaluationEngines:
+    if not config.evaluation.concurrent:
+        return TrainingEngines(training, config)
+    return RunningEngines(config) if config.evaluation.urls else EmbeddedEngine(config, run)
+
+
+class TrainingEngines:
+    """The engines of the training rollouts, which have the weights already: training waits."""
+
+    keeps_weights = False
+
+    def __init__(self, pool: EnginePool, config: Config) -> None:
+        self._pool = pool
+        self._concurrency = config.rollout.concurrency
+
+    def serve(self, version: WeightVersion, weights: Path | None) -> EnginePool:
+        """The same engines, for another event loop."""
+        pool = EnginePool([client.twin() for client in self._pool.clients], concurrency=self._concurrency)
+        pool.set_version(version)
+        return pool
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+class RunningEngines:
+    """`evaluation.urls`: engines that somebody started for evaluations alone, and that can read the run folder."""
+
+    keeps_weights = True
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def serve(self, version: WeightVersion, weights: Path | None) -> EnginePool:
+        """Has them load the weights. Raises EngineError."""
+        assert weights is not None
+        token = environment.get(self._config.rollout.api_key_env)
+        pool = make_pool(self._config, self._config.evaluation.urls, token)
+        pool.push_weights(weights, version)
+        return pool
+
+    def close(self) -> None:
+        """They stay."""
+
+
+class EmbeddedEngine:
+    """One embedded engine of the run's own, started for the first evaluation and kept."""
+
+    keeps_weights = True
+
+    def __init__(self, config: Config, run: RunFolder) -> None:
+        self._config = config
+        self._log = run.root / "evaluation_engine.log"
+        self._lock = threading.Lock()
+        self._server: ServerProcess | None = None
+        self._closed = False
+
+    def serve(self, version: WeightVersion, weights: Path | None) -> EnginePool:
+        """Has it load the weights; starts it where it does not run. Raises EngineError."""
+        assert weights is not None
+        fresh = self._server is None or not self._server.alive()
+        server = self._start(weights) if fresh or self._server is None else self._server
+        if fresh:
+            server.wait_ready(START_SECONDS)
+        pool = make_pool(self._config, (server.url,), server.token)
+        pool.push_weights(weights, version)
+        return pool
+
+    def close(self) -> None:
+        """Stops it."""
+        with self._lock:
+            self._closed = True
+            if self._server is not None:
+                self._server.stop()
+
+    def _start(self, weights: Path) -> ServerProcess:
+        threads = self._config.evaluation.engine_threads or self._config.rollout.engine_threads
+        server = embedded_server(self._config, weights, threads=threads or os.cpu_count() or 1, log_path=self._log)
+        with self._lock:
+            if self._closed:
+                raise EngineError(server.url, "the run ends")
+            server.start()
+            self._server = server
+        return server
