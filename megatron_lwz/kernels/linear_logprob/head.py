@@ -1,7 +1,7 @@
 """This rank's part of the output layer: its products with a chunk of rows, and its gradient.
 
-Products accumulate in fp32. A GPU multiplies bf16 by bf16 with an fp32 result; a CPU has no such product, so there a
-tile of the weight is widened when its turn comes.
+Products accumulate in fp32. A CPU has none of bf16 by bf16 with an fp32 result, so there a tile of the weight is widened
+when its turn comes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_lwz.kernels.linear_logprob.problem import accumulation_dtype
+from megatron_lwz.kernels.linear_logprob.products import accumulate, multiply
 
 
 @dataclass(frozen=True)
@@ -47,23 +48,6 @@ class Head:
     def logits(self, x: Tensor, tile: Tile, out: Tensor) -> Tensor:
         """x [n, H] · Wᵀ → `out` [n, v], in fp32 (fp64)."""
         return multiply(x, tile.weight.t(), out)
-
-
-def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """out = a · b, accumulated in the dtype of `out`."""
-    if a.dtype == out.dtype:
-        return torch.mm(a, b, out=out)
-    return torch.mm(a, b, out_dtype=out.dtype, out=out)
-
-
-def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a · b, accumulated in fp32 (fp64) also when `total` is narrower."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    elif total.dtype == accumulation_dtype(a.dtype):
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    else:
-        total.add_(torch.mm(a, b))
 
 
 class WeightGradient:

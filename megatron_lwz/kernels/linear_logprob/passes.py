@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from megatron_lwz.kernels.linear_logprob.epilogue import Epilogue, RowGradients, empty_statistics
-from megatron_lwz.kernels.linear_logprob.head import Head, Tile, WeightGradient, accumulate
+from megatron_lwz.kernels.linear_logprob.head import Head, Tile, WeightGradient
 from megatron_lwz.kernels.linear_logprob.problem import Problem
+from megatron_lwz.kernels.linear_logprob.products import accumulate
 
 Logits = Callable[[Tensor, Tile], Tensor]
 """(x [n, H], tile) → its logits [n, v]."""

@@ -1,0 +1,59 @@
+"""The op's matrix products: fp32 (fp64) sums, from whichever library is fastest where they run.
+
+A GPU multiplies bf16 by bf16 with an fp32 result. On a CPU torch hands fp32 products to MKL, which leaves AVX-512 unused on
+processors that Intel did not make; oneDNN, which torch carries too, uses it everywhere and takes half the time there.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_WORTH = 2**24
+"""Multiplications from which on a product pays for oneDNN's set-up and for copying its result into place."""
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """out = a [n, k] · b [k, m], accumulated in the dtype of `out`."""
+    if _for_onednn(a, b, out):
+        return out.copy_(_onednn(a, b))
+    if a.dtype == out.dtype:
+        return torch.mm(a, b, out=out)
+    return torch.mm(a, b, out_dtype=out.dtype, out=out)
+
+
+def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a · b, accumulated in fp32 (fp64) also when `total` is narrower."""
+    if _for_onednn(a, b, total):
+        total.add_(_onednn(a, b))
+    elif a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif total.dtype in (torch.float32, torch.float64):
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total.add_(torch.mm(a, b))
+
+
+def _for_onednn(a: Tensor, b: Tensor, out: Tensor) -> bool:
+    same = a.dtype == b.dtype == out.dtype == torch.float32
+    packed = b.is_contiguous() or b.t().is_contiguous()  # of other strides oneDNN makes a plain loop
+    large = a.numel() * b.shape[1] >= _WORTH
+    return same and packed and large and a.device.type == "cpu" and mkl_leaves_avx512()
+
+
+def _onednn(a: Tensor, b: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+
+
+@functools.cache
+def mkl_leaves_avx512() -> bool:
+    """Whether this processor has AVX-512 that MKL does not use, and torch the product of oneDNN that does."""
+    try:
+        processor = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return wide and "GenuineIntel" not in processor and hasattr(torch.ops.mkldnn, "_linear_pointwise")
