@@ -2,10 +2,11 @@ import itertools
 import random
 import time
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_lwz.data.text.near_duplicates import find_duplicates, shingles
+from megatron_lwz.data.text.near_duplicates import find_duplicates, paragraphs, shingles
 
 ENGLISH = "The tide comes in slowly over the grey stones and the old men on the pier say nothing at all about it."
 OTHER = "A baker in our street lights his oven before dawn, so that every child has warm bread on the way to school."
@@ -59,3 +60,46 @@ def test_cjk_and_latin_mix_in_one_paragraph():
     assert shingles("GPU 加速 fast", 2) == shingles("gpu，加速，FAST", 2)
     assert len(shingles("GPU 加速 fast", 2)) == 3
     assert list(itertools.islice(shingles("one", 2), 1)) == []
+
+
+def test_a_loop_without_line_breaks_is_seen_sentence_by_sentence():
+    loop = "I walk to the sea and I look at the water all day. " * 40
+    assert find_duplicates(loop).compared == 1, "one paragraph has no equal"
+    report = find_duplicates(loop, longest=100)
+    assert (report.compared, report.duplicates) == (40, 39)
+    chinese = "我慢慢走到海边，看着远处的渔船一整天没有说话。" * 30
+    report = find_duplicates(chinese, longest=100)
+    assert (report.compared, report.duplicates) == (30, 29)
+    assert find_duplicates("so very " * 400 + "\n" + "so very " * 300).duplicates == 1, (
+        "two n-grams only, but a long line"
+    )
+
+
+def test_pieces_of_long_lines_hold_all_of_the_text_and_short_lines_stay_whole():
+    line = 'He said: "No." Then, at 3.15, he left!  She waited… And waited. 他走了。她说：“好！”然后就睡了；天亮了'
+    pieces = list(paragraphs(line, longest=5, shortest=4))
+    assert "".join(pieces) == line and len(pieces) >= 4
+    assert list(paragraphs(f"{line}\n\n  \nshort one", longest=100)) == [line, "short one"]
+    assert list(paragraphs("a" * 500, longest=100)) == ["a" * 500], "one long word is no long paragraph"
+
+
+@pytest.mark.parametrize("shared", [0.4, 0.7, 0.97])
+def test_paragraphs_that_share_much_stay_fast(shared):
+    rng = random.Random(1)
+    words = [f"w{number}" for number in range(5000)]
+    base = rng.choices(words, k=100)
+    lines = [" ".join(base[: int(shared * 100)] + rng.choices(words, k=100 - int(shared * 100))) for _ in range(120)]
+    start = time.process_time()
+    report = find_duplicates("\n".join(lines))
+    assert report.duplicates == (119 if shared > 0.9 else 0)
+    assert time.process_time() - start < 0.5, "12,000 words"
+
+
+@pytest.mark.parametrize("hostile", [".", ". ", "。", "…", '."', "x。”", "a" * 50 + " "])
+def test_hostile_lines_cost_linear_time(hostile):
+    text = hostile * (60_000 // len(hostile))
+    start = time.process_time()
+    pieces = list(paragraphs(text, longest=5))
+    assert "".join(pieces) == text and all(pieces)
+    find_duplicates(text, longest=5)
+    assert time.process_time() - start < 2.0
