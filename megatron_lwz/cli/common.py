@@ -95,20 +95,20 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, quiet=environment.rank() != 0, soft_wrap=True, highlight=False)
 
 
+def progress_bar(on: Console) -> Progress:
+    """A bar with counts, a field `note` and times; it shows on a terminal only."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, *times, console=on, disable=not on.is_terminal)
+
+
 class StepProgress:
     """Shows how far a run is: a bar on a terminal, a plain line per step elsewhere, nothing on ranks above 0."""
 
     def __init__(self, title: str, total: int, *, completed: int = 0) -> None:
         self._console = console()
         self._title, self._total = title, total
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, *times, console=self._console, disable=not self._console.is_terminal)
+        self._bar = progress_bar(self._console)
         self._task = self._bar.add_task(title, total=total, completed=completed, note="")
 
     def __call__(self, step: int, shown: Mapping[str, float]) -> None:

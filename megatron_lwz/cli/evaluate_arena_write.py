@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_lwz.cli import common, evaluate_judge
-from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.cli.evaluate_results import output_folder, positive, show_estimates, write_json, write_rows
-from megatron_lwz.config.sections import JudgeSection
 from megatron_lwz.errors import EngineError
 from megatron_lwz.evaluation.arena_files import read_baselines, read_player
 from megatron_lwz.evaluation.arena_write import LABELS, ArenaReport, Game, pairs, play, report
 from megatron_lwz.evaluation.tasks import Task, read_tasks
 from megatron_lwz.report.evaluation import arena_sections, write_page
-from megatron_lwz.rewards.judge import Judge
 from megatron_lwz.rewards.judge_prompts import PAIR_VERSIONS
 
 SAMPLING = {"temperature": 0.0, "max_tokens": 1024}
@@ -41,7 +37,11 @@ def main(argv: Sequence[str]) -> None:
         raise common.UsageError("one player alone: give another --responses, a --baseline, or prompts with baselines")
     folder = output_folder(options.output)
     section = evaluate_judge.section_of(options, folder, SAMPLING)
-    games, incomplete, judged = asyncio.run(_play(tasks, texts, who, section, options.repeats))
+    (games, incomplete), judged = evaluate_judge.judged(
+        section,
+        "judged",
+        lambda judge, shown: play(tasks, texts, who, judge, repeats=options.repeats, shown=shown),
+    )
     if not any(anchor in (game.first, game.second) for game in games):
         raise EngineError(section.url or "", f"{anchor}, whom the ratings are relative to, has no judged game")
     found = report(games, list(texts), anchor=anchor, anchor_elo=options.anchor_elo)
@@ -51,16 +51,6 @@ def main(argv: Sequence[str]) -> None:
     result |= {"prompts": len(tasks), "incomplete": incomplete} | found.as_json()
     result["metrics"] = {"Elo": result["elo"][main_player]} if main_player in result["elo"] else {}
     _write(folder, result, found, games)
-
-
-async def _play(
-    tasks: Sequence[Task], texts: Texts, who: Sequence[tuple[str, str]], section: JudgeSection, repeats: int
-) -> tuple[list[Game], int, dict[str, Any]]:
-    async with Judge(section) as judge:
-        with Bar("judged") as bar:
-            games, incomplete = await play(tasks, texts, who, judge, repeats=repeats, shown=bar)
-        evaluate_judge.show_counters(judge)
-        return games, incomplete, evaluate_judge.summary(judge, section)
 
 
 def _players(options: argparse.Namespace, tasks: Sequence[Task]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from megatron_lwz.cli.common import console
+from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.config import load_config
 from megatron_lwz.config.sections import JudgeSection
+from megatron_lwz.evaluation.asking import Shown
 from megatron_lwz.rewards.judge import Judge
 
+T = TypeVar("T")
 CACHE = "judge_cache.sqlite"
 
 
@@ -36,15 +41,24 @@ def section_of(options: argparse.Namespace, folder: Path, sampling: Mapping[str,
     return section.model_copy(update=chosen)
 
 
-def summary(judge: Judge, section: JudgeSection) -> dict[str, Any]:
-    """For result files: who judged, how it was sampled, and what became of the questions. Never the key."""
+def judged(section: JudgeSection, title: str, work: Callable[[Judge, Shown], Awaitable[T]]) -> tuple[T, dict[str, Any]]:
+    """Does `work(judge, shown)` under a bar, prints what it cost; its result, and for result files who judged, how it was
+    sampled and what became of the questions. Never the key. Raises LwzError.
+    """
+
+    async def run() -> tuple[T, Counter[str]]:
+        async with Judge(section) as judge:
+            with Bar(title) as bar:
+                found = await work(judge, bar)
+            return found, judge.counters
+
+    found, counters = asyncio.run(run())
+    _show(counters)
     settings = section.model_dump(include={"model", "temperature", "top_p", "max_tokens", "body"})
-    return settings | {"counters": dict(sorted(judge.counters.items()))}
+    return found, settings | {"counters": dict(sorted(counters.items()))}
 
 
-def show_counters(judge: Judge) -> None:
-    """Prints what the judge was asked, and what got no verdict."""
-    counters = judge.counters
+def _show(counters: Counter[str]) -> None:
     failed = {name.removeprefix("failed/"): count for name, count in counters.items() if name.startswith("failed/")}
     text = f"judge: {counters['asked']} questions, {counters['cached']} from the cache, {counters['requests']} requests"
     text += f", {counters['prompt_tokens'] + counters['completion_tokens']} tokens"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_lwz.cli import common, evaluate_judge
-from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, write_json, write_rows
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import longbench_write
@@ -18,7 +16,6 @@ from megatron_lwz.evaluation.longbench_write import LABELS, LongBenchReport, Rul
 from megatron_lwz.evaluation.responses import Response, read_responses
 from megatron_lwz.evaluation.tasks import Task, read_tasks
 from megatron_lwz.report.evaluation import longbench_sections, write_page
-from megatron_lwz.rewards.judge import Judge
 
 SAMPLING = {"temperature": 0.5, "max_tokens": 1024}
 """Of the judge in the public eval_quality.py."""
@@ -37,21 +34,15 @@ def main(argv: Sequence[str]) -> None:
         found = longbench_write.evaluate_now(responses)
         common.console().print("no judge.url: S_l only", markup=False)
     else:
-        found, result["judge"] = asyncio.run(_judged(responses, section, public))
+        found, result["judge"] = evaluate_judge.judged(
+            section,
+            "judged",
+            lambda judge, shown: longbench_write.evaluate(responses, judge, public=public, shown=shown),
+        )
         result["judge"]["wording"] = wording
     steps = longbench_write.ruler(read_responses(options.ruler)) if options.ruler else []
     result |= found.as_json() | {"ruler": [vars(step) for step in steps]}
     _write(folder, name, result, found, steps)
-
-
-async def _judged(
-    responses: Sequence[Response], section: Any, public: str | None
-) -> tuple[LongBenchReport, dict[str, Any]]:
-    async with Judge(section) as judge:
-        with Bar("judged") as bar:
-            found = await longbench_write.evaluate(responses, judge, public=public, shown=bar)
-        evaluate_judge.show_counters(judge)
-        return found, evaluate_judge.summary(judge, section)
 
 
 def _responses(path: Path, tasks: Sequence[Task]) -> tuple[list[Response], int]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from megatron_lwz.cli.common import console
+from megatron_lwz.cli.common import console, progress_bar
 
 LINE_SECONDS = 10.0
 
@@ -19,14 +17,7 @@ class Bar:
         self._console = console()
         self._title = title
         self._said = time.monotonic()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, *times, console=self._console, disable=not self._console.is_terminal)
+        self._bar = progress_bar(self._console)
         self._task = self._bar.add_task(title, total=None, note="")
 
     def __call__(self, done: int, total: int, note: str = "") -> None:

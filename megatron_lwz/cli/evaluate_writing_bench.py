@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import csv
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.cli import common, evaluate_judge
-from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.cli.evaluate_results import output_folder, positive, show_estimates, write_json, write_text
-from megatron_lwz.config.sections import JudgeSection
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import judge_prompts
 from megatron_lwz.evaluation import writing_bench_files as files
@@ -22,7 +19,6 @@ from megatron_lwz.evaluation.statistics import Estimate
 from megatron_lwz.evaluation.writing_bench import Judged, aggregate, judge_responses
 from megatron_lwz.evaluation.writing_bench_files import Benchmark, Scores
 from megatron_lwz.report.evaluation import write_page, writing_bench_sections
-from megatron_lwz.rewards.judge import Judge
 
 Wording = tuple[str, str] | None
 
@@ -62,7 +58,13 @@ def _judge(options: argparse.Namespace, benchmark: Benchmark, folder: Path, resu
     public, wording = _wording(options, benchmark)
     section = evaluate_judge.section_of(options, folder, files.JUDGE_SAMPLING[benchmark.era])
     responses = _responses(options.responses, benchmark)
-    judged, result["judge"] = asyncio.run(_ask(benchmark, responses, section, public, options.evaluations))
+    judged, result["judge"] = evaluate_judge.judged(
+        section,
+        "scored",
+        lambda judge, shown: judge_responses(
+            benchmark, responses, judge, public=public, evaluations=options.evaluations, shown=shown
+        ),
+    )
     missing = len(benchmark.queries) - len(responses)
     result |= {"wording": wording, "missing": missing, "incomplete": list(judged.incomplete)}
     if missing:
@@ -70,18 +72,6 @@ def _judge(options: argparse.Namespace, benchmark: Benchmark, folder: Path, resu
     if judged.incomplete:
         _warn(f"{len(judged.incomplete)} queries are left out: the judge gave no score for one of their criteria")
     return judged
-
-
-async def _ask(
-    benchmark: Benchmark, responses: Sequence[Response], section: JudgeSection, public: Wording, evaluations: int
-) -> tuple[Judged, dict[str, Any]]:
-    async with Judge(section) as judge:
-        with Bar("scored") as bar:
-            judged = await judge_responses(
-                benchmark, responses, judge, public=public, evaluations=evaluations, shown=bar
-            )
-        evaluate_judge.show_counters(judge)
-        return judged, evaluate_judge.summary(judge, section)
 
 
 def _responses(path: Path, benchmark: Benchmark) -> list[Response]:

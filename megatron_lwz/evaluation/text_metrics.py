@@ -6,6 +6,7 @@ import re
 from typing import Literal
 
 from megatron_lwz.data.templates import detect_language
+from megatron_lwz.rewards.length import longbench_reward
 from megatron_lwz.types import LengthRange
 
 # As in data/text/near_duplicates: a CJK character is a unit of its own, any other run of word characters is one.
@@ -14,23 +15,12 @@ _CJK = re.compile(r"[\u4e00-\u9fff]")
 _WORD = re.compile(r"\b[a-zA-Z]+\b")
 
 
-def length_score(required: float, written: int) -> float:
-    """S_l of LongBench-Write, 0 to 100: x = required > 0, y = written, both in words + CJK characters.
-
-    y > x: 100 · max(0, 1 − (y/x − 1)/3), else 100 · max(0, 1 − (x/y − 1)/2). An empty text scores 0 (the public script
-    divides by zero there).
-    """
-    if written <= 0:
-        return 0.0
-    if written > required:
-        return 100 * max(0.0, 1.0 - (written / required - 1) / 3)
-    return 100 * max(0.0, 1.0 - (required / written - 1) / 2)
-
-
 def range_score(asked: LengthRange, written: int) -> float:
-    """`length_score` against the nearest length of the range: 100 inside it. A range [N, N] is LongBench-Write's N."""
-    nearest = min(max(written, asked.lower), asked.upper)
-    return length_score(nearest, written) if nearest else 100.0
+    """S_l of LongBench-Write, 0 to 100, against the nearest length of the range: 100 inside it.
+
+    A range [N, N] is LongBench-Write's N. An empty text scores 0 (the public script divides by zero there).
+    """
+    return 100 * longbench_reward(written, asked)
 
 
 def distinct(text: str, size: int) -> float | None:
