@@ -109,11 +109,16 @@ class Judge(Closing):
 
     async def close(self) -> None:
         """Drops what is under way, then closes."""
+        await self.disconnect()
+        self._cache.close()
+
+    async def disconnect(self) -> None:
+        """Drops what is under way and leaves the event loop; another one may then ask."""
         for task in list(self._running.values()):
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         await self._client.close()
-        self._cache.close()
+        self._slots = asyncio.Semaphore(self._section.concurrency)
 
     async def ask(self, question: Question, read: Callable[[str], T | None]) -> Verdict[T] | None:
         """The verdict that `read` finds in the reply; None after every failure.

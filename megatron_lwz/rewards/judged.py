@@ -69,9 +69,7 @@ class JudgedComponent(Closing):
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
         """One score in [0, 1] per rollout. Details depend on the kind; `version` is the judge's model and the prompt's version."""
         answers = [(parse_rollout(prompt, rollout).answer or "").strip() for rollout in rollouts]
-        known = prompt.language or detect_language(prompt.text)
-        found = await self._judge_group(Task(prompt, "zh" if known == "zh" else "en"), answers)
-        return self._mask(found)
+        return self._mask(await self._judge_group(Task(prompt, _language(prompt)), answers))
 
     def metrics(self) -> dict[str, float]:
         """Counts since the start of the process: the judge's own (for all components together), and masked groups."""
@@ -82,8 +80,8 @@ class JudgedComponent(Closing):
         return counted
 
     async def close(self) -> None:
-        """Closes the judge, also for the other components."""
-        await self._judge.close()
+        """Leaves the event loop, with the judge of all components; another one may go on."""
+        await self._judge.disconnect()
 
     @abstractmethod
     async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
@@ -258,6 +256,12 @@ def choose_pairs(texts: Sequence[str], opponents: int) -> list[tuple[int, int]]:
         range(count), key=lambda place: (hashlib.sha256(texts[place].encode("utf-8", "surrogatepass")).digest(), place)
     )
     return [(ring[k], ring[(k + step) % count]) for step in range(1, reach + 1) for k in range(count)]
+
+
+def _language(prompt: Prompt) -> Language:
+    """The row's, if it is one that our questions are worded in, else by the characters of the request."""
+    known: dict[str, Language] = {"en": "en", "zh": "zh", "english": "en", "chinese": "zh"}
+    return known.get(prompt.language or "") or known[detect_language(prompt.text)]
 
 
 def _total(pairs: Sequence[Pair]) -> ComponentScore | None:
