@@ -1,8 +1,10 @@
-"""Makes what `make demo` pretrains on: a small bilingual corpus and a byte-level BPE tokenizer in Qwen2.5's format.
+"""Makes what `make demo` learns from: a small bilingual corpus, good texts, and a byte-level BPE tokenizer like Qwen2.5's.
 
-    python tools/make_tiny_data.py --out DIR [--documents 8000] [--vocabulary 1280] [--seed 1]
+    python tools/make_tiny_data.py --out DIR [--documents 8000] [--good 1600] [--vocabulary 1280] [--seed 1]
 
-Writes DIR/corpus.jsonl, DIR/tokenizer.json and DIR/tokenizer_config.json; the same arguments give the same bytes.
+Writes DIR/corpus.jsonl, DIR/good.jsonl, DIR/tokenizer.json and DIR/tokenizer_config.json; the same arguments give the
+same bytes. good.jsonl holds requests with texts of the asked length that do not repeat themselves: what preference pairs
+are made of.
 A document is a rendered prompt (bare template), a response and the end-of-text token. The responses are what a careless
 author would write: less than a third of them follow the think/answer form, less than half have the asked length, and
 some repeat a paragraph.
@@ -84,6 +86,11 @@ class Author:
         gap = " " if extra and self._language == "english" else ""
         return Request(self._language, topic, lower, upper, text + gap + extra)
 
+    def good(self, request: Request) -> str:
+        """A text as the request wants it: the right length, nothing said twice, no tags."""
+        aspects = self._rng.sample(self._words["topics"][request.topic], self._right_count(request))
+        return self._body(request, aspects, repeating=0.0)
+
     def respond(self, request: Request) -> str:
         """A response of random form and, more often than not, of another length than the asked one."""
         count = self._count(request)
@@ -108,10 +115,13 @@ class Author:
         return responses[form]
 
     def _count(self, request: Request) -> int:
-        right = self._ranges.index([request.lower, request.upper]) + 2
+        right = self._right_count(request)
         if self._rng.random() < RIGHT_LENGTH:
             return right
         return self._rng.choice([n for n in range(1, 9) if n != right])
+
+    def _right_count(self, request: Request) -> int:
+        return self._ranges.index([request.lower, request.upper]) + 2
 
     def _plan(self, request: Request, aspects: list[str]) -> str:
         numbered = self._words["numbered"]
@@ -124,10 +134,10 @@ class Author:
             aspects=self._words["joint"].join(listed),
         )
 
-    def _body(self, request: Request, aspects: list[str]) -> str:
+    def _body(self, request: Request, aspects: list[str], repeating: float = REPEATING) -> str:
         templates = self._rng.sample(self._words["paragraphs"], len(aspects))
         contents = [t.format(topic=request.topic, aspect=a) for t, a in zip(templates, aspects, strict=True)]
-        if len(contents) > 1 and self._rng.random() < REPEATING:
+        if len(contents) > 1 and self._rng.random() < repeating:
             stuck = self._rng.randrange(len(contents) - 1)
             contents[stuck:] = [contents[stuck]] * (len(contents) - stuck)
         ordinals = (self._words["ordinal"].format(ordinal=word) for word in self._words["ordinals"])
@@ -136,19 +146,29 @@ class Author:
 
 def documents(count: int, *, seed: int, held_out: set[tuple[str, int]] = frozenset()) -> Iterator[str]:
     """`count` documents, half English and half Chinese; `held_out` (topic, lower) pairs are left out."""
+    for number, (author, request) in enumerate(_requests(count, seed=seed, held_out=held_out)):
+        prompt = render(Prompt(str(number), request.text), "bare")
+        # The space keeps the prompt's last token whole: "<|assistant|>:" is cut the same with and without a response.
+        yield f"{prompt} {author.respond(request)}{END_OF_TEXT}"
+
+
+def good_texts(count: int, *, seed: int, held_out: set[tuple[str, int]] = frozenset()) -> Iterator[dict[str, str]]:
+    """`count` rows {"id", "prompt", "response"} of good texts, half English and half Chinese."""
+    for number, (author, request) in enumerate(_requests(count, seed=seed, held_out=held_out)):
+        yield {"id": f"good-{number}", "prompt": request.text, "response": author.good(request)}
+
+
+def _requests(count: int, *, seed: int, held_out: set[tuple[str, int]]) -> Iterator[tuple[Author, Request]]:
     grammar = yaml.safe_load((EXAMPLE / "grammar.yaml").read_text(encoding="utf-8"))
     rng = random.Random(seed)
     authors = [Author(language, grammar, rng) for language in ("english", "chinese")]
-    written = 0
-    while written < count:
-        author = authors[written % 2]
+    given = 0
+    while given < count:
+        author = authors[given % 2]
         request = author.request()
-        if (request.topic, request.lower) in held_out:
-            continue
-        prompt = render(Prompt(str(written), request.text), "bare")
-        # The space keeps the prompt's last token whole: "<|assistant|>:" is cut the same with and without a response.
-        yield f"{prompt} {author.respond(request)}{END_OF_TEXT}"
-        written += 1
+        if (request.topic, request.lower) not in held_out:
+            yield author, request
+            given += 1
 
 
 def held_out_pairs(path: Path) -> set[tuple[str, int]]:
@@ -204,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--documents", type=int, default=8000)
+    parser.add_argument("--good", type=int, default=1600, metavar="TEXTS", help="rows of good.jsonl")
     parser.add_argument("--vocabulary", type=int, default=1280)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
@@ -212,6 +233,9 @@ def main() -> None:
     texts = list(documents(arguments.documents, seed=arguments.seed, held_out=held_out))
     with (arguments.out / "corpus.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    with (arguments.out / "good.jsonl").open("w", encoding="utf-8") as file:
+        rows = good_texts(arguments.good, seed=arguments.seed + 1, held_out=held_out)
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     tokenizer = train_tokenizer(texts, arguments.vocabulary)
     save_tokenizer(tokenizer, arguments.out)
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))

@@ -15,5 +15,6 @@ def sequence_flops(arch: Architecture, length: int) -> float:
     query, key_value = arch.num_attention_heads * head, arch.num_key_value_heads * head
     weights = arch.hidden_size * (2 * query + 2 * key_value + 3 * arch.intermediate_size)
     attention = query * length  # scores and values over `length`² / 2 pairs each
-    per_token = 2.0 * (arch.num_hidden_layers * (weights + attention) + arch.hidden_size * arch.vocab_size)
+    outputs = arch.vocab_size if arch.head == "language" else 1
+    per_token = 2.0 * (arch.num_hidden_layers * (weights + attention) + arch.hidden_size * outputs)
     return length * per_token

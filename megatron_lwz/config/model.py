@@ -8,6 +8,8 @@ from pydantic import Field
 
 from megatron_lwz.config.base import Section
 
+Head = Literal["language", "scalar"]
+
 
 class Architecture(Section):
     """The numbers of a Qwen2.5 decoder (names as in Hugging Face's config.json)."""
@@ -24,6 +26,10 @@ class Architecture(Section):
     tie_word_embeddings: bool = False
     head_dim: int | None = Field(None, gt=0, description="null: hidden_size / num_attention_heads")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of random initial weights")
+    head: Head = Field(
+        "language",
+        description="language: next-token log-probs; scalar: one score per text, Hugging Face's Qwen2ForSequenceClassification",
+    )
 
 
 class ModelSection(Section):
@@ -40,6 +46,9 @@ class ModelSection(Section):
     )
     attention: Literal["auto", "transformer_engine", "flash", "torch"] = Field(
         "auto", description="auto: Transformer Engine if installed with a GPU, else flash-attn, else torch"
+    )
+    head: Head | None = Field(
+        None, description="null: as `hf` or `architecture` says; train_reward_model makes it scalar by itself"
     )
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from megatron_lwz.config.base import Fraction, Section
+from megatron_lwz.config.base import ComponentSection, Fraction, Normalizer, Section
+from megatron_lwz.config.judge import JudgeReward
+from megatron_lwz.config.reward_model import WritingReward
 
 
-class LengthReward(Section):
+class LengthReward(ComponentSection):
     """The paper's piecewise length reward (section 3.1)."""
 
-    weight: float = Field(1.0, ge=0, description="paper: equal weights (B)")
     unit: Literal["words", "characters", "tokens"] = Field(
         "words", description="words = CJK characters + alphabetic words, as LongBench-Write counts; open"
     )
@@ -36,10 +37,9 @@ class LengthReward(Section):
     )
 
 
-class FormatReward(Section):
+class FormatReward(ComponentSection):
     """One think segment, one answer segment, no near-duplicate paragraphs (section 3.1)."""
 
-    weight: float = Field(1.0, ge=0, description="paper: equal weights (B)")
     duplicate_penalty: Fraction = Field(
         0.5, description="subtracted times the share of near-duplicate paragraphs; open"
     )
@@ -50,18 +50,44 @@ class FormatReward(Section):
     minimum_shingles: int = Field(8, gt=0, description="shorter paragraphs are not compared; open")
 
 
+class FunctionReward(ComponentSection):
+    """A component of your own: a plain or async Python function (docs/rewards.md). The path alone will do too."""
+
+    path: str = Field(description="package.module:function")
+    name: str = Field("", description="the component's name in metrics; empty: the function's")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_path(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str) else given
+
+    @property
+    def title(self) -> str:
+        """The component's name."""
+        return self.name or self.path.partition(":")[2].rpartition(".")[2]
+
+
 class RewardSection(Section):
     """Components and how they become one advantage."""
 
     length: LengthReward = LengthReward()
     format: FormatReward = FormatReward()
-    functions: tuple[str, ...] = Field((), description="extra components: package.module:function")
+    writing: WritingReward = WritingReward()
+    judges: tuple[JudgeReward, ...] = Field((), description="components scored by the model of section `judge`")
+    functions: tuple[FunctionReward, ...] = Field((), description="components of your own")
     combine: Literal["advantages", "rewards"] = Field(
         "advantages",
         description="advantages: normalise each component in its group, then average (paper, B); rewards: average first",
     )
-    normalizer: Literal["zscore", "range", "none"] = Field(
+    normalizer: Normalizer = Field(
         "zscore", description="zscore: (r − mean)/std (B); range: scaled to [−1, 1] in the group (C); none: r − mean"
+    )
+    violators: dict[str, float] = Field(
+        {},
+        description="component → the score that a rollout must reach; one that does not gets a negative advantage (RLMR, B), see docs/rewards.md; empty = off",
+    )
+    violator_margin: float = Field(
+        0.1, gt=0, description="how far below 0 the best violator's advantage is pushed, in advantage units; open"
     )
     shuffle: bool = Field(
         False, description="control experiment: permute scores among all rollouts of a step; nothing should be learned"

@@ -6,13 +6,14 @@ our choice (docs/recipe.md explains it).
 
 from __future__ import annotations
 
-from megatron_lwz.config.base import Fraction, Section
+from megatron_lwz.config.base import ComponentSection, Fraction, Section
 from megatron_lwz.config.data import DataSection
 from megatron_lwz.config.evaluation import EvaluationSection
 from megatron_lwz.config.grpo import GrpoSection
-from megatron_lwz.config.judge import JudgeSection
+from megatron_lwz.config.judge import JudgeReward, JudgeSection
 from megatron_lwz.config.model import Architecture, KernelsSection, ModelSection, ParallelSection
-from megatron_lwz.config.reward import FormatReward, LengthReward, RewardSection
+from megatron_lwz.config.reward import FormatReward, FunctionReward, LengthReward, RewardSection
+from megatron_lwz.config.reward_model import RewardModelSection, WritingReward
 from megatron_lwz.config.rollout import RolloutSection, WeightSyncSection
 from megatron_lwz.config.training import (
     CheckpointSection,
@@ -26,11 +27,14 @@ from megatron_lwz.config.training import (
 __all__ = [
     "Architecture",
     "CheckpointSection",
+    "ComponentSection",
     "DataSection",
     "EvaluationSection",
     "FormatReward",
     "Fraction",
+    "FunctionReward",
     "GrpoSection",
+    "JudgeReward",
     "JudgeSection",
     "KernelsSection",
     "LengthReward",
@@ -38,6 +42,7 @@ __all__ = [
     "ModelSection",
     "OptimizerSection",
     "ParallelSection",
+    "RewardModelSection",
     "RewardSection",
     "RolloutSection",
     "RunSection",
@@ -45,4 +50,5 @@ __all__ = [
     "SftSection",
     "TrainingSection",
     "WeightSyncSection",
+    "WritingReward",
 ]

@@ -23,6 +23,7 @@ class Config(s.Section):
     judge: s.JudgeSection = s.JudgeSection()
     grpo: s.GrpoSection = s.GrpoSection()
     sft: s.SftSection = s.SftSection()
+    reward_model: s.RewardModelSection = s.RewardModelSection()
     optimizer: s.OptimizerSection = s.OptimizerSection()
     checkpoint: s.CheckpointSection = s.CheckpointSection()
     kernels: s.KernelsSection = s.KernelsSection()
@@ -32,6 +33,10 @@ class Config(s.Section):
 
     def architecture(self) -> s.Architecture:
         """The decoder's numbers, from `model.architecture`, `model.preset` or the Hugging Face config. Raises ConfigError."""
+        found, head = self._architecture(), self.model.head
+        return found if head is None else found.model_copy(update={"head": head})
+
+    def _architecture(self) -> s.Architecture:
         model = self.model
         given = [key for key in ("hf", "architecture", "preset") if getattr(model, key) is not None]
         if len(given) != 1:
@@ -176,6 +181,7 @@ def read_hf_architecture(folder: Path) -> s.Architecture:
     values = {key: raw[key] for key in s.Architecture.model_fields if key in raw and raw[key] is not None}
     if "rope_theta" in rope:  # transformers 5 nests it
         values["rope_theta"] = rope["rope_theta"]
+    values["head"] = "scalar" if "Qwen2ForSequenceClassification" in (raw.get("architectures") or ()) else "language"
     try:
         return s.Architecture(**values)
     except ValueError as error:

@@ -43,6 +43,13 @@ def plan_micro_batches(
             f"a sequence takes {max(sizes)} tokens: raise it to at least that",
         )
     costs = [cost(length) for length in lengths]
+    return pack_units(sizes, costs, data_size=data_size, token_cap=token_cap, multiple_of=multiple_of)
+
+
+def pack_units(
+    sizes: Sequence[int], costs: Sequence[float], *, data_size: int, token_cap: int, multiple_of: int = 1
+) -> list[list[list[int]]]:
+    """`plan_micro_batches` of units whatever they are: `sizes` in tokens, none over `token_cap`."""
     step = data_size * multiple_of
     count = max(1, math.ceil(sum(sizes) / (token_cap * step))) * step
     while (packs := _fill(sizes, costs, count, token_cap)) is None:

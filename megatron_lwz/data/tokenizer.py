@@ -59,6 +59,18 @@ class Tokenizer:
         return frozenset(found)
 
 
+def read_pad_id(folder: Path) -> int | None:
+    """The padding token that a Hugging Face folder names in config.json or tokenizer_config.json, None without one."""
+    given = _read_object(folder / "config.json").get("pad_token_id")
+    if given is not None:
+        return given
+    token = _read_object(folder / "tokenizer_config.json").get("pad_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    if token is None or not (folder / "tokenizer.json").is_file():
+        return None
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(token)
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}

@@ -28,6 +28,7 @@ from megatron_lwz.kernels.layers import PLAIN, LayerOps, layer_ops
 from megatron_lwz.models.attention import CausalAttention, PackedSelfAttention, has_flash_attention
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.norm import RMSNorm
+from megatron_lwz.models.reward_model import RewardModel
 
 _log = logging.getLogger(__name__)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -126,7 +127,8 @@ def layer_spec(
 def build_policy(config: Config) -> list[PolicyModel]:
     """This rank's model chunks (one, or one per virtual pipeline stage) with uninitialised weights.
 
-    Fill them with `models.hf.load_policy`. Raises ConfigError for an attention back end that cannot run here.
+    An architecture with a scalar head gives `RewardModel`s, which are filled, saved and exported in the same ways. Fill
+    them with `models.hf.load_policy`. Raises ConfigError for an attention back end that cannot run here.
     """
     arch = config.architecture()
     settings = transformer_config(arch, config)
@@ -142,8 +144,10 @@ def build_policy(config: Config) -> list[PolicyModel]:
         )
     virtual = config.parallel.virtual_pipeline
     chunks = range(virtual) if virtual else [None]
+    scalar = arch.head == "scalar"
+    model: type[Any] = RewardModel if scalar else PolicyModel
     return [
-        PolicyModel(
+        model(
             settings,
             arch,
             transformer_layer_spec=layer_spec(settings, backend=backend, ops=ops, chunk=chunk),
@@ -151,7 +155,7 @@ def build_policy(config: Config) -> list[PolicyModel]:
             max_sequence_length=arch.max_position_embeddings,
             pre_process=groups.is_first_stage(chunk),
             post_process=groups.is_last_stage(chunk),
-            share_embeddings_and_output_weights=arch.tie_word_embeddings,
+            share_embeddings_and_output_weights=arch.tie_word_embeddings and not scalar,
             position_embedding_type="rope",
             rotary_base=arch.rope_theta,
             vp_stage=chunk,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from megatron_lwz.config import Config
 from megatron_lwz.config.flops import sequence_flops
-from megatron_lwz.data.packing import build_micro_batch, plan_micro_batches
+from megatron_lwz.data.packing import build_micro_batch, pack_units, plan_micro_batches
 from megatron_lwz.distributed import groups
 from megatron_lwz.types import MicroBatch, SequenceBatch
 
@@ -17,15 +19,57 @@ def make_micro_batches(batch: SequenceBatch, config: Config, token_weights: Tens
     `token_weights` [sum of lengths] fp32 are the loss weights of the tokens of `batch`. Raises ConfigError for a
     sequence longer than `training.tokens_per_micro_batch`.
     """
-    arch, parallel = config.architecture(), config.parallel
+    arch = config.architecture()
     plan = plan_micro_batches(
         [length - 1 for length in batch.lengths()],  # the last token is a label only
         data_size=groups.data_size(),
         token_cap=config.training.tokens_per_micro_batch,
-        multiple_of=parallel.pipeline if parallel.virtual_pipeline else 1,
-        align=2 * parallel.context if parallel.context > 1 else 1,
+        multiple_of=_multiple(config),
+        align=segment_align(config),
         cost=lambda length: sequence_flops(arch, length),
     )
+    return _build(batch, plan[groups.data_rank()], config, token_weights)
+
+
+def make_pair_batches(batch: SequenceBatch, config: Config, token_weights: Tensor) -> list[MicroBatch]:
+    """`make_micro_batches` in which sequences 2p and 2p + 1 always meet in one micro-batch.
+
+    The caller has left out pairs that do not fit `training.tokens_per_micro_batch` (`pair_size`).
+    """
+    arch, lengths = config.architecture(), [length - 1 for length in batch.lengths()]
+    pairs = list(zip(lengths[0::2], lengths[1::2], strict=True))
+    plan = pack_units(
+        [pair_size(pair, config) for pair in pairs],
+        [sum(sequence_flops(arch, length) for length in pair) for pair in pairs],
+        data_size=groups.data_size(),
+        token_cap=config.training.tokens_per_micro_batch,
+        multiple_of=_multiple(config),
+    )
+    sequences = [
+        [sequence for pair in pack for sequence in (2 * pair, 2 * pair + 1)] for pack in plan[groups.data_rank()]
+    ]
+    return _build(batch, sequences, config, token_weights)
+
+
+def pair_size(inputs: tuple[int, int], config: Config) -> int:
+    """Tokens that a pair takes in a micro-batch, padding of its segments included."""
+    align = segment_align(config)
+    return sum(-(-length // align) * align for length in inputs)
+
+
+def segment_align(config: Config) -> int:
+    """Every segment's length is a multiple of this."""
+    return 2 * config.parallel.context if config.parallel.context > 1 else 1
+
+
+def _multiple(config: Config) -> int:
+    return config.parallel.pipeline if config.parallel.virtual_pipeline else 1
+
+
+def _build(
+    batch: SequenceBatch, packs: Sequence[Sequence[int]], config: Config, token_weights: Tensor
+) -> list[MicroBatch]:
+    parallel = config.parallel
     return [
         build_micro_batch(
             batch,
@@ -36,5 +80,5 @@ def make_micro_batches(batch: SequenceBatch, config: Config, token_weights: Tens
             sequence_parallel=parallel.sequence and parallel.tensor > 1,
             token_weights=token_weights,
         )
-        for indices in plan[groups.data_rank()]
+        for indices in packs
     ]

@@ -9,7 +9,8 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_lwz.config import Config
-from megatron_lwz.models.hf.load import HfFolder, RandomInit, load_policy
+from megatron_lwz.models.hf.load import HfFolder, NewHead, RandomInit, TensorSource, load_policy
+from megatron_lwz.models.hf.name_map import SCORE
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.qwen2 import build_policy
 from megatron_lwz.training.checkpoint import load_model
@@ -45,13 +46,18 @@ def build_train_state(config: Config) -> TrainState:
 def initial_policy(config: Config) -> list[PolicyModel]:
     """This rank's model chunks with weights from `checkpoint.load`, else `model.hf`, else a seeded random init.
 
-    The random init does not depend on the layout. Raises ConfigError, DataError or CheckpointError.
+    The random init does not depend on the layout. A reward model that starts from a policy's folder gets a new head.
+    Raises ConfigError, DataError or CheckpointError.
     """
     policies = build_policy(config)
     if config.checkpoint.load is not None:
         load_model(policies, Path(config.checkpoint.load))
-    elif config.model.hf is not None:
-        load_policy(policies, HfFolder(Path(config.model.hf)))
-    else:
-        load_policy(policies, RandomInit(config.architecture(), config.run.seed))
+        return policies
+    fresh = RandomInit(config.architecture(), config.run.seed)
+    source: TensorSource = fresh
+    if config.model.hf is not None:
+        source = folder = HfFolder(Path(config.model.hf))
+        if config.architecture().head == "scalar" and SCORE not in folder.names():
+            source = NewHead(folder, fresh)
+    load_policy(policies, source)
     return policies

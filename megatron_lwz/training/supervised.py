@@ -1,4 +1,4 @@
-"""The loop of every stage that learns from given text: batches → weighted log-probs → update. Pretraining and SFT share it."""
+"""The loop of every stage that learns from given text: batches → loss → update. Pretraining, SFT and reward models share it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,7 @@ from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.spikes import SpikeGuard
 from megatron_lwz.training.state import TrainState, build_train_state
-from megatron_lwz.training.step import StepResult, forward_metrics, train_step
+from megatron_lwz.training.step import LossFn, StepResult, TokenLossFn, forward_metrics, train_step
 from megatron_lwz.types import MicroBatch
 
 OnStep = Callable[[int, Mapping[str, float]], None]
@@ -36,9 +36,50 @@ OnStep = Callable[[int, Mapping[str, float]], None]
 HeldOut = Mapping[str, Sequence[SupervisedBatch]]
 """Validation source → its batches."""
 
+B = TypeVar("B", bound=SupervisedBatch)
+
+
+class Task(Protocol[B]):
+    """What one kind of training adds to the loop. Every rank calls everything alike."""
+
+    @property
+    def shown(self) -> Sequence[str]:
+        """Metrics worth showing."""
+        ...
+
+    @property
+    def token_loss(self) -> TokenLossFn | None:
+        """The loss for the gradient in the forward pass; None: that of `objective` is differentiated."""
+        ...
+
+    def take(self, cursor: int, count: int) -> tuple[B, int]:
+        """The batch that starts at `cursor`, and the cursor after it."""
+        ...
+
+    def micro_batches(self, batch: B, config: Config) -> list[MicroBatch]:
+        """This rank's share of the batch."""
+        ...
+
+    def objective(self, batch: B) -> LossFn:
+        """The summed loss of a micro-batch of this batch, and its metric sums."""
+        ...
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """What is measured on held-out data; empty without any."""
+        ...
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        """Writes the trained weights in Hugging Face's format."""
+        ...
+
 
 def train_supervised(config: Config, data: BatchSource, held_out: HeldOut, on_step: OnStep) -> Path:
-    """Runs or resumes the training of `config` on `data`; all ranks call it. Returns the run folder.
+    """`run_task` of next-token prediction: pretraining and SFT."""
+    return run_task(config, LanguageModeling(data, held_out, config.training.z_loss), on_step)
+
+
+def run_task(config: Config, task: Task[B], on_step: OnStep) -> Path:
+    """Runs or resumes the training of `config`; all ranks call it. Returns the run folder.
 
     Leaves checkpoints, metrics.jsonl, evaluation.jsonl, summary.json and, in `hf/`, the trained weights in Hugging
     Face's format. A resumed run repeats an undisturbed one bit for bit under the same layout. Raises LwzError.
@@ -48,19 +89,16 @@ def train_supervised(config: Config, data: BatchSource, held_out: HeldOut, on_st
     state = build_train_state(config)
     position: dict[str, Any] = load_checkpoint(state, run.resume) if run.resume else {"cursor": 0}
     cursor, guard = position["cursor"], SpikeGuard(config.training, run.root / "skipped", position.get("guard"))
-    objective = Objective(config.training.z_loss)
     writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
     if state.step == 0:
-        _evaluate(state, held_out, writer)
+        _evaluate(task, state, writer)
 
     with CheckpointSaver(state, run.checkpoints) as saver:
         while state.step < config.training.steps:
             begun = time.monotonic()
-            batch, after = data.take(cursor, sequences_of_step(config.training, state.step))
-            micro_batches = make_micro_batches(batch.sequences, config, batch.weights)
-            result = train_step(
-                state, micro_batches, objective.loss, batch.denominator, objective.token_loss, accept=guard.accept
-            )
+            batch, after = task.take(cursor, sequences_of_step(config.training, state.step))
+            micro_batches, loss = task.micro_batches(batch, config), task.objective(batch)
+            result = train_step(state, micro_batches, loss, batch.denominator, task.token_loss, accept=guard.accept)
             state.step += 1
             if not result.applied:
                 guard.skip(state.step, result, batch, cursor)
@@ -68,19 +106,52 @@ def train_supervised(config: Config, data: BatchSource, held_out: HeldOut, on_st
             metrics = step_metrics(config, batch, result, time.monotonic() - begun) | {"skipped": float(guard.skipped)}
             if writer:
                 writer.write(state.step, metrics)
-            on_step(
-                state.step, {name: metrics[name] for name in ("loss", "tokens_per_second", "mfu") if name in metrics}
-            )
+            on_step(state.step, {name: metrics[name] for name in task.shown if name in metrics})
             if due(state.step, config.evaluation.interval, config):
-                _evaluate(state, held_out, writer)
+                _evaluate(task, state, writer)
             if due(state.step, config.checkpoint.interval, config):
                 saver.save({"cursor": cursor, "guard": guard.state()})
             saver.poll()
 
-    export_policy(state.policies, run.hf, config_files_from=config.tokenizer_dir())
+    task.export(state, run.hf)
     if writer:
         writer.close(time.monotonic() - started)
     return run.root
+
+
+@dataclass(frozen=True)
+class LanguageModeling:
+    """Next-token prediction as a Task: pretraining and SFT."""
+
+    data: BatchSource
+    held_out: HeldOut
+    z_loss: float
+    shown: Sequence[str] = ("loss", "tokens_per_second", "mfu")
+
+    def take(self, cursor: int, count: int) -> tuple[SupervisedBatch, int]:
+        """The next batch of the data."""
+        return self.data.take(cursor, count)
+
+    def micro_batches(self, batch: SupervisedBatch, config: Config) -> list[MicroBatch]:
+        """Its sequences, each for itself."""
+        return make_micro_batches(batch.sequences, config, batch.weights)
+
+    def objective(self, _batch: SupervisedBatch) -> LossFn:
+        """The weighted cross-entropy."""
+        return Objective(self.z_loss).loss
+
+    @property
+    def token_loss(self) -> TokenLossFn:
+        """The same, in the forward pass."""
+        return Objective(self.z_loss).token_loss
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """The loss of every validation source."""
+        return validation_losses(state, self.held_out)
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        """The policy with its tokenizer."""
+        export_policy(state.policies, folder, config_files_from=state.config.tokenizer_dir())
 
 
 @dataclass(frozen=True)
@@ -128,12 +199,13 @@ def sequences_of_step(section: TrainingSection, step: int) -> int:
 def step_metrics(config: Config, batch: SupervisedBatch, result: StepResult, seconds: float) -> dict[str, float]:
     """One row of metrics.jsonl.
 
-    `loss` (cross-entropy), `z_loss` and `entropy` are weighted means in nats; `tokens` are the trained ones, and
-    `tokens_per_second` counts those; `mfu` is the share of the devices' peak that the model's own FLOPs reach.
+    What the loss function summed comes as means over the denominator: of a language model `loss` is the cross-entropy,
+    in nats like `z_loss` and `entropy`. `tokens` are the trained ones, and `tokens_per_second` counts those; `mfu` is
+    the share of the devices' peak that the model's own FLOPs reach.
     """
     means = {name: value / max(1, batch.denominator) for name, value in result.metrics.items() if "/" not in name}
     metrics = {
-        "loss": means.pop("cross_entropy"),
+        "loss": means.pop("cross_entropy", result.loss),
         "grad_norm": result.grad_norm,
         "lr": result.lr,
         **means,
@@ -163,7 +235,7 @@ def validation_losses(state: TrainState, held_out: HeldOut) -> dict[str, float]:
     return found
 
 
-def _evaluate(state: TrainState, held_out: HeldOut, writer: MetricsWriter | None) -> None:
-    losses = validation_losses(state, held_out)
+def _evaluate(task: Task[B], state: TrainState, writer: MetricsWriter | None) -> None:
+    found = task.evaluate(state)
     if writer:
-        writer.write_evaluation(state.step, losses)
+        writer.write_evaluation(state.step, found)

@@ -75,6 +75,15 @@ def read_sources(path: Path, column: str | None = None) -> Iterator[Source | Non
         yield _source(row, chosen, path.name)
 
 
+def read_objects(path: Path) -> Iterator[Mapping[str, Any] | None]:
+    """Every row of one file with all its columns; None for a line that is no JSON object. Raises DataError."""
+    if path.suffix.lower() != ".parquet":
+        yield from _json_rows(path)
+        return
+    for batch in _parquet_file(path).iter_batches(_BATCH):
+        yield from batch.to_pylist()
+
+
 def choose_column(path: Path, present: Sequence[str], asked: str | None) -> str:
     """The column with the request. Raises DataError that lists the columns present."""
     known = (asked,) if asked is not None else (*TALKS, *TEXTS)
@@ -164,15 +173,19 @@ def _open(path: Path) -> IO[str]:
 
 def _parquet_rows(path: Path, column: str | None) -> Iterator[Mapping[str, Any]]:
     """Rows with the columns that we read, and no others."""
-    parquet = _pyarrow()
-    try:
-        file = parquet.ParquetFile(path)
-    except Exception as error:  # pyarrow's own classes, which cannot be named without it
-        raise DataError(path, f"not a Parquet file ({error})") from error
+    file = _parquet_file(path)
     present = file.schema_arrow.names
     wanted = {choose_column(path, present, column), *IDS, *LANGUAGES, *RANGES, *_FLAGS}
     for batch in file.iter_batches(_BATCH, columns=[name for name in present if name in wanted]):
         yield from batch.to_pylist()
+
+
+def _parquet_file(path: Path) -> Any:
+    parquet = _pyarrow()
+    try:
+        return parquet.ParquetFile(path)
+    except Exception as error:  # pyarrow's own classes, which cannot be named without it
+        raise DataError(path, f"not a Parquet file ({error})") from error
 
 
 def _pyarrow() -> Any:

@@ -12,9 +12,9 @@ import torch
 from megatron_lwz.config import Architecture
 from megatron_lwz.distributed import groups
 from megatron_lwz.models.hf.folder import HfFolder
-from megatron_lwz.models.hf.name_map import Placement, Shape, placements, tensor_shapes, unwrap
+from megatron_lwz.models.hf.name_map import EMBEDDING, HEAD, SCORE, Placement, Shape, placements, tensor_shapes, unwrap
 
-__all__ = ["HfFolder", "RandomInit", "TensorSource", "load_policy"]
+__all__ = ["HfFolder", "NewHead", "RandomInit", "TensorSource", "load_policy"]
 
 
 class TensorSource(Protocol):
@@ -56,6 +56,25 @@ class RandomInit:
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
             whole = torch.empty(shape).normal_(0.0, std, generator=generator)
         return whole if split is None else whole.narrow(split, bounds[0], bounds[1] - bounds[0])
+
+
+class NewHead:
+    """A policy's trunk under a fresh scalar head: every tensor of `folder` but the output layer, and a drawn `score`."""
+
+    def __init__(self, folder: HfFolder, fresh: RandomInit) -> None:
+        self._folder = folder
+        self._fresh = fresh
+
+    def check(self, shapes: Mapping[str, Shape]) -> None:
+        """Raises CheckpointError unless the folder holds a language model with this trunk."""
+        trunk = {name: shape for name, shape in shapes.items() if name != SCORE}
+        if HEAD in self._folder.names():
+            trunk[HEAD] = shapes[EMBEDDING]
+        self._folder.check(trunk)
+
+    def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """The folder's tensor, or a drawn one for the head."""
+        return (self._fresh if name == SCORE else self._folder).read(name, shape, split, bounds)
 
 
 @torch.no_grad()

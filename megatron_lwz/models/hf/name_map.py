@@ -7,6 +7,8 @@ exporting gathers the views along the same dimension. What looks special falls o
 - `linear_qkv` holds, per key-value group, the group's query heads, its key head, its value head;
 - `linear_fc1` holds the rank's gate rows, then its up rows;
 - the embedding and the head have padding rows past the true vocabulary: they are outside the HF tensor and stay zero.
+
+A policy ends in `lm_head`, a reward model in `score`; the rest of the table is the same for both.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class Row:
 _LAYER, _CHUNK = "model.layers.{i}.", "decoder.layers.{i}."
 _QKV, _FC1 = _CHUNK + "self_attention.linear_qkv.", _CHUNK + "mlp.linear_fc1."
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD, SCORE = "model.embed_tokens.weight", "lm_head.weight", "score.weight"
 
 TABLE: tuple[Row, ...] = (
     Row(EMBEDDING, ("embedding.word_embeddings.weight",), ("vocab", "hidden"), 0),
@@ -86,6 +88,7 @@ TABLE: tuple[Row, ...] = (
     Row(_LAYER + "mlp.down_proj.weight", (_CHUNK + "mlp.linear_fc2.weight",), ("hidden", "ffn"), 1),
     Row("model.norm.weight", ("decoder.final_layernorm.weight",), ("hidden",), None),
     Row(HEAD, ("output_layer.weight",), ("vocab", "hidden"), 0),
+    Row(SCORE, ("score.weight",), ("scores", "hidden"), None),
 )
 
 
@@ -114,16 +117,18 @@ def head_size(arch: Architecture) -> int:
 
 def tensor_shapes(arch: Architecture) -> dict[str, Shape]:
     """Every tensor of the HF model and its shape, in the order of the layers. A tied model has no `lm_head.weight`."""
-    sizes = _sizes(arch)
+    sizes, absent = _sizes(arch), {SCORE} if arch.head == "language" else {HEAD}
+    if arch.tie_word_embeddings:
+        absent.add(HEAD)
     return {
         row.hf.format(i=layer): tuple(sizes[d] for d in row.shape)
         for row, layer, _ in _expand(list(range(arch.num_hidden_layers)))
-        if not (row.hf == HEAD and arch.tie_word_embeddings)
+        if row.hf not in absent
     }
 
 
 def unwrap(chunk: Any) -> Any:
-    """The PolicyModel inside data-parallel or precision wrappers."""
+    """The PolicyModel or RewardModel inside data-parallel or precision wrappers."""
     while not hasattr(chunk, "decoder"):
         chunk = chunk.module
     return chunk
@@ -169,6 +174,7 @@ def _sizes(arch: Architecture) -> dict[str, int]:
         "ffn": arch.intermediate_size,
         "query": arch.num_attention_heads * head_size(arch),
         "key_value": arch.num_key_value_heads * head_size(arch),
+        "scores": 1,
     }
 
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from megatron_lwz.config import Architecture
+from megatron_lwz.data.tokenizer import read_pad_id
 from megatron_lwz.errors import CheckpointError, DataError
 from megatron_lwz.models.hf.folder import INDEX, SINGLE
 from megatron_lwz.models.hf.name_map import Shape, head_size
@@ -122,11 +123,26 @@ def write_config(folder: Path, arch: Architecture, dtype: torch.dtype, source: P
             config |= json.loads((source / "config.json").read_text(encoding="utf-8"))
         except (ValueError, TypeError) as error:
             raise DataError(source / "config.json", f"not a JSON object ({error})") from error
-    config |= {"model_type": "qwen2"} | arch.model_dump() | {"head_dim": head_size(arch)}
+    config |= {"model_type": "qwen2"} | arch.model_dump(exclude={"head"}) | {"head_dim": head_size(arch)}
+    if arch.head == "scalar":
+        config |= _classifier(source)
     rope = config.get("rope_parameters") or {"rope_type": "default"}
     config["rope_parameters"] = rope | {"rope_theta": arch.rope_theta}
     config["torch_dtype"] = config["dtype"] = str(dtype).removeprefix("torch.")
     write_json(folder / "config.json", config)
+
+
+def _classifier(source: Path | None) -> dict[str, Any]:
+    """What makes transformers and vLLM read one score per text: one label, and the padding that it skips at the end."""
+    found: dict[str, Any] = {
+        "architectures": ["Qwen2ForSequenceClassification"],
+        "num_labels": 1,
+        "id2label": {"0": "score"},
+        "label2id": {"score": 0},
+    }
+    if source is not None and (pad := read_pad_id(source)) is not None:
+        found["pad_token_id"] = pad
+    return found
 
 
 def copy_carried_files(source: Path, folder: Path) -> None:

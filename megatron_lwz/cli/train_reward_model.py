@@ -1,0 +1,47 @@
+"""`torchrun --nproc-per-node N -m megatron_lwz.cli.train_reward_model CONFIG [section.key=value …]`: learns from pairs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from megatron_lwz.cli import common
+from megatron_lwz.distributed import groups, launch
+from megatron_lwz.report.reward_model import build_reward_report, read_summary
+from megatron_lwz.training import reward_model
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains as CONFIG says, then writes the report; plain `python -m` runs it on one rank."""
+    config = common.load(argv)
+    try:
+        config, task = reward_model.prepare(config)
+        with common.StepProgress("reward model", config.training.steps) as progress:
+            root = reward_model.train(config, task, progress)
+        if groups.is_rank_zero():
+            _show(root)
+            common.console().print(f"report: {build_reward_report(root)}", markup=False)
+    finally:
+        launch.shutdown()
+
+
+def _show(root: Path) -> None:
+    """Accuracy on the held-out pairs, by kind, beside what length alone would tell."""
+    summary = read_summary(root)
+    if summary is None:
+        return
+    table = Table(title=f"{root.name}: held-out pairs", title_justify="left")
+    for column in ("", "accuracy", "length alone", "pairs"):
+        table.add_column(column, justify="right" if column else "left")
+    rows = [("all", summary["accuracy"], summary["length_baseline"])]
+    rows += [(kind, share, summary["length_baseline_by_kind"][kind]) for kind, share in summary["by_kind"].items()]
+    for name, share, alone in rows:
+        table.add_row(name, f"{share['value']:.3f}", f"{alone:.3f}", str(share["count"]))
+    common.console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(common.run(main))

@@ -1,0 +1,1 @@
+"""Preference pairs: read in the usual formats, made without human labels, rendered and packed for a reward model."""

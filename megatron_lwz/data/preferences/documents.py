@@ -1,0 +1,127 @@
+"""Texts to make pairs of: a request with a good reply, indexed so that others of like length are found fast."""
+
+from __future__ import annotations
+
+import bisect
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from megatron_lwz.data.instructions import parse_conversation
+from megatron_lwz.data.preferences.pairs import Language, language_of
+from megatron_lwz.data.preferences.pieces import Pieces, size, split_pieces
+from megatron_lwz.data.preferences.rendering import split_reply
+from megatron_lwz.data.preparation.sources import read_objects
+from megatron_lwz.errors import DataError
+
+_WORD = re.compile(r"[a-z]{4,}")
+_CJK_RUN = re.compile(r"[\u4e00-\u9fff]+")
+_CJK_SIZES = (2, 3, 4)
+_COMMON = 0.3
+"""A word that stands in more than this share of the requests is not what one of them is about."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A request and a good reply to it; `id` is the same in every run."""
+
+    id: str
+    prompt: str
+    reply: str
+    source: str
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """The reply's paragraphs or sentences."""
+        return split_pieces(self.reply)
+
+    @cached_property
+    def size(self) -> int:
+        """Length of the reply in words and CJK characters."""
+        return size(self.reply)
+
+    @cached_property
+    def language(self) -> Language:
+        """Of the request."""
+        return language_of(self.prompt)
+
+
+def read_documents(path: Path) -> Iterator[Document | None]:
+    """Rows of prompt + response, messages, conversations …; None for a row that cannot be used (several turns, empty).
+
+    Raises DataError naming the row; for an unknown format it lists the columns.
+    """
+    for number, row in enumerate(read_objects(path), start=1):
+        if row is None:
+            raise DataError(path, "a row must be a JSON object", line=number)
+        identity = f"{path.name}:{number}"
+        try:
+            yield _document(row, str(row.get("id") or identity), path.name.split(".")[0])
+        except ValueError as error:
+            raise DataError(path, str(error), line=number) from error
+
+
+def _document(row: Mapping[str, Any], identity: str, source: str) -> Document | None:
+    conversation = parse_conversation(row, identity)
+    if len(conversation.replies) != 1:
+        return None
+    # Both texts of a pair are put together from pieces: nothing but what was spoilt may tell them apart.
+    reply = split_pieces(split_reply(conversation.replies[0]).answer).text
+    return Document(identity, conversation.questions[0].strip(), reply, source) if reply else None
+
+
+class Pool:
+    """The documents of one side of the split."""
+
+    def __init__(self, documents: Iterable[Document]) -> None:
+        self.documents = list(documents)
+        self._by_size: dict[Language, list[Document]] = {
+            language: sorted((d for d in self.documents if d.language == language), key=lambda d: (d.size, d.id))
+            for language in ("en", "zh")
+        }
+        self._sizes = {language: [d.size for d in found] for language, found in self._by_size.items()}
+        self._frequency: dict[Language, Counter[str]] = defaultdict(Counter)
+        prompts: dict[Language, set[str]] = defaultdict(set)
+        for document in self.documents:
+            prompts[document.language].add(document.prompt)
+        self._prompts = {language: len(found) for language, found in prompts.items()}
+        for language, found in prompts.items():
+            for prompt in found:
+                self._frequency[language].update(set(_terms(prompt)))
+
+    def subjects(self, document: Document) -> Sequence[str]:
+        """What the request is about: its terms that few requests share and that the reply takes up, longest first."""
+        reply, frequency = document.reply.lower(), self._frequency[document.language]
+        most = max(2.0, _COMMON * self._prompts.get(document.language, 0))
+        found = [term for term in _terms(document.prompt) if frequency[term] <= most and term in reply]
+        return sorted(dict.fromkeys(found), key=lambda term: (-len(term), term))
+
+    def other(self, document: Document, rng: random.Random, tolerance: float | None) -> Document | None:
+        """Another document in the same language about something else; of like length with `tolerance`."""
+        found, sizes = self._by_size[document.language], self._sizes[document.language]
+        low, high = 0, len(found)
+        if tolerance is not None:
+            low = bisect.bisect_left(sizes, document.size * (1 - tolerance))
+            high = bisect.bisect_right(sizes, document.size * (1 + tolerance))
+        subjects = self.subjects(document)
+        if high <= low or not subjects:
+            return None
+        for _ in range(30):
+            other = found[rng.randrange(low, high)]
+            if other.prompt != document.prompt and not any(term in other.reply.lower() for term in subjects):
+                return other
+        return None
+
+
+def _terms(prompt: str) -> Iterator[str]:
+    """Words of four letters and more; Chinese: all runs of two to four characters."""
+    yield from _WORD.findall(prompt.lower())
+    for run in _CJK_RUN.findall(prompt):
+        for length in _CJK_SIZES:
+            for start in range(len(run) - length + 1):
+                yield run[start : start + length]

@@ -1,0 +1,98 @@
+"""The text that a reward model reads: a request and a reply, closed by a token that is not padding.
+
+transformers finds the end of a text as its last token that is not padding, so a text must not end in the padding token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from megatron_lwz.data.templates import render_turn
+from megatron_lwz.data.text.grammar import parse_response
+from megatron_lwz.data.tokenizer import Tokenizer, read_pad_id
+from megatron_lwz.errors import DataError
+
+FILE = "reward_model.json"
+"""Beside the exported weights: how texts are rendered for them."""
+
+_TURN_END = "<|im_end|>"
+_CHAT_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+"""What Qwen2.5's own chat template puts first when nobody gives a system message."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """`template`: the policy's markers or Qwen's chat markup. `end` closes a text under markers; empty: nothing does."""
+
+    template: Literal["markers", "chat"] = "markers"
+    thinking: bool = False
+    end: str = _TURN_END
+
+    def __call__(self, prompt: str, reply: Reply) -> str:
+        """The whole text of a request and its reply. The think segment is left out unless the model reads it."""
+        said = reply.answer.strip()
+        if self.thinking and reply.thinking:
+            said = f"<think>{reply.thinking}</think> <answer>{said}</answer>"
+        if self.template == "markers":
+            return f"{render_turn(prompt)} {said}{self.end}"
+        turns = (("system", _CHAT_SYSTEM), ("user", prompt), ("assistant", said))
+        return "".join(f"<|im_start|>{role}\n{text}{_TURN_END}\n" for role, text in turns)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, and the thinking before it where there is any."""
+
+    answer: str
+    thinking: str = ""
+
+
+def split_reply(text: str) -> Reply:
+    """The parts of a reply with tags; a text without an answer tag is all answer."""
+    if "<answer>" not in text:
+        thinking, closed, rest = text.partition("</think>")
+        return Reply(rest, thinking.replace("<think>", "", 1)) if closed else Reply(text)
+    parsed = parse_response(text)
+    return Reply(parsed.answer or "", parsed.think or "")
+
+
+def rendering_for(folder: Path, template: Literal["markers", "chat"], *, thinking: bool) -> Rendering:
+    """The rendering of a new reward model on the tokenizer in `folder`."""
+    tokenizer = Tokenizer(folder)
+    if len(tokenizer.encode(_TURN_END)) == 1:
+        return Rendering(template, thinking, _TURN_END)
+    free = sorted(tokenizer.eos_ids - {read_pad_id(folder)})
+    return Rendering(template, thinking, tokenizer.decode(free[:1], skip_special=False))
+
+
+def save_rendering(folder: Path, rendering: Rendering) -> None:
+    """Writes `reward_model.json`."""
+    (folder / FILE).write_text(json.dumps(asdict(rendering), indent=2) + "\n", encoding="utf-8")
+
+
+def load_rendering(folder: Path) -> Rendering | None:
+    """What `save_rendering` wrote; None for a folder of another origin. Raises DataError."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return parse_rendering(found)
+    except (OSError, ValueError) as error:
+        raise DataError(path, f"not a rendering ({error})") from error
+
+
+def parse_rendering(found: object) -> Rendering:
+    """Checks a decoded `reward_model.json`. Raises ValueError."""
+    if not isinstance(found, Mapping) or set(found) != {"template", "thinking", "end"}:
+        raise ValueError('needs {"template", "thinking", "end"}')
+    template, thinking, end = found["template"], found["thinking"], found["end"]
+    if template not in ("markers", "chat") or not isinstance(thinking, bool) or not isinstance(end, str):
+        raise ValueError(
+            f"template {template!r}, thinking {thinking!r}, end {end!r}: markers or chat, true or false, text"
+        )
+    return Rendering(template, thinking, end)

@@ -1,0 +1,230 @@
+"""Training of the writing reward model: Bradley–Terry on preference pairs (LongWriter-Zero, section 3.1), in any layout."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_lwz.algorithms.bradley_terry import bradley_terry_loss
+from megatron_lwz.config import Config
+from megatron_lwz.config.reward_model import RewardModelSection
+from megatron_lwz.data.preferences.batches import PairBatch, PairSource, TokenPair, pair_batch, tokenize_pairs
+from megatron_lwz.data.preferences.formats import read_pairs
+from megatron_lwz.data.preferences.pieces import size
+from megatron_lwz.data.preferences.rendering import Rendering, rendering_for, save_rendering
+from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.distributed import groups, launch, platform
+from megatron_lwz.errors import ConfigError, DataError
+from megatron_lwz.evaluation.preferences import ScoredPair, accuracies, summarize_pairs
+from megatron_lwz.kernels.collectives import sum_over
+from megatron_lwz.metrics import write_json
+from megatron_lwz.models.hf.export import export_policy
+from megatron_lwz.models.reward_model import last_token_scores
+from megatron_lwz.training.batching import make_micro_batches, make_pair_batches, pair_size
+from megatron_lwz.training.state import TrainState
+from megatron_lwz.training.step import LossFn, TokenLossFn, forward_chunks
+from megatron_lwz.training.supervised import OnStep, check_supervised, run_task, sequences_of_step
+from megatron_lwz.types import MicroBatch, SequenceBatch
+
+log = logging.getLogger(__name__)
+
+HELD_OUT, SUMMARY = "held_out.jsonl", "held_out.json"
+"""Files of a run folder: every held-out pair with its scores, and what they add up to."""
+
+_PAIRS_AT_A_TIME = 256
+
+
+@dataclass
+class PairTask:
+    """Preference pairs as a Task of the shared loop."""
+
+    section: RewardModelSection
+    source: PairSource
+    held_out: Sequence[TokenPair]
+    rendering: Rendering
+    scored: list[ScoredPair] = field(default_factory=list)
+    """The held-out pairs as they were scored last."""
+    shown: Sequence[str] = ("loss", "accuracy", "difference", "tokens_per_second")
+    token_loss: TokenLossFn | None = None
+
+    def take(self, cursor: int, count: int) -> tuple[PairBatch, int]:
+        """The next pairs in their seeded order."""
+        return self.source.take(cursor, count)
+
+    def micro_batches(self, batch: PairBatch, config: Config) -> list[MicroBatch]:
+        """Both texts of a pair are in one micro-batch."""
+        return make_pair_batches(batch.sequences, config, batch.weights)
+
+    def objective(self, batch: PairBatch) -> LossFn:
+        """The Bradley–Terry loss of the pairs of a micro-batch."""
+
+        def loss(
+            scores: torch.Tensor, micro_batch: MicroBatch, _index: int
+        ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            whole = sum_over(last_token_scores(scores, micro_batch, len(batch.sequences)), groups.context_group())
+            total, metrics = bradley_terry_loss(
+                whole[0],
+                whole[1, 0::2] > 0,
+                batch.margins.to(scores.device),
+                margin=self.section.margin,
+                center=self.section.center,
+            )
+            if groups.context_rank() == 0:
+                return total, metrics
+            # Every context-parallel rank holds all scores, so it has the whole gradient, but the loss counts once.
+            return total - total.detach(), {name: torch.zeros_like(value) for name, value in metrics.items()}
+
+        return loss
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Loss and accuracy on the held-out pairs: all, and by kind."""
+        if not self.held_out:
+            return {}
+        self.scored = score_pairs(state, self.held_out)
+        differences = torch.tensor([pair.difference for pair in self.scored])
+        found = {
+            "validation/loss": float(torch.nn.functional.softplus(-differences).mean()),
+            "validation/accuracy": sum(pair.win for pair in self.scored) / len(self.scored),
+        }
+        by_kind = accuracies(self.scored, lambda pair: pair.kind)
+        return found | {f"validation/accuracy/{kind}": share.value for kind, share in by_kind.items()}
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        """A folder that transformers loads as Qwen2ForSequenceClassification, with our rendering beside it."""
+        export_policy(state.policies, folder, config_files_from=state.config.tokenizer_dir())
+        if groups.is_rank_zero():
+            save_rendering(folder, self.rendering)
+
+
+def prepare(config: Config) -> tuple[Config, PairTask]:
+    """Starts the layout and reads the pairs; the config comes back with a scalar head and the steps of the epochs.
+
+    All ranks call it. Raises LwzError.
+    """
+    config = config.model_copy(update={"model": config.model.model_copy(update={"head": "scalar"})})
+    launch.initialize(config)
+    check_reward_model(config)
+    task = build_task(config)
+    return _with_epochs(config, task.source), task
+
+
+def train(config: Config, task: PairTask, on_step: OnStep = lambda _step, _shown: None) -> Path:
+    """Runs or resumes the training that `prepare` made ready; returns the run folder. All ranks call it. Raises LwzError.
+
+    Besides what every stage leaves, `held_out.jsonl` and `held_out.json` say how each held-out pair was scored.
+    """
+    root = run_task(config, task, on_step)
+    if groups.is_rank_zero() and task.scored:
+        rows = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in task.scored)
+        (root / HELD_OUT).write_text(rows, encoding="utf-8")
+        write_json(root / SUMMARY, summarize_pairs(task.scored))
+    return root
+
+
+def check_reward_model(config: Config) -> None:
+    """What the stage needs beyond single fields. Raises ConfigError."""
+    if not config.reward_model.pairs:
+        raise ConfigError("reward_model.pairs", [], "name files of preference pairs (tools/make_preference_pairs.py)")
+    longest = config.training.sequence_length
+    pair = pair_size((longest, longest), config)
+    if config.training.tokens_per_micro_batch < pair:
+        raise ConfigError(
+            "training.tokens_per_micro_batch",
+            config.training.tokens_per_micro_batch,
+            f"must hold a pair of texts of training.sequence_length = {longest} tokens: {pair}",
+        )
+    check_supervised(config)
+
+
+def build_task(config: Config) -> PairTask:
+    """Reads and tokenises the pairs; every rank holds them. Raises DataError."""
+    section, folder = config.reward_model, config.tokenizer_dir()
+    rendering = rendering_for(folder, section.template, thinking=section.thinking)
+    tokenizer = Tokenizer(folder)
+    train_pairs, held_out = (
+        _read(files, tokenizer, rendering, config, name)
+        for files, name in ((section.pairs, "reward_model.pairs"), (section.held_out, "reward_model.held_out"))
+    )
+    if not train_pairs:
+        raise DataError(
+            ", ".join(section.pairs), f"no pair of texts of at most {config.training.sequence_length} tokens"
+        )
+    shared = {pair.pair.document for pair in train_pairs} & {pair.pair.document for pair in held_out}
+    if shared:
+        log.warning("%d source documents stand in training and held-out pairs, e.g. %.80s", len(shared), min(shared))
+    source = PairSource(train_pairs, seed=config.run.seed, shuffle=config.data.shuffle, epochs=section.epochs)
+    return PairTask(section, source, held_out, rendering)
+
+
+def score_pairs(state: TrainState, pairs: Sequence[TokenPair]) -> list[ScoredPair]:
+    """The pairs with their scores, on every rank. Collective, forward only."""
+    found = []
+    for start in range(0, len(pairs), _PAIRS_AT_A_TIME):
+        window = pairs[start : start + _PAIRS_AT_A_TIME]
+        scores = score_sequences(state.chunks, pair_batch(window).sequences, state.config).tolist()
+        found += [_scored(pair, *scores[2 * place : 2 * place + 2]) for place, pair in enumerate(window)]
+    return found
+
+
+def score_sequences(chunks: Sequence[torch.nn.Module], batch: SequenceBatch, config: Config) -> torch.Tensor:
+    """[N] fp32 on the CPU of every rank: the score of each sequence, whose last token is a mark behind its text. Collective."""
+    micro_batches = make_micro_batches(batch, config, torch.ones(len(batch.tokens)))
+    outputs = forward_chunks(chunks, micro_batches)
+    scores = torch.zeros(len(batch), device=platform.device())
+    if outputs is not None:
+        for micro_batch, found in zip(micro_batches, outputs, strict=True):
+            scores += last_token_scores(found, micro_batch, len(batch))[0]
+        dist.all_reduce(scores, group=groups.data_context_group())  # every text was scored on one rank
+    dist.broadcast(scores, src=groups.last_stage_rank(), group=groups.pipeline_group())
+    return scores.cpu()
+
+
+def _scored(pair: TokenPair, chosen: float, rejected: float) -> ScoredPair:
+    of = pair.pair
+    return ScoredPair(
+        id=of.id,
+        kind=of.kind,
+        source=of.source,
+        document=of.document,
+        language=of.language,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_length=size(of.chosen),
+        rejected_length=size(of.rejected),
+        chosen_tokens=len(pair.chosen),
+        rejected_tokens=len(pair.rejected),
+    )
+
+
+def _read(
+    files: Iterable[str], tokenizer: Tokenizer, rendering: Rendering, config: Config, key: str
+) -> list[TokenPair]:
+    read = [pair for file in files for pair in read_pairs(_existing(key, file))]
+    pairs = [pair for pair in read if pair is not None]
+    kept, dropped = tokenize_pairs(pairs, tokenizer.encode, rendering, maximum_tokens=config.training.sequence_length)
+    if groups.is_rank_zero() and read:
+        ties = len(read) - len(pairs)
+        log.info("%s: %d pairs, %d too long, %d without a preference", key, len(kept), dropped, ties)
+    return kept
+
+
+def _existing(key: str, file: str) -> Path:
+    if not Path(file).is_file():
+        raise ConfigError(key, file, "no such file")
+    return Path(file)
+
+
+def _with_epochs(config: Config, source: PairSource) -> Config:
+    if source.total is None:
+        return config
+    taken = steps = 0
+    while taken < source.total:
+        taken += sequences_of_step(config.training, steps)
+        steps += 1
+    return config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
