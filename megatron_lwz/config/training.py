@@ -128,3 +128,7 @@ class LoggingSection(Section):
 
     tensorboard: bool = True
     rollouts_in_report: int = Field(2, ge=0, description="rollouts to read in report.html")
+    length_buckets: tuple[int, ...] = Field(
+        (),
+        description="RL: edges, in tokens of a response, between which the gradient's share is logged; empty: quarters of rollout.max_new_tokens",
+    )
