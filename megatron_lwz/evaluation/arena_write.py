@@ -137,6 +137,40 @@ def report(
     )
 
 
+@dataclass(frozen=True)
+class Tournament:
+    """The judged games of a run whose rated model is `player`; the anchor is whom ratings are relative to."""
+
+    player: str
+    anchor: str
+    games: Sequence[Game]
+
+
+def elo_difference(mine: Tournament, theirs: Tournament, *, resamples: int = 1000) -> Estimate | None:
+    """Elo of one tournament's player minus that of another's, over the prompts that both judged.
+
+    Every resample draws the same prompts for both: what is hard for everybody cancels out, as in a paired test. None where
+    they share no prompt or anchor, or one of the four has no game there. `count` is the number of prompts.
+    """
+    sides = (mine, theirs)
+    shared = set.intersection(*({game.prompt for game in side.games} for side in sides))
+    place = {prompt: number for number, prompt in enumerate(sorted(shared))}
+    if not place or mine.anchor != theirs.anchor:
+        return None
+    strengths = []
+    for side in sides:
+        games = [game for game in side.games if game.prompt in place]
+        names = {name: k for k, name in enumerate(dict.fromkeys(n for g in games for n in (g.first, g.second)))}
+        if side.player not in names or side.anchor not in names:
+            return None
+        table = Games.of([(place[g.prompt], names[g.first], names[g.second], g.score) for g in games])
+        point, drawn = bootstrap(table, len(names), names[side.anchor], resamples=resamples)
+        strengths.append(np.concatenate([point.theta, drawn.theta])[:, names[side.player]])
+    gaps = strengths[0] - strengths[1]
+    low, high = np.percentile(gaps[1:], levels(len(place)))
+    return _elo(gaps[0], low, high, len(place))
+
+
 def _elo(value: float, low: float, high: float, count: int, *, at: float = 0.0) -> Estimate:
     return Estimate(float(at + ELO * value), float(at + ELO * low), float(at + ELO * high), count)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import longbench_write, measure
+from megatron_lwz.evaluation.arena_write import Game, Tournament, elo_difference
 from megatron_lwz.evaluation.statistics import Estimate, estimate
 from megatron_lwz.evaluation.tasks import read_rows
 
@@ -27,17 +28,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """The evaluations of one run. `values`: prompt → its value, of the figures that are means over prompts."""
+    """The evaluations of one run. `values`: prompt → its value, of the figures that are means over prompts;
+    `tournaments`: the games behind an Elo.
+    """
 
     name: str
     figures: Mapping[Row, Estimate]
     values: Mapping[Row, Mapping[str, float]]
+    tournaments: Mapping[Row, Tournament]
 
 
 def read_run(folder: Path, name: str = "") -> Run:
     """Reads every result file that the evaluation commands left in `folder`. Raises DataError."""
     figures: dict[Row, Estimate] = {}
     values: dict[Row, dict[str, float]] = {}
+    tournaments: dict[Row, Tournament] = {}
     for file in (folder / name for name in FILES):
         if not file.is_file():
             continue
@@ -46,15 +51,21 @@ def read_run(folder: Path, name: str = "") -> Run:
             found = _figures(result)
             figures |= found
             values |= _values(folder, result, found)
+            tournaments |= _tournaments(folder, result, found)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(file, f"not a result of lwz evaluate ({error!r})") from error
     if not figures:
         raise DataError(folder, f"no evaluation here: expected one of {', '.join(FILES)}")
-    return Run(name or folder.resolve().name, figures, values)
+    return Run(name or folder.resolve().name, figures, values, tournaments)
 
 
 def difference(run: Run, reference: Run, row: Row) -> Estimate | None:
-    """Mean of run − reference over the prompts that both have: paired, so it is surer than two intervals side by side."""
+    """Run − reference over the prompts that both have: paired, so it is surer than two intervals side by side.
+
+    The mean of the prompts' differences; of Elo the difference of the ratings under the same drawings of prompts.
+    """
+    if row in run.tournaments and row in reference.tournaments:
+        return elo_difference(run.tournaments[row], reference.tournaments[row])
     mine, theirs = run.values.get(row, {}), reference.values.get(row, {})
     return estimate([mine[prompt] - theirs[prompt] for prompt in mine if prompt in theirs])
 
@@ -111,6 +122,14 @@ def _values(folder: Path, result: Mapping[str, Any], figures: Mapping[Row, Estim
                 if figure.metric in row:
                     collected.setdefault(figure, {}).setdefault(str(row["id"]), []).append(row[figure.metric])
     return {row: {prompt: sum(v) / len(v) for prompt, v in prompts.items()} for row, prompts in collected.items()}
+
+
+def _tournaments(folder: Path, result: Mapping[str, Any], figures: Mapping[Row, Estimate]) -> dict[Row, Tournament]:
+    path = folder / "arena_write_games.jsonl"
+    if result["kind"] != "arena_write" or not path.is_file():
+        return {}
+    games = [Game(**row) for _, row in read_rows(path)]
+    return {row: Tournament(result["name"], result["anchor"], games) for row in figures if row.metric == "Elo"}
 
 
 def _condition(result: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from megatron_lwz.errors import DataError
+from megatron_lwz.evaluation.arena_write import Tournament, elo_difference, report
 from megatron_lwz.evaluation.compare import Row, difference, label, mixed, read_run, rows
 from megatron_lwz.evaluation.published import PAPER
 
@@ -58,6 +59,37 @@ def test_differences_are_paired_by_prompt(tmp_path):
     found = difference(runs[1], runs[0], Row("text", "", "s_l"))
     assert found.count == 95 and 1.5 < found.low < 2 < found.high < 2.5
     assert difference(runs[1], runs[0], Row("text", "", "other")) is None
+
+
+def test_elo_differences_are_paired_by_prompt(tmp_path):
+    """Both models do badly on the same prompts; which prompts were drawn must not count as a difference between them."""
+    rng = np.random.default_rng(1)
+    prompts = 100
+    hard = rng.normal(0, 2.0, prompts)
+    gains = {"a": 0.0, "b": 0.8}
+    for name, gain in gains.items():
+        games = []
+        for number in range(0 if name == "a" else 10, prompts):
+            for order in (("model", "base"), ("base", "model")):
+                odds = (gain - hard[number]) * (1 if order[0] == "model" else -1)
+                won = float(rng.random() < 1 / (1 + np.exp(-odds)))
+                games.append({"prompt": str(number), "first": order[0], "second": order[1], "sample": 0, "score": won})
+        keys = {"name": "model", "anchor": "base", "anchor_elo": 1000.0, "judge": {"model": "m"}}
+        folder = result(tmp_path / name, "arena_write", ["Elo"], elo=dict.fromkeys(("model", "base"), VALUE), **keys)
+        (folder / "arena_write_games.jsonl").write_text("".join(json.dumps(game) + "\n" for game in games))
+    a, b = (read_run(tmp_path / name) for name in gains)
+    (row,) = b.figures
+    found = difference(b, a, row)
+    assert found.count == 90 and 0 < found.low < found.value < found.high
+    own = [elo_difference(run.tournaments[row], run.tournaments[row]) for run in (a, b)]
+    assert all((e.value, e.low, e.high) == (0.0, 0.0, 0.0) for e in own), (
+        "the same games differ from themselves by nothing"
+    )
+    alone = [report(run.tournaments[row].games, ["model", "base"], anchor="base").elo["model"] for run in (a, b)]
+    apart = np.hypot(*(e.high - e.low for e in alone))
+    assert found.high - found.low < 0.85 * apart, "surer than two intervals side by side"
+    other = Tournament("model", "somebody else", a.tournaments[row].games)
+    assert elo_difference(b.tournaments[row], other) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"kind": "text"}', '{"kind": "text", "metrics": {"s_l": 3}}'])
