@@ -70,7 +70,7 @@ class _LinearLoss(torch.autograd.Function):
             weight_gradient.scale(factor)
             found = weight_gradient.result()
         hidden = hidden_gradient.result()
-        return hidden * factor.to(hidden.dtype), found, None, None, None
+        return hidden.mul_(factor.to(hidden.dtype)), found, None, None, None
 
 
 @dataclass(frozen=True)
