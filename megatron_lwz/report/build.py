@@ -32,6 +32,7 @@ def build_report(run_dir: Path | str) -> Path:
         curves.tiles(rows),
         _section("Held-out prompts", curves.evaluation_table(rows) + curves.evaluation_charts(rows)),
         _section("Learning", curves.reward_charts(rows)),
+        _section("Rewards at work", curves.composition_charts(rows) + curves.judge_table(rows)),
         _section("Length asked, length written", rollouts.length_charts(ends, _unit(config)) if ends else ""),
         _section("Training", curves.health_charts(rows)),
         _reading_section(ends, config.logging.rollouts_in_report) if ends else "",

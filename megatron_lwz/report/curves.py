@@ -24,6 +24,7 @@ _LABELS = {
     "grad_norm": "gradient norm",
     "lr": "learning rate",
     "kl": "KL",
+    "rollout/violators": "break a rule",
     "clip_fraction_low": "clipped below",
     "clip_fraction_high": "clipped above",
 }
@@ -44,6 +45,8 @@ _CLIPS = ("clip_fraction_low", "clip_fraction_high")
 _EVALUATION = "eval/"
 _REWARD = "reward/"
 _SECONDS = "seconds/"
+_GRADIENT, _GRADIENT_LENGTH, _MASKED = "gradient/", "gradient_length/", "rollout/masked_groups/"
+_JUDGE = "judge/total_"
 
 
 def tiles(rows: Sequence[Row]) -> str:
@@ -68,6 +71,36 @@ def reward_charts(rows: Sequence[Row]) -> str:
         curves("Length", _series(rows, _UNITS, label), unit="unit of the length reward"),
     ]
     return _grid(charts)
+
+
+def composition_charts(rows: Sequence[Row]) -> str:
+    """Who pulls: the gradient's shares by component and by length, in each length, and groups without a score."""
+    shares = [key for key in _keys(rows, _GRADIENT) if key.count("/") == 1]
+    lengths = _keys(rows, _GRADIENT_LENGTH)
+    masked = [key for key in _keys(rows, _MASKED) if any(row.get(key) for row in rows)]
+    charts = [
+        curves("Gradient by component", _series(rows, shares, lambda key: key.removeprefix(_GRADIENT)), share=True),
+        curves("Gradient by length", _series(rows, lengths, _last), unit="tokens of the response", share=True),
+        *(
+            curves(
+                f"Gradient of {key.removeprefix(_GRADIENT)}",
+                _series(rows, _keys(rows, key + "/"), _last),
+                unit="tokens",
+            )
+            for key in shares
+        ),
+        curves("Groups without a score", _series(rows, masked, _last)),
+        curves("Rollouts that break a rule", _series(rows, ["rollout/violators"], label), share=True),
+    ]
+    return _grid(charts, small=True)
+
+
+def judge_table(rows: Sequence[Row]) -> str:
+    """What became of the judge's questions up to the last step: counts of this process that are not 0."""
+    last = next((row for row in reversed(rows) if _JUDGE + "asked" in row), {})
+    counts = [(key.removeprefix(_JUDGE), last[key]) for key in last if key.startswith(_JUDGE) and last[key]]
+    body = "".join(f"<tr><td>{escape(name)}</td><td>{count:g}</td></tr>" for name, count in counts)
+    return f'<div class="wide"><table><tbody>{body}</tbody></table></div>' if body else ""
 
 
 def health_charts(rows: Sequence[Row]) -> str:
@@ -121,6 +154,10 @@ def label(key: str) -> str:
     if name.startswith(_REWARD):
         return f"{name.removeprefix(_REWARD)} reward"
     return _LABELS.get(name, name)
+
+
+def _last(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _table(heads: tuple[str, str], lines: Sequence[tuple[str, float, float]]) -> str:
