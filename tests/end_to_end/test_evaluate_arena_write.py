@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
-from megatron_lwz.cli import common, main
-from tests.end_to_end.grpo_runs import ROOT, variables
-from tests.end_to_end.test_evaluate_text import check_page
-from tests.scripted_server import KEY, Scripted, serving
+from tests.end_to_end.evaluate_runs import check_page, judged_by, kill_when, mistake, run
+from tests.scripted_server import Scripted, serving
 from tests.unit.evaluation.test_arena_write import planted
 from tests.unit.evaluation.test_writing_bench import write
 
@@ -28,31 +21,16 @@ def argv(tmp_path) -> list[str]:
         write(tmp_path / f"{name}.jsonl", [{"idx": n, "response": f"{name} writes {n}"} for n in range(PROMPTS)])
     given = [{**row, "baseline_response": {"baseline": f"baseline writes {row['idx']}"}} for row in rows]
     prompts = write(tmp_path / "arena.jsonl", given)
-    options = [
-        "--prompts",
-        prompts,
-        "--responses",
-        tmp_path / "strong.jsonl",
-        "--responses",
-        f"weak={tmp_path}/weak.jsonl",
-    ]
-    return ["evaluate", "arena-write", *map(str, options), "--output", str(tmp_path / "out")]
+    responses = ("--responses", tmp_path / "strong.jsonl", "--responses", f"weak={tmp_path}/weak.jsonl")
+    return [*map(str, ("arena-write", "--prompts", prompts, *responses, "--output", tmp_path / "out"))]
 
 
 def test_killed_and_run_again_no_reply_is_paid_twice(argv, tmp_path):
     server = Scripted(planted, delay=0.02)
     with serving(server):
-        settings = [f"judge.url={server.url}", "judge.model=m", "judge.concurrency=4"]
-        command = [sys.executable, "-m", "megatron_lwz.cli.main", *argv, *settings]
-        environment = variables() | {"LWZ_JUDGE_KEY": KEY}
-        process = subprocess.Popen(command, cwd=ROOT, env=environment)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(server.bodies) < 50:
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+        settings = judged_by(server, concurrency=4)
+        kill_when([*argv, *settings], lambda: len(server.bodies) >= 50)
+        run([*argv, *settings])
     assert len(server.bodies) <= PROMPTS * 2 * 2 + 4
     found = json.loads((tmp_path / "out" / "arena_write.json").read_text())
     assert found["name"] == "strong" and found["anchor"] == "baseline" and found["games"] == PROMPTS * 4
@@ -73,6 +51,4 @@ def test_killed_and_run_again_no_reply_is_paid_twice(argv, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(argv, capsys, extra, said):
-    assert common.run(main.dispatch, [*argv, *extra]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and said in lines[0], lines
+    assert said in mistake(capsys, *argv, *extra)

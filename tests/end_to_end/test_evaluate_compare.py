@@ -5,13 +5,8 @@ from __future__ import annotations
 import csv
 import json
 
-from megatron_lwz.cli import common, main
-from tests.end_to_end.test_evaluate_text import check_page
+from tests.end_to_end.evaluate_runs import check_page, lwz, mistake
 from tests.unit.evaluation.test_writing_bench import PUBLIC, write, write_benchmark
-
-
-def lwz(*argv: object) -> int:
-    return common.run(main.dispatch, ["evaluate", *map(str, argv)])
 
 
 def test_runs_side_by_side(tmp_path, capsys):
@@ -53,6 +48,4 @@ def test_runs_side_by_side(tmp_path, capsys):
 
 def test_mistakes_are_one_line(tmp_path, capsys):
     for argv, said in (((tmp_path,), "no evaluation here"), ((), "[NAME=]DIR"), (("/nowhere",), "/nowhere")):
-        assert lwz("compare", *argv, "--output", tmp_path / "out") == 2
-        err = capsys.readouterr().err.splitlines()
-        assert len(err) == 1 and said in err[0], err
+        assert said in mistake(capsys, "compare", *argv, "--output", tmp_path / "out")

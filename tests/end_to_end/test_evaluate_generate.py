@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from megatron_lwz.cli import common, main
+from tests.end_to_end.evaluate_runs import kill_when, mistake, run
 from tests.end_to_end.grpo_runs import ROOT, variables
 from tests.engine_model import write_engine_model
-from tests.scripted_server import KEY, Scripted, serving
+from tests.scripted_server import Scripted, serving
+from tests.unit.evaluation.test_writing_bench import write
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +23,8 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
-def command(*argv: object) -> list[str]:
-    return [sys.executable, "-m", "megatron_lwz.cli.main", "evaluate", "generate", *map(str, argv)]
-
-
 def prompts(path: Path, count: int) -> Path:
-    path.write_text(
-        "".join(json.dumps({"id": f"p{n}", "prompt": f"Task {n}", "length": 20}) + "\n" for n in range(count))
-    )
-    return path
+    return write(path, [{"id": f"p{n}", "prompt": f"Task {n}", "length": 20} for n in range(count)])
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -42,18 +33,16 @@ def rows_of(path: Path) -> list[dict]:
 
 def test_an_engine_is_started_for_a_hugging_face_folder(model, tmp_path):
     output = tmp_path / "out" / "r.jsonl"
-    argv = (prompts(tmp_path / "p.jsonl", 3), "--output", output, "--model", model, "--style", "bare", "--threads", 1)
-    argv += ("--samples", 2, "--preset", "writing-bench", "--concurrency", 4)
-    done = subprocess.run(command(*argv), cwd=ROOT, env=variables(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    argv = ["generate", prompts(tmp_path / "p.jsonl", 3), "--output", output, "--model", model, "--style", "bare"]
+    argv += ["--threads", 1, "--samples", 2, "--preset", "writing-bench", "--concurrency", 4]
+    done = run(argv)
     assert "no top-k" in done.stderr and "6 responses" in done.stdout
     rows = rows_of(output)
     assert {(row["id"], row["sample"]) for row in rows} == {(f"p{n}", k) for n in range(3) for k in range(2)}
     for row in rows:
         assert row["template"] == "think" and isinstance(row["raw"], str) and row["finish_reason"] in ("stop", "length")
         assert row["fault"] and row["tokens"] <= 160
-    again = subprocess.run(command(*argv), cwd=ROOT, env=variables(), capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0 and "complete" in again.stdout and rows_of(output) == rows
+    assert "complete" in run(argv).stdout and rows_of(output) == rows
 
 
 @pytest.mark.long
@@ -61,12 +50,10 @@ def test_an_engine_is_started_for_a_checkpoint(model, tmp_path):
     checkpoint, output = tmp_path / "checkpoint", tmp_path / "r.jsonl"
     convert = [sys.executable, "tools/convert_hf.py", "import", "--hf", str(model), "--out", str(checkpoint)]
     subprocess.run(convert, cwd=ROOT, env=variables(), check=True, capture_output=True, timeout=300)
-    argv = (prompts(tmp_path / "p.jsonl", 2), "--output", output, "--style", "bare", "--max-tokens", 20, "--threads", 1)
+    argv = ["generate", prompts(tmp_path / "p.jsonl", 2), "--output", output, "--style", "bare", "--max-tokens", 20]
     for folder in (checkpoint, model):
         output.unlink(missing_ok=True)
-        argv_of = command(*argv, "--model", folder)
-        done = subprocess.run(argv_of, cwd=ROOT, env=variables(), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        run([*argv, "--threads", 1, "--model", folder])
         rows = {row["id"]: row["raw"] for row in rows_of(output)}
         assert len(rows) == 2
         if folder == checkpoint:
@@ -79,18 +66,16 @@ def test_a_kill_in_the_middle_loses_and_repeats_nothing(tmp_path):
     server = Scripted(lambda prompt, _: f"reply to {prompt}", delay=0.05)
     output = tmp_path / "r.jsonl"
     with serving(server):
-        argv = (prompts(tmp_path / "p.jsonl", 60), "--output", output, "--url", server.url, "--served-model", "m")
-        environment = variables() | {"LWZ_ENGINE_TOKEN": KEY}
+        argv = ["generate", prompts(tmp_path / "p.jsonl", 60), "--output", output, "--url", server.url]
+        argv += ["--served-model", "m", "--concurrency", 2]
+
+        def lines() -> int:
+            return len(output.read_bytes().splitlines()) if output.exists() else 0
+
         for kept in (5, 20):
-            process = subprocess.Popen(command(*argv, "--concurrency", 2), cwd=ROOT, env=environment)
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline and (not output.exists() or len(output.read_bytes().splitlines()) < kept):
-                time.sleep(0.01)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            assert kept <= len(output.read_bytes().splitlines()) < 60
-        done = subprocess.run(command(*argv), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+            kill_when(argv, lambda kept=kept: lines() >= kept)
+            assert kept <= lines() < 60
+        run(argv)
     rows = rows_of(output)
     assert sorted(row["id"] for row in rows) == sorted(f"p{n}" for n in range(60))
     assert all(row["response"] == f"reply to {row['prompt']}" for row in rows)
@@ -111,7 +96,5 @@ def test_a_kill_in_the_middle_loses_and_repeats_nothing(tmp_path):
 )
 def test_mistakes_are_one_line(tmp_path, capsys, argv, said):
     argv = [str(tmp_path) if text == "." else text for text in argv]
-    fixed = ["evaluate", "generate", str(prompts(tmp_path / "p.jsonl", 2)), "--output", str(tmp_path / "r.jsonl")]
-    assert common.run(main.dispatch, [*fixed, *argv]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and said in lines[0], lines
+    fixed = ("generate", prompts(tmp_path / "p.jsonl", 2), "--output", tmp_path / "r.jsonl")
+    assert said in mistake(capsys, *fixed, *argv)

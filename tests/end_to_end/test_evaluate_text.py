@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from xml.etree import ElementTree
 
-from megatron_lwz.cli import common, main
+from tests.end_to_end.evaluate_runs import check_page, lwz, mistake
 
 PUBLIC = Path(__file__).parents[1] / "unit" / "evaluation" / "data" / "longbench_write.json"
-
-
-def run(capsys, *argv: object) -> tuple[int, str, str]:
-    status = common.run(main.dispatch, ["evaluate", *map(str, argv)])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def check_page(path: Path) -> None:
-    """Whole, well-formed drawings, and nothing from a network."""
-    page = path.read_text(encoding="utf-8")
-    for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
-        ElementTree.fromstring(drawing)
-    assert page.rstrip().endswith("</html>") and not re.search(r"https?://|<script|\bnan\b", page)
 
 
 def test_results_table_and_page(tmp_path, capsys):
     public = json.loads(PUBLIC.read_text(encoding="utf-8"))
     responses = tmp_path / "model <a>.jsonl"
     responses.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in public["rows"]))
-    status, out, err = run(capsys, "text", responses, "--output", tmp_path / "out")
-    assert (status, err) == (0, "") and "length score S_l" in out and "model <a>" in out
+    assert lwz("text", responses, "--output", tmp_path / "out") == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "length score S_l" in out and "model <a>" in out
     found = json.loads((tmp_path / "out" / "text.json").read_text(encoding="utf-8"))
     assert found["metrics"]["s_l"]["value"] == public["mean"] and found["name"] == "model <a>"
     assert len((tmp_path / "out" / "text_rows.jsonl").read_text().splitlines()) == len(public["rows"])
@@ -49,5 +34,4 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (("text", broken), "--output"),
         (("text", broken, "--output", broken / "x", "--prompts", "/nowhere"), "/nowhere"),
     ):
-        status, _, err = run(capsys, *argv)
-        assert status == 2 and said in err and len(err.splitlines()) == 1, err
+        assert said in mistake(capsys, *argv)

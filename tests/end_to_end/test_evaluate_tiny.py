@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from megatron_lwz.cli import common, evaluate_engine, main
+from megatron_lwz.cli import evaluate_engine
+from tests.end_to_end.evaluate_runs import lwz
 from tests.engine_model import write_engine_model
 from tests.unit.evaluation.test_writing_bench import PUBLIC, write, write_benchmark
 
@@ -24,10 +25,6 @@ def engine(tmp_path_factory) -> Iterator[str]:
         yield server.url
         os.environ.clear()
         os.environ.update(before)
-
-
-def lwz(*argv: object) -> int:
-    return common.run(main.dispatch, ["evaluate", *map(str, argv)])
 
 
 def test_a_tiny_policy_is_evaluated_and_a_nonsense_judge_survived(engine, tmp_path, capsys):

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from megatron_lwz.cli import common, main
 from megatron_lwz.evaluation.compare import read_run
-from tests.end_to_end.grpo_runs import ROOT, variables
-from tests.end_to_end.test_evaluate_text import check_page
-from tests.scripted_server import KEY, Scripted, serving
+from tests.end_to_end.evaluate_runs import check_page, judged_by, kill_when, lwz, mistake, run
+from tests.scripted_server import Scripted, serving
 from tests.unit.evaluation.test_writing_bench import PUBLIC, write, write_benchmark
 
 PROMPT = '''evaluate_system = """You judge."""
@@ -34,24 +27,16 @@ def argv(tmp_path) -> list[str]:
     ]
     responses = write(tmp_path / "model.jsonl", rows)
     options = ["--benchmark", benchmark, "--responses", responses, "--output", tmp_path / "out"]
-    return ["evaluate", "writing-bench", *map(str, options)]
+    return ["writing-bench", *map(str, options)]
 
 
 def test_killed_and_run_again_no_reply_is_paid_twice_and_no_row_counted_twice(argv, tmp_path):
     (tmp_path / "WritingBench" / "prompt.py").write_text(PROMPT)
     server = Scripted(lambda prompt, _: '```json\n{"score": 8, "reason": "says "yes", well"}\n```', delay=0.02)
     with serving(server):
-        settings = [f"judge.url={server.url}", "judge.model=m", "judge.concurrency=4"]
-        command = [sys.executable, "-m", "megatron_lwz.cli.main", *argv, *settings]
-        environment = variables() | {"LWZ_JUDGE_KEY": KEY}
-        process = subprocess.Popen(command, cwd=ROOT, env=environment)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(server.bodies) < 50:
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+        settings = judged_by(server, concurrency=4)
+        kill_when([*argv, *settings], lambda: len(server.bodies) >= 50)
+        run([*argv, *settings])
     assert len(server.bodies) <= 150 + 4
     body = server.bodies[0]
     first = PUBLIC["queries"][0]
@@ -66,14 +51,14 @@ def test_killed_and_run_again_no_reply_is_paid_twice_and_no_row_counted_twice(ar
     rows = [json.loads(line) for line in (tmp_path / "out" / "scores" / "model.jsonl").read_text().splitlines()]
     assert [row["index"] for row in rows] == list(range(1, 31))
     check_page(tmp_path / "out" / "writing_bench.html")
-    run = read_run(tmp_path / "out")
-    assert set(next(iter(run.values.values()))) == {str(index) for index in range(1, 31)}, "compare pairs by query"
+    found = read_run(tmp_path / "out")
+    assert set(next(iter(found.values.values()))) == {str(index) for index in range(1, 31)}, "compare pairs by query"
 
 
 def test_scores_of_the_public_script_are_aggregated(argv, tmp_path, capsys):
     scores = write(tmp_path / "theirs.jsonl", [*PUBLIC["scores"], PUBLIC["scores"][-1]])
     place = argv.index("--responses")
-    assert common.run(main.dispatch, [*argv[:place], "--scores", str(scores), *argv[place + 2 :]]) == 0
+    assert lwz(*argv[:place], "--scores", scores, *argv[place + 2 :]) == 0
     assert "1 rows were scored twice" in capsys.readouterr().err
     (row,) = csv.DictReader((tmp_path / "out" / "writing_bench.csv").open())
     assert row["Model"] == "theirs" and int(row["Count"]) == 28
@@ -90,12 +75,9 @@ def test_scores_of_the_public_script_are_aggregated(argv, tmp_path, capsys):
     ],
 )
 def test_mistakes_are_one_line(argv, capsys, extra, said):
-    assert common.run(main.dispatch, [*argv, *extra]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and said in lines[0], lines
+    assert said in mistake(capsys, *argv, *extra)
 
 
 def test_responses_to_the_other_era_are_refused(argv, capsys):
     write(Path(argv[argv.index("--responses") + 1]), [{"index": 1000, "response": "a"}])
-    assert common.run(main.dispatch, argv) == 2
-    assert "'1000' answers no query of 2025-04" in capsys.readouterr().err
+    assert "'1000' answers no query of 2025-04" in mistake(capsys, *argv)

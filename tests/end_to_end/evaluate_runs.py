@@ -1,0 +1,70 @@
+"""`lwz evaluate …` as its user calls it: in this process, or as one of its own that is killed in the middle."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from megatron_lwz.cli import common, main
+from tests.end_to_end.grpo_runs import ROOT, variables
+from tests.scripted_server import KEY, Scripted
+
+ENVIRONMENT = variables() | {"LWZ_JUDGE_KEY": KEY, "LWZ_ENGINE_TOKEN": KEY}
+
+
+def lwz(*argv: object) -> int:
+    """The exit status, from this process."""
+    return common.run(main.dispatch, ["evaluate", *map(str, argv)])
+
+
+def mistake(capsys: Any, *argv: object) -> str:
+    """What a command that cannot be carried out says: one line on stderr, exit status 2."""
+    capsys.readouterr()
+    assert lwz(*argv) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "WARNING" not in line]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def judged_by(server: Scripted, *, concurrency: int) -> list[str]:
+    """The settings that name a scripted server as the judge."""
+    return [f"judge.url={server.url}", "judge.model=m", f"judge.concurrency={concurrency}"]
+
+
+def command(argv: Sequence[object]) -> list[str]:
+    """The command line of a process of its own."""
+    return [sys.executable, "-m", "megatron_lwz.cli.main", "evaluate", *map(str, argv)]
+
+
+def run(argv: Sequence[object], *, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end; AssertionError with what it said if it fails."""
+    done = subprocess.run(command(argv), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def kill_when(argv: Sequence[object], reached: Callable[[], bool], *, seconds: float = 120.0) -> None:
+    """Starts it, and kills it with signal 9 once `reached()`."""
+    process = subprocess.Popen(command(argv), cwd=ROOT, env=ENVIRONMENT)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not reached():
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def check_page(path: Path) -> None:
+    """Whole, well-formed drawings, and nothing from a network."""
+    page = path.read_text(encoding="utf-8")
+    for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ElementTree.fromstring(drawing)
+    assert page.rstrip().endswith("</html>") and not re.search(r"https?://|<script|\bnan\b", page)
