@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from megatron_lwz.config.base import ComponentSection, Fraction, Normalizer, Section
+from megatron_lwz.config.base import ComponentSection, Normalizer, Section
+from megatron_lwz.config.format import FormatReward, OverlapReward, StructureReward
 from megatron_lwz.config.judge import JudgeReward
 from megatron_lwz.config.reward_model import WritingReward
 
@@ -37,19 +38,6 @@ class LengthReward(ComponentSection):
     )
 
 
-class FormatReward(ComponentSection):
-    """One think segment, one answer segment, no near-duplicate paragraphs (section 3.1)."""
-
-    duplicate_penalty: Fraction = Field(
-        0.5, description="subtracted times the share of near-duplicate paragraphs; open"
-    )
-    duplicate_threshold: Fraction = Field(
-        0.6, description="Jaccard similarity from which two paragraphs are near-duplicates; open"
-    )
-    shingle: int = Field(3, gt=0, description="n-gram size: words, or characters in CJK text; open")
-    minimum_shingles: int = Field(8, gt=0, description="shorter paragraphs are not compared; open")
-
-
 class FunctionReward(ComponentSection):
     """A component of your own: a plain or async Python function (docs/rewards.md). The path alone will do too."""
 
@@ -72,6 +60,8 @@ class RewardSection(Section):
 
     length: LengthReward = LengthReward()
     format: FormatReward = FormatReward()
+    overlap: OverlapReward = OverlapReward()
+    structure: StructureReward = StructureReward()
     writing: WritingReward = WritingReward()
     judges: tuple[JudgeReward, ...] = Field((), description="components scored by the model of section `judge`")
     functions: tuple[FunctionReward, ...] = Field((), description="components of your own")

@@ -9,10 +9,11 @@ from __future__ import annotations
 from megatron_lwz.config.base import ComponentSection, Fraction, Section
 from megatron_lwz.config.data import DataSection
 from megatron_lwz.config.evaluation import EvaluationSection
+from megatron_lwz.config.format import FormatReward, OverlapReward, StructureReward
 from megatron_lwz.config.grpo import GrpoSection
 from megatron_lwz.config.judge import JudgeReward, JudgeSection
 from megatron_lwz.config.model import Architecture, KernelsSection, ModelSection, ParallelSection
-from megatron_lwz.config.reward import FormatReward, FunctionReward, LengthReward, RewardSection
+from megatron_lwz.config.reward import FunctionReward, LengthReward, RewardSection
 from megatron_lwz.config.reward_model import RewardModelSection, WritingReward
 from megatron_lwz.config.rollout import RolloutSection, WeightSyncSection
 from megatron_lwz.config.training import (
@@ -41,6 +42,7 @@ __all__ = [
     "LoggingSection",
     "ModelSection",
     "OptimizerSection",
+    "OverlapReward",
     "ParallelSection",
     "RewardModelSection",
     "RewardSection",
@@ -48,6 +50,7 @@ __all__ = [
     "RunSection",
     "Section",
     "SftSection",
+    "StructureReward",
     "TrainingSection",
     "WeightSyncSection",
     "WritingReward",

@@ -9,10 +9,10 @@ from typing import Any
 
 from megatron_lwz.config.sections import FormatReward
 from megatron_lwz.data.text.length import count_units
-from megatron_lwz.data.text.near_duplicates import find_duplicates
 from megatron_lwz.evaluation import text_metrics
 from megatron_lwz.evaluation.responses import Response
 from megatron_lwz.evaluation.statistics import Estimate, estimate
+from megatron_lwz.rewards.format import count_duplicates
 
 LABELS = {
     "length": "length, words + CJK characters",
@@ -87,12 +87,7 @@ def measure_one(response: Response, section: FormatReward) -> dict[str, Any]:
     for size in (1, 2, 4):
         if (share := text_metrics.distinct(text, size)) is not None:
             row[f"distinct_{size}"] = share
-    duplicates = find_duplicates(
-        text,
-        threshold=section.duplicate_threshold,
-        shingle=section.shingle,
-        minimum_shingles=section.minimum_shingles,
-    )
+    duplicates = count_duplicates(text, section)
     if duplicates.compared:
         row["near_duplicates"] = duplicates.share
     if response.prompt is not None:

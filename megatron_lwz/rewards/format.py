@@ -7,9 +7,20 @@ from collections.abc import Callable, Sequence
 from megatron_lwz.config.sections import FormatReward
 from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.data.text.length import count_units
-from megatron_lwz.data.text.near_duplicates import find_duplicates
+from megatron_lwz.data.text.near_duplicates import DuplicateReport, find_duplicates
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.types import ComponentScore, Prompt, Rollout
+
+
+def count_duplicates(text: str, section: FormatReward) -> DuplicateReport:
+    """The near-duplicate paragraphs of an answer, as the config defines them."""
+    return find_duplicates(
+        text,
+        threshold=section.duplicate_threshold,
+        shingle=section.shingle,
+        minimum_shingles=section.minimum_shingles,
+        longest=section.longest_paragraph,
+    )
 
 
 class FormatComponent:
@@ -37,12 +48,7 @@ class FormatComponent:
 
     def _score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
         parsed = parse_rollout(prompt, rollout)
-        report = find_duplicates(
-            parsed.answer or "",
-            threshold=self._section.duplicate_threshold,
-            shingle=self._section.shingle,
-            minimum_shingles=self._section.minimum_shingles,
-        )
+        report = count_duplicates(parsed.answer or "", self._section)
         details = {
             "valid": float(parsed.valid),
             "duplicates": report.share,

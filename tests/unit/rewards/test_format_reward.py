@@ -46,3 +46,9 @@ def test_near_duplicate_paragraphs_cost_their_share():
     assert one(repeated, FormatReward(duplicate_threshold=1.0)).details["duplicates"] == 0.25
     assert one(repeated.replace("<think>a</think>", "")).value == -0.25
     assert one(f"<think>{LINE}\n{LINE}</think><answer>{LINE}</answer>").value == 1.0
+
+
+def test_a_long_paragraph_is_compared_sentence_by_sentence():
+    loop = "<think>a</think><answer>" + f"{LINE.capitalize()}. " * 30 + "</answer>"
+    assert one(loop).details["duplicates"] == pytest.approx(29 / 30)
+    assert one(loop, FormatReward(longest_paragraph=0)).value == 1.0
