@@ -10,6 +10,7 @@ from megatron_lwz.cli import common
 
 COMMANDS = {
     "serve-engine": ("megatron_lwz.cli.serve_engine", "serve a policy over HTTP, with vLLM's routes"),
+    "serve-reward": ("megatron_lwz.cli.serve_reward", "serve a reward model over HTTP"),
     "evaluate": ("megatron_lwz.cli.evaluate", "measure writing: without a judge, or on the public benchmarks"),
     "report": ("megatron_lwz.cli.report", "write report.html of a run folder again"),
 }
@@ -30,7 +31,7 @@ def dispatch(argv: Sequence[str]) -> None:
         raise common.UsageError(f"lwz has no command '{argv[0]}': choose one of {', '.join(COMMANDS)}")
     lines = [f"  {name:<14} {what}" for name, (_, what) in COMMANDS.items()]
     stages = (
-        "Stages: torchrun --nproc-per-node N -m megatron_lwz.cli.<train_grpo | train_sft | pretrain | score> CONFIG"
+        "Stages: torchrun --nproc-per-node N -m megatron_lwz.cli.<train_grpo | train_sft | train_reward_model | pretrain | score> CONFIG"
     )
     text = "\n".join(["usage: lwz <command> … [--traceback]", "", *lines, "", stages])
     common.console().print(text, markup=False)

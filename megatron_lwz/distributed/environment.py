@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME")
 _LAUNCHER_PREFIXES = ("LOCAL_", "MASTER_", "TORCHELASTIC_", "TORCH_NCCL_ASYNC")
@@ -31,6 +33,20 @@ def local_rank() -> int:
 def under_torchrun() -> bool:
     """Whether a launcher has set the variables of the rendezvous."""
     return "RANK" in os.environ and "MASTER_ADDR" in os.environ
+
+
+@contextmanager
+def lent(name: str, value: str) -> Iterator[None]:
+    """Within the block the variable has this value, for this process and its children; then what it had before."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def child_environment(**extra: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from megatron_lwz.rewards.functions import FunctionComponent
 from megatron_lwz.rewards.judge import Judge
 from megatron_lwz.rewards.judged import judge_components
 from megatron_lwz.rewards.length import LengthComponent
+from megatron_lwz.rewards.writing import WritingComponent
 from megatron_lwz.types import ComponentScore, Group, RewardFn
 
 
@@ -32,6 +33,8 @@ def build_rewards(
     _check_names(section)
     length = LengthComponent(section.length, tokenizer)
     rewards: list[RewardFn] = [length, FormatComponent(section.format, length.measure, tokenizer)]
+    if section.writing.used:
+        rewards.append(WritingComponent(section.writing))
     if section.judges:
         rewards += judge_components(section.judges, Judge.as_reward(judge or JudgeSection()))
     rewards += [FunctionComponent(entry) for entry in section.functions]

@@ -26,6 +26,7 @@ from megatron_lwz.training.attempts import record_attempt
 from megatron_lwz.training.engines import open_engines
 from megatron_lwz.training.evaluation import JUDGE_CACHE, in_loop_evaluation
 from megatron_lwz.training.experience import Experience, make_experience
+from megatron_lwz.training.reward_server import open_reward_server
 from megatron_lwz.training.run_folder import RunFolder
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.weight_sync import DiskTransport
@@ -46,7 +47,9 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
         DiskTransport, root=run.weights, chunks=state.policies, config_files_from=config.tokenizer_dir()
     )
     with ExitStack() as stack:
-        host = Host(config, run, state.step, waiting) if groups.is_rank_zero() else None
+        host = None
+        if groups.is_rank_zero():
+            host = Host(stack.enter_context(open_reward_server(config, run)), run, state.step, waiting)
         exporter = transport(None)
         version = exporter.prepare(WeightVersion(state.step, record_attempt(run.root, state.step)))
         engines = None

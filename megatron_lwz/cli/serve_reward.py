@@ -1,0 +1,64 @@
+"""`lwz serve-reward --model DIR --port N`: a reward model over HTTP. Its token is in LWZ_REWARD_TOKEN."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from megatron_lwz.cli import common
+from megatron_lwz.distributed import environment, launch
+from megatron_lwz.http.ports import bind
+from megatron_lwz.http.server import run_app
+from megatron_lwz.rewards.score_server import MOST_TEXTS, ScoreServer
+from megatron_lwz.rewards.scorer import ScoringThread, ServedRewardModel
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serves until SIGINT or SIGTERM."""
+    options = _parser().parse_args(list(argv))
+    bind(options.host, options.port).close()  # a taken port is said at once, not after the model is loaded
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model = ServedRewardModel(
+        options.model, dtype=options.dtype, max_length=options.max_length, template=options.template
+    )
+    thread = ScoringThread(model, tokens_per_batch=options.tokens_per_batch, most_waiting=options.most_waiting)
+    server = ScoreServer(model, thread, name=options.served_model_name)
+    thread.start()
+    try:
+        run_app(server.app(environment.get("LWZ_REWARD_TOKEN")), host=options.host, port=options.port)
+    finally:
+        thread.stop()
+        launch.shutdown()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = common.Parser(prog="lwz serve-reward", description="Serve a reward model over HTTP.")
+    parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder with tokenizer.json")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default loopback only")
+    parser.add_argument("--tokens-per-batch", type=_positive, default=32768, help="tokens read at once")
+    parser.add_argument("--max-length", type=_positive, help="longest text in tokens; default: the model's own")
+    parser.add_argument(
+        "--most-waiting", type=_positive, default=4 * MOST_TEXTS, help="texts that may wait; more get 503"
+    )
+    parser.add_argument("--template", choices=("markers", "chat"), help="default: as trained; chat for foreign models")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
+    parser.add_argument("--served-model-name", default="reward")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(common.run(main))

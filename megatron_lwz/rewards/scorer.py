@@ -1,0 +1,172 @@
+"""A reward model on this machine: loaded from a Hugging Face folder, fed packs of texts of like length by one thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from megatron_lwz.config import validate
+from megatron_lwz.data.packing import build_micro_batch
+from megatron_lwz.data.preferences.batches import text_batch
+from megatron_lwz.data.preferences.rendering import Rendering, load_rendering
+from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.distributed import launch, platform
+from megatron_lwz.errors import DataError
+from megatron_lwz.models.hf import HfFolder, checksum_policy, load_policy
+from megatron_lwz.models.logprobs import packed_params
+from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.models.reward_model import last_token_scores
+
+
+class ServedRewardModel:
+    """Model, tokenizer and rendering of a folder that transformers knows as Qwen2ForSequenceClassification."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: str = "fp32",
+        max_length: int | None = None,
+        template: Literal["markers", "chat"] | None = None,
+    ) -> None:
+        """`max_length` in tokens, None: the model's own. `template` None: as trained, Qwen's chat markup for a foreign model.
+
+        Raises ConfigError, CheckpointError or DataError.
+        """
+        config = validate({"model": {"hf": str(folder)}, "training": {"precision": dtype}})
+        self.arch = config.architecture()
+        if self.arch.head != "scalar":
+            raise DataError(
+                folder / "config.json", "architectures must name Qwen2ForSequenceClassification: no reward model"
+            )
+        self.tokenizer = Tokenizer(folder)
+        self.rendering = load_rendering(folder) or Rendering("chat")
+        if template is not None:
+            self.rendering = Rendering(template, self.rendering.thinking, self.rendering.end)
+        self.max_length = min(max_length or self.arch.max_position_embeddings, self.arch.max_position_embeddings)
+        launch.initialize(config)
+        (self._model,) = build_policy(config)
+        load_policy([self._model], HfFolder(folder))
+        self._model.eval()
+        self.checksum = checksum_policy([self._model])
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[Sequence[int]]) -> list[float]:
+        """The scores of token lists, in order, read as one pack: they do not see each other, and nothing is padded."""
+        batch = text_batch([torch.tensor(text, dtype=torch.int32) for text in texts])
+        pack = build_micro_batch(
+            batch,
+            range(len(texts)),
+            tensor_size=1,
+            context_size=1,
+            context_rank=0,
+            sequence_parallel=False,
+            token_weights=torch.ones(len(batch.tokens)),
+        )
+        device = platform.device()
+        scores = self._model(
+            pack.tokens[None].to(device), pack.positions[None].to(device), None, packed_seq_params=packed_params(pack)
+        )
+        return last_token_scores(scores, pack, len(texts))[0].tolist()
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    tokens: tuple[int, ...]
+    score: Future[float]
+
+    @property
+    def bucket(self) -> int:
+        """Texts of a bucket differ in length by a factor of two at most."""
+        return len(self.tokens).bit_length()
+
+
+class Overloaded(Exception):
+    """As many texts wait as may."""
+
+
+class ScoringThread:
+    """Feeds the model: the text that waited longest, and others of its bucket up to `tokens_per_batch` tokens.
+
+    A short text so never waits for the end of a long one's pack, and a long one is never passed over for ever.
+    """
+
+    def __init__(self, model: ServedRewardModel, *, tokens_per_batch: int, most_waiting: int) -> None:
+        self._model = model
+        self._cap = tokens_per_batch
+        self._most = most_waiting
+        self._changed = threading.Condition()
+        self._waiting: list[_Waiting] = []
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
+        self.packs = 0
+        """Packs read so far."""
+
+    @property
+    def waiting(self) -> int:
+        """Texts that wait."""
+        return len(self._waiting)
+
+    def start(self) -> None:
+        """Begins to read."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends after the pack under way; what still waits is cancelled."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._thread.join()
+        for item in self._waiting:
+            item.score.cancel()
+
+    def submit(self, texts: Sequence[Sequence[int]]) -> list[Future[float]]:
+        """The scores to come, one for each text. Raises Overloaded. A future that is cancelled is not read any more."""
+        items = [_Waiting(tuple(text), Future()) for text in texts]
+        with self._changed:
+            if len(self._waiting) + len(items) > self._most:
+                raise Overloaded
+            self._waiting += items
+            self._changed.notify_all()
+        return [item.score for item in items]
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._stopped)
+                if self._stopped:
+                    return
+                pack = self._take()
+            pack = [item for item in pack if item.score.set_running_or_notify_cancel()]
+            if pack:
+                self._read(pack)
+
+    def _take(self) -> list[_Waiting]:
+        bucket, room = self._waiting[0].bucket, self._cap
+        taken: list[_Waiting] = []
+        left: list[_Waiting] = []
+        for item in self._waiting:
+            if not taken or (item.bucket == bucket and len(item.tokens) <= room):
+                taken.append(item)
+                room -= len(item.tokens)
+            else:
+                left.append(item)
+        self._waiting = left
+        return taken
+
+    def _read(self, pack: list[_Waiting]) -> None:
+        self.packs += 1
+        try:
+            scores = self._model.score([item.tokens for item in pack])
+        except Exception as error:  # out of memory: these texts fail, the next may fit
+            for item in pack:
+                item.score.set_exception(error)
+            return
+        for item, score in zip(pack, scores, strict=True):
+            item.score.set_result(score)

@@ -1,0 +1,54 @@
+"""The reward model of a run: started here for a local folder, or running elsewhere."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_lwz.config import Config
+from megatron_lwz.distributed import environment
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.http.ports import free_port
+from megatron_lwz.http.process import ServerProcess
+from megatron_lwz.training.run_folder import RunFolder
+
+START_SECONDS = 600.0
+
+
+@contextmanager
+def open_reward_server(config: Config, run: RunFolder) -> Iterator[Config]:
+    """The config with the address of the writing reward's server: one started for `reward.writing.hf`, stopped in the end.
+
+    Rank 0 only, from the main thread. Raises ConfigError or EngineError. Without the component nothing is started.
+    """
+    section = config.reward.writing
+    if section.hf is None or section.url is not None:
+        yield config
+        return
+    if section.api != "score":
+        raise ConfigError("reward.writing.api", section.api, "the server that the run starts for `hf` speaks `score`")
+    port, token = free_port(), secrets.token_urlsafe(24)
+    threads = section.threads or os.cpu_count() or 1
+    command = [sys.executable, "-m", "megatron_lwz.cli.serve_reward", "--model", section.hf, "--port", str(port)]
+    command += ["--threads", str(threads), "--tokens-per-batch", str(section.tokens_per_batch)]
+    command += ["--dtype", config.training.precision, "--served-model-name", Path(section.hf).resolve().parent.name]
+    with environment.lent(section.api_key_env, token):
+        variables = environment.child_environment(LWZ_REWARD_TOKEN=token, OMP_NUM_THREADS=str(threads))
+        server = ServerProcess(
+            command,
+            url=f"http://127.0.0.1:{port}",
+            token=token,
+            env=variables,
+            log_path=run.root / "reward_model.log",
+        )
+        server.start()
+        try:
+            server.wait_ready(START_SECONDS)
+            writing = section.model_copy(update={"url": server.url})
+            yield config.model_copy(update={"reward": config.reward.model_copy(update={"writing": writing})})
+        finally:
+            server.stop()
