@@ -1,0 +1,193 @@
+#!/usr/bin/env python
+"""Throughput of the reward path: finished rollouts in, scores out, as the controller asks for them.
+
+    python tools/bench_rewards.py [--rollouts 256] [--group 32] [--tokens 14000] [--repeats 3] [--tokenizer DIR] [--latency 0]
+
+Made-up texts, half English, half Chinese, of about that many tokens (1.35 a word, 0.8 a character). All groups are scored at the
+same time. Judges are asked over HTTP: a server in a process of its own answers `--latency` seconds after it has read the question.
+`held up` is the longest time in which the event loop, that of the rollouts' streams, did nothing else. CPU seconds are this
+process's. The best of the repeats counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import random
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from aiohttp import web
+
+from megatron_lwz.algorithms.advantages import component_advantages, gradient_shares
+from megatron_lwz.config.sections import FormatReward, JudgeReward, JudgeSection, LengthReward
+from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.http.ports import bind
+from megatron_lwz.rewards.format import FormatComponent
+from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judged import judge_components
+from megatron_lwz.rewards.length import LengthComponent, LengthMeter
+from megatron_lwz.types import FinishReason, LengthRange, Prompt, RewardFn, Rollout
+
+Group = tuple[Prompt, list[Rollout]]
+TOKENS_PER_WORD, TOKENS_PER_CHARACTER = 1.35, 0.8
+KEY = "benchmark"
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("rollouts", 256), ("group", 32), ("tokens", 14_000), ("repeats", 3), ("concurrency", 64)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds that the judge takes per question")
+    parser.add_argument("--tokenizer", type=Path, help="count the thinking's tokens too, as a run does")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    groups = make_groups(options)
+    tokens = options.rollouts * options.tokens
+    print(f"{options.rollouts} rollouts of {options.tokens} tokens in groups of {options.group}: {tokens} tokens")
+    print(f"{'':28}{'seconds':>9}{'CPU s':>8}{'tokens/s':>12}{'held up, ms':>13}")
+    tokenizer = Tokenizer(options.tokenizer) if options.tokenizer else None
+    length = LengthComponent(LengthReward(), tokenizer)
+    form = FormatComponent(FormatReward(), length.measure, tokenizer)
+    pipe, far = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(far, options.latency), daemon=True)
+    server.start()
+    url = f"http://127.0.0.1:{pipe.recv()}"
+    try:
+        cases: dict[str, Sequence[RewardFn | JudgeReward]] = {
+            "length": [length],
+            "format": [form],
+            "rubric": [JudgeReward(kind="rubric")],
+            "pairwise, 4 opponents": [JudgeReward(kind="pairwise")],
+            "length + format + rubric": [length, form, JudgeReward(kind="rubric")],
+        }
+        for name, rewards in cases.items():
+            show(name, tokens, [asyncio.run(score(groups, rewards, url, options)) for _ in range(options.repeats)])
+    finally:
+        server.terminate()
+    show("length while it is written", tokens, [meter(groups, options.tokens) for _ in range(options.repeats)])
+    show("advantages, shares", tokens, [compose(options) for _ in range(options.repeats)])
+
+
+async def score(
+    groups: Sequence[Group], rewards: Sequence[RewardFn | JudgeReward], url: str, options: argparse.Namespace
+) -> tuple[float, float, float]:
+    """(seconds, CPU seconds, longest time held up) of scoring all groups at once."""
+    section = JudgeSection(url=url, model="bench", concurrency=options.concurrency)
+    judge = Judge.as_reward(section, KEY)
+    columns = [
+        reward if not isinstance(reward, JudgeReward) else judge_components([reward], judge)[0] for reward in rewards
+    ]
+    held = asyncio.create_task(longest_hold())
+    await asyncio.sleep(0.05)
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = await asyncio.gather(*(column.score(*group) for group in groups for column in columns))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    await asyncio.sleep(0.02)
+    held.cancel()
+    assert all(score.valid for scores in found for score in scores), judge.counters
+    await judge.close()
+    return wall, cpu, await held
+
+
+async def longest_hold() -> float:
+    """Longest time between two wake-ups that should be 10 ms apart, less those 10 ms; ends when cancelled."""
+    longest, last = 0.0, time.perf_counter()
+    try:
+        while True:
+            await asyncio.sleep(0.01)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last - 0.01), now
+    except asyncio.CancelledError:
+        return longest
+
+
+def meter(groups: Sequence[Group], tokens: int) -> tuple[float, float, float]:
+    """All rollouts at once through the counter that reads a stream, one piece of about a token at a time."""
+    texts = [rollout.text for _, rollouts in groups for rollout in rollouts]
+    meters = [LengthMeter() for _ in texts]
+    size = max(1, len(texts[0]) // tokens)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for start in range(0, max(map(len, texts)), size):
+        for one, text in zip(meters, texts, strict=True):
+            one.feed(text[start : start + size])
+    return time.perf_counter() - wall, time.process_time() - cpu, 0.0
+
+
+def compose(options: argparse.Namespace) -> tuple[float, float, float]:
+    """Columns of three components to advantages and the gradient's shares."""
+    shape = (options.rollouts // options.group, options.group)
+    rewards = torch.rand(*shape, 3, generator=torch.Generator().manual_seed(0))
+    there = torch.ones(*shape, 3, dtype=torch.bool)
+    wall, cpu = time.perf_counter(), time.process_time()
+    parts = component_advantages(
+        rewards, there, there[..., 0], weights=torch.ones(3), normalizer="zscore", combine="advantages", std_floor=1e-6
+    )
+    gradient_shares(parts, rewards[..., 0], torch.zeros(shape, dtype=torch.int64), 4)
+    return time.perf_counter() - wall, time.process_time() - cpu, 0.0
+
+
+def show(name: str, tokens: int, found: Sequence[tuple[float, float, float]]) -> None:
+    """One line: the fastest repeat, and the longest hold of all."""
+    wall, cpu, _ = min(found)
+    held = max(hold for _, _, hold in found)
+    print(f"{name:28}{wall:9.3f}{cpu:8.2f}{tokens / wall:12.0f}{1000 * held:13.0f}")
+
+
+def make_groups(options: argparse.Namespace) -> list[Group]:
+    """Prompts with rollouts of about the asked number of tokens, a fifth of them thinking."""
+    noise = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(noise.choices(letters, k=noise.randint(2, 9))) for _ in range(5000)]
+    signs = "".join(chr(code) for code in range(0x4E00, 0x4E00 + 3000))
+    groups = []
+    for number in range(options.rollouts // options.group):
+        chinese = number % 2 == 1
+        units = round(options.tokens / (TOKENS_PER_CHARACTER if chinese else TOKENS_PER_WORD))
+        prompt = Prompt(f"p{number}", "写一条河" if chinese else "Write about a river.", LengthRange(units // 2, units))
+
+        def text(count: int, chinese: bool = chinese) -> str:
+            unit = noise.choices(signs if chinese else words, k=count)
+            gap, line = ("", "。\n") if chinese else (" ", ".\n\n")
+            return line.join(gap.join(unit[start : start + 80]) for start in range(0, count, 80))
+
+        rollouts = [
+            Rollout(f"{number}-{k}", prompt.id, k, (), (0,) * options.tokens, (), (), FinishReason.STOP,
+                    f"<think>{text(units // 5)}</think>\n<answer>{text(units - units // 5)}</answer>", "</answer>")
+            for k in range(options.group)
+        ]  # fmt: skip
+        groups.append((prompt, rollouts))
+    return groups
+
+
+def serve(pipe: Connection, latency: float) -> None:
+    """A judge that likes everything; sends its port through `pipe`."""
+    verdict = json.dumps({"reason": "fine", **{str(number): 7 for number in range(1, 7)}, "winner": "tie"})
+
+    async def answer(request: web.Request) -> web.Response:
+        await request.json()
+        await asyncio.sleep(latency)
+        usage = {"prompt_tokens": 1, "completion_tokens": 1}
+        choice = {"message": {"content": verdict}, "finish_reason": "stop"}
+        return web.json_response({"model": "bench", "choices": [choice], "usage": usage})
+
+    handler: Callable[[web.Request], Awaitable[Any]] = answer
+    app = web.Application(client_max_size=64 << 20)
+    app.add_routes([web.post("/v1/chat/completions", handler)])
+    listener = bind("127.0.0.1", 0)
+    pipe.send(listener.getsockname()[1])
+    web.run_app(app, sock=listener, print=None)
+
+
+if __name__ == "__main__":
+    main()
