@@ -1,0 +1,244 @@
+"""Headings and lists of a text, and what is wrong with them: Markdown, "Chapter 3", "第三章", "1.", "（二）", "一、".
+
+Text inside code fences is left out. Every function reads a line in linear time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Literal
+
+from megatron_lwz.data.text.numerals import parse_number, simplify
+
+_LONGEST_TITLE = 80
+_HAN = "零〇一二两三四五六七八九十百"
+_CHAPTER = re.compile(
+    rf"(?:第(?P<han>[{_HAN}]{{1,6}}|\d{{1,3}})(?P<unit>[卷部篇章回节])|"
+    r"(?P<word>chapter|part|section|act|book) (?P<number>\d{1,3}|[ivxl]{1,7}|[a-z]{3,9}(?:-[a-z]{3,5})?))(?![\w-])",
+    re.IGNORECASE,
+)
+_ITEM = re.compile(
+    rf"(?P<indent>\s{{0,40}})(?:(?P<bullet>[-*+•·])(?=\s|$)|(?P<number>\d{{1,3}})(?P<mark>[.)](?=\s|$)|[、．](?!\d))|"
+    rf"[（(](?P<inner>\d{{1,3}}|[{_HAN}]{{1,4}})(?P<close>[）)])|(?P<han>[{_HAN}]{{1,4}})(?P<comma>、))"
+)
+_ROMAN = {"i": 1, "v": 5, "x": 10, "l": 50}
+
+
+@dataclass(frozen=True)
+class Heading:
+    """`level` 1 to 6 by Markdown's marks, 0: a line like "Chapter 3". `line` counts from 0 among the lines that are not blank."""
+
+    level: int
+    title: str
+    line: int
+    kind: str = ""
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a list. `style` is its bullet or the form of its number; `number` None: a bullet."""
+
+    indent: int
+    style: str
+    number: int | None
+    text: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a text is made of, in order; `paragraphs` are the lines that are neither heading nor item nor code."""
+
+    parts: tuple[Heading | Item, ...]
+    lines: int
+    paragraphs: int
+
+    @property
+    def headings(self) -> list[Heading]:
+        """All headings."""
+        return [part for part in self.parts if isinstance(part, Heading)]
+
+    @property
+    def lists(self) -> list[list[Item]]:
+        """Items that stand on neighbouring lines belong together, deeper ones with those around them."""
+        found: list[list[Item]] = []
+        for part in self.parts:
+            if isinstance(part, Item):
+                if found and found[-1][-1].line == part.line - 1:
+                    found[-1].append(part)
+                else:
+                    found.append([part])
+        return found
+
+
+@dataclass(frozen=True)
+class Check:
+    """`faults` at `places`, with the first one in words."""
+
+    places: int
+    faults: tuple[str, ...]
+
+    @property
+    def value(self) -> float | None:
+        """The share of places without a fault; None where the text gave no occasion."""
+        return 1 - min(len(self.faults), self.places) / self.places if self.places else None
+
+
+def read_structure(text: str) -> Structure:
+    """Finds headings and items."""
+    parts: list[Heading | Item] = []
+    count = paragraphs = 0
+    fence = ""
+    for line in text.splitlines():
+        plain = line.strip()
+        if not plain:
+            continue
+        count += 1
+        if fence or plain.startswith(("```", "~~~")):
+            fence = ("" if plain.startswith(fence) else fence) if fence else plain[:3]
+            continue
+        part = _heading(plain, count - 1) or _item(line, plain, count - 1)
+        if part is not None:
+            parts.append(part)
+        elif plain.strip("-*_= ") or len(plain) < 3:  # not a rule
+            paragraphs += 1
+    return Structure(tuple(parts), count, paragraphs)
+
+
+def check_headings(found: Structure) -> Check:
+    """A fault: no title; a level that is skipped on the way down; nothing below it; a sibling of the same name."""
+    headings = found.headings
+    faults: list[str] = []
+    path: list[tuple[int, set[str]]] = [(-1, set())]  # open levels, with the names below each
+    for heading, after in zip_longest(headings, headings[1:]):
+        while path[-1][0] >= heading.level:
+            path.pop()
+        above, siblings = path[-1]
+        next_line = after.line if after else found.lines
+        deeper = after is not None and (
+            after.level > heading.level or (after.level == 0 and after.kind != heading.kind)
+        )
+        if not heading.title:
+            faults.append("a heading without a title")
+        elif heading.title.casefold() in siblings:
+            faults.append(f"two headings '{heading.title:.40}'")
+        elif above > 0 and heading.level > above + 1:
+            faults.append(f"level {heading.level} below level {above}: '{heading.title:.40}'")
+        elif next_line == heading.line + 1 and not deeper:
+            faults.append(f"nothing below '{heading.title:.40}'")
+        siblings.add(heading.title.casefold())
+        path.append((heading.level, set()))
+    return Check(len(headings), tuple(faults))
+
+
+def check_numbering(found: Structure) -> Check:
+    """A fault: a chapter or an item whose number is not one more than the last; both may begin again at 1."""
+    faults: list[str] = []
+    places = 0
+    last: dict[str, int] = {}
+    for heading in (h for h in found.headings if h.number is not None):
+        assert heading.number is not None
+        places += 1
+        if heading.number not in (last.get(heading.kind, 0) + 1, 1) or heading.number == last.get(heading.kind):
+            faults.append(f"'{heading.title:.40}' after number {last.get(heading.kind, 0)}")
+        last[heading.kind] = heading.number
+    counts: dict[tuple[int, str], tuple[int, int]] = {}  # (indent, style) → (number, line)
+    for item in (part for part in found.parts if isinstance(part, Item) and part.number is not None):
+        assert item.number is not None
+        places += 1
+        before, line = counts.get((item.indent, item.style), (0, -2))
+        fresh = item.number in (0, 1) and line != item.line - 1
+        if item.number != before + 1 and not fresh:
+            faults.append(f"item {item.number} after item {before}")
+        counts = {key: value for key, value in counts.items() if key[0] <= item.indent}
+        counts[item.indent, item.style] = (item.number, item.line)
+    return Check(places, tuple(faults))
+
+
+def check_lists(found: Structure) -> Check:
+    """A fault: an item without text, a list of one, another marker among neighbours of the same depth."""
+    faults: list[str] = []
+    places = 0
+    for items in found.lists:
+        places += len(items)
+        numbered_alone = items[0].number is not None  # numbered paragraphs stand apart from each other
+        if len(items) == 1 and not numbered_alone:
+            faults.append(f"a list of one: '{items[0].text:.40}'")
+        styles: dict[int, str] = {}
+        for item in items:
+            if not item.text:
+                faults.append("an item without text")
+            elif styles.setdefault(item.indent, item.style) != item.style:
+                faults.append(f"'{item.style}' among '{styles[item.indent]}'")
+            styles = {indent: style for indent, style in styles.items() if indent <= item.indent}
+    return Check(places, tuple(faults))
+
+
+def check_asked(found: Structure, asked: Sequence[tuple[str, int, int]]) -> Check:
+    """A fault: a count outside its range. `asked`: (headings, lists, items or paragraphs; lower; upper), inclusive."""
+    counts = {
+        "headings": len(found.headings),
+        "lists": len(found.lists),
+        "items": sum(map(len, found.lists)),
+        "paragraphs": found.paragraphs,
+    }
+    missed = (f"{counts[k]} {k}, asked {low} to {high}" for k, low, high in asked if not low <= counts[k] <= high)
+    return Check(len(asked), tuple(missed))
+
+
+Counted = Literal["headings", "lists", "items", "paragraphs"]
+COUNTED: tuple[Counted, ...] = ("headings", "lists", "items", "paragraphs")
+
+
+def _heading(plain: str, line: int) -> Heading | None:
+    level = len(plain) - len(plain.lstrip("#"))
+    marked = 1 <= level <= 6 and (len(plain) == level or plain[level].isspace())
+    title = plain[level:].strip().rstrip("#").rstrip() if marked else plain.strip("*_ ")
+    chapter = _CHAPTER.match(title) if len(title) <= _LONGEST_TITLE else None
+    if chapter and not marked and _is_sentence(title, chapter):
+        chapter = None
+    number = _number(chapter["han"] or chapter["number"].lower()) if chapter else None
+    if not marked and number is None:
+        return None
+    kind = (chapter["unit"] or chapter["word"].lower()) if chapter and number is not None else ""
+    return Heading(level if marked else 0, title, line, kind, number)
+
+
+def _is_sentence(title: str, chapter: re.Match[str]) -> bool:
+    """Whether a line only begins like a chapter's name: "Part one of the story was …", "第一章写的是他，" """
+    runs_on = chapter["word"] is not None and title[chapter.end() :].lstrip()[:1].islower()
+    return runs_on or title[-1] in "。,，;；!！?？"
+
+
+def _item(line: str, plain: str, line_number: int) -> Item | None:
+    found = _ITEM.match(line)
+    if found is None or (found["bullet"] and len(plain) >= 3 and not plain.strip("-*_ ")):  # a rule: * * *
+        return None
+    text = line[found.end() :].strip()
+    if found["bullet"]:
+        return Item(len(found["indent"]), found["bullet"], None, text, line_number)
+    number = _number(found["number"] or found["inner"] or found["han"])
+    if number is None:
+        return None
+    style = "（）" if found["inner"] else (found["mark"] or found["comma"])
+    return Item(len(found["indent"]), style, number, text, line_number)
+
+
+def _number(text: str) -> int | None:
+    if text.isdigit():
+        return int(text)
+    if set(text) <= set(_ROMAN):
+        values = [_ROMAN[letter] for letter in text]
+        return sum(-a if a < b else a for a, b in zip(values, [*values[1:], 0], strict=True))
+    parsed = parse_number(simplify(text))
+    return int(parsed[0]) if parsed else None
+
+
+def lines_of(checks: Sequence[Check]) -> Iterator[str]:
+    """All faults in words."""
+    for check in checks:
+        yield from check.faults
