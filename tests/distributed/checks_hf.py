@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from megatron_lwz.config import Config, load_config, read_hf_architecture, validate
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.errors import CheckpointError, LwzError
 from megatron_lwz.models.hf import HfFolder, RandomInit, checksum_policy, export_policy, load_policy
 from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.training.checkpoint import load_model, save_model
 from megatron_lwz.training.optimizer import wrap_data_parallel
+from megatron_lwz.training.score import ScoreRow, score_rows
 from megatron_lwz.training.state import initial_policy
 from megatron_lwz.training.weight_sync import DiskTransport
 from megatron_lwz.types import WeightVersion
@@ -115,8 +118,8 @@ def weight_sync(source: str, root: str) -> list[str]:
     return versions
 
 
-def against_mbridge(source: str) -> dict[str, Any]:
-    """mbridge loads the same folder into our model, then exports our model; both must agree bit by bit."""
+def mbridge_for(source: str, config: Config) -> Any:
+    """mbridge's Qwen2 converter for models like ours."""
     from mbridge.models.qwen2 import Qwen2Bridge
     from transformers import AutoConfig
 
@@ -129,14 +132,20 @@ def against_mbridge(source: str) -> dict[str, Any]:
             "pre_mlp_layernorm.weight": ["model.layers.{layer_number}.post_attention_layernorm.weight"],
         }
 
-    launch.initialize(config := config_for(source, "fp32", {"tensor": 2}))
-    ours, theirs = build_policy(config), build_policy(config)
-    load_policy(ours, HfFolder(source))
     bridge = LocalNormBridge(
         AutoConfig.from_pretrained(source), dtype=torch.float32, make_vocab_size_divisible_by=VOCAB_PADDING
     )
     bridge.vocab_size = config.architecture().vocab_size
     bridge.padded_vocab_size = -(-bridge.vocab_size // VOCAB_PADDING) * VOCAB_PADDING
+    return bridge
+
+
+def against_mbridge(source: str) -> dict[str, Any]:
+    """mbridge loads the same folder into our model, then exports our model; both must agree bit by bit."""
+    launch.initialize(config := config_for(source, "fp32", {"tensor": 2}))
+    ours, theirs = build_policy(config), build_policy(config)
+    load_policy(ours, HfFolder(source))
+    bridge = mbridge_for(source, config)
     bridge.load_weights(theirs, source)
     pairs = zip(ours[0].named_parameters(), theirs[0].named_parameters(), strict=True)
     different = [name for (name, a), (_, b) in pairs if not torch.equal(a, b)]
@@ -144,6 +153,29 @@ def against_mbridge(source: str) -> dict[str, Any]:
     exported = dict(bridge.export_weights(ours))
     wrong = [name for name, tensor in exported.items() if not torch.equal(tensor, folder.read(name, tensor.shape))]
     return {"different": different, "exported": sorted(exported), "wrong": wrong, "loaded": "mbridge" in sys.modules}
+
+
+def through_mbridge(source: str, out: str, tokens: list[list[int]]) -> dict[str, Any]:
+    """Log-probs of our model, and of what mbridge makes of its HF export and of its checkpoint.
+
+    The checkpoint, written under tensor parallel 2 and read under pipeline parallel 2, goes through mbridge into
+    `out`/from_checkpoint, as a Hugging Face folder's weights.
+    """
+    rows = [ScoreRow(str(index), tuple(row), 1) for index, row in enumerate(tokens)]
+    launch.initialize(config := config_for(source, "fp32", {"tensor": 2}))
+    ours, theirs = build_policy(config), build_policy(config)
+    load_policy(ours, HfFolder(source))
+    export_policy(ours, Path(out, "export"), config_files_from=Path(source))
+    save_model(ours, Path(out, "checkpoint"))
+    mbridge_for(source, config).load_weights(theirs, str(Path(out, "export")))
+    found = {"ours": score_rows(ours, rows, config), "from_export": score_rows(theirs, rows, config)}
+    launch.initialize(config := config_for(source, "fp32", {"pipeline": 2}))
+    read = build_policy(config)
+    load_model(read, Path(out, "checkpoint"))
+    exported = {name: tensor.contiguous() for name, tensor in mbridge_for(source, config).export_weights(read)}
+    if groups.is_rank_zero():
+        save_file(exported, Path(out, "from_checkpoint.safetensors"))
+    return {name: [logprobs.tolist() for logprobs, _ in values] for name, values in found.items()}
 
 
 def two_ranks(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +188,7 @@ def two_ranks(arguments: dict[str, Any]) -> dict[str, Any]:
         "sync": weight_sync(arguments["source"], arguments["sync_root"]),
         "imported": imported_checkpoint(arguments["imported"], arguments["layouts"]),
         "mbridge": against_mbridge(arguments["source"]),
+        "logprobs": through_mbridge(arguments["moderate"], arguments["through_mbridge"], arguments["tokens"]),
         "tool": import_on_two_ranks(arguments["source"], arguments["imported_by_two"]),
     }
 

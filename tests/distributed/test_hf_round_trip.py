@@ -27,7 +27,7 @@ TWO_RANKS = {
 FOUR_RANKS = {"tp2_pp2": {"tensor": 2, "pipeline": 2}, "tp2_vpp2": {"tensor": 2, "pipeline": 2, "virtual_pipeline": 2}}
 
 
-def save_model(folder: Path, precision: str, tied: bool, vocab: int = 77) -> str:
+def save_model(folder: Path, precision: str, tied: bool, vocab: int = 77, std: float = 1.0) -> str:
     """A Qwen2 by transformers with random biases and norms: their zeros and ones would hide mistakes."""
     config = Qwen2Config(
         vocab_size=vocab,
@@ -41,7 +41,7 @@ def save_model(folder: Path, precision: str, tied: bool, vocab: int = 77) -> str
     torch.manual_seed(3)
     model = Qwen2ForCausalLM(config).to(DTYPES[precision])
     for parameter in model.parameters():
-        parameter.data.normal_()
+        parameter.data.normal_(std=std)
     model.save_pretrained(folder, max_shard_size="30KB")
     (folder / "tokenizer.json").write_text('{"marker": 1}')
     return str(folder)
@@ -88,6 +88,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "small_vocabulary": save_model(root / "small", "fp32", False, vocab=30),
         "broken": break_folders(root / "broken"),
         "sync_root": str(root / "weights"),
+        "moderate": save_model(root / "moderate", "fp32", False, std=0.3),  # log-probs of a size that can be compared
+        "through_mbridge": str(root / "through_mbridge"),
+        "tokens": [torch.randint(0, 77, (length,)).tolist() for length in (5, 40, 2, 17)],
     }
     convert_hf.main(["import", "--hf", source, "--out", arguments["imported"]])
     results = run_ranks("tests.distributed.checks_hf:two_ranks", ranks=2, arguments=arguments)
@@ -169,3 +172,18 @@ def test_mbridge_agrees_on_every_parameter(two: dict[str, Any]) -> None:
     for result in two["results"]:
         assert result["mbridge"]["different"] == [] and result["mbridge"]["wrong"] == []
         assert result["mbridge"]["exported"] == sorted(tensors_of(two["source"]))
+
+
+def test_mbridge_makes_the_same_log_probs_of_our_export_and_of_our_checkpoint(two: dict[str, Any]) -> None:
+    model = Qwen2ForCausalLM.from_pretrained(two["moderate"]).float().eval()
+    exported = load_file(Path(two["through_mbridge"], "from_checkpoint.safetensors"))
+    assert model.load_state_dict(exported, strict=False).unexpected_keys == []
+    assert {name for name, _ in model.named_parameters()} <= exported.keys()
+    for result in two["results"]:
+        found = result["logprobs"]
+        assert found["from_export"] == found["ours"], "bit for bit"
+        for tokens, logprobs in zip(two["tokens"], found["ours"], strict=True):
+            with torch.no_grad():
+                expected = torch.log_softmax(model(torch.tensor([tokens])).logits[0, :-1], -1)
+            expected = expected.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(logprobs), expected, rtol=0, atol=1e-4)

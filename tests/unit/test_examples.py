@@ -9,6 +9,9 @@ import yaml
 
 from megatron_lwz.config import load_config
 from megatron_lwz.config.tree import Config
+from megatron_lwz.data.corpora.spec import read_spec
+from megatron_lwz.training.pretrain import check_pretrain
+from megatron_lwz.training.sft import check_sft
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PRESETS = {
@@ -17,6 +20,9 @@ PRESETS = {
     "longwriter_zero_32b_64xh100": "qwen2.5-32b",
 }
 CONFIGS = sorted(EXAMPLES.glob("*/config.yaml"))
+CHAIN = EXAMPLES / "longwriter_zero_32b_64xh100"
+GRPO = ("1_base_nothink", "2_base_think", "5_longwriter_zero")
+TRAINED = (*GRPO, "4_pretrain", "sft")
 
 
 def world_size(script: str) -> int:
@@ -25,6 +31,12 @@ def world_size(script: str) -> int:
     if declared:
         return declared["NODES"] * declared["GPUS"]
     return int(re.search(r"--nproc-per-node (\d+) -m megatron_lwz\.cli\.train_grpo", script).group(1))
+
+
+def all_scripts(folder: Path) -> str:
+    """run.sh, or that of the chain's main step with what it sources."""
+    scripts = ("cluster.sh", "5_longwriter_zero.sh") if folder == CHAIN else ("run.sh",)
+    return "\n".join((folder / name).read_text() for name in scripts)
 
 
 def with_known_architecture(path: Path) -> Config:
@@ -43,7 +55,7 @@ def test_all_promised_examples_are_there():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
 def test_the_config_fits_the_model_and_the_ranks_of_its_run_script(path):
-    ranks = world_size((path.parent / "run.sh").read_text())
+    ranks = world_size(all_scripts(path.parent))
     config = with_known_architecture(path)
     config.check_layout(ranks)
     config.check_grpo()
@@ -54,8 +66,8 @@ def test_the_config_fits_the_model_and_the_ranks_of_its_run_script(path):
 
 @pytest.mark.parametrize(
     "path",
-    [EXAMPLES / name / "config.yaml" for name in PRESETS],
-    ids=lambda path: path.parent.name,
+    [*(EXAMPLES / name / "config.yaml" for name in PRESETS), *(CHAIN / f"{name}.yaml" for name in TRAINED)],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_an_example_names_only_what_differs_from_the_defaults(path):
     plain = yaml.safe_load(path.read_text())
@@ -66,15 +78,55 @@ def test_an_example_names_only_what_differs_from_the_defaults(path):
             assert repeated == [], f"{section}: {repeated} are the defaults"
 
 
-@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*/run.sh")), ids=lambda path: path.parent.name)
-def test_run_scripts_parse_and_stop_at_the_first_failure(script):
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_step_of_the_chain_loads_and_fits_its_ranks(name):
+    script = (CHAIN / "cluster.sh").read_text() + (CHAIN / f"{name}.sh").read_text()
+    config = load_config(CHAIN / f"{name}.yaml", ["model.hf=null", "model.preset=qwen2.5-32b"])
+    config.check_layout(world_size(script))
+    {"4_pretrain": check_pretrain, "sft": check_sft}.get(name, Config.check_grpo)(config)
+    stage = {"4_pretrain": "pretrain", "sft": "train_sft"}.get(name, "train_grpo")
+    assert f'train {stage} "$STEPS/{name}.yaml"' in script
+
+
+def test_the_chain_is_the_papers():
+    """Each step begins where the one before it in the paper ended, and its sizes are the paper's."""
+    steps = {name: load_config(CHAIN / f"{name}.yaml") for name in TRAINED}
+    nothink, think, final = (steps[name] for name in GRPO)
+    assert (
+        nothink.data.prompt_template == "direct" and think.data.prompt_template == final.data.prompt_template == "think"
+    )
+    base = nothink.model.hf
+    assert base == think.model.hf == steps["4_pretrain"].model.hf == steps["sft"].model.hf
+    assert final.model.hf == steps["4_pretrain"].run.dir + "/hf"
+    spec = read_spec(CHAIN / "3_corpus.yaml")
+    (thoughts,) = [source for source in spec.sources if source.format == "journal"]
+    root = EXAMPLES.parent
+    assert Path(thoughts.paths[0]).resolve() == (root / think.run.dir).resolve() and thoughts.weight == 0.01
+    assert Path(spec.tokenizer).resolve() == (root / base).resolve()
+    (corpus,) = steps["4_pretrain"].data.corpus
+    assert f"--out {Path(corpus).parent} " in (CHAIN / "3_distil.sh").read_text()
+    training = steps["4_pretrain"].training
+    assert (training.sequences_per_step, training.sequence_length) == (512, 32768)
+    assert training.steps * 512 * 32768 == pytest.approx(30e9, rel=0.01)
+    for config in (nothink, think, final):
+        assert (config.training.steps, config.grpo.group_size, config.rollout.max_new_tokens) == (150, 32, 14_000)
+    sft = steps["sft"]
+    assert (sft.optimizer.lr, sft.sft.epochs, sft.optimizer.weight_decay, sft.optimizer.warmup_fraction) == (
+        1e-5, 4, 0.1, 0.03,
+    )  # fmt: skip
+    order = re.search(r"^steps=\((.*)\)$", (CHAIN / "run.sh").read_text(), re.MULTILINE).group(1).split()
+    assert order == sorted(order) and all((CHAIN / f"{step}.sh").is_file() for step in order)
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*/*.sh")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_scripts_parse_and_stop_at_the_first_failure(script):
     assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
-    assert "set -euo pipefail" in script.read_text()
+    assert "set -euo pipefail" in script.read_text() or script.name == "cluster.sh", "its steps set it"
 
 
 @pytest.mark.parametrize("name", ["qwen2.5_7b_8xh100", "longwriter_zero_32b_64xh100"])
 def test_vllm_takes_the_longest_rollout_and_gives_log_probs_at_the_sampling_temperature(name):
-    script = (EXAMPLES / name / "run.sh").read_text()
+    script = all_scripts(EXAMPLES / name)
     config = load_config(EXAMPLES / name)
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     assert int(re.search(r"--max-model-len (\d+)", script).group(1)) >= longest
@@ -84,6 +136,6 @@ def test_vllm_takes_the_longest_rollout_and_gives_log_probs_at_the_sampling_temp
 
 
 def test_the_engines_that_slurm_gives_reach_the_config():
-    urls = "[http://node-5:8000,http://node-5.cluster:8001]"  # as run.sh writes them
+    urls = "[http://node-5:8000,http://node-5.cluster:8001]"  # as cluster.sh writes them
     config = load_config(EXAMPLES / "longwriter_zero_32b_64xh100", [f"rollout.urls={urls}"])
     assert config.rollout.urls == ("http://node-5:8000", "http://node-5.cluster:8001")
