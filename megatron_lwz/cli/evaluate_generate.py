@@ -81,7 +81,7 @@ def _embedded(options: argparse.Namespace, plan: Plan, stack: ExitStack) -> tupl
             threads=options.threads,
         )
     )
-    plan = replace(plan, room=lambda text: longest - len(tokenizer.encode(text)))
+    plan = replace(plan, count=lambda text: len(tokenizer.encode(text)), context=longest)
     return _client(options, server.url, server.token, "policy", api="completions"), plan
 
 

@@ -15,6 +15,7 @@ from megatron_lwz.data.templates import Style, render
 from megatron_lwz.data.text.grammar import Template
 from megatron_lwz.data.text.length import count_units
 from megatron_lwz.errors import EngineError
+from megatron_lwz.evaluation.partial import Partial, Partials
 from megatron_lwz.evaluation.presets import Sampling
 from megatron_lwz.evaluation.response_file import ResponseFile
 from megatron_lwz.evaluation.responses import cut
@@ -23,6 +24,8 @@ from megatron_lwz.http.completions import Completion, CompletionClient, Completi
 from megatron_lwz.http.retry import RequestFailure, RetryBudget
 from megatron_lwz.types import Prompt
 
+FLUSH_SECONDS = 0.5
+"""Between two writes of what unfinished responses hold."""
 LEFT_OUT = frozenset({"checklist", "criteria", "baseline_response"})
 """Keys of prompt rows that are not copied into responses: long, and the benchmark's own business."""
 
@@ -30,7 +33,7 @@ LEFT_OUT = frozenset({"checklist", "criteria", "baseline_response"})
 @dataclass(frozen=True)
 class Plan:
     """How responses are made. `template` None: the prompt goes out as it is, for chat models; row: what each row says
-    (think without a word). `room` tells how many tokens may follow a text; None: the server knows best.
+    (think without a word). `count` counts a text's tokens and `context` how many the engine takes; None: only the server knows.
     """
 
     sampling: Sampling
@@ -41,7 +44,8 @@ class Plan:
     concurrency: int = 16
     retries: int = 5
     backoff: float = 0.5
-    room: Callable[[str], int] | None = None
+    count: Callable[[str], int] | None = None
+    context: int | None = None
 
 
 @dataclass
@@ -74,11 +78,15 @@ async def generate(
     last: RequestFailure | None = None
     answered = 0
 
+    def heard(characters: int) -> None:
+        progress.characters += characters
+        shown(progress)
+
     async def worker() -> None:
         nonlocal last, answered
         for task, sample in work:  # all workers share one iterator: each item is taken once
             try:
-                row = await _respond(client, task, sample, plan, progress, shown)
+                row = await _respond(client, task, sample, plan, file.partials, heard)
             except RequestFailure as failure:
                 last, progress.failed = failure, progress.failed + 1
                 failures[failure.kind.value] += 1
@@ -93,6 +101,7 @@ async def generate(
             shown(progress)
 
     shown(progress)
+    flushing = asyncio.create_task(_flush(file.partials))
     lost: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
@@ -100,6 +109,8 @@ async def generate(
                 group.create_task(worker())
     except* EngineError as failed:
         lost = failed.exceptions[0]
+    finally:
+        flushing.cancel()
     if lost is not None:  # raised in there, early releases of Python 3.11 would wrap it into a group again
         raise lost
     if last is not None:
@@ -118,43 +129,71 @@ def template_of(task: Task, plan: Plan) -> Template | None:
     return plan.template
 
 
+async def _flush(partials: Partials) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_SECONDS)
+        partials.flush()
+
+
 async def _respond(
     client: CompletionClient,
     task: Task,
     sample: int,
     plan: Plan,
-    progress: Progress,
-    shown: Callable[[Progress], None],
+    partials: Partials,
+    heard: Callable[[int], None],
 ) -> dict[str, Any]:
+    """Goes on from what was received before, in this process or in one that was killed, where the server can."""
     template = template_of(task, plan)
     text = render(Prompt(task.id, task.prompt, template=template), plan.style) if template else task.prompt
-    settings = _settings(text, task, sample, plan, template)
-    begin = time.monotonic()
-
-    def heard(characters: int) -> None:
-        progress.characters += characters
-        shown(progress)
-
+    key, begin = (task.id, sample), time.monotonic()
     budget = RetryBudget(plan.retries, base_seconds=plan.backoff, max_seconds=60 * plan.backoff)
     while True:
+        before, counted = partials.get(key), 0
+
+        def take(piece: str, tokens: int) -> None:
+            nonlocal counted
+            heard(len(piece))
+            if client.continues and (piece or tokens):  # a server that counts nothing streams a token at a time
+                partials.add(key, piece, tokens - counted if tokens else 1)
+                counted = tokens
+
+        settings = _settings(text, before, task, sample, plan, template)
         try:
-            done = await client.complete(text, settings=settings, heard=heard)
+            if settings["max_tokens"] <= 0:
+                done = Completion("", "length")
+            else:
+                done = await client.complete(text + before.text, settings=settings, heard=take)
             break
         except CompletionFailure as failure:
+            if partials.get(key) != before:
+                budget.reset()
             await asyncio.sleep(max(budget.spend(failure), failure.retry_after))
-    return _row(task, sample, template, done) | {"seconds": round(time.monotonic() - begin, 2)}
+    whole = replace(done, text=before.text + done.text)
+    if done.completion_tokens:
+        whole = replace(whole, completion_tokens=_tokens(before, plan) + done.completion_tokens)
+    return _row(task, sample, template, whole) | {"seconds": round(time.monotonic() - begin, 2)}
 
 
-def _settings(text: str, task: Task, sample: int, plan: Plan, template: Template | None) -> dict[str, Any]:
-    sampling = plan.sampling
-    if plan.room is not None:
-        sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, plan.room(text))))
-    settings = sampling.as_json() | {"seed": _seed(plan.seed, task.id, sample)}
+def _settings(
+    text: str, before: Partial, task: Task, sample: int, plan: Plan, template: Template | None
+) -> dict[str, Any]:
+    sampling, seed = plan.sampling, _seed(plan.seed, task.id, sample)
+    left = sampling.max_tokens - _tokens(before, plan)
+    if plan.count is not None and plan.context is not None:
+        left = min(left, max(1, plan.context - plan.count(text)) - _tokens(before, plan))
+    if before.text:  # the noise of a request begins anew: it must not be that of the text's beginning
+        seed = _seed(seed, task.id, len(before.text))
+    settings = replace(sampling, max_tokens=left).as_json() | {"seed": seed}
     if not sampling.top_k:
         del settings["top_k"]  # not a key of OpenAI's own
     if template is not None:
         settings["stop"] = list(RolloutSection().stop)
     return settings
+
+
+def _tokens(before: Partial, plan: Plan) -> int:
+    return plan.count(before.text) if plan.count is not None and before.text else before.tokens
 
 
 def _seed(seed: int, identity: str, sample: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from megatron_lwz.errors import DataError
+from megatron_lwz.evaluation.partial import Partials
 from megatron_lwz.evaluation.tasks import PROMPT_KEYS, Task, read_rows, row_id
 
 
@@ -18,7 +20,7 @@ class ResponseFile:
     """JSONL of responses, one per (task, sample). A row is on disk when `add` returns.
 
     `<path>.settings.json` remembers how the first of them were made: others are refused, so that a file never mixes two
-    models or samplings. One process at a time may hold the file.
+    models or samplings. `partials` keeps what is not finished. One process at a time may hold the file.
     """
 
     def __init__(self, path: Path, tasks: Sequence[Task], settings: Mapping[str, Any]) -> None:
@@ -35,6 +37,8 @@ class ResponseFile:
             self._drop_torn_line()
             self._read(tasks)
             self._check(settings)
+            asked = hashlib.sha256(json.dumps([(task.id, task.prompt) for task in tasks]).encode()).hexdigest()
+            self.partials = Partials(path, {**settings, "prompts": asked}, self.done)
         except BaseException:
             self._file.close()
             raise
@@ -45,6 +49,7 @@ class ResponseFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.partials.close()
         self._file.close()
 
     def add(self, key: tuple[str, int], row: Mapping[str, Any]) -> None:
@@ -54,6 +59,7 @@ class ResponseFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.done.add(key)
+        self.partials.drop(key)
 
     def _lock(self) -> None:
         try:

@@ -17,6 +17,8 @@ from megatron_lwz.http.session import HttpSession
 from megatron_lwz.http.sse import EventParser
 
 Api = Literal["chat", "completions"]
+Heard = Callable[[str, int], None]
+"""Called with every piece of a streamed answer, and its tokens so far as the server counts them (0: it does not tell)."""
 
 CONNECT_SECONDS = 10.0
 MAX_ANSWER_BYTES = 32 << 20
@@ -79,16 +81,16 @@ class CompletionClient(HttpSession):
         *,
         system: str | None = None,
         settings: Mapping[str, Any],
-        heard: Callable[[int], None] | None = None,
+        heard: Heard | None = None,
     ) -> Completion:
         """Has the server write after `prompt`. `settings` go into the body as they are (`max_tokens`, `temperature` …).
 
-        With `heard` the answer is streamed, and it is called with the number of characters of every piece. Raises
-        CompletionFailure.
+        With `heard` the answer is streamed; thinking that a server keeps apart is heard too. Raises CompletionFailure.
         """
         body = {"model": self.model, **self._input(prompt, system), **settings}
         if heard is not None:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            options = {"include_usage": True} | ({"continuous_usage_stats": True} if self.continues else {})
+            body |= {"stream": True, "stream_options": options}
         route = "/chat/completions" if self._api == "chat" else "/completions"
         timeout = aiohttp.ClientTimeout(
             total=self._timeout if heard is None else None, sock_connect=CONNECT_SECONDS, sock_read=self._timeout
@@ -102,10 +104,15 @@ class CompletionClient(HttpSession):
                     return await self._read_stream(response, heard)
                 done = self._read_whole(await _read_bounded(response))
                 if heard is not None:  # a server that does not stream
-                    heard(len(done.text) + len(done.thinking))
+                    heard(done.text + done.thinking, done.completion_tokens)
                 return done
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._translate(error) from error
+
+    @property
+    def continues(self) -> bool:
+        """Whether the server goes on with a text that it was given: chat begins a message of its own."""
+        return self._api == "completions"
 
     def _input(self, prompt: str, system: str | None) -> dict[str, Any]:
         if self._api == "completions":
@@ -138,7 +145,7 @@ class CompletionClient(HttpSession):
         except _NOT_AS_AGREED as error:
             raise self._unknown(data[:80], error) from error
 
-    async def _read_stream(self, response: aiohttp.ClientResponse, heard: Callable[[int], None]) -> Completion:
+    async def _read_stream(self, response: aiohttp.ClientResponse, heard: Heard) -> Completion:
         parser = EventParser()
         texts: list[str] = []
         thoughts: list[str] = []
@@ -165,7 +172,7 @@ class CompletionClient(HttpSession):
                         texts.append(text)
                         thoughts.append(thinking)
                         reason, stop = _reason(choice) or reason, _stop(choice) or stop
-                        heard(len(text) + len(thinking))
+                        heard(text + thinking, tokens[1])
                 except _NOT_AS_AGREED as error:
                     raise self._unknown(event[:80], error) from error
         if reason is None:

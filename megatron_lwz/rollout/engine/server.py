@@ -18,7 +18,13 @@ from megatron_lwz.http.server import make_app, read_object
 from megatron_lwz.models.decoding_cache import Sequence as DecodedSequence
 from megatron_lwz.rollout.engine.core import EngineThread
 from megatron_lwz.rollout.engine.generation import Delta, EndRules, Generation
-from megatron_lwz.rollout.engine.protocol import LOGPROBS_MODE, AnswerWriter, CompletionRequest, parse_request
+from megatron_lwz.rollout.engine.protocol import (
+    LOGPROBS_MODE,
+    AnswerWriter,
+    CompletionRequest,
+    parse_request,
+    usage,
+)
 from megatron_lwz.types import FinishReason
 
 DISCONNECT_POLL_SECONDS = 1.0
@@ -218,14 +224,18 @@ async def _stream(
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
     count, first = 0, prompt if asked.return_token_ids else None
+    options = asked.stream_options or {}
     try:
         async for delta in deltas:
             count += len(delta.tokens)
-            await response.write(_event(writer.chunk(delta, prompt=first)))
+            chunk = writer.chunk(delta, prompt=first)
+            if options.get("continuous_usage_stats"):
+                chunk["usage"] = usage(len(prompt), count)
+            await response.write(_event(chunk))
             first = None
     except web.HTTPServiceUnavailable as error:  # too late for a status
         await response.write(_event({"error": {"message": error.text, "type": "server_error", "code": error.status}}))
-    if (asked.stream_options or {}).get("include_usage"):
+    if options.get("include_usage"):
         await response.write(_event(writer.last(len(prompt), count)))
     await response.write(b"data: [DONE]\n\n")
     await response.write_eof()

@@ -126,6 +126,96 @@ def test_a_stream_that_breaks_is_begun_again(tmp_path, tasks):
     assert [row["response"] for row in rows] == ["whole"] and len(server.bodies) == 2
 
 
+STORY = "abcdefghij" * 6
+
+
+class Breaking:
+    """Streams STORY from where the prompt ends, 10 characters at a time; each request breaks off after `most` pieces."""
+
+    def __init__(self, most: int, *, usage: bool = False) -> None:
+        self.most, self.usage, self.written = most, usage, 0
+
+    def __call__(self, prompt: str, number: int) -> web.Response:
+        start = len(prompt.partition("|>:")[2].rpartition("|>:")[2])
+        rest = STORY[start:]
+        pieces = [rest[place : place + 10] for place in range(0, len(rest), 10)][: self.most]
+        whole = start + 10 * len(pieces) >= len(STORY)
+        events = []
+        for count, piece in enumerate(pieces, start=1):
+            end = "stop" if whole and count == len(pieces) else None
+            chunk = {"choices": [{"text": piece, "finish_reason": end}]}
+            events.append(
+                chunk | ({"usage": {"prompt_tokens": 1, "completion_tokens": 5 * count}} if self.usage else {})
+            )
+        self.written += 10 * len(pieces)
+        text = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+        return web.Response(text=text, content_type="text/event-stream")
+
+
+@pytest.mark.parametrize(("usage", "left"), [(True, [100, 90, 80]), (False, [100, 98, 96])])
+def test_a_completion_goes_on_where_its_stream_broke(tmp_path, tasks, usage, left):
+    script = Breaking(2, usage=usage)
+    server = Scripted(script)
+    with serving(server):
+        plan = replace(PLAN, template="direct", style="bare")
+        (row,) = write(tmp_path / "r.jsonl", tasks[:1], server, plan, api="completions")
+    assert row["raw"] == STORY and row["finish_reason"] == "stop"
+    assert script.written == len(STORY), "nothing was written twice"
+    assert [body["max_tokens"] for body in server.bodies] == left
+    assert [len(body["prompt"]) - len(server.bodies[0]["prompt"]) for body in server.bodies] == [0, 20, 40]
+    assert len({body["seed"] for body in server.bodies}) == 3
+    assert server.bodies[0]["stream_options"]["continuous_usage_stats"]
+    assert not list(tmp_path.glob("*.partial.jsonl"))
+
+
+def test_a_killed_process_goes_on_with_unfinished_completions(tmp_path, tasks):
+    path, plan = tmp_path / "r.jsonl", replace(PLAN, template="direct", style="bare", retries=0)
+    script = Breaking(2)
+    server = Scripted(script)
+    with serving(server):
+        with pytest.raises(EngineError):  # every request breaks off, and none is tried again
+            write(path, tasks[:3], server, plan, api="completions")
+        partial = path.with_name("r.jsonl.partial.jsonl")
+        with partial.open("a") as torn:
+            torn.write('{"id": "0", "sample": 0, "text": "torn')
+        script.most = 9
+        rows = write(path, tasks[:3], server, plan, api="completions")
+    assert [row["raw"] for row in rows] == [STORY] * 3 and script.written == 3 * len(STORY)
+    assert not partial.exists()
+
+
+def test_beginnings_made_in_another_way_are_not_gone_on_with(tmp_path, tasks):
+    path, plan = tmp_path / "r.jsonl", replace(PLAN, template="direct", style="bare", retries=0)
+    script = Breaking(2)
+    server = Scripted(script)
+    with serving(server):
+        for other, changed in ((replace(plan, seed=5), tasks), (plan, [replace(t, prompt="Else") for t in tasks])):
+            with pytest.raises(EngineError):
+                write(path, tasks[:1], server, plan, api="completions")
+            script.most, asked = 9, len(server.bodies)
+            (row,) = write(path, changed[:1], server, other, api="completions")
+            assert row["raw"] == STORY and server.bodies[asked]["prompt"].endswith("<|assistant|>:")
+            script.most = 2
+            path.unlink()
+        with pytest.raises(EngineError):
+            write(path, tasks[:1], server, plan, api="completions")
+    path.with_name("r.jsonl.partial.jsonl").write_text("{}\n")
+    with serving(server), pytest.raises(DataError, match=r"partial\.jsonl: damaged"):
+        write(path, tasks[:1], server, plan, api="completions")
+
+
+def test_a_beginning_as_long_as_allowed_is_the_whole(tmp_path, tasks):
+    path, plan = tmp_path / "r.jsonl", replace(PLAN, template="direct", style="bare", retries=0, count=len, context=900)
+    script = Breaking(2)
+    server = Scripted(script)
+    with serving(server):
+        plan = replace(plan, sampling=replace(plan.sampling, max_tokens=20))
+        with pytest.raises(EngineError):
+            write(path, tasks[:1], server, plan, api="completions")
+        (row,) = write(path, tasks[:1], server, plan, api="completions")
+    assert (row["raw"], row["finish_reason"]) == (STORY[:20], "length") and len(server.bodies) == 1
+
+
 def test_a_server_that_does_not_stream_is_read_whole(tmp_path, tasks):
     whole = {"choices": [{"message": {"content": "text"}, "finish_reason": "length"}]}
     server = Scripted(lambda *_: web.json_response(whole))
@@ -137,7 +227,7 @@ def test_a_server_that_does_not_stream_is_read_whole(tmp_path, tasks):
 def test_room_bounds_the_tokens(tmp_path, tasks):
     server = Scripted(lambda prompt, _: "text")
     with serving(server):
-        write(tmp_path / "r.jsonl", tasks, server, replace(PLAN, room=lambda text: 30 - len(text)))
+        write(tmp_path / "r.jsonl", tasks, server, replace(PLAN, count=len, context=30))
     assert {body["max_tokens"] for body in server.bodies} == {24, 23}
 
 

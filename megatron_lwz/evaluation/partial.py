@@ -1,0 +1,113 @@
+"""What responses that are still being written hold so far, so that a killed process goes on with them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from megatron_lwz.errors import DataError
+
+Key = tuple[str, int]
+"""(task, sample)."""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """The beginning of a response, and how many tokens it is."""
+
+    text: str = ""
+    tokens: int = 0
+
+
+class Partials:
+    """`<responses>.partial.jsonl`: pieces of text in the order received. `flush` makes them durable; a line that a kill cut
+    in two is dropped. What was written under other settings is not gone on with. The owner of the responses has it alone.
+    """
+
+    def __init__(self, responses: Path, settings: Mapping[str, Any], done: Collection[Key]) -> None:
+        """Reads what is there, but for the responses that are `done`. Raises DataError."""
+        self._path = responses.with_name(responses.name + ".partial.jsonl")
+        self._settings = json.loads(json.dumps(dict(settings)))
+        self._held: dict[Key, Partial] = {}
+        self._waiting: dict[Key, Partial] = {}
+        self._file: IO[bytes] | None = None
+        if self._path.exists():
+            self._read(done)
+            self._compact()
+
+    def get(self, key: Key) -> Partial:
+        """What the response holds so far."""
+        return self._held.get(key, Partial())
+
+    def add(self, key: Key, text: str, tokens: int) -> None:
+        """The next piece of a response."""
+        for pieces in (self._held, self._waiting):
+            before = pieces.get(key, Partial())
+            pieces[key] = Partial(before.text + text, before.tokens + tokens)
+
+    def drop(self, key: Key) -> None:
+        """The response is done."""
+        self._held.pop(key, None)
+        self._waiting.pop(key, None)
+
+    def flush(self) -> None:
+        """All pieces added so far are on disk at return. Raises DataError."""
+        waiting, self._waiting = self._waiting, {}
+        if not waiting:
+            return
+        try:
+            if self._file is None:
+                self._file = self._path.open("wb")
+                self._file.write(_line({"settings": self._settings}))
+            self._file.writelines(_row(key, piece) for key, piece in waiting.items())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise DataError(self._path, f"cannot be written ({error.strerror})") from error
+
+    def close(self) -> None:
+        """Flushes; the file goes when no response is unfinished."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if not self._held:
+            self._path.unlink(missing_ok=True)
+
+    def _read(self, done: Collection[Key]) -> None:
+        lines = self._path.read_bytes().split(b"\n")[:-1]  # what follows the last line end was cut off
+        try:
+            if not lines or json.loads(lines[0])["settings"] != self._settings:
+                return
+            for line in lines[1:]:
+                row = json.loads(line)
+                key = (str(row["id"]), int(row["sample"]))
+                if key not in done:
+                    before = self.get(key)
+                    self._held[key] = Partial(before.text + row["text"], before.tokens + int(row["tokens"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                self._path, f"damaged ({error!r}): remove it, unfinished responses then begin anew"
+            ) from error
+
+    def _compact(self) -> None:
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
+        with temporary.open("wb") as file:
+            file.write(_line({"settings": self._settings}))
+            file.writelines(_row(key, piece) for key, piece in self._held.items())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+        self._file = self._path.open("ab")
+
+
+def _row(key: Key, piece: Partial) -> bytes:
+    return _line({"id": key[0], "sample": key[1], "text": piece.text, "tokens": piece.tokens})
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
