@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +21,13 @@ KEY = "secret-key"
 
 @dataclass
 class Scripted:
-    """`answer(prompt, number)` gives the reply's text, or a whole response for what goes wrong; `number` counts from 0.
+    """`answer(prompt, number)` gives the reply's text, or a whole response for what goes wrong; it may be async.
 
+    `number` counts from 0.
     `delay` seconds before each answer. `most` is the largest number of requests that were answered at the same time.
     """
 
-    answer: Callable[[str, int], str | web.StreamResponse]
+    answer: Callable[[str, int], str | web.StreamResponse | Awaitable[str | web.StreamResponse]]
     delay: float = 0.0
     finish: str = "stop"
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -44,6 +46,8 @@ class Scripted:
             chat = request.path.endswith("/chat/completions")
             prompt = body["messages"][-1]["content"] if chat else body["prompt"]
             said = self.answer(prompt, number)
+            if inspect.isawaitable(said):
+                said = await said
             if isinstance(said, web.StreamResponse):
                 return said
             return await self._say(request, body, said, chat)
