@@ -30,6 +30,6 @@ class EvaluationSection(Section):
     )
     quality: bool = Field(
         False,
-        description="RL: `judge` rates every held-out answer in LongBench-Write's six dimensions, eval/judge/s_q; replies are kept in the run folder",
+        description="RL: `judge` rates every held-out answer in LongBench-Write's six dimensions, eval/quality/s_q; replies are kept in the run folder",
     )
     sequences: int = Field(256, gt=0, description="pretraining, SFT: sequences per validation source, from its start")

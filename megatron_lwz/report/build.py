@@ -13,6 +13,7 @@ from megatron_lwz.config import Config, load_config
 from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import METRICS, Row, read_history, read_metrics
 from megatron_lwz.report import curves, rollouts
+from megatron_lwz.report.axes import short
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "flash-attn", "transformers", "tokenizers", "safetensors")
 
@@ -30,7 +31,7 @@ def build_report(run_dir: Path | str) -> Path:
     sections = [
         _header(config, root, rows),
         curves.tiles(rows),
-        _section("Held-out prompts", curves.evaluation_table(rows) + curves.evaluation_charts(rows)),
+        _section("Held-out prompts", _best(root, config, rows) + curves.evaluations(rows)),
         _section("Learning", curves.reward_charts(rows)),
         _section("Rewards at work", curves.composition_charts(rows) + curves.judge_table(rows)),
         _section("Length asked, length written", rollouts.length_charts(ends, _unit(config)) if ends else ""),
@@ -74,6 +75,17 @@ def _header(config: Config, root: Path, rows: Sequence[Row]) -> str:
     layout = config.parallel
     split = f"tensor {layout.tensor} × pipeline {layout.pipeline} × context {layout.context}"
     return f'<h1>{name}</h1><p class="lead">{state}{spent} · {split} · seed {config.run.seed}</p>'
+
+
+def _best(root: Path, config: Config, rows: Sequence[Row]) -> str:
+    """Which checkpoint is best, where the run was asked for it."""
+    pointer, metric = root / "checkpoints" / "best", config.checkpoint.best_metric
+    if metric is None or not pointer.is_file():
+        return ""
+    name = pointer.read_text(encoding="utf-8").strip()
+    value = next((row[metric] for row in rows if f"step_{int(row['step']):08d}" == name and metric in row), None)
+    of = f" {short(value)}" if value is not None else ""
+    return f'<p class="note">Best checkpoint: {escape(name)}, {escape(metric)}{of}; checkpoints/best names it.</p>'
 
 
 def _reading_section(ends: rollouts.Ends, count: int) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
+from megatron_lwz.evaluation import longbench_write, measure
 from megatron_lwz.metrics import Row, summarize
 from megatron_lwz.report.axes import short
 from megatron_lwz.report.charts import Points, curves
@@ -27,6 +28,9 @@ _LABELS = {
     "rollout/violators": "break a rule",
     "clip_fraction_low": "clipped below",
     "clip_fraction_high": "clipped above",
+    "seconds": "seconds per evaluation",
+    "steps_behind": "updates made meanwhile",
+    "quality/unjudged": "answers without ratings",
 }
 _TABLE_LABELS = {
     "rollout/mean_length": "length, tokens",
@@ -43,6 +47,10 @@ _TILES = ("format_valid", "length_in_range", "reward/length", "reward/format", "
 _ORDER = (*_SHARES, *_TOKENS, *_UNITS, *_HEALTH)
 _CLIPS = ("clip_fraction_low", "clip_fraction_high")
 _EVALUATION = "eval/"
+_TEXT, _QUALITY = "text/", "quality/"
+"""After `eval/`: what the texts show without a judge, and a judge's ratings of them."""
+_OWN = ("eval/seconds", "eval/steps_behind")
+"""What an evaluation says of itself."""
 _REWARD = "reward/"
 _SECONDS = "seconds/"
 _GRADIENT, _GRADIENT_LENGTH, _MASKED = "gradient/", "gradient_length/", "rollout/masked_groups/"
@@ -112,20 +120,26 @@ def health_charts(rows: Sequence[Row]) -> str:
     return _grid(charts, small=True)
 
 
-def evaluation_charts(rows: Sequence[Row]) -> str:
+def evaluations(rows: Sequence[Row]) -> str:
+    """Held-out prompts: the table of both ends, and the curves."""
+    return _evaluation_table(rows) + _evaluation_charts(rows)
+
+
+def _evaluation_charts(rows: Sequence[Row]) -> str:
     """Held-out curves; nothing when there are only the two ends, which the table shows."""
-    keys = _keys(rows, _EVALUATION)
-    found = _series(rows, keys, lambda key: key)
+    keys = [key for key in _keys(rows, _EVALUATION) if key not in _OWN]
+    found = _series(rows, [*keys, *_OWN], lambda key: key)
     if max((len(points) for points in found.values()), default=0) < 3:
         return ""
     return _grid([curves(label(key), {label(key): points}) for key, points in found.items()], small=True)
 
 
-def evaluation_table(rows: Sequence[Row]) -> str:
+def _evaluation_table(rows: Sequence[Row]) -> str:
     """Held-out prompts: the first evaluation against the last. Empty when the run made fewer than two."""
     wanted = [_EVALUATION + key for key in (*_SHARES, *_TOKENS, *_UNITS)]
     rewards = _keys(rows, _EVALUATION + _REWARD)
-    found = _series(rows, [*rewards, *wanted], lambda key: key)
+    more = [key for prefix in (_QUALITY, _TEXT) for key in _keys(rows, _EVALUATION + prefix)]
+    found = _series(rows, [*rewards, *wanted, *more], lambda key: key)
     ends = {key: (points[0], points[-1]) for key, points in found.items() if len(points) > 1}
     if not ends:
         return ""
@@ -153,6 +167,10 @@ def label(key: str) -> str:
     name = key.removeprefix(_EVALUATION)
     if name.startswith(_REWARD):
         return f"{name.removeprefix(_REWARD)} reward"
+    if name.startswith(_TEXT):
+        return measure.LABELS.get(name.removeprefix(_TEXT), name)
+    if name.startswith(_QUALITY):
+        return longbench_write.LABELS.get(name.removeprefix(_QUALITY), _LABELS.get(name, name))
     return _LABELS.get(name, name)
 
 

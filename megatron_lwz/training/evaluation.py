@@ -53,7 +53,7 @@ def in_loop_evaluation(
 
 
 async def held_out_metrics(groups: Sequence[Group], names: Sequence[str], config: Config, judge_cache: Path) -> Metrics:
-    """`eval/…`: what the rewards say, `eval/text/…` what the texts show without a judge, `eval/judge/…` its ratings.
+    """`eval/…`: what the rewards say, `eval/text/…` what the texts show without a judge, `eval/quality/…` its ratings.
 
     Every reply of the judge is kept in `judge_cache`. A judge that fails costs its ratings, which are counted.
     """
@@ -68,10 +68,10 @@ async def held_out_metrics(groups: Sequence[Group], names: Sequence[str], config
                 judged = await longbench_write.evaluate(responses, judge)
         except EngineError as error:
             log.warning("the held-out answers are not rated: %s", error)
-            return metrics | {"eval/judge/unjudged": float(len(responses))}
+            return metrics | {"eval/quality/unjudged": float(len(responses))}
         rated = {name: judged.metrics[name].value for name in longbench_write.RATED if name in judged.metrics}
-        metrics |= {f"eval/judge/{name}": value for name, value in rated.items()}
-        metrics["eval/judge/unjudged"] = float(judged.unjudged)
+        metrics |= {f"eval/quality/{name}": value for name, value in rated.items()}
+        metrics["eval/quality/unjudged"] = float(judged.unjudged)
     return metrics
 
 

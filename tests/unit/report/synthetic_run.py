@@ -26,10 +26,14 @@ def write_run(root: Path, steps: int = 40, *, prompts: int = 6, samples: int = 4
     tree = {
         "run": {"dir": str(root), "name": "synthetic <run>"},
         "training": {"steps": steps},
+        "data": {"held_out_prompts": "held_out.jsonl"},
+        "checkpoint": {"best_metric": "eval/reward/length"},
         "parallel": {"tensor": 2},
     }
     save_config(validate(tree), root / "config.yaml")
     _write_metrics(root, steps)
+    (root / "checkpoints").mkdir(exist_ok=True)
+    (root / "checkpoints" / "best").write_text(f"step_{steps:08d}")
     _write_journal(root / "journal.sqlite", steps, prompts, samples)
     return root
 
@@ -37,7 +41,7 @@ def write_run(root: Path, steps: int = 40, *, prompts: int = 6, samples: int = 4
 def _write_metrics(root, steps):
     noise = random.Random(0)
     with MetricsWriter(root, tensorboard=False) as writer:
-        writer.write_evaluation(0, {"eval/format_valid": 0.1, "eval/length_in_range": 0.2, "eval/reward/length": 0.4})
+        _write_evaluation(writer, 0, 0)
         for step in range(1, steps + 1):
             done = 1 / (1 + math.exp(-8 * (step / steps - 0.4)))
             row = {
@@ -65,10 +69,19 @@ def _write_metrics(root, steps):
                 "seconds/update": 3.0,
             }
             writer.write(step, row)
-        writer.write_evaluation(
-            steps, {"eval/format_valid": 0.97, "eval/length_in_range": 0.75, "eval/reward/length": 0.92}
-        )
+        for done in (0.5, 1):
+            _write_evaluation(writer, round(done * steps), done)
         writer.close(7.0 * steps)
+
+
+def _write_evaluation(writer, step, done):
+    found = {
+        "format_valid": 0.1 + 0.87 * done,
+        "length_in_range": 0.2 + 0.55 * done,
+        "reward/length": 0.4 + 0.52 * done,
+    }
+    found |= {"text/s_l": 70 + 20 * done, "quality/s_q": 62.5, "steps_behind": 3.0 * (done < 1)}
+    writer.write_evaluation(step, {f"eval/{name}": value for name, value in found.items()})
 
 
 def _write_journal(path, steps, prompts, samples):

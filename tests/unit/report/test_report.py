@@ -77,6 +77,14 @@ def test_the_page_shows_curves_lengths_readings_and_before_and_after(page):
     assert "40 steps in 4 min 40 s" in page
 
 
+def test_held_out_prompts_show_curves_texts_ratings_and_the_best_checkpoint(page):
+    held_out = page.split("<h2>Held-out prompts</h2>")[1].split("</section>")[0]
+    assert "<tr><td>length score S_l, 0 to 100</td><td>70</td><td>90</td><td>+20</td></tr>" in held_out
+    for title in ("well-formed", "quality score S_q", "updates made meanwhile"):
+        assert f"<figcaption>{title}" in held_out, title
+    assert "Best checkpoint: step_00000040, eval/reward/length 0.92" in held_out
+
+
 def test_two_rollouts_from_the_last_step_window_are_shown_and_the_same_number_from_the_first(page):
     after, before = page.split("The same from the first steps")
     assert after.count('class="rollout"') == 2 and "Step 38." in after
