@@ -5,6 +5,8 @@
     python tools/convert_hf.py export --checkpoint DIR --out DIR  checkpoint (or run folder) → Hugging Face
     python tools/convert_hf.py verify --hf DIR --checkpoint DIR   largest difference of log-probs on random tokens
 
+Reward models (Qwen2ForSequenceClassification with one label) go the same way; `verify` then compares scores.
+
 A checkpoint does not depend on the layout: `--tensor` and `--pipeline` of `import` only fill in the `parallel` section
 of config.yaml. One process holds the whole model once; for models beyond one machine's memory start the tool with
 torchrun and it works in the layout that the options give: `torchrun --nproc-per-node 8 tools/convert_hf.py … --tensor 8`.
@@ -25,6 +27,9 @@ import yaml
 
 from megatron_lwz.cli import common
 from megatron_lwz.config import Config, load_config, read_hf_architecture, validate
+from megatron_lwz.data.preferences.batches import text_batch
+from megatron_lwz.data.preferences.rendering import rendering_for, save_rendering
+from megatron_lwz.data.tokenizer import read_pad_id
 from megatron_lwz.distributed import environment, exchange, groups, launch
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf import HfFolder, export_policy, load_policy
@@ -33,6 +38,7 @@ from megatron_lwz.models.hf.name_map import tensor_shapes
 from megatron_lwz.models.hf.write import copy_carried_files, refuse_foreign
 from megatron_lwz.models.qwen2 import build_policy
 from megatron_lwz.training.checkpoint import load_model, save_model
+from megatron_lwz.training.reward_model import score_sequences
 from megatron_lwz.training.score import ScoreRow, score_rows
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -101,11 +107,14 @@ def export_hf(arguments: argparse.Namespace) -> None:
         dtype=DTYPES.get(arguments.dtype),
         shard_bytes=arguments.shard_bytes,
     )
+    if groups.is_rank_zero() and config.architecture().head == "scalar" and config.reward_model.pairs:
+        section = config.reward_model  # a run's own model: how it was trained to read
+        save_rendering(arguments.out, rendering_for(Path(str(carried)), section.template, thinking=section.thinking))
     _say(f"wrote {arguments.out}; checksum {checksum}")
 
 
 def verify(arguments: argparse.Namespace) -> None:
-    """Compares fp32 log-probs of transformers and of the checkpoint; one model is in memory at a time."""
+    """Compares fp32 log-probs (scores) of transformers and of the checkpoint; one model is in memory at a time."""
     config = _layout_here(_config_of(arguments.checkpoint), arguments)
     exact = {
         "precision": "fp32",
@@ -117,15 +126,20 @@ def verify(arguments: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(arguments.seed)
     shape = (arguments.sequences, arguments.length)
     tokens = torch.randint(config.architecture().vocab_size, shape, generator=generator)
-    theirs = _transformers_logprobs(arguments.hf, tokens) if groups.is_rank_zero() else None
-    ours = _megatron_logprobs(config, arguments.checkpoint, tokens)
+    scalar = config.architecture().head == "scalar"
+    if scalar:  # transformers looks for the last token that is not padding
+        tokens[:, -1] = torch.where(tokens[:, -1] == (read_pad_id(arguments.hf) or 0), 1, tokens[:, -1])
+    of_transformers = _transformers_scores if scalar else _transformers_logprobs
+    theirs = of_transformers(arguments.hf, tokens) if groups.is_rank_zero() else None
+    ours = (_megatron_scores if scalar else _megatron_logprobs)(config, arguments.checkpoint, tokens)
     difference = float((ours - theirs).abs().max()) if theirs is not None else None
     difference = exchange.broadcast_json(difference)
-    _say(f"max |log-prob difference| = {difference:.3g} over {ours.numel()} random tokens")
+    what, over = ("score", "texts of random tokens") if scalar else ("log-prob", "random tokens")
+    _say(f"max |{what} difference| = {difference:.3g} over {ours.numel()} {over}")
     if not difference <= arguments.tolerance:  # a NaN fails too
         raise CheckpointError(
             arguments.checkpoint,
-            f"is not the model in {arguments.hf}: log-probs differ by {difference:.3g}, tolerance {arguments.tolerance:g}",
+            f"is not the model in {arguments.hf}: {what}s differ by {difference:.3g}, tolerance {arguments.tolerance:g}",
         )
 
 
@@ -179,6 +193,22 @@ def _transformers_logprobs(hf: Path, tokens: torch.Tensor) -> torch.Tensor:
     del model
     gc.collect()
     return torch.stack(rows)
+
+
+def _transformers_scores(hf: Path, tokens: torch.Tensor) -> torch.Tensor:
+    """[sequences] scores of the rows."""
+    from transformers import Qwen2ForSequenceClassification
+
+    model = Qwen2ForSequenceClassification.from_pretrained(hf, dtype=torch.float32, use_safetensors=True).eval()
+    with torch.no_grad():
+        return torch.stack([model(row[None]).logits[0, 0] for row in tokens])
+
+
+def _megatron_scores(config: Config, checkpoint: Path, tokens: torch.Tensor) -> torch.Tensor:
+    """The same from the checkpoint, on every rank."""
+    models = build_policy(config)
+    load_model(models, checkpoint)
+    return score_sequences(models, text_batch(list(tokens)), config)
 
 
 def _megatron_logprobs(config: Config, checkpoint: Path, tokens: torch.Tensor) -> torch.Tensor:

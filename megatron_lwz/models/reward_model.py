@@ -59,6 +59,14 @@ class RewardModel(GPTModel):
             scores = gather_from_sequence_parallel_region(scores, tensor_parallel_output_grad=False)
         return scores
 
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's, which would look for an output layer on a last stage."""
+        last, self.post_process = self.post_process, False
+        try:
+            return super().sharded_state_dict(*args, **kwargs)
+        finally:
+            self.post_process = last
+
 
 def last_token_scores(scores: Tensor, micro_batch: MicroBatch, count: int) -> Tensor:
     """[2, count]: the score [T] at each sequence's last token, and 1 for the sequences that have it on this rank, else 0.

@@ -34,6 +34,7 @@ CARRIED_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "reward_model.json",
 )
 """Copied unchanged from the folder that the policy came from, where present."""
 
