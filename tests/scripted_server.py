@@ -79,7 +79,7 @@ def serving(*servers: Scripted) -> Iterator[None]:
     thread.start()
 
     async def start(server: Scripted) -> web.AppRunner:
-        routes = [web.post(f"/v1/{route}", server.handle) for route in ("chat/completions", "completions")]
+        routes = [web.post(f"/v1/{route}", server.handle) for route in ("chat/completions", "completions", "embeddings")]
         runner = web.AppRunner(make_app(routes, token=KEY), shutdown_timeout=0.1)
         await runner.setup()
         listener = bind("127.0.0.1", 0)

@@ -19,6 +19,8 @@ from megatron_lwz.rewards.functions import FunctionComponent
 from megatron_lwz.rewards.judge import Judge
 from megatron_lwz.rewards.judged import judge_components
 from megatron_lwz.rewards.length import LengthComponent
+from megatron_lwz.rewards.overlap import OverlapComponent
+from megatron_lwz.rewards.structure import StructureComponent
 from megatron_lwz.rewards.writing import WritingComponent
 from megatron_lwz.types import ComponentScore, Group, RewardFn
 
@@ -33,6 +35,10 @@ def build_rewards(
     _check_names(section)
     length = LengthComponent(section.length, tokenizer)
     rewards: list[RewardFn] = [length, FormatComponent(section.format, length.measure, tokenizer)]
+    if section.overlap.used:
+        rewards.append(OverlapComponent(section.overlap))
+    if section.structure.used:
+        rewards.append(StructureComponent(section.structure))
     if section.writing.used:
         rewards.append(WritingComponent(section.writing))
     if section.judges:
@@ -83,6 +89,8 @@ def _named(section: RewardSection) -> list[tuple[str, str, ComponentSection]]:
     return [
         ("reward.length", "length", section.length),
         ("reward.format", "format", section.format),
+        *([("reward.overlap", "overlap", section.overlap)] if section.overlap.used else []),
+        *([("reward.structure", "structure", section.structure)] if section.structure.used else []),
         *([("reward.writing", "writing", section.writing)] if section.writing.used else []),
         *(("reward.judges", entry.title, entry) for entry in section.judges),
         *(("reward.functions", entry.title, entry) for entry in section.functions),

@@ -47,6 +47,8 @@ class Item:
     number: int | None
     text: str
     line: int
+    apart: bool = False
+    """Whether a blank line stands before it."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,22 @@ class Structure:
 
     @property
     def lists(self) -> list[list[Item]]:
-        """Items that stand on neighbouring lines belong together, deeper ones with those around them."""
+        """Items on neighbouring lines belong together, deeper ones with those around them.
+
+        After a blank line another marker at the same depth begins a new list.
+        """
         found: list[list[Item]] = []
+        styles: dict[int, str] = {}  # of the last list, by depth
         for part in self.parts:
-            if isinstance(part, Item):
-                if found and found[-1][-1].line == part.line - 1:
-                    found[-1].append(part)
-                else:
-                    found.append([part])
+            if not isinstance(part, Item):
+                continue
+            follows = bool(found) and found[-1][-1].line == part.line - 1
+            if follows and not (part.apart and styles.get(part.indent, part.style) != part.style):
+                found[-1].append(part)
+            else:
+                found.append([part])
+                styles = {}
+            styles[part.indent] = part.style
         return found
 
 
@@ -93,15 +103,17 @@ def read_structure(text: str) -> Structure:
     parts: list[Heading | Item] = []
     count = paragraphs = 0
     fence = ""
+    apart = blank = False
     for line in text.splitlines():
         plain = line.strip()
         if not plain:
+            blank = True
             continue
-        count += 1
+        count, apart, blank = count + 1, blank, False
         if fence or plain.startswith(("```", "~~~")):
             fence = ("" if plain.startswith(fence) else fence) if fence else plain[:3]
             continue
-        part = _heading(plain, count - 1) or _item(line, plain, count - 1)
+        part = _heading(plain, count - 1) or _item(line, plain, count - 1, apart)
         if part is not None:
             parts.append(part)
         elif plain.strip("-*_= ") or len(plain) < 3:  # not a rule
@@ -214,18 +226,18 @@ def _is_sentence(title: str, chapter: re.Match[str]) -> bool:
     return runs_on or title[-1] in "。,，;；!！?？"
 
 
-def _item(line: str, plain: str, line_number: int) -> Item | None:
+def _item(line: str, plain: str, line_number: int, apart: bool) -> Item | None:
     found = _ITEM.match(line)
     if found is None or (found["bullet"] and len(plain) >= 3 and not plain.strip("-*_ ")):  # a rule: * * *
         return None
     text = line[found.end() :].strip()
     if found["bullet"]:
-        return Item(len(found["indent"]), found["bullet"], None, text, line_number)
+        return Item(len(found["indent"]), found["bullet"], None, text, line_number, apart)
     number = _number(found["number"] or found["inner"] or found["han"])
     if number is None:
         return None
     style = "（）" if found["inner"] else (found["mark"] or found["comma"])
-    return Item(len(found["indent"]), style, number, text, line_number)
+    return Item(len(found["indent"]), style, number, text, line_number, apart)
 
 
 def _number(text: str) -> int | None:

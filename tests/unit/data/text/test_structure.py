@@ -119,6 +119,8 @@ def test_numbers_count_on(text, faults):
         ("---\n***\n* * *\n___", 0),
         ("```\n- a\n* b\n1. x\n# y\n```\ntext", 0),
         ("- a\n1. b", 1),
+        ("- a\n- b\n\n1. c\n2. d", 0),
+        ("1. a\n\n   - x\n   - y\n\n2. b", 0),
         ("· 甲\n· 乙", 0),
     ],
 )
@@ -136,7 +138,7 @@ def test_what_was_asked_is_counted():
 
 
 @pytest.mark.parametrize(
-    "hostile", ["#", "# ", " ", "- ", "1. ", "第一", "(", "（一", "```\n", "* * ", "i" * 30, "\n1."]
+    "hostile", ["#", "# ", " ", "- ", "1. ", "第一", "(", "（一", "```\n", "* * ", "i" * 30, "\n1.", "- a\n\n", "# a\n"]
 )
 def test_hostile_text_costs_linear_time(hostile):
     text = hostile * (100_000 // len(hostile))
