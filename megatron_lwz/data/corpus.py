@@ -7,17 +7,18 @@ prediction is lost. A step takes `training.sequences_per_step` sequences, each f
 off: then a piece sees those before it in its sequence. The order depends on the seed alone, never on the layout, and
 the position in it is one number: the pieces taken so far.
 
-`data.corpus` names JSONL files, which are read and tokenised into memory, or the manifest of a corpus that
-tools/prepare_corpus.py wrote: indexed datasets, memory-mapped, blended by weight.
+`data.corpus` names JSONL files, which rank 0 tokenises into a file of the run folder, or the manifest of a corpus that
+tools/prepare_corpus.py wrote: indexed datasets, blended by weight. Both are memory-mapped, so that all ranks of a
+machine share them.
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +31,7 @@ from megatron_lwz.data.blend import Blend
 from megatron_lwz.data.indexed import IndexedPieces
 from megatron_lwz.data.manifest import Manifest, Part, is_manifest, read_manifest, tokenizer_checksum
 from megatron_lwz.data.prompts import PromptOrder
+from megatron_lwz.data.token_file import shared_documents
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.types import SequenceBatch
@@ -154,53 +156,35 @@ def _fill(pieces: Iterator[NDArray], sequences: int, length: int, *, apart: bool
     )
 
 
-class MemoryPieces:
-    """Pieces of documents in host memory, in a seeded order."""
+class ArrayPieces:
+    """Pieces of documents that lie one after the other in an array, in a seeded order."""
 
-    def __init__(self, documents: Sequence[Sequence[int]], *, sequence_length: int, seed: int, shuffle: bool) -> None:
-        """`documents` are token ids, EOS included; those of fewer than two tokens train nothing and are left out."""
-        self._tokens = np.fromiter(chain.from_iterable(documents), np.int32)
-        self._spans: list[tuple[int, int, int]] = []
-        start = 0
-        for number, document in enumerate(documents):
-            stop = start + len(document)
-            for begin in range(start, stop - 1, sequence_length):
-                self._spans.append((begin, min(begin + sequence_length + 1, stop), number))
-            start = stop
-        self._order = PromptOrder(len(self._spans), seed, shuffle)
+    def __init__(self, tokens: NDArray, lengths: NDArray, *, sequence_length: int, seed: int, shuffle: bool) -> None:
+        """Token ids and tokens per document, EOS included; documents of fewer than two train nothing and are left out."""
+        self._tokens = tokens
+        stops = np.cumsum(lengths)
+        counts = -(-np.maximum(lengths - 1, 0) // sequence_length)  # pieces per document
+        self._documents = np.repeat(np.arange(len(lengths)), counts)
+        within = np.arange(len(self._documents)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._starts = np.repeat(stops - lengths, counts) + within * sequence_length
+        self._stops = np.minimum(self._starts + sequence_length + 1, np.repeat(stops, counts))
+        self._order = PromptOrder(len(self._documents), seed, shuffle)
 
     def __len__(self) -> int:
-        return len(self._spans)
+        return len(self._documents)
 
     def __getitem__(self, k: int) -> NDArray:
-        start, stop, _ = self._spans[self._order[k]]
-        return self._tokens[start:stop]
+        piece = self._order[k]
+        return self._tokens[self._starts[piece] : self._stops[piece]]
 
     def label(self, k: int) -> str:
         """Number of the document, and where in all tokens the piece begins."""
-        start, _, document = self._spans[self._order[k]]
-        return f"corpus:{document}:{start}"
-
-
-class Corpus(PackedCorpus):
-    """All documents as token ids in host memory, cut into pieces, in a seeded order."""
-
-    def __init__(
-        self,
-        documents: Sequence[Sequence[int]],
-        *,
-        sequence_length: int,
-        seed: int,
-        shuffle: bool,
-        reset: bool = True,
-    ) -> None:
-        """`documents` are token ids, EOS included; those of fewer than two tokens train nothing and are left out."""
-        pieces = MemoryPieces(documents, sequence_length=sequence_length, seed=seed, shuffle=shuffle)
-        super().__init__(pieces, sequence_length=sequence_length, reset=reset)
+        piece = self._order[k]
+        return f"corpus:{self._documents[piece]}:{self._starts[piece]}"
 
 
 def open_corpus(config: Config) -> PackedCorpus:
-    """What `data.corpus` names, ready for `take`. Every rank calls it. Raises DataError or ConfigError."""
+    """What `data.corpus` names, ready for `take`. Every rank calls it. Raises LwzError."""
     paths, length = config.data.corpus, config.training.sequence_length
     seed, shuffle, reset = config.run.seed, config.data.shuffle, config.data.reset_attention
     if any(map(is_manifest, paths)):
@@ -212,8 +196,10 @@ def open_corpus(config: Config) -> PackedCorpus:
         folder = path if path.is_dir() else path.parent
         return corpus_of(manifest, folder, sequence_length=length, seed=seed, shuffle=shuffle, reset=reset)
     tokenizer = Tokenizer(config.tokenizer_dir())
-    documents = read_documents([Path(path) for path in paths], tokenizer.encode, min(tokenizer.eos_ids))
-    return Corpus(documents, sequence_length=length, seed=seed, shuffle=shuffle, reset=reset)
+    documents = tokenized(map(Path, paths), tokenizer.encode, min(tokenizer.eos_ids))
+    tokens, lengths = shared_documents(Path(config.run.dir) / "corpus", documents)
+    pieces = ArrayPieces(tokens, lengths, sequence_length=length, seed=seed, shuffle=shuffle)
+    return PackedCorpus(pieces, sequence_length=length, reset=reset)
 
 
 def corpus_of(
@@ -248,10 +234,15 @@ def _check_tokenizer(manifest: Manifest, path: Path, folder: Path) -> None:
 
 def read_documents(paths: Sequence[Path], encode: Callable[[str], list[int]], eos: int) -> list[list[int]]:
     """The token ids of every row's `text`, EOS appended, in file order. Raises DataError naming file and line."""
-    documents = [[*encode(text), eos] for path in paths for text in read_texts(path)]
+    documents = list(tokenized(paths, encode, eos))
     if max(map(len, documents), default=0) < 2:
         raise DataError(", ".join(map(str, paths)) or "data.corpus", "no documents: name JSONL files with a `text` key")
     return documents
+
+
+def tokenized(paths: Iterable[Path], encode: Callable[[str], list[int]], eos: int) -> Iterator[list[int]]:
+    """What `read_documents` gives, one after the other."""
+    return ([*encode(text), eos] for path in paths for text in read_texts(path))
 
 
 def read_texts(path: Path) -> Iterator[str]:

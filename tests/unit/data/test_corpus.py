@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_lwz.data.corpus import Corpus, MemoryPieces, PackedCorpus, read_documents, read_texts
-from megatron_lwz.errors import DataError
+from megatron_lwz.data.corpus import ArrayPieces, PackedCorpus, read_documents, read_texts
+from megatron_lwz.data.token_file import shared_documents
+from megatron_lwz.errors import DataError, LwzError
 from megatron_lwz.types import SequenceBatch
 
 EOS = 0
@@ -22,6 +25,16 @@ def documents_of(lengths: list[int]) -> list[list[int]]:
     """Documents whose tokens are all different, so that a prediction (a, b) occurs once."""
     tokens = iter(range(1, 10_000))
     return [[*(next(tokens) for _ in range(length)), EOS] for length in lengths]
+
+
+def pieces_of(documents: list[list[int]], **options: Any) -> ArrayPieces:
+    lengths = np.array([len(document) for document in documents])
+    return ArrayPieces(np.concatenate(documents), lengths, **options)
+
+
+def packed(documents: list[list[int]], *, sequence_length: int, reset: bool = True, **options: Any) -> PackedCorpus:
+    pieces = pieces_of(documents, sequence_length=sequence_length, **options)
+    return PackedCorpus(pieces, sequence_length=sequence_length, reset=reset)
 
 
 def predictions(batch: SequenceBatch) -> list[tuple[int, int]]:
@@ -43,7 +56,7 @@ def test_an_epoch_trains_every_prediction_once(
     lengths: list[int], sequence_length: int, sequences: int, seed: int
 ) -> None:
     documents = documents_of(lengths)
-    corpus = Corpus(documents, sequence_length=sequence_length, seed=seed, shuffle=True)
+    corpus = packed(documents, sequence_length=sequence_length, seed=seed, shuffle=True)
     found: list[tuple[int, int]] = []
     cursor = 0
     while cursor < len(corpus):
@@ -58,28 +71,28 @@ def test_an_epoch_trains_every_prediction_once(
 
 def test_the_cursor_alone_says_what_comes_next() -> None:
     documents = documents_of([5, 9, 30, 2, 14, 7])
-    corpus = Corpus(documents, sequence_length=16, seed=3, shuffle=True)
+    corpus = packed(documents, sequence_length=16, seed=3, shuffle=True)
     cursor, batches = 0, []
     for _ in range(6):
         batch, cursor = corpus.take(cursor, 2)
         batches.append((batch.tokens, cursor))
     _, third = batches[2]
-    again = Corpus(documents, sequence_length=16, seed=3, shuffle=True).take(third, 2)
+    again = packed(documents, sequence_length=16, seed=3, shuffle=True).take(third, 2)
     assert torch.equal(again[0].tokens, batches[3][0]) and again[1] == batches[3][1]
 
 
 def test_epochs_are_shuffled_anew_and_without_shuffle_in_file_order() -> None:
     documents = documents_of([3] * 20)
-    order = Corpus(documents, sequence_length=60, seed=0, shuffle=True)
+    order = packed(documents, sequence_length=60, seed=0, shuffle=True)
     first, cursor = order.take(0, 1)
     second, _ = order.take(cursor, 1)
     assert cursor == 20 and not torch.equal(first.tokens, second.tokens)
-    plain, _ = Corpus(documents, sequence_length=60, seed=0, shuffle=False).take(0, 1)
+    plain, _ = packed(documents, sequence_length=60, seed=0, shuffle=False).take(0, 1)
     assert plain.tokens.tolist() == [token for document in documents for token in document]
 
 
 def test_every_piece_is_its_own_sequence_with_one_given_token() -> None:
-    batch, _ = Corpus(documents_of([4, 25]), sequence_length=10, seed=0, shuffle=False).take(0, 10)
+    batch, _ = packed(documents_of([4, 25]), sequence_length=10, seed=0, shuffle=False).take(0, 10)
     assert batch.lengths()[:4] == [5, 11, 11, 6]
     assert set(batch.prompt_lengths.tolist()) == {1}
     assert batch.tokens[4] == EOS
@@ -107,7 +120,7 @@ def test_missing_and_empty_corpora_are_named(tmp_path: Path) -> None:
 
 def test_sequences_are_filled_well_also_when_long_and_short_pieces_alternate() -> None:
     documents = documents_of([100 if i % 2 else 7 + i % 5 for i in range(80)])
-    corpus = Corpus(documents, sequence_length=100, seed=0, shuffle=False)
+    corpus = packed(documents, sequence_length=100, seed=0, shuffle=False)
     batch, _ = corpus.take(0, 20)
     assert len(predictions(batch)) > 0.9 * 20 * 100
 
@@ -122,8 +135,8 @@ def test_without_reset_pieces_follow_each_other_in_a_sequence_in_packing_order(
     lengths: list[int], sequence_length: int, sequences: int
 ) -> None:
     documents = documents_of(lengths)
-    joined = Corpus(documents, sequence_length=sequence_length, seed=1, shuffle=True, reset=False)
-    plain = Corpus(documents, sequence_length=sequence_length, seed=1, shuffle=True)
+    joined = packed(documents, sequence_length=sequence_length, seed=1, shuffle=True, reset=False)
+    plain = packed(documents, sequence_length=sequence_length, seed=1, shuffle=True)
     cursor = trained = 0
     while cursor < len(joined):
         batch, after = joined.take(cursor, sequences)
@@ -141,7 +154,22 @@ def test_without_reset_pieces_follow_each_other_in_a_sequence_in_packing_order(
 
 
 def test_validation_is_always_read_apart() -> None:
-    held_out = MemoryPieces(documents_of([3, 4, 5]), sequence_length=30, seed=0, shuffle=False)
+    held_out = pieces_of(documents_of([3, 4, 5]), sequence_length=30, seed=0, shuffle=False)
     corpus = PackedCorpus(held_out, sequence_length=30, reset=False, validation={"held": held_out})
     (batch,) = corpus.validation("held", 1)
     assert batch.lengths() == [4, 5, 6] and corpus.take(0, 1)[0].lengths()[0] > 6
+
+
+def test_documents_are_tokenised_once_into_a_file_that_is_mapped(tmp_path: Path) -> None:
+    documents = documents_of([4, 1, 7])
+    tokens, lengths = shared_documents(tmp_path / "corpus", iter(documents))
+    assert isinstance(tokens, np.memmap) and not tokens.flags.writeable
+    assert tokens.tolist() == [token for document in documents for token in document]
+    assert lengths.tolist() == [5, 2, 8] and not list(tmp_path.rglob("*.tmp"))
+    again, _ = shared_documents(tmp_path / "corpus", iter(documents[:1]))  # another attempt replaces it
+    assert len(again) == 5
+    with pytest.raises(LwzError, match="no documents"):
+        shared_documents(tmp_path / "corpus", iter([[EOS]]))
+    (tmp_path / "file").touch()
+    with pytest.raises(LwzError, match="cannot be written"):
+        shared_documents(tmp_path / "file", iter(documents))

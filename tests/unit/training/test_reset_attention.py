@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from megatron_lwz.config import Config, validate
-from megatron_lwz.data.corpus import Corpus, PackedBatch
+from megatron_lwz.data.corpus import PackedBatch
 from megatron_lwz.data.packing import unpack
 from megatron_lwz.distributed import launch
 from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.pretrain import CorpusSource
 from megatron_lwz.training.state import initial_policy
 from megatron_lwz.training.step import forward_chunks
+from tests.unit.data.test_corpus import packed
 
 DOCUMENTS = [[3, 9, 4, 11, 0], [7, 5, 13, 0], [2, 6, 8, 10, 12, 0]]
 STARTS = (0, 5, 9, 15)
@@ -44,7 +45,7 @@ def logprobs(documents: list[list[int]], *, reset: bool) -> torch.Tensor:
     """Log-prob of every trained token, indexed like the packed tokens; 0 elsewhere."""
     config = config_of()
     launch.initialize(config)
-    corpus = Corpus(documents, sequence_length=14, seed=0, shuffle=False, reset=reset)
+    corpus = packed(documents, sequence_length=14, seed=0, shuffle=False, reset=reset)
     batch, _ = CorpusSource(corpus).take(0, 1)
     assert isinstance(batch.sequences, PackedBatch) and batch.sequences.starts.tolist() == list(STARTS[:3])
     assert len(batch.sequences) == (3 if reset else 1) and batch.denominator == 12
