@@ -12,6 +12,9 @@ from typing import Any
 
 from megatron_lwz.errors import DataError
 
+CACHE_FILE = "judge_cache.sqlite"
+"""What the file is called in a run's folder, or an evaluation's."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (
   key TEXT PRIMARY KEY, prompt_version TEXT NOT NULL, model TEXT NOT NULL, text TEXT NOT NULL,

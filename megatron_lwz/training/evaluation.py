@@ -17,6 +17,7 @@ from megatron_lwz.evaluation.journaled import responses_of
 from megatron_lwz.evaluation.measure import measure
 from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_cache import CACHE_FILE
 from megatron_lwz.rollout.held_out import HeldOut
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.engines import START_SECONDS, embedded_server, make_pool
@@ -26,7 +27,6 @@ from megatron_lwz.types import Group, Prompt, WeightVersion
 
 log = logging.getLogger(__name__)
 
-JUDGE_CACHE = "judge_cache.sqlite"
 _MEASURED = ("s_l", "distinct_1", "distinct_2", "distinct_4", "language_consistent", "empty")
 """Of the measures without a judge: those that the rewards' own details do not hold already."""
 
@@ -38,7 +38,7 @@ def in_loop_evaluation(
 
     async def metrics_of(groups: Sequence[Group]) -> Metrics:
         names = list(groups[0].scores[0]) if groups and groups[0].scores else []
-        return await held_out_metrics(groups, names, config, run.root / JUDGE_CACHE)
+        return await held_out_metrics(groups, names, config, run.root / CACHE_FILE)
 
     section = config.evaluation
     return InLoopEvaluation(

@@ -17,6 +17,7 @@ from megatron_lwz.distributed import exchange, groups
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.evaluation.in_loop import InLoopEvaluation
 from megatron_lwz.rewards.composite import build_rewards, reward_metrics
+from megatron_lwz.rewards.judge_cache import CACHE_FILE
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.held_out import HeldOut
 from megatron_lwz.rollout.journal import Journal
@@ -24,7 +25,7 @@ from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.attempts import record_attempt
 from megatron_lwz.training.engines import open_engines
-from megatron_lwz.training.evaluation import JUDGE_CACHE, in_loop_evaluation
+from megatron_lwz.training.evaluation import in_loop_evaluation
 from megatron_lwz.training.experience import Experience, make_experience
 from megatron_lwz.training.reward_server import open_reward_server
 from megatron_lwz.training.run_folder import RunFolder
@@ -211,7 +212,7 @@ class Host:
     def _new_rewards(self) -> list[RewardFn]:
         judge = self._config.judge
         if judge.cache is None:
-            judge = judge.model_copy(update={"cache": str(self._run.root / JUDGE_CACHE)})
+            judge = judge.model_copy(update={"cache": str(self._run.root / CACHE_FILE)})
         return build_rewards(self._config.reward, self._tokenizer, judge)
 
     def _render(self, prompt: Prompt) -> str:
