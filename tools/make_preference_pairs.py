@@ -37,6 +37,7 @@ from megatron_lwz.data.preferences.make import (
     make_pairs,
     pair_keys,
     split_documents,
+    without_shared,
 )
 from megatron_lwz.data.preferences.pairs import PreferencePair
 from megatron_lwz.data.preparation.sources import find_files
@@ -91,7 +92,9 @@ def _sides(
         sides, split_documents(human, pair_keys, held_out=options.held_out, seed=rules.seed), strict=True
     ):
         side += pairs
-    return sides
+    kept = without_shared(*sides)
+    counts["held-out pairs left out: a text is on the training side"] = len(sides[1]) - len(kept)
+    return sides[0], kept
 
 
 def _read(

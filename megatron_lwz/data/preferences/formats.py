@@ -105,7 +105,7 @@ def _said(better: Any, worse: Any, better_name: str, worse_name: str) -> tuple[s
         if _ASSISTANT in better and _ASSISTANT in worse:
             return _transcripts(better, worse)
         return "", better, worse
-    if isinstance(better, Sequence) and isinstance(worse, Sequence):
+    if isinstance(better, list) and isinstance(worse, list):
         prompt, chosen = _messages(better, better_name)
         return prompt, chosen, _messages(worse, worse_name)[1]
     raise ValueError(f"'{better_name}' and '{worse_name}' must both be texts or both lists of messages")

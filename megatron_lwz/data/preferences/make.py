@@ -148,6 +148,12 @@ def describe(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
     }
 
 
+def without_shared(train: Iterable[PreferencePair], held_out: Iterable[PreferencePair]) -> list[PreferencePair]:
+    """The held-out pairs of which no text stands in a training pair: short pieces of texts may come out the same."""
+    seen = {_plain(text) for pair in train for text in (pair.chosen, pair.rejected)}
+    return [pair for pair in held_out if _plain(pair.chosen) not in seen and _plain(pair.rejected) not in seen]
+
+
 def leaks(train: Iterable[PreferencePair], held_out: Iterable[PreferencePair]) -> dict[str, int]:
     """How many requests and texts stand on both sides: 0, unless the split is broken."""
     sides = [

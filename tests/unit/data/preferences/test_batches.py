@@ -1,0 +1,94 @@
+"""Rendering, the tokens of a pair, and their order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_lwz.data.preferences.batches import PairSource, pair_batch, tokenize_pairs
+from megatron_lwz.data.preferences.pairs import PreferencePair
+from megatron_lwz.data.preferences.rendering import (
+    FILE,
+    Rendering,
+    Reply,
+    load_rendering,
+    rendering_for,
+    save_rendering,
+    split_reply,
+)
+from megatron_lwz.errors import DataError
+from tests.engine_model import write_engine_model
+
+
+def pair(number: int, **other: object) -> PreferencePair:
+    return PreferencePair(f"p{number}", "q", "a" * (number + 1), "b", **other)  # type: ignore[arg-type]
+
+
+def encode(text: str) -> list[int]:
+    return list(text.encode())
+
+
+def test_renderings() -> None:
+    reply = Reply(" piece ", "plan")
+    assert Rendering()("ask", reply) == "<|user|>: ask <|assistant|>: piece<|im_end|>"
+    assert (
+        Rendering(thinking=True, end="#")("写", reply)
+        == "<|用户|>: 写 <|助手|>: <think>plan</think> <answer>piece</answer>#"
+    )
+    chat = Rendering("chat")("ask", reply)
+    assert chat.endswith("<|im_start|>user\nask<|im_end|>\n<|im_start|>assistant\npiece<|im_end|>\n")
+
+
+def test_replies_are_split_at_their_tags() -> None:
+    assert split_reply("plain") == Reply("plain")
+    assert split_reply("<think>plan</think>\n<answer>piece</answer>") == Reply("piece", "plan")
+    assert split_reply("<think>plan</think> piece") == Reply(" piece", "plan")
+
+
+def test_a_text_never_ends_in_the_padding_token(tmp_path: Path) -> None:
+    write_engine_model(tmp_path)
+    assert rendering_for(tmp_path, "markers", thinking=False).end == "<|endoftext|>"
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"})
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.get("pad_token_id") is None
+    assert rendering_for(tmp_path, "markers", thinking=False).end == ""
+
+
+def test_the_rendering_travels_with_the_weights(tmp_path: Path) -> None:
+    assert load_rendering(tmp_path) is None
+    save_rendering(tmp_path, Rendering("chat", True, "x"))
+    assert load_rendering(tmp_path) == Rendering("chat", True, "x")
+    (tmp_path / FILE).write_text('{"template": "other", "thinking": false, "end": ""}')
+    with pytest.raises(DataError, match="template 'other'"):
+        load_rendering(tmp_path)
+
+
+def test_a_batch_marks_each_text_end_and_counts_pairs() -> None:
+    kept, dropped = tokenize_pairs(
+        [pair(0), pair(1, margin=0.5), pair(90)], encode, Rendering(end=""), maximum_tokens=60
+    )
+    assert [p.pair.id for p in kept] == ["p0", "p1"] and dropped == 1
+    batch = pair_batch(kept)
+    assert batch.denominator == 2 and batch.margins.tolist() == [1.0, 0.5] and list(batch.ids) == ["p0", "p1"]
+    lengths = [len(kept[0].chosen), len(kept[0].rejected), len(kept[1].chosen), len(kept[1].rejected)]
+    assert batch.sequences.lengths() == [length + 1 for length in lengths]
+    assert batch.sequences.prompt_lengths.tolist() == lengths
+    assert batch.predictions == sum(lengths)
+    assert torch.equal(batch.sequences.tokens[: lengths[0]], kept[0].chosen.long())
+
+
+def test_every_epoch_takes_every_pair_once() -> None:
+    kept, _ = tokenize_pairs([pair(n) for n in range(7)], encode, Rendering(), maximum_tokens=99)
+    source = PairSource(kept, seed=3, epochs=2)
+    seen, cursor = [], 0
+    while cursor < 14:
+        batch, cursor = source.take(cursor, 4)
+        seen += list(batch.ids)
+    assert sorted(seen[:7]) == sorted(seen[7:]) == [f"p{n}" for n in range(7)] and seen[:7] != seen[7:]
+    with pytest.raises(DataError, match=r"reward_model\.epochs"):
+        source.take(14, 1)
