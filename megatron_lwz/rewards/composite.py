@@ -32,7 +32,7 @@ def build_rewards(
 
     `judge` is asked by `reward.judges`. Raises ConfigError for a component that cannot be made.
     """
-    _check_names(section)
+    check_components(section)
     length = LengthComponent(section.length, tokenizer)
     rewards: list[RewardFn] = [length, FormatComponent(section.format, length.measure, tokenizer)]
     if section.overlap.used:
@@ -97,7 +97,7 @@ def _named(section: RewardSection) -> list[tuple[str, str, ComponentSection]]:
     ]
 
 
-def _check_names(section: RewardSection) -> None:
+def check_components(section: RewardSection) -> None:
     """Raises ConfigError for names that are taken twice, unknown, or not a name, and for settings without effect."""
     seen: set[str] = set()
     for key, name, entry in _named(section):

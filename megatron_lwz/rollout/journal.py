@@ -12,7 +12,7 @@ import math
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -223,19 +223,32 @@ class JournalReader:
         """Lets go of the file."""
         self._db.close()
 
-    def groups(self, kind: Kind = "training", *, consumed_at: int | None = None) -> Iterator[Group]:
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """One consistent view for all that is read inside, while the run goes on writing (its log grows until the end)."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def groups(
+        self, kind: Kind = "training", *, consumed_at: int | None = None, tokens: bool = True
+    ) -> Iterator[Group]:
         """Finished groups in order of id, one in memory at a time; only those of one training step if given.
 
+        Without `tokens` responses are text only: their ids and log-probs are most of a journal.
         Evaluation groups that were dropped (a redone step had other weights) are left out.
         """
         done = "(SELECT count(*) FROM finished WHERE group_id = groups.id) = size"
         if kind == "evaluation":
             done += f" AND {recovery.OPEN}"
         if consumed_at is None:
-            drafts = recovery.load_groups(self._db, f"kind = ? AND {done}", (kind,))
+            drafts = recovery.load_groups(self._db, f"kind = ? AND {done}", (kind,), tokens=tokens)
         else:
             step = "id IN (SELECT group_id FROM consumed WHERE step = ?)"
-            drafts = recovery.load_groups(self._db, f"kind = ? AND {done} AND {step}", (kind, consumed_at))
+            where = f"kind = ? AND {done} AND {step}"
+            drafts = recovery.load_groups(self._db, where, (kind, consumed_at), tokens=tokens)
         return (draft.freeze() for draft in drafts)
 
     def consumed(self) -> dict[int, int]:

@@ -23,8 +23,13 @@ def rewind(db: sqlite3.Connection, step: int) -> int:
     return returned
 
 
-def load_groups(db: sqlite3.Connection, where: str, parameters: tuple[object, ...] = ()) -> Iterator[GroupDraft]:
-    """Groups that match an SQL condition over the table `groups`, in order of id, one at a time in memory."""
+def load_groups(
+    db: sqlite3.Connection, where: str, parameters: tuple[object, ...] = (), *, tokens: bool = True
+) -> Iterator[GroupDraft]:
+    """Groups that match an SQL condition over the table `groups`, in order of id, one at a time in memory.
+
+    Without `tokens` the responses are text only, which spares most of the reading.
+    """
     columns = "id, kind, prompt, prompt_tokens, admitted, size"
     for row in db.execute(f"SELECT {columns} FROM groups WHERE {where} ORDER BY id", parameters).fetchall():
         group, kind, prompt, prompt_tokens, admitted, size = row
@@ -34,20 +39,20 @@ def load_groups(db: sqlite3.Connection, where: str, parameters: tuple[object, ..
             prompt=prompt_from_json(prompt),
             prompt_tokens=tuple(unpack_tokens(prompt_tokens)),
             admitted=admitted,
-            drafts=_drafts(db, group, size),
+            drafts=_drafts(db, group, size, tokens),
             scores=_scores(db, group, size),
         )
 
 
-def _drafts(db: sqlite3.Connection, group: int, size: int) -> list[Draft]:
+def _drafts(db: sqlite3.Connection, group: int, size: int, tokens: bool) -> list[Draft]:
     drafts = [Draft(group, index) for index in range(size)]
     query = "SELECT rollout, start, tokens, logprobs, version FROM deltas WHERE group_id = ? ORDER BY rollout, start"
-    for index, start, tokens, logprobs, version in db.execute(query, (group,)):
+    for index, start, ids, logprobs, version in db.execute(query, (group,)) if tokens else ():
         draft = drafts[index]
         if start != len(draft.tokens):
             raise ValueError(f"rollout {draft.id} has {len(draft.tokens)} tokens before position {start}")
         parsed = WeightVersion.parse(version)
-        draft.extend(TokenDelta(tuple(unpack_tokens(tokens)), tuple(unpack_logprobs(logprobs)), parsed))
+        draft.extend(TokenDelta(tuple(unpack_tokens(ids)), tuple(unpack_logprobs(logprobs)), parsed))
     query = "SELECT rollout, reason, stop, text FROM finished WHERE group_id = ?"
     for index, reason, stop, text in db.execute(query, (group,)):
         drafts[index].reason, drafts[index].stop, drafts[index].text = FinishReason(reason), stop, text

@@ -212,3 +212,29 @@ def test_a_failed_commit_keeps_its_rows(tmp_path):
     blocker.execute("ROLLBACK")
     assert [found.id for found in journal.open_groups()] == [0]
     journal.close()
+
+
+def test_a_still_reader_sees_one_state_while_the_run_writes_and_needs_no_tokens(tmp_path):
+    journal = Journal(tmp_path / "j")
+    for number in (0, 1):
+        admitted = group(number)
+        journal.admit(admitted)
+        for draft in admitted.drafts:
+            write(journal, draft, (1, 2))
+            end(journal, draft)
+            journal.finish(draft)
+        journal.commit()
+        if number == 0:
+            reader = JournalReader(tmp_path / "j")
+            still = reader.still()
+            still.__enter__()
+            (before,) = reader.groups(tokens=False)
+    assert [rollout.tokens for rollout in before.rollouts] == [(), ()]
+    assert [rollout.text for rollout in before.rollouts] == ["text", "text"]
+    journal.consume([0], 1)
+    journal.commit()
+    assert len(list(reader.groups())) == 1 and reader.consumed() == {}
+    still.__exit__(None, None, None)
+    assert len(list(reader.groups())) == 2 and reader.consumed() == {0: 1}
+    reader.close()
+    journal.close()
