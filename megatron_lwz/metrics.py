@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -30,15 +30,26 @@ class MetricsWriter:
         self._root = Path(run_dir)
         self._root.mkdir(parents=True, exist_ok=True)
         self._events = _open_events(self._root / "tensorboard") if tensorboard else None
-        self._begun: set[str] = set()
+        self._begun = False
+        self._evaluated: set[int] = set()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends the row of training step `step` (from 1) and flushes it."""
+        if not self._begun:
+            self._begun = True
+            self._keep(METRICS, lambda row: row["step"] < step)
+            self._keep(EVALUATION, lambda row: row["step"] < step or row["step"] in self._evaluated)
+            if self._events:
+                self._events.add_event(_restart(step))
         self._append(METRICS, step, values)
 
     def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends what was measured on held-out prompts after `step` updates (from 0); nothing if there is nothing."""
+        """Appends what was measured on held-out prompts after `step` updates (from 0), in place of what was there before;
+        nothing if there is nothing. Evaluations may come later than the steps after them.
+        """
         if values:
+            self._keep(EVALUATION, lambda row: row["step"] != step)
+            self._evaluated.add(step)
             self._append(EVALUATION, step, values)
 
     def close(self, seconds: float) -> None:
@@ -48,21 +59,16 @@ class MetricsWriter:
         write_json(self._root / "summary.json", summarize(read_history(self._root)) | {"seconds": round(seconds, 3)})
 
     def _append(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        if name not in self._begun:
-            self._begun.add(name)
-            self._drop_from(self._root / name, step)
-            if self._events and name == METRICS:
-                self._events.add_event(_restart(step))
         with (self._root / name).open("ab") as stream:
             stream.write(_line({"step": step, **values}))
         if self._events:
             self._events.add_event(_scalars(step, values))
 
-    @staticmethod
-    def _drop_from(path: Path, step: int) -> None:
-        """Forgets rows of an earlier run of this folder from `step` on."""
+    def _keep(self, name: str, wanted: Callable[[Row], bool]) -> None:
+        """Forgets all other rows, and what a kill left of one."""
+        path = self._root / name
         if path.exists():
-            kept = b"".join(_line(row) for row in read_metrics(path) if row["step"] < step)
+            kept = b"".join(_line(row) for row in read_metrics(path) if wanted(row))
             temporary = path.with_name(f".{path.name}.tmp")
             temporary.write_bytes(kept)
             temporary.replace(path)

@@ -62,7 +62,7 @@ class InLoopEvaluation:
         samples: int,
         most_begun: int,
     ) -> None:
-        """`measure` makes metrics of an evaluation's groups. `most_begun`: see `begin`."""
+        """`measure` makes metrics of an evaluation's groups. `most_begun`: see `settle`."""
         self._pinned = PinnedEvaluations(run_dir)
         self._held_out = held_out
         self._engines = engines
@@ -79,7 +79,7 @@ class InLoopEvaluation:
         self._thread: threading.Thread | None = None
 
     def take_up(self, version: WeightVersion, weights: Path) -> None:
-        """Begins again what an earlier process left. `version` and `weights` are the run's as of its checkpoint.
+        """Begins again what an earlier process left, without waiting for it. `version` and `weights`: the run's own now.
 
         Evaluations of later steps are forgotten: those steps are done again. One whose weights are gone is told.
         """
@@ -88,7 +88,7 @@ class InLoopEvaluation:
             if pinned.step <= version.step and self._engines.keeps_weights and pinned.weights is not None:
                 self._queue(pinned)
             elif pinned.step == version.step and same:
-                self.begin(version, weights)
+                self._begin(version, weights)
             else:
                 self._pinned.end(pinned.step)
                 if pinned.step <= version.step:
@@ -97,15 +97,20 @@ class InLoopEvaluation:
     def begin(
         self, version: WeightVersion, weights: Path, *, waiting: Callable[[Progress], None] = lambda _: None
     ) -> None:
-        """Has the prompts written to by `version`, exported in `weights`; returns when training may go on.
+        """Has the prompts written to by `version`, exported in `weights`; returns when training may go on: see `settle`.
 
-        That is when `most_begun` evaluations or fewer are unfinished, and when this one is done if the engines do not
-        keep its weights. Raises what ended the evaluations.
+        Raises what ended the evaluations.
         """
         with self._changed:
             known = {pinned.step for pinned in self._unfinished()} | {pinned.step for pinned, _ in self._done}
         if version.step not in known:
-            self._queue(self._pinned.begin(version, weights if self._engines.keeps_weights else None))
+            self._begin(version, weights)
+        self.settle(waiting)
+
+    def settle(self, waiting: Callable[[Progress], None] = lambda _: None) -> None:
+        """Returns when training may go on: `most_begun` evaluations or fewer are unfinished, and none if training's own
+        engines write them. Raises what ended the evaluations.
+        """
         self.wait(self._most_begun if self._engines.keeps_weights else 0, waiting)
 
     def wait(self, most: int = 0, waiting: Callable[[Progress], None] = lambda _: None) -> None:
@@ -142,6 +147,9 @@ class InLoopEvaluation:
 
     def _unfinished(self) -> list[Pinned]:
         return [*([self._running] if self._running else []), *self._waiting]
+
+    def _begin(self, version: WeightVersion, weights: Path) -> None:
+        self._queue(self._pinned.begin(version, weights if self._engines.keeps_weights else None))
 
     def _queue(self, pinned: Pinned) -> None:
         with self._changed:

@@ -141,6 +141,10 @@ class EmbeddedEngine:
             server.wait_ready(START_SECONDS)
         pool = make_pool(self._config, (server.url,), server.token)
         pool.push_weights(weights, version)
+        for checksum in pool.weight_checksum().values():
+            if checksum != version.checksum:
+                advice = f"runs weights with checksum {checksum}, those of step {version.step} have {version.checksum}"
+                raise EngineError(server.url, advice)
         return pool
 
     def close(self) -> None:

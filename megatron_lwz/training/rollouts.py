@@ -179,6 +179,8 @@ class Host:
 
     def experience(self, step: int) -> Experience:
         """Admits the step's prompts, waits for their groups and makes them a batch."""
+        if self.evaluation is not None:
+            self.evaluation.settle(self.waiting)  # one that an earlier process left, before the weights change
         self.controller.submit(step, self._prompts_of(step))
         count = self._config.training.prompts_per_step
         self._batch = self.controller.collect(step, count, progress=self.waiting)

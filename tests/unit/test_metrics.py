@@ -36,6 +36,23 @@ def test_a_resumed_run_drops_the_rows_of_steps_it_does_again_and_a_torn_line(tmp
     assert [row["loss"] for row in read_metrics(path)] == [1.0, 2.0, 3.0, 40.0]
 
 
+def test_evaluations_may_come_late_and_only_those_of_redone_steps_go(tmp_path):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        for step in (1, 2, 3, 4):
+            writer.write(step, {"loss": 1.0})
+        for step in (0, 4, 2):
+            writer.write_evaluation(step, {"eval/reward": float(step)})
+    path = tmp_path / "evaluation.jsonl"
+    path.write_text(path.read_text() + '{"step": 3, "eval')
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write_evaluation(0, {"eval/reward": 10.0})  # left over from before, done now
+        assert [row["step"] for row in read_metrics(path)] == [4, 2, 0]
+        writer.write(3, {"loss": 2.0})
+        assert [(row["step"], row["eval/reward"]) for row in read_metrics(path)] == [(2, 2.0), (0, 10.0)]
+        writer.write_evaluation(3, {"eval/reward": 30.0})
+    assert [row["step"] for row in read_history(tmp_path)] == [0, 1, 2, 3]
+
+
 def test_a_broken_line_inside_the_file_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')

@@ -202,6 +202,7 @@ def test_without_weights_of_its_own_training_waits(tmp_path, start_engine):
     broken.close()
     third = Run(tmp_path, url, keeps_weights=False)
     third.evaluation.take_up(*third.weights(2))
+    third.evaluation.settle()
     assert [*third.recorded()] == [2], "interrupted at the checkpoint: the same weights are there again"
     third.close()
 
