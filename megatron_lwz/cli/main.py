@@ -30,9 +30,8 @@ def dispatch(argv: Sequence[str]) -> None:
     if argv and argv[0] not in ("-h", "--help"):
         raise common.UsageError(f"lwz has no command '{argv[0]}': choose one of {', '.join(COMMANDS)}")
     lines = [f"  {name:<14} {what}" for name, (_, what) in COMMANDS.items()]
-    stages = (
-        "Stages: torchrun --nproc-per-node N -m megatron_lwz.cli.<train_grpo | train_sft | train_reward_model | pretrain | score> CONFIG"
-    )
+    names = "train_grpo | train_sft | train_reward_model | pretrain | score"
+    stages = f"Stages: torchrun --nproc-per-node N -m megatron_lwz.cli.<{names}> CONFIG"
     text = "\n".join(["usage: lwz <command> … [--traceback]", "", *lines, "", stages])
     common.console().print(text, markup=False)
 

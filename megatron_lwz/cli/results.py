@@ -18,6 +18,7 @@ ROWS = {
     "near_duplicates": "near-duplicate paragraphs",
     "reward/format": "format reward",
     "reward/length": "length reward",
+    "reward/writing": "writing reward",
     "rollout/mean_length": "length, tokens",
     "rollout/think_length": "thinking, words",
     "rollout/truncated": "truncated",

@@ -12,7 +12,15 @@ from megatron_lwz.report import build_report
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.grpo import train
 
-SHOWN = ("reward/length", "reward/format", "length_in_range", "format_valid", "rollout/mean_length", "kl")
+SHOWN = (
+    "reward/length",
+    "reward/format",
+    "reward/writing",
+    "length_in_range",
+    "format_valid",
+    "rollout/mean_length",
+    "kl",
+)
 """The metrics worth a place on the progress line."""
 
 
