@@ -222,7 +222,6 @@ def test_a_still_reader_sees_one_state_while_the_run_writes_and_needs_no_tokens(
         for draft in admitted.drafts:
             write(journal, draft, (1, 2))
             end(journal, draft)
-            journal.finish(draft)
         journal.commit()
         if number == 0:
             reader = JournalReader(tmp_path / "j")
