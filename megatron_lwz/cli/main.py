@@ -13,6 +13,7 @@ COMMANDS = {
     "serve-reward": ("megatron_lwz.cli.serve_reward", "serve a reward model over HTTP"),
     "evaluate": ("megatron_lwz.cli.evaluate", "measure writing: without a judge, or on the public benchmarks"),
     "report": ("megatron_lwz.cli.report", "write report.html of a run folder again"),
+    "rescore": ("megatron_lwz.cli.rescore", "stored rollouts under another reward config: what would change"),
 }
 """Name → (module with `main(argv)`, what it does). A module is imported when its command is called."""
 

@@ -232,24 +232,31 @@ class JournalReader:
         finally:
             self._db.execute("ROLLBACK")
 
-    def groups(
-        self, kind: Kind = "training", *, consumed_at: int | None = None, tokens: bool = True
-    ) -> Iterator[Group]:
+    def groups(self, kind: Kind = "training", *, consumed_at: int | None = None) -> Iterator[Group]:
         """Finished groups in order of id, one in memory at a time; only those of one training step if given.
 
-        Without `tokens` responses are text only: their ids and log-probs are most of a journal.
         Evaluation groups that were dropped (a redone step had other weights) are left out.
         """
         done = "(SELECT count(*) FROM finished WHERE group_id = groups.id) = size"
         if kind == "evaluation":
             done += f" AND {recovery.OPEN}"
         if consumed_at is None:
-            drafts = recovery.load_groups(self._db, f"kind = ? AND {done}", (kind,), tokens=tokens)
+            drafts = recovery.load_groups(self._db, f"kind = ? AND {done}", (kind,))
         else:
             step = "id IN (SELECT group_id FROM consumed WHERE step = ?)"
-            where = f"kind = ? AND {done} AND {step}"
-            drafts = recovery.load_groups(self._db, where, (kind, consumed_at), tokens=tokens)
+            drafts = recovery.load_groups(self._db, f"kind = ? AND {done} AND {step}", (kind, consumed_at))
         return (draft.freeze() for draft in drafts)
+
+    def scored(self) -> list[int]:
+        """Ids of the training groups that have scores and were not dropped, in order."""
+        where = "kind = 'training' AND id IN (SELECT group_id FROM scores) AND id NOT IN (SELECT group_id FROM dropped)"
+        return [group for (group,) in self._db.execute(f"SELECT id FROM groups WHERE {where} ORDER BY id")]
+
+    def texts(self, ids: Sequence[int]) -> Iterator[Group]:
+        """Groups by id, one in memory at a time, without tokens and log-probs: they are most of a journal."""
+        for group in ids:
+            for draft in recovery.load_groups(self._db, "id = ?", (group,), tokens=False):
+                yield draft.freeze()
 
     def consumed(self) -> dict[int, int]:
         """Group id → the training step that used it."""

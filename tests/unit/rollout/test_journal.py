@@ -227,13 +227,14 @@ def test_a_still_reader_sees_one_state_while_the_run_writes_and_needs_no_tokens(
             reader = JournalReader(tmp_path / "j")
             still = reader.still()
             still.__enter__()
-            (before,) = reader.groups(tokens=False)
+            (before,) = reader.texts([0])
     assert [rollout.tokens for rollout in before.rollouts] == [(), ()]
     assert [rollout.text for rollout in before.rollouts] == ["text", "text"]
+    journal.score(0, [{"r": ComponentScore(1.0)}] * 2)
     journal.consume([0], 1)
     journal.commit()
-    assert len(list(reader.groups())) == 1 and reader.consumed() == {}
+    assert len(list(reader.groups())) == 1 and (reader.consumed(), reader.scored()) == ({}, [])
     still.__exit__(None, None, None)
-    assert len(list(reader.groups())) == 2 and reader.consumed() == {0: 1}
+    assert len(list(reader.groups())) == 2 and (reader.consumed(), reader.scored()) == ({0: 1}, [0])
     reader.close()
     journal.close()

@@ -1,0 +1,191 @@
+"""Stored rollouts under another reward config: what would their rewards and advantages have been?
+
+Nothing is written. Scores of components that measure the same under both configs are taken from the journal; those that
+are rules are computed again; those that ask a server only when told to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Literal
+
+import torch
+
+from megatron_lwz.config import Config
+from megatron_lwz.config.base import ComponentSection
+from megatron_lwz.config.sections import OverlapReward, RewardSection, StructureReward, WritingReward
+from megatron_lwz.data.text.grammar import parse_rollout
+from megatron_lwz.data.text.length import count_units
+from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.rewards.composite import build_rewards, check_components, component_sections, score_tensors
+from megatron_lwz.rollout.scoring import close_rewards
+from megatron_lwz.training.experience import advantages_of
+from megatron_lwz.types import ComponentScore, Group, RewardFn
+
+Source = Literal["stored", "computed", "asked", "outdated", "absent"]
+"""Where a new score comes from; outdated: stored, although the settings changed; absent: masked. --ask mends both."""
+
+_NOT_MEASURED = {"weight", "normalizer", "use"}
+"""Fields that change what a score counts for, not the score."""
+_AT_ONCE = 8
+"""Groups whose scores are asked for at the same time."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One rollout under one config. `scores` in the order of the names, None where masked."""
+
+    scores: tuple[float | None, ...]
+    advantage: float
+    parts: tuple[float, ...]
+    """What each component adds to the advantage."""
+    included: bool
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """One rollout under both. `step` is the training step that consumed it, None: not yet. `length`: CJK characters + words."""
+
+    group: int
+    step: int | None
+    prompt: str
+    index: int
+    length: int
+    truncated: bool
+    old: Side
+    new: Side
+
+
+class Rescorer:
+    """The old and the new config, and where each new component's scores come from."""
+
+    def __init__(self, old: Config, new: Config, *, ask: bool = False, again: bool = False) -> None:
+        """`ask`: question servers where settings changed; `again`: compute rules even where they did not. Raises LwzError."""
+        check_components(new.reward)
+        self.old, self.new = old, new
+        self.old_names = tuple(component_sections(old.reward))
+        self.new_names = tuple(component_sections(new.reward))
+        self.sources = _sources(old, new, ask=ask, again=again)
+        wanted = {name for name, source in self.sources.items() if source in ("computed", "asked")}
+        if "writing" in wanted and new.reward.writing.url is None:
+            raise ConfigError(
+                "reward.writing.url", None, "start `lwz serve-reward` and name its address: rescore starts no server"
+            )
+        self._wanted = wanted
+
+    def run(self, groups: Iterable[Group], steps: Mapping[int, int], heard: Callable[[int], None]) -> list[Rescored]:
+        """All rollouts of the groups, in order; `steps`: group id → step; `heard` is told how many groups are done."""
+        return asyncio.run(self._run(groups, steps, heard))
+
+    async def _run(
+        self, groups: Iterable[Group], steps: Mapping[int, int], heard: Callable[[int], None]
+    ) -> list[Rescored]:
+        rewards = self._build()
+        found: list[Rescored] = []
+        waiting, done = iter(groups), 0
+        try:
+            while batch := list(islice(waiting, _AT_ONCE)):
+                scored = await asyncio.gather(*(self._score(group, rewards) for group in batch))
+                for before, after in zip(batch, scored, strict=True):
+                    found += self._compare(before, after, steps.get(before.id))
+                done += len(batch)
+                heard(done)
+        finally:
+            await close_rewards(rewards)
+        return found
+
+    def _build(self) -> list[RewardFn]:
+        if not self._wanted:
+            return []
+        section, wanted = self.new.reward, self._wanted
+        only = section.model_copy(
+            update={
+                "violators": {},
+                "length": section.length.model_copy(update={"weight": 1.0}),  # always built: it measures for others
+                "overlap": section.overlap if "overlap" in wanted else OverlapReward(),
+                "structure": section.structure if "structure" in wanted else StructureReward(),
+                "writing": section.writing if "writing" in wanted else WritingReward(),
+                "judges": tuple(entry for entry in section.judges if entry.title in wanted),
+                "functions": tuple(entry for entry in section.functions if entry.title in wanted),
+            }
+        )
+        tokenizer = Tokenizer(self.new.tokenizer_dir()) if section.length.unit == "tokens" else None
+        return [reward for reward in build_rewards(only, tokenizer, self.new.judge) if reward.name in wanted]
+
+    async def _score(self, group: Group, rewards: Sequence[RewardFn]) -> Group:
+        """The group with its new scores. Raises ConfigError when a prompt does not fit the new settings."""
+        columns = await asyncio.gather(*(reward.score(group.prompt, group.rollouts) for reward in rewards))
+        fresh = dict(zip((reward.name for reward in rewards), columns, strict=True))
+        missing = ComponentScore(0.0, valid=False)
+        scores = [
+            {name: fresh[name][place] if name in fresh else stored.get(name, missing) for name in self.new_names}
+            for place, stored in enumerate(group.scores)
+        ]
+        return replace(group, scores=tuple(scores))
+
+    def _compare(self, before: Group, after: Group, step: int | None) -> list[Rescored]:
+        old = _sides(before, self.old, self.old_names)
+        new = _sides(after, self.new, self.new_names)
+        return [
+            Rescored(
+                before.id,
+                step,
+                before.prompt.id,
+                rollout.index,
+                count_units(parse_rollout(before.prompt, rollout).answer or ""),
+                rollout.truncated,
+                one,
+                other,
+            )
+            for rollout, one, other in zip(before.rollouts, old, new, strict=True)
+        ]
+
+
+def _sides(group: Group, config: Config, names: Sequence[str]) -> list[Side]:
+    rewards, valid = score_tensors([group], names)
+    truncated = torch.tensor([[rollout.truncated for rollout in group.rollouts]])
+    found = advantages_of(rewards, valid, truncated, config, names=names)
+    parts = found.parts[0].tolist()
+    return [
+        Side(
+            tuple(value if there else None for value, there in zip(row, ok, strict=True)),
+            total,
+            tuple(parts[place][: len(names)]),
+            included,
+        )
+        for place, (row, ok, total, included) in enumerate(
+            zip(
+                rewards[0].tolist(), valid[0].tolist(), found.total[0].tolist(), found.included[0].tolist(), strict=True
+            )
+        )
+    ]
+
+
+def _sources(old: Config, new: Config, *, ask: bool, again: bool) -> dict[str, Source]:
+    before, after = component_sections(old.reward), component_sections(new.reward)
+    sources: dict[str, Source] = {}
+    for name, section in after.items():
+        same = name in before and _measures(before[name]) == _measures(section)
+        if _asks_a_server(name, new.reward):
+            judged = any(entry.title == name for entry in new.reward.judges)
+            if same and not (judged and old.judge != new.judge):
+                sources[name] = "stored"
+            else:
+                sources[name] = "asked" if ask else "outdated" if name in before else "absent"
+        else:
+            sources[name] = "stored" if same and not again else "computed"
+    return sources
+
+
+def _measures(section: ComponentSection) -> tuple[type[ComponentSection], dict[str, object]]:
+    return type(section), section.model_dump(exclude=_NOT_MEASURED)
+
+
+def _asks_a_server(name: str, section: RewardSection) -> bool:
+    if name == "overlap":
+        return section.overlap.url is not None
+    return name == "writing" or any(entry.title == name for entry in section.judges)
