@@ -57,7 +57,7 @@ def main() -> None:
     print(f"{options.rollouts} rollouts of {options.tokens} tokens in groups of {options.group}: {tokens} tokens")
     print(f"{'':28}{'seconds':>9}{'CPU s':>8}{'tokens/s':>12}{'held up, ms':>13}")
     tokenizer = Tokenizer(options.tokenizer) if options.tokenizer else None
-    length = LengthComponent(LengthReward(), tokenizer)
+    length = LengthComponent(LengthReward(maximum=10 * options.tokens), tokenizer)
     form = FormatComponent(FormatReward(), length.measure, tokenizer)
     pipe, far = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(far, options.latency), daemon=True)

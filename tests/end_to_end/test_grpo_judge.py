@@ -1,0 +1,115 @@
+"""GRPO with judges whose server is slow, silent, wrong, rate-limited, broken and hostile: the run goes on, all is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from aiohttp import web
+
+from megatron_lwz.metrics import read_metrics
+from megatron_lwz.rollout.journal import JournalReader
+from tests.end_to_end.grpo_runs import BYTES, train, write_example
+from tests.scripted_server import KEY, Scripted, serving
+
+TAGGED = 200
+"""Tokens that hold the answer's tag, so that a policy with random weights writes answers."""
+GOOD = json.dumps({"reason": "fine", **{str(number): number + 2 for number in range(1, 7)}, "winner": "first"})
+
+
+async def silent(_: int) -> str:
+    await asyncio.sleep(3)
+    return GOOD
+
+
+async def slow(_: int) -> str:
+    await asyncio.sleep(0.1)
+    return GOOD
+
+
+def broken(text: str, status: int = 200, **headers: str) -> web.Response:
+    return web.Response(text=text, status=status, content_type="application/json", headers=headers)
+
+
+BEHAVIOURS = {
+    "good": (lambda _: GOOD, None),
+    "slow": (slow, None),
+    "silent": (silent, "timeout"),
+    "rate-limited": (lambda _: broken("later", 429, **{"Retry-After": "0.05"}), "server"),
+    "failing": (lambda _: broken("<html>", 502), "server"),
+    "refusing": (lambda _: broken("no", 400), "refused"),
+    "broken": (lambda _: broken('{"choices": [{"message": '), "contract"),
+    "wrong": (lambda _: '{"1": "excellent", "winner": "both"}', "malformed"),
+    "hostile": (lambda _: '{"winner": ' * 3000 + "__import__('os').system('true')", "malformed"),
+}
+"""Name → what the server does with a question, and how a question that ends so is counted (None: it gets its verdict)."""
+
+
+def behaviour_of(question: str) -> str:
+    """The same for every attempt."""
+    return list(BEHAVIOURS)[hashlib.sha256(question.encode()).digest()[0] % len(BEHAVIOURS)]
+
+
+def write_run(folder: Path, url: str) -> Path:
+    config = write_example(
+        folder,
+        vocab_size=len(BYTES) + 1 + TAGGED,
+        training={"steps": 2},
+        data={"held_out_prompts": None},
+        judge={
+            **{"url": url, "model": "judge", "timeout": 0.5, "retries": 1, "backoff": 0.01, "malformed_retries": 1},
+            **{"rest_after": 0, "concurrency": 8},
+        },
+        reward={
+            "judges": [
+                {"kind": "rubric", "failed": "rollout", "normalizer": "range"},
+                {"kind": "pairwise", "name": "duel", "opponents": 2},
+            ],
+            "violators": {"share_of_spaces": 0.28},
+        },
+    )
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    for number in range(TAGGED):
+        tokenizer["model"]["vocab"][f"<answer>{number:03}"] = len(BYTES) + 1 + number
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return config
+
+
+def test_a_run_goes_on_whatever_its_judge_does_and_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LWZ_JUDGE_KEY", KEY)
+    server = Scripted(lambda question, number: BEHAVIOURS[behaviour_of(question)][0](number))
+    with serving(server):
+        config = write_run(tmp_path, server.url)
+        train(config)
+    run = tmp_path / "run"
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2] and all(row["grad_norm"] > 0 for row in rows)
+
+    questions = {body["messages"][-1]["content"] for body in server.bodies}
+    expected = Counter(BEHAVIOURS[behaviour_of(question)][1] for question in questions)
+    assert len(questions) > 30 and set(expected) == {None, "timeout", "server", "refused", "contract", "malformed"}
+    last = rows[-1]
+    assert last["judge/total_asked"] == len(questions) and last["judge/total_answered"] == expected.pop(None)
+    failed = {key: value for key, value in last.items() if key.startswith("judge/total_failed/") and value}
+    assert failed == {f"judge/total_failed/{kind}": count for kind, count in expected.items()}
+
+    with JournalReader(run / "journal.sqlite") as journal:
+        groups = list(journal.groups())
+    scores = [row["rubric"] for group in groups for row in group.scores]
+    valid = [score for score in scores if score.valid]
+    assert len(scores) == 16 and 0 < len(valid) < 16
+    judged = [score for score in valid if score.version != "no-answer"]
+    assert judged and {score.version for score in judged} == {"scripted-1/lwz-rubric-en-1"}
+    assert all(score.value == pytest.approx(4.5 / 9) for score in judged)
+    duels = [{row["duel"].valid for row in group.scores} for group in groups]
+    assert all(len(flags) == 1 for flags in duels), "a failed pair masks its whole group"
+    assert sum(row["rollout/masked_groups/duel"] for row in rows) == duels.count({False}) > 0
+    assert all(0 < row["rollout/violators"] < 1 and row["gradient/violators"] > 0 for row in rows)
+    page = (run / "report.html").read_text()
+    assert "Rewards at work" in page and "<td>failed/timeout</td>" in page
+    assert KEY not in page and KEY not in yaml.safe_dump(yaml.safe_load((run / "config.yaml").read_text()))
