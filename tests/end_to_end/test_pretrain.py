@@ -11,48 +11,24 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_lwz.distributed import environment
 from megatron_lwz.metrics import read_metrics
+from tests.end_to_end.stages import ROOT, TINY, assert_one_line_each, kill_while_saving, rows_of, run, start
+from tests.tiny_qwen2 import write_word_tokenizer
 
-ROOT = Path(__file__).parents[2]
 WORDS = [f"w{index}" for index in range(40)]
-
-
-def launch(*arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        *(["torch.distributed.run", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []),
-    ]
-    variables = environment.child_environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
-    return subprocess.run(
-        [*command, "megatron_lwz.cli.pretrain", *arguments], cwd=ROOT, env=variables, capture_output=True, text=True,
-        timeout=180, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A config whose corpus is easy: word i is always followed by word i + 1."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     folder = tmp_path_factory.mktemp("pretrain")
-    tokenizer = Tokenizer(
-        models.WordLevel({"<|endoftext|>": 0} | {w: i + 1 for i, w in enumerate(WORDS)}, unk_token="w0")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(["<|endoftext|>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    vocabulary = write_word_tokenizer(folder, WORDS)
     rows = [{"text": " ".join(WORDS[start : start + 4 + start % 9])} for start in range(25)]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tree: dict[str, Any] = {
         "run": {"dir": str(folder / "run")},
         "model": {
-            "architecture": {
-                "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
-                "num_key_value_heads": 2, "vocab_size": 41, "tie_word_embeddings": True,
-            },
+            "architecture": TINY | {"vocab_size": vocabulary, "tie_word_embeddings": True},
             "tokenizer": str(folder),
             "vocab_padding": 8,
         },
@@ -72,14 +48,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(config: Path) -> Path:
     """An undisturbed run on two tensor-parallel ranks."""
     folder = config.parent / "whole"
-    done = launch(str(config), f"run.dir={folder}", "parallel.tensor=2", ranks=2)
+    done = run("pretrain", str(config), f"run.dir={folder}", "parallel.tensor=2", ranks=2)
     assert done.returncode == 0, done.stderr
     return folder
-
-
-def rows_of(folder: Path) -> list[dict[str, float]]:
-    timed = ("seconds", "tokens_per_second")
-    return [{k: v for k, v in row.items() if k not in timed} for row in read_metrics(folder / "metrics.jsonl")]
 
 
 def test_the_loss_falls_and_the_run_folder_is_complete(whole: Path) -> None:
@@ -108,11 +79,25 @@ def test_the_export_loads_in_transformers_and_continues_the_corpus(whole: Path) 
 def test_a_resumed_run_repeats_an_undisturbed_one_bit_for_bit(config: Path, whole: Path) -> None:
     folder = config.parent / "resumed"
     arguments = (str(config), f"run.dir={folder}", "parallel.tensor=2")
-    assert launch(*arguments, "training.steps=4", ranks=2).returncode == 0
+    assert run("pretrain", *arguments, "training.steps=4", ranks=2).returncode == 0
     (folder / "checkpoints" / "latest").write_text("step_00000003")  # as if the run had died in step 4
-    done = launch(*arguments, "run.resume=must", ranks=2)
+    done = run("pretrain", *arguments, "run.resume=must", ranks=2)
     assert done.returncode == 0, done.stderr
     assert rows_of(folder) == rows_of(whole)
+
+
+def test_a_run_that_is_killed_while_it_saves_resumes_bit_for_bit_from_the_checkpoint_before(
+    config: Path, whole: Path
+) -> None:
+    folder = config.parent / "killed"
+    arguments = (str(config), f"run.dir={folder}", "parallel.tensor=2", "checkpoint.interval=1")
+    half_written = kill_while_saving(start("pretrain", *arguments, ranks=2), folder / "checkpoints", after=2)
+    latest = (folder / "checkpoints" / "latest").read_text()
+    assert latest < half_written.name[1:-4] and (folder / "checkpoints" / latest / "metadata.json").is_file()
+    done = run("pretrain", *arguments, "run.resume=must", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert rows_of(folder) == rows_of(whole)
+    assert not list(folder.rglob("*.tmp")), "what the kill left is gone"
 
 
 def test_a_prepared_corpus_is_trained_and_its_sources_are_validated(config: Path, tmp_path: Path) -> None:
@@ -127,7 +112,7 @@ def test_a_prepared_corpus_is_trained_and_its_sources_are_validated(config: Path
     prepare = [sys.executable, "tools/prepare_corpus.py", f"{tmp_path}/spec.yaml", "--out", f"{tmp_path}/prepared"]
     subprocess.run([*prepare, "--workers", "1"], cwd=ROOT, check=True, timeout=120, capture_output=True)
     corpus = f"data.corpus=[{tmp_path}/prepared/manifest.json]"
-    done = launch(str(config), f"run.dir={tmp_path}/run", corpus, "training.steps=6", "evaluation.interval=4")
+    done = run("pretrain", str(config), f"run.dir={tmp_path}/run", corpus, "training.steps=6", "evaluation.interval=4")
     assert done.returncode == 0, done.stderr
     rows = read_metrics(tmp_path / "run/evaluation.jsonl")
     assert [row["step"] for row in rows] == [0, 4, 6]
@@ -145,17 +130,4 @@ def test_what_is_wrong_is_said_in_one_line(config: Path, whole: Path, tmp_path: 
         f"checkpoint.load={tmp_path}/nowhere": "nowhere: no checkpoint here",
         "parallel.tensor=2": "config key 'parallel'",
     }
-    program = (
-        "import json, sys; from megatron_lwz.cli import common, pretrain\n"
-        "for argv in json.loads(sys.argv[1]): print(common.run(pretrain.main, argv))"
-    )
-    commands = [[str(config), f"run.dir={tmp_path}/new", *overrides.split()] for overrides in cases]
-    done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True, timeout=180,
-        env=environment.child_environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"), check=False,
-    )  # fmt: skip
-    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["2"] * len(cases), done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert len(errors) == len(cases)
-    for message, line in zip(cases.values(), errors, strict=True):
-        assert message in line
+    assert_one_line_each("pretrain", config, cases, tmp_path / "new")

@@ -1,0 +1,113 @@
+"""The real command of a training stage: started, killed, and asked for its errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from megatron_lwz.distributed import environment
+from megatron_lwz.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+TIMED = ("seconds", "tokens_per_second", "mfu")
+TINY = {
+    "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def command(stage: str, *arguments: str, ranks: int = 1) -> list[str]:
+    """The command line of `megatron_lwz.cli.<stage>`; on several ranks under torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    return [sys.executable, *(torchrun if ranks > 1 else []), "-m", f"megatron_lwz.cli.{stage}", *arguments]
+
+
+def variables() -> dict[str, str]:
+    """The environment of a stage: one thread per rank, no GPU; what tests define can be imported."""
+    return environment.child_environment(
+        OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="", PYTHONWARNINGS="ignore"
+    )
+
+
+def run(stage: str, *arguments: str, ranks: int = 1, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+    """Runs the stage to its end, whatever that is."""
+    return subprocess.run(
+        command(stage, *arguments, ranks=ranks), cwd=ROOT, env=variables(), capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def start(stage: str, *arguments: str, ranks: int = 1) -> subprocess.Popen[bytes]:
+    """Starts the stage, silent, to be killed."""
+    return subprocess.Popen(
+        command(stage, *arguments, ranks=ranks), cwd=ROOT, env=variables(), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to it and to all that it started (torchrun's workers have sessions of their own)."""
+    for member in _family(process):
+        member.kill()
+    process.wait()
+
+
+def kill_while_saving(
+    process: subprocess.Popen[bytes], checkpoints: Path, *, after: int, seconds: float = 240.0
+) -> Path:
+    """Kills the run when a checkpoint of a step over `after` is being written; returns the half-written folder.
+
+    All processes are stopped first and looked at again, so that the kill falls into the writing for sure.
+    """
+    end = time.monotonic() + seconds
+    while process.poll() is None:
+        assert time.monotonic() < end, "no save was caught"
+        found = [path for path in checkpoints.glob(".step_*.tmp") if int(path.name[6:-4]) > after]
+        if found:
+            family = _family(process)
+            for member in family:
+                member.suspend()
+            if found[0].exists():
+                kill(process)
+                return found[0]
+            for member in family:
+                member.resume()
+        time.sleep(0.001)
+    raise AssertionError("the run ended before a save was caught")
+
+
+def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(process.pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []  # it had ended
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what a clock says."""
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def assert_one_line_each(stage: str, config: Path, cases: Mapping[str, str], folder: Path) -> None:
+    """Each of `cases` (overrides → part of the message) ends with status 2 and one line, in one process for all."""
+    program = (
+        f"import json, sys; from megatron_lwz.cli import common, {stage} as stage\n"
+        "for argv in json.loads(sys.argv[1]): print(common.run(stage.main, argv))"
+    )
+    commands: Sequence[Sequence[str]] = [[str(config), f"run.dir={folder}", *given.split()] for given in cases]
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True, timeout=180,
+        env=variables(), check=False,
+    )  # fmt: skip
+    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["2"] * len(cases), done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == len(cases)
+    for message, line in zip(cases.values(), errors, strict=True):
+        assert message in line
