@@ -1,4 +1,4 @@
-"""Three kinds of chart as HTML figures: curves over steps, asked against written length, a histogram."""
+"""Kinds of chart as HTML figures: curves over steps, dots, asked against written length, a histogram."""
 
 from __future__ import annotations
 
@@ -57,6 +57,22 @@ def lengths_scatter(title: str, points: Sequence[LengthPoint], *, unit: str, lar
     hits = sum(p.lower <= p.written <= p.upper for p in points)
     note = f"{hits} of {len(points)} in the asked range"
     return _figure(title, frame.draw(parts, x_label=f"asked, {escape(unit)}", title=escape(title)), unit=note)
+
+
+def scatter(title: str, samples: Mapping[str, Points], *, x_label: str) -> str:
+    """One dot per point, coloured by named sample. Non-finite points are left out; empty without any."""
+    kept = {name: [p for p in points if math.isfinite(p[0] + p[1])] for name, points in samples.items()}
+    every = [point for points in kept.values() for point in points]
+    if not every:
+        return ""
+    frame = frame_around([x for x, _ in every], [y for _, y in every])
+    dots = [
+        f'<circle class="point s{index}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="2.5"/>'
+        for index, points in enumerate(kept.values())
+        for x, y in points
+    ]
+    svg = frame.draw(dots, x_label=escape(x_label), title=escape(title))
+    return _figure(title, svg, legend=list(kept))
 
 
 def histogram(title: str, samples: Mapping[str, Sequence[float]], *, x_label: str) -> str:

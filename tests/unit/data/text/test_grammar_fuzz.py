@@ -73,7 +73,8 @@ def check(text, template, stop, quoted, cuts):
             before.verdict(),
             before.verdict(stop="</answer>"),
         )
-        assert parser.verdict(stop=stop) == parse_response(fed[:end], template, stop=stop, quoted=quoted).fault
+        ended = fed[:end] + (stop if stop == "<|user|>" else "")
+        assert parser.verdict(stop=stop) == parse_response(ended, template, stop=stop, quoted=quoted).fault
         if parser.hopeless:
             assert not whole.valid
         else:
