@@ -19,7 +19,7 @@ import aiohttp
 
 from megatron_lwz.config.sections import WritingReward
 from megatron_lwz.data.preferences.rendering import Rendering, Reply
-from megatron_lwz.data.text.grammar import parse_response
+from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
@@ -78,7 +78,7 @@ class WritingComponent(HttpSession):
         return {f"writing/{name}": float(count) for name, count in self.counters.items()}
 
     def _reply(self, prompt: Prompt, rollout: Rollout) -> Reply:
-        parsed = parse_response(rollout.text, prompt.template, stop=rollout.stop)
+        parsed = parse_rollout(prompt, rollout)
         return Reply(parsed.answer or "", (parsed.think or "") if self._section.thinking else "")
 
     async def _ask(self, prompt: str, replies: Sequence[Reply]) -> _Answer:
