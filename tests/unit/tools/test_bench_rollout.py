@@ -1,0 +1,34 @@
+"""The load tool runs, and every token that it counts is in the journal."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "bench_rollout.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+
+
+def test_figures_of_a_short_run(tmp_path):
+    file = tmp_path / "figures.json"
+    sizes = ["--streams", "8", "--group", "4", "--median", "60", "--cap", "200", "--rate", "400", "--seconds", "1"]
+    done = run(*sizes, "--json", str(file), "--folder", str(tmp_path / "kept"))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text())
+    assert figures["rollouts"] > 0 and figures["tokens"] > 0
+    assert 0 <= figures["lag_p50"] <= figures["lag_p99"] < 30
+    with sqlite3.connect(tmp_path / "kept" / "journal.sqlite") as journal:
+        (size,) = journal.execute("SELECT sum(length(tokens)) / 4 FROM deltas").fetchone()
+    assert size >= figures["tokens"]
+
+
+def test_a_real_engine_needs_its_tokenizer():
+    done = run("--url", "http://127.0.0.1:1")
+    assert done.returncode == 2 and "--tokenizer" in done.stderr
