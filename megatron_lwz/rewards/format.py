@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from megatron_lwz.config.sections import FormatReward
@@ -43,8 +44,8 @@ class FormatComponent:
         self._tokenizer = tokenizer
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
-        """One score per rollout, always valid."""
-        return [self._score_one(prompt, rollout) for rollout in rollouts]
+        """One score per rollout, always valid. In a thread: on long texts it must not hold up the rollouts' streams."""
+        return await asyncio.to_thread(lambda: [self._score_one(prompt, rollout) for rollout in rollouts])
 
     def _score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
         parsed = parse_rollout(prompt, rollout)
