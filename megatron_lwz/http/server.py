@@ -36,8 +36,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return error_response(error.status, error.text or error.reason)
     except LwzError as error:
         return error_response(400, str(error))
-    except ConnectionError:  # nobody is there to read an answer; aiohttp drops it
-        raise
+    except ConnectionError:  # the client went away: nobody is there to read an answer
+        return web.Response(status=499)
     except Exception:  # one bad request must not end the server; the log has the traceback
         log.exception("%s %s failed", request.method, request.path)
         return error_response(500, "internal error, see the server's log")
