@@ -1,0 +1,166 @@
+"""The reward model's stage for real: pairs made, trained, exported, and served by a GRPO run that it scores."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from megatron_lwz.cli import common, train_reward_model
+from megatron_lwz.data.preferences.rendering import load_rendering
+from megatron_lwz.metrics import read_metrics
+from megatron_lwz.rollout.journal import JournalReader
+from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
+from tools import make_preference_pairs, make_tiny_data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A GRPO example whose byte tokenizer a reward model was trained with, on pairs made from a few texts."""
+    folder = tmp_path_factory.mktemp("reward_model")
+    config = write_example(folder)
+    rows = make_tiny_data.good_texts(40, seed=3)
+    (folder / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [
+        "--documents",
+        folder / "good.jsonl",
+        "--out",
+        folder / "pairs",
+        "--per-document",
+        "2",
+        "--held-out",
+        "0.3",
+    ]
+    assert common.run(make_preference_pairs.main, [str(argument) for argument in arguments]) == 0
+    tree = yaml.safe_load(config.read_text())
+    stage = {
+        "run": {"dir": str(folder / "reward_model")},
+        "model": tree["model"],
+        "training": {
+            "precision": "fp32", "sequences_per_step": 8, "sequence_length": 1200, "tokens_per_micro_batch": 4800, "steps": 6,
+        },
+        "reward_model": {
+            "pairs": [str(folder / "pairs" / "train.jsonl")], "held_out": [str(folder / "pairs" / "held_out.jsonl")],
+        },
+        "optimizer": {"lr": 1e-3},
+        "checkpoint": {"interval": 3},
+        "evaluation": {"interval": 3},
+    }  # fmt: skip
+    (folder / "reward_model.yaml").write_text(yaml.safe_dump(stage))
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "-m", "megatron_lwz.cli.train_reward_model", str(folder / "reward_model.yaml")],
+        cwd=ROOT, env=variables(), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return {"folder": folder, "config": config, "said": done.stdout}
+
+
+def test_the_tool_reports_what_it_made(run: dict[str, Any]) -> None:
+    report = json.loads((run["folder"] / "pairs" / "report.json").read_text())
+    assert report["on_both_sides"] == {"prompts": 0, "texts": 0} and report["counts"]["documents read"] == 40
+    assert report["train"]["pairs"] > 30 and set(report["train"]["languages"]) == {"en", "zh"}
+    assert report["train"]["length_only_accuracy"] < 0.65
+
+
+def test_the_run_folder_tells_how_held_out_pairs_were_scored(run: dict[str, Any]) -> None:
+    root = run["folder"] / "reward_model"
+    rows, evaluations = read_metrics(root / "metrics.jsonl"), read_metrics(root / "evaluation.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and [row["step"] for row in evaluations] == [0, 3, 6]
+    assert {"loss", "accuracy", "difference", "ranking_loss", "grad_norm", "tokens_per_second"} <= set(rows[0])
+    scored = [json.loads(line) for line in (root / "held_out.jsonl").read_text().splitlines()]
+    summary = json.loads((root / "held_out.json").read_text())
+    wins = [(row["chosen"] > row["rejected"]) + 0.5 * (row["chosen"] == row["rejected"]) for row in scored]
+    assert (
+        summary["accuracy"]["value"] == pytest.approx(sum(wins) / len(wins)) == evaluations[-1]["validation/accuracy"]
+    )
+    assert set(summary["by_kind"]) == {row["kind"] for row in scored} and 0.5 <= summary["length_baseline"] < 0.75
+    assert sum(found["pairs"] for found in summary["calibration"]) == len(scored)
+    page = (root / "report.html").read_text()
+    assert "<html" in page and "Calibration" in page and "Accuracy by kind" in page and "http" not in page.lower()
+    assert "held-out pairs" in run["said"] and "length alone" in run["said"]
+
+
+def test_the_export_scores_like_the_stage(run: dict[str, Any]) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from megatron_lwz.data.preferences.formats import read_pairs
+    from megatron_lwz.data.preferences.rendering import split_reply
+    from megatron_lwz.data.tokenizer import Tokenizer
+
+    root, hf = run["folder"] / "reward_model", run["folder"] / "reward_model" / "hf"
+    model = AutoModelForSequenceClassification.from_pretrained(hf).eval()
+    rendering, tokenizer = load_rendering(hf), Tokenizer(hf)
+    scored = [json.loads(line) for line in (root / "held_out.jsonl").read_text().splitlines()]
+    pairs = {pair.id: pair for pair in read_pairs(run["folder"] / "pairs" / "held_out.jsonl") if pair is not None}
+    assert rendering is not None and scored
+    with torch.no_grad():
+        for row in scored[:5]:
+            text = rendering(pairs[row["id"]].prompt, split_reply(pairs[row["id"]].chosen))
+            theirs = float(model(torch.tensor([tokenizer.encode(text)])).logits[0, 0])
+            assert row["chosen"] == pytest.approx(theirs, abs=1e-4)
+
+
+def test_a_grpo_run_starts_its_reward_model_and_is_scored_by_it(run: dict[str, Any], tmp_path: Path) -> None:
+    hf = run["folder"] / "reward_model" / "hf"
+    train(run["config"], f"run.dir={tmp_path}", "training.steps=2", f"reward.writing.hf={hf}", ranks=2)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert all("reward/writing" in row and row["reward_masked/writing"] <= 1 for row in rows)
+    with JournalReader(tmp_path / "journal.sqlite") as journal:
+        scores = [scores["writing"] for group in journal.groups() for scores in group.scores]
+    assert len(scores) >= 16 and all(score.version.startswith("writing") for score in scores)
+    assert "token" not in (tmp_path / "config.yaml").read_text().replace("tokens", "").replace("tokenizer", "")
+
+
+def test_a_resumed_run_ends_with_the_same_weights(run: dict[str, Any], tmp_path: Path) -> None:
+    from megatron_lwz.models.hf import checksum_folder
+
+    for steps in (3, 6):
+        arguments = [str(run["folder"] / "reward_model.yaml"), f"run.dir={tmp_path}", f"training.steps={steps}"]
+        assert common.run(train_reward_model.main, [*arguments, "optimizer.schedule=constant"]) == 0
+    assert common.run(
+        train_reward_model.main, [arguments[0], f"run.dir={tmp_path}/whole", "optimizer.schedule=constant"]
+    ) == 0  # fmt: skip
+    assert checksum_folder(tmp_path / "hf") == checksum_folder(tmp_path / "whole" / "hf")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["reward_model.pairs=[]"], "config key 'reward_model.pairs'"),
+        (["reward_model.pairs=[nowhere.jsonl]"], "no such file"),
+        (["training.tokens_per_micro_batch=1200"], "must hold a pair of texts"),
+        (["training.sequence_length=8"], "no pair of texts of at most 8 tokens"),
+    ],
+)
+def test_mistakes_are_one_line(
+    run: dict[str, Any], tmp_path: Path, capsys: Any, overrides: list[str], words: str
+) -> None:
+    arguments = [str(run["folder"] / "reward_model.yaml"), f"run.dir={tmp_path}", *overrides]
+    assert common.run(train_reward_model.main, arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert words in line
+
+
+def test_a_grpo_run_whose_reward_model_does_not_start_says_why(run: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments = [f"run.dir={tmp_path}", f"reward.writing.hf={tmp_path}/empty"]
+    done = subprocess.run(
+        command(run["config"], *arguments),
+        cwd=ROOT,
+        env=variables(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert "no config.json in this folder" in line
