@@ -42,6 +42,8 @@ class RewardModel(GPTModel):
     tensor-parallel ranks return the same values. `labels` are not read: they only tell the caller which tokens are last.
     """
 
+    post_process: bool
+
     def __init__(self, config: TransformerConfig, arch: Architecture, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.arch = arch
