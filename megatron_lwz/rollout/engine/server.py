@@ -99,13 +99,10 @@ class EngineServer:
             deliver=lambda delta: _post(loop, deltas, delta),
         )
         writer = AnswerWriter(asked, request_id=request_id, model=self._name, created=int(time.time()))
-        try:
-            async with aclosing(self._deltas(request, generation, deltas)) as stream:
-                if asked.stream:
-                    return await _stream(request, asked, writer, stream, prompt)
-                return web.json_response(writer.whole([delta async for delta in stream], prompt))
-        except ConnectionResetError:
-            return web.Response(status=499)  # nobody is there to read it
+        async with aclosing(self._deltas(request, generation, deltas)) as stream:
+            if asked.stream:
+                return await _stream(request, asked, writer, stream, prompt)
+            return web.json_response(writer.whole([delta async for delta in stream], prompt))
 
     async def _deltas(
         self, request: web.Request, generation: Generation, deltas: asyncio.Queue[Delta]
