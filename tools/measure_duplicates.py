@@ -10,6 +10,7 @@ are paragraphs that only look alike. Everything is seeded: the same numbers come
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import re
 import time
@@ -166,12 +167,14 @@ def texts(language: str, count: int, *, seed: int = 0) -> Iterator[list[Case]]:
         yield made[:12] + shuffled.sample(made[12:], 12)
 
 
-def measure(language: str, count: int, *, threshold: float = 0.6) -> tuple[dict[str, tuple[int, int]], float, float]:
+def measure(
+    language: str, count: int, *, threshold: float = 0.6, shingle: int = 3
+) -> tuple[dict[str, tuple[int, int]], float, float]:
     """Kind → (paragraphs, called near-duplicates); precision; recall over all kinds that are copies."""
     found: dict[str, tuple[int, int]] = {}
     hits = called = copies = 0
     for cases in texts(language, count):
-        index = ParagraphIndex(threshold=threshold)
+        index = ParagraphIndex(threshold=threshold, shingle=shingle)
         for case in cases:
             said = index.add(case.text)
             total, yes = found.get(case.kind, (0, 0))
@@ -253,10 +256,13 @@ def main() -> None:
             if total
         ]
         print(f"| {kind} | {' | '.join(cells)} |")
-    print("\n| threshold | precision, recall (English) | precision, recall (Chinese) |\n|---|---|---|")
-    for threshold in (0.4, 0.5, 0.6, 0.7, 0.8):
-        pairs = [measure(language, options.paragraphs, threshold=threshold)[1:] for language in ("English", "Chinese")]
-        print(f"| {threshold} | " + " | ".join(f"{p:.1%}, {r:.1%}" for p, r in pairs) + " |")
+    print("\n| n-grams of | threshold | precision, recall (English) | precision, recall (Chinese) |\n|---|---|---|---|")
+    for shingle, threshold in itertools.product((2, 3), (0.4, 0.5, 0.6, 0.7)):
+        pairs = [
+            measure(language, options.paragraphs, threshold=threshold, shingle=shingle)[1:]
+            for language in ("English", "Chinese")
+        ]
+        print(f"| {shingle} | {threshold} | " + " | ".join(f"{p:.1%}, {r:.1%}" for p, r in pairs) + " |")
 
 
 if __name__ == "__main__":

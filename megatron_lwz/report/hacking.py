@@ -100,7 +100,7 @@ def panel(sample: Sample) -> str:
     )
     charts = [_over_steps(sample), *_scatters(sample)]
     drawn = f'<div class="charts small">{"".join(chart for chart in charts if chart)}</div>'
-    return note + _correlations(sample) + drawn + _openings(sample)
+    return note + _correlations(sample) + drawn + _between(sample) + _openings(sample)
 
 
 def _measure(group: Group, step: int, config: Config, names: Sequence[str]) -> list[Written]:
@@ -162,6 +162,7 @@ def _features(sample: Sample, steps: Sequence[int]) -> list[Row]:
                 "length": written.length,
                 "repetition": written.repetition,
                 "opening": float(len(users[written.start] - {written.group})) if written.start else None,
+                **{_as_feature(name): value for name, value in written.rewards.items()},
             },
         )
         for written in found
@@ -178,6 +179,25 @@ def _correlation(rows: Sequence[Row], reward: str, feature: str) -> float | None
     found = (rank_correlation([a for a, _ in pairs], [b for _, b in pairs]) for pairs in groups.values())
     kept = [value for value in found if value is not None]
     return sum(kept) / len(kept) if kept else None
+
+
+def _between(sample: Sample) -> str:
+    """Components against each other in the last steps; empty with a single one."""
+    if len(sample.names) < 2:
+        return ""
+    rows = _features(sample, sample.last)
+    lines = []
+    for name in (*sample.names, _ADVANTAGE):
+        values = [_correlation(rows, name, _as_feature(other)) for other in sample.names]
+        cells = "".join(f"<td>{'–' if value is None else short(value)}</td>" for value in values)
+        lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
+    heads = "".join(f"<th>{escape(name)}</th>" for name in sample.names)
+    head = f"<tr><th>rank correlation, steps {_span(sample.last)}</th>{heads}</tr>"
+    return f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _as_feature(name: str) -> str:
+    return f"reward {name}"
 
 
 def _over_steps(sample: Sample) -> str:

@@ -66,11 +66,12 @@ def test_rewards_that_follow_length_and_repetition_are_shown_as_such(tmp_path):
     assert found["advantage"][:4] == ["1", "1", "1", "1"], "format weighs nothing"
     assert found["length"][4] == "–" and float(found["length"][5]) < 0, "the shortest has the stock opening"
     assert html.count("<svg") == 3
+    assert table(html, 1) == {"length": ["1", "-1"], "format": ["-1", "1"], "advantage": ["1", "-1"]}
 
 
 def test_stock_openings_are_listed_and_escaped(tmp_path):
     html = hacking.panel(hacking.read_sample(write_journal(tmp_path / "j"), CONFIG))
-    ((text, cells),) = table(html, 1).items()
+    ((text, cells),) = table(html, 2).items()
     assert text == "b in b the heart"
     assert cells[:2] == ["0.0%", "20.0%"] and float(cells[2]) < -1
     assert "<b>in" not in html
