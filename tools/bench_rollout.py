@@ -8,7 +8,8 @@ Without --url a synthetic engine (rate_engine.py) in a process of its own writes
 deltas of `--delta` tokens, lengths from a log-normal law. `lag` is the time from a delta's arrival to the commit that makes it
 durable. `memory` is this process's resident memory, sampled every second; `growth` compares the last tenth of the run with the
 second one. CPU seconds are this process's: a rate below what is offered is bound by the controller's interpreter where its
-share of a core is near 1, else by the engine.
+share of a core is near 1, else by the engine. `--beside` instead runs a training loop in the main thread, as a trainer does, and
+says how much slower it is than alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import psutil
+import torch
 from rate_engine import EOS, KEY, Law, serve
 
 from megatron_lwz.config.sections import FormatReward, LengthReward, RolloutSection
@@ -42,6 +44,7 @@ from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import LengthRange, Prompt, TokenDelta
 
+BASELINE_SECONDS = 5.0
 STEPS_AHEAD = 3
 """Steps submitted before the first of them is collected: enough that streams never run dry."""
 
@@ -100,10 +103,12 @@ class Result:
     rollouts: int
     lag_p50: float
     lag_p99: float
-    cpu_share: float
+    cpu_share: float | None
     memory_mib: float
     memory_growth_mib: float
     journal_bytes_per_token: float
+    training_slowdown: float | None
+    """0.1: a training loop in the same process takes 10 % longer."""
 
 
 class Watch:
@@ -150,22 +155,17 @@ def measure(options: argparse.Namespace, url: str, key: str | None, folder: Path
         group_size=options.group,
         seed=7,
     )
-    groups = max(1, options.streams // options.group)
+    alone = training_rate(lambda since: time.monotonic() - since > BASELINE_SECONDS) if options.beside else None
     controller.recover(0)
     controller.start()
-    rollouts = 0
+    feeder = Feeder(controller, options)
     try:
-        for step in range(1, STEPS_AHEAD + 1):
-            controller.submit(step, _prompts(step, groups, options))
+        feeder.fill()
         with Watch() as watch:
-            started, cpu, step = time.monotonic(), time.process_time(), 0
-            before = journal.durable_tokens
-            while time.monotonic() - started < options.seconds:
-                step += 1
-                done = controller.collect(step, groups)
-                controller.mark_consumed(done, step)
-                rollouts += sum(len(group.rollouts) for group in done)
-                controller.submit(step + STEPS_AHEAD, _prompts(step + STEPS_AHEAD, groups, options))
+            started, cpu, before = time.monotonic(), time.process_time(), journal.durable_tokens
+            feeder.start()
+            beside = training_rate(lambda _: not feeder.is_alive()) if options.beside else None
+            feeder.join()
             seconds, cpu = time.monotonic() - started, time.process_time() - cpu
             tokens = journal.durable_tokens - before
     finally:
@@ -176,14 +176,56 @@ def measure(options: argparse.Namespace, url: str, key: str | None, folder: Path
         seconds=seconds,
         tokens=tokens,
         tokens_per_second=tokens / seconds,
-        rollouts=rollouts,
+        rollouts=feeder.rollouts,
         lag_p50=journal.lag(0.5),
         lag_p99=journal.lag(0.99),
-        cpu_share=cpu / seconds,
+        cpu_share=None if options.beside else cpu / seconds,
         memory_mib=max(watch.samples, default=0) / 2**20,
         memory_growth_mib=watch.growth() / 2**20 if watch.samples else 0.0,
         journal_bytes_per_token=size / max(1, journal.durable_tokens),
+        training_slowdown=alone / beside - 1 if alone and beside else None,
     )
+
+
+class Feeder(threading.Thread):
+    """Submits prompts some steps ahead and consumes the groups of each step, until the time is over."""
+
+    def __init__(self, controller: RolloutController, options: argparse.Namespace) -> None:
+        super().__init__(daemon=True)
+        self.rollouts = 0
+        self._controller = controller
+        self._options = options
+        self._groups = max(1, options.streams // options.group)
+
+    def fill(self) -> None:
+        """The first steps' prompts."""
+        for step in range(1, STEPS_AHEAD + 1):
+            self._submit(step)
+
+    def run(self) -> None:
+        """The rest."""
+        started, step = time.monotonic(), 0
+        while time.monotonic() - started < self._options.seconds:
+            step += 1
+            done = self._controller.collect(step, self._groups)
+            self._controller.mark_consumed(done, step)
+            self.rollouts += sum(len(group.rollouts) for group in done)
+            self._submit(step + STEPS_AHEAD)
+
+    def _submit(self, step: int) -> None:
+        self._controller.submit(step, _prompts(step, self._groups, self._options))
+
+
+def training_rate(over: Callable[[float], bool]) -> float:
+    """Products per second of a loop like a training step's: some Python, then one thread of arithmetic, again and again."""
+    torch.set_num_threads(1)
+    a, b = torch.randn(384, 384), torch.randn(384, 384)
+    started, count = time.monotonic(), 0
+    while not over(started):
+        for _ in range(20):
+            torch.mm(a, b)
+        count += 20
+    return count / (time.monotonic() - started)
 
 
 def _prompts(step: int, groups: int, options: argparse.Namespace) -> list[Prompt]:
@@ -215,7 +257,10 @@ def show(result: Result, options: argparse.Namespace) -> None:
     print(f"{result.streams} streams, {result.seconds:.0f} s, {result.rollouts} rollouts, {result.tokens} tokens")
     print(f"to disk        {result.tokens_per_second:.0f} tokens/s{asked}")
     print(f"lag            p50 {result.lag_p50:.2f} s, p99 {result.lag_p99:.2f} s")
-    print(f"controller     {result.cpu_share:.2f} of a core")
+    if result.cpu_share is not None:
+        print(f"controller     {result.cpu_share:.2f} of a core")
+    if result.training_slowdown is not None:
+        print(f"training loop  {100 * result.training_slowdown:+.0f} % longer beside it")
     print(f"memory         {result.memory_mib:.0f} MiB, growth {result.memory_growth_mib:+.0f} MiB")
     print(f"journal        {result.journal_bytes_per_token:.1f} bytes per token")
 
@@ -231,6 +276,9 @@ def main() -> None:
     parser.add_argument("--api-key-env", default="LWZ_ENGINE_TOKEN", help="environment variable with its token")
     parser.add_argument("--tokenizer", type=Path, help="folder of the engine's tokenizer; needed with --url")
     parser.add_argument("--folder", type=Path, help="a new folder that keeps the journal; default: a temporary one")
+    parser.add_argument(
+        "--beside", action="store_true", help="run a training loop in this process too: how much slower?"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     if options.url and not options.tokenizer:

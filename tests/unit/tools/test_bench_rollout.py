@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tools" / "bench_rollout.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=timeout)
 
 
 def test_figures_of_a_short_run(tmp_path):
@@ -32,3 +34,11 @@ def test_figures_of_a_short_run(tmp_path):
 def test_a_real_engine_needs_its_tokenizer():
     done = run("--url", "http://127.0.0.1:1")
     assert done.returncode == 2 and "--tokenizer" in done.stderr
+
+
+@pytest.mark.long
+def test_memory_is_flat_over_ten_minutes(tmp_path):
+    file = tmp_path / "figures.json"
+    done = run("--streams", "256", "--median", "1500", "--seconds", "600", "--json", str(file), timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(file.read_text())["memory_growth_mib"] < 64
