@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,12 @@ from typing import Any
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from megatron_lwz.distributed import environment
 from megatron_lwz.types import Prompt, Rollout
+from tests.end_to_end import stages
+from tests.end_to_end.stages import ROOT, variables
 
-ROOT = Path(__file__).parents[2]
+__all__ = ["ROOT", "command", "share_of_spaces", "train", "variables", "write_example"]
+
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 END_OF_TEXT = len(BYTES)
 
@@ -25,8 +25,8 @@ def share_of_spaces(prompt: Prompt, rollouts: Sequence[Rollout]) -> list[float]:
     return [sum(token < 128 for token in rollout.tokens) / len(rollout.tokens) for rollout in rollouts]
 
 
-def write_example(folder: Path, *, vocab_size: int = END_OF_TEXT + 1, **sections: Any) -> Path:
-    """Tokenizer (one token per byte), prompts and config.yaml in `folder`; the policy starts from random weights.
+def write_example(folder: Path, *, vocab_size: int | None = None, words: Sequence[str] = (), **sections: Any) -> Path:
+    """Tokenizer (one token per byte, and `words`), prompts and config.yaml in `folder`; the policy starts from random weights.
 
     With `vocab_size` 256 the policy cannot write the end-of-text token: every rollout runs to its token limit.
     """
@@ -34,6 +34,7 @@ def write_example(folder: Path, *, vocab_size: int = END_OF_TEXT + 1, **sections
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.add_tokens(list(words))
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
     rows = [{"id": f"p{i}", "prompt": f"Task {i}", "length": {"lower": 5, "upper": 50}} for i in range(7)]
@@ -48,7 +49,7 @@ def write_example(folder: Path, *, vocab_size: int = END_OF_TEXT + 1, **sections
                 "intermediate_size": 64,
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
-                "vocab_size": vocab_size,
+                "vocab_size": vocab_size or END_OF_TEXT + 1 + len(words),
                 "initializer_range": 0.2,
             },
             "tokenizer": str(folder),
@@ -75,26 +76,10 @@ def write_example(folder: Path, *, vocab_size: int = END_OF_TEXT + 1, **sections
 
 def command(config: Path, *overrides: str, ranks: int = 1) -> list[str]:
     """The command line of the GRPO stage."""
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    stage = ["-m", "megatron_lwz.cli.train_grpo", str(config), *overrides]
-    return [sys.executable, *(torchrun if ranks > 1 else []), *stage]
-
-
-def variables() -> dict[str, str]:
-    """Environment of the stage: two ranks and an engine share two cores; the tests' reward can be imported."""
-    return environment.child_environment(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
+    return stages.command("train_grpo", str(config), *overrides, ranks=ranks)
 
 
 def train(config: Path, *overrides: str, ranks: int = 1, timeout: float = 300.0) -> None:
     """Runs the stage to its end; AssertionError with its output if it fails."""
-    done = subprocess.run(
-        command(config, *overrides, ranks=ranks),
-        cwd=ROOT,
-        env=variables(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    done = stages.run("train_grpo", str(config), *overrides, ranks=ranks, timeout=timeout)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

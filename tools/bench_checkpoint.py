@@ -1,0 +1,76 @@
+#!/usr/bin/env python
+"""What a checkpoint costs the run: seconds that training waits, asynchronous and not, and until it is on disk.
+
+    python tools/bench_checkpoint.py [--hidden 512] [--layers 8] [--vocabulary 32768] [--repeats 5] [--folder DIR]
+    torchrun --nproc-per-node 2 tools/bench_checkpoint.py …          data parallel, state sharded over the ranks
+
+A Qwen2 with random weights, fp32, with its Adam state; nothing else runs while the asynchronous save is written, so the
+last column is what the disk and one thread need. The first save of each kind is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_lwz.config import Config, validate
+from megatron_lwz.distributed import environment, exchange, launch
+from megatron_lwz.training.checkpoint_saver import CheckpointSaver
+from megatron_lwz.training.state import build_train_state
+
+
+def main() -> None:
+    """Prints a table, on rank 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("hidden", 512), ("layers", 8), ("vocabulary", 32_768), ("repeats", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--folder", type=Path, help="where to write; default: the system's temporary folder")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        rows = [measure(options, Path(folder), asynchronous) for asynchronous in (False, True)]
+    if environment.rank() == 0:
+        print("| save | MiB | training waits, s | on disk after, s |\n|---|---|---|---|")
+        for name, (size, waited, written) in zip(("waiting", "asynchronous"), rows, strict=True):
+            print(f"| {name} | {size / 2**20:.0f} | {waited:.2f} | {written:.2f} |")
+    launch.shutdown()
+
+
+def config_of(options: argparse.Namespace, asynchronous: bool) -> Config:
+    """A Qwen2 of the asked size."""
+    architecture = {
+        "hidden_size": options.hidden, "intermediate_size": 4 * options.hidden, "num_hidden_layers": options.layers,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": options.vocabulary,
+    }  # fmt: skip
+    sections = {"training": {"precision": "fp32"}, "checkpoint": {"asynchronous": asynchronous, "keep": 1}}
+    return validate({"model": {"architecture": architecture}, **sections})
+
+
+def measure(options: argparse.Namespace, folder: Path, asynchronous: bool) -> tuple[int, float, float]:
+    """(bytes, median seconds that `save` took, median seconds until complete)."""
+    config = config_of(options, asynchronous)
+    launch.initialize(config)
+    folder = Path(exchange.broadcast_json(str(folder)), str(asynchronous))
+    state = build_train_state(config)
+    waited, written = [], []
+    with CheckpointSaver(state, folder) as saver:
+        for _ in range(options.repeats + 1):
+            state.step += 1
+            dist.barrier()
+            begin = time.perf_counter()
+            saver.save({})
+            waited.append(time.perf_counter() - begin)
+            saver.wait()
+            written.append(time.perf_counter() - begin)
+    files = (folder / f"step_{state.step:08d}").iterdir()
+    size = sum(path.stat().st_size for path in files)
+    dist.barrier()
+    return size, statistics.median(waited[1:]), statistics.median(written[1:])
+
+
+if __name__ == "__main__":
+    main()
