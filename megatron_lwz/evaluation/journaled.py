@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_lwz.errors import DataError
+from megatron_lwz.evaluation.pinned import unfinished
 from megatron_lwz.evaluation.responses import Response, cut
 from megatron_lwz.rollout.journal import JournalReader
 from megatron_lwz.types import Group
@@ -14,8 +15,8 @@ JOURNAL = "journal.sqlite"
 
 
 def read_run(run_dir: Path, step: int | None = None) -> tuple[list[Response], str]:
-    """Rollouts of a run, and a word on which: on the held-out prompts after `step` updates (None: the newest), else, in a
-    run without held-out prompts, those that training step `step` used. Raises DataError.
+    """Rollouts of a run, and a word on which: on the held-out prompts after `step` updates (None: the newest evaluation that
+    is complete), else, in a run without held-out prompts, those that training step `step` used. Raises DataError.
     """
     path = run_dir / JOURNAL
     with JournalReader(path) as reader:
@@ -24,8 +25,12 @@ def read_run(run_dir: Path, step: int | None = None) -> tuple[list[Response], st
             # a step that was redone after a kill was evaluated again; ids fall, so the latest comes first
             held_out.setdefault(group.admitted, {}).setdefault(group.prompt.id, group)
         if held_out:
-            found = _pick(path, sorted(held_out), step, "evaluations on held-out prompts")
-            return responses_of(held_out[found].values()), f"held-out prompts after step {found}"
+            begun = unfinished(run_dir)
+            found = _pick(
+                path, sorted(held_out, key=lambda s: (s not in begun, s)), step, "evaluations on held-out prompts"
+            )
+            note = ", as far as they are written" if found in begun else ""
+            return responses_of(held_out[found].values()), f"held-out prompts after step {found}{note}"
         found = _pick(path, sorted(set(reader.consumed().values())), step, "training steps")
         return responses_of(reader.groups(consumed_at=found)), f"training step {found}"
 
@@ -34,7 +39,7 @@ def _pick(path: Path, there: list[int], step: int | None, what: str) -> int:
     if not there:
         raise DataError(path, "no rollouts were finished yet")
     if step is not None and step not in there:
-        raise DataError(path, f"no step {step}: there are {what} at {', '.join(map(str, there))}")
+        raise DataError(path, f"no step {step}: there are {what} at {', '.join(map(str, sorted(there)))}")
     return there[-1] if step is None else step
 
 

@@ -19,6 +19,11 @@ from megatron_lwz.types import WeightVersion
 FOLDER = "evaluation"
 
 
+def unfinished(run_dir: Path) -> set[int]:
+    """The steps whose evaluation has begun and is not recorded; their checkpoints are still needed."""
+    return {int(path.stem.removeprefix("step_")) for path in (run_dir / FOLDER).glob("step_*.json")}
+
+
 @dataclass(frozen=True)
 class Pinned:
     """An evaluation that has begun. `weights`: a Hugging Face folder of its own; None: those that the engines have."""

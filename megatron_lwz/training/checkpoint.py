@@ -27,7 +27,7 @@ from torch.distributed import checkpoint as torch_checkpoint
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import platform
 from megatron_lwz.errors import CheckpointError
-from megatron_lwz.evaluation.pinned import FOLDER as EVALUATIONS
+from megatron_lwz.evaluation.pinned import unfinished
 from megatron_lwz.kernels.settings import settings
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.training.checkpoint_writer import take_snapshot, write_snapshot
@@ -113,8 +113,8 @@ def latest(run_dir: Path) -> Path | None:
 def pointed_at(checkpoints: Path) -> set[str]:
     """Names of the folders that stay: the latest and the best checkpoint's, and those still being evaluated."""
     pointers = (checkpoints / name for name in (LATEST, BEST))
-    begun = (checkpoints.parent / EVALUATIONS).glob("step_*.json")
-    return {path.read_text(encoding="utf-8").strip() for path in pointers if path.is_file()} | {p.stem for p in begun}
+    named = {path.read_text(encoding="utf-8").strip() for path in pointers if path.is_file()}
+    return named | {f"step_{step:08d}" for step in unfinished(checkpoints.parent)}
 
 
 def resolve(folder: Path) -> Path:

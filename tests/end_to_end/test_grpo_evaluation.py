@@ -42,7 +42,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(example: Path) -> Path:
-    train(example / "config.yaml", f"run.dir={example / 'whole'}")
+    train(example / "config.yaml", f"run.dir={example / 'whole'}", "parallel.tensor=2", ranks=2)
     return example / "whole"
 
 

@@ -3,6 +3,7 @@ import pytest
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation.journaled import read_run
 from megatron_lwz.evaluation.measure import measure
+from megatron_lwz.evaluation.pinned import PinnedEvaluations
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.types import FinishReason, LengthRange, Prompt, TokenDelta, WeightVersion
@@ -43,6 +44,9 @@ def test_held_out_prompts_come_first_and_a_redone_step_counts_once(tmp_path):
         "a": ("again", "stop", None), "b": ("cut off", "length", "answer not closed"),
     }  # fmt: skip
     assert [r.text for r in read_run(tmp_path, 0)[0]] == ["before"]
+    PinnedEvaluations(tmp_path).begin(WeightVersion(10), None)
+    assert read_run(tmp_path)[1] == "held-out prompts after step 0", "the newest that is complete"
+    assert read_run(tmp_path, 10)[1] == "held-out prompts after step 10, as far as they are written"
 
 
 def test_what_is_no_run_is_said(tmp_path):
