@@ -56,9 +56,15 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
 @pytest.mark.parametrize(
-    ("precision", "distributed"), [("fp32", True), ("fp32", False), ("bf16", True), ("bf16", False)]
+    ("asynchronous", "precision", "distributed"),
+    [
+        (True, "fp32", True),
+        (True, "fp32", False),
+        (True, "bf16", True),
+        (True, "bf16", False),
+        (False, "fp32", True),
+    ],
 )
 def test_a_checkpoint_holds_the_moment_of_the_save(
     tmp_path: Path, asynchronous: bool, precision: str, distributed: bool
