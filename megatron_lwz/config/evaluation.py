@@ -20,7 +20,7 @@ class EvaluationSection(Section):
     )
     urls: tuple[str, ...] = Field(
         (),
-        description="RL, concurrent: running engines for evaluations alone, which rollout.urls must not name; empty: one embedded engine is started for the first evaluation",
+        description="RL, concurrent: running engines for evaluations alone, which rollout.urls must not name, with the token of rollout.api_key_env; empty: one embedded engine is started for the first evaluation",
     )
     engine_threads: int = Field(0, ge=0, description="CPU threads of that embedded engine; 0 = rollout.engine_threads")
     most_begun: int = Field(

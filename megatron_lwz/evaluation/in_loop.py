@@ -24,6 +24,8 @@ from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.types import Group, Prompt, WeightVersion
 
 POLL_SECONDS = 0.2
+CLOSE_SECONDS = 15.0
+"""Patience with engines of others that are loading weights; nothing that they have written is lost."""
 ATTEMPTS = 2
 """Times that an evaluation beside training is begun in one process before it is left to the next start of the run."""
 
@@ -143,7 +145,7 @@ class InLoopEvaluation:
                 self._loop.call_soon_threadsafe(self._task.cancel)
         self._engines.close()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
 
     def _unfinished(self) -> list[Pinned]:
         return [*([self._running] if self._running else []), *self._waiting]
