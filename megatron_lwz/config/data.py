@@ -34,6 +34,7 @@ class DataSection(Section):
         description="paper: instruction paragraph and role markers (A); bare: the markers alone, for tiny models",
     )
     prompt_template: Literal["think", "direct"] | None = Field(
-        None, description="RL: think (A) or direct for every prompt, in place of what its row says; null: the row decides"
+        None,
+        description="RL: think (A) or direct for every prompt, in place of what its row says; null: the row decides",
     )
     max_prompt_tokens: int = Field(2048, gt=0, description="longer prompts are dropped and counted")

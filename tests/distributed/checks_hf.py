@@ -188,7 +188,7 @@ def two_ranks(arguments: dict[str, Any]) -> dict[str, Any]:
         "sync": weight_sync(arguments["source"], arguments["sync_root"]),
         "imported": imported_checkpoint(arguments["imported"], arguments["layouts"]),
         "mbridge": against_mbridge(arguments["source"]),
-        "logprobs": through_mbridge(arguments["moderate"], arguments["through_mbridge"], arguments["tokens"]),
+        "logprobs": through_mbridge(arguments["source"], arguments["through_mbridge"], arguments["tokens"]),
         "tool": import_on_two_ranks(arguments["source"], arguments["imported_by_two"]),
     }
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 
 from megatron_lwz.models.hf import checksum_folder
 from megatron_lwz.types import WeightVersion
 from tests.distributed.launch import run_ranks
+from tests.tiny_qwen2 import tiny_qwen2
 from tools import convert_hf
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -27,21 +28,11 @@ TWO_RANKS = {
 FOUR_RANKS = {"tp2_pp2": {"tensor": 2, "pipeline": 2}, "tp2_vpp2": {"tensor": 2, "pipeline": 2, "virtual_pipeline": 2}}
 
 
-def save_model(folder: Path, precision: str, tied: bool, vocab: int = 77, std: float = 1.0) -> str:
-    """A Qwen2 by transformers with random biases and norms: their zeros and ones would hide mistakes."""
-    config = Qwen2Config(
-        vocab_size=vocab,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+def save_model(folder: Path, precision: str, tied: bool, vocab: int = 77) -> str:
+    model = tiny_qwen2(
+        seed=3, vocab_size=vocab, intermediate_size=48, num_attention_heads=8, num_key_value_heads=4,
         tie_word_embeddings=tied,
-    )
-    torch.manual_seed(3)
-    model = Qwen2ForCausalLM(config).to(DTYPES[precision])
-    for parameter in model.parameters():
-        parameter.data.normal_(std=std)
+    ).to(DTYPES[precision])  # fmt: skip
     model.save_pretrained(folder, max_shard_size="30KB")
     (folder / "tokenizer.json").write_text('{"marker": 1}')
     return str(folder)
@@ -88,7 +79,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "small_vocabulary": save_model(root / "small", "fp32", False, vocab=30),
         "broken": break_folders(root / "broken"),
         "sync_root": str(root / "weights"),
-        "moderate": save_model(root / "moderate", "fp32", False, std=0.3),  # log-probs of a size that can be compared
         "through_mbridge": str(root / "through_mbridge"),
         "tokens": [torch.randint(0, 77, (length,)).tolist() for length in (5, 40, 2, 17)],
     }
@@ -175,7 +165,7 @@ def test_mbridge_agrees_on_every_parameter(two: dict[str, Any]) -> None:
 
 
 def test_mbridge_makes_the_same_log_probs_of_our_export_and_of_our_checkpoint(two: dict[str, Any]) -> None:
-    model = Qwen2ForCausalLM.from_pretrained(two["moderate"]).float().eval()
+    model = Qwen2ForCausalLM.from_pretrained(two["source"]).float().eval()
     exported = load_file(Path(two["through_mbridge"], "from_checkpoint.safetensors"))
     assert model.load_state_dict(exported, strict=False).unexpected_keys == []
     assert {name for name, _ in model.named_parameters()} <= exported.keys()
