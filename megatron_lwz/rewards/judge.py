@@ -83,6 +83,8 @@ class Judge(Closing):
             key_name=section.api_key_env,
         )
         self._cache = ReplyCache(section.cache)
+        self.turns = asyncio.Semaphore(section.concurrency)
+        """For askers with many long questions, to put together no more of them than can be under way."""
         self._slots = asyncio.Semaphore(section.concurrency)
         self._budget = _Budget(section.max_requests, section.max_total_tokens)
         self._patience = _Patience(section.rest_after or 0, section.rest_seconds)
@@ -118,6 +120,7 @@ class Judge(Closing):
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         await self._client.close()
+        self.turns = asyncio.Semaphore(self._section.concurrency)
         self._slots = asyncio.Semaphore(self._section.concurrency)
 
     async def ask(self, question: Question, read: Callable[[str], T | None]) -> Verdict[T] | None:

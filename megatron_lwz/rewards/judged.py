@@ -97,17 +97,14 @@ class JudgedComponent(Closing):
 
     async def _in_parallel(self, count: int, work: Callable[[int], Awaitable[T]]) -> list[T]:
         """The results of `work(0 … count − 1)`. A question is put together only when its turn comes: texts are long."""
-        results: dict[int, T] = {}
-        places = iter(range(count))
 
-        async def worker() -> None:
-            for place in places:
-                results[place] = await work(place)
+        async def one(place: int) -> T:
+            async with self._judge.turns:
+                return await work(place)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(count, self._judge.concurrency)):
-                group.create_task(worker())
-        return [results[place] for place in range(count)]
+            tasks = [group.create_task(one(place)) for place in range(count)]
+        return [task.result() for task in tasks]
 
     async def _compare(self, task: Task, first: str, second: str) -> Pair | None:
         """Both orders of a pair; None unless both got a verdict: one alone would carry the judge's liking for a place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 
 import torch
@@ -70,12 +71,12 @@ class LengthComponent:
         self._tokenizer = tokenizer
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
-        """One score per rollout. Raises ConfigError when the prompt asks for L_max or more."""
+        """One score per rollout, in a thread. Raises ConfigError when the prompt asks for L_max or more."""
         section = self._section
         if prompt.length is not None and prompt.length.upper >= largest_length(prompt.length, section):
             advice = f"must be larger than the {prompt.length.upper} that prompt {prompt.id!r} asks for"
             raise ConfigError("reward.length.maximum", section.maximum, advice)
-        return [self._score_one(prompt, rollout) for rollout in rollouts]
+        return await asyncio.to_thread(lambda: [self._score_one(prompt, rollout) for rollout in rollouts])
 
     def _score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
         parsed = parse_rollout(prompt, rollout)

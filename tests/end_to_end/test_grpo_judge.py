@@ -23,7 +23,7 @@ GOOD = json.dumps({"reason": "fine", **{str(number): number + 2 for number in ra
 
 
 async def silent(_: int) -> str:
-    await asyncio.sleep(3)
+    await asyncio.sleep(5)
     return GOOD
 
 
@@ -62,7 +62,7 @@ def write_run(folder: Path, url: str) -> Path:
         training={"steps": 2},
         data={"held_out_prompts": None},
         judge={
-            **{"url": url, "model": "judge", "timeout": 0.5, "retries": 1, "backoff": 0.01, "malformed_retries": 1},
+            **{"url": url, "model": "judge", "timeout": 2.0, "retries": 1, "backoff": 0.01, "malformed_retries": 1},
             **{"rest_after": 0, "concurrency": 8},
         },
         reward={
