@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.process
 import pickle
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf import checksum_policy
 from megatron_lwz.training.batching import make_micro_batches
-from megatron_lwz.training.checkpoint import load_checkpoint, load_model, save_model
+from megatron_lwz.training.checkpoint import latest, load_checkpoint, load_model, save_model
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.reference import ReferenceWeights, with_weights
@@ -100,7 +102,7 @@ def run_layouts(folder: str, layouts: dict[str, dict[str, Any]], loads: list[lis
             (half_written / "left_by_a_kill").touch()
         complete: list[int] = []
         with no_child_process(), CheckpointSaver(state, half_written.parent, complete.append) as saver:
-            assert not half_written.exists(), "what a kill left"
+            assert not groups.is_rank_zero() or not half_written.exists(), "what a kill left"
             saver.save({"cursor": 7})
             found[name] = before + train(state, range(STEPS, 2 * STEPS))  # while the thread writes
         assert complete == [STEPS] and not half_written.exists()
@@ -130,6 +132,7 @@ def two_ranks(folder: str, layouts: dict[str, Any], loads: list[list[str]], hf: 
         config = config_of(folder, hf=hf, parallel=layouts[name].get("parallel", {}))
         score(config, Path(rows), Path(folder, f"{name}.jsonl"), temperature=0.7)
     found["zero"] = save_before_first_step(folder)
+    found["failed_write"] = failed_write(folder)
     found["reference"] = reference(folder)
     return found
 
@@ -152,6 +155,34 @@ def save_before_first_step(folder: str) -> bool:
     other = build_train_state(config)
     load_checkpoint(other, checkpoint(folder, "zero", 0))
     return train(state, range(2)) == train(other, range(2))
+
+
+def failed_write(folder: str) -> dict[str, Any]:
+    """The files of rank 1 may not grow: what both ranks say, and what is there afterwards."""
+    config = config_of(f"{folder}/full_disk", parallel={"tensor": 2})
+    launch.initialize(config)
+    state = build_train_state(config)
+    run = Path(config.run.dir)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    message = ""
+    try:
+        with CheckpointSaver(state, run / "checkpoints") as saver:
+            saver.save({})
+            saver.wait()
+            if dist.get_rank() == 1:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (3000, unlimited[1]))
+            train(state, range(1))
+            saver.save({})
+            train(state, range(1, 2))
+    except CheckpointError as error:
+        message = str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    dist.barrier()
+    newest, files = latest(run), sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert newest is not None
+    load_checkpoint(state, newest)
+    return {"message": message, "files": files, "step": state.step}
 
 
 def reference(folder: str) -> dict[str, bool]:

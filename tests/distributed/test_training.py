@@ -11,6 +11,7 @@ import torch
 
 from tests.distributed.checks_training import SCORED
 from tests.distributed.launch import run_ranks
+from tests.tiny_qwen2 import write_tiny_qwen2
 
 ONE = {
     "one": {},
@@ -65,20 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hf(folder: Path) -> Path:
-    """A tiny Qwen2 with random biases and norm weights, and rows to score."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=101, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=False, initializer_range=0.3, max_position_embeddings=512,
-    )  # fmt: skip
-    model = Qwen2ForCausalLM(config).float()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias") or "norm" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-    model.save_pretrained(folder / "hf")
+    """A tiny Qwen2, and rows to score."""
+    write_tiny_qwen2(folder / "hf")
     rows = []
     for index, length in enumerate([5, 70, 1, 33, 12, 90, 2]):
         rows.append({"id": f"row-{index}", "tokens": torch.randint(0, 101, (length,)).tolist(), "prompt_length": 1})
@@ -103,7 +92,7 @@ def measured(folder: Path, hf: Path) -> dict[str, Any]:
     )
     one = run_ranks(f"{checks}:one_rank", ranks=1, folder=str(folder), layouts=ONE, loads=ONE_LOADS, weights="pp2")
     for ranks in (two, four):
-        for name in (*TWO, *FOUR):
+        for name in (*TWO, *FOUR, "failed_write"):
             assert all(rank.get(name) == ranks[0].get(name) for rank in ranks), f"{name}: ranks report different steps"
     return two[0] | four[0] | one[0]
 
@@ -163,6 +152,13 @@ def test_every_parameter_has_its_own_adam_step_after_a_load(measured: dict[str, 
 
 def test_a_state_that_never_stepped_can_be_saved_and_loaded(measured: dict[str, Any]) -> None:
     assert measured["zero"]
+
+
+def test_a_rank_that_cannot_write_is_named_by_all_and_the_checkpoint_before_stays(measured: dict[str, Any]) -> None:
+    found = measured["failed_write"]  # the fixture has checked that all ranks say the same
+    assert "step_00000001: cannot be written (rank 1: [Errno 27] File too large" in found["message"]
+    assert "\n" not in found["message"] and found["step"] == 0
+    assert found["files"] == ["latest", "step_00000000"], "neither a half-written nor a broken one"
 
 
 def test_reference_weights_swap_in_and_out(measured: dict[str, Any]) -> None:
