@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -14,8 +12,8 @@ from pathlib import Path
 
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import CheckpointError
-from megatron_lwz.http.ports import free_port
 from megatron_lwz.http.process import ServerProcess
+from megatron_lwz.rollout.engine.process import engine_process
 
 START_SECONDS = 600.0
 
@@ -23,17 +21,7 @@ START_SECONDS = 600.0
 @contextmanager
 def serving(folder: Path, log_path: Path, *, slots: int, dtype: str, threads: int) -> Iterator[ServerProcess]:
     """An engine that serves `folder` until the end. Raises EngineError when it does not start."""
-    port, token = free_port(), secrets.token_urlsafe(24)
-    cores = threads or os.cpu_count() or 1
-    options = {"--model": folder, "--port": port, "--slots": slots, "--dtype": dtype, "--threads": cores}
-    command = [str(part) for pair in options.items() for part in pair]
-    server = ServerProcess(
-        [sys.executable, "-m", "megatron_lwz.cli.serve_engine", *command],
-        url=f"http://127.0.0.1:{port}",
-        token=token,
-        env=environment.child_environment(LWZ_ENGINE_TOKEN=token, OMP_NUM_THREADS=str(cores)),
-        log_path=log_path,
-    )
+    server = engine_process(folder, slots=slots, dtype=dtype, threads=threads, log_path=log_path)
     server.start()
     try:
         server.wait_ready(START_SECONDS)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +10,9 @@ from typing import Any
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import EngineError
-from megatron_lwz.http.ports import free_port
 from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.rollout.engine.process import engine_process
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.run_folder import RunFolder
 
@@ -34,9 +31,7 @@ def open_engines(config: Config, run: RunFolder, model: Path) -> Iterator[Engine
         check_logprobs(pool.models(), temperature=section.temperature, top_p=section.top_p)
         yield pool
         return
-    server = embedded_server(
-        config, model, threads=section.engine_threads or os.cpu_count() or 1, log_path=run.root / "engine.log"
-    )
+    server = embedded_server(config, model, threads=section.engine_threads, log_path=run.root / "engine.log")
     server.start()
     try:
         server.wait_ready(START_SECONDS)
@@ -46,13 +41,13 @@ def open_engines(config: Config, run: RunFolder, model: Path) -> Iterator[Engine
 
 
 def embedded_server(config: Config, model: Path, *, threads: int, log_path: Path) -> ServerProcess:
-    """An embedded engine for `model` on a free loopback port with a fresh token, not started yet."""
-    port, token = free_port(), secrets.token_urlsafe(24)
-    return ServerProcess(
-        _command(config, model, port=port, threads=threads),
-        url=f"http://127.0.0.1:{port}",
-        token=token,
-        env=environment.child_environment(LWZ_ENGINE_TOKEN=token, OMP_NUM_THREADS=str(threads)),
+    """An embedded engine for `model` with the run's limits, not started yet; `threads` 0: all cores."""
+    return engine_process(
+        model,
+        slots=config.rollout.concurrency,
+        max_length=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
+        dtype=config.training.precision,
+        threads=threads,
         log_path=log_path,
     )
 
@@ -73,19 +68,6 @@ def check_logprobs(models: Mapping[str, Mapping[str, Any]], *, temperature: floa
         if mode is not None and mode not in fitting:
             advice = f"gives {mode}, but temperature {temperature} and top_p {top_p} need one of {sorted(fitting)}"
             raise EngineError(url, advice)
-
-
-def _command(config: Config, model: Path, *, port: int, threads: int) -> list[str]:
-    wanted = {
-        "--model": model,
-        "--port": port,
-        "--slots": config.rollout.concurrency,
-        "--max-length": config.data.max_prompt_tokens + config.rollout.max_new_tokens,
-        "--dtype": config.training.precision,
-        "--threads": threads,
-    }
-    options = [str(part) for pair in wanted.items() for part in pair]
-    return [sys.executable, "-m", "megatron_lwz.cli.serve_engine", *options]
 
 
 def make_pool(config: Config, urls: tuple[str, ...], token: str | None) -> EnginePool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,7 +155,7 @@ class EmbeddedEngine:
 
     def _start(self, weights: Path) -> ServerProcess:
         threads = self._config.evaluation.engine_threads or self._config.rollout.engine_threads
-        server = embedded_server(self._config, weights, threads=threads or os.cpu_count() or 1, log_path=self._log)
+        server = embedded_server(self._config, weights, threads=threads, log_path=self._log)
         with self._lock:
             if self._closed:
                 raise EngineError(server.url, "the run ends")

@@ -84,7 +84,8 @@ def test_what_was_written_is_gone_on_with(journal, start_engine):
     writer = held_out(journal)
     groups = evaluate(writer, url)
     assert all(len(rollout.tokens) == 61 for group in groups for rollout in group.rollouts)
-    assert engine.sent == 4 * 61, "no token was paid twice"
+    prefixes = [len(request["prompt"]) - engine.prompt_length(request["prompt"]) for request in engine.requests]
+    assert sum(prefix > 0 for prefix in prefixes) >= 4, "a stream that breaks goes on from what was received"
     assert {segment.version for g in groups for r in g.rollouts for segment in r.versions} == {VERSION}
 
 
