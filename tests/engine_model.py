@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
+from tests.tiny_qwen2 import write_tiny_qwen2
 
 VOCAB = 320
 EOS = VOCAB - 1
@@ -18,32 +18,11 @@ def write_engine_model(
     folder: Path, *, seed: int = 0, hidden: int = 64, layers: int = 2, vocab: int = VOCAB, max_length: int = 16384
 ) -> Any:
     """Writes the folder; returns transformers' model."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=vocab,
-            hidden_size=hidden,
-            intermediate_size=3 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            max_position_embeddings=max_length,
-            rms_norm_eps=1e-6,
-            initializer_range=2.0 / hidden**0.5,
-            rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-            bos_token_id=None,
-            eos_token_id=vocab - 1,
-        )
-    ).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(0, 0.3)
-            elif "norm" in name:
-                parameter.normal_(1, 0.2)
-    model.save_pretrained(folder)
+    model = write_tiny_qwen2(
+        folder, seed=seed, vocab_size=vocab, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,
+        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=max_length,
+        initializer_range=2.0 / hidden**0.5, bos_token_id=None, eos_token_id=vocab - 1,
+    )  # fmt: skip
     _write_tokenizer(folder, vocab)
     return model
 

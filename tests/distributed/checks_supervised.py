@@ -46,8 +46,14 @@ def run(config: Config, stage: str, *, killed_after: int | None = None) -> list[
 
 
 def curves(folder: str, layouts: dict[str, list[str]], killed: list[list[str]], moved: list[list[str]]) -> Any:
-    """Runs of both stages under every layout; `killed` are resumed under the same, `moved` (from, to) under another."""
+    """Runs of both stages under every layout; `killed` are resumed under the same, `moved` (from, to) under another.
+
+    Pretraining also runs in bf16 under every layout.
+    """
     found: dict[str, Any] = {}
+    for name, overrides in layouts.items():
+        config = config_of(folder, "pretrain", f"{name}_bf16", [*overrides, "training.precision=bf16"])
+        found[f"pretrain {name} bf16"] = run(config, "pretrain")
     for name, overrides in layouts.items():
         for stage in ("sft", "pretrain"):
             found[f"{stage} {name}"] = run(config_of(folder, stage, name, overrides), stage)
@@ -88,3 +94,19 @@ def poisoned(folder: str) -> dict[str, Any]:
         found["rows"] = len(read_metrics(Path(config.run.dir, "metrics.jsonl")))
     found["files"] = sorted(path.name for path in Path(config.run.dir, "skipped").iterdir())
     return found
+
+
+def long_context(folder: str, overrides: list[str]) -> list[dict[str, float | None]]:
+    """Two steps on one sequence of 32K tokens."""
+    length = [
+        "training.sequence_length=32768",
+        "training.tokens_per_micro_batch=32768",
+        "training.sequences_per_step=1",
+    ]
+    length += [
+        "training.ramp_from=null",
+        "training.steps=2",
+        f"data.corpus=[{folder}/book.jsonl]",
+    ]
+    name = "_".join(["long", *overrides]).replace("=", "_")
+    return run(config_of(folder, "pretrain", name, [*length, *overrides]), "pretrain")

@@ -15,10 +15,13 @@ from megatron_lwz.config import load_config
 from megatron_lwz.data.supervised import BatchSource
 from tests.distributed.checks_supervised import INTERVAL, KILLED_AFTER
 from tests.distributed.launch import run_ranks
+from tests.tiny_qwen2 import tiny_qwen2, write_word_tokenizer
 
 STEPS, LONG = 20, 50
+BF16_TOLERANCE = 5e-3
+"""Relative, per step, over 20 steps of bf16 with fp32 masters and gradients: docs/supervised.md names what was measured."""
 WORDS = [f"w{index}" for index in range(92)]
-SPECIAL = ["<|endoftext|>", "<|user|>", "<|assistant|>", ":", "<answer>", "</answer>"]
+SPECIAL = ["<|user|>", "<|assistant|>", ":", "<answer>", "</answer>"]
 POISON = "w91"
 
 ONE = {"one": [], "one_apart": ["training.tokens_per_micro_batch=48"]}
@@ -75,26 +78,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_models(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(SPECIAL)
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=False, initializer_range=0.2, max_position_embeddings=512,
-    )  # fmt: skip
-    model = Qwen2ForCausalLM(config).float()
     for name in ("hf", "poisoned"):
+        size = write_word_tokenizer(folder / name, WORDS, SPECIAL)
+        model = tiny_qwen2(vocab_size=size, initializer_range=0.2)
         if name == "poisoned":
             with torch.no_grad():
-                model.get_input_embeddings().weight[vocabulary[POISON]] = float("nan")
+                model.get_input_embeddings().weight[1 + len(SPECIAL) + WORDS.index(POISON)] = float("nan")
         model.save_pretrained(folder / name)
-        tokenizer.save(str(folder / name / "tokenizer.json"))
-        (folder / name / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +108,20 @@ def test_the_loss_curve_is_invariant_to_the_layout(measured: dict[str, Any], sta
     torch.testing.assert_close(
         losses(measured[f"{stage} {name}"]), losses(measured[f"{stage} one"]), rtol=0.0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", [*TWO, *FOUR])
+def test_in_bf16_the_curve_varies_with_the_layout_by_less_than_the_tolerance(
+    measured: dict[str, Any], name: str
+) -> None:
+    assert len(measured[f"pretrain {name} bf16"]) == STEPS
+    found, one = (losses(measured[f"pretrain {layout} bf16"]) for layout in (name, "one"))
+    torch.testing.assert_close(found, one, rtol=BF16_TOLERANCE, atol=0.0)
+
+
+def test_bf16_with_fp32_masters_follows_fp32(measured: dict[str, Any]) -> None:
+    found, expected = losses(measured["pretrain one bf16"]), losses(measured["pretrain one"])
+    torch.testing.assert_close(found, expected, rtol=2 * BF16_TOLERANCE, atol=0.0)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -163,6 +167,17 @@ def test_a_step_that_is_not_finite_is_skipped_and_written_down_and_the_budget_en
     assert "rows.jsonl:8" in record["ids"] and record["reason"] == "not finite"
     rows = [json.loads(line) for line in (folder / "sft/poisoned/metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] is None for row in rows] == [False, True, False, False, False]
+
+
+@pytest.mark.long
+def test_a_sequence_of_32k_tokens_trains_under_context_parallelism_with_recompute(folder: Path) -> None:
+    words = random.Random(1).choices(WORDS[:-1], k=40_000)
+    (folder / "book.jsonl").write_text(json.dumps({"text": " ".join(words)}) + "\n")
+    target, shared = "tests.distributed.checks_supervised:long_context", {"folder": str(folder), "timeout": 900.0}
+    (whole,) = run_ranks(target, ranks=1, overrides=[], **shared)
+    split = run_ranks(target, ranks=2, overrides=["parallel.context=2", "training.recompute=full"], **shared)
+    assert whole[0]["tokens"] == 32768
+    torch.testing.assert_close(losses(split[0]), losses(whole), rtol=0.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from tests.tiny_qwen2 import write_tiny_qwen2
+
 LENGTHS = ((1300, 1100, 900, 513, 301), (33, 7), (64,), (5, 18, 29))
 """Sequences per pack, in tokens with the last label; the first pack holds more than 4096."""
 LEARNING_RATE = 1e-3
@@ -18,31 +20,10 @@ def write_tiny_qwen(folder: Path, *, tied: bool) -> None:
     The oracle holds, per sequence, tokens, loss weights, log-probs and entropies, and for two Adam steps on all of
     them (weighted log-prob sum over the token count) loss and gradient norm. The vocabulary, 1003, is odd.
     """
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(11 + tied)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=1003,
-            hidden_size=64,
-            intermediate_size=176,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            max_position_embeddings=4096,
-            rms_norm_eps=1e-6,
-            tie_word_embeddings=tied,
-            initializer_range=0.25,
-            rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-        )
-    ).float()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(0, 0.3)
-            elif "norm" in name:
-                parameter.normal_(1, 0.2)
-    model.save_pretrained(folder)
+    model = write_tiny_qwen2(
+        folder, seed=11 + tied, vocab_size=1003, hidden_size=64, intermediate_size=176, num_attention_heads=8,
+        num_key_value_heads=4, tie_word_embeddings=tied, initializer_range=0.25,
+    )  # fmt: skip
     save_file(_oracle(model), folder / "oracle.safetensors")
 
 

@@ -10,33 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 
 from megatron_lwz.cli import common
 from megatron_lwz.config import load_config
 from megatron_lwz.distributed import environment, launch
 from megatron_lwz.training.score import score
+from tests.tiny_qwen2 import tiny_qwen2
 from tools import convert_hf
 
 ROOT = Path(__file__).parents[2]
 
 
 def save_model(folder: Path, *, tied: bool = False, dtype: torch.dtype = torch.float32, seed: int = 1) -> Path:
-    """Random biases and norms; largest logit around 8 or more."""
-    config = Qwen2Config(
-        vocab_size=203,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
+    model = tiny_qwen2(
+        seed=seed, vocab_size=203, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=6,
         tie_word_embeddings=tied,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-    )
-    torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(config).to(dtype)
-    for name, parameter in model.named_parameters():
-        parameter.data.normal_(1.0 if "norm" in name else 0.0, 0.3)
+    ).to(dtype)  # fmt: skip
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text('{"marker": 1}')
     return folder

@@ -15,21 +15,15 @@ from megatron_lwz.config import validate
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import DataError
 from megatron_lwz.training.score import read_rows
+from tests.tiny_qwen2 import write_tiny_qwen2
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(1)
-    config = Qwen2Config(
-        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=True, initializer_range=0.3,
-    )  # fmt: skip
     folder = tmp_path_factory.mktemp("score") / "hf"
-    Qwen2ForCausalLM(config).float().save_pretrained(folder)
+    write_tiny_qwen2(folder, vocab_size=50, hidden_size=16, num_hidden_layers=2, tie_word_embeddings=True)
     return folder
 
 
