@@ -23,12 +23,12 @@ KEY = "secret-key"
 class Scripted:
     """`answer(prompt, number)` gives the reply's text, or a whole response for what goes wrong; it may be async.
 
-    `number` counts from 0.
-    `delay` seconds before each answer. `most` is the largest number of requests that were answered at the same time.
+    `number` counts from 0. `delay` seconds before each answer, `pace` before each piece of a stream. `most` is the largest number of requests that were answered at the same time.
     """
 
     answer: Callable[[str, int], str | web.StreamResponse | Awaitable[str | web.StreamResponse]]
     delay: float = 0.0
+    pace: float = 0.0
     finish: str = "stop"
     bodies: list[dict[str, Any]] = field(default_factory=list)
     open: int = 0
@@ -63,6 +63,7 @@ class Scripted:
         await response.prepare(request)
         pieces = [text[place : place + 7] for place in range(0, len(text), 7)]
         for piece in pieces:
+            await asyncio.sleep(self.pace)
             choice = {"delta": {"content": piece}} if chat else {"text": piece}
             await response.write(f"data: {json.dumps({**head, 'choices': [choice]})}\n\n".encode())
         last = {"delta": {}} if chat else {"text": ""}
@@ -79,7 +80,9 @@ def serving(*servers: Scripted) -> Iterator[None]:
     thread.start()
 
     async def start(server: Scripted) -> web.AppRunner:
-        routes = [web.post(f"/v1/{route}", server.handle) for route in ("chat/completions", "completions", "embeddings")]
+        routes = [
+            web.post(f"/v1/{route}", server.handle) for route in ("chat/completions", "completions", "embeddings")
+        ]
         runner = web.AppRunner(make_app(routes, token=KEY), shutdown_timeout=0.1)
         await runner.setup()
         listener = bind("127.0.0.1", 0)

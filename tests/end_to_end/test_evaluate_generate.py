@@ -82,6 +82,30 @@ def test_a_kill_in_the_middle_loses_and_repeats_nothing(tmp_path):
     assert len(server.bodies) <= 60 + 2 * 2, "only what was under way at a kill is asked for again"
 
 
+def test_a_kill_in_the_middle_of_completions_loses_nothing_that_was_on_disk(tmp_path):
+    story = "".join(f"sentence {n} of it. " for n in range(60))
+
+    def rest(prompt: str, _: int) -> str:
+        return story[len(prompt.partition("<|assistant|>:")[2]) :]
+
+    server = Scripted(rest, pace=0.05)
+    output, partial = tmp_path / "r.jsonl", tmp_path / "r.jsonl.partial.jsonl"
+    with serving(server):
+        argv = ["generate", prompts(tmp_path / "p.jsonl", 2), "--output", output, "--url", server.url]
+        argv += ["--served-model", "m", "--template", "direct", "--style", "bare"]
+        kill_when(argv, lambda: partial.exists() and len(partial.read_bytes().splitlines()) >= 5)
+        kept: dict[str, str] = {}
+        for row in rows_of(partial)[1:]:
+            kept[row["id"]] = kept.get(row["id"], "") + row["text"]
+        assert all(0 < len(text) < len(story) for text in kept.values()) and not output.read_bytes()
+        server.pace = 0.0
+        run(argv)
+    assert {row["id"]: row["raw"] for row in rows_of(output)} == {"p0": story, "p1": story}
+    again = [body["prompt"].partition("<|assistant|>:")[2] for body in server.bodies[2:]]
+    assert sorted(again) == sorted(kept.values()), "what was on disk is the end of the prompt, and not paid again"
+    assert not partial.exists()
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
