@@ -46,7 +46,9 @@ class WritingComponent(HttpSession):
         """`token` None: read from the variable `reward.writing.api_key_env`. Raises ConfigError."""
         url = section.url or ""
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise ConfigError("reward.writing.url", section.url, "not an address: write http://host:port of lwz serve-reward or vLLM")
+            raise ConfigError(
+                "reward.writing.url", section.url, "not an address: write http://host:port of lwz serve-reward or vLLM"
+            )
         if section.api != "score" and not section.model:
             raise ConfigError("reward.writing.model", section.model, "name the model that the vLLM server serves")
         super().__init__(
