@@ -19,7 +19,7 @@ from megatron_lwz.distributed import environment
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.http.completions import CompletionFailure
 from megatron_lwz.http.embeddings import EmbeddingClient
-from megatron_lwz.http.retry import RequestFailure, RetryBudget
+from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
 from megatron_lwz.http.session import Closing
 from megatron_lwz.types import ComponentScore, Prompt, Rollout
 
@@ -94,7 +94,9 @@ class OverlapComponent(Closing):
         parts = [texts[start : start + size] for start in range(0, len(texts), size)]
         asking = [asyncio.ensure_future(self._ask(part)) for part in parts]
         try:
-            rows = torch.cat(await asyncio.gather(*asking)) if asking else torch.zeros(0, 1)
+            found = await asyncio.gather(*asking)
+            if len({rows.shape[1] for rows in found}) > 1:
+                raise RequestFailure(str(self._section.url), "answered vectors of several lengths", Failure.CONTRACT)
         except RequestFailure as failure:
             for task in asking:
                 task.cancel()
@@ -103,7 +105,7 @@ class OverlapComponent(Closing):
                 log.warning("reward overlap, group masked: %s", failure)
             self.counters[f"failed/{failure.kind.value}"] += 1
             return None
-        return dict(zip(texts, rows, strict=True))
+        return dict(zip(texts, (row for rows in found for row in rows), strict=True))
 
     async def _ask(self, texts: Sequence[str]) -> torch.Tensor:
         """[N, D] unit vectors. Raises RequestFailure after as many attempts as the section allows."""

@@ -103,6 +103,12 @@ def test_a_wrong_or_hostile_answer_masks_the_group_and_is_counted(said):
     assert sum(value for name, value in counted.items() if "failed" in name) == 1
 
 
+def test_vectors_of_other_lengths_in_another_answer_mask_the_group():
+    server = Embeddings(lambda texts, n: [[1.0] * (2 + n) for _ in texts])
+    scores, counted = score(server, f"{HORSE}\n{STEED}", batch=1)
+    assert not scores[0].valid and counted["overlap/failed/contract"] == 1
+
+
 def test_a_silent_server_masks_the_group():
     server = Embeddings(lambda texts, _: [embed(text) for text in texts], delay=5.0)
     scores, counted = score(server, f"{HORSE}\n{STEED}", timeout=0.2, retries=0)
