@@ -1,6 +1,6 @@
 """Makes what `make demo` learns from: a small bilingual corpus, good texts, and a byte-level BPE tokenizer like Qwen2.5's.
 
-    python tools/make_tiny_data.py --out DIR [--documents 8000] [--good 1600] [--vocabulary 1280] [--seed 1]
+    python tools/make_tiny_data.py --out DIR [--documents 8000] [--good 3200] [--vocabulary 1280] [--seed 1]
 
 Writes DIR/corpus.jsonl, DIR/good.jsonl, DIR/tokenizer.json and DIR/tokenizer_config.json; the same arguments give the
 same bytes. good.jsonl holds requests with texts of the asked length that do not repeat themselves: what preference pairs
@@ -224,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--documents", type=int, default=8000)
-    parser.add_argument("--good", type=int, default=1600, metavar="TEXTS", help="rows of good.jsonl")
+    parser.add_argument("--good", type=int, default=3200, metavar="TEXTS", help="rows of good.jsonl")
     parser.add_argument("--vocabulary", type=int, default=1280)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

@@ -63,7 +63,8 @@ def split_reply(text: str) -> Reply:
 def rendering_for(folder: Path, template: Literal["markers", "chat"], *, thinking: bool) -> Rendering:
     """The rendering of a new reward model on the tokenizer in `folder`."""
     tokenizer = Tokenizer(folder)
-    if len(tokenizer.encode(_TURN_END)) == 1:
+    known = tokenizer.encode(_TURN_END)
+    if len(known) == 1 and tokenizer.decode(known, skip_special=False) == _TURN_END:  # not the unknown word
         return Rendering(template, thinking, _TURN_END)
     free = sorted(tokenizer.eos_ids - {read_pad_id(folder)})
     return Rendering(template, thinking, tokenizer.decode(free[:1], skip_special=False))
