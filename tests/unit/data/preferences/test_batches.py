@@ -21,6 +21,7 @@ from megatron_lwz.data.preferences.rendering import (
 )
 from megatron_lwz.errors import DataError
 from tests.engine_model import write_engine_model
+from tests.tiny_qwen2 import write_word_tokenizer
 
 
 def pair(number: int, **other: object) -> PreferencePair:
@@ -57,6 +58,11 @@ def test_a_text_never_ends_in_the_padding_token(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     assert config.get("pad_token_id") is None
     assert rendering_for(tmp_path, "markers", thinking=False).end == ""
+
+
+def test_a_tokenizer_that_takes_the_closing_token_for_an_unknown_word_closes_with_its_own(tmp_path: Path) -> None:
+    write_word_tokenizer(tmp_path, ["w0", "w1"], ["<|user|>"])
+    assert rendering_for(tmp_path, "markers", thinking=False).end == "<|endoftext|>"
 
 
 def test_the_rendering_travels_with_the_weights(tmp_path: Path) -> None:
