@@ -38,6 +38,7 @@ from megatron_lwz.config.sections import FormatReward, LengthReward, RolloutSect
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.rewards.format import FormatComponent
 from megatron_lwz.rewards.length import LengthComponent
+from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.journal import Journal
@@ -149,18 +150,22 @@ def measure(options: argparse.Namespace, url: str, key: str | None, folder: Path
         EnginePool([EngineClient(url, key)], concurrency=options.streams),
         journal,
         [length, FormatComponent(FormatReward(), length.measure, None)],
+        intake=Intake(
+            lambda place: _prompt(place, options),
+            options.group,
+            7,
+            Admission(max(1, options.streams // options.group), STEPS_AHEAD - 1),
+        ),
         tokenizer=tokenizer,
         render=lambda prompt: prompt.text,
         section=section,
-        group_size=options.group,
-        seed=7,
     )
     alone = training_rate(lambda since: time.monotonic() - since > BASELINE_SECONDS) if options.beside else None
     controller.recover(0)
     controller.start()
     feeder = Feeder(controller, options)
     try:
-        feeder.fill()
+        controller.begin(1)
         with Watch() as watch:
             started, cpu, before = time.monotonic(), time.process_time(), journal.durable_tokens
             feeder.start()
@@ -188,32 +193,22 @@ def measure(options: argparse.Namespace, url: str, key: str | None, folder: Path
 
 
 class Feeder(threading.Thread):
-    """Submits prompts some steps ahead and consumes the groups of each step, until the time is over."""
+    """Consumes the groups of each step, until the time is over; the controller admits prompts some steps ahead."""
 
     def __init__(self, controller: RolloutController, options: argparse.Namespace) -> None:
         super().__init__(daemon=True)
         self.rollouts = 0
         self._controller = controller
         self._options = options
-        self._groups = max(1, options.streams // options.group)
-
-    def fill(self) -> None:
-        """The first steps' prompts."""
-        for step in range(1, STEPS_AHEAD + 1):
-            self._submit(step)
 
     def run(self) -> None:
-        """The rest."""
+        """Step after step."""
         started, step = time.monotonic(), 0
         while time.monotonic() - started < self._options.seconds:
             step += 1
-            done = self._controller.collect(step, self._groups)
+            done = self._controller.collect(step)
             self._controller.mark_consumed(done, step)
             self.rollouts += sum(len(group.rollouts) for group in done)
-            self._submit(step + STEPS_AHEAD)
-
-    def _submit(self, step: int) -> None:
-        self._controller.submit(step, _prompts(step, self._groups, self._options))
 
 
 def training_rate(over: Callable[[float], bool]) -> float:
@@ -228,9 +223,9 @@ def training_rate(over: Callable[[float], bool]) -> float:
     return count / (time.monotonic() - started)
 
 
-def _prompts(step: int, groups: int, options: argparse.Namespace) -> list[Prompt]:
+def _prompt(place: int, options: argparse.Namespace) -> Prompt:
     asked = LengthRange(max(1, options.median // 2), max(2, options.median))
-    return [Prompt(id=f"{step}.{index}", text=f"prompt {index}: write.", length=asked) for index in range(groups)]
+    return Prompt(id=str(place), text=f"prompt {place}: write.", length=asked)
 
 
 @contextmanager

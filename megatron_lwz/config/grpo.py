@@ -38,8 +38,14 @@ class GrpoSection(Section):
         0.5, ge=0, description="subtracted from every component of a truncated rollout (truncated: penalty)"
     )
     std_floor: float = Field(1e-6, gt=0, description="added to the group's standard deviation; open")
-    zero_variance: Literal["keep", "drop"] = Field(
-        "drop", description="groups whose advantages are all 0: keep in the denominator or drop; open"
+    zero_variance: Literal["keep", "drop", "refill"] = Field(
+        "drop",
+        description="groups whose advantages are all 0: keep in the denominator, drop, or refill: other prompts take their place (DAPO's dynamic sampling); open",
+    )
+    most_refills: float = Field(
+        4.0,
+        ge=0,
+        description="batches of groups that zero_variance: refill may replace per step; beyond, they are dropped",
     )
     entropy_coefficient: float = Field(0.0, description="bonus on the policy's entropy")
     mismatch: Literal["none", "token", "sequence"] = Field(

@@ -28,7 +28,19 @@ class RolloutSection(Section):
     stop: tuple[str, ...] = Field(
         ("</answer>", "<|user|>", "<|用户|>"), description="stop strings; the model card's (A)"
     )
-    max_staleness: int = Field(0, ge=0, description="weight versions a consumed group may lag behind; 0 = synchronous")
+    max_staleness: int = Field(
+        0, ge=0, description="steps that may lie between a group's admission and its training; 0 = synchronous"
+    )
+    over_sampling: float | None = Field(
+        None,
+        gt=0,
+        description="batches admitted beyond the one awaited, whose groups may overtake each other within max_staleness; null: max_staleness batches, trained strictly in order",
+    )
+    failed_groups: int = Field(
+        0,
+        ge=0,
+        description="groups that a process may give up and replace when their requests keep failing; then the run ends",
+    )
     concurrency: int = Field(128, gt=0, description="rollouts in flight per engine")
     request_timeout: float = Field(600.0, gt=0, description="seconds without any token before a request is retried")
     retries: int = Field(5, ge=0, description="attempts per rollout after a failure, each from its last durable token")

@@ -123,10 +123,7 @@ class Config(s.Section):
                 self.training.tokens_per_micro_batch,
                 f"must hold the longest rollout: data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
             )
-        if self.rollout.max_staleness > 0:
-            raise ConfigError(
-                "rollout.max_staleness", self.rollout.max_staleness, "only 0 (synchronous) runs in this release"
-            )
+        self._check_staleness()
         self._check_evaluation()
         sequences = self.training.prompts_per_step * self.grpo.group_size
         if sequences % self.training.updates_per_batch:
@@ -135,6 +132,16 @@ class Config(s.Section):
                 self.training.updates_per_batch,
                 f"must divide the {sequences} rollouts of a step",
             )
+
+    def _check_staleness(self) -> None:
+        """What asynchronous rollouts need beyond single fields. Raises ConfigError."""
+        stale, ahead = self.rollout.max_staleness, self.rollout.over_sampling
+        if stale > 0 and self.grpo.mismatch == "none":
+            advice = "older weights wrote a part of what is trained on: set grpo.mismatch"
+            raise ConfigError("rollout.max_staleness", stale, advice)
+        if ahead is not None and ahead > stale:
+            advice = f"what is carried over is stale: at most rollout.max_staleness = {stale} batches"
+            raise ConfigError("rollout.over_sampling", ahead, advice)
 
     def _check_evaluation(self) -> None:
         """What the evaluation while training needs beyond single fields. Raises ConfigError."""

@@ -16,7 +16,8 @@ from typing import Any
 
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.errors import LwzError
-from megatron_lwz.rollout.admission import derive_seed, match_groups
+from megatron_lwz.http.retry import RequestFailure
+from megatron_lwz.rollout.admission import Intake, derive_seed
 from megatron_lwz.rollout.commits import Committer
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal
@@ -44,7 +45,8 @@ class Recovery:
 class RolloutController:
     """Call its methods from the trainer's main thread. A fatal error of the loop is raised by the next call that waits.
 
-    `render` makes a prompt's text for the policy. Each rollout's seed depends on (`seed`, group id, index) alone.
+    `intake` says what is written to, when groups begin and which make a step's batch; `render` makes a prompt's text for
+    the policy.
     """
 
     def __init__(
@@ -53,38 +55,48 @@ class RolloutController:
         journal: Journal,
         rewards: Sequence[RewardFn],
         *,
+        intake: Intake,
         tokenizer: Tokenizer,
         render: Callable[[Prompt], str],
         section: RolloutSection,
-        group_size: int,
-        seed: int,
     ) -> None:
         self._pool = pool
         self._journal = journal
         self._rewards = list(rewards)
+        self._intake = intake
+        self._admission = intake.admission
         self._tokenizer = tokenizer
         self._render = render
         self._section = section
-        self._group_size = group_size
-        self._seed = seed
         self._sampler = Sampler(pool, journal, tokenizer, section)
-        self._dormant: dict[int, GroupDraft] = {}
-        self._active: dict[int, GroupDraft] = {}
+        self._drafts: dict[int, GroupDraft] = {}
         self._ready: dict[int, Group] = {}
         self._changed = threading.Condition()
+        """Guards admission, drafts and ready groups."""
         self._error: BaseException | None = None
         self._next = journal.next_id("training")
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def recover(self, step: int) -> Recovery:
-        """Takes up the journal as of the checkpoint of `step`. Groups go on when their step is submitted again."""
+        """Takes up the journal as of the checkpoint of `step`. Groups go on when the step of their admission comes again.
+
+        Steps that were trained after the checkpoint will take the groups that they took before.
+        """
         returned = self._journal.rewind(step)
-        self._dormant = {group.id: group for group in self._journal.open_groups()}
-        complete = sum(group.finished for group in self._dormant.values())
-        drafts = [draft for group in self._dormant.values() for draft in group.drafts if draft.reason is None]
+        for group in self._journal.open_groups():
+            if group.prompt == self._intake.prompt_of(group.id) and len(group.drafts) == self._intake.group_size:
+                self._drafts[group.id] = group
+                self._admission.restore(group.id, group.admitted)
+            else:
+                log.warning("group %d is dropped: its place in the order of prompts now has another prompt", group.id)
+                self._journal.drop(group.id, "prompts changed")
+                self._sampler.counters["dropped"] += 1
+        self._admission.replay = self._journal.orders(after=step)
+        complete = sum(group.finished for group in self._drafts.values())
+        drafts = [draft for group in self._drafts.values() for draft in group.drafts if draft.reason is None]
         kept = sum(len(draft.tokens) for draft in drafts)
-        return Recovery(returned, complete, len(self._dormant) - complete, kept)
+        return Recovery(returned, complete, len(self._drafts) - complete, kept)
 
     def start(self) -> None:
         """Starts the thread; returns when its loop runs."""
@@ -97,43 +109,38 @@ class RolloutController:
         """The weights the engines run from now on (engines that name their weights in the stream do not need it)."""
         self._pool.set_version(version)
 
-    def submit(self, step: int, prompts: Sequence[Prompt]) -> list[int]:
-        """Admits prompts for a trainer step; returns their group ids. Groups the journal has for them go on instead."""
-        return self._wait(self._call(self._submit(step, prompts)))
+    def begin(self, step: int) -> None:
+        """The engines have the weights that training step `step` starts from: as many groups begin as may."""
+        self._wait(self._call(self._begin(step)))
 
-    def collect(self, step: int, count: int, *, progress: ProgressFn | None = None) -> list[Group]:
-        """Blocks until `count` groups admitted for `step` are ready; the first `count` by id. They stay until consumed.
+    def collect(self, step: int, *, progress: ProgressFn | None = None) -> list[Group]:
+        """The groups that training step `step` is to use; blocks until they are ready. They stay until consumed.
 
-        Raises ValueError if fewer were submitted, and whatever ended the controller.
+        Raises whatever ended the controller.
         """
         meter = Meter(self._sampler)
+        self.begin(step)
         while True:
             with self._changed:
                 self._raise_error()
-                known = [
-                    group for group in self._active.values() if group.kind == "training" and group.admitted == step
-                ]
-                ready = sorted(group.id for group in known if group.id in self._ready)
-                if len(ready) >= count:
-                    return [self._ready[group] for group in ready[:count]]
-                if len(known) < count:
-                    raise ValueError(f"step {step} has {len(known)} groups, {count} were asked for")
+                taken = self._admission.take()
+                if taken is not None:
+                    return [self._ready[group] for group in taken]
+                awaited = [self._drafts[group] for group in self._admission.pending()[: self._admission.batch]]
                 self._changed.wait(POLL_SECONDS)
             if progress is not None:
-                progress(meter.measure(known))
+                progress(meter.measure(awaited))
 
     def mark_consumed(self, groups: Sequence[Group], step: int) -> None:
-        """Training step `step` used these groups (durable at return); they leave memory."""
-        self._journal.consume([group.id for group in groups], step)
+        """Training step `step` used these groups, in this order (durable at return); they leave memory."""
+        ids = [group.id for group in groups]
+        self._journal.consume(ids, step)
+        self._journal.record_order(step, ids)
         self._journal.commit()
         with self._changed:
-            for group in groups:
-                self._active.pop(group.id, None)
-                self._ready.pop(group.id, None)
-
-    def record_order(self, step: int, micro_batches: Any) -> None:
-        """The order (any JSON value) in which a step trained its micro-batches."""
-        self._journal.record_order(step, micro_batches)
+            self._admission.trained(ids)
+            for group in ids:
+                del self._drafts[group], self._ready[group]
 
     def checkpoint(self, step: int) -> None:
         """The checkpoint of `step` is complete on disk (durable at return)."""
@@ -141,10 +148,11 @@ class RolloutController:
         self._journal.commit()
 
     def metrics(self) -> dict[str, float]:
-        """Counts since the start of this process; `waiting` are groups in memory that are not ready."""
-        names = ("tokens", "finished", "truncated", "retried", "dropped", "failed_scores")
+        """Counts since the start of this process; `waiting` are admitted groups that are not ready."""
+        names = ("tokens", "finished", "truncated", "retried", "dropped", "failed_scores", "failed_groups", "refilled")
         counts = {f"rollout/total_{name}": float(self._sampler.counters[name]) for name in names}
-        return counts | {"rollout/waiting": float(len(self._dormant) + len(self._active) - len(self._ready))}
+        with self._changed:
+            return counts | {"rollout/waiting": float(len(self._drafts) - len(self._ready))}
 
     def close(self) -> None:
         """Stops writing; everything received is durable at return. Unfinished rollouts go on after `recover`."""
@@ -175,33 +183,36 @@ class RolloutController:
         await self._pool.close()
         await close_rewards(self._rewards)
 
-    async def _submit(self, step: int, prompts: Sequence[Prompt]) -> list[int]:
-        known = [group for group in self._dormant.values() if group.admitted == step]
-        found, left = match_groups(prompts, known, group_size=self._group_size)
-        for group in left:
-            log.warning("group %d of step %d is dropped: the step now asks for other prompts", group.id, step)
-            self._journal.drop(group.id, "prompts changed")
-            self._sampler.counters["dropped"] += 1
-            del self._dormant[group.id]
-        ids = []
-        for prompt, recovered in zip(prompts, found, strict=True):
-            if recovered is None:
-                group = self._draft(prompt, step)
-                self._journal.admit(group)
-            else:
-                group = self._dormant.pop(recovered.id)
-            with self._changed:
-                self._active[group.id] = group
-            ids.append(group.id)
+    async def _begin(self, step: int) -> None:
+        with self._changed:
+            woken = self._admission.advance(step)
+        for group in woken:
+            self._spawn(self._complete(self._drafts[group]))
+        self._refill()
+
+    def _refill(self) -> None:
+        """Admits groups for all free slots."""
+        with self._changed:
+            new = [self._draft() for _ in range(self._admission.slots())]
+            for group in new:
+                self._admission.admit(group.id)
+                self._drafts[group.id] = group
+        for group in new:
+            self._journal.admit(group)
             self._spawn(self._complete(group))
-        return ids
 
     async def _complete(self, group: GroupDraft) -> None:
         """Writes what is missing, then scores; each only counts when it is on disk."""
-        missing = [draft for draft in group.drafts if draft.reason is None]
-        await asyncio.gather(*(self._sampler.write(group, draft, self._seed_of(group, draft)) for draft in missing))
-        if missing:
-            await self._committer.durable()
+        try:
+            await self._write(group)
+        except RequestFailure as failure:
+            if self._sampler.counters["failed_groups"] >= self._section.failed_groups:
+                raise
+            log.warning("group %d is given up: %s", group.id, failure)
+            with self._changed:
+                self._admission.give_back(group.id)
+            self._replace(group, "failed", "failed_groups")
+            return
         if not group.scored_by({reward.name for reward in self._rewards}):
             group.scores = await score_group(group, self._rewards)
             self._sampler.counters["failed_scores"] += sum(
@@ -209,18 +220,50 @@ class RolloutController:
             )
             self._journal.score(group.id, group.scores)
             await self._committer.durable()
+        done = group.freeze()
+        barren = self._intake.barren(done)
         with self._changed:
-            self._ready[group.id] = group.freeze()
-            self._changed.notify_all()
+            kept = not (barren and self._admission.filter(group.id))
+            if kept:
+                self._admission.finish(group.id)
+                self._ready[group.id] = done
+                self._changed.notify_all()
+        if not kept:
+            self._replace(group, "zero variance", "refilled")
 
-    def _draft(self, prompt: Prompt, step: int) -> GroupDraft:
+    async def _write(self, group: GroupDraft) -> None:
+        """All rollouts of a group to their ends, durable. The first failure ends the others."""
+        missing = [draft for draft in group.drafts if draft.reason is None]
+        if not missing:
+            return
+        work = [
+            asyncio.ensure_future(
+                self._sampler.write(group, draft, derive_seed(self._intake.seed, group.id, draft.index))
+            )
+            for draft in missing
+        ]
+        try:
+            await asyncio.gather(*work)
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+        await self._committer.durable()
+
+    def _replace(self, group: GroupDraft, reason: str, counter: str) -> None:
+        """The group has given its slot back: it is never trained on, another begins."""
+        self._journal.drop(group.id, reason)
+        self._sampler.counters[counter] += 1
+        with self._changed:
+            del self._drafts[group.id]
+        self._refill()
+
+    def _draft(self) -> GroupDraft:
         group, self._next = self._next, self._next + 1
+        prompt = self._intake.prompt_of(group)
         tokens = tuple(self._tokenizer.encode(self._render(prompt)))
-        drafts = [Draft(group, index) for index in range(self._group_size)]
-        return GroupDraft(group, "training", prompt, tokens, step, drafts)
-
-    def _seed_of(self, group: GroupDraft, draft: Draft) -> int:
-        return derive_seed(self._seed, group.id, draft.index)
+        drafts = [Draft(group, index) for index in range(self._intake.group_size)]
+        return GroupDraft(group, "training", prompt, tokens, self._admission.step, drafts)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -106,9 +106,17 @@ class Journal:
         """A checkpoint of this step is complete on disk."""
         self._queue("INSERT OR REPLACE INTO checkpoints VALUES (?)", (step,))
 
-    def record_order(self, step: int, micro_batches: Any) -> None:
-        """The order (any JSON value) in which the step trained its micro-batches."""
-        self._queue("INSERT OR REPLACE INTO trained VALUES (?, ?)", (step, json.dumps(micro_batches)))
+    def record_order(self, step: int, groups: Sequence[int]) -> None:
+        """The groups that the step trains on, in its order; a rewind keeps it, so that the step can be repeated."""
+        self._queue("INSERT OR REPLACE INTO trained VALUES (?, ?)", (step, json.dumps(list(groups))))
+
+    def orders(self, *, after: int) -> dict[int, list[int]]:
+        """What `record_order` wrote for the steps after `after` (as of the last commit)."""
+        with self._database_lock:
+            rows = self._guarded(
+                lambda: self._db.execute("SELECT step, micro_batches FROM trained WHERE step > ?", (after,)).fetchall()
+            )
+        return {step: json.loads(groups) for step, groups in rows}
 
     def commit(self) -> None:
         """Makes everything queued so far durable. Raises DataError; the rows stay queued then."""
@@ -266,7 +274,7 @@ class JournalReader:
         """Steps of complete checkpoints, ascending."""
         return [step for (step,) in self._db.execute("SELECT step FROM checkpoints ORDER BY step")]
 
-    def trained_order(self, step: int) -> Any | None:
+    def trained_order(self, step: int) -> list[int] | None:
         """What `record_order` wrote for this step, None if nothing."""
         row = self._db.execute("SELECT micro_batches FROM trained WHERE step = ?", (step,)).fetchone()
         return json.loads(row[0]) if row else None

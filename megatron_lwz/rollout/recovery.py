@@ -16,7 +16,7 @@ OPEN = "id NOT IN (SELECT group_id FROM consumed) AND id NOT IN (SELECT group_id
 def rewind(db: sqlite3.Connection, step: int) -> int:
     """Forgets what was trained after `step`: groups consumed later return to ready. Their number is returned.
 
-    Rollouts and scores stay, and so does the recorded order of micro-batches: the redone steps replay it.
+    Rollouts and scores stay, and so does the record of which groups a step trained on: the redone steps repeat it.
     """
     returned = db.execute("DELETE FROM consumed WHERE step > ?", (step,)).rowcount
     db.execute("DELETE FROM checkpoints WHERE step > ?", (step,))

@@ -43,7 +43,7 @@ CREATE TABLE scores (
 CREATE TABLE consumed (group_id INTEGER PRIMARY KEY, step INTEGER NOT NULL);
 CREATE TABLE dropped (group_id INTEGER PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE checkpoints (step INTEGER PRIMARY KEY);
-CREATE TABLE trained (step INTEGER PRIMARY KEY, micro_batches TEXT NOT NULL);  -- their order, JSON
+CREATE TABLE trained (step INTEGER PRIMARY KEY, micro_batches TEXT NOT NULL);  -- ids of its groups in order, JSON
 """
 
 

@@ -91,7 +91,7 @@ def advantages_of(
 def make_experience(groups: Sequence[Group], config: Config, *, names: Sequence[str], step: int) -> Experience:
     """Scores → per-component advantages → one advantage per rollout. `names` orders the reward components.
 
-    A group without variance has no gradient; `grpo.zero_variance: drop` takes it out of the denominator too.
+    A group without variance has no gradient; unless `grpo.zero_variance` is keep it leaves the denominator too.
     """
     rewards, valid = score_tensors(groups, names)
     if config.reward.shuffle:
@@ -100,9 +100,9 @@ def make_experience(groups: Sequence[Group], config: Config, *, names: Sequence[
     found = advantages_of(rewards, valid, truncated, config, names=names)
     silent = zero_variance(found.total)
     weights = found.included.float()
-    if config.grpo.zero_variance == "drop":
+    if config.grpo.zero_variance != "keep":
         weights = weights * ~silent.unsqueeze(1)
-    metrics = rollout_metrics(groups, names)
+    metrics = rollout_metrics(groups, names) | staleness_metrics(groups, step)
     metrics["rollout/zero_variance_groups"] = silent.float().mean().item()
     metrics["rollout/trained_sequences"] = weights.sum().item()
     metrics |= {
@@ -112,6 +112,35 @@ def make_experience(groups: Sequence[Group], config: Config, *, names: Sequence[
         metrics["rollout/violators"] = found.violates.float().mean().item()
     metrics |= gradient_metrics(groups, found, weights, config)
     return Experience(flatten([r for group in groups for r in group.rollouts], found.total, weights), metrics)
+
+
+def is_barren(group: Group, config: Config, *, names: Sequence[str]) -> bool:
+    """Whether nothing can be learned from this group: all its advantages are 0."""
+    rewards, valid = score_tensors([group], names)
+    truncated = torch.tensor([[rollout.truncated for rollout in group.rollouts]])
+    return bool(zero_variance(advantages_of(rewards, valid, truncated, config, names=names).total))
+
+
+def staleness_metrics(groups: Sequence[Group], step: int) -> dict[str, float]:
+    """How old what step `step` trains on is, in steps.
+
+    `rollout/staleness`: from a group's admission to its training. `rollout/token_staleness`: from the weights that wrote a
+    token to those that are trained, mean over tokens. `rollout/mixed`: share of rollouts that several weights wrote.
+    """
+    waits = [float(step - group.admitted) for group in groups]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    lags, tokens = 0, 0
+    for rollout in rollouts:
+        starts = [*(segment.start for segment in rollout.versions), len(rollout.tokens)]
+        for segment, end in zip(rollout.versions, starts[1:], strict=True):
+            lags += (step - 1 - segment.version.step) * (end - segment.start)
+        tokens += len(rollout.tokens)
+    return {
+        "rollout/staleness": _mean(waits),
+        "rollout/staleness/max": max(waits),
+        "rollout/token_staleness": lags / max(1, tokens),
+        "rollout/mixed": _mean([len(rollout.versions) > 1 for rollout in rollouts]),
+    }
 
 
 def gradient_metrics(

@@ -18,6 +18,7 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.evaluation.in_loop import InLoopEvaluation
 from megatron_lwz.rewards.composite import build_rewards, reward_metrics
 from megatron_lwz.rewards.judge_cache import CACHE_FILE
+from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.held_out import HeldOut
 from megatron_lwz.rollout.journal import Journal
@@ -26,7 +27,7 @@ from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.attempts import record_attempt
 from megatron_lwz.training.engines import open_engines
 from megatron_lwz.training.evaluation import in_loop_evaluation
-from megatron_lwz.training.experience import Experience, make_experience
+from megatron_lwz.training.experience import Experience, is_barren, make_experience
 from megatron_lwz.training.reward_server import open_reward_server
 from megatron_lwz.training.run_folder import RunFolder
 from megatron_lwz.training.state import TrainState
@@ -158,11 +159,10 @@ class Host:
             pool,
             journal,
             self._rewards,
+            intake=self._intake(),
             tokenizer=self._tokenizer,
             render=self._render,
             section=self._config.rollout,
-            group_size=self._config.grpo.group_size,
-            seed=self._config.run.seed,
         )
         recovery = self.controller.recover(self._step)
         if recovery.complete or recovery.unfinished:
@@ -178,12 +178,10 @@ class Host:
             self.controller.close()
 
     def experience(self, step: int) -> Experience:
-        """Admits the step's prompts, waits for their groups and makes them a batch."""
+        """Has prompts written to as far ahead as may be, waits for the step's groups and makes them a batch."""
         if self.evaluation is not None:
             self.evaluation.settle(self.waiting)  # one that an earlier process left, before the weights change
-        self.controller.submit(step, self._prompts_of(step))
-        count = self._config.training.prompts_per_step
-        self._batch = self.controller.collect(step, count, progress=self.waiting)
+        self._batch = self.controller.collect(step, progress=self.waiting)
         experience = make_experience(self._batch, self._config, names=self._names, step=step)
         experience.metrics.update(self.controller.metrics() | reward_metrics(self._rewards))
         return experience
@@ -206,10 +204,23 @@ class Host:
         )
         return in_loop_evaluation(self._config, self._run, writer, self._held_out, pool)
 
-    def _prompts_of(self, step: int) -> list[Prompt]:
-        """The order alone decides: a resumed run, on any layout, asks for the same prompts. Steps count from 1."""
-        count = self._config.training.prompts_per_step
-        return [self._prompts[self._order[k]] for k in range((step - 1) * count, step * count)]
+    def _intake(self) -> Intake:
+        """The order alone decides which prompt is the n-th: a resumed run, on any layout, asks for the same ones."""
+        config, batch = self._config, self._config.training.prompts_per_step
+        refills = config.grpo.most_refills * batch if config.grpo.zero_variance == "refill" else 0
+        return Intake(
+            prompt_of=lambda place: self._prompts[self._order[place]],
+            group_size=config.grpo.group_size,
+            seed=config.run.seed,
+            admission=Admission(
+                batch=batch,
+                staleness=config.rollout.max_staleness,
+                carried=config.rollout.over_sampling,
+                last_step=config.training.steps,
+                refills=refills,
+            ),
+            barren=partial(is_barren, config=config, names=self._names),
+        )
 
     def _new_rewards(self) -> list[RewardFn]:
         judge = self._config.judge

@@ -15,6 +15,7 @@ from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import environment
 from megatron_lwz.http.ports import free_port
 from megatron_lwz.http.process import ServerProcess
+from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.journal import Journal, JournalReader
@@ -33,11 +34,10 @@ def controller(folder: Path, url: str, journal: Path) -> RolloutController:
         EnginePool([EngineClient(url, TOKEN)], concurrency=section.concurrency),
         Journal(journal),
         [LengthOfText()],
+        intake=Intake(lambda place: PROMPTS[place], 4, 3, Admission(len(PROMPTS), 0)),
         tokenizer=Tokenizer(folder),
         render=lambda prompt: prompt.text,
         section=section,
-        group_size=4,
-        seed=3,
     )
     made.recover(0)
     made.start()
@@ -56,13 +56,12 @@ def test_a_killed_engine_changes_no_token(tmp_path):
     try:
         engine.wait_ready()
         undisturbed = controller(folder, url, tmp_path / "undisturbed")
-        undisturbed.submit(1, PROMPTS)
-        expected = undisturbed.collect(1, len(PROMPTS))
+        expected = undisturbed.collect(1)
         total = undisturbed.metrics()["rollout/total_tokens"]
         undisturbed.close()
 
         disturbed = controller(folder, url, tmp_path / "disturbed")
-        disturbed.submit(1, PROMPTS)
+        disturbed.begin(1)
         while disturbed.metrics()["rollout/total_tokens"] < total / 4:
             time.sleep(0.005)
         assert engine.pid is not None
@@ -72,7 +71,7 @@ def test_a_killed_engine_changes_no_token(tmp_path):
         assert disturbed.metrics()["rollout/total_tokens"] < total
         engine.start()
         engine.wait_ready()
-        groups = disturbed.collect(1, len(PROMPTS))
+        groups = disturbed.collect(1)
         assert disturbed.metrics()["rollout/total_retried"] > 0
         disturbed.close()
     finally:

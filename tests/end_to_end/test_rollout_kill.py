@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from megatron_lwz.rollout.journal import JournalReader
 from tests.unit.rollout.synthetic_engine import Engine, background_loop
 
@@ -18,6 +20,7 @@ TRAINER = """
 import sys
 from pathlib import Path
 from megatron_lwz.config.sections import RolloutSection
+from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.journal import Journal
@@ -27,23 +30,23 @@ from tests.unit.rollout.conftest import LengthOfText
 from tests.unit.rollout.synthetic_engine import TOKEN, CharTokenizer
 
 folder, url = Path(sys.argv[1]), sys.argv[2]
-steps, prompts, group = map(int, sys.argv[3:])
+steps, prompts, group, staleness = map(int, sys.argv[3:])
 marker = folder / "checkpoint"
 step = int(marker.read_text()) if marker.exists() else 0
 section = RolloutSection(max_new_tokens=100, commit_interval=0.05, concurrency=64)
 controller = RolloutController(
     EnginePool([EngineClient(url, TOKEN)], concurrency=section.concurrency),
     Journal(folder / "journal.sqlite"), [LengthOfText()],
+    intake=Intake(lambda place: Prompt(f"p{place}", f"prompt {place}"), group, 7, Admission(prompts, staleness)),
     tokenizer=CharTokenizer(), render=lambda prompt: prompt.text + "|",
-    section=section, group_size=group, seed=7,
+    section=section,
 )
 kept = controller.recover(step).kept_tokens
 with (folder / "kept").open("a") as file:
     print(kept, file=file)
 controller.start()
 for step in range(step + 1, steps + 1):
-    controller.submit(step, [Prompt(f"{step}/{i}", f"{step}/{i}") for i in range(prompts)])
-    groups = controller.collect(step, prompts)
+    groups = controller.collect(step)
     controller.mark_consumed(groups, step)
     if step % 2 == 0:
         marker.with_name("new").write_text(str(step))
@@ -53,9 +56,9 @@ controller.close()
 """
 
 
-def trainer(folder: Path, url: str) -> subprocess.Popen:
+def trainer(folder: Path, url: str, staleness: int) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
-    arguments = [str(folder), url, str(STEPS), str(PROMPTS), str(GROUP)]
+    arguments = [str(folder), url, str(STEPS), str(PROMPTS), str(GROUP), str(staleness)]
     return subprocess.Popen([sys.executable, "-c", TRAINER, *arguments], cwd=PROJECT)
 
 
@@ -69,22 +72,26 @@ def written(folder: Path) -> list[tuple]:
         ]
 
 
-def test_a_run_killed_three_times_trains_on_the_tokens_of_an_undisturbed_one(tmp_path):
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_run_killed_three_times_trains_on_the_tokens_of_an_undisturbed_one(tmp_path, staleness):
     engine = Engine(length=lambda seed: 30 + seed % 60, delta=2, pause=0.03)
     total = 0
     with background_loop() as start:
         url = start(engine)
-        assert trainer(tmp_path / "undisturbed", url).wait(180) == 0
+        assert trainer(tmp_path / "undisturbed", url, staleness).wait(180) == 0
         total = engine.sent
         draw = random.Random(1)
         for _ in range(3):
-            process, until = trainer(tmp_path / "killed", url), engine.sent + draw.randint(total // 8, total // 3)
+            process, until = (
+                trainer(tmp_path / "killed", url, staleness),
+                engine.sent + draw.randint(total // 8, total // 3),
+            )
             while engine.sent < until:
                 assert process.poll() is None, "the run ended before it was killed"
                 time.sleep(0.002)
             process.kill()
             process.wait()
-        assert trainer(tmp_path / "killed", url).wait(180) == 0
+        assert trainer(tmp_path / "killed", url, staleness).wait(180) == 0
     expected = written(tmp_path / "undisturbed")
     assert len(expected) == STEPS * PROMPTS * GROUP and sum(len(row[3]) for row in expected) == total
     assert written(tmp_path / "killed") == expected

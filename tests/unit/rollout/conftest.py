@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_lwz.config.sections import RolloutSection
+from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.journal import Journal
@@ -37,7 +38,10 @@ def make_controller(tmp_path: Path) -> Iterator[Callable[..., RolloutController]
     """A started, recovered controller over the journal of the test's folder; closed at the end."""
     made: list[RolloutController] = []
 
-    def make(urls, *, step=0, rewards=None, group_size=3, name="journal.sqlite", timeout=30.0, **settings):
+    def make(
+        urls, *, step=0, rewards=None, group_size=3, name="journal.sqlite", timeout=30.0, batch=1, source=None, barren=None,
+        admission=None, **settings,
+    ):  # fmt: skip
         section = RolloutSection(**{"max_new_tokens": 200, "commit_interval": 0.05, "concurrency": 16} | settings)
         urls = [urls] if isinstance(urls, str) else urls
         pool = EnginePool([EngineClient(url, TOKEN, timeout=timeout) for url in urls], concurrency=section.concurrency)
@@ -45,11 +49,16 @@ def make_controller(tmp_path: Path) -> Iterator[Callable[..., RolloutController]
             pool,
             Journal(tmp_path / name),
             [LengthOfText()] if rewards is None else rewards,
+            intake=Intake(
+                source or (lambda place: prompts(place + 1)[place]),
+                group_size,
+                7,
+                Admission(batch, section.max_staleness, carried=section.over_sampling, **admission or {}),
+                barren or (lambda group: False),
+            ),
             tokenizer=CharTokenizer(),
             render=lambda prompt: prompt.text + "|",
             section=section,
-            group_size=group_size,
-            seed=7,
         )
         made.append(controller)
         controller.recover(step)

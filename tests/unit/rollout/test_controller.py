@@ -40,10 +40,9 @@ def check_tokens(groups, engine: Engine) -> None:
 
 def test_a_step_gives_whole_scored_groups_in_order(make_controller, start_engine):
     engine = Engine(length=lambda seed: 20 + seed % 30)
-    controller = make_controller(start_engine(engine))
-    assert controller.submit(1, prompts(4)) == [0, 1, 2, 3]
+    controller = make_controller(start_engine(engine), batch=4)
     seen = []
-    groups = controller.collect(1, 4, progress=seen.append)
+    groups = controller.collect(1, progress=seen.append)
     assert [group.id for group in groups] == [0, 1, 2, 3] and [g.prompt for g in groups] == prompts(4)
     assert all(group.admitted == 1 and len(group.rollouts) == 3 for group in groups)
     for group in groups:
@@ -59,24 +58,15 @@ def test_a_step_gives_whole_scored_groups_in_order(make_controller, start_engine
 
 def test_progress_is_reported_while_rollouts_are_written(make_controller, start_engine):
     controller = make_controller(start_engine(Engine(pause=0.1)))
-    controller.submit(1, prompts(1))
     seen = []
-    controller.collect(1, 1, progress=seen.append)
+    controller.collect(1, progress=seen.append)
     assert seen and seen[-1].rollouts == 3 and seen[-1].tokens > 0 and seen[-1].tokens_per_second > 0
-
-
-def test_asking_for_more_groups_than_were_submitted_is_refused(make_controller, start_engine):
-    controller = make_controller(start_engine(Engine()))
-    controller.submit(1, prompts(1))
-    with pytest.raises(ValueError, match="has 1 groups, 2"):
-        controller.collect(1, 2)
 
 
 def test_no_token_is_lost_or_doubled_when_connections_break(make_controller, start_engine):
     engine = Engine(length=lambda seed: 50, broken=lambda number: 7 + number % 5 if number % 4 else None)
-    controller = make_controller([start_engine(engine)], max_new_tokens=100)
-    controller.submit(1, prompts(4))
-    groups = controller.collect(1, 4)
+    controller = make_controller([start_engine(engine)], batch=4, max_new_tokens=100)
+    groups = controller.collect(1)
     assert controller.metrics()["rollout/total_retried"] > 0
     check_tokens(groups, engine)
     for request in engine.requests:
@@ -86,9 +76,8 @@ def test_no_token_is_lost_or_doubled_when_connections_break(make_controller, sta
 
 def test_a_dead_engine_is_left_for_a_living_one(make_controller, start_engine):
     engine = Engine()
-    controller = make_controller(["http://127.0.0.1:9", start_engine(engine)])
-    controller.submit(1, prompts(4))
-    check_tokens(controller.collect(1, 4), engine)
+    controller = make_controller(["http://127.0.0.1:9", start_engine(engine)], batch=4)
+    check_tokens(controller.collect(1), engine)
 
 
 def test_an_engine_started_anew_gets_the_weights_pushed_last(make_controller, start_engine):
@@ -103,8 +92,7 @@ def test_an_engine_started_anew_gets_the_weights_pushed_last(make_controller, st
     controller = make_controller(start_engine(engine), concurrency=1)
     version = WeightVersion(5, 0, "ab")
     controller._pool.push_weights(Path("/weights/5"), version)
-    controller.submit(6, prompts(1))
-    groups = controller.collect(6, 1)
+    groups = controller.collect(6)
     check_tokens(groups, engine)
     assert engine.weights == ["/weights/5", "/weights/5"] and engine.version == str(version)
     assert all(segment.version == version for rollout in groups[0].rollouts for segment in rollout.versions)
@@ -112,19 +100,17 @@ def test_an_engine_started_anew_gets_the_weights_pushed_last(make_controller, st
 
 def test_an_engine_that_stays_dead_ends_the_wait_with_its_error(make_controller):
     controller = make_controller("http://127.0.0.1:9", retries=1)
-    controller.submit(1, prompts(1))
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:9"):
-        controller.collect(1, 1)
+        controller.collect(1)
     with pytest.raises(EngineError):
-        controller.collect(1, 1)
+        controller.collect(1)
 
 
 def test_a_refused_request_is_not_tried_again(make_controller, start_engine):
     engine = Engine(status=400)
     controller = make_controller(start_engine(engine), group_size=2)
-    controller.submit(1, prompts(1))
     with pytest.raises(EngineError, match="no room"):
-        controller.collect(1, 1)
+        controller.collect(1)
     assert len(engine.requests) <= 2
 
 
@@ -142,8 +128,7 @@ def test_failing_rewards_mask_their_column_and_never_stop_the_run(make_controlle
             return [ComponentScore(1.0)]
 
     controller = make_controller(start_engine(Engine()), rewards=[Broken(), TooFew()])
-    controller.submit(1, prompts(1))
-    (group,) = controller.collect(1, 1)
+    (group,) = controller.collect(1)
     assert [set(scores) for scores in group.scores] == [{"broken", "too few"}] * 3
     assert not any(score.valid for scores in group.scores for score in scores.values())
     assert controller.metrics()["rollout/total_failed_scores"] == 6
@@ -151,13 +136,11 @@ def test_failing_rewards_mask_their_column_and_never_stop_the_run(make_controlle
 
 def test_truncation_and_stop_strings(make_controller, start_engine):
     controller = make_controller(start_engine(Engine()), max_new_tokens=10, group_size=2)
-    controller.submit(1, prompts(1))
-    (group,) = controller.collect(1, 1)
+    (group,) = controller.collect(1)
     assert all(rollout.truncated and len(rollout.tokens) == 10 for rollout in group.rollouts)
     assert controller.metrics()["rollout/total_truncated"] == 2
     controller = make_controller(start_engine(Engine(text="hi</answer>more")), group_size=2, name="b")
-    controller.submit(1, prompts(1))
-    (group,) = controller.collect(1, 1)
+    (group,) = controller.collect(1)
     for rollout in group.rollouts:
         assert rollout.text == "hi</answer>" and rollout.stop == "</answer>" and len(rollout.tokens) == 11
 
@@ -167,8 +150,7 @@ def test_a_stop_string_across_a_broken_connection_is_found(make_controller, star
     """The engine that continues sees the first half of the stop string as prompt, and would write on."""
     engine = Engine(text="0123456789</answer>, and more", delta=1, broken=lambda number: None if number else cut)
     controller = make_controller(start_engine(engine), group_size=2)
-    controller.submit(1, prompts(1))
-    (group,) = controller.collect(1, 1)
+    (group,) = controller.collect(1)
     for rollout in group.rollouts:
         assert rollout.text == "0123456789</answer>" and rollout.stop == "</answer>" and len(rollout.tokens) == 19
 
@@ -183,14 +165,13 @@ def test_text_ends_with_its_stop_string():
 def test_a_close_in_the_middle_keeps_everything_received(make_controller, start_engine):
     engine = Engine(length=lambda seed: 60, pause=0.02)
     url = start_engine(engine)
-    controller = make_controller(url)
-    controller.submit(1, prompts(2))
+    controller = make_controller(url, batch=2)
+    controller.begin(1)
     time.sleep(0.2)
     controller.close()
-    again = make_controller(url)
+    again = make_controller(url, batch=2)
     sent = len(engine.requests)
-    again.submit(1, prompts(2))
-    groups = again.collect(1, 2)
+    groups = again.collect(1)
     check_tokens(groups, engine)
     continued = [r for r in engine.requests[sent:] if len(r["prompt"]) > engine.prompt_length(r["prompt"])]
     assert len(continued) == 6
@@ -199,33 +180,83 @@ def test_a_close_in_the_middle_keeps_everything_received(make_controller, start_
 def test_recovery_gives_back_what_was_consumed_after_the_checkpoint(make_controller, start_engine):
     engine = Engine()
     url = start_engine(engine)
-    controller = make_controller(url)
+    controller = make_controller(url, batch=2)
     before = {}
     for step in (1, 2, 3):
-        controller.submit(step, prompts(6)[2 * step - 2 : 2 * step])
-        before[step] = controller.collect(step, 2)
+        before[step] = controller.collect(step)
         controller.mark_consumed(before[step], step)
         if step == 1:
             controller.checkpoint(1)
     controller.close()
     requests = len(engine.requests)
-    again = make_controller(url, step=1)
-    assert again.submit(2, prompts(6)[2:4]) == [2, 3]
-    assert again.collect(2, 2) == before[2]
-    assert again.submit(3, prompts(6)[4:6]) == [4, 5] and again.collect(3, 2) == before[3]
+    again = make_controller(url, batch=2, step=1)
+    assert again.collect(2) == before[2]
+    again.mark_consumed(before[2], 2)
+    assert again.collect(3) == before[3]
     assert len(engine.requests) == requests, "finished rollouts are not written again"
-    assert again.submit(4, prompts(2)) == [6, 7]
+    again.mark_consumed(before[3], 3)
+    assert [group.id for group in again.collect(4)] == [6, 7]
 
 
-def test_groups_whose_prompts_changed_are_dropped_and_counted(make_controller, start_engine):
+def test_groups_whose_prompts_changed_are_replaced_and_counted(make_controller, start_engine):
     url = start_engine(Engine())
-    controller = make_controller(url)
-    controller.submit(1, prompts(2))
-    controller.collect(1, 2)
+    controller = make_controller(url, batch=2)
+    controller.collect(1)
     controller.close()
-    again = make_controller(url)
-    assert again.submit(1, prompts(3)[1:]) == [1, 2]
+    again = make_controller(url, batch=2, source=lambda place: prompts(place + 1)[place] if place else prompts(9)[8])
+    groups = again.collect(1)
+    assert [(group.id, group.prompt.id) for group in groups] == [(1, "p1"), (2, "p2")]
     assert again.metrics()["rollout/total_dropped"] == 1
+
+
+def test_engines_run_ahead_and_a_version_update_leaves_them_running(make_controller, start_engine):
+    """k = 1: while a step trains, the next batch is written; its rollouts go on under the new weights' name."""
+    engine = Engine(length=lambda seed: 60, pause=0.05)
+    controller = make_controller(
+        start_engine(engine), batch=2, group_size=2, max_staleness=1, admission={"last_step": 3}
+    )
+    admitted = []
+    for step in (1, 2, 3):
+        groups = controller.collect(step)
+        assert [group.id for group in groups] == [2 * step - 2, 2 * step - 1]
+        check_tokens(groups, engine)
+        admitted += [group.admitted for group in groups]
+        controller.mark_consumed(groups, step)
+        time.sleep(0.1)
+        engine.version = f"{step}.0."
+    assert admitted == [1, 1, 1, 1, 2, 2] and len(engine.requests) == 12, "nothing is written that no step trains"
+    assert any(len(rollout.versions) == 2 for group in groups for rollout in group.rollouts)
+
+
+def test_barren_groups_are_replaced_counted_and_never_written_again(make_controller, start_engine):
+    engine = Engine(length=lambda seed: 5)
+    url = start_engine(engine)
+    settings = {"batch": 2, "barren": lambda group: group.prompt.id in ("p0", "p2"), "admission": {"refills": 8}}
+    controller = make_controller(url, **settings)
+    groups = controller.collect(1)
+    assert [group.id for group in groups] == [1, 3]
+    assert controller.metrics()["rollout/total_refilled"] == 2
+    controller.close()
+    again = make_controller(url, **settings)
+    assert again.collect(1) == groups and again.metrics()["rollout/total_refilled"] == 0
+    capped = make_controller(url, name="b", batch=2, barren=lambda group: True, admission={"refills": 3})
+    assert len(capped.collect(1)) == 2 and capped.metrics()["rollout/total_refilled"] == 3
+
+
+def test_groups_that_fail_for_good_are_replaced_within_a_budget(make_controller, start_engine):
+    class Choosy(Engine):
+        async def complete(self, request):
+            prompt = (await request.json())["prompt"]
+            self.status = 400 if prompt[-2] == ord("0") else 200
+            return await super().complete(request)
+
+    url = start_engine(Choosy())
+    controller = make_controller(url, batch=2, failed_groups=1)
+    assert [group.id for group in controller.collect(1)] == [1, 2]
+    assert controller.metrics()["rollout/total_failed_groups"] == 1
+    strict = make_controller(url, name="b", batch=2)
+    with pytest.raises(EngineError, match="no room"):
+        strict.collect(1)
 
 
 def test_new_reward_components_score_recovered_groups_again(make_controller, start_engine):
@@ -237,12 +268,10 @@ def test_new_reward_components_score_recovered_groups_again(make_controller, sta
 
     url = start_engine(Engine())
     controller = make_controller(url)
-    controller.submit(1, prompts(1))
-    controller.collect(1, 1)
+    controller.collect(1)
     controller.close()
     again = make_controller(url, rewards=[Constant()])
-    again.submit(1, prompts(1))
-    assert again.collect(1, 1)[0].scores[0] == {"constant": ComponentScore(2.0)}
+    assert again.collect(1)[0].scores[0] == {"constant": ComponentScore(2.0)}
 
 
 def test_a_disk_that_refuses_ends_the_wait(make_controller, start_engine):
@@ -252,9 +281,8 @@ def test_a_disk_that_refuses_ends_the_wait(make_controller, start_engine):
         raise OSError("disk full")
 
     controller._journal.commit = refuse
-    controller.submit(1, prompts(1))
     with pytest.raises(OSError, match="disk full"):
-        controller.collect(1, 1)
+        controller.collect(1)
     del controller._journal.commit
 
 

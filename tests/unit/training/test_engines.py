@@ -27,7 +27,14 @@ def test_logprob_mode_must_fit_the_sampling(mode, temperature, top_p, fits):
             check_logprobs(models, temperature=temperature, top_p=top_p)
 
 
-def test_asynchronous_rollouts_are_refused_until_they_exist():
-    config = validate({"data": {"prompts": "p.jsonl"}, "rollout": {"max_staleness": 1}})
-    with pytest.raises(ConfigError, match=r"rollout\.max_staleness"):
+@pytest.mark.parametrize(
+    ("rollout", "mismatch", "named"),
+    [
+        ({"max_staleness": 1}, "none", r"rollout\.max_staleness.*set grpo\.mismatch"),
+        ({"max_staleness": 1, "over_sampling": 1.5}, "token", r"rollout\.over_sampling.*= 1\.5.*at most"),
+    ],
+)
+def test_asynchronous_rollouts_that_would_be_biased_or_unbounded_are_refused(rollout, mismatch, named):
+    config = validate({"data": {"prompts": "p.jsonl"}, "rollout": rollout, "grpo": {"mismatch": mismatch}})
+    with pytest.raises(ConfigError, match=named):
         config.check_grpo()

@@ -1,12 +1,14 @@
 """Groups → advantages → flat batch: what is trained on is what was written, and masks keep out what they must."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from megatron_lwz.config import validate
-from megatron_lwz.training.experience import advantages_of, make_experience
+from megatron_lwz.training.experience import advantages_of, is_barren, make_experience, staleness_metrics
 from megatron_lwz.training.grpo_update import select, split
-from megatron_lwz.types import ComponentScore, FinishReason, Group, Prompt, Rollout
+from megatron_lwz.types import ComponentScore, FinishReason, Group, Prompt, Rollout, VersionSegment, WeightVersion
 
 NAMES = ("length", "format")
 
@@ -62,6 +64,27 @@ def test_groups_without_variance_leave_the_denominator_only_when_dropped():
     assert dropped.batch.weights.tolist() == [0, 0]
     assert dropped.metrics["rollout/zero_variance_groups"] == 1
     assert experience(flat, zero_variance="keep").batch.weights.tolist() == [1, 1]
+
+
+def test_a_group_is_barren_when_nobody_is_better():
+    config = validate({"grpo": {"group_size": 4}})
+    assert is_barren(group([(0.5, 1.0), (0.5, 1.0)]), config, names=NAMES)
+    assert not is_barren(group([(0.5, 1.0), (0.4, 1.0)]), config, names=NAMES)
+    assert is_barren(group([(0.5, 1.0), (0.4, 1.0)], cut=(0,)), config, names=NAMES), "one rollout is left"
+
+
+def test_staleness_counts_groups_and_tokens():
+    versions = (VersionSegment(0, WeightVersion(3)), VersionSegment(1, WeightVersion(4)))
+    old = replace(group([(0.5, 1.0)]), admitted=4)
+    old = replace(old, rollouts=(replace(old.rollouts[0], versions=versions),))
+    new = replace(group([(0.5, 1.0)]), admitted=5)
+    new = replace(new, rollouts=(replace(new.rollouts[0], versions=(VersionSegment(0, WeightVersion(4)),)),))
+    assert staleness_metrics([old, new], 5) == {
+        "rollout/staleness": 0.5,
+        "rollout/staleness/max": 1.0,
+        "rollout/token_staleness": 1 / 6,
+        "rollout/mixed": 0.5,
+    }
 
 
 def test_split_and_select_keep_every_sequence_whole():
