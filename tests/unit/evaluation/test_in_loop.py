@@ -39,7 +39,7 @@ class Engines:
             assert (weights / "model.safetensors").read_text() == version.checksum
             found.push_weights(weights, version)
         else:
-            found.update_weight_version(str(version))
+            found.push_weights(Path("/weights"), version)
         return found
 
     def close(self) -> None:
@@ -198,7 +198,8 @@ def test_without_weights_of_its_own_training_waits(tmp_path, start_engine):
     seen = []
     version, folder = run.weights(0)
     run.evaluation.begin(version, folder, waiting=seen.append)
-    assert [*run.recorded()] == [0] and seen and seen[-1].rollouts == 6 and engine.weights == []
+    assert [*run.recorded()] == [0] and seen and seen[-1].rollouts == 6
+    assert not any("step_" in path for path in engine.weights), "no weights were kept for it"
     run.close()
     broken = Run(tmp_path, "http://127.0.0.1:9", keeps_weights=False)
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:9"):
