@@ -1,6 +1,7 @@
 """Random strings through the stream parser in random chunks: the same verdict as in one piece, and as the oracle's."""
 
 import itertools
+import random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -111,6 +112,12 @@ def decode(data):
     quoted = tuple(tag for place, tag in enumerate(TAGS) if head[0] >> place & 1) if head[0] & 16 else ()
     template, stop = ("think", "think", "direct")[head[1] % 3], (None, None, "</answer>", "<|user|>")[head[2] % 4]
     return text, template, stop, quoted, [byte / 255 for byte in cuts]
+
+
+def test_twenty_thousand_seeded_strings_get_one_verdict():
+    rng = random.Random(7)
+    for _ in range(20_000):
+        check(*decode(rng.randbytes(rng.randint(7, 21))))
 
 
 @pytest.mark.long
