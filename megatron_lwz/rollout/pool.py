@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.types import WeightVersion
 
+PUSH_POLL_SECONDS = 0.05
 Answer = TypeVar("Answer")
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,9 @@ class EnginePool:
         self._free = [concurrency] * len(self.clients)
         self._failures = [0] * len(self.clients)
         self._restoring = [asyncio.Lock() for _ in self.clients]
-        self._weights: Path | None = None
+        self._weights: tuple[Path, WeightVersion] | None = None
+        """What was pushed last, once every engine has it."""
+        self._pushing = False
         self._slots = asyncio.Semaphore(concurrency * len(self.clients))
 
     @asynccontextmanager
@@ -56,39 +59,28 @@ class EnginePool:
         if self._failures[index] == 0 or self._weights is None:
             return
         async with self._restoring[index]:
-            version, found = str(client.version), await client.weight_version()
+            while self._pushing:  # rollouts go on during a push, which is about to say what is right
+                await asyncio.sleep(PUSH_POLL_SECONDS)
+            (path, pushed), found = self._weights, await client.weight_version()
+            version = str(pushed)
             if found in (None, version):
                 return
             log.warning("engine %s runs weights %r: it gets %s again", client.url, found, version)
-            await _load(client, self._weights, version)
+            await _load(client, path, version)
 
     async def close(self) -> None:
         """Ends the controller's connections."""
         await asyncio.gather(*(client.close() for client in self.clients))
 
     def push_weights(self, path: Path, version: WeightVersion) -> None:
-        """Every engine pauses, loads the folder, takes the version's name and goes on."""
-        self._weights = path
-        self._on_all(lambda client: _load(client, path, str(version)))
+        """Every engine pauses, loads the folder, takes the version's name and goes on with what it was writing."""
+        self._pushing = True
+        try:
+            self._on_all(lambda client: _load(client, path, str(version)))
+            self._weights = path, version
+        finally:
+            self._pushing = False
         self.set_version(version)
-
-    def pause(self) -> None:
-        """Holds running requests on every engine."""
-        self._on_all(lambda client: client.pause())
-
-    def resume(self) -> None:
-        """Lets them go on."""
-        self._on_all(lambda client: client.resume())
-
-    def reload_weights(self, path: Path) -> None:
-        """Loads a Hugging Face folder that every engine can read."""
-        self._weights = path
-        self._on_all(lambda client: client.reload_weights(path))
-
-    def update_weight_version(self, version: str) -> None:
-        """Names the weights that write from now on."""
-        self._on_all(lambda client: client.update_weight_version(version))
-        self.set_version(WeightVersion.parse(version))
 
     def set_version(self, version: WeightVersion) -> None:
         """For engines that do not say themselves which weights wrote a token."""

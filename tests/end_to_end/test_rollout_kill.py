@@ -37,7 +37,10 @@ section = RolloutSection(max_new_tokens=100, commit_interval=0.05, concurrency=6
 controller = RolloutController(
     EnginePool([EngineClient(url, TOKEN)], concurrency=section.concurrency),
     Journal(folder / "journal.sqlite"), [LengthOfText()],
-    intake=Intake(lambda place: Prompt(f"p{place}", f"prompt {place}"), group, 7, Admission(prompts, staleness)),
+    intake=Intake(
+        lambda place: Prompt(f"p{place}", f"prompt {place}"), group, 7,
+        Admission(prompts, staleness, last_step=steps),
+    ),
     tokenizer=CharTokenizer(), render=lambda prompt: prompt.text + "|",
     section=section,
 )

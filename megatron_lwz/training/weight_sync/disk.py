@@ -50,15 +50,10 @@ class DiskTransport:
         return replace(version, checksum=checksum)
 
     def push(self, version: WeightVersion) -> None:
-        """Running requests pause, every engine loads the prepared folder, then they go on under the new version."""
+        """Every engine loads the prepared folder; running requests go on under the new version."""
         if self._engines is None:
             return
-        self._engines.pause()
-        try:
-            self._engines.reload_weights(self.folder(version))
-            self._engines.update_weight_version(str(version))
-        finally:
-            self._engines.resume()
+        self._engines.push_weights(self.folder(version), version)
 
     def verify(self, version: WeightVersion) -> None:
         """Compares each engine's checksum with the trainer's. Raises EngineError for the first that differs."""

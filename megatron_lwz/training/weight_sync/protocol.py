@@ -6,24 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from megatron_lwz.types import WeightVersion
+
 
 class EngineControl(Protocol):
     """All engines of a run, addressed together; every call returns when all have answered, or raises EngineError."""
 
-    def pause(self) -> None:
-        """Holds running requests between two tokens (they are kept)."""
-        ...
+    def push_weights(self, path: Path, version: WeightVersion) -> None:
+        """Each engine holds its requests between two tokens, loads a Hugging Face folder that it can read, and goes on.
 
-    def resume(self) -> None:
-        """Lets held requests go on."""
-        ...
-
-    def reload_weights(self, path: Path) -> None:
-        """Loads a Hugging Face folder that every engine can read."""
-        ...
-
-    def update_weight_version(self, version: str) -> None:
-        """From now on tokens carry this version; prefix caches are dropped."""
+        From then on its tokens carry this version; prefix caches are dropped.
+        """
         ...
 
     def weight_checksum(self) -> Mapping[str, str]:

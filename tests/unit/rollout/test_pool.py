@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from megatron_lwz.errors import EngineError
 from megatron_lwz.rollout.client import EngineClient
@@ -23,6 +24,19 @@ def test_push_weights_reaches_every_engine_in_order(start_engine):
     assert {client.version for client in pool.clients} == {version}
     assert set(pool.weight_checksum().values()) == {"abc"}
     assert {model["logprobs_mode"] for model in pool.models().values()} == {"full_softmax_at_temperature"}
+
+
+def test_an_engine_that_cannot_reload_goes_on_under_its_old_version(start_engine):
+    class Full(Engine):
+        async def control(self, request):
+            answer = await super().control(request)
+            return web.Response(status=500, text="no space left") if request.path == "/collective_rpc" else answer
+
+    engine = Full()
+    pool = EnginePool([EngineClient(start_engine(engine), TOKEN)], concurrency=1)
+    with pytest.raises(EngineError, match="no space left"):
+        pool.push_weights(Path("/weights/4"), WeightVersion(4))
+    assert engine.calls == ["/pause", "/collective_rpc", "/resume"] and engine.version == "0.0."
 
 
 def test_an_engine_that_serves_another_model_is_named(start_engine):

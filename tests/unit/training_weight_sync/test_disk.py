@@ -13,24 +13,12 @@ VERSION = WeightVersion(7, 1, "abc")
 
 
 class FakeEngines:
-    def __init__(self, *, broken: bool = False, checksum: str = "abc") -> None:
+    def __init__(self, *, checksum: str = "abc") -> None:
         self.calls: list[str] = []
-        self._broken = broken
         self._checksum = checksum
 
-    def pause(self) -> None:
-        self.calls.append("pause")
-
-    def resume(self) -> None:
-        self.calls.append("resume")
-
-    def reload_weights(self, path: Path) -> None:
-        if self._broken:
-            raise EngineError("http://b", "no space left")
-        self.calls.append(f"reload {path.name} {path.is_absolute()}")
-
-    def update_weight_version(self, version: str) -> None:
-        self.calls.append(f"version {version}")
+    def push_weights(self, path: Path, version: WeightVersion) -> None:
+        self.calls.append(f"{path.name} {path.is_absolute()} {version}")
 
     def weight_checksum(self) -> Mapping[str, str]:
         return {"http://a": "abc", "http://b": self._checksum}
@@ -40,17 +28,10 @@ def transport(engines: FakeEngines | None) -> DiskTransport:
     return DiskTransport(engines, Path("weights"), chunks=[], config_files_from=None)
 
 
-def test_push_pauses_reloads_names_the_version_and_resumes() -> None:
+def test_push_hands_over_the_folder_and_its_version() -> None:
     engines = FakeEngines()
     transport(engines).push(VERSION)
-    assert engines.calls == ["pause", "reload 7.1 True", "version 7.1.abc", "resume"]
-
-
-def test_engine_that_cannot_reload_is_resumed_and_keeps_its_version() -> None:
-    engines = FakeEngines(broken=True)
-    with pytest.raises(EngineError, match="no space left"):
-        transport(engines).push(VERSION)
-    assert engines.calls == ["pause", "resume"]
+    assert engines.calls == ["7.1 True 7.1.abc"]
 
 
 def test_verify_names_the_engine_that_differs() -> None:
