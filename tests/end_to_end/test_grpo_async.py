@@ -1,0 +1,29 @@
+"""The main job with engines that run one step ahead: real ranks, the embedded engine, weights that change under way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_lwz.metrics import read_metrics
+from megatron_lwz.rollout.journal import JournalReader
+from tests.end_to_end.grpo_runs import train, write_example
+
+
+def test_a_run_one_step_ahead_trains_every_group_once_in_order_within_the_bound(tmp_path: Path) -> None:
+    config = write_example(
+        tmp_path, rollout={"max_staleness": 1, "max_new_tokens": 60}, data={"held_out_prompts": None}
+    )  # fmt: skip
+    train(config, "parallel.tensor=2", ranks=2)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["rollout/staleness/max"] for row in rows] == [0, 1, 1, 1]
+    assert all(0 < row["rollout/token_staleness"] <= 1 for row in rows[1:])
+    # the first batch is on policy; older weights wrote the others, and each token brings its own log-prob
+    assert rows[0]["mismatch/difference/max"] <= 1e-4 < min(row["mismatch/difference/max"] for row in rows[1:])
+    with JournalReader(tmp_path / "run" / "journal.sqlite") as journal:
+        assert journal.consumed() == {0: 1, 1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4, 7: 4}
+        groups = list(journal.groups())
+        assert journal.trained_order(4) == [6, 7]
+    assert [group.id for group in groups] == list(range(8)), "nothing is written that no step trains"
+    for group in groups:
+        writers = {segment.version.step for rollout in group.rollouts for segment in rollout.versions}
+        assert max(writers) <= group.id // 2, "weights of its own step at the newest"
