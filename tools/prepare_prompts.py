@@ -203,9 +203,13 @@ def _parser() -> argparse.ArgumentParser:
         "--copy-threshold", type=float, default=filters.copy_threshold, help="similarity of near copies"
     )
     parser.add_argument("--shortest-answer", type=int, default=Settings.shortest_answer, help="least upper bound kept")
-    parser.add_argument("--step", type=_positive, default=rules.step, help="bounds are multiples of it; 1 = exact")
-    parser.add_argument("--largest", type=_positive, default=rules.largest, help="no bound is larger")
-    parser.add_argument("--widest", type=_positive, default=rules.widest, help="upper − lower that is not warned of")
+    parser.add_argument(
+        "--step", type=common.positive, default=rules.step, help="bounds are multiples of it; 1 = exact"
+    )
+    parser.add_argument("--largest", type=common.positive, default=rules.largest, help="no bound is larger")
+    parser.add_argument(
+        "--widest", type=common.positive, default=rules.widest, help="upper − lower that is not warned of"
+    )
     parser.add_argument(
         "--wide", choices=("keep", "narrow", "drop"), default=rules.wide, help="what becomes of wider ones"
     )
@@ -214,13 +218,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens-per-character", type=float, default=budget.per_character, help="estimate, Chinese")
     evaluate_judge.add_options(parser)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Group-relative advantages (section 3.1: normalised per component inside its group, then averaged).
 
 Pure functions of reward columns: `component_advantages(rewards, valid, included, *, weights, normalizer, combine,
-std_floor)` gives what each component adds to each rollout's advantage; their sum is `group_advantages`. With a run's config
+std_floor)` gives what each component adds to each rollout's advantage; their sum is the advantage. With a run's config
 in hand, `training.experience.advantages_of` calls them.
 
 Shapes: P prompts, G rollouts of each, R reward components.
@@ -15,23 +15,6 @@ from typing import Literal
 import torch
 
 from megatron_lwz.config.base import Normalizer
-
-
-def group_advantages(
-    rewards: torch.Tensor,
-    valid: torch.Tensor,
-    included: torch.Tensor,
-    *,
-    weights: torch.Tensor,
-    normalizer: Normalizer | Sequence[Normalizer],
-    combine: Literal["advantages", "rewards"],
-    std_floor: float,
-) -> torch.Tensor:
-    """One advantage per rollout, [P, G] fp32: the sum of `component_advantages`."""
-    parts = component_advantages(
-        rewards, valid, included, weights=weights, normalizer=normalizer, combine=combine, std_floor=std_floor
-    )
-    return parts.sum(-1).float()
 
 
 def component_advantages(

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -88,6 +89,35 @@ class Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         if environment.rank() == 0:
             super()._print_message(message, file)
+
+
+def positive(text: str) -> int:
+    """An option that counts from 1."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """An option that counts from 0."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    value = int(text)
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
+    return value
+
+
+def serving_parser(command: str, description: str, model: str) -> Parser:
+    """The options that every server of ours has. `model`: its name for clients unless `--served-model-name` says another."""
+    parser = Parser(prog=f"lwz {command}", description=description)
+    parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder with tokenizer.json")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default loopback only")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--threads", type=not_negative, default=0, help="CPU threads; 0: all cores")
+    parser.add_argument("--served-model-name", default=model)
+    return parser
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.cli import common, evaluate_judge
-from megatron_lwz.cli.evaluate_results import output_folder, positive, show_estimates, write_json, write_rows
+from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, write_json, write_rows
 from megatron_lwz.errors import EngineError
 from megatron_lwz.evaluation.arena_files import read_baselines, read_player
 from megatron_lwz.evaluation.arena_write import LABELS, ArenaReport, Game, pairs, play, report
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--anchor", metavar="NAME", help="whom ratings are relative to; default: the first baseline")
     parser.add_argument("--anchor-elo", type=float, default=1000.0, help="its rating; default 1000")
     parser.add_argument(
-        "--repeats", type=positive, default=1, help="times each order is asked; 2 shows self-consistency"
+        "--repeats", type=common.positive, default=1, help="times each order is asked; 2 shows self-consistency"
     )
     evaluate_judge.add_options(parser)
     return parser

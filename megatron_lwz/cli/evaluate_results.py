@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,14 +22,6 @@ def output_folder(path: Path) -> Path:
     except OSError as error:
         raise UsageError(f"--output {path}: cannot be created ({error.strerror})") from error
     return path
-
-
-def positive(text: str) -> int:
-    """An option that counts from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

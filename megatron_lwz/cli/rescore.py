@@ -16,7 +16,7 @@ from rich.table import Table
 from megatron_lwz.cli import common
 from megatron_lwz.cli.common import console
 from megatron_lwz.cli.evaluate_progress import Bar
-from megatron_lwz.cli.evaluate_results import positive, write_text
+from megatron_lwz.cli.evaluate_results import write_text
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.rollout.journal import JournalReader
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
         "--config", metavar="YAML", type=Path, help="take reward, judge and grpo from here, then overrides"
     )
     parser.add_argument("--steps", metavar="A-B", type=_steps, help="only groups that these training steps consumed")
-    parser.add_argument("--limit", metavar="N", type=positive, help="only the last N groups")
+    parser.add_argument("--limit", metavar="N", type=common.positive, help="only the last N groups")
     parser.add_argument("--ask", action="store_true", help="ask judges and servers where their settings changed")
     parser.add_argument("--recompute", action="store_true", help="compute rules again even where nothing changed")
     parser.add_argument("--json", metavar="FILE", type=Path, help="the comparison as JSON")

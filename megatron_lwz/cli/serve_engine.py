@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -42,23 +41,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = common.Parser(prog="lwz serve-engine", description="Serve a policy over HTTP with vLLM's routes.")
-    parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder with tokenizer.json")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default loopback only")
-    parser.add_argument("--slots", type=_positive, default=64, help="requests written at once; more wait")
-    parser.add_argument("--max-length", type=_positive, help="prompt + response tokens; default: the model's own")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
-    parser.add_argument("--served-model-name", default="policy")
+    parser = common.serving_parser("serve-engine", "Serve a policy over HTTP with vLLM's routes.", "policy")
+    parser.add_argument("--slots", type=common.positive, default=64, help="requests written at once; more wait")
+    parser.add_argument("--max-length", type=common.positive, help="prompt + response tokens; default: the model's own")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return value
 
 
 if __name__ == "__main__":

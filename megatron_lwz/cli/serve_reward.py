@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -37,27 +36,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = common.Parser(prog="lwz serve-reward", description="Serve a reward model over HTTP.")
-    parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder with tokenizer.json")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default loopback only")
-    parser.add_argument("--tokens-per-batch", type=_positive, default=32768, help="tokens read at once")
-    parser.add_argument("--max-length", type=_positive, help="longest text in tokens; default: the model's own")
+    parser = common.serving_parser("serve-reward", "Serve a reward model over HTTP.", "reward")
+    parser.add_argument("--tokens-per-batch", type=common.positive, default=32768, help="tokens read at once")
+    parser.add_argument("--max-length", type=common.positive, help="longest text in tokens; default: the model's own")
     parser.add_argument(
-        "--most-waiting", type=_positive, default=4 * MOST_TEXTS, help="texts that may wait; more get 503"
+        "--most-waiting", type=common.positive, default=4 * MOST_TEXTS, help="texts that may wait; more get 503"
     )
     parser.add_argument("--template", choices=("markers", "chat"), help="default: as trained; chat for foreign models")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
-    parser.add_argument("--served-model-name", default="reward")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import aiohttp
 
 from megatron_lwz.errors import EngineError
 from megatron_lwz.http.retry import Failure, RequestFailure
-from megatron_lwz.http.session import HttpSession
+from megatron_lwz.http.session import HttpSession, read_bounded
 from megatron_lwz.http.sse import EventParser
 
 Api = Literal["chat", "completions"]
@@ -102,7 +102,7 @@ class CompletionClient(HttpSession):
                 await self._check(response)
                 if heard is not None and response.content_type != "application/json":
                     return await self._read_stream(response, heard)
-                done = self._read_whole(await _read_bounded(response))
+                done = self._read_whole(await read_bounded(response, MAX_ANSWER_BYTES))
                 if heard is not None:  # a server that does not stream
                     heard(done.text + done.thinking, done.completion_tokens)
                 return done
@@ -124,7 +124,7 @@ class CompletionClient(HttpSession):
         status = response.status
         if status == 200:
             return
-        said = (await _read_bounded(response)).decode("utf-8", "replace")
+        said = (await read_bounded(response, MAX_ANSWER_BYTES)).decode("utf-8", "replace")
         if self._key:  # some servers quote it
             said = said.replace(self._key, "***")
         said = " ".join(said[:300].split())
@@ -205,16 +205,6 @@ class CompletionClient(HttpSession):
         if isinstance(error, (aiohttp.ClientError, OSError)):
             return CompletionFailure(self.url, f"{type(error).__name__}: {error}", Failure.CONNECTION)
         return CompletionFailure(self.url, f"answered {error}", Failure.CONTRACT)
-
-
-async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
-    """The body. Raises ValueError beyond MAX_ANSWER_BYTES."""
-    data = bytearray()
-    async for chunk in response.content.iter_any():
-        data += chunk
-        if len(data) > MAX_ANSWER_BYTES:
-            raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
-    return bytes(data)
 
 
 def _clean(text: str) -> str:

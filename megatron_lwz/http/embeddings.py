@@ -11,6 +11,7 @@ import aiohttp
 
 from megatron_lwz.http.completions import CONNECT_SECONDS, CompletionClient
 from megatron_lwz.http.retry import Failure, RequestFailure
+from megatron_lwz.http.session import read_bounded
 
 MAX_ANSWER_BYTES = 64 << 20
 
@@ -27,11 +28,7 @@ class EmbeddingClient(CompletionClient):
                 self.url + "/embeddings", json=body, timeout=timeout, allow_redirects=False
             ) as response:
                 await self._check(response)
-                data = bytearray()
-                async for chunk in response.content.iter_any():
-                    data += chunk
-                    if len(data) > MAX_ANSWER_BYTES:
-                        raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
+                data = await read_bounded(response, MAX_ANSWER_BYTES)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._translate(error) from error
         try:

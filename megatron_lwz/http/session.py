@@ -50,3 +50,13 @@ class HttpSession(Closing):
         if self._connections is not None:
             await self._connections.close()
             self._connections = None
+
+
+async def read_bounded(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The body. Raises ValueError beyond `most` bytes."""
+    data = bytearray()
+    async for chunk in response.content.iter_any():
+        data += chunk
+        if len(data) > most:
+            raise ValueError(f"more than {most} bytes")
+    return bytes(data)

@@ -23,7 +23,7 @@ from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
-from megatron_lwz.http.session import HttpSession
+from megatron_lwz.http.session import HttpSession, read_bounded
 from megatron_lwz.types import ComponentScore, Prompt, Rollout
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class WritingComponent(HttpSession):
         """The decoded answer. Raises RequestFailure."""
         try:
             async with self.session.post(self._url, json=body, allow_redirects=False) as response:
-                data = await _read_bounded(response)
+                data = await read_bounded(response, _MOST_BYTES)
                 if response.status != 200:
                     said = " ".join(data[:300].decode("utf-8", "replace").split())
                     busy = response.status >= 500 or response.status in (408, 429)
@@ -179,12 +179,3 @@ def _only(values: Any) -> float:
     """The one number of a text's output. Raises ValueError for a model with several."""
     (value,) = values if isinstance(values, list) else [values]
     return _number(value)
-
-
-async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
-    data = bytearray()
-    async for chunk in response.content.iter_any():
-        data += chunk
-        if len(data) > _MOST_BYTES:
-            raise ValueError(f"more than {_MOST_BYTES} bytes")
-    return bytes(data)

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from megatron_lwz.algorithms.advantages import group_advantages
+from megatron_lwz.algorithms.advantages import component_advantages
 from megatron_lwz.cli import common
 from megatron_lwz.cli.main import dispatch
 from megatron_lwz.config import save_config, validate
@@ -95,10 +95,10 @@ def test_the_advantages_are_those_of_the_trainer(run):
     for number in range(4):
         group = [row for row in rows if int(row["group"]) == number]
         scores = torch.tensor([[[float(r["new_length"]), float(r["new_format"])] for r in group]])
-        expected = group_advantages(
+        expected = component_advantages(
             scores, torch.ones_like(scores, dtype=torch.bool), torch.ones(1, len(group), dtype=torch.bool),
             weights=torch.tensor([1.0, 3.0]), normalizer="range", combine="advantages", std_floor=1e-6,
-        )  # fmt: skip
+        ).sum(-1)  # fmt: skip
         assert [float(r["new_advantage"]) for r in group] == pytest.approx(expected[0].tolist())
         assert float(group[-1]["old_advantage"]) == 0, "truncated, and masked under the run's own config"
 

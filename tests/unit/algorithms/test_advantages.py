@@ -10,14 +10,18 @@ from hypothesis import strategies as st
 from megatron_lwz.algorithms.advantages import (
     component_advantages,
     gradient_shares,
-    group_advantages,
     push_violators,
     treat_truncated,
     zero_variance,
 )
 
 
-def advantages(rewards, valid=None, included=None, weights=None, of=group_advantages, **options):
+def total(*arguments, **options):
+    """One advantage per rollout, as the trainer uses it."""
+    return component_advantages(*arguments, **options).sum(-1).float()
+
+
+def advantages(rewards, valid=None, included=None, weights=None, of=total, **options):
     rewards = torch.as_tensor(rewards, dtype=torch.float32)
     return of(
         rewards,
@@ -97,7 +101,7 @@ def test_nothing_valid_gives_zero():
 def test_affine_changes_of_the_reward_do_not_matter(values, scale, offset, normalizer):
     rewards = torch.tensor(values, dtype=torch.float64).view(1, -1, 1)
     first, second = (
-        group_advantages(
+        total(
             r,
             torch.ones_like(r, dtype=torch.bool),
             torch.ones(1, len(values), dtype=torch.bool),
