@@ -19,7 +19,9 @@ _BANDWIDTH, _FLOPS = 4.3e12, 790e12
 """H200: bytes per second copied, dense bf16 FLOP per second. Only their ratio matters."""
 _CPU_TILE_BYTES = 8 * 2**20
 _CPU_COLUMNS = 4096
-_CPU_UNIT = 32
+_CPU_UNIT = 64
+_CPU_WIDTH = 512
+"""Tiles differ in steps of this many columns: a library that compiles a product per shape then meets few."""
 _GPU_COLUMNS = 4096
 
 
@@ -62,7 +64,9 @@ def plan_rows(shape: Shape, budget: int, machine: Machine, *, itemsize: int = 4)
         first = max(_TILE_ROWS, limit * 6 // 10 // _TILE_ROWS * _TILE_ROWS)
         candidates = [*range(first, limit + 1, _TILE_ROWS), limit]
         rows = min(candidates, key=lambda count: (chunk_seconds(shape, count, machine), -count))
-    columns = shape.vocab if machine.multiprocessors else _CPU_TILE_BYTES // (itemsize * rows)
+    columns = (
+        shape.vocab if machine.multiprocessors else _CPU_TILE_BYTES // (itemsize * rows) // _CPU_WIDTH * _CPU_WIDTH
+    )
     return Plan(rows, max(1, min(shape.vocab, max(columns, _CPU_COLUMNS))))
 
 
@@ -74,8 +78,9 @@ def plan_tiles(shape: Shape, budget: int, machine: Machine, *, itemsize: int = 4
     cells = max(1, budget // itemsize)
     rows = _equal_share(shape.rows, max(1, min(shape.rows, cells // least)))
     columns = max(1, min(shape.vocab, cells // rows))
-    if machine.multiprocessors and _TILE_COLUMNS < columns < shape.vocab:
-        columns -= columns % _TILE_COLUMNS
+    unit = _TILE_COLUMNS if machine.multiprocessors else _CPU_WIDTH
+    if unit < columns < shape.vocab:
+        columns -= columns % unit
     return Plan(rows, columns)
 
 

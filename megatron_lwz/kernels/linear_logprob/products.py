@@ -14,21 +14,31 @@ from torch import Tensor
 
 _WORTH = 2**24
 """Multiplications from which on a product pays for oneDNN's set-up and for copying its result into place."""
+_UNIT = 64
+"""oneDNN keeps half a megabyte of code per shape, and packed sequences have any length: it gets whole units of rows, MKL the
+few that are left."""
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """out = a [n, k] · b [k, m], accumulated in the dtype of `out`."""
     if _for_onednn(a, b, out):
-        return out.copy_(_onednn(a, b))
-    if a.dtype == out.dtype:
-        return torch.mm(a, b, out=out)
-    return torch.mm(a, b, out_dtype=out.dtype, out=out)
+        n, k = _whole(a.shape[0]), _whole(a.shape[1])
+        out[:n].copy_(_onednn(a[:n, :k], b[:k]))
+        out[:n].addmm_(a[:n, k:], b[k:])
+        torch.mm(a[n:], b, out=out[n:])
+    elif a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    return out
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a · b, accumulated in fp32 (fp64) also when `total` is narrower."""
     if _for_onednn(a, b, total):
-        total.add_(_onednn(a, b))
+        n, k = _whole(a.shape[0]), _whole(a.shape[1])
+        total[:n].add_(_onednn(a[:n, :k], b[:k])).addmm_(a[:n, k:], b[k:])
+        total[n:].addmm_(a[n:], b)
     elif a.dtype == total.dtype:
         total.addmm_(a, b)
     elif total.dtype in (torch.float32, torch.float64):
@@ -38,10 +48,16 @@ def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _for_onednn(a: Tensor, b: Tensor, out: Tensor) -> bool:
-    same = a.dtype == b.dtype == out.dtype == torch.float32
-    packed = b.is_contiguous() or b.t().is_contiguous()  # of other strides oneDNN makes a plain loop
-    large = a.numel() * b.shape[1] >= _WORTH
-    return same and packed and large and a.device.type == "cpu" and mkl_leaves_avx512()
+    if not (a.dtype == b.dtype == out.dtype == torch.float32 and a.device.type == "cpu" and mkl_leaves_avx512()):
+        return False
+    n, k = _whole(a.shape[0]), _whole(a.shape[1])
+    part = b[:k]
+    packed = part.is_contiguous() or part.t().is_contiguous()  # of other strides oneDNN makes a plain loop
+    return packed and n * k * b.shape[1] >= _WORTH
+
+
+def _whole(count: int) -> int:
+    return count - count % _UNIT
 
 
 def _onednn(a: Tensor, b: Tensor) -> Tensor:
