@@ -22,7 +22,7 @@ demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/tiny_cpu/run.sh
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not long" tests
+	$(BIN)/python -m pytest -m "not gpu and not long" -n 2 --dist loadfile tests
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m "long" tests

@@ -13,7 +13,6 @@ docs/prompts.md explains the rules.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import datetime
 import itertools
@@ -42,7 +41,7 @@ from megatron_lwz.data.preparation.rows import (
 )
 from megatron_lwz.data.preparation.sources import Source, find_files, read_sources
 from megatron_lwz.errors import ConfigError, DataError
-from megatron_lwz.evaluation.asking import ask_all
+from megatron_lwz.evaluation.asking import Shown, ask_all
 from megatron_lwz.rewards.judge import Judge
 from megatron_lwz.rewards.length_judge import VERSIONS, length_question, read_length
 
@@ -69,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     judged: list[JudgedLength | None] = [None] * len(candidates)
     judge_summary: dict[str, Any] | None = None
     if not settings.rules_only:
-        judged, judge_summary = asyncio.run(_judge(candidates, _judge_section(config, options.output)))
+        judged, judge_summary = _judge(candidates, _judge_section(config, options.output))
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     rows = [settle(one, said, settings, tally, date=date) for one, said in zip(candidates, judged, strict=True)]
     _write(options.output, [row for row in rows if row is not None])
@@ -96,35 +95,30 @@ def _all_sources(files: Sequence[Path], column: str | None, bar: Bar) -> Iterato
     bar(len(files), len(files), f"files, {read} rows")
 
 
-async def _judge(
-    candidates: Sequence[Candidate], section: JudgeSection
-) -> tuple[list[JudgedLength | None], dict[str, Any]]:
+def _judge(candidates: Sequence[Candidate], section: JudgeSection) -> tuple[list[JudgedLength | None], dict[str, Any]]:
     """The verdicts in order, None where none was needed or given, and what they cost."""
     asked = [place for place, candidate in enumerate(candidates) if candidate.needs_judge]
-    judged: list[JudgedLength | None] = [None] * len(candidates)
-    missing = 0
-    async with Judge(section) as judge:
-        with Bar("judged") as bar:
-            for start in range(0, len(asked), CHUNK):
-                places = asked[start : start + CHUNK]
-                questions = [
-                    length_question(candidates[place].source.text, candidates[place].language) for place in places
-                ]
-                verdicts = await ask_all(
-                    judge, questions, read_length, lambda done, _, start=start: bar(start + done, len(asked))
-                )
-                for place, verdict in zip(places, verdicts, strict=True):
-                    if verdict is not None:
-                        judged[place] = dataclasses.replace(verdict.value, judge=verdict.judge)
-                missing += sum(verdict is None for verdict in verdicts)
-        evaluate_judge.show_counters(judge)
-        summary = evaluate_judge.summary(judge, section) | {"prompts": VERSIONS}
+    found: list[JudgedLength | None] = [None] * len(candidates)
+
+    async def ask(judge: Judge, shown: Shown) -> None:
+        for start in range(0, len(asked), CHUNK):
+            places = asked[start : start + CHUNK]
+            questions = [length_question(candidates[place].source.text, candidates[place].language) for place in places]
+            verdicts = await ask_all(
+                judge, questions, read_length, lambda done, _, start=start: shown(start + done, len(asked))
+            )
+            for place, verdict in zip(places, verdicts, strict=True):
+                if verdict is not None:
+                    found[place] = dataclasses.replace(verdict.value, judge=verdict.judge)
+
+    _, summary = evaluate_judge.judged(section, "judged", ask)
+    missing = sum(found[place] is None for place in asked)
     if missing:
         text = (
             f"warning: {missing} requests got no verdict and are left out; the same command asks for these alone again"
         )
         common.console(stderr=True).print(text, markup=False)
-    return judged, summary
+    return found, summary | {"prompts": VERSIONS}
 
 
 def _judge_section(config: Config, output: Path) -> JudgeSection:

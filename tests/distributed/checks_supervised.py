@@ -46,14 +46,8 @@ def run(config: Config, stage: str, *, killed_after: int | None = None) -> list[
 
 
 def curves(folder: str, layouts: dict[str, list[str]], killed: list[list[str]], moved: list[list[str]]) -> Any:
-    """Runs of both stages under every layout; `killed` are resumed under the same, `moved` (from, to) under another.
-
-    Pretraining also runs in bf16 under every layout.
-    """
+    """Runs of both stages under every layout; `killed` are resumed under the same, `moved` (from, to) under another."""
     found: dict[str, Any] = {}
-    for name, overrides in layouts.items():
-        config = config_of(folder, "pretrain", f"{name}_bf16", [*overrides, "training.precision=bf16"])
-        found[f"pretrain {name} bf16"] = run(config, "pretrain")
     for name, overrides in layouts.items():
         for stage in ("sft", "pretrain"):
             found[f"{stage} {name}"] = run(config_of(folder, stage, name, overrides), stage)
@@ -68,9 +62,18 @@ def curves(folder: str, layouts: dict[str, list[str]], killed: list[list[str]], 
     return found
 
 
+def curves_in_bf16(folder: str, layouts: dict[str, list[str]]) -> dict[str, Any]:
+    """Pretraining in bf16 under every layout."""
+    found = {}
+    for name, overrides in layouts.items():
+        config = config_of(folder, "pretrain", f"{name}_bf16", [*overrides, "training.precision=bf16"])
+        found[f"pretrain {name} bf16"] = run(config, "pretrain")
+    return found
+
+
 def one_rank(folder: str, layouts: dict[str, list[str]], long: list[str]) -> dict[str, Any]:
     """The reference curves, the long ones beside a plain loop, and a run whose data is poisoned."""
-    found = curves(folder, layouts, [], [])
+    found = curves(folder, layouts, [], []) | curves_in_bf16(folder, {"one": layouts["one"]})
     for stage in ("sft", "pretrain"):
         config = config_of(folder, stage, "long", long)
         found[f"{stage} long"] = run(config, stage)

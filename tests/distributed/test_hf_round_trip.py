@@ -112,6 +112,7 @@ def test_two_rank_round_trips_are_bit_exact(two: dict[str, Any]) -> None:
             assert_round_trip(case, checksum)
 
 
+@pytest.mark.long
 def test_four_rank_round_trips_are_bit_exact(tmp_path: Path) -> None:
     cases = list(prepared_cases(tmp_path, FOUR_RANKS).values())
     for checksums in run_ranks("tests.distributed.checks_hf:round_trips", ranks=4, cases=cases):

@@ -93,8 +93,17 @@ def measured(folder: Path) -> dict[str, Any]:
     long = [f"training.steps={LONG}", "optimizer.schedule=cosine", "training.z_loss=0"]
     one = run_ranks(f"{checks}:one_rank", ranks=1, layouts=ONE, long=long, **shared)
     two = run_ranks(f"{checks}:curves", ranks=2, layouts=TWO, killed=KILLED, moved=MOVED, **shared)
+    return one[0] | two[0]
+
+
+@pytest.fixture(scope="module")
+def measured_at_length(folder: Path) -> dict[str, Any]:
+    """More layouts, and bf16 under all of them: for make test-long."""
+    checks, shared = "tests.distributed.checks_supervised", {"folder": str(folder), "timeout": 420.0}
+    two = run_ranks(f"{checks}:curves_in_bf16", ranks=2, layouts=TWO, **shared)
     four = run_ranks(f"{checks}:curves", ranks=4, layouts=FOUR, killed=[], moved=[], **shared)
-    return one[0] | two[0] | four[0]
+    four_in_bf16 = run_ranks(f"{checks}:curves_in_bf16", ranks=4, layouts=FOUR, **shared)
+    return two[0] | four[0] | four_in_bf16[0]
 
 
 def losses(rows: list[dict[str, Any]]) -> torch.Tensor:
@@ -102,20 +111,32 @@ def losses(rows: list[dict[str, Any]]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", [*TWO, *FOUR])
+@pytest.mark.parametrize("name", TWO)
 def test_the_loss_curve_is_invariant_to_the_layout(measured: dict[str, Any], stage: str, name: str) -> None:
-    assert len(measured[f"{stage} {name}"]) == STEPS
-    torch.testing.assert_close(
-        losses(measured[f"{stage} {name}"]), losses(measured[f"{stage} one"]), rtol=0.0, atol=1e-5
-    )
+    assert_same_curve(measured[f"{stage} {name}"], measured[f"{stage} one"])
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", FOUR)
+def test_the_loss_curve_is_invariant_to_layouts_of_four_ranks(
+    measured: dict[str, Any], measured_at_length: dict[str, Any], stage: str, name: str
+) -> None:
+    assert_same_curve(measured_at_length[f"{stage} {name}"], measured[f"{stage} one"])
+
+
+def assert_same_curve(found: list[dict[str, Any]], one: list[dict[str, Any]]) -> None:
+    assert len(found) == STEPS
+    torch.testing.assert_close(losses(found), losses(one), rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*TWO, *FOUR])
 def test_in_bf16_the_curve_varies_with_the_layout_by_less_than_the_tolerance(
-    measured: dict[str, Any], name: str
+    measured: dict[str, Any], measured_at_length: dict[str, Any], name: str
 ) -> None:
-    assert len(measured[f"pretrain {name} bf16"]) == STEPS
-    found, one = (losses(measured[f"pretrain {layout} bf16"]) for layout in (name, "one"))
+    assert len(measured_at_length[f"pretrain {name} bf16"]) == STEPS
+    found, one = losses(measured_at_length[f"pretrain {name} bf16"]), losses(measured["pretrain one bf16"])
     torch.testing.assert_close(found, one, rtol=BF16_TOLERANCE, atol=0.0)
 
 

@@ -18,6 +18,8 @@ from tests.distributed.launch import run_ranks
 from tests.end_to_end.grpo_runs import write_example
 from tests.end_to_end.stages import ROOT, variables
 
+pytestmark = pytest.mark.long
+
 REPLY = "<think> w1 w2 </think><answer> w3 w4 w5 w3 w4 w5 </answer>"
 WORDS = ["<think>", "</think>", "<answer>", "</answer>", "<|user|>", "<|assistant|>", *(f" w{n}" for n in range(6))]
 
@@ -83,7 +85,6 @@ def test_the_last_run_is_evaluated(folder: Path, found: dict[str, Any], capsys: 
     assert metrics["format_valid"]["count"] == 5
 
 
-@pytest.mark.long
 def test_the_script_goes_through_the_whole_chain(tmp_path: Path) -> None:
     sizes = {"DOCUMENTS": "600", "PRETRAIN_STEPS": "120", "SFT_STEPS": "8", "GRPO_STEPS": "2", "CONTINUED_STEPS": "6"}
     settings = "grpo.group_size=4 training.prompts_per_step=8 rollout.max_new_tokens=320 evaluation.samples=1"

@@ -97,6 +97,7 @@ def test_the_best_checkpoint_stays_and_is_named(undisturbed: Path) -> None:
     assert "Best checkpoint: step_" in (undisturbed / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_killed_in_an_evaluation_it_goes_on_and_counts_nothing_twice(example: Path, undisturbed: Path) -> None:
     run = example / "killed"
     arguments = command(example / "config.yaml", f"run.dir={run}")

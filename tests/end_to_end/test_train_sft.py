@@ -93,6 +93,7 @@ def test_the_export_writes_the_response_and_ends_it(whole: Path) -> None:
     assert model(tokens, labels=labels).loss.item() < rows_of(whole)[0]["loss"] - 0.5
 
 
+@pytest.mark.long  # the loop is pretraining's, whose kills are in make test
 def test_a_killed_run_repeats_an_undisturbed_one_bit_for_bit(config: Path, whole: Path) -> None:
     folder = config.parent / "killed"
     arguments = (str(config), f"run.dir={folder}")

@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import pytest
 
@@ -87,6 +88,7 @@ def test_tensorboard_reads_back_the_scalars_and_the_resumed_run_replaces_redone_
         with MetricsWriter(tmp_path) as writer:
             for step in range(first, 5):
                 writer.write(step, {"reward/length": scale * step})
+        time.sleep(1.1)  # TensorBoard orders event files by the second in their names
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("reward/length")] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
 

@@ -82,7 +82,7 @@ def test_the_command_writes_the_same_folder_twice(tiny, tmp_path, monkeypatch, c
         tiny.main()
     assert "60 documents" in capsys.readouterr().out
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["corpus.jsonl", "tokenizer.json", "tokenizer_config.json"]
+    assert names == ["corpus.jsonl", "good.jsonl", "tokenizer.json", "tokenizer_config.json"]
     assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
     rows = [json.loads(line) for line in (tmp_path / "a" / "corpus.jsonl").read_text().splitlines()]
     assert len(rows) == 60 and all(row["text"].endswith("<|endoftext|>") for row in rows)
