@@ -84,7 +84,8 @@ def test_other_ranks_speak_only_when_rank_zero_did_not_end_them(monkeypatch, cap
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_runs_the_cleanup_and_gives_its_status(number, status):
     code = (
-        "import sys, time\nfrom megatron_lwz.cli import common\n"
+        "import signal, sys, time\nfrom megatron_lwz.cli import common\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # parallel test workers ignore it, and children inherit
         "def main(argv):\n"
         "    try:\n        print('ready', flush=True); time.sleep(60)\n"
         "    finally:\n        print('closed', flush=True)\n"
