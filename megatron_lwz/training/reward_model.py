@@ -29,7 +29,7 @@ from megatron_lwz.models.reward_model import last_token_scores
 from megatron_lwz.training.batching import make_micro_batches, make_pair_batches, pair_size
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import LossFn, TokenLossFn, forward_chunks
-from megatron_lwz.training.supervised import OnStep, check_supervised, run_task, sequences_of_step
+from megatron_lwz.training.supervised import OnStep, check_supervised, run_task, with_epochs
 from megatron_lwz.types import MicroBatch, SequenceBatch
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def prepare(config: Config) -> tuple[Config, PairTask]:
     launch.initialize(config)
     check_reward_model(config)
     task = build_task(config)
-    return _with_epochs(config, task.source), task
+    return with_epochs(config, task.source.total), task
 
 
 def train(config: Config, task: PairTask, on_step: OnStep = lambda _step, _shown: None) -> Path:
@@ -218,13 +218,3 @@ def _existing(key: str, file: str) -> Path:
     if not Path(file).is_file():
         raise ConfigError(key, file, "no such file")
     return Path(file)
-
-
-def _with_epochs(config: Config, source: PairSource) -> Config:
-    if source.total is None:
-        return config
-    taken = steps = 0
-    while taken < source.total:
-        taken += sequences_of_step(config.training, steps)
-        steps += 1
-    return config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})

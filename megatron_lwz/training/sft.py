@@ -13,7 +13,7 @@ from megatron_lwz.data.supervised import SupervisedBatch
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import launch
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.training.supervised import OnStep, check_supervised, sequences_of_step, train_supervised
+from megatron_lwz.training.supervised import OnStep, check_supervised, train_supervised, with_epochs
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def prepare(config: Config) -> tuple[Config, ExampleSource]:
     launch.initialize(config)
     check_sft(config)
     source = build_source(config)
-    return with_epochs(config, source), source
+    return with_epochs(config, source.total), source
 
 
 def train(config: Config, source: ExampleSource, on_step: OnStep = lambda _step, _shown: None) -> None:
@@ -52,17 +52,6 @@ def build_source(config: Config) -> ExampleSource:
         shuffle=config.data.shuffle,
         epochs=config.sft.epochs,
     )
-
-
-def with_epochs(config: Config, source: ExampleSource) -> Config:
-    """The config whose `training.steps` are those of `sft.epochs`, if that is set."""
-    if source.total is None:
-        return config
-    taken = steps = 0
-    while taken < source.total:
-        taken += sequences_of_step(config.training, steps)
-        steps += 1
-    return config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
 
 
 def validation_batches(config: Config) -> dict[str, list[SupervisedBatch]]:

@@ -196,6 +196,17 @@ def sequences_of_step(section: TrainingSection, step: int) -> int:
     return section.ramp_from + (section.sequences_per_step - section.ramp_from) * step // section.ramp_steps
 
 
+def with_epochs(config: Config, total: int | None) -> Config:
+    """The config whose `training.steps` take `total` sequences, or pairs; None: as it is."""
+    if total is None:
+        return config
+    taken = steps = 0
+    while taken < total:
+        taken += sequences_of_step(config.training, steps)
+        steps += 1
+    return config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
+
+
 def step_metrics(config: Config, batch: SupervisedBatch, result: StepResult, seconds: float) -> dict[str, float]:
     """One row of metrics.jsonl.
 

@@ -6,7 +6,7 @@ Text inside code fences is left out. Every function reads a line in linear time.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal
@@ -248,9 +248,3 @@ def _number(text: str) -> int | None:
         return sum(-a if a < b else a for a, b in zip(values, [*values[1:], 0], strict=True))
     parsed = parse_number(simplify(text))
     return int(parsed[0]) if parsed else None
-
-
-def lines_of(checks: Sequence[Check]) -> Iterator[str]:
-    """All faults in words."""
-    for check in checks:
-        yield from check.faults

@@ -9,8 +9,7 @@ from megatron_lwz.config import validate
 from megatron_lwz.config.sections import TrainingSection
 from megatron_lwz.data.examples import ExampleSource
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.training.sft import with_epochs
-from megatron_lwz.training.supervised import check_supervised, sequences_of_step
+from megatron_lwz.training.supervised import check_supervised, sequences_of_step, with_epochs
 
 
 def test_the_batch_grows_evenly_to_its_size() -> None:
@@ -27,7 +26,7 @@ def test_epochs_become_steps(epochs: float | None, ramp: dict, steps: int) -> No
     example = ("a", torch.zeros(2, dtype=torch.int32), torch.tensor([False, True]))
     source = ExampleSource([example] * 10, weighting="token", seed=0, shuffle=True, epochs=epochs)
     config = validate({"training": {"sequences_per_step": 5} | ramp})
-    assert with_epochs(config, source).training.steps == steps
+    assert with_epochs(config, source.total).training.steps == steps
 
 
 @pytest.mark.parametrize(
