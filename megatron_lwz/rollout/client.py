@@ -20,6 +20,8 @@ from megatron_lwz.types import FinishReason, TokenDelta, WeightVersion
 
 CONNECT_SECONDS = 10.0
 UNKNOWN_VERSION = WeightVersion(0)
+UNCHANGED = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""The distribution as the policy has it: vLLM else takes what the model's generation_config.json says (Qwen2.5: 1.05)."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class EngineClient(HttpSession):
         self._model = model
         self._timeout = timeout
 
+    @property
+    def has_token(self) -> bool:
+        """Whether requests carry a token."""
+        return bool(self._key)
+
     def twin(self) -> EngineClient:
         """A client of the same engine for another event loop."""
         return EngineClient(self.url, self._key, model=self._model, timeout=self._timeout)
@@ -60,11 +67,12 @@ class EngineClient(HttpSession):
         max_tokens: int,
         temperature: float,
         top_p: float,
-        stop: Sequence[str],
+        stop: Sequence[str | int],
     ) -> AsyncGenerator[StreamEvent, None]:
         """Token deltas as the engine writes them, then one StreamEnd. Log-probs are rounded to fp32, as journaled.
 
-        Raises RequestFailure if the stream breaks, stalls, or says what the contract does not know.
+        `stop`: strings and token ids that end the response; what ended it is among its tokens. Raises RequestFailure if
+        the stream breaks, stalls, or says what the contract does not know.
         """
         body = {
             "model": self._model,
@@ -73,7 +81,9 @@ class EngineClient(HttpSession):
             "temperature": temperature,
             "top_p": top_p,
             "seed": seed,
-            "stop": list(stop),
+            "stop": [end for end in stop if isinstance(end, str)],
+            "stop_token_ids": [end for end in stop if isinstance(end, int)],
+            **UNCHANGED,
             "stream": True,
             "logprobs": 0,  # the sampled token's only
             "return_token_ids": True,
@@ -107,39 +117,62 @@ class EngineClient(HttpSession):
 
     async def models(self) -> dict[str, Any]:
         """The served model's entry of /v1/models (`logprobs_mode`, `max_model_len` …, as far as the engine tells)."""
-        entries = (await self._call("GET", "/v1/models")).get("data")
+        entries = (await self.call("GET", "/v1/models")).get("data")
         for entry in entries if isinstance(entries, list) else []:
             if isinstance(entry, dict) and entry.get("id") == self._model:
                 return entry
         raise self._failure(Failure.CONTRACT, f"serves no model named {self._model!r}: start it with that name")
 
+    async def logprobs_mode(self) -> str:
+        """vLLM's --logprobs-mode. Raises RequestFailure if the engine does not tell."""
+        try:
+            info = await self.call("GET", "/server_info?config_format=json")
+        except RequestFailure as error:
+            advice = f"does not say how it takes log-probs ({error.kind.value}): start vLLM with VLLM_SERVER_DEV_MODE=1"
+            raise self._failure(error.kind, advice) from error
+        try:
+            return str(info["vllm_config"]["model_config"]["logprobs_mode"])
+        except (KeyError, TypeError):
+            raise self._failure(Failure.CONTRACT, "/server_info names no logprobs_mode") from None
+
+    async def answers_strangers(self) -> bool:
+        """Whether control routes answer a request that carries no token."""
+        async with EngineClient(self.url, None, model=self._model, timeout=self._timeout) as stranger:
+            try:
+                await stranger.call("GET", "/is_paused")
+            except RequestFailure as error:
+                if error.kind is not Failure.REFUSED:
+                    raise
+                return False
+            return True
+
     async def pause(self) -> None:
         """Holds running requests between two tokens, without losing them."""
-        await self._call("POST", "/pause?mode=keep")
+        await self.call("POST", "/pause?mode=keep")
 
     async def resume(self) -> None:
         """Lets held requests go on."""
-        await self._call("POST", "/resume")
+        await self.call("POST", "/resume")
 
     async def reload_weights(self, path: Path) -> None:
         """Loads a Hugging Face folder that the engine can read, and forgets cached prefixes."""
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(path)}}
-        await self._call("POST", "/collective_rpc", body)
-        await self._call("POST", "/reset_prefix_cache")
+        await self.call("POST", "/collective_rpc", body)
+        await self.call("POST", "/reset_prefix_cache")
 
     async def update_weight_version(self, version: str) -> None:
         """Names the weights that write from now on."""
-        await self._call("POST", "/update_weight_version", {"new_version": version})
+        await self.call("POST", "/update_weight_version", {"new_version": version})
         self.version = parse_version(version, self.version)
 
     async def weight_version(self) -> str | None:
         """What the engine calls its weights, None if it does not tell."""
-        version = (await self._call("GET", "/weight_info")).get("weight_version")
+        version = (await self.call("GET", "/weight_info")).get("weight_version")
         return version if isinstance(version, str) else None
 
     async def weight_checksum(self) -> str:
         """Checksum (hex) of the weights the engine runs."""
-        answer = await self._call("POST", "/weight_checker", {"action": "checksum"})
+        answer = await self.call("POST", "/weight_checker", {"action": "checksum"})
         checksum = answer.get("checksum")
         if not isinstance(checksum, str):
             raise self._failure(Failure.CONTRACT, "/weight_checker gave no checksum")
@@ -147,7 +180,7 @@ class EngineClient(HttpSession):
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """Ends requests; unknown ids are ignored."""
-        await self._call("POST", "/abort_requests", {"request_ids": list(request_ids)})
+        await self.call("POST", "/abort_requests", {"request_ids": list(request_ids)})
 
     def _request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, request_id: str | None = None
@@ -155,7 +188,7 @@ class EngineClient(HttpSession):
         headers = {"X-Request-Id": request_id} if request_id else {}
         return self.session.request(method, self.url + path, json=body, headers=headers)
 
-    async def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A control request; its JSON object, {} if it answers with something else."""
         try:
             async with self._request(method, path, body) as response:

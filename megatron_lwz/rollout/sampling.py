@@ -53,6 +53,8 @@ class Sampler:
         ids = {stop: tokenizer.encode(stop) for stop in section.stop}
         self._special = {i[0]: stop for stop, i in ids.items() if len(i) == 1 and not tokenizer.decode(i)}
         """Stop strings that are a special token, and so never show in the decoded text."""
+        self._stops: tuple[str | int, ...] = (*section.stop, *sorted(tokenizer.eos_ids | self._special.keys()))
+        """Every EOS that any file of the model names: an engine knows only those that it reads itself."""
 
     async def write(self, group: GroupDraft, draft: Draft, seed: int) -> None:
         """Returns when the draft has its end (queued in the journal, not yet durable).
@@ -92,7 +94,7 @@ class Sampler:
             max_tokens=section.max_new_tokens - start,
             temperature=section.temperature,
             top_p=section.top_p,
-            stop=section.stop,
+            stop=self._stops,
         )
         async with aclosing(events):
             async for event in events:
@@ -101,7 +103,7 @@ class Sampler:
                 elif event.reason is FinishReason.ABORT:
                     raise RequestFailure(client.url, "aborted the request", Failure.CONNECTION)
                 else:
-                    end = event
+                    end = self._named(draft, event)
                 if end is not None:
                     self._finish(draft, end)
                     return
@@ -119,6 +121,12 @@ class Sampler:
         draft.extend(delta)
         self.counters["tokens"] += len(delta.tokens)
         return end or self._at_limit(draft)
+
+    def _named(self, draft: Draft, end: StreamEnd) -> StreamEnd:
+        """The end with its stop string, where the engine was asked to look for a special token's id instead."""
+        if end.reason is FinishReason.STOP and end.stop is None and draft.tokens:
+            return replace(end, stop=self._special.get(draft.tokens[-1]))
+        return end
 
     def _at_limit(self, draft: Draft) -> StreamEnd | None:
         """The end of a draft that already holds more than it may: an engine that ignores max_tokens."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import environment
-from megatron_lwz.errors import EngineError
 from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.rollout.contract import check_engines
 from megatron_lwz.rollout.engine.process import engine_process
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.run_folder import RunFolder
@@ -23,13 +22,13 @@ START_SECONDS = 300.0
 def open_engines(config: Config, run: RunFolder, model: Path) -> Iterator[EnginePool]:
     """A pool of the engines at `rollout.urls`, or of one embedded engine that serves `model` until the end. Rank 0 only.
 
-    Raises EngineError when an engine does not start or answer.
+    Raises EngineError when an engine does not start, or one that runs does not answer or fit (rollout/contract.py).
     """
     section = config.rollout
     if section.urls:
-        pool = make_pool(config, section.urls, environment.get(section.api_key_env))
-        check_logprobs(pool.models(), temperature=section.temperature, top_p=section.top_p)
-        yield pool
+        token = environment.get(section.api_key_env)
+        check_engines(section.urls, token, section, longest=config.data.max_prompt_tokens + section.max_new_tokens)
+        yield make_pool(config, section.urls, token)
         return
     server = embedded_server(config, model, threads=section.engine_threads, log_path=run.root / "engine.log")
     server.start()
@@ -50,24 +49,6 @@ def embedded_server(config: Config, model: Path, *, threads: int, log_path: Path
         threads=threads,
         log_path=log_path,
     )
-
-
-def check_logprobs(models: Mapping[str, Mapping[str, Any]], *, temperature: float, top_p: float) -> None:
-    """The loss needs log-probs of the full softmax at the sampling temperature. Raises EngineError for any others.
-
-    `models`: URL → the engine's entry of /v1/models. An engine that does not say which it gives (vLLM) is trusted: start
-    it with `--logprobs-mode processed_logprobs` and keep top_p at 1.
-    """
-    fitting = {"full_softmax_at_temperature"}
-    if top_p == 1:
-        fitting.add("processed_logprobs")
-    if temperature == 1:
-        fitting.add("raw_logprobs")
-    for url, entry in models.items():
-        mode = entry.get("logprobs_mode")
-        if mode is not None and mode not in fitting:
-            advice = f"gives {mode}, but temperature {temperature} and top_p {top_p} need one of {sorted(fitting)}"
-            raise EngineError(url, advice)
 
 
 def make_pool(config: Config, urls: tuple[str, ...], token: str | None) -> EnginePool:

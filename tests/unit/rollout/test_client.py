@@ -45,10 +45,13 @@ def test_stream_gives_every_token_once_with_its_logprob(delta):
 
 def test_request_speaks_vllm():
     engine = Engine()
-    ask(engine, stop=("</answer>",))
+    ask(engine, stop=("</answer>", 7))
     body = engine.requests[0]
     assert body["prompt"] == PROMPT and body["stream"] is True and body["return_token_ids"] is True
-    assert body["logprobs"] == 0 and body["stop"] == ["</answer>"] and body["model"] == "policy"
+    assert body["logprobs"] == 0 and body["model"] == "policy"
+    assert body["stop"] == ["</answer>"] and body["stop_token_ids"] == [7]
+    # said although they do nothing: vLLM's defaults are those of the model's generation_config.json
+    assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0.0, 1.0)
 
 
 def test_tokens_of_an_engine_that_names_no_version_take_the_last_set():

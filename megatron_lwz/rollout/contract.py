@@ -1,0 +1,68 @@
+"""What an engine that runs already must be like before a rollout is asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from megatron_lwz.config.sections import RolloutSection
+from megatron_lwz.errors import EngineError
+from megatron_lwz.rollout.client import EngineClient
+
+GUARD = "--middleware megatron_lwz.rollout.vllm_guard.RequireToken"
+
+log = logging.getLogger(__name__)
+
+
+def check_engines(urls: Sequence[str], token: str | None, section: RolloutSection, *, longest: int) -> None:
+    """Asks all engines at once, see `check_engine`. Not from inside an event loop."""
+
+    async def check(url: str) -> None:
+        async with EngineClient(url, token, timeout=section.request_timeout) as client:
+            await check_engine(client, section, longest=longest)
+
+    async def check_all() -> None:
+        await asyncio.gather(*(check(url) for url in urls))
+
+    asyncio.run(check_all())
+
+
+async def check_engine(client: EngineClient, section: RolloutSection, *, longest: int) -> None:
+    """Raises EngineError unless the engine's settings fit the run and only the token's holder can change its weights.
+
+    `longest`: tokens of the longest prompt with the longest response.
+    """
+    entry = await client.models()
+    limit = entry.get("max_model_len")
+    if isinstance(limit, int) and limit < longest:
+        advice = (
+            f"takes sequences of {limit} tokens, data.max_prompt_tokens + rollout.max_new_tokens is {longest}: "
+            f"start it with --max-model-len {longest} or more"
+        )
+        raise EngineError(client.url, advice)
+    mode = entry.get("logprobs_mode") or await client.logprobs_mode()
+    check_logprobs(client.url, mode, temperature=section.temperature, top_p=section.top_p)
+    if not client.has_token:
+        log.warning(
+            "engine %s: %s is not set, whoever reaches it may change its weights", client.url, section.api_key_env
+        )
+    elif await client.answers_strangers():
+        advice = f"its control routes answer without the token: start vLLM with {GUARD} and VLLM_API_KEY (docs/vllm.md)"
+        raise EngineError(client.url, advice)
+
+
+def check_logprobs(url: str, mode: str, *, temperature: float, top_p: float) -> None:
+    """The loss needs log-probs of the full softmax at the sampling temperature. Raises EngineError for any others.
+
+    `mode`: the embedded engine's `full_softmax_at_temperature`, or vLLM's --logprobs-mode: `processed_logprobs` are taken
+    at the temperature and after top-p, `raw_logprobs` at temperature 1 and before top-p.
+    """
+    fitting = {"full_softmax_at_temperature"}
+    if top_p == 1:
+        fitting.add("processed_logprobs")
+    if temperature == 1:
+        fitting.add("raw_logprobs")
+    if mode not in fitting:
+        advice = f"gives {mode}, but temperature {temperature} and top_p {top_p} need one of {sorted(fitting)}"
+        raise EngineError(url, advice + ": see vLLM's --logprobs-mode")
