@@ -118,23 +118,37 @@ class Admission:
 
     def take(self) -> list[int] | None:
         """The groups of this step's batch, oldest first; None: wait. They stay until `trained`."""
-        pending = self.pending()
-        known = self.replay.get(self.step, ())
-        if len(known) == self.batch and self.admitted.keys() >= set(known):
-            return list(known) if self._ready(known) else None
-        oldest = pending[: self.batch]
-        if self._ready(oldest):
-            return oldest if len(oldest) == self.batch else None
-        if self.carried is None:
+        first = self._first()
+        if self._ready(first):
+            return first if len(first) == self.batch else None
+        if self.carried is None or first == self._repeated():
             return None
-        chosen = [group for group in pending if self.states[group] is State.READY][: self.batch]
+        chosen = [group for group in self.pending() if self.states[group] is State.READY][: self.batch]
         return chosen if len(chosen) == self.batch and self._in_time(chosen) else None
+
+    def certain(self) -> list[int]:
+        """Groups that will surely be in the batch that `take` gives: they may be trained on before the others are ready.
+
+        Those are the ready ones of the B oldest. A ready group stays until it is trained; older ones only leave and new ones
+        are younger, so that it stays among the B oldest; and both batches that `take` may give, the B oldest and the
+        first B that are ready, hold every ready one of the B oldest.
+        """
+        return [group for group in self._first() if self.states[group] is State.READY]
 
     def trained(self, groups: Iterable[int]) -> None:
         """This step's batch was trained on."""
         self.refilled = 0
         for group in groups:
             self.give_back(group)
+
+    def _first(self) -> list[int]:
+        """What this step trains on unless younger ones overtake: what it took before a kill, else the B oldest."""
+        return self._repeated() or self.pending()[: self.batch]
+
+    def _repeated(self) -> list[int]:
+        """The groups that an earlier process trained this step on, if all of them are there again."""
+        known = self.replay.get(self.step, ())
+        return list(known) if len(known) == self.batch and self.admitted.keys() >= set(known) else []
 
     def _ready(self, groups: Iterable[int]) -> bool:
         return all(self.states[group] is State.READY for group in groups)

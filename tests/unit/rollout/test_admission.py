@@ -87,7 +87,9 @@ class Run:
     most_recovered = 0
 
     def collect(self, step: int) -> None:
+        certain: set[int] = set()
         while (taken := self.admission.take()) is None:
+            certain = self.still_certain(certain)
             running = [g for g in self.admission.pending() if self.admission.states[g].value == "running"][: self.width]
             assert running, "deadlock: nothing is written, and no batch can be taken"
             left = {group: max(0.0, self.law.seconds(group) - self.written.get(group, 0.0)) for group in running}
@@ -96,9 +98,19 @@ class Run:
                 self.written[group] = self.written.get(group, 0.0) + passed
             self.end(min(running, key=lambda group: (left[group], group)))
         assert len(taken) == self.batch == len(set(taken))
+        assert self.still_certain(certain) <= set(taken), "what was handed over early is in the batch"
+        assert taken == sorted(taken)
         self.lags += [step - self.seen[group] for group in taken]
         self.batches.append(taken)
         self.admission.trained(taken)
+
+    def still_certain(self, before: set[int]) -> set[int]:
+        """What may be trained on early, now."""
+        certain = self.admission.certain()
+        assert before <= set(certain), "a group that was handed over early never leaves the batch"
+        assert len(certain) == len(set(certain)) <= self.batch
+        assert all(self.admission.states[group].value == "ready" for group in certain)
+        return set(certain)
 
     def end(self, group: int) -> None:
         if self.law.fails(group):
@@ -187,6 +199,20 @@ def test_the_formula_alone_would_let_a_straggler_be_overtaken_for_ever():
     assert admission.take() is None, "0 and 1 are due at step 3, which trains one group"
     admission.finish(1)
     assert admission.take() == [1]
+
+
+def test_ready_groups_among_the_oldest_are_certain_and_ready_ones_behind_are_not():
+    """B = 2, over-sampling: 2 is ready but 0 and 1 may still be the batch; when 0 fails, 2 is one of the two oldest."""
+    admission = Admission(2, 1, carried=1.0)
+    admission.advance(1)
+    for group in range(4):
+        admission.admit(group)
+    admission.finish(2)
+    assert admission.certain() == []
+    admission.finish(1)
+    assert admission.certain() == [1] and admission.take() == [1, 2]
+    admission.give_back(0)
+    assert admission.certain() == [1, 2] == admission.take()
 
 
 def test_over_sampling_carries_the_slowest_over_within_the_bound():
