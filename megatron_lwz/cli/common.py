@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megatron_lwz.config import Config, load_config
-from megatron_lwz.distributed import environment
-from megatron_lwz.errors import LwzError
+from megatron_lwz.distributed import environment, termination
+from megatron_lwz.errors import DataError, LwzError
 
 USER_ERROR = 2
-INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
+GOES_ON = "the same command goes on from the last checkpoint"
+"""What a training stage says when a signal ends it."""
 
 _GRACE_SECONDS = 5.0
 """How long a rank above 0 holds its error back: when rank 0 fails too, torchrun ends this rank before it speaks."""
@@ -32,31 +33,31 @@ class UsageError(LwzError):
     """The command line itself cannot be read."""
 
 
-class _Terminated(BaseException):
-    """SIGTERM as an exception, so that `finally` blocks run: engines stop, the journal closes."""
-
-
-def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None, *, advice: str = "") -> int:
     """Runs `main(argv)` and returns the exit status: 0, 2 after an LwzError, 130 after ^C, 143 after SIGTERM.
 
     An LwzError is one line on stderr, said once for all ranks. `--traceback` anywhere in `argv` shows the whole stack.
+    A signal lets `finally` blocks run, for 30 s at most; then one line says so, with `advice` on how to go on.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--traceback" in arguments
     _start_log()
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        main([text for text in arguments if text != "--traceback"])
-        return 0
-    except LwzError as error:
-        _report(error, verbose=verbose)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except _Terminated:
-        return TERMINATED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    with termination.watched(forced=lambda: _say_stopped(advice), until_exit=argv is None):
+        try:
+            main([text for text in arguments if text != "--traceback"])
+            return 0
+        except BaseException as error:
+            number = termination.requested() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
+            # After a signal an error may be its consequence, for peers and engines end too; a disk that refuses is not.
+            if isinstance(error, LwzError if not number else DataError):
+                _report(error, verbose=verbose)
+                return USER_ERROR
+            if not number:
+                raise
+            if verbose:
+                traceback.print_exception(error)
+        _say_stopped(advice)
+        return 128 + number
 
 
 def load(argv: Sequence[str]) -> Config:
@@ -174,9 +175,10 @@ def _start_log() -> None:
         log.addHandler(handler)
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
-    raise _Terminated
+def _say_stopped(advice: str) -> None:
+    if environment.rank() == 0:
+        name = signal.Signals(termination.requested() or signal.SIGINT).name
+        os.write(2, f"stopped by {name}{': ' + advice if advice else ''}\n".encode())
 
 
 def _report(error: LwzError, *, verbose: bool) -> None:
@@ -184,7 +186,7 @@ def _report(error: LwzError, *, verbose: bool) -> None:
     if rank:
         try:
             time.sleep(_GRACE_SECONDS)
-        except (_Terminated, KeyboardInterrupt):
+        except (termination.Terminated, KeyboardInterrupt):
             return
     text = "".join(traceback.format_exception(error)).rstrip() if verbose else " ".join(str(error).split("\n"))
     where = f" (rank {rank})" if rank else ""

@@ -20,7 +20,7 @@ COMMANDS = {
 
 def main() -> int:
     """Entry point of `lwz`. Returns the exit status."""
-    return common.run(dispatch, sys.argv[1:])
+    return common.run(dispatch)
 
 
 def dispatch(argv: Sequence[str]) -> None:

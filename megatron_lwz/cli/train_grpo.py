@@ -55,4 +55,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(common.run(main))
+    sys.exit(common.run(main, advice=f"{common.GOES_ON}, its rollouts from their last token"))

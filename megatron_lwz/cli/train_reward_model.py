@@ -44,4 +44,4 @@ def _show(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(common.run(main))
+    sys.exit(common.run(main, advice=common.GOES_ON))

@@ -22,4 +22,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(common.run(main))
+    sys.exit(common.run(main, advice=common.GOES_ON))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.distributed import exchange, groups, termination
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.training.checkpoint import LATEST, pointed_at, run_state
 from megatron_lwz.training.checkpoint_writer import (
@@ -26,6 +26,9 @@ from megatron_lwz.training.checkpoint_writer import (
 )
 from megatron_lwz.training.state import TrainState
 
+CLOSING_SECONDS = 12.0
+"""Of the time after a signal, what is left for closing engines and journal."""
+
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +38,7 @@ class CheckpointSaver:
     With `checkpoint.asynchronous` a save costs the run a copy into host memory. A thread of every rank then writes it,
     over a process group of its own; rank 0's gives the folder its name, makes it the latest and drops old ones. A
     write that fails is raised by the next call, on all ranks. Leaving the context waits for the last write, also
-    when an error ends the run.
+    when an error ends the run; after a signal only as long as there is time.
     """
 
     def __init__(
@@ -92,9 +95,11 @@ class CheckpointSaver:
             self.wait()
         elif self._writing is not None:
             try:
-                self._writing.result()
+                self._writing.result(termination.patience(reserve=CLOSING_SECONDS))
             except CheckpointError as failed:  # what ended the run is to be said first
                 log.warning("%s", failed)
+            except TimeoutError:
+                log.warning("no time to complete the checkpoint of step %d: the one before it stays", self._step)
 
     def _write(self, snapshot: Snapshot, target: Path, done: Future[None]) -> None:
         try:

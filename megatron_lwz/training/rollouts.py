@@ -13,7 +13,7 @@ from megatron_lwz.config import Config
 from megatron_lwz.data.prompts import PromptOrder, read_prompts
 from megatron_lwz.data.templates import render
 from megatron_lwz.data.tokenizer import Tokenizer
-from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.distributed import exchange, groups, termination
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.evaluation.in_loop import InLoopEvaluation
 from megatron_lwz.rewards.composite import build_rewards, reward_metrics
@@ -171,7 +171,8 @@ class Host:
         self.controller.start()
         try:
             self.evaluation = self._open_evaluation(pool, journal)
-            yield
+            with termination.kept(journal.commit):
+                yield
         finally:
             if self.evaluation is not None:
                 self.evaluation.close()

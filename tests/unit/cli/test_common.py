@@ -81,21 +81,92 @@ def test_other_ranks_speak_only_when_rank_zero_did_not_end_them(monkeypatch, cap
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_runs_the_cleanup_and_gives_its_status(number, status):
-    code = (
-        "import signal, sys, time\nfrom megatron_lwz.cli import common\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # parallel test workers ignore it, and children inherit
-        "def main(argv):\n"
-        "    try:\n        print('ready', flush=True); time.sleep(60)\n"
-        "    finally:\n        print('closed', flush=True)\n"
-        "sys.exit(common.run(main, []))"
+PROGRAM = """
+import asyncio, ctypes, signal, sys, time
+from megatron_lwz.cli import common
+from megatron_lwz.distributed import termination
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # parallel test processes ignore it, and children inherit
+def say(text):
+    print(text, flush=True)
+def main(argv):
+{body}
+sys.exit(common.run(main, [], advice="start it again"))
+"""
+CLEANS_UP = """
+    try:
+        say("ready")
+        time.sleep(60)
+    finally:
+        say("closing")
+        time.sleep(1)
+        say("closed")
+"""
+IN_AN_EVENT_LOOP = """
+    async def work():
+        asyncio.get_running_loop().call_soon(lambda: say("ready") or time.sleep(60))
+        try:
+            await asyncio.sleep(60)
+        finally:
+            say("closed")
+    asyncio.run(work())
+"""
+PEER_IS_GONE = """
+    try:
+        say("ready")
+        time.sleep(60)
+    finally:
+        raise RuntimeError("connection closed by peer")
+"""
+DISK_REFUSES = """
+    try:
+        say("ready")
+        time.sleep(60)
+    finally:
+        raise common.DataError("journal", "disk full")
+"""
+IN_A_CALL_THAT_NO_SIGNAL_ENDS = """
+    termination.GRACE_SECONDS = 0.5
+    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(mutex)
+    with termination.kept(lambda: say("kept")):
+        say("ready")
+        library.pthread_mutex_lock(mutex)
+"""
+
+
+def signalled(body: str, *numbers: int) -> tuple[int, list[str], str]:
+    """(status, lines said after `ready`, stderr) of a program whose main thread is told to end, once or more often."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(body=body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.2)
     out, error = process.communicate(timeout=30)
-    assert (process.returncode, out, error) == (status, "closed\n", "")
+    return process.returncode, out.split(), error
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_lets_the_cleanup_run_once_however_often_it_comes(number, status):
+    name = signal.Signals(number).name
+    expected = (status, ["closing", "closed"], f"stopped by {name}: start it again\n")
+    assert signalled(CLEANS_UP, number, number, signal.SIGTERM) == expected
+
+
+def test_a_signal_gets_out_of_an_event_loop():
+    assert signalled(IN_AN_EVENT_LOOP, signal.SIGTERM) == (143, ["closed"], "stopped by SIGTERM: start it again\n")
+
+
+def test_what_fails_after_a_signal_is_its_consequence_but_for_the_disk():
+    assert signalled(PEER_IS_GONE, signal.SIGTERM) == (143, [], "stopped by SIGTERM: start it again\n")
+    assert signalled(DISK_REFUSES, signal.SIGTERM) == (2, [], "error: journal: disk full\n")
+
+
+def test_a_process_that_hears_no_signal_keeps_what_it_has_and_ends():
+    status, said, error = signalled(IN_A_CALL_THAT_NO_SIGNAL_ENDS, signal.SIGTERM)
+    assert (status, said, error) == (143, ["kept", "kept"], "stopped by SIGTERM: start it again\n")
 
 
 def test_progress_prints_plain_lines_on_rank_zero_only(monkeypatch, capsys):
