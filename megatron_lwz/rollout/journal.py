@@ -11,7 +11,7 @@ import json
 import math
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +20,9 @@ from typing import Any, TypeVar
 from megatron_lwz.errors import DataError
 from megatron_lwz.rollout import recovery
 from megatron_lwz.rollout.drafts import Draft, GroupDraft, Kind
+from megatron_lwz.rollout.lengths import GroupLengths
 from megatron_lwz.rollout.schema import (
+    ADDITIONS,
     APPLICATION_ID,
     SCHEMA_VERSION,
     TABLES,
@@ -98,6 +100,12 @@ class Journal:
         for group in groups:
             self._queue("INSERT OR REPLACE INTO consumed VALUES (?, ?)", (group, step))
 
+    def exclude(self, group: int, reasons: Mapping[int, str]) -> None:
+        """Index of a rollout → why it has no weight in the loss, of a group that is trained on; instead of what was noted."""
+        self._queue("DELETE FROM excluded WHERE group_id = ?", (group,))
+        for index, reason in reasons.items():
+            self._queue("INSERT INTO excluded VALUES (?, ?, ?)", (group, index, reason))
+
     def drop(self, group: int, reason: str) -> None:
         """The group will never be trained on."""
         self._queue("INSERT OR REPLACE INTO dropped VALUES (?, ?)", (group, reason))
@@ -149,6 +157,11 @@ class Journal:
         with self._database_lock:
             return self._guarded(lambda: list(recovery.load_groups(self._db, where, (kind, admitted, admitted))))
 
+    def lengths(self, first: int = 0, skip: Container[int] = ()) -> list[GroupLengths]:
+        """How long the training groups with ids from `first` on are, as of the last commit; those in `skip` left out."""
+        with self._database_lock:
+            return self._guarded(lambda: list(recovery.load_lengths(self._db, first, skip)))
+
     def next_id(self, kind: Kind) -> int:
         """The first unused group id of this kind, among committed groups."""
         with self._database_lock:
@@ -189,6 +202,7 @@ class Journal:
             self._db.executescript(
                 f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{TABLES}COMMIT;"
             )
+        self._db.executescript(ADDITIONS)
 
     def _write(self, rows: list[tuple[str, tuple[Any, ...]]]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -265,6 +279,10 @@ class JournalReader:
         for group in ids:
             for draft in recovery.load_groups(self._db, "id = ?", (group,), tokens=False):
                 yield draft.freeze()
+
+    def lengths(self) -> Iterator[GroupLengths]:
+        """How long all training groups are, finished or not, and what became of them."""
+        return recovery.load_lengths(self._db)
 
     def consumed(self) -> dict[int, int]:
         """Group id → the training step that used it."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
+from megatron_lwz.rollout.lengths import GroupLengths, RolloutLength
 from megatron_lwz.rollout.schema import prompt_from_json, unpack_logprobs, unpack_tokens
 from megatron_lwz.types import ComponentScore, FinishReason, TokenDelta, WeightVersion
 
@@ -44,6 +45,32 @@ def load_groups(
         )
 
 
+def load_lengths(db: sqlite3.Connection, first: int = 0, skip: Container[int] = ()) -> Iterator[GroupLengths]:
+    """Training groups with an id of at least `first` that are not in `skip`, in order of id, without reading any text."""
+    recorded = _has(db, "excluded")
+    query = (
+        "SELECT id, size, admitted, consumed.step, dropped.reason FROM groups "
+        "LEFT JOIN consumed ON consumed.group_id = id LEFT JOIN dropped ON dropped.group_id = id "
+        "WHERE kind = 'training' AND id >= ? ORDER BY id"
+    )
+    last = (
+        "SELECT start + length(tokens) / 4 FROM deltas WHERE group_id = ? AND rollout = ? ORDER BY start DESC LIMIT 1"
+    )
+    for group, size, admitted, step, dropped in db.execute(query, (first,)).fetchall():
+        if group in skip:
+            continue
+        ends = dict(db.execute("SELECT rollout, reason FROM finished WHERE group_id = ?", (group,)))
+        query = "SELECT rollout, reason FROM excluded WHERE group_id = ?"
+        excluded = dict(db.execute(query, (group,))) if recorded else {}
+        written = {index: db.execute(last, (group, index)).fetchone() for index in range(size)}
+        rollouts = [
+            RolloutLength(tokens[0] if tokens else 0, ends.get(index), excluded.get(index))
+            for index, tokens in written.items()
+            if tokens or index in ends
+        ]
+        yield GroupLengths(group, admitted, step, dropped, tuple(rollouts))
+
+
 def _drafts(db: sqlite3.Connection, group: int, size: int, tokens: bool) -> list[Draft]:
     drafts = [Draft(group, index) for index in range(size)]
     query = "SELECT rollout, start, tokens, logprobs, version FROM deltas WHERE group_id = ? ORDER BY rollout, start"
@@ -57,6 +84,11 @@ def _drafts(db: sqlite3.Connection, group: int, size: int, tokens: bool) -> list
     for index, reason, stop, text in db.execute(query, (group,)):
         drafts[index].reason, drafts[index].stop, drafts[index].text = FinishReason(reason), stop, text
     return drafts
+
+
+def _has(db: sqlite3.Connection, table: str) -> bool:
+    """Whether the journal has a table that older versions lack."""
+    return db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone() is not None
 
 
 def _scores(db: sqlite3.Connection, group: int, size: int) -> list[dict[str, ComponentScore]]:

@@ -46,6 +46,14 @@ CREATE TABLE checkpoints (step INTEGER PRIMARY KEY);
 CREATE TABLE trained (step INTEGER PRIMARY KEY, micro_batches TEXT NOT NULL);  -- ids of its groups in order, JSON
 """
 
+ADDITIONS = """
+CREATE TABLE IF NOT EXISTS excluded (  -- rollouts without a weight in the loss, of groups that were trained on
+    group_id INTEGER NOT NULL, rollout INTEGER NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (group_id, rollout)
+) WITHOUT ROWID;
+"""
+"""Tables that a journal of the same schema may lack until it is next opened for writing."""
+
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:
     """Int32, little endian."""
