@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """Stands at the end of a decoded text whose last UTF-8 character is not complete yet."""
+_WINDOW = 16
+"""Tokens that hold an incomplete character for sure (it has at most 3 bytes), and what they need as context."""
 
 
 class Detokenizer:
     """Gives each piece of text once, as soon as no later token can change it; equals decoding all tokens at once.
 
-    Only a short window is decoded again: the tokens since the last clean end, and those before it as context.
+    Only a short window is decoded again: the tokens since the last clean end, and those before it as context. Bytes that
+    never become a character do not lengthen it.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
@@ -20,15 +23,15 @@ class Detokenizer:
         self._fresh: list[int] = []
         self._given = 0
 
-    def feed(self, token: int) -> str:
+    def feed(self, *tokens: int) -> str:
         """The text that is certain now, often empty inside a character."""
-        self._fresh.append(token)
+        self._fresh += tokens
         text = self._decode(self._context + self._fresh)
         certain = text.removesuffix(BROKEN)
         piece = certain[self._given :]
-        if len(certain) == len(text):
+        if len(certain) == len(text) or len(self._fresh) >= _WINDOW:
             self._context, self._fresh = self._fresh, []
-            self._given = len(self._decode(self._context))
+            self._given = len(self._decode(self._context).removesuffix(BROKEN))
         else:
             self._given = max(self._given, len(certain))
         return piece

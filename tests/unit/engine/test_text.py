@@ -25,6 +25,32 @@ def test_pieces_of_any_bytes_join_to_the_whole_text(data: bytes) -> None:
     assert "".join(pieces(data)) == decode(data)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200), st.lists(st.integers(1, 40), min_size=1, max_size=8))
+def test_many_tokens_at_a_time_give_the_same_text(data: bytes, sizes: list[int]) -> None:
+    detokenizer, text, start = Detokenizer(decode), "", 0
+    while start < len(data):
+        size = sizes[start % len(sizes)]
+        text += detokenizer.feed(*data[start : start + size])
+        start += size
+        assert decode(data[:start]).startswith(text)
+    assert text + detokenizer.finish() == decode(data)
+
+
+def test_bytes_that_never_become_a_character_do_not_lengthen_the_window() -> None:
+    longest = 0
+
+    def watched(ids: Sequence[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(ids))
+        return decode(ids)
+
+    detokenizer = Detokenizer(watched)
+    data = b"\x80" * 500 + "中".encode() * 3
+    text = "".join(detokenizer.feed(token) for token in data)
+    assert text + detokenizer.finish() == decode(data) and longest <= 40
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30))
 def test_valid_text_never_shows_a_broken_character(text: str) -> None:
