@@ -45,6 +45,11 @@ class RolloutSection(Section):
     request_timeout: float = Field(600.0, gt=0, description="seconds without any token before a request is retried")
     retries: int = Field(5, ge=0, description="attempts per rollout after a failure, each from its last durable token")
     commit_interval: float = Field(0.5, gt=0, description="seconds between durable journal commits")
+    journal_backlog: int = Field(
+        1_000_000,
+        gt=0,
+        description="tokens received that may wait for a slow disk; beyond that the streams are read no further",
+    )
     network_journal: bool = Field(False, description="run folder on NFS or Lustre: the journal takes an exclusive lock")
     engine_threads: int = Field(0, ge=0, description="CPU threads of the embedded engine; 0 = all cores")
 

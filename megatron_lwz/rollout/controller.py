@@ -149,7 +149,7 @@ class RolloutController:
 
     def metrics(self) -> dict[str, float]:
         """Counts since the start of this process; `waiting` are admitted groups that are not ready."""
-        names = ("tokens", "finished", "truncated", "retried", "dropped", "failed_scores", "failed_groups", "refilled")
+        names = "tokens finished truncated retried held_back dropped failed_scores failed_groups refilled".split()
         counts = {f"rollout/total_{name}": float(self._sampler.counters[name]) for name in names}
         with self._changed:
             return counts | {"rollout/waiting": float(len(self._drafts) - len(self._ready))}

@@ -50,6 +50,7 @@ class Journal:
         self._database_lock = threading.Lock()
         self._rows: list[tuple[str, tuple[Any, ...]]] = []
         self._deltas: dict[tuple[int, int], tuple[int, TokenDelta]] = {}
+        self._undurable = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock_file = path.with_name(path.name + ".lock").open("a")
         try:
@@ -58,6 +59,11 @@ class Journal:
             raise DataError(path, "another process writes this journal; is the run already going?") from error
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._guarded(lambda: self._open(exclusive))
+
+    @property
+    def undurable(self) -> int:
+        """Tokens received that are not on disk yet."""
+        return self._undurable
 
     def admit(self, group: GroupDraft) -> None:
         """A new group: its prompt and the rendered prompt's tokens."""
@@ -69,6 +75,7 @@ class Journal:
         """Tokens of a response from position `start` on. Deltas between two commits become one row."""
         key = (draft.group, draft.index)
         with self._queue_lock:
+            self._undurable += len(delta.tokens)
             waiting = self._deltas.pop(key, None)
             if waiting is not None:
                 first, before = waiting
@@ -130,6 +137,7 @@ class Journal:
         """Makes everything queued so far durable. Raises DataError; the rows stay queued then."""
         with self._database_lock:
             with self._queue_lock:
+                tokens = self._undurable
                 rows, self._rows = self._rows, []
                 rows += [_delta_row(key, start, delta) for key, (start, delta) in self._deltas.items()]
                 self._deltas = {}
@@ -141,6 +149,8 @@ class Journal:
                 with self._queue_lock:
                     self._rows = rows + self._rows
                 raise
+            with self._queue_lock:
+                self._undurable -= tokens
 
     def rewind(self, step: int) -> int:
         """Recovery: groups consumed after `step` return to ready; gives their number. Durable at return."""

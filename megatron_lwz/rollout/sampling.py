@@ -19,6 +19,8 @@ from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import FinishReason, TokenDelta
 
+DISK_POLL_SECONDS = 0.1
+
 log = logging.getLogger(__name__)
 
 
@@ -98,6 +100,8 @@ class Sampler:
         )
         async with aclosing(events):
             async for event in events:
+                if self._journal.undurable > section.journal_backlog:
+                    await self._wait_for_disk()
                 if isinstance(event, TokenDelta):
                     end = self._append(draft, event, start)
                 elif event.reason is FinishReason.ABORT:
@@ -127,6 +131,12 @@ class Sampler:
         if end.reason is FinishReason.STOP and end.stop is None and draft.tokens:
             return replace(end, stop=self._special.get(draft.tokens[-1]))
         return end
+
+    async def _wait_for_disk(self) -> None:
+        """Reads a stream no further while the disk lags behind: the network then holds the engine's answer back."""
+        self.counters["held_back"] += 1
+        while self._journal.undurable > self._section.journal_backlog:
+            await asyncio.sleep(DISK_POLL_SECONDS)
 
     def _at_limit(self, draft: Draft) -> StreamEnd | None:
         """The end of a draft that already holds more than it may: an engine that ignores max_tokens."""

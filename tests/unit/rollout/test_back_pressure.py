@@ -1,0 +1,49 @@
+"""A disk that lags behind holds the engines back, and costs nothing but time."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from megatron_lwz.rollout.journal import Journal, JournalReader
+from tests.unit.rollout.synthetic_engine import Engine
+
+BACKLOG, STREAMS, LENGTH, DELTA = 600, 3, 3000, 10
+
+
+def test_streams_are_read_no_further_than_the_disk_allows(make_controller, start_engine, tmp_path, monkeypatch):
+    disk, commit = threading.Event(), Journal.commit
+    controller = make_controller(
+        start_engine(Engine(length=lambda seed: LENGTH, delta=DELTA)),
+        group_size=STREAMS,
+        journal_backlog=BACKLOG,
+        max_new_tokens=2 * LENGTH,
+    )
+    monkeypatch.setattr(Journal, "commit", lambda self: disk.wait() and commit(self))
+    received = lambda: controller.metrics()["rollout/total_tokens"]  # noqa: E731
+    controller.begin(1)
+    deadline = time.monotonic() + 30
+    while received() < BACKLOG and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    held = received()
+    assert BACKLOG <= held <= BACKLOG + STREAMS * DELTA, "each stream may have one delta in hand"
+    disk.set()
+    (group,) = controller.collect(1)
+    assert [len(rollout.tokens) for rollout in group.rollouts] == [LENGTH + 1] * STREAMS
+    metrics = controller.metrics()
+    assert metrics["rollout/total_held_back"] > 0 and metrics["rollout/total_retried"] == 0
+    controller.close()
+    with JournalReader(tmp_path / "journal.sqlite") as reader:
+        assert [rollout.tokens for rollout in next(reader.groups()).rollouts] == [r.tokens for r in group.rollouts]
+
+
+def test_a_trainer_that_stalls_stops_admission_not_memory(make_controller, start_engine):
+    controller = make_controller(start_engine(Engine()), group_size=2, max_staleness=2)
+    controller.begin(1)
+    deadline = time.monotonic() + 30
+    while controller.metrics()["rollout/total_finished"] < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)  # nobody takes a step: the groups of three steps are all that is ever written
+    assert controller.metrics()["rollout/total_finished"] == 6
+    assert controller.metrics()["rollout/total_tokens"] == 6 * 41
