@@ -73,7 +73,7 @@ def train(config: Config, display: Display) -> RunFolder:
                 saver.save({"prompts": step * config.training.prompts_per_step})
             saver.poll()
             if writer:
-                metrics = experience.metrics | mean_metrics(losses) | timer.take()
+                metrics = experience.metrics | mean_metrics(losses) | rollouts.lengths(step) | timer.take()
                 metrics["tokens_per_second"] = metrics["rollout/tokens"] / _seconds(metrics)
                 writer.write(step, metrics)
                 display.step(step, metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.held_out import HeldOut
 from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.length_book import LengthBook, exclusions
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.attempts import record_attempt
@@ -109,6 +110,10 @@ class Rollouts:
         if self._host is not None:
             self._host.trained(step)
 
+    def lengths(self, step: int) -> dict[str, float]:
+        """Metrics `length/…` once `step` is trained; may warn. Rank 0 alone has them."""
+        return self._host.lengths(step) if self._host is not None else {}
+
     def checkpointed(self, step: int) -> None:
         """The checkpoint of `step` is on disk: what it was trained on will not come back after a kill."""
         if self._host is not None:
@@ -150,11 +155,13 @@ class Host:
         self._rewards = self._new_rewards()
         self._names = [reward.name for reward in self._rewards]
         self._batch: list[Group] = []
+        self._lengths = LengthBook(config.rollout.lengths, config.rollout.max_staleness)
 
     @contextmanager
     def connected(self, pool: EnginePool, version: WeightVersion) -> Iterator[None]:
         """Opens the journal, takes up what an earlier attempt left, and runs the controller."""
         journal = Journal(self._run.journal, exclusive=self._config.rollout.network_journal)
+        self._journal = journal
         self.controller = RolloutController(
             pool,
             journal,
@@ -184,6 +191,7 @@ class Host:
             self.evaluation.settle(self.waiting)  # one that an earlier process left, before the weights change
         self._batch = self.controller.collect(step, progress=self.waiting)
         experience = make_experience(self._batch, self._config, names=self._names, step=step)
+        self._note_exclusions(self._batch, experience.batch)
         experience.metrics.update(self.controller.metrics() | reward_metrics(self._rewards))
         return experience
 
@@ -191,6 +199,16 @@ class Host:
         """Notes which groups the update to `step` used."""
         self.controller.mark_consumed(self._batch, step)
         self._batch = []
+
+    def lengths(self, step: int) -> dict[str, float]:
+        """What `step`, now trained, says about lengths."""
+        return self._lengths.measure(step, self._journal.lengths)
+
+    def _note_exclusions(self, groups: Sequence[Group], batch: SequenceBatch) -> None:
+        """Which of their rollouts have no weight in the loss; durable with the record that they were trained on."""
+        mask = self._config.grpo.truncated == "mask"
+        for group, weights in zip(groups, batch.weights.view(len(groups), -1).tolist(), strict=True):
+            self._journal.exclude(group.id, exclusions(group, weights, mask_truncated=mask))
 
     def _open_evaluation(self, pool: EnginePool, journal: Journal) -> InLoopEvaluation | None:
         if not self._held_out:
