@@ -18,11 +18,12 @@ IGNORED_LABEL = -100
 
 
 class FinishReason(str, Enum):
-    """Why an engine stopped writing. `LENGTH` is a truncated rollout: it hit its token limit."""
+    """Why a rollout ended. `LENGTH`: truncated, it hit its token limit. `GUARD`: we stopped it; no engine ever says so."""
 
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    GUARD = "guard"
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,26 @@ class TokenDelta:
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """A rule of the stream guard held for the first time when a rollout had `position` tokens.
+
+    `stopped`: the rollout was ended there; else it went on. `scores`: what a stopped rollout is given in place of a
+    component's own score, None masks it; empty where every component was determined.
+    """
+
+    rule: str
+    position: int
+    stopped: bool = False
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One finished response. `tokens` includes the tokens of the stop string and the EOS, if sampled.
 
     `logprobs` are the engine's (behaviour) log-probs: full softmax at the sampling temperature, natural log.
     `text` decodes `tokens` without special tokens; when `stop` names a stop string, `text` still ends with it.
+    `alarms` in order of position; the last one of a rollout that the guard stopped is `stopped`.
     """
 
     id: str
@@ -98,11 +114,17 @@ class Rollout:
     finish_reason: FinishReason
     text: str
     stop: str | None = None
+    alarms: tuple[Alarm, ...] = ()
 
     @property
     def truncated(self) -> bool:
         """Whether the token limit cut the text off."""
         return self.finish_reason is FinishReason.LENGTH
+
+    @property
+    def given_scores(self) -> Mapping[str, float | None]:
+        """Component → the score that a stopped rollout is given instead of its own; None: masked."""
+        return self.alarms[-1].scores if self.alarms and self.alarms[-1].stopped else {}
 
 
 @dataclass(frozen=True)
@@ -131,11 +153,20 @@ class RewardFn(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class StreamVerdict:
+    """What a guard thinks of a rollout so far: which rules hold, and which components' scores are still open."""
+
+    rules: tuple[str, ...] = ()
+    open: tuple[str, ...] = ()
+    """Components whose score the text to come can still change; not worked out while no rule holds."""
+
+
 class StreamGuard(Protocol):
     """Watches one rollout while it is written."""
 
-    def feed(self, text: str) -> str | None:
-        """Takes the next piece of text; returns a reason to stop the rollout early, or None to go on."""
+    def feed(self, text: str) -> StreamVerdict:
+        """Takes the next piece of text. What it says of a text does not depend on how that was cut into pieces."""
         ...
 
 

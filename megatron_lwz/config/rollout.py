@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from megatron_lwz.config.base import Section
+from megatron_lwz.config.guard import GuardSection
 from megatron_lwz.config.lengths import LengthsSection
 
 
@@ -53,6 +54,7 @@ class RolloutSection(Section):
     )
     network_journal: bool = Field(False, description="run folder on NFS or Lustre: the journal takes an exclusive lock")
     engine_threads: int = Field(0, ge=0, description="CPU threads of the embedded engine; 0 = all cores")
+    guard: GuardSection = GuardSection()
     lengths: LengthsSection = LengthsSection()
 
 

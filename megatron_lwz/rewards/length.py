@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Collection, Sequence
 
 import torch
@@ -45,6 +46,13 @@ def score_length(length: int, asked: LengthRange, section: LengthReward) -> floa
         reward = length_reward(length, asked, largest_length(asked, section), clip=section.clip)
     power = section.under_power if length < asked.lower else section.over_power
     return reward**power if reward > 0 else reward  # what is left unclipped below 0 stays linear
+
+
+def settled_length(asked: LengthRange, section: LengthReward) -> float:
+    """The length from which on `score_length` is 0 whatever is added; infinite where it never settles (`clip: false`)."""
+    if section.shape == "longbench":
+        return 4.0 * asked.upper
+    return largest_length(asked, section) if section.clip else math.inf
 
 
 def largest_length(asked: LengthRange, section: LengthReward) -> float:

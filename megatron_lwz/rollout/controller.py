@@ -20,6 +20,7 @@ from megatron_lwz.http.retry import RequestFailure
 from megatron_lwz.rollout.admission import Intake, derive_seed
 from megatron_lwz.rollout.commits import Committer
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
+from megatron_lwz.rollout.guard import GuardMaker
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Meter, ProgressFn
@@ -59,6 +60,7 @@ class RolloutController:
         tokenizer: Tokenizer,
         render: Callable[[Prompt], str],
         section: RolloutSection,
+        guard: GuardMaker | None = None,
     ) -> None:
         self._pool = pool
         self._journal = journal
@@ -68,7 +70,7 @@ class RolloutController:
         self._tokenizer = tokenizer
         self._render = render
         self._section = section
-        self._sampler = Sampler(pool, journal, tokenizer, section)
+        self._sampler = Sampler(pool, journal, tokenizer, section, guard)
         self._drafts: dict[int, GroupDraft] = {}
         self._ready: dict[int, Group] = {}
         self._changed = threading.Condition()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megatron_lwz.types import ComponentScore, FinishReason, Group, Prompt, Rollout, TokenDelta, VersionSegment
+from megatron_lwz.types import Alarm, ComponentScore, FinishReason, Group, Prompt, Rollout, TokenDelta, VersionSegment
 
 Kind = Literal["training", "evaluation"]
 
@@ -22,6 +22,8 @@ class Draft:
     reason: FinishReason | None = None
     stop: str | None = None
     text: str = ""
+    alarms: tuple[Alarm, ...] = ()
+    """Known when it is finished."""
 
     @property
     def id(self) -> str:
@@ -72,6 +74,7 @@ class GroupDraft:
             finish_reason=draft.reason,
             text=draft.text,
             stop=draft.stop,
+            alarms=draft.alarms,
         )
 
     def freeze(self) -> Group:

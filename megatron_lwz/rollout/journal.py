@@ -24,6 +24,7 @@ from megatron_lwz.rollout.lengths import GroupLengths
 from megatron_lwz.rollout.schema import (
     ADDITIONS,
     APPLICATION_ID,
+    READABLE,
     SCHEMA_VERSION,
     TABLES,
     pack_logprobs,
@@ -51,6 +52,7 @@ class Journal:
         self._rows: list[tuple[str, tuple[Any, ...]]] = []
         self._deltas: dict[tuple[int, int], tuple[int, TokenDelta]] = {}
         self._undurable = 0
+        self._undurable = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock_file = path.with_name(path.name + ".lock").open("a")
         try:
@@ -59,6 +61,11 @@ class Journal:
             raise DataError(path, "another process writes this journal; is the run already going?") from error
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._guarded(lambda: self._open(exclusive))
+
+    @property
+    def undurable(self) -> int:
+        """Tokens received that are not on disk yet."""
+        return self._undurable
 
     @property
     def undurable(self) -> int:
@@ -92,6 +99,10 @@ class Journal:
             raise ValueError(f"rollout {draft.id} is unfinished")
         row = (draft.group, draft.index, draft.reason.value, draft.stop, draft.text)
         self._queue("INSERT INTO finished VALUES (?, ?, ?, ?, ?)", row)
+        for alarm in draft.alarms:
+            given = json.dumps(dict(alarm.scores))
+            noted = (draft.group, draft.index, alarm.position, alarm.rule, int(alarm.stopped), given)
+            self._queue("INSERT INTO alarms VALUES (?, ?, ?, ?, ?, ?)", noted)
 
     def score(self, group: int, scores: Sequence[Mapping[str, ComponentScore]]) -> None:
         """All scores of a group, instead of those it had."""
@@ -149,6 +160,8 @@ class Journal:
                 with self._queue_lock:
                     self._rows = rows + self._rows
                 raise
+            with self._queue_lock:
+                self._undurable -= tokens
             with self._queue_lock:
                 self._undurable -= tokens
 
@@ -212,7 +225,7 @@ class Journal:
             self._db.executescript(
                 f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{TABLES}COMMIT;"
             )
-        self._db.executescript(ADDITIONS)
+        self._db.executescript(f"BEGIN;{ADDITIONS}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
     def _write(self, rows: list[tuple[str, tuple[Any, ...]]]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -316,10 +329,9 @@ def check_schema(db: sqlite3.Connection, path: Path, *, may_be_empty: bool = Fal
         return
     if application != APPLICATION_ID:
         raise DataError(path, "not a rollout journal")
-    if version != SCHEMA_VERSION:
-        raise DataError(
-            path, f"journal schema {version}, this release reads {SCHEMA_VERSION}: use the release that wrote it"
-        )
+    if version not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise DataError(path, f"journal schema {version}, this release reads {known}: use the release that wrote it")
 
 
 def _delta_row(key: tuple[int, int], start: int, delta: TokenDelta) -> tuple[str, tuple[Any, ...]]:

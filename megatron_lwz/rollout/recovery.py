@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.lengths import GroupLengths, RolloutLength
 from megatron_lwz.rollout.schema import prompt_from_json, unpack_logprobs, unpack_tokens
-from megatron_lwz.types import ComponentScore, FinishReason, TokenDelta, WeightVersion
+from megatron_lwz.types import Alarm, ComponentScore, FinishReason, TokenDelta, WeightVersion
 
 OPEN = "id NOT IN (SELECT group_id FROM consumed) AND id NOT IN (SELECT group_id FROM dropped)"
 
@@ -83,6 +83,9 @@ def _drafts(db: sqlite3.Connection, group: int, size: int, tokens: bool) -> list
     query = "SELECT rollout, reason, stop, text FROM finished WHERE group_id = ?"
     for index, reason, stop, text in db.execute(query, (group,)):
         drafts[index].reason, drafts[index].stop, drafts[index].text = FinishReason(reason), stop, text
+    query = "SELECT rollout, position, rule, stopped, scores FROM alarms WHERE group_id = ? ORDER BY rollout, position, stopped"
+    for index, position, rule, stopped, scores in db.execute(query, (group,)) if _has(db, "alarms") else ():
+        drafts[index].alarms += (Alarm(rule, position, bool(stopped), json.loads(scores)),)
     return drafts
 
 

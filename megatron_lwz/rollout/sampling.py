@@ -15,9 +15,10 @@ from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
 from megatron_lwz.rollout.admission import derive_seed
 from megatron_lwz.rollout.client import EngineClient, StreamEnd
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
+from megatron_lwz.rollout.guard import GuardMaker, Watch
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.types import FinishReason, TokenDelta
+from megatron_lwz.types import FinishReason, Prompt, TokenDelta
 
 DISK_POLL_SECONDS = 0.1
 
@@ -42,14 +43,25 @@ class Tokenizer(Protocol):
 
 
 class Sampler:
-    """Streams rollouts into the journal; after a failure goes on from the last token received."""
+    """Streams rollouts into the journal; after a failure goes on from the last token received.
 
-    def __init__(self, pool: EnginePool, journal: Journal, tokenizer: Tokenizer, section: RolloutSection) -> None:
+    `guard` watches them while they are written, as `rollout.guard` says.
+    """
+
+    def __init__(
+        self,
+        pool: EnginePool,
+        journal: Journal,
+        tokenizer: Tokenizer,
+        section: RolloutSection,
+        guard: GuardMaker | None = None,
+    ) -> None:
         self.counters: Counter[str] = Counter()
         self._pool = pool
         self._journal = journal
         self._tokenizer = tokenizer
         self._section = section
+        self._guard = guard if section.guard.mode != "off" else None
         self._window = max((len(stop.encode()) for stop in section.stop), default=0) + 8
         """Tokens that surely hold a whole stop string: each token is at least one byte, and some margin."""
         ids = {stop: tokenizer.encode(stop) for stop in section.stop}
@@ -63,16 +75,18 @@ class Sampler:
 
         Raises RequestFailure when failures in a row, without a new token, use up the budget.
         """
-        end = self.end_of(draft.tokens)
+        watch = self._watch(group.prompt)
+        stopped = watch is not None and watch.take(draft.tokens) is not None
+        end = StreamEnd(FinishReason.GUARD) if stopped else self.end_of(draft.tokens)
         if end is not None:  # killed between the last token and its record of the end
-            self._finish(draft, end)
+            self._finish(draft, end, watch)
         budget = RetryBudget(self._section.retries)
         while draft.reason is None:
             async with self._pool.lease(group.id) as client:
                 before = len(draft.tokens)
                 try:
                     await self._pool.restore(client)
-                    await self._stream(client, group, draft, seed)
+                    await self._stream(client, group, draft, seed, watch)
                     self._pool.report(client, failed=False)
                     continue
                 except RequestFailure as error:
@@ -85,7 +99,9 @@ class Sampler:
             log.warning("rollout %s goes on from token %d in %.1f s: %s", draft.id, len(draft.tokens), wait, failure)
             await asyncio.sleep(wait)
 
-    async def _stream(self, client: EngineClient, group: GroupDraft, draft: Draft, seed: int) -> None:
+    async def _stream(
+        self, client: EngineClient, group: GroupDraft, draft: Draft, seed: int, watch: Watch | None
+    ) -> None:
         section, start = self._section, len(draft.tokens)
         if start and section.engine == "vllm":  # its noise restarts with each request: never replay it on a prefix
             seed = derive_seed(seed, start)
@@ -103,24 +119,27 @@ class Sampler:
                 if self._journal.undurable > section.journal_backlog:
                     await self._wait_for_disk()
                 if isinstance(event, TokenDelta):
-                    end = self._append(draft, event, start)
-                elif event.reason is FinishReason.ABORT:
+                    end = self._append(draft, event, start, watch)
+                elif event.reason not in (FinishReason.STOP, FinishReason.LENGTH):
                     raise RequestFailure(client.url, "aborted the request", Failure.CONNECTION)
                 else:
                     end = self._named(draft, event)
-                if end is not None:
-                    self._finish(draft, end)
+                if end is not None:  # one that the engine did not give closes the stream, and so ends the request
+                    self._finish(draft, end, watch)
                     return
 
-    def _append(self, draft: Draft, delta: TokenDelta, resumed_at: int) -> StreamEnd | None:
-        """Takes a delta; gives an end that the engine cannot see: a stop string that began before `resumed_at`."""
+    def _append(self, draft: Draft, delta: TokenDelta, resumed_at: int, watch: Watch | None) -> StreamEnd | None:
+        """Takes a delta; gives an end that the engine cannot see: a stop string that began before `resumed_at`, the guard's."""
         end = None
         if resumed_at and len(draft.tokens) < resumed_at + self._window:
             for count in range(1, len(delta.tokens) + 1):
                 end = self._stop_in([*draft.tokens[-self._window :], *delta.tokens[:count]])
                 if end is not None:
-                    delta = replace(delta, tokens=delta.tokens[:count], logprobs=delta.logprobs[:count])
+                    delta = _first(delta, count)
                     break
+        stopped_at = watch.take(delta.tokens) if watch is not None else None
+        if stopped_at is not None:
+            delta, end = _first(delta, stopped_at - len(draft.tokens)), StreamEnd(FinishReason.GUARD)
         self._journal.extend(draft, len(draft.tokens), delta)
         draft.extend(delta)
         self.counters["tokens"] += len(delta.tokens)
@@ -161,12 +180,29 @@ class Sampler:
         stop = next((stop for stop in self._section.stop if stop in text), None)
         return StreamEnd(FinishReason.STOP, stop) if stop else None
 
-    def _finish(self, draft: Draft, end: StreamEnd) -> None:
+    def _watch(self, prompt: Prompt) -> Watch | None:
+        if self._guard is None:
+            return None
+        return Watch(
+            self._guard(prompt),
+            self._section.guard,
+            decode=self._tokenizer.decode,
+            stops=[stop for stop in self._section.stop if stop not in self._special.values()],
+            ends=self._tokenizer.eos_ids | self._special.keys(),
+            limit=self._section.max_new_tokens,
+        )
+
+    def _finish(self, draft: Draft, end: StreamEnd, watch: Watch | None) -> None:
         draft.reason, draft.stop = end.reason, end.stop
+        draft.alarms = tuple(watch.alarms) if watch is not None else ()
         draft.text = text_of(self._tokenizer.decode(draft.tokens), end.stop)
         self.counters["finished"] += 1
         self.counters["truncated"] += end.reason is FinishReason.LENGTH
         self._journal.finish(draft)
+
+
+def _first(delta: TokenDelta, count: int) -> TokenDelta:
+    return replace(delta, tokens=delta.tokens[:count], logprobs=delta.logprobs[:count])
 
 
 def text_of(decoded: str, stop: str | None) -> str:

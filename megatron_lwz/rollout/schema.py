@@ -11,7 +11,9 @@ import numpy as np
 from megatron_lwz.types import LengthRange, Prompt
 
 APPLICATION_ID = 0x4C575A4A
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, SCHEMA_VERSION)
+"""Version 1 lacks the tables of ADDITIONS; a journal of it becomes one of version 2 when it is next opened for writing."""
 
 TABLES = """
 CREATE TABLE groups (
@@ -51,8 +53,16 @@ CREATE TABLE IF NOT EXISTS excluded (  -- rollouts without a weight in the loss,
     group_id INTEGER NOT NULL, rollout INTEGER NOT NULL, reason TEXT NOT NULL,
     PRIMARY KEY (group_id, rollout)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS alarms (  -- where rules of the stream guard held, of rollouts that have ended
+    group_id INTEGER NOT NULL, rollout INTEGER NOT NULL,
+    position INTEGER NOT NULL,     -- tokens of the response then
+    rule TEXT NOT NULL,
+    stopped INTEGER NOT NULL,      -- 1: the rollout was ended there
+    scores TEXT NOT NULL,          -- component → the score that it was given, JSON
+    PRIMARY KEY (group_id, rollout, position, rule)
+) WITHOUT ROWID;
 """
-"""Tables that a journal of the same schema may lack until it is next opened for writing."""
+"""Tables that a journal of an older version may lack until it is next opened for writing."""
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:

@@ -1,0 +1,97 @@
+"""What can be said of a rollout's scores before it has ended: rules that hold, and which scores are still open.
+
+A component's score is determined when every way to go on and to end gives the same one. Then a rollout may be stopped
+without changing what it is worth. docs/guard.md has the whole table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from megatron_lwz.config import Config
+from megatron_lwz.config.guard import GuardSection
+from megatron_lwz.config.sections import RewardSection
+from megatron_lwz.data.text.grammar import quoted_tags
+from megatron_lwz.data.text.length import Unit
+from megatron_lwz.data.text.loops import LoopFinder
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.rewards.composite import component_sections
+from megatron_lwz.rewards.length import LengthMeter, settled_length
+from megatron_lwz.types import Prompt, StreamVerdict
+
+_UNFINISHED_WORDS = 2
+"""The last word of think and of the answer may yet turn out to be none: "abc" counts as one, "abc1" does not."""
+
+
+class ResponseGuard:
+    """Watches the response to `prompt`. Feed it no text that may be the beginning of a stop string: that may be cut off."""
+
+    def __init__(
+        self, prompt: Prompt, reward: RewardSection, guard: GuardSection, *, always_open: Sequence[str]
+    ) -> None:
+        """`always_open`: components that are never determined, whatever is written."""
+        self._reward = reward
+        self._rules = guard.rules
+        self._always_open = frozenset(always_open)
+        self._names = tuple(component_sections(reward))
+        self._asked = prompt.length
+        self._settled = float("inf") if prompt.length is None else settled_length(prompt.length, reward.length)
+        self._countable = reward.length.unit != "tokens"
+        unit: Unit = "characters" if reward.length.unit == "characters" else "words"
+        self._meter = LengthMeter(prompt.template, unit, quoted_tags(prompt.text))
+        self._loops = None
+        if "loop" in guard.rules:
+            self._loops = LoopFinder(characters=guard.loop_characters, repeats=guard.loop_repeats, unit=guard.loop_unit)
+
+    def feed(self, text: str) -> StreamVerdict:
+        """Takes the next piece of text: the rules that hold now, in the config's order, and the open components."""
+        self._meter.feed(text)
+        loops = self._loops is not None and self._loops.feed(text) > 0
+        holds = {"format": self._meter.hopeless, "loop": loops, "length": self._too_long()}
+        rules = tuple(rule for rule in self._rules if holds[rule])
+        return StreamVerdict(rules, tuple(name for name in self._names if self._is_open(name))) if rules else _QUIET
+
+    def _is_open(self, name: str) -> bool:
+        """Whether some continuation scores otherwise than another."""
+        if name in self._always_open:
+            return True
+        closed = self._meter.segment == "after"  # think and answer are as they will be
+        if name == "format":
+            return not (self._meter.hopeless and (closed or self._reward.format.duplicate_penalty == 0))
+        if name == "length":
+            return not (closed or self._asked is None or self._too_long())
+        return not closed
+
+    def _too_long(self) -> bool:
+        if not self._countable:
+            return False
+        length = self._meter.answer + (self._meter.thinking if self._reward.length.count_thinking else 0)
+        return length - _UNFINISHED_WORDS >= self._settled
+
+
+_QUIET = StreamVerdict()
+
+
+def response_guards(config: Config) -> Callable[[Prompt], ResponseGuard]:
+    """Makes the guard of a prompt's rollouts, under the run's rewards. Raises ConfigError for what does not fit them."""
+    reward, guard = config.reward, config.rollout.guard
+    names = tuple(component_sections(reward))
+    for name in guard.scores:
+        if name not in names:
+            raise ConfigError("rollout.guard.scores", name, f"is no component: choose among {', '.join(names)}")
+    if "length" in guard.rules and reward.length.unit == "tokens":
+        advice = "rule length cannot count reward.length.unit: tokens as they are written; leave the rule out"
+        raise ConfigError("rollout.guard.rules", list(guard.rules), advice)
+    never = never_determined(config)
+    return lambda prompt: ResponseGuard(prompt, reward, guard, always_open=never)
+
+
+def never_determined(config: Config) -> tuple[str, ...]:
+    """Components whose score is open until a rollout has ended, whatever it says.
+
+    A function of the user's own may read anything, tokens too. And where `grpo.truncated` masks a rollout that reaches the
+    token limit, or has it pay, every component's part depends on whether the continuation would have reached it.
+    """
+    if config.grpo.truncated != "keep":
+        return tuple(component_sections(config.reward))
+    return tuple(entry.title for entry in config.reward.functions)
