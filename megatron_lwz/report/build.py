@@ -12,7 +12,7 @@ from megatron_lwz import __version__
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import METRICS, Row, read_history, read_metrics
-from megatron_lwz.report import curves, hacking, rollouts
+from megatron_lwz.report import curves, hacking, lengths, rollouts
 from megatron_lwz.report.axes import short
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "flash-attn", "transformers", "tokenizers", "safetensors")
@@ -36,6 +36,7 @@ def build_report(run_dir: Path | str) -> Path:
         _section("Learning", curves.reward_charts(rows)),
         _section("Rewards at work", curves.composition_charts(rows) + curves.judge_table(rows)),
         _section("Length asked, length written", rollouts.length_charts(ends, _unit(config)) if ends else ""),
+        _section("Lengths sampled, lengths trained on", lengths.panel(journal, rows, config) if ends else ""),
         _section("What the rewards pay for", hacking.panel(sample) if sample else ""),
         _section("Training", curves.health_charts(rows)),
         _reading_section(ends, config.logging.rollouts_in_report) if ends else "",

@@ -10,6 +10,8 @@ from html import escape
 from megatron_lwz.report.axes import Frame, frame_around, short
 
 Points = Sequence[tuple[float, float]]
+Band = tuple[float, float, float, float]
+"""x, and the lower edge, the middle and the upper edge of what is spread there."""
 
 _SMOOTH_FROM = 60
 """Points from which a curve is drawn as a moving average over the faint raw values."""
@@ -26,7 +28,9 @@ class LengthPoint:
     written: float
 
 
-def curves(title: str, series: Mapping[str, Points], *, unit: str = "", share: bool = False) -> str:
+def curves(
+    title: str, series: Mapping[str, Points], *, unit: str = "", share: bool = False, x_label: str = "step"
+) -> str:
     """Named curves over training steps; `share` fixes the y axis to 0 … 1. Non-finite points are left out."""
     kept = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
     kept = {name: points for name, points in kept.items() if points}
@@ -35,8 +39,28 @@ def curves(title: str, series: Mapping[str, Points], *, unit: str = "", share: b
     every = [point for points in kept.values() for point in points]
     frame = frame_around([x for x, _ in every], [y for _, y in every], y_bounds=(0.0, 1.0) if share else None)
     drawn = [_curve(frame, points, name, index) for index, (name, points) in enumerate(kept.items())]
-    svg = frame.draw(drawn, x_label="step", title=escape(title))
+    svg = frame.draw(drawn, x_label=escape(x_label), title=escape(title))
     return _figure(title, svg, unit=unit, legend=list(kept) if list(kept) != [title] else [])
+
+
+def bands(title: str, series: Mapping[str, Sequence[Band]], *, unit: str, x_label: str) -> str:
+    """Named bands with a middle line: the first filled, the others as outlines upon it. Empty without any."""
+    kept = {name: points for name, points in series.items() if points}
+    every = [point for points in kept.values() for point in points]
+    if not every:
+        return ""
+    frame = frame_around([x for x, *_ in every], [y for _, *ys in every for y in ys], zero=True)
+    drawn = []
+    for index, (name, points) in enumerate(kept.items()):
+        low, high = ([(point[0], point[side]) for point in points] for side in (1, 3))
+        if index == 0:
+            outline = _path(frame, [*low, *reversed(high)])
+            drawn.append(f'<path class="fill s{index}" d="{outline}Z"/>')
+        else:
+            drawn += [f'<path class="line edge s{index}" d="{_path(frame, side)}"/>' for side in (low, high)]
+        drawn.append(_curve(frame, [(point[0], point[2]) for point in points], name, index, smooth=False))
+    svg = frame.draw(drawn, x_label=escape(x_label), title=escape(title))
+    return _figure(title, svg, unit=unit, legend=list(kept))
 
 
 def lengths_scatter(title: str, points: Sequence[LengthPoint], *, unit: str, largest: float) -> str:
@@ -93,12 +117,12 @@ def histogram(title: str, samples: Mapping[str, Sequence[float]], *, x_label: st
     return _figure(title, svg, unit="share of rollouts", legend=list(kept))
 
 
-def _curve(frame: Frame, points: Points, name: str, index: int) -> str:
+def _curve(frame: Frame, points: Points, name: str, index: int, *, smooth: bool = True) -> str:
     parts = []
-    smooth = _moving_average(points) if len(points) >= _SMOOTH_FROM else points
-    if smooth is not points:
+    line = _moving_average(points) if smooth and len(points) >= _SMOOTH_FROM else points
+    if line is not points:
         parts.append(f'<path class="line faint s{index}" d="{_path(frame, points)}"/>')
-    parts.append(f'<path class="line s{index}" d="{_path(frame, smooth)}"/>')
+    parts.append(f'<path class="line s{index}" d="{_path(frame, line)}"/>')
     if len(points) == 1:
         parts.append(f'<circle class="dot s{index}" cx="{frame.x(points[0][0])}" cy="{frame.y(points[0][1])}" r="3"/>')
     for x, y in points[:: math.ceil(len(points) / _HOVERS)]:

@@ -12,7 +12,7 @@ from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.report.axes import short
 from megatron_lwz.report.charts import LengthPoint, histogram, lengths_scatter
 from megatron_lwz.rollout.journal import JournalReader
-from megatron_lwz.types import ComponentScore, Group
+from megatron_lwz.types import Alarm, ComponentScore, Group
 
 _WINDOW = 3
 """Training steps at each end of the run that are shown."""
@@ -88,6 +88,7 @@ def _reading(group: Group) -> str:
     if "words" in (details := scores.get("length", ComponentScore(0.0)).details):
         facts.append(f"wrote {details['words']:g}")
     facts += [f"{escape(name)} {short(s.value) if s.valid else 'masked'}" for name, s in scores.items()]
+    facts += [_alarm(alarm) for alarm in rollout.alarms]
     if parsed.fault:
         facts.append(f"fault: {escape(parsed.fault)}")
     parts = [f'<div class="prompt text">{escape(group.prompt.text)}</div><div class="facts">{" · ".join(facts)}</div>']
@@ -97,6 +98,13 @@ def _reading(group: Group) -> str:
     body = parsed.answer if parsed.answer is not None else rollout.text
     parts.append(f'<div class="text">{escape(body.strip())}</div>')
     return f'<article class="rollout">{"".join(parts)}</article>'
+
+
+def _alarm(alarm: Alarm) -> str:
+    rule, place = escape(alarm.rule), f"at token {alarm.position}"
+    if not alarm.stopped:
+        return f"guard: {rule} {place}, went on"
+    return f"guard: {rule}, stopped {place}" + (", scores given" if alarm.scores else "")
 
 
 def _groups(reader: JournalReader, steps: Sequence[int]) -> list[Group]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -90,8 +91,8 @@ def sample(groups: Iterable[GroupLengths]) -> Sample:
     """
     ordered = sorted(groups, key=lambda group: (group.admitted, group.id))
     tokens: list[int] = []
-    for admitted in dict.fromkeys(group.admitted for group in ordered):
-        batch = [group for group in ordered if group.admitted == admitted]
+    for admitted, together in groupby(ordered, key=lambda group: group.admitted):
+        batch = list(together)
         trained = sorted(
             rollout.tokens
             for group in batch
