@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from megatron_lwz.config.base import Section
+from megatron_lwz.config.pool import PoolSection
 from megatron_lwz.config.guard import GuardSection
 from megatron_lwz.config.lengths import LengthsSection
+
+RetryClass = Literal["connection", "timeout", "server", "contract", "refused"]
+"""The classes of http.retry.Failure."""
 
 
 class RolloutSection(Section):
     """Sampling and the engines."""
 
     engine: Literal["embedded", "vllm"] = Field(
-        "embedded", description="embedded: started by the run itself; vllm: give `urls`"
+        "embedded", description="embedded: started by the run itself; vllm: give `urls` or `engines_file`"
     )
     urls: tuple[str, ...] = Field((), description="engines already running, e.g. http://127.0.0.1:8000")
+    engines_file: str | None = Field(
+        None,
+        description="instead of urls: a file with one URL per line, read again when it changes, so that engines come and go",
+    )
     api_key_env: str = Field("LWZ_ENGINE_TOKEN", description="environment variable that holds the engines' token")
     temperature: float = Field(0.8, gt=0, description="paper: 0.8 (B)")
     top_p: float = Field(
@@ -45,7 +53,16 @@ class RolloutSection(Section):
     )
     concurrency: int = Field(128, gt=0, description="rollouts in flight per engine")
     request_timeout: float = Field(600.0, gt=0, description="seconds without any token before a request is retried")
-    retries: int = Field(5, ge=0, description="attempts per rollout after a failure, each from its last durable token")
+    retries: int = Field(
+        5,
+        ge=0,
+        description="attempts per rollout after failures in a row of one class, each from its last durable token",
+    )
+    retry_limits: dict[RetryClass, Annotated[int, Field(ge=0)]] = Field(
+        {},
+        description="retries of single classes: connection, timeout, server (5xx, 408, 429), contract (an answer that is not understood; 1 unless named), refused (other 4xx; 0 unless named)",
+    )
+    pool: PoolSection = PoolSection()
     commit_interval: float = Field(0.5, gt=0, description="seconds between durable journal commits")
     journal_backlog: int = Field(
         1_000_000,
@@ -54,6 +71,12 @@ class RolloutSection(Section):
     )
     network_journal: bool = Field(False, description="run folder on NFS or Lustre: the journal takes an exclusive lock")
     engine_threads: int = Field(0, ge=0, description="CPU threads of the embedded engine; 0 = all cores")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the engines run already, started by somebody else."""
+        return bool(self.urls) or self.engines_file is not None
+
     guard: GuardSection = GuardSection()
     lengths: LengthsSection = LengthsSection()
 

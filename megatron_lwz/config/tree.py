@@ -108,8 +108,13 @@ class Config(s.Section):
                 "k1",
                 "its gradient in the loss has expectation 0: use k2 or k3, or kl_placement: reward",
             )
-        if self.rollout.engine == "vllm" and not self.rollout.urls:
-            raise ConfigError("rollout.urls", [], "engine vllm needs the URLs of running servers")
+        if self.rollout.engine == "vllm" and not self.rollout.elsewhere:
+            raise ConfigError(
+                "rollout.urls", [], "engine vllm needs the URLs of running servers, or rollout.engines_file"
+            )
+        if self.rollout.urls and self.rollout.engines_file is not None:
+            advice = "lists the engines that rollout.urls lists too: leave one of them out"
+            raise ConfigError("rollout.engines_file", self.rollout.engines_file, advice)
         if self.rollout.top_p < 1 and self.grpo.mismatch == "none":
             raise ConfigError(
                 "rollout.top_p",
@@ -147,7 +152,7 @@ class Config(s.Section):
         """What the evaluation while training needs beyond single fields. Raises ConfigError."""
         e = self.evaluation
         held_out = self.data.held_out_prompts is not None
-        if held_out and e.concurrent and self.rollout.urls and not e.urls:
+        if held_out and e.concurrent and self.rollout.elsewhere and not e.urls:
             advice = "evaluations beside training need running engines of their own, or evaluation.concurrent: false"
             raise ConfigError("evaluation.urls", [], advice)
         shared = sorted(set(e.urls) & set(self.rollout.urls))

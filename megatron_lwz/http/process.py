@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from megatron_lwz.errors import EngineError
 
@@ -35,6 +36,11 @@ class ServerProcess:
         self._log_path = log_path
         self._process: subprocess.Popen[bytes] | None = None
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    @property
+    def port(self) -> int | None:
+        """The port in its URL."""
+        return urlsplit(self.url).port
 
     @property
     def pid(self) -> int | None:
@@ -70,11 +76,11 @@ class ServerProcess:
         while time.monotonic() < deadline:
             if not self.alive():
                 code = self._process.returncode if self._process else None
-                raise EngineError(self.url, f"the server ended with status {code}; {self._last_words()}")
+                raise EngineError(self.url, f"the server ended with status {code}; {self.last_words()}")
             if self.healthy():
                 return
             time.sleep(interval)
-        raise EngineError(self.url, f"no answer within {timeout:.0f} s; {self._last_words()}")
+        raise EngineError(self.url, f"no answer within {timeout:.0f} s; {self.last_words()}")
 
     def healthy(self, timeout: float = 2.0) -> bool:
         """Whether /health answers 200 now."""
@@ -97,7 +103,8 @@ class ServerProcess:
                 if number == signal.SIGKILL:
                     return
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """The end of its log, in one line."""
         with self._log_path.open("rb") as log:
             log.seek(0, os.SEEK_END)
             log.seek(max(0, log.tell() - 16384))

@@ -33,22 +33,32 @@ class RequestFailure(EngineError):
         self.kind = kind
 
 
+MOST = {Failure.REFUSED: 0, Failure.CONTRACT: 1}
+"""Retries after failures of these classes, where nothing else is asked for: they would mostly come again."""
+
+
 @dataclass
 class RetryBudget:
-    """How many failures in a row one piece of work may have: per class, or `default`. Progress resets the count."""
+    """How many failures in a row one piece of work may have, each class by itself. Progress resets the counts.
+
+    `default` holds for every class, but at most MOST where that names one; `limits` says otherwise per class. Waits begin at
+    `base_seconds`, or the class's `backoff`, and double up to `max_seconds`.
+    """
 
     default: int
-    limits: Mapping[Failure, int] = field(default_factory=lambda: {Failure.REFUSED: 0, Failure.CONTRACT: 1})
+    limits: Mapping[Failure, int] = field(default_factory=dict)
+    backoff: Mapping[Failure, float] = field(default_factory=dict)
     base_seconds: float = 0.25
     max_seconds: float = 5.0
     _spent: dict[Failure, int] = field(default_factory=dict)
 
     def spend(self, failure: RequestFailure) -> float:
-        """Seconds to wait before the next attempt (doubling, with jitter). Raises the failure if the budget is spent."""
-        spent = self._spent[failure.kind] = self._spent.get(failure.kind, 0) + 1
-        if spent > min(self.limits.get(failure.kind, self.default), self.default):
+        """Seconds to wait before the next attempt, with jitter. Raises the failure if its class's budget is spent."""
+        kind = failure.kind
+        spent = self._spent[kind] = self._spent.get(kind, 0) + 1
+        if spent > self.limits.get(kind, min(MOST.get(kind, self.default), self.default)):
             raise failure
-        longest = min(self.base_seconds * 2.0 ** (sum(self._spent.values()) - 1), self.max_seconds)
+        longest = min(self.backoff.get(kind, self.base_seconds) * 2.0 ** (spent - 1), self.max_seconds)
         return longest * random.uniform(0.5, 1.0)
 
     def reset(self) -> None:

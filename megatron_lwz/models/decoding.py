@@ -44,6 +44,7 @@ class Decoder:
 
     def __init__(self, model: PolicyModel, *, max_length: int, slots: int, prefill_tokens: int = 2048) -> None:
         self.slots = slots
+        self._capacity = slots * max_length
         self._forward = DecodingForward(model, max_length)
         self._prefill_tokens = prefill_tokens
         self._rows = RowCache(self._forward.cache_shape)
@@ -60,6 +61,11 @@ class Decoder:
     def writing(self) -> int:
         """Sequences that hold a slot."""
         return len(self._writing)
+
+    @property
+    def cache_use(self) -> float:
+        """Tokens whose keys and values the slots hold, as a fraction of all that they could: slots × longest sequence."""
+        return sum(sequence.length for sequence in self._writing) / self._capacity
 
     def add(self, sequence: Sequence) -> None:
         """Queues a new sequence (its prompt must not be empty)."""

@@ -16,6 +16,7 @@ import numpy as np
 from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.http.session import HttpSession
 from megatron_lwz.http.sse import EventParser
+from megatron_lwz.rollout.limits import EngineLoad, read_load
 from megatron_lwz.types import FinishReason, TokenDelta, WeightVersion
 
 CONNECT_SECONDS = 10.0
@@ -107,13 +108,18 @@ class EngineClient(HttpSession):
             raise self._translate(error) from error
         raise self._failure(Failure.CONNECTION, "the stream ended without a finish_reason")
 
-    async def health(self) -> bool:
-        """Whether the engine answers."""
+    async def probe(self) -> None:
+        """Returns if the engine answers and says that it works. Raises RequestFailure."""
+        await self.call("GET", "/health")
+
+    async def load(self) -> EngineLoad | None:
+        """How full it is, None if it does not tell."""
         try:
-            async with self._request("GET", "/health") as response:
-                return response.status == 200
-        except (aiohttp.ClientError, OSError):
-            return False
+            return read_load(await self._text("GET", "/metrics"))
+        except RequestFailure as failure:
+            if failure.kind is Failure.REFUSED:
+                return None
+            raise
 
     async def models(self) -> dict[str, Any]:
         """The served model's entry of /v1/models (`logprobs_mode`, `max_model_len` …, as far as the engine tells)."""
@@ -190,17 +196,20 @@ class EngineClient(HttpSession):
 
     async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A control request; its JSON object, {} if it answers with something else."""
-        try:
-            async with self._request(method, path, body) as response:
-                await self._check(response)
-                text = await response.text()
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise self._translate(error) from error
+        text = await self._text(method, path, body)
         try:
             answer = json.loads(text)
         except ValueError:
             return {}
         return answer if isinstance(answer, dict) else {}
+
+    async def _text(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> str:
+        try:
+            async with self._request(method, path, body) as response:
+                await self._check(response)
+                return str(await response.text())
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._translate(error) from error
 
     async def _check(self, response: aiohttp.ClientResponse) -> None:
         if response.status == 200:

@@ -4,114 +4,213 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
+from megatron_lwz.config.pool import PoolSection
+from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.rollout.engine_list import EngineList
+from megatron_lwz.rollout.health import AWAY, Health
+from megatron_lwz.rollout.roster import Load, Pushed, Roster
+from megatron_lwz.rollout.slots import Member
+from megatron_lwz.rollout.watch import Keeper, Watch
 from megatron_lwz.types import WeightVersion
-
-PUSH_POLL_SECONDS = 0.05
-Answer = TypeVar("Answer")
 
 log = logging.getLogger(__name__)
 
 
 class EnginePool:
-    """Leases slots to the controller's loop; its weight-sync methods are called from any thread without a loop."""
+    """Leases slots to one event loop; the other methods are called from any thread without a loop.
 
-    def __init__(self, clients: Sequence[EngineClient], *, concurrency: int) -> None:
-        self.clients = list(clients)
-        self._free = [concurrency] * len(self.clients)
-        self._failures = [0] * len(self.clients)
-        self._restoring = [asyncio.Lock() for _ in self.clients]
-        self._weights: tuple[Path, WeightVersion] | None = None
-        """What was pushed last, once every engine has it."""
-        self._pushing = False
-        self._slots = asyncio.Semaphore(concurrency * len(self.clients))
+    `concurrency`: rollouts per engine. `check` looks at an engine that comes while the run goes on: it raises EngineError
+    if its settings do not fit. `listed` names the engines in a file that may change; `connect` makes their clients.
+    `keeper` starts the engine again that the run started itself.
+    """
+
+    def __init__(
+        self,
+        clients: Sequence[EngineClient],
+        *,
+        concurrency: int,
+        section: PoolSection | None = None,
+        check: Load | None = None,
+        listed: tuple[EngineList, Callable[[str], EngineClient]] | None = None,
+        keeper: Keeper | None = None,
+    ) -> None:
+        self._check = check
+        self._keeper = keeper
+        self._roster = Roster(section or PoolSection(), concurrency, listed)
+        self._watch = Watch(self._roster, check, keeper)
+        for client in clients:
+            self._roster.add(client, up=True)
+        self._roster.read_list(up=True)
+
+    @property
+    def clients(self) -> list[EngineClient]:
+        """All engines' clients, in the order in which they became known."""
+        return [member.client for member in self._roster.members]
 
     @asynccontextmanager
     async def lease(self, group: int) -> AsyncIterator[EngineClient]:
-        """A slot on the engine with the fewest failures in a row; waits for one, in order.
+        """A slot on an engine, for one request of a rollout of this group; waits for one, in order.
 
-        Ties go by group, so that the samples of a group share an engine's prefix cache.
+        The block's RequestFailure says how the engine fares. Raises RequestFailure too when the engine is given up while
+        it writes, and EngineError when no engine came back within `pool.wait`.
         """
-        async with self._slots:
-            index = min(
-                (i for i, free in enumerate(self._free) if free),
-                key=lambda i: (self._failures[i], (i - group) % len(self._free)),
-            )
-            self._free[index] -= 1
-            try:
-                yield self.clients[index]
-            finally:
-                self._free[index] += 1
-
-    def report(self, client: EngineClient, *, failed: bool) -> None:
-        """Failures in a row make an engine the last choice until it succeeds again."""
-        index = self.clients.index(client)
-        self._failures[index] = self._failures[index] + 1 if failed else 0
-
-    async def restore(self, client: EngineClient) -> None:
-        """Gives an engine that failed the weights pushed last if it has others: it may have been started anew."""
-        index = self.clients.index(client)
-        if self._failures[index] == 0 or self._weights is None:
-            return
-        async with self._restoring[index]:
-            while self._pushing:  # rollouts go on during a push, which is about to say what is right
-                await asyncio.sleep(PUSH_POLL_SECONDS)
-            (path, pushed), found = self._weights, await client.weight_version()
-            version = str(pushed)
-            if found in (None, version):
-                return
-            log.warning("engine %s runs weights %r: it gets %s again", client.url, found, version)
-            await _load(client, path, version)
+        self._watch.start()
+        member = await self._roster.slots.take(group)
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                member.scopes.add(scope)
+                yield member.client
+            member.health.request_done()
+            member.restarts = 0
+        except RequestFailure as failure:
+            with self._roster.lock:
+                member.health.request_failed(failure.kind)
+            member.wake.set()
+            raise
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            advice = "is given up: it does not answer, or lacks the weights"
+            raise RequestFailure(member.client.url, advice, Failure.CONNECTION) from None
+        finally:
+            member.scopes.discard(scope)
+            self._roster.slots.give(member)
 
     async def close(self) -> None:
-        """Ends the controller's connections."""
+        """Ends the watch and all connections."""
+        await self._watch.stop()
         await asyncio.gather(*(client.close() for client in self.clients))
+
+    def twin(self) -> EnginePool:
+        """A pool of the same engines, with the same weights, for another event loop."""
+        pool = EnginePool(
+            [client.twin() for client in self.clients],
+            concurrency=self._roster.concurrency,
+            section=self._roster.section,
+        )
+        pool._roster.weights = self._roster.weights
+        for mine, its in zip(self._roster.members, pool._roster.members, strict=False):
+            its.weights, its.client.version = mine.weights, mine.client.version
+        return pool
+
+    def meet(self) -> None:
+        """Looks at all engines. Raises EngineError if one does not fit, or if none answers; those that do not may come later."""
+        if self._check is None:
+            return
+        answers = self._on(self._roster.members, self._check)
+        failed = [(member, error) for member, error in answers if error is not None]
+        for _, error in failed:
+            if error.kind not in AWAY or len(failed) == len(answers):
+                raise error
+        for member, error in failed:
+            log.warning("%s; the run begins without it", error)
+            member.new, member.health = True, Health(self._roster.section, up=False)
 
     def push_weights(self, path: Path, version: WeightVersion) -> None:
         """Every engine pauses, loads the folder, takes the version's name and goes on with what it was writing."""
-        self._pushing = True
+        self.push(version, partial(load_folder, path=path, version=version), folder=path)
+
+    def push(self, version: WeightVersion, load: Load, *, folder: Path | None = None) -> None:
+        """Has every engine `load` these weights. One that fails is out, and gets them before its next rollout.
+
+        Raises RequestFailure when all fail and one of them says why, or when none was there at the first push.
+        """
+        with self._roster.lock:
+            self._roster.pushing = True
+            members = [member for member in self._roster.members if not member.out]
         try:
-            self._on_all(lambda client: _load(client, path, str(version)))
-            self._weights = path, version
+            answers = self._on(members, load)
+            failed = [(member, error) for member, error in answers if error is not None]
+            if failed and len(failed) == len(answers):
+                first = self._roster.weights is None and self._keeper is None
+                for _, error in failed:
+                    if first or error.kind not in AWAY:
+                        raise error
+            with self._roster.lock:
+                self._roster.weights = Pushed(version, load, folder)
+                for member, failure in answers:
+                    if failure is None:
+                        member.weights = member.client.version = version
+                    else:
+                        log.warning("%s: it is out until it has weights %s", failure, version)
+                        self._roster.counters["engines_lost"] += 1
+                        member.health.take_out()
+                        member.dropped = True
         finally:
-            self._pushing = False
-        self.set_version(version)
+            self._roster.pushing = False
+            self._watch.wake()
 
     def set_version(self, version: WeightVersion) -> None:
         """For engines that do not say themselves which weights wrote a token."""
-        for client in self.clients:
-            client.version = version
+        with self._roster.lock:
+            for member in self._roster.members:
+                if self._roster.weights is None or member.weights == version:
+                    member.client.version = version
 
     def weight_checksum(self) -> dict[str, str]:
-        """URL → checksum (hex) of the weights each engine runs."""
-        checksums = self._on_all(lambda client: client.weight_checksum())
-        return {client.url: checksum for client, checksum in zip(self.clients, checksums, strict=True)}
+        """URL → checksum (hex) of the weights that each engine runs; engines that do not answer are left out."""
+        sums: dict[str, str] = {}
 
-    def models(self) -> dict[str, dict[str, Any]]:
-        """URL → what each engine says about the model it serves."""
-        entries = self._on_all(lambda client: client.models())
-        return {client.url: entry for client, entry in zip(self.clients, entries, strict=True)}
+        async def ask(client: EngineClient) -> None:
+            sums[client.url] = await client.weight_checksum()
 
-    def _on_all(self, action: Callable[[EngineClient], Awaitable[Answer]]) -> list[Answer]:
-        async def ask(client: EngineClient) -> Answer:
-            async with client.twin() as twin:
-                return await action(twin)
+        there = [member for member in self._roster.members if not member.out]
+        for _, failure in self._on(there, ask):
+            if failure is not None and failure.kind not in AWAY:
+                raise failure
+        return sums
 
-        async def ask_all() -> list[Answer]:
-            return await asyncio.gather(*(ask(client) for client in self.clients))
+    def metrics(self) -> dict[str, float]:
+        """What the engines do now; `total_…` since the start of this process. Per engine if there are several."""
+        with self._roster.lock:
+            members = list(self._roster.members)
+        up = [member for member in members if not member.out]
+        uses = [member.load.kv_use for member in up if member.load is not None]
+        found = {
+            "engines": len(members),
+            "engines_up": len(up),
+            "engines_leaving": sum(member.leaving for member in members),
+            "concurrency_limit": sum(member.limit.value for member in up),
+            "total_engines_lost": self._roster.counters["engines_lost"],
+            "total_engine_restarts": self._roster.counters["engine_restarts"],
+        } | ({"kv_use": sum(uses) / len(uses), "kv_use/max": max(uses)} if uses else {})
+        for member in members if len(members) > 1 else ():
+            found |= {
+                f"engine{member.number}/up": float(not member.out),
+                f"engine{member.number}/limit": member.limit.value,
+                f"engine{member.number}/running": member.in_use,
+            } | ({f"engine{member.number}/kv_use": member.load.kv_use} if member.load is not None else {})
+        return {f"rollout/{name}": float(value) for name, value in found.items()}
 
-        return asyncio.run(ask_all())
+    def _on(self, members: Sequence[Member], action: Load) -> list[tuple[Member, RequestFailure | None]]:
+        """What became of the action on each engine, all at once."""
+
+        async def act(member: Member) -> RequestFailure | None:
+            async with member.client.twin() as twin:
+                try:
+                    await action(twin)
+                except RequestFailure as error:
+                    return error
+            return None
+
+        async def act_on_all() -> list[RequestFailure | None]:
+            return await asyncio.gather(*(act(member) for member in members))
+
+        return list(zip(members, asyncio.run(act_on_all()), strict=True))
 
 
-async def _load(client: EngineClient, path: Path, version: str) -> None:
+async def load_folder(client: EngineClient, *, path: Path, version: WeightVersion) -> None:
+    """Weights of a Hugging Face folder that the engine can read, under this name."""
     await client.pause()
     try:
         await client.reload_weights(path)
-        await client.update_weight_version(version)
+        await client.update_weight_version(str(version))
     finally:
         await client.resume()

@@ -20,6 +20,9 @@ from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import FinishReason, Prompt, TokenDelta
 
+BACKOFF_SECONDS = {Failure.CONNECTION: 0.25, Failure.TIMEOUT: 0.25, Failure.SERVER: 1.0, Failure.CONTRACT: 0.25}
+"""First waits, which double: an engine that is busy needs longer than another one takes to be found."""
+
 DISK_POLL_SECONDS = 0.1
 
 log = logging.getLogger(__name__)
@@ -80,18 +83,19 @@ class Sampler:
         end = StreamEnd(FinishReason.GUARD) if stopped else self.end_of(draft.tokens)
         if end is not None:  # killed between the last token and its record of the end
             self._finish(draft, end, watch)
-        budget = RetryBudget(self._section.retries)
+        limits = {Failure(kind): most for kind, most in self._section.retry_limits.items()}
+        budget = RetryBudget(self._section.retries, limits, BACKOFF_SECONDS)
+        writer: EngineClient | None = None
         while draft.reason is None:
-            async with self._pool.lease(group.id) as client:
-                before = len(draft.tokens)
-                try:
-                    await self._pool.restore(client)
+            before = len(draft.tokens)
+            try:
+                async with self._pool.lease(group.id) as client:
+                    self.counters["moved"] += writer not in (None, client)
+                    writer = client
                     await self._stream(client, group, draft, seed, watch)
-                    self._pool.report(client, failed=False)
-                    continue
-                except RequestFailure as error:
-                    self._pool.report(client, failed=True)
-                    failure = error
+                continue
+            except RequestFailure as error:
+                failure = error
             if len(draft.tokens) > before:
                 budget.reset()
             wait = budget.spend(failure)

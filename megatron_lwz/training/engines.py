@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import environment
 from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.rollout.client import EngineClient
-from megatron_lwz.rollout.contract import check_engines
+from megatron_lwz.rollout.contract import check_engine
 from megatron_lwz.rollout.engine.process import engine_process
+from megatron_lwz.rollout.engine_list import EngineList
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.run_folder import RunFolder
 
@@ -20,38 +23,99 @@ START_SECONDS = 300.0
 
 @contextmanager
 def open_engines(config: Config, run: RunFolder, model: Path) -> Iterator[EnginePool]:
-    """A pool of the engines at `rollout.urls`, or of one embedded engine that serves `model` until the end. Rank 0 only.
+    """A pool of the engines that run elsewhere, or of one embedded engine that serves `model` until the end. Rank 0 only.
 
-    Raises EngineError when an engine does not start, or one that runs does not answer or fit (rollout/contract.py).
+    Raises EngineError when an engine does not start, one that runs does not fit (rollout/contract.py), or none answers.
     """
-    section = config.rollout
-    if section.urls:
-        token = environment.get(section.api_key_env)
-        check_engines(section.urls, token, section, longest=config.data.max_prompt_tokens + section.max_new_tokens)
-        yield make_pool(config, section.urls, token)
+    if config.rollout.elsewhere:
+        pool = running_pool(config)
+        pool.meet()
+        yield pool
         return
-    server = embedded_server(config, model, threads=section.engine_threads, log_path=run.root / "engine.log")
-    server.start()
+    engine = EmbeddedEngine(config, model, threads=config.rollout.engine_threads, log_path=run.root / "engine.log")
+    engine.server.start()
     try:
-        server.wait_ready(START_SECONDS)
-        yield make_pool(config, (server.url,), server.token)
+        engine.server.wait_ready(START_SECONDS)
+        yield engine.pool()
     finally:
-        server.stop()
+        engine.stop()
 
 
-def embedded_server(config: Config, model: Path, *, threads: int, log_path: Path) -> ServerProcess:
-    """An embedded engine for `model` with the run's limits, not started yet; `threads` 0: all cores."""
-    return engine_process(
-        model,
-        slots=config.rollout.concurrency,
-        max_length=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
-        dtype=config.training.precision,
-        threads=threads,
-        log_path=log_path,
+class EmbeddedEngine:
+    """An embedded engine with the run's limits, at one address for all of its processes. `threads` 0: all cores."""
+
+    def __init__(self, config: Config, model: Path, *, threads: int, log_path: Path) -> None:
+        self._config = config
+        self._model = model
+        self._threads = threads
+        self._log_path = log_path
+        self._lock = threading.Lock()
+        self._stopped = False
+        self.server = self._process(model, None)
+        """Its process, not started yet."""
+
+    def pool(self) -> EnginePool:
+        """A pool that starts it again when it ends."""
+        return make_pool(self._config, (self.server.url,), self.server.token, keeper=self)
+
+    def ended(self, *, failed: bool) -> bool:
+        """Whether its process is gone, or `failed`: it says of itself that it cannot go on."""
+        return failed or not self.server.alive()
+
+    def start_again(self, weights: Path | None) -> None:
+        """Starts it at the same address, with the weights in this folder, unless it was stopped. Raises EngineError."""
+        with self._lock:
+            if self._stopped:
+                return
+            self.server.stop(timeout=0.0)
+            self.server = self._process(weights or self._model, self.server)
+            self.server.start()
+
+    def stop(self) -> None:
+        """Ends its process for good."""
+        with self._lock:
+            self._stopped = True
+        self.server.stop()
+
+    def last_words(self) -> str:
+        """The end of its log, in one line."""
+        return self.server.last_words()
+
+    def _process(self, model: Path, predecessor: ServerProcess | None) -> ServerProcess:
+        return engine_process(
+            model,
+            slots=self._config.rollout.concurrency,
+            max_length=self._config.data.max_prompt_tokens + self._config.rollout.max_new_tokens,
+            dtype=self._config.training.precision,
+            threads=self._threads,
+            log_path=self._log_path,
+            successor_of=predecessor,
+        )
+
+
+def running_pool(config: Config) -> EnginePool:
+    """A pool of the engines at `rollout.urls` or in `rollout.engines_file`. Raises DataError for a wrong file."""
+    section = config.rollout
+    token = environment.get(section.api_key_env)
+    longest = config.data.max_prompt_tokens + section.max_new_tokens
+    listed = EngineList(Path(section.engines_file)) if section.engines_file is not None else None
+    return EnginePool(
+        [_client(config, token, url) for url in section.urls],
+        concurrency=section.concurrency,
+        section=section.pool,
+        check=partial(check_engine, section=section, longest=longest),
+        listed=(listed, partial(_client, config, token)) if listed is not None else None,
     )
 
 
-def make_pool(config: Config, urls: tuple[str, ...], token: str | None) -> EnginePool:
-    """A pool of running engines, with the run's limits."""
-    clients = [EngineClient(url, token, timeout=config.rollout.request_timeout) for url in urls]
-    return EnginePool(clients, concurrency=config.rollout.concurrency)
+def make_pool(
+    config: Config, urls: tuple[str, ...], token: str | None, keeper: EmbeddedEngine | None = None
+) -> EnginePool:
+    """A pool of engines that are known to fit, with the run's limits."""
+    section = config.rollout
+    clients = [_client(config, token, url) for url in urls]
+    return EnginePool(clients, concurrency=section.concurrency, section=section.pool, keeper=keeper)
+
+
+def _client(config: Config, token: str | None, url: str) -> EngineClient:
+    return EngineClient(url, token, timeout=config.rollout.request_timeout)

@@ -14,12 +14,11 @@ from megatron_lwz.evaluation import longbench_write
 from megatron_lwz.evaluation.in_loop import EvaluationEngines, InLoopEvaluation, Metrics
 from megatron_lwz.evaluation.journaled import responses_of
 from megatron_lwz.evaluation.measure import measure
-from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.rewards.judge import Judge
 from megatron_lwz.rewards.judge_cache import CACHE_FILE
 from megatron_lwz.rollout.held_out import HeldOut
 from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.training.engines import START_SECONDS, embedded_server, make_pool
+from megatron_lwz.training.engines import START_SECONDS, EmbeddedEngine, make_pool
 from megatron_lwz.training.experience import rollout_metrics
 from megatron_lwz.training.run_folder import RunFolder
 from megatron_lwz.types import Group, Prompt, WeightVersion
@@ -76,8 +75,8 @@ async def held_out_metrics(groups: Sequence[Group], names: Sequence[str], config
 
 def _engines(config: Config, run: RunFolder, training: EnginePool) -> EvaluationEngines:
     if not config.evaluation.concurrent:
-        return TrainingEngines(training, config)
-    return RunningEngines(config) if config.evaluation.urls else EmbeddedEngine(config, run)
+        return TrainingEngines(training)
+    return RunningEngines(config) if config.evaluation.urls else OwnEngine(config, run)
 
 
 class TrainingEngines:
@@ -85,14 +84,14 @@ class TrainingEngines:
 
     keeps_weights = False
 
-    def __init__(self, pool: EnginePool, config: Config) -> None:
+    def __init__(self, pool: EnginePool) -> None:
         self._pool = pool
-        self._concurrency = config.rollout.concurrency
 
     def serve(self, version: WeightVersion, weights: Path | None) -> EnginePool:
         """The same engines, for another event loop."""
-        pool = EnginePool([client.twin() for client in self._pool.clients], concurrency=self._concurrency)
-        pool.set_version(version)
+        pool = self._pool.twin()
+        for client in pool.clients:
+            client.version = version
         return pool
 
     def close(self) -> None:
@@ -119,7 +118,7 @@ class RunningEngines:
         """They stay."""
 
 
-class EmbeddedEngine:
+class OwnEngine:
     """One embedded engine of the run's own, started for the first evaluation and kept."""
 
     keeps_weights = True
@@ -128,37 +127,37 @@ class EmbeddedEngine:
         self._config = config
         self._log = run.root / "evaluation_engine.log"
         self._lock = threading.Lock()
-        self._server: ServerProcess | None = None
+        self._engine: EmbeddedEngine | None = None
         self._closed = False
 
     def serve(self, version: WeightVersion, weights: Path | None) -> EnginePool:
         """Has it load the weights; starts it where it does not run. Raises EngineError."""
         assert weights is not None
-        fresh = self._server is None or not self._server.alive()
-        server = self._start(weights) if fresh or self._server is None else self._server
-        if fresh:
-            server.wait_ready(START_SECONDS)
-        pool = make_pool(self._config, (server.url,), server.token)
+        engine = self._running(weights)
+        pool = engine.pool()
         pool.push_weights(weights, version)
         for checksum in pool.weight_checksum().values():
             if checksum != version.checksum:
                 advice = f"runs weights with checksum {checksum}, those of step {version.step} have {version.checksum}"
-                raise EngineError(server.url, advice)
+                raise EngineError(engine.server.url, advice)
         return pool
 
     def close(self) -> None:
         """Stops it."""
         with self._lock:
             self._closed = True
-            if self._server is not None:
-                self._server.stop()
+            if self._engine is not None:
+                self._engine.stop()
 
-    def _start(self, weights: Path) -> ServerProcess:
-        threads = self._config.evaluation.engine_threads or self._config.rollout.engine_threads
-        server = embedded_server(self._config, weights, threads=threads, log_path=self._log)
+    def _running(self, weights: Path) -> EmbeddedEngine:
         with self._lock:
+            engine = self._engine
+            if engine is not None and engine.server.alive():
+                return engine
+            threads = self._config.evaluation.engine_threads or self._config.rollout.engine_threads
+            self._engine = engine = EmbeddedEngine(self._config, weights, threads=threads, log_path=self._log)
             if self._closed:
-                raise EngineError(server.url, "the run ends")
-            server.start()
-            self._server = server
-        return server
+                raise EngineError(engine.server.url, "the run ends")
+            engine.server.start()
+        engine.server.wait_ready(START_SECONDS)
+        return engine

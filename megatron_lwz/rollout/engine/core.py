@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from megatron_lwz.models.decoding import Decoder
 from megatron_lwz.models.decoding_cache import Sequence
 from megatron_lwz.rollout.engine.generation import Generation
+from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.types import FinishReason, WeightVersion
 
 Answer = TypeVar("Answer")
@@ -133,9 +134,10 @@ class EngineThread:
         """Checksum (hex) of the running weights."""
         return self._call(self._weights.checksum)
 
-    def load(self) -> Future[tuple[int, int]]:
-        """(requests that hold a slot, requests that wait)."""
-        return self._call(lambda: (self._decoder.writing, len(self._decoder) - self._decoder.writing))
+    def load(self) -> Future[EngineLoad]:
+        """Requests that hold a slot, requests that wait, and the use of the key-value cache. Nothing is ever preempted."""
+        decoder = self._decoder
+        return self._call(lambda: EngineLoad(decoder.cache_use, decoder.writing, len(decoder) - decoder.writing))
 
     def _call(self, action: Callable[[], Answer]) -> Future[Answer]:
         future: Future[Answer] = Future()

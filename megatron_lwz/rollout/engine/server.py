@@ -25,6 +25,7 @@ from megatron_lwz.rollout.engine.protocol import (
     parse_request,
     usage,
 )
+from megatron_lwz.rollout.limits import write_load
 from megatron_lwz.types import FinishReason
 
 DISCONNECT_POLL_SECONDS = 1.0
@@ -47,6 +48,7 @@ class EngineServer:
         """The application; with `token` every route but /health asks for it."""
         routes = [
             web.get("/health", self._health),
+            web.get("/metrics", self._metrics),
             web.get("/v1/models", self._models),
             web.post("/v1/completions", self._completions),
             web.post("/pause", self._pause),
@@ -201,8 +203,13 @@ class EngineServer:
         return web.json_response({"success": True, "new_version": version})
 
     async def _weight_info(self, _: web.Request) -> web.Response:
-        writing, waiting = await asyncio.wrap_future(self._engine.load())
-        return web.json_response({"weight_version": self._engine.version, "running": writing, "waiting": waiting})
+        load = await asyncio.wrap_future(self._engine.load())
+        answer = {"weight_version": self._engine.version, "running": load.running, "waiting": load.waiting}
+        return web.json_response(answer)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        text = write_load(await asyncio.wrap_future(self._engine.load()), model=self._name)
+        return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def _weight_checker(self, request: web.Request) -> web.Response:
         action = (await read_object(request)).get("action")

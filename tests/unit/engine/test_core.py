@@ -11,6 +11,7 @@ from megatron_lwz.models.decoding import Sampled
 from megatron_lwz.models.decoding_cache import Sequence
 from megatron_lwz.rollout.engine.core import EngineThread
 from megatron_lwz.rollout.engine.generation import Delta, EndRules, Generation
+from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.types import FinishReason
 
 
@@ -26,6 +27,10 @@ class Counting:
     @property
     def writing(self) -> int:
         return len(self.counts)
+
+    @property
+    def cache_use(self) -> float:
+        return len(self.counts) / 10
 
     def add(self, sequence: Sequence) -> None:
         self.counts[sequence] = -1
@@ -101,14 +106,15 @@ def test_a_pause_delivers_what_was_written_and_then_nothing(engine: EngineThread
     engine.pause(abort=False).result(5)
     while not deltas.empty():
         deltas.get()
-    assert engine.load().result(5) == (1, 0)
+    load = engine.load().result(5)
+    assert (load.running, load.waiting) == (1, 0) and 0 < load.kv_use < 1
     with pytest.raises(queue.Empty):
         deltas.get(timeout=0.2)
     engine.resume().result(5)
     assert deltas.get(timeout=5).tokens
     engine.pause(abort=True).result(5)
     assert drain(deltas)[-1].reason is FinishReason.ABORT
-    assert engine.load().result(5) == (0, 0)
+    assert engine.load().result(5) == EngineLoad(0.0)
 
 
 def test_a_failed_command_belongs_to_its_caller(engine: EngineThread) -> None:

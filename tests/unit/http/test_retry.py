@@ -30,6 +30,18 @@ def test_classes_have_their_own_limits():
         RetryBudget(0).spend(failure(Failure.TIMEOUT))
 
 
+def test_each_class_has_its_own_count_backoff_and_limit():
+    budget = RetryBudget(2, {Failure.CONTRACT: 3, Failure.TIMEOUT: 0}, {Failure.SERVER: 1.0})
+    for _ in range(2):
+        budget.spend(failure(Failure.CONNECTION))
+    assert 0.5 <= budget.spend(failure(Failure.SERVER)) <= 1.0, "what other classes spent is theirs"
+    for _ in range(3):
+        budget.spend(failure(Failure.CONTRACT))
+    for kind in (Failure.CONNECTION, Failure.CONTRACT, Failure.TIMEOUT, Failure.REFUSED):
+        with pytest.raises(RequestFailure):
+            budget.spend(failure(kind))
+
+
 def test_waits_are_bounded():
     budget = RetryBudget(100, max_seconds=1.0)
     assert max(budget.spend(failure(Failure.TIMEOUT)) for _ in range(100)) <= 1.0

@@ -42,9 +42,11 @@ def make_controller(tmp_path: Path) -> Iterator[Callable[..., RolloutController]
         urls, *, step=0, rewards=None, group_size=3, name="journal.sqlite", timeout=30.0, batch=1, source=None, barren=None,
         admission=None, **settings,
     ):  # fmt: skip
-        section = RolloutSection(**{"max_new_tokens": 200, "commit_interval": 0.05, "concurrency": 16} | settings)
+        standard = {"max_new_tokens": 200, "commit_interval": 0.05, "concurrency": 16, "pool": {"probe_interval": 0.1}}
+        section = RolloutSection(**standard | settings)
         urls = [urls] if isinstance(urls, str) else urls
-        pool = EnginePool([EngineClient(url, TOKEN, timeout=timeout) for url in urls], concurrency=section.concurrency)
+        clients = [EngineClient(url, TOKEN, timeout=timeout) for url in urls]
+        pool = EnginePool(clients, concurrency=section.concurrency, section=section.pool)
         controller = RolloutController(
             pool,
             Journal(tmp_path / name),

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from megatron_lwz.http.ports import bind
 from megatron_lwz.http.server import make_app, read_object
+from megatron_lwz.rollout.limits import EngineLoad, write_load
 
 TOKEN = "secret"
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n</answer>"
@@ -60,6 +61,8 @@ class Engine:
     text: str | None = None
     """Written instead of random letters."""
     version: str | None = "0.0."
+    load: EngineLoad | None = None
+    """What /metrics says, if anything."""
     sent: int = 0
     requests: list[dict] = field(default_factory=list)
     weights: list[str] = field(default_factory=list)
@@ -123,6 +126,8 @@ class Engine:
             self.version = (await read_object(request))["new_version"]
         if request.path == "/weight_info":
             return web.json_response({"weight_version": self.version})
+        if request.path == "/metrics":
+            return web.Response(text=write_load(self.load, model="policy")) if self.load else web.Response(status=404)
         if request.path == "/weight_checker":
             return web.json_response({"checksum": "abc"})
         if request.path == "/v1/models":
@@ -135,6 +140,7 @@ class Engine:
         routes = [web.post("/v1/completions", self.complete), *(web.post(path, self.control) for path in posts)]
         routes += [
             web.get("/health", self.control),
+            web.get("/metrics", self.control),
             web.get("/v1/models", self.control),
             web.get("/weight_info", self.control),
         ]

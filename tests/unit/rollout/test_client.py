@@ -117,7 +117,8 @@ def test_a_silent_engine_times_out():
 def test_a_dead_engine_is_a_connection_failure():
     async def run() -> None:
         async with EngineClient("http://127.0.0.1:9", None) as client:
-            assert not await client.health()
+            with pytest.raises(RequestFailure):
+                await client.probe()
             await client.pause()
 
     with pytest.raises(RequestFailure, match=r"127\.0\.0\.1:9") as caught:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -80,6 +81,25 @@ def test_a_dead_engine_is_left_for_a_living_one(make_controller, start_engine):
     check_tokens(controller.collect(1), engine)
 
 
+def test_rollouts_of_an_engine_that_hangs_go_on_elsewhere(make_controller, start_engine):
+    class Hanging(Engine):
+        async def control(self, request):
+            if self.sent:
+                await asyncio.sleep(30)
+            return await super().control(request)
+
+    hanging = Hanging(length=lambda seed: 50, pause=30.0)
+    engine = Engine(length=lambda seed: 50)
+    pool = {"probe_interval": 0.05, "probe_timeout": 0.1, "missed_probes": 2}
+    controller = make_controller([start_engine(hanging), start_engine(engine)], batch=2, pool=pool)
+    groups = controller.collect(1)
+    metrics = controller.metrics()
+    assert metrics["rollout/total_moved"] == 3 and metrics["rollout/total_engines_lost"] == 1
+    assert metrics["rollout/engine0/up"] == 0 and metrics["rollout/engine1/up"] == 1
+    engine.requests += hanging.requests
+    check_tokens(groups, engine)
+
+
 def test_an_engine_started_anew_gets_the_weights_pushed_last(make_controller, start_engine):
     engine = Engine(length=lambda seed: 30)
 
@@ -99,8 +119,9 @@ def test_an_engine_started_anew_gets_the_weights_pushed_last(make_controller, st
 
 
 def test_an_engine_that_stays_dead_ends_the_wait_with_its_error(make_controller):
-    controller = make_controller("http://127.0.0.1:9", retries=1)
-    with pytest.raises(EngineError, match=r"127\.0\.0\.1:9"):
+    pool = {"wait": 0.5, "probe_interval": 0.1}
+    controller = make_controller("http://127.0.0.1:9", retries=1, pool=pool)
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:9: none of 1 engines was there for 0\.5 s.*ConnectorError"):
         controller.collect(1)
     with pytest.raises(EngineError):
         controller.collect(1)

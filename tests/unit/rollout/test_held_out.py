@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from megatron_lwz.config.pool import PoolSection
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.errors import DataError, EngineError
 from megatron_lwz.rollout.client import EngineClient
@@ -39,7 +40,8 @@ def held_out(journal: Journal, rewards=None) -> HeldOut:
 
 
 def pool(url: str) -> EnginePool:
-    return EnginePool([EngineClient(url, TOKEN, timeout=30.0)], concurrency=16)
+    section = PoolSection(probe_interval=0.1, wait=0.3)
+    return EnginePool([EngineClient(url, TOKEN, timeout=30.0)], concurrency=16, section=section)
 
 
 def evaluate(writer: HeldOut, url: str, count: int = 2, version: WeightVersion = VERSION):

@@ -1,0 +1,42 @@
+"""The file that lists the engines of a run, read again whenever it changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from megatron_lwz.errors import DataError
+
+
+class EngineList:
+    """`path`: one URL per line; empty lines and what follows a `#` are left out."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[int, int, int] | None = None
+
+    def read(self) -> tuple[str, ...] | None:
+        """The URLs, each once, in order; None if the file is as it was at the last call, right or wrong.
+
+        Raises DataError for a line that is no address, and for a file that cannot be read.
+        """
+        try:
+            stat = self.path.stat()
+            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if seen == self._seen:
+                return None
+            text = self.path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise DataError(
+                self.path, f"rollout.engines_file cannot be read: {getattr(error, 'strerror', error)}"
+            ) from error
+        self._seen = seen
+        urls: dict[str, None] = {}
+        for number, line in enumerate(text.splitlines(), start=1):
+            url = line.split("#", 1)[0].strip().rstrip("/")
+            if not url:
+                continue
+            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+                raise DataError(self.path, f"{url[:80]!r} is no address: write http://host:port", line=number)
+            urls[url] = None
+        return tuple(urls)

@@ -1,0 +1,85 @@
+"""What pool and watch know of the engines: who there is, and which weights all are to have."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_lwz.config.pool import PoolSection
+from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.rollout.engine_list import EngineList
+from megatron_lwz.rollout.health import Health
+from megatron_lwz.rollout.limits import ConcurrencyLimit
+from megatron_lwz.rollout.slots import Member, Slots
+from megatron_lwz.types import WeightVersion
+
+Load = Callable[[EngineClient], Awaitable[None]]
+"""Gives one engine the weights, and their name."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """The weights that every engine is to have."""
+
+    version: WeightVersion
+    load: Load
+    folder: Path | None
+    """Where a new engine process finds them, if they lie in a Hugging Face folder."""
+
+
+class Roster:
+    """`lock` is held, briefly, by whoever changes the members, their standing, the weights or `pushing`."""
+
+    def __init__(
+        self,
+        section: PoolSection,
+        concurrency: int,
+        listed: tuple[EngineList, Callable[[str], EngineClient]] | None,
+    ) -> None:
+        self.section = section
+        self.concurrency = concurrency
+        self.lock = threading.Lock()
+        self.slots = Slots()
+        self.pushing = False
+        self.weights: Pushed | None = None
+        self.counters: Counter[str] = Counter()
+        self._listed = listed
+        self._numbered = 0
+
+    @property
+    def members(self) -> list[Member]:
+        """Every engine that is known, in the order in which they became so."""
+        return self.slots.members
+
+    def add(self, client: EngineClient, *, up: bool) -> Member:
+        """A new member; one that is not up is looked at before it gets a rollout."""
+        limit = ConcurrencyLimit(self.concurrency, self.section)
+        member = Member(self._numbered, client, Health(self.section, up=up), limit, new=not up)
+        self._numbered += 1
+        self.members.append(member)
+        return member
+
+    def remove(self, member: Member) -> None:
+        """Forgets an engine."""
+        with self.lock:
+            self.members.remove(member)
+
+    def read_list(self, *, up: bool = False) -> list[Member]:
+        """Takes the engines' file up if it changed; the engines that are new. Raises DataError."""
+        urls = self._listed[0].read() if self._listed else None
+        if urls is None or self._listed is None:
+            return []
+        with self.lock:
+            known = {member.client.url: member for member in self.members}
+            for url, member in known.items():
+                if member.leaving == (url in urls):
+                    member.leaving = not member.leaving
+                    log.warning("engine %s %s", url, "is to leave" if member.leaving else "stays")
+                    member.wake.set()
+            return [self.add(self._listed[1](url), up=up) for url in urls if url not in known]
