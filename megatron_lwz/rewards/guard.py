@@ -6,6 +6,7 @@ without changing what it is worth. docs/guard.md has the whole table.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from megatron_lwz.config import Config
@@ -21,6 +22,8 @@ from megatron_lwz.types import Prompt, StreamVerdict
 
 _UNFINISHED_WORDS = 2
 """The last word of think and of the answer may yet turn out to be none: "abc" counts as one, "abc1" does not."""
+
+log = logging.getLogger(__name__)
 
 
 class ResponseGuard:
@@ -83,6 +86,15 @@ def response_guards(config: Config) -> Callable[[Prompt], ResponseGuard]:
         advice = "rule length cannot count reward.length.unit: tokens as they are written; leave the rule out"
         raise ConfigError("rollout.guard.rules", list(guard.rules), advice)
     never = never_determined(config)
+    left = [name for name in never if name not in guard.scores]
+    if guard.mode == "on" and left:
+        log.warning(
+            "rollout.guard.mode is on, but nothing can be stopped, only observed: %s cannot be determined before the end "
+            "(docs/guard.md), and rollout.guard.scores does not name them",
+            ", ".join(left),
+        )
+    elif guard.mode == "on" and guard.scores:
+        log.warning("rollout.guard shapes: stopped rollouts may be given the scores %s", guard.scores)
     return lambda prompt: ResponseGuard(prompt, reward, guard, always_open=never)
 
 

@@ -28,6 +28,7 @@ from megatron_lwz.rewards.composite import (
     shuffle_scores,
 )
 from megatron_lwz.rewards.length import rescale_by_length
+from megatron_lwz.rollout.guard import guard_metrics
 from megatron_lwz.types import Group, Rollout, SequenceBatch
 
 VIOLATORS = "violators"
@@ -110,6 +111,7 @@ def make_experience(groups: Sequence[Group], config: Config, *, names: Sequence[
     }
     if config.reward.violators:
         metrics["rollout/violators"] = found.violates.float().mean().item()
+    metrics |= guard_metrics(groups, config.rollout.guard, config.rollout.max_new_tokens)
     metrics |= gradient_metrics(groups, found, weights, config)
     return Experience(flatten([r for group in groups for r in group.rollouts], found.total, weights), metrics)
 

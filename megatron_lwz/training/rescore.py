@@ -122,8 +122,13 @@ class Rescorer:
         fresh = dict(zip((reward.name for reward in rewards), columns, strict=True))
         missing = ComponentScore(0.0, valid=False)
         scores = [
-            {name: fresh[name][place] if name in fresh else stored.get(name, missing) for name in self.new_names}
-            for place, stored in enumerate(group.scores)
+            {
+                name: fresh[name][place]
+                if name in fresh and name not in rollout.given_scores
+                else stored.get(name, missing)
+                for name in self.new_names
+            }
+            for place, (stored, rollout) in enumerate(zip(group.scores, group.rollouts, strict=True))
         ]
         return replace(group, scores=tuple(scores))
 

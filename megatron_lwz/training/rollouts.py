@@ -17,6 +17,7 @@ from megatron_lwz.distributed import exchange, groups, termination
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.evaluation.in_loop import InLoopEvaluation
 from megatron_lwz.rewards.composite import build_rewards, reward_metrics
+from megatron_lwz.rewards.guard import response_guards
 from megatron_lwz.rewards.judge_cache import CACHE_FILE
 from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.controller import RolloutController
@@ -154,6 +155,7 @@ class Host:
         self._order = PromptOrder(len(self._prompts), config.run.seed, config.data.shuffle)
         self._rewards = self._new_rewards()
         self._names = [reward.name for reward in self._rewards]
+        self._guard = response_guards(config) if config.rollout.guard.mode != "off" else None
         self._batch: list[Group] = []
         self._lengths = LengthBook(config.rollout.lengths, config.rollout.max_staleness)
 
@@ -170,6 +172,7 @@ class Host:
             tokenizer=self._tokenizer,
             render=self._render,
             section=self._config.rollout,
+            guard=self._guard,
         )
         recovery = self.controller.recover(self._step)
         if recovery.complete or recovery.unfinished:

@@ -1,0 +1,61 @@
+"""A rollout that the guard stopped: trained on like others, read like others, its given scores kept."""
+
+from megatron_lwz.config import validate
+from megatron_lwz.report.rollouts import readings
+from megatron_lwz.training.experience import make_experience
+from megatron_lwz.training.rescore import Rescorer
+from megatron_lwz.types import Alarm, ComponentScore, FinishReason, Group, LengthRange, Prompt, Rollout
+
+NAMES = ("length", "format")
+GIVEN = {"length": 0.0, "format": -1.0}
+TEXT = "<think>a</think><answer>one two three</answer>"
+
+
+def group() -> Group:
+    def rollout(index, reason, alarms=(), text=TEXT):
+        stop = "</answer>" if reason is FinishReason.STOP else None
+        return Rollout(f"0-{index}", "p", index, (1,), (5,) * 8, (-0.5,) * 8, (), reason, text, stop, tuple(alarms))
+
+    rollouts = (
+        rollout(0, FinishReason.GUARD, [Alarm("loop<>", 4), Alarm("format", 8, True, GIVEN)], "<answer>one two three"),
+        rollout(1, FinishReason.STOP),
+        rollout(2, FinishReason.LENGTH, text="<think>never closed"),
+    )
+    scores = ({name: ComponentScore(value) for name, value in GIVEN.items()},) + (
+        {"length": ComponentScore(1.0), "format": ComponentScore(1.0)},
+    ) * 2
+    return Group(0, Prompt("p", "Write.", LengthRange(2, 5)), rollouts, scores, 1)
+
+
+def config_of(**reward):
+    return validate(
+        {"grpo": {"group_size": 3, "truncated": "mask"}, "rollout": {"guard": {"mode": "on", "scores": GIVEN}, "max_new_tokens": 20},
+         "reward": reward}
+    )  # fmt: skip
+
+
+def test_what_it_wrote_is_trained_on_with_its_advantage_and_it_is_not_truncated():
+    found = make_experience([group()], config_of(), names=NAMES, step=1)
+    assert found.batch.weights.tolist() == [1, 1, 0], "only the rollout that hit the token limit is masked"
+    assert found.batch.advantages[0] < 0 < found.batch.advantages[1]
+    assert found.batch.lengths() == [9, 9, 9]
+    assert found.metrics["rollout/guard/format/stopped"] == 1 and found.metrics["rollout/guard/format/spared"] == 12
+    assert found.metrics["rollout/guard/exact"] == 0 and found.metrics["rollout/truncated"] == 1 / 3
+
+
+def test_the_reader_says_where_it_was_stopped():
+    page = readings([group()], 1)  # the rollout of median reward is another one
+    assert "guard" not in page
+    one = group()
+    page = readings([Group(0, one.prompt, one.rollouts[:1], one.scores[:1], 1)], 1)
+    assert "ended by guard" in page
+    assert (
+        "guard: loop&lt;&gt; at token 4, went on" in page and "guard: format, stopped at token 8, scores given" in page
+    )
+
+
+def test_rescoring_keeps_what_it_was_given():
+    config = config_of()
+    changed = config_of(length={"over_power": 2.0}, format={"duplicate_penalty": 0.1})
+    rows = Rescorer(config, changed, again=True).run([group()], {}, lambda done: None)
+    assert rows[0].new.scores == (0.0, -1.0) and rows[1].new.scores == (1.0, 1.0)
