@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,24 @@ def long_rollouts(noise, lengths):
     return None, ["truncated" if length > 500 else None for length in lengths]
 
 
+def crashes(seed: int, *, batches: int, per_token: float) -> list[GroupLengths]:
+    """Some groups fail half-way: at random, or, with `per_token`, each token may be the one at which its group fails."""
+    noise = np.random.default_rng(seed)
+    found = []
+    for group in simulate(seed, lambda noise, lengths: (None, [None] * len(lengths)), batches=batches):
+        lengths = np.array([rollout.tokens for rollout in group.rollouts])
+        end = (
+            noise.exponential(1 / per_token)
+            if per_token
+            else noise.choice([noise.uniform(20, 300), np.inf], p=[0.2, 0.8])
+        )
+        if end < lengths.max():
+            rollouts = tuple(RolloutLength(int(min(n, end)), "stop" if n <= end else None) for n in lengths)
+            group = GroupLengths(group.id, group.admitted, None, "failed", rollouts)
+        found.append(group)
+    return found
+
+
 @pytest.mark.parametrize("fate", [group_at_random, rollouts_at_random])
 def test_exclusion_without_regard_to_length_gives_no_more_warnings_than_stated(fate):
     alarms = sum(beyond_chance(sample(simulate(seed, fate)), LEVEL) for seed in range(200))
@@ -87,3 +107,19 @@ def test_losing_the_long_ones_is_seen_and_named(fate, cause):
     assert sum(beyond_chance(found, 0.001) for found in seen) >= 9
     assert all(main_cause(found) == cause for found in seen)
     assert all(found.trained.mean() < found.tokens.mean() for found in seen)
+
+
+def test_crashes_at_random_open_no_gap_though_their_texts_are_cut():
+    tried = [crashes(seed, batches=4, per_token=0.0) for seed in range(60)]
+    assert sum(beyond_chance(sample(groups), LEVEL) for groups in tried) <= 4
+    as_written = [
+        [replace(g, rollouts=tuple(replace(r, end="stop") for r in g.rollouts)) for g in groups] for groups in tried
+    ]
+    naive = sum(beyond_chance(sample(groups), LEVEL) for groups in as_written)
+    assert naive >= 12, "counting what was written of them would warn, and that texts grow"
+
+
+def test_crashes_that_hit_by_the_token_lose_the_long_texts_and_are_seen():
+    found = [sample(crashes(seed, batches=8, per_token=1e-3)) for seed in range(20)]
+    assert all(batch.trained.mean() < batch.tokens.mean() for batch in found)
+    assert sum(beyond_chance(batch, LEVEL) for batch in found) >= 8
