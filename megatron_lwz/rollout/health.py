@@ -83,6 +83,10 @@ class Health:
         """Out, but only until it has loaded them."""
         self.standing = Standing.OUT
 
+    def rested(self) -> None:
+        """It was given the weights while it was out: it may come back by its next answer."""
+        self._rest = 0
+
     def back(self) -> bool:
         """It answers and has the weights; whether it was out."""
         was_out = self.standing is Standing.OUT

@@ -122,30 +122,42 @@ class EnginePool:
 
         Raises RequestFailure when all fail and one of them says why, or when none was there at the first push.
         """
-        with self._roster.lock:
-            self._roster.pushing = True
-            members = [member for member in self._roster.members if not member.out]
-        try:
-            answers = self._on(members, load)
-            failed = [(member, error) for member, error in answers if error is not None]
+        self._push(Pushed(version, load, folder), lambda members: self._on(members, load))
+
+    def push_together(self, version: WeightVersion, send: Callable[[Sequence[EngineClient]], None]) -> None:
+        """Has `send` give these weights to all engines that answer, those that are out as well, in one go.
+
+        One that comes, or is started again, afterwards has to wait for the next push. Raises what `send` raises, and
+        RequestFailure as `push` does; `send` is not called when no engine answers.
+        """
+
+        async def wait_for_next(client: EngineClient) -> None:
+            advice = f"lacks weights {version}, which are sent to all engines at once: it gets those of the next update"
+            raise RequestFailure(client.url, advice, Failure.SERVER)
+
+        def send_to_all(members: Sequence[Member]) -> list[tuple[Member, RequestFailure | None]]:
+            known = [member for member in self._roster.members if not member.new and not member.leaving]
+            answers = self._on(known, lambda client: client.probe())
+            answering = [member.client for member, error in answers if error is None]
+            if answering:
+                send(answering)
+            return [(member, error) for member, error in answers if error is None or member in members]
+
+        self._push(Pushed(version, wait_for_next, None), send_to_all)
+
+    def _push(
+        self, weights: Pushed, give: Callable[[Sequence[Member]], list[tuple[Member, RequestFailure | None]]]
+    ) -> None:
+        with self._roster.push() as members:
+            answers = give(members)
+            failed = [error for _, error in answers if error is not None]
             if failed and len(failed) == len(answers):
                 first = self._roster.weights is None and self._keeper is None
-                for _, error in failed:
+                for error in failed:
                     if first or error.kind not in AWAY:
                         raise error
-            with self._roster.lock:
-                self._roster.weights = Pushed(version, load, folder)
-                for member, failure in answers:
-                    if failure is None:
-                        member.weights = member.client.version = version
-                    else:
-                        log.warning("%s: it is out until it has weights %s", failure, version)
-                        self._roster.counters["engines_lost"] += 1
-                        member.health.take_out()
-                        member.dropped = True
-        finally:
-            self._roster.pushing = False
-            self._watch.wake()
+            self._roster.pushed(weights, answers)
+        self._watch.wake()
 
     def set_version(self, version: WeightVersion) -> None:
         """For engines that do not say themselves which weights wrote a token."""
@@ -161,11 +173,15 @@ class EnginePool:
         async def ask(client: EngineClient) -> None:
             sums[client.url] = await client.weight_checksum()
 
+        self.on_all(ask)
+        return sums
+
+    def on_all(self, action: Load) -> None:
+        """The action on every engine that is not out, all at once. Raises RequestFailure; engines that do not answer are left out."""
         there = [member for member in self._roster.members if not member.out]
-        for _, failure in self._on(there, ask):
+        for _, failure in self._on(there, action):
             if failure is not None and failure.kind not in AWAY:
                 raise failure
-        return sums
 
     def metrics(self) -> dict[str, float]:
         """What the engines do now; `total_…` since the start of this process. Per engine if there are several."""

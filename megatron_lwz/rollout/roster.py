@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,31 @@ class Roster:
         self._numbered += 1
         self.members.append(member)
         return member
+
+    @contextmanager
+    def push(self) -> Iterator[list[Member]]:
+        """The engines that are to have new weights; meanwhile none comes back under the old ones."""
+        with self.lock:
+            self.pushing = True
+            members = [member for member in self.members if not member.out]
+        try:
+            yield members
+        finally:
+            self.pushing = False
+
+    def pushed(self, weights: Pushed, answers: Sequence[tuple[Member, Exception | None]]) -> None:
+        """Notes who has them. The others are out."""
+        with self.lock:
+            self.weights = weights
+            for member, failure in answers:
+                if failure is None:
+                    member.weights = member.client.version = weights.version
+                    member.health.rested()
+                    continue
+                log.warning("%s: it is out until it has weights %s", failure, weights.version)
+                self.counters["engines_lost"] += 1
+                member.health.take_out()
+                member.dropped = True
 
     def remove(self, member: Member) -> None:
         """Forgets an engine."""
