@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Container, Iterable, Sequence
 
 import numpy as np
@@ -109,12 +110,11 @@ class LengthBook:
             self._warn(step, *parted)
         elif max(gaps) < _REARM * self._section.gap:
             self._warned.clear()
-        newest_batch = windows[0]
-        means = float(newest_batch.trained.mean() - newest_batch.tokens.mean()) if len(newest_batch.trained) else 0.0
+        sampled, trained = windows[0].tokens, windows[0].trained
         return {
-            "length/gap": gaps[0],
+            "length/gap": gaps[0] if len(trained) else math.nan,
             "length/gap_window": gaps[-1],
-            "length/gap_mean": means,
+            "length/gap_mean": float(trained.mean() - sampled.mean()) if len(trained) else math.nan,
             "length/parted": float(parted is not None),
         }
 
