@@ -13,7 +13,7 @@ _WINDOW = 16
 class Detokenizer:
     """Gives each piece of text once, as soon as no later token can change it; equals decoding all tokens at once.
 
-    Only a short window is decoded again: the tokens since the last clean end, and those before it as context. Bytes that
+    Only a short window is decoded again: the tokens since the last clean end, and some before it as context. Bytes that
     never become a character do not lengthen it.
     """
 
@@ -30,7 +30,7 @@ class Detokenizer:
         certain = text.removesuffix(BROKEN)
         piece = certain[self._given :]
         if len(certain) == len(text) or len(self._fresh) >= _WINDOW:
-            self._context, self._fresh = self._fresh, []
+            self._context, self._fresh = self._fresh[-_WINDOW:], []
             self._given = len(self._decode(self._context).removesuffix(BROKEN))
         else:
             self._given = max(self._given, len(certain))
