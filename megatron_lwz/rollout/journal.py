@@ -67,11 +67,6 @@ class Journal:
         """Tokens received that are not on disk yet."""
         return self._undurable
 
-    @property
-    def undurable(self) -> int:
-        """Tokens received that are not on disk yet."""
-        return self._undurable
-
     def admit(self, group: GroupDraft) -> None:
         """A new group: its prompt and the rendered prompt's tokens."""
         prompt = prompt_to_json(group.prompt)
@@ -160,8 +155,6 @@ class Journal:
                 with self._queue_lock:
                     self._rows = rows + self._rows
                 raise
-            with self._queue_lock:
-                self._undurable -= tokens
             with self._queue_lock:
                 self._undurable -= tokens
 
