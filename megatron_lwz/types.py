@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -150,6 +150,19 @@ class RewardFn(Protocol):
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> Sequence[ComponentScore]:
         """One score per rollout, in order. A failure returns `valid=False`; it never raises for a bad answer."""
+        ...
+
+
+@runtime_checkable
+class PerRolloutReward(RewardFn, Protocol):
+    """A component whose score of a rollout depends on no other one: asked as soon as a rollout is finished."""
+
+    async def score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
+        """The score of one rollout; `settle` of all of them is what `score` gives."""
+        ...
+
+    def settle(self, scores: Sequence[ComponentScore]) -> Sequence[ComponentScore]:
+        """The group's column, when every rollout has its score: where one failure masks the whole group."""
         ...
 
 

@@ -163,17 +163,14 @@ class InLoopEvaluation:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner() as runner:  # one loop for all: rewards keep connections between evaluations
-                try:
-                    while (pinned := self._next()) is not None:
-                        metrics = self._try(runner, pinned)
-                        with self._changed:
-                            if metrics is not None:
-                                self._done.append((pinned, metrics))
-                            self._running = None
-                            self._changed.notify_all()
-                finally:
-                    runner.run(self._held_out.close())
+            with asyncio.Runner() as runner:  # one loop for all: what a component keeps may belong to its loop
+                while (pinned := self._next()) is not None:
+                    metrics = self._try(runner, pinned)
+                    with self._changed:
+                        if metrics is not None:
+                            self._done.append((pinned, metrics))
+                        self._running = None
+                        self._changed.notify_all()
         except BaseException as error:
             with self._changed:
                 self._error = None if self._closing else error

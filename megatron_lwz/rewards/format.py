@@ -10,6 +10,7 @@ from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.data.text.length import count_units
 from megatron_lwz.data.text.near_duplicates import DuplicateReport, find_duplicates
 from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.rewards.per_rollout import PerRollout
 from megatron_lwz.types import ComponentScore, Prompt, Rollout
 
 
@@ -24,7 +25,7 @@ def count_duplicates(text: str, section: FormatReward) -> DuplicateReport:
     )
 
 
-class FormatComponent:
+class FormatComponent(PerRollout):
     """1 for a well-formed response, else 0, minus `duplicate_penalty` × the share of near-duplicate paragraphs.
 
     The penalty reads the answer, also that of a malformed response, so the value lies in [−duplicate_penalty, 1].

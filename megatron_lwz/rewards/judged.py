@@ -25,6 +25,7 @@ from megatron_lwz.http.retry import Failure
 from megatron_lwz.http.session import Closing
 from megatron_lwz.rewards import judge_prompts as ask
 from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.per_rollout import PerRollout
 from megatron_lwz.types import ComponentScore, Prompt, RewardFn, Rollout
 
 T = TypeVar("T")
@@ -68,8 +69,14 @@ class JudgedComponent(Closing):
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
         """One score in [0, 1] per rollout. Details depend on the kind; `version` is the judge's model and the prompt's version."""
-        answers = [(parse_rollout(prompt, rollout).answer or "").strip() for rollout in rollouts]
-        return self._mask(await self._judge_group(Task(prompt, _language(prompt)), answers))
+        return self.settle(await self._score(prompt, rollouts))
+
+    def settle(self, scores: Sequence[ComponentScore]) -> list[ComponentScore]:
+        """Masks the whole group where one verdict is missing, unless told otherwise."""
+        if self._section.failed == "group" and not all(score.valid for score in scores):
+            scores = [replace(score, valid=False) for score in scores]
+        self._counters["masked groups"] += not any(score.valid for score in scores)
+        return list(scores)
 
     def metrics(self) -> dict[str, float]:
         """Counts since the start of the process: the judge's own (for all components together), and masked groups."""
@@ -83,17 +90,14 @@ class JudgedComponent(Closing):
         """Leaves the event loop, with the judge of all components; another one may go on."""
         await self._judge.disconnect()
 
+    async def _score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
+        answers = [(parse_rollout(prompt, rollout).answer or "").strip() for rollout in rollouts]
+        missing = ComponentScore(0.0, valid=False, version="no-verdict")
+        return [score or missing for score in await self._judge_group(Task(prompt, _language(prompt)), answers)]
+
     @abstractmethod
     async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
         """A score for each answer, None without a verdict."""
-
-    async def _each(self, answers: Sequence[str], score: Callable[[str], Awaitable[T]]) -> list[T | ComponentScore]:
-        """`score` of every answer that is not blank; 0 for the others."""
-
-        async def one(place: int) -> T | ComponentScore:
-            return await score(answers[place]) if answers[place] else ComponentScore(0.0, version="no-answer")
-
-        return await self._in_parallel(len(answers), one)
 
     async def _in_parallel(self, count: int, work: Callable[[int], Awaitable[T]]) -> list[T]:
         """The results of `work(0 … count − 1)`. A question is put together only when its turn comes: texts are long."""
@@ -124,14 +128,6 @@ class JudgedComponent(Closing):
         self._counters["agreed"] += agreed
         return Pair((ahead.value + 1 - behind.value) / 2, agreed, ahead.judge)
 
-    def _mask(self, found: Sequence[ComponentScore | None]) -> list[ComponentScore]:
-        missing = ComponentScore(0.0, valid=False, version="no-verdict")
-        scores = [score or missing for score in found]
-        if self._section.failed == "group" and not all(score.valid for score in scores):
-            scores = [replace(score, valid=False) for score in scores]
-        self._counters["masked groups"] += not any(score.valid for score in scores)
-        return scores
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -142,7 +138,24 @@ class Pair:
     judge: str
 
 
-class RubricComponent(JudgedComponent):
+class EachJudged(JudgedComponent, PerRollout):
+    """A judge that reads one answer at a time, and so can begin as soon as a rollout is finished."""
+
+    async def score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
+        """Its score, invalid without a verdict; `settle` masks the group."""
+        (score,) = await self._score(prompt, [rollout])
+        return score
+
+    async def _each(self, answers: Sequence[str], score: Callable[[str], Awaitable[T]]) -> list[T | ComponentScore]:
+        """`score` of every answer that is not blank; 0 for the others."""
+
+        async def one(place: int) -> T | ComponentScore:
+            return await score(answers[place]) if answers[place] else ComponentScore(0.0, version="no-answer")
+
+        return await self._in_parallel(len(answers), one)
+
+
+class RubricComponent(EachJudged):
     """The mean mark of a rubric, 1 to 10 scaled to [0, 1]. Details: `criterion_1` …, the marks."""
 
     async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
@@ -161,7 +174,7 @@ class RubricComponent(JudgedComponent):
         return await self._each(answers, score)
 
 
-class ChecklistComponent(JudgedComponent):
+class ChecklistComponent(EachJudged):
     """The share of a checklist's requirements that are met, partly counting half (ACE-RL, 2509.04903).
 
     The list is the row's `checklist`, or what the judge reads out of the request; one list for the whole group.
@@ -223,7 +236,7 @@ class PairwiseComponent(JudgedComponent):
         return [_total(played) for played in games]
 
 
-class ReferenceComponent(JudgedComponent):
+class ReferenceComponent(EachJudged):
     """The share of two verdicts won against the row's `reference` text, in both orders. Details as in PairwiseComponent.
 
     A row without a reference is masked and asks nothing.

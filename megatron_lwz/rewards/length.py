@@ -13,6 +13,7 @@ from megatron_lwz.data.text.grammar import ParsedResponse, ResponseParser, Segme
 from megatron_lwz.data.text.length import Unit, UnitCounter, count_units
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError
+from megatron_lwz.rewards.per_rollout import PerRollout
 from megatron_lwz.types import ComponentScore, LengthRange, Prompt, Rollout
 
 
@@ -62,7 +63,7 @@ def largest_length(asked: LengthRange, section: LengthReward) -> float:
     return section.maximum
 
 
-class LengthComponent:
+class LengthComponent(PerRollout):
     """Scores the length of the answer segment; a response that opened no answer has length 0.
 
     A prompt without a range gives invalid scores: the component is then masked out. Details: `words` (in the config's

@@ -21,12 +21,13 @@ from megatron_lwz.http.completions import CompletionFailure
 from megatron_lwz.http.embeddings import EmbeddingClient
 from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
 from megatron_lwz.http.session import Closing
+from megatron_lwz.rewards.per_rollout import PerRollout
 from megatron_lwz.types import ComponentScore, Prompt, Rollout
 
 log = logging.getLogger(__name__)
 
 
-class OverlapComponent(Closing):
+class OverlapComponent(Closing, PerRollout):
     """1 − the share of an answer's paragraphs whose cosine similarity to an earlier one reaches the threshold.
 
     A text with fewer than two paragraphs to compare gets 1, one without an answer 0. A server that fails masks the
@@ -68,11 +69,25 @@ class OverlapComponent(Closing):
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
         """One score per rollout in [0, 1]; all invalid when the server fails."""
+        return self.settle(await self._score(prompt, rollouts))
+
+    async def score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
+        """Its score; invalid when the server fails."""
+        (score,) = await self._score(prompt, [rollout])
+        return score
+
+    def settle(self, scores: Sequence[ComponentScore]) -> list[ComponentScore]:
+        """All invalid if one is."""
+        if all(score.valid for score in scores):
+            return list(scores)
+        self.counters["masked_groups"] += 1
+        return [ComponentScore(0.0, valid=False, version=self._version) for _ in scores]
+
+    async def _score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
         answers = [parse_rollout(prompt, rollout).answer or "" for rollout in rollouts]
         texts = [self._paragraphs(answer) for answer in answers]
         vectors = await self._embed(list(dict.fromkeys(text for found in texts if len(found) > 1 for text in found)))
         if vectors is None:
-            self.counters["masked_groups"] += 1
             return [ComponentScore(0.0, valid=False, version=self._version) for _ in rollouts]
         scores = []
         for answer, found in zip(answers, texts, strict=True):

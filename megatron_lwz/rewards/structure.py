@@ -18,6 +18,7 @@ from megatron_lwz.data.text.structure import (
     check_numbering,
     read_structure,
 )
+from megatron_lwz.rewards.per_rollout import PerRollout
 from megatron_lwz.types import ComponentScore, Prompt, Rollout
 
 STRUCTURE = "structure"
@@ -32,7 +33,7 @@ _CHECKS: dict[str, Callable[[Structure], Check]] = {
 log = logging.getLogger(__name__)
 
 
-class StructureComponent:
+class StructureComponent(PerRollout):
     """The mean of the checks that a text gives occasion to, in [0, 1]; 1 for plain prose when nothing was asked.
 
     A response without an answer gets 0. Details: the value of each check, where there is one, and `structure_faults`.

@@ -24,6 +24,7 @@ from megatron_lwz.distributed import environment
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
 from megatron_lwz.http.session import HttpSession, read_bounded
+from megatron_lwz.rewards.per_rollout import PerRollout
 from megatron_lwz.types import ComponentScore, Prompt, Rollout
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _LONGEST_WAIT = 30.0
 _NOT_AS_AGREED = (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
 
 
-class WritingComponent(HttpSession):
+class WritingComponent(HttpSession, PerRollout):
     """Asks lwz serve-reward, or vLLM's pooling server, for the scores of a group's answers.
 
     A rollout without an answer is not asked about: its score is invalid, like that of a text which the server refuses.

@@ -39,9 +39,10 @@ class Committer:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    async def durable(self) -> None:
-        """Returns when everything queued before the call is on disk."""
+    async def durable(self, *, urgent: bool = True) -> None:
+        """Returns when everything queued before the call is on disk. Not `urgent`: the next regular commit will do."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        self._urgent.set()
+        if urgent:
+            self._urgent.set()
         await waiter

@@ -1,7 +1,7 @@
 """The rollout controller: one event loop in a thread of trainer rank 0.
 
-It admits prompts, streams tokens from engines into the journal, asks for rewards as soon as a group is complete and
-durable, and hands whole groups to the training loop.
+It admits prompts, streams tokens from engines into the journal, asks for rewards as soon as a rollout is durable, and
+hands whole groups to the training loop.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Meter, ProgressFn
 from megatron_lwz.rollout.sampling import Sampler, Tokenizer
-from megatron_lwz.rollout.scoring import close_rewards, score_group
+from megatron_lwz.rollout.scoring import GroupScoring, close_rewards
 from megatron_lwz.types import Group, Prompt, RewardFn, WeightVersion
 
 POLL_SECONDS = 0.2
@@ -120,17 +120,28 @@ class RolloutController:
 
         Raises whatever ended the controller.
         """
+        (groups,) = self.stream(step, least=self._admission.batch, progress=progress)
+        return groups
+
+    def stream(self, step: int, *, least: int, progress: ProgressFn | None = None) -> Iterator[list[Group]]:
+        """What `collect` gives, in parts of `least` groups or more (the last of what is left), each as soon as it is certain."""
         meter = Meter(self._sampler)
+        given: set[int] = set()
         self.begin(step)
-        while True:
+        while len(given) < self._admission.batch:
             with self._changed:
                 self._raise_error()
                 taken = self._admission.take()
-                if taken is not None:
-                    return [self._ready[group] for group in taken]
+                part = [group for group in taken or self._admission.certain() if group not in given]
+                if taken is None and len(part) < least:
+                    part = []
+                    self._changed.wait(POLL_SECONDS)
+                groups = [self._ready[group] for group in part]
                 awaited = [self._drafts[group] for group in self._admission.pending()[: self._admission.batch]]
-                self._changed.wait(POLL_SECONDS)
-            if progress is not None:
+            if groups:
+                given.update(part)
+                yield groups
+            elif progress is not None:
                 progress(meter.measure(awaited))
 
     def mark_consumed(self, groups: Sequence[Group], step: int) -> None:
@@ -205,9 +216,11 @@ class RolloutController:
             self._spawn(self._complete(group))
 
     async def _complete(self, group: GroupDraft) -> None:
-        """Writes what is missing, then scores; each only counts when it is on disk."""
+        """Writes what is missing, and has it scored; each only counts when it is on disk."""
         try:
-            await self._write(group)
+            async with GroupScoring(group, self._rewards, self._journal, self._committer) as scoring:
+                await self._write(group, scoring)
+                self._sampler.counters["failed_scores"] += await scoring.complete()
         except RequestFailure as failure:
             if self._sampler.counters["failed_groups"] >= self._section.failed_groups:
                 raise
@@ -216,15 +229,8 @@ class RolloutController:
                 self._admission.give_back(group.id)
             self._replace(group, "failed", "failed_groups")
             return
-        if not group.scored_by({reward.name for reward in self._rewards}):
-            group.scores = await score_group(group, self._rewards)
-            self._sampler.counters["failed_scores"] += sum(
-                not score.valid for scores in group.scores for score in scores.values()
-            )
-            self._journal.score(group.id, group.scores)
-            await self._committer.durable()
         done = group.freeze()
-        barren = self._intake.barren(done)
+        barren = self._admission.refills > 0 and self._intake.barren(done)
         with self._changed:
             kept = not (barren and self._admission.filter(group.id))
             if kept:
@@ -234,17 +240,16 @@ class RolloutController:
         if not kept:
             self._replace(group, "zero variance", "refilled")
 
-    async def _write(self, group: GroupDraft) -> None:
+    async def _write(self, group: GroupDraft, scoring: GroupScoring) -> None:
         """All rollouts of a group to their ends, durable. The first failure ends the others."""
-        missing = [draft for draft in group.drafts if draft.reason is None]
-        if not missing:
+
+        async def write(draft: Draft) -> None:
+            await self._sampler.write(group, draft, derive_seed(self._intake.seed, group.id, draft.index))
+            scoring.begin(draft)
+
+        work = [asyncio.ensure_future(write(draft)) for draft in group.drafts if draft.reason is None]
+        if not work:
             return
-        work = [
-            asyncio.ensure_future(
-                self._sampler.write(group, draft, derive_seed(self._intake.seed, group.id, draft.index))
-            )
-            for draft in missing
-        ]
         try:
             await asyncio.gather(*work)
         finally:

@@ -13,7 +13,7 @@ from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Meter, Progress
 from megatron_lwz.rollout.sampling import Sampler, Tokenizer
-from megatron_lwz.rollout.scoring import close_rewards, score_group
+from megatron_lwz.rollout.scoring import GroupScoring, close_rewards
 from megatron_lwz.types import Group, Prompt, RewardFn, WeightVersion
 
 
@@ -89,13 +89,6 @@ class HeldOut:
             await pool.close()
             await close_rewards(self._rewards)
 
-    async def close(self) -> None:
-        """Closes the rewards' connections; in the loop that `write` ran in."""
-        for reward in self._rewards:
-            close = getattr(reward, "close", None)
-            if close is not None:
-                await close()
-
     def progress(self) -> Progress | None:
         """How far the evaluation that was begun last is; from any thread."""
         return self._progress() if self._progress is not None else None
@@ -109,15 +102,16 @@ class HeldOut:
         return group
 
     async def _complete(self, group: GroupDraft, sampler: Sampler, committer: Committer) -> Group:
-        missing = [draft for draft in group.drafts if draft.reason is None]
-        seeds = [derive_seed(self._seed, f"evaluation {group.prompt.id}", draft.index) for draft in missing]
-        await asyncio.gather(*(sampler.write(group, draft, seed) for draft, seed in zip(missing, seeds, strict=True)))
-        if missing:
-            await committer.durable()
-        if not group.scored_by({reward.name for reward in self._rewards}):
-            group.scores = await score_group(group, self._rewards)
-            self._journal.score(group.id, group.scores)
-            await committer.durable()
+        async def write(draft: Draft, scoring: GroupScoring) -> None:
+            await sampler.write(group, draft, derive_seed(self._seed, f"evaluation {group.prompt.id}", draft.index))
+            scoring.begin(draft)
+
+        async with GroupScoring(group, self._rewards, self._journal, committer) as scoring:
+            missing = [draft for draft in group.drafts if draft.reason is None]
+            await asyncio.gather(*(write(draft, scoring) for draft in missing))
+            if missing:
+                await committer.durable()
+            await scoring.complete()
         return group.freeze()
 
 

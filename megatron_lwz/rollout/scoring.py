@@ -1,34 +1,101 @@
-"""Asks every reward component for its column of a finished group."""
+"""Asks the reward components for a group's scores: as early as each component can give them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Sequence
+from types import TracebackType
 
-from megatron_lwz.rollout.drafts import GroupDraft
-from megatron_lwz.types import ComponentScore, RewardFn
+from megatron_lwz.rollout.commits import Committer
+from megatron_lwz.rollout.drafts import Draft, GroupDraft
+from megatron_lwz.rollout.guard import given_column
+from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.types import ComponentScore, PerRolloutReward, RewardFn, Rollout
 
 log = logging.getLogger(__name__)
 
 
-async def score_group(group: GroupDraft, rewards: Sequence[RewardFn]) -> list[dict[str, ComponentScore]]:
-    """Component → score, per rollout. A reward that fails masks its column, it never stops the run."""
-    rollouts = [group.rollout(draft) for draft in group.drafts]
+class GroupScoring:
+    """The scores of one group, inside `async with`: leaving it drops what is under way.
 
-    async def column(reward: RewardFn) -> Sequence[ComponentScore]:
+    A component that looks at one rollout at a time is asked as soon as a rollout is finished and durable, so that a slow
+    judge works while the others are written; the rest when the group is complete. Scores count when they are durable, all
+    together: after a kill before that every component is asked again. A reward that fails masks its column, it never
+    stops the run.
+    """
+
+    def __init__(self, group: GroupDraft, rewards: Sequence[RewardFn], journal: Journal, committer: Committer) -> None:
+        self._group = group
+        self._rewards = rewards
+        self._journal = journal
+        self._committer = committer
+        self._scored = group.scored_by({reward.name for reward in rewards})
+        self._early = [reward for reward in rewards if isinstance(reward, PerRolloutReward)]
+        self._asked: dict[int, asyncio.Task[dict[str, ComponentScore | BaseException]]] = {}
+
+    async def __aenter__(self) -> GroupScoring:
+        for draft in self._group.drafts:
+            if draft.reason is not None:  # before a kill
+                self.begin(draft)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._early = []  # a rollout that ends after this begins nothing
+        for task in self._asked.values():
+            task.cancel()
+        await asyncio.gather(*self._asked.values(), return_exceptions=True)
+
+    def begin(self, draft: Draft) -> None:
+        """This rollout of the group has ended."""
+        if not self._scored and self._early:
+            self._asked[draft.index] = asyncio.ensure_future(self._score_one(self._group.rollout(draft)))
+
+    async def complete(self) -> int:
+        """All rollouts are durable: scores them as far as they are not, durable at return; gives how many scores are invalid."""
+        if self._scored:
+            return 0
+        group = self._group
+        rollouts = [group.rollout(draft) for draft in group.drafts]
+        columns = await asyncio.gather(*(self._column(reward, rollouts) for reward in self._rewards))
+        names = [reward.name for reward in self._rewards]
+        group.scores = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] or [
+            {} for _ in rollouts
+        ]
+        self._journal.score(group.id, group.scores)
+        await self._committer.durable()
+        return sum(not score.valid for scores in group.scores for score in scores.values())
+
+    async def _score_one(self, rollout: Rollout) -> dict[str, ComponentScore | BaseException]:
+        await self._committer.durable(urgent=False)
+        early = [reward for reward in self._early if reward.name not in rollout.given_scores]
+        asked = (reward.score_one(self._group.prompt, rollout) for reward in early)
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        return dict(zip((reward.name for reward in early), found, strict=True))
+
+    async def _column(self, reward: RewardFn, rollouts: Sequence[Rollout]) -> Sequence[ComponentScore]:
+        asked = [rollout for rollout in rollouts if reward.name not in rollout.given_scores]
         try:
-            scores = await reward.score(group.prompt, rollouts)
-            if len(scores) == len(rollouts):
-                return scores
-            log.error("reward %s gave %d scores for %d rollouts", reward.name, len(scores), len(rollouts))
+            scores = await self._scores(reward, asked) if asked else []
+            if len(scores) == len(asked):
+                return given_column(reward.name, rollouts, scores)
+            log.error("reward %s gave %d scores for %d rollouts", reward.name, len(scores), len(asked))
         except Exception:
-            log.exception("reward %s failed on group %d", reward.name, group.id)
+            log.exception("reward %s failed on group %d", reward.name, self._group.id)
         return [ComponentScore(0.0, valid=False)] * len(rollouts)
 
-    columns = await asyncio.gather(*(column(reward) for reward in rewards))
-    names = [reward.name for reward in rewards]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] or [{} for _ in rollouts]
+    async def _scores(self, reward: RewardFn, rollouts: Sequence[Rollout]) -> Sequence[ComponentScore]:
+        if not isinstance(reward, PerRolloutReward):
+            return await reward.score(self._group.prompt, rollouts)
+        scores = []
+        for rollout in rollouts:
+            score = (await self._asked[rollout.index])[reward.name]
+            if isinstance(score, BaseException):
+                raise score
+            scores.append(score)
+        return reward.settle(scores)
 
 
 async def close_rewards(rewards: Sequence[RewardFn]) -> None:
