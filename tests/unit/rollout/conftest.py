@@ -40,7 +40,7 @@ def make_controller(tmp_path: Path) -> Iterator[Callable[..., RolloutController]
 
     def make(
         urls, *, step=0, rewards=None, group_size=3, name="journal.sqlite", timeout=30.0, batch=1, source=None, barren=None,
-        admission=None, **settings,
+        admission=None, guards=None, **settings,
     ):  # fmt: skip
         standard = {"max_new_tokens": 200, "commit_interval": 0.05, "concurrency": 16, "pool": {"probe_interval": 0.1}}
         section = RolloutSection(**standard | settings)
@@ -61,6 +61,7 @@ def make_controller(tmp_path: Path) -> Iterator[Callable[..., RolloutController]
             tokenizer=CharTokenizer(),
             render=lambda prompt: prompt.text + "|",
             section=section,
+            guard=guards,
         )
         made.append(controller)
         controller.recover(step)
