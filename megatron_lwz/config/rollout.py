@@ -1,4 +1,4 @@
-"""Sampling, the engines and their weights."""
+"""Sampling and the engines."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from megatron_lwz.config.base import Section
-from megatron_lwz.config.pool import PoolSection
 from megatron_lwz.config.guard import GuardSection
 from megatron_lwz.config.lengths import LengthsSection
+from megatron_lwz.config.pool import PoolSection
 
 RetryClass = Literal["connection", "timeout", "server", "contract", "refused"]
 """The classes of http.retry.Failure."""
@@ -70,21 +70,15 @@ class RolloutSection(Section):
         description="tokens received that may wait for a slow disk; beyond that the streams are read no further",
     )
     network_journal: bool = Field(False, description="run folder on NFS or Lustre: the journal takes an exclusive lock")
+    colocated: bool = Field(
+        False,
+        description="the engines share the trainer's GPUs: they sleep while it trains, and it leaves the GPU while they write",
+    )
     engine_threads: int = Field(0, ge=0, description="CPU threads of the embedded engine; 0 = all cores")
+    guard: GuardSection = GuardSection()
+    lengths: LengthsSection = LengthsSection()
 
     @property
     def elsewhere(self) -> bool:
         """Whether the engines run already, started by somebody else."""
         return bool(self.urls) or self.engines_file is not None
-
-    guard: GuardSection = GuardSection()
-    lengths: LengthsSection = LengthsSection()
-
-
-class WeightSyncSection(Section):
-    """Trainer to engines."""
-
-    transport: Literal["disk"] = Field("disk", description="disk: safetensors under the run folder")
-    verify_interval: int = Field(
-        20, ge=0, description="compare checksums after the first push and every N; 0 = first only"
-    )

@@ -15,7 +15,7 @@ from megatron_lwz.config.judge import JudgeReward, JudgeSection
 from megatron_lwz.config.model import Architecture, KernelsSection, ModelSection, ParallelSection
 from megatron_lwz.config.reward import FunctionReward, LengthReward, RewardSection
 from megatron_lwz.config.reward_model import RewardModelSection, WritingReward
-from megatron_lwz.config.rollout import RolloutSection, WeightSyncSection
+from megatron_lwz.config.rollout import RolloutSection
 from megatron_lwz.config.training import (
     CheckpointSection,
     LoggingSection,
@@ -24,6 +24,7 @@ from megatron_lwz.config.training import (
     SftSection,
     TrainingSection,
 )
+from megatron_lwz.config.weight_sync import WeightSyncSection
 
 __all__ = [
     "Architecture",

@@ -129,6 +129,7 @@ class Config(s.Section):
                 f"must hold the longest rollout: data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
             )
         self._check_staleness()
+        self._check_weight_sync()
         self._check_evaluation()
         sequences = self.training.prompts_per_step * self.grpo.group_size
         if sequences % self.training.updates_per_batch:
@@ -147,6 +148,23 @@ class Config(s.Section):
         if ahead is not None and ahead > stale:
             advice = f"what is carried over is stale: at most rollout.max_staleness = {stale} batches"
             raise ConfigError("rollout.over_sampling", ahead, advice)
+
+    def _check_weight_sync(self) -> None:
+        """What the way of the weights, and GPUs shared with engines, need beyond single fields. Raises ConfigError."""
+        r, transport = self.rollout, self.weight_sync.transport
+        if transport == "nccl" and r.engine != "vllm":
+            raise ConfigError("weight_sync.transport", transport, "needs rollout.engine: vllm; use disk")
+        if not r.colocated:
+            return
+        if transport == "nccl":
+            advice = "two NCCL ranks cannot share a GPU, and rollout.colocated is on; use disk"
+            raise ConfigError("weight_sync.transport", transport, advice)
+        if r.max_staleness > 0:
+            advice = "engines that share the trainer's GPUs cannot write while it trains: set rollout.colocated: false"
+            raise ConfigError("rollout.max_staleness", r.max_staleness, advice)
+        if self.data.held_out_prompts is not None and self.evaluation.concurrent and not self.evaluation.urls:
+            advice = "rollout.colocated leaves no GPU for another engine beside training: set it to false"
+            raise ConfigError("evaluation.concurrent", True, advice)
 
     def _check_evaluation(self) -> None:
         """What the evaluation while training needs beyond single fields. Raises ConfigError."""

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 _POLL_SECONDS = 0.05
+PIECE_BYTES = 64 * 2**20
+"""The most that one broadcast moves: what a backend holds beside the tensors stays small, however long the rollouts."""
 
 
 def broadcast_json(value: Any = None, *, source: int = 0) -> Any:
@@ -27,7 +29,7 @@ def broadcast_json(value: Any = None, *, source: int = 0) -> Any:
 
 
 def broadcast_tensors(tensors: dict[str, Tensor] | None = None, *, source: int = 0) -> dict[str, Tensor]:
-    """The CPU tensors of rank `source`, on every rank: names, dtypes and shapes go as JSON, then the bytes."""
+    """The CPU tensors of rank `source`, on every rank: names, dtypes and shapes go as JSON, then the bytes, in pieces."""
     mine = dist.get_rank() == source
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors or {}).items()} if mine else {}
     header = broadcast_json(
@@ -36,8 +38,9 @@ def broadcast_tensors(tensors: dict[str, Tensor] | None = None, *, source: int =
     received: dict[str, Tensor] = {}
     for name, (dtype, shape) in header.items():
         tensor = held[name] if mine else torch.empty(shape, dtype=getattr(torch, dtype))
-        if tensor.numel():  # as bytes: gloo does not know every dtype
-            dist.broadcast(tensor.reshape(-1).view(torch.uint8), src=source)
+        data = tensor.reshape(-1).view(torch.uint8)  # as bytes: gloo does not know every dtype
+        for start in range(0, data.numel(), PIECE_BYTES):
+            dist.broadcast(data[start : start + PIECE_BYTES], src=source)
         received[name] = tensor
     return received
 

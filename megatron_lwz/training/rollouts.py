@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -31,9 +31,10 @@ from megatron_lwz.training.engines import open_engines
 from megatron_lwz.training.evaluation import in_loop_evaluation
 from megatron_lwz.training.experience import Experience, is_barren, make_experience
 from megatron_lwz.training.reward_server import open_reward_server
-from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.state import TrainState
-from megatron_lwz.training.weight_sync import DiskTransport
+from megatron_lwz.training.turns import Turns
+from megatron_lwz.training.weight_sync import Transport, make_transport
 from megatron_lwz.types import Group, Prompt, RewardFn, SequenceBatch, WeightVersion
 
 logger = logging.getLogger(__name__)
@@ -47,21 +48,22 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
 
     Collective. `waiting` hears on rank 0 how far awaited rollouts are. Raises LwzError.
     """
-    transport = partial(
-        DiskTransport, root=run.weights, chunks=state.policies, config_files_from=config.tokenizer_dir()
-    )
+    transport = partial(make_transport, config=config, root=run.weights, chunks=state.policies)
     with ExitStack() as stack:
         host = None
         if groups.is_rank_zero():
             host = Host(stack.enter_context(open_reward_server(config, run)), run, state.step, waiting)
         exporter = transport(None)
-        version = exporter.prepare(WeightVersion(state.step, record_attempt(run.root, state.step)))
+        first = WeightVersion(state.step, record_attempt(run.root, state.step))
+        version = exporter.prepare(first, folder=config.data.held_out_prompts is not None)
         engines = None
         if host is not None:
             engines = stack.enter_context(open_engines(config, run, exporter.folder(version)))
             stack.enter_context(host.connected(engines, version))
-        rollouts = Rollouts(config, host, transport(engines), version)
+        turns = Turns(config, state, engines, version.attempt)
+        rollouts = Rollouts(config, host, stack.enter_context(closing(transport(engines))), turns, version)
         rollouts.push()
+        turns.engines()
         if host is not None and host.evaluation is not None:
             host.evaluation.take_up(version, exporter.folder(version))
         yield rollouts
@@ -70,33 +72,42 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
 class Rollouts:
     """What the loop asks for, on every rank. Ranks other than 0 wait outside collectives while engines write."""
 
-    def __init__(self, config: Config, host: Host | None, transport: DiskTransport, version: WeightVersion) -> None:
+    def __init__(
+        self, config: Config, host: Host | None, transport: Transport, turns: Turns, version: WeightVersion
+    ) -> None:
         self._config = config
         self._host = host
         self._transport = transport
+        self._turns = turns
         self._version = version
         self._pushes = 0
 
     def collect(self, step: int) -> Experience:
         """The rollout batch of `step`, scored, with advantages; the same on every rank."""
+        self._turns.engines()
         experience = self._host.experience(step) if self._host is not None else None
         ready = f"rollouts/{self._version.attempt}/{step}"
         if experience is not None:
+            self._turns.trainer()
             exchange.post(ready)
             exchange.broadcast_json(experience.metrics)
             exchange.broadcast_tensors(vars(experience.batch))
             return experience
         exchange.wait_until_posted(ready, math.inf)
+        self._turns.trainer()
         metrics = exchange.broadcast_json()
         return Experience(SequenceBatch(**exchange.broadcast_tensors()), metrics)
 
     def update_weights(self, step: int) -> None:
         """Gives the engines the policy as it is after `step` updates."""
-        self._version = self._transport.prepare(replace(self._version, step=step))
+        config = self._config
+        evaluated = config.data.held_out_prompts is not None and due(step, config.evaluation.interval, config)
+        self._version = self._transport.prepare(replace(self._version, step=step), folder=evaluated)
         self.push()
 
     def push(self) -> None:
         """Has the engines load the version last prepared; compares checksums the first time and every so often."""
+        self._turns.weights()
         self._transport.push(self._version)
         interval = self._config.weight_sync.verify_interval
         due = self._pushes == 0 or (interval > 0 and self._pushes % interval == 0)
@@ -123,6 +134,8 @@ class Rollouts:
     def evaluate(self) -> None:
         """Begins to evaluate the weights pushed last on the held-out prompts; waits for it if it is not concurrent."""
         if self._host is not None and self._host.evaluation is not None:
+            if not self._config.evaluation.concurrent:
+                self._turns.engines()
             folder = self._transport.folder(self._version)
             self._host.evaluation.begin(self._version, folder, waiting=self._host.waiting)
 
@@ -134,6 +147,8 @@ class Rollouts:
 
     def finish_evaluations(self) -> None:
         """Waits for all evaluations that were begun. Collective: the other ranks wait outside collectives."""
+        if not self._config.evaluation.concurrent:
+            self._turns.engines()
         done = f"evaluations/{self._version.attempt}"
         if self._host is None:
             exchange.wait_until_posted(done, math.inf)

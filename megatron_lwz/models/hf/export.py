@@ -21,6 +21,7 @@ from megatron_lwz.models.hf.name_map import Placement, placements, tensor_shapes
 from megatron_lwz.models.hf.write import ShardWriter, atomic_folder, copy_carried_files, write_config
 
 SHARD_BYTES = 5 * 2**30
+CPU = torch.device("cpu")
 
 
 def export_policy(
@@ -76,8 +77,10 @@ def checksum_folder(path: Path | str) -> str:
     return checksum_of((name, folder.read(name, shape)) for name, shape in shapes.items())
 
 
-def stream_policy(chunks: Sequence[torch.nn.Module], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """Yields (HF name, whole tensor on the CPU) in the order of `tensor_shapes`; collective.
+def stream_policy(
+    chunks: Sequence[torch.nn.Module], dtype: torch.dtype, *, device: torch.device = CPU
+) -> Iterator[tuple[str, torch.Tensor | None]]:
+    """Yields (HF name, whole tensor on `device`) in the order of `tensor_shapes`; collective.
 
     Only rank 0 gets tensors, other ranks None. Ranks that hold replicas yield nothing.
     """
@@ -95,7 +98,7 @@ def stream_policy(chunks: Sequence[torch.nn.Module], dtype: torch.dtype) -> Iter
         if owner != 0 and tensor_rank == 0 and stage == 0:
             whole = torch.empty(shape, dtype=dtype, device=_device(held))
             dist.recv(_raw(whole), group=groups.pipeline_group(), group_src=owner)
-        yield name, whole.cpu() if whole is not None and stage == 0 else None
+        yield name, whole.to(device) if whole is not None and stage == 0 else None
 
 
 def _owners(held: Mapping[str, Placement], names: Sequence[str]) -> list[int]:

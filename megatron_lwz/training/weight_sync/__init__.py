@@ -1,6 +1,27 @@
-"""Trainer to engines: three verbs, prepare(version), push(version), verify(version)."""
+"""Trainer to engines: three verbs, prepare(version), push(version), verify(version), over one of two ways."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from megatron_lwz.config import Config
+from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.weight_sync.disk import DiskTransport
-from megatron_lwz.training.weight_sync.protocol import EngineControl
+from megatron_lwz.training.weight_sync.nccl import NcclTransport, nccl_channel
+from megatron_lwz.training.weight_sync.protocol import EngineControl, Transport
 
-__all__ = ["DiskTransport", "EngineControl"]
+__all__ = ["DiskTransport", "EngineControl", "NcclTransport", "Transport", "make_transport"]
+
+
+def make_transport(
+    engines: EnginePool | None, config: Config, *, root: Path, chunks: Sequence[torch.nn.Module]
+) -> Transport:
+    """The way that `weight_sync.transport` names; `engines` on rank 0 only, folders under `root`. Raises LwzError."""
+    section = config.weight_sync
+    disk = DiskTransport(engines, root, chunks=chunks, config_files_from=config.tokenizer_dir())
+    if section.transport == "disk":
+        return disk
+    return NcclTransport(engines, disk, chunks=chunks, section=section, open_channel=nccl_channel(section))

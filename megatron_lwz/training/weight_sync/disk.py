@@ -42,7 +42,7 @@ class DiskTransport:
         """Where `prepare` puts this version."""
         return self._root / f"{version.step}.{version.attempt}"
 
-    def prepare(self, version: WeightVersion) -> WeightVersion:
+    def prepare(self, version: WeightVersion, *, folder: bool = True) -> WeightVersion:
         """Writes the policy's weights; returns the version with its checksum. The two newest versions are kept."""
         checksum = export_policy(self._chunks, self.folder(version), config_files_from=self._config_files_from)
         if groups.is_rank_zero():
@@ -66,6 +66,9 @@ class DiskTransport:
                     f"runs weights with checksum {checksum}, the trainer's at step {version.step} is {version.checksum}: "
                     f"does the engine see {self.folder(version)} as the trainer wrote it, in the same precision?",
                 )
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def _drop_old(self, *, keep: Path) -> None:
         others = [path for path in self._root.iterdir() if path.is_dir() and path != keep]

@@ -1,0 +1,60 @@
+"""Tensors moved out of the GPU's memory and back, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class Parked:
+    """The memory behind tensors: `out` copies it to host memory and frees it, `back` restores it, bit for bit.
+
+    The tensors stay what they are, and so do all views of them; none may be read while it is out. Memory that several
+    tensors share moves once. With `keep` False nothing is copied, and zeros come back.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], *, keep: bool = True) -> None:
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if t.numel()}
+        self._storages = list(storages.values())
+        self._sizes = [storage.nbytes() for storage in self._storages]
+        self._keep = keep
+        self._copies: list[Tensor] = []
+        self.is_out = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are moved."""
+        return sum(self._sizes)
+
+    def out(self) -> None:
+        """Frees the memory. Nothing that uses it may still be running."""
+        if self.is_out:
+            return
+        if self._keep and not self._copies:  # the host's share is kept: pinning it anew would cost more than the copy
+            self._copies = [
+                torch.empty(size, dtype=torch.uint8, pin_memory=storage.device.type == "cuda")
+                for storage, size in zip(self._storages, self._sizes, strict=True)
+            ]
+        for index, storage in enumerate(self._storages):
+            if self._keep:
+                self._copies[index].copy_(_bytes_of(storage))
+            storage.resize_(0)
+        self.is_out = True
+
+    def back(self) -> None:
+        """Takes the memory again."""
+        if not self.is_out:
+            return
+        for index, storage in enumerate(self._storages):
+            storage.resize_(self._sizes[index])
+            if self._keep:
+                _bytes_of(storage).copy_(self._copies[index])
+            else:
+                _bytes_of(storage).zero_()
+        self.is_out = False
+
+
+def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

@@ -1,0 +1,60 @@
+"""The trainer leaves its GPU while engines write there, and comes back.
+
+Megatron-Core 0.16's own `offload_to_cpu` gives the optimizer's parameters new memory. The distributed optimizer's fp32 ones are views
+of the model's weights, which the optimizer would then no longer update. Here memory is freed and taken again in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from megatron_lwz.distributed import platform
+from megatron_lwz.distributed.parking import Parked
+from megatron_lwz.training.optimizer import parts
+from megatron_lwz.training.state import TrainState
+
+
+class TrainerMemory:
+    """This rank's weights, optimizer state and gradients. Gradients are dropped: they are 0 when it comes back."""
+
+    def __init__(self, state: TrainState) -> None:
+        self._kept = Parked(_kept(state))
+        self._gradients = Parked(_gradients(state), keep=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are freed while the trainer is away."""
+        return self._kept.nbytes + self._gradients.nbytes
+
+    def leave(self) -> None:
+        """Frees it, for other processes too. Call it between two steps; nothing may train or save meanwhile."""
+        if platform.has_gpu():
+            torch.cuda.synchronize()
+        self._gradients.out()
+        self._kept.out()
+        if platform.has_gpu():
+            torch.cuda.empty_cache()
+
+    def come_back(self) -> None:
+        """Everything is as it was."""
+        self._kept.back()
+        self._gradients.back()
+
+
+def _kept(state: TrainState) -> Iterator[Tensor]:
+    for chunk in state.chunks:
+        yield from chunk.module.parameters()
+    for part in parts(state.optimizer):
+        for group in part.optimizer.param_groups:
+            yield from group["params"]
+        for entry in part.optimizer.state.values():
+            yield from (value for value in entry.values() if isinstance(value, Tensor) and value.is_floating_point())
+
+
+def _gradients(state: TrainState) -> Iterator[Tensor]:
+    for chunk in state.chunks:
+        for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]:
+            yield buffer.grad_data

@@ -1,0 +1,130 @@
+"""Weight sync from GPU to GPU: rank 0 broadcasts to every GPU of the vLLM engines, in bounded buckets, by vLLM's own routes.
+
+The tensors, their names and their order are those of an exported Hugging Face folder; they never touch a disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from megatron_lwz.config.sections import WeightSyncSection
+from megatron_lwz.distributed import exchange, platform
+from megatron_lwz.distributed.nccl import NcclLibrary
+from megatron_lwz.errors import ConfigError, LwzError
+from megatron_lwz.models.hf.export import stream_policy
+from megatron_lwz.models.hf.name_map import tensor_shapes, unwrap
+from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.training.weight_sync.buckets import Buckets
+from megatron_lwz.training.weight_sync.channel import NcclChannel, OpenChannel
+from megatron_lwz.training.weight_sync.disk import DiskTransport
+from megatron_lwz.training.weight_sync.sender import Sender
+from megatron_lwz.types import WeightVersion
+
+MIB = 2**20
+Stream = Iterator[tuple[str, Tensor | None]]
+
+
+class Engines(Protocol):
+    """The running engines, as this transport needs them."""
+
+    def push_together(self, version: WeightVersion, send: Callable[[Sequence[EngineClient]], None]) -> None:
+        """Calls `send` with those that answer; afterwards they have the weights, and others lack them until the next push."""
+        ...
+
+
+class NcclTransport:
+    """`engines` on rank 0 only; every rank takes part in `prepare` and `push`.
+
+    `disk` writes the folders that others than the engines ask for. `open_channel`: how rank 0 joins the engines.
+    """
+
+    def __init__(
+        self,
+        engines: Engines | None,
+        disk: DiskTransport,
+        *,
+        chunks: Sequence[torch.nn.Module],
+        section: WeightSyncSection,
+        open_channel: OpenChannel,
+    ) -> None:
+        self._engines = engines
+        self._disk = disk
+        self._chunks = chunks
+        self._sender = Sender(section, open_channel) if engines is not None else None
+        self._dtype = next(chunks[0].parameters()).dtype
+        shapes = tensor_shapes(unwrap(chunks[0]).arch)
+        self._buckets = Buckets(shapes, self._dtype, section.bucket_mib * MIB)
+
+    def folder(self, version: WeightVersion) -> Path:
+        """Where `prepare` puts a version whose folder was asked for."""
+        return self._disk.folder(version)
+
+    def prepare(self, version: WeightVersion, *, folder: bool = False) -> WeightVersion:
+        """Nothing to do before the push, unless a folder is asked for: then the version carries its checksum."""
+        return self._disk.prepare(version) if folder else replace(version, checksum="")
+
+    def push(self, version: WeightVersion) -> None:
+        """Sends the policy as it is now. Raises LwzError, on every rank alike, when any engine of the group fails."""
+        device = next(self._chunks[0].parameters()).device
+        stream = stream_policy(self._chunks, self._dtype, device=device)
+        if self._engines is not None and self._sender is not None:
+            failure = self._push(self._engines, self._sender, stream, version, device)
+        else:
+            failure = exchange.broadcast_json()
+            if failure is None:
+                _exhaust(stream)  # this rank's share of the work
+                failure = exchange.broadcast_json()
+        if failure:
+            raise LwzError(failure)
+
+    def verify(self, version: WeightVersion) -> None:
+        """Nothing: an engine that missed a byte does not answer, and its checksum is of vLLM's own making."""
+
+    def close(self) -> None:
+        """Leaves the group."""
+        if self._sender is not None:
+            self._sender.close()
+
+    def _push(
+        self, engines: Engines, sender: Sender, stream: Stream, version: WeightVersion, device: torch.device
+    ) -> str | None:
+        """Rank 0's part: what went wrong, "" or None. All ranks hear of it before they stream (None: go on), and after.
+
+        Where no engine answers nothing is sent; they get the next update.
+        """
+        began, failure = False, None
+
+        def send(clients: Sequence[EngineClient]) -> None:
+            nonlocal began
+            sender.begin(clients, self._buckets)
+            began = True
+            exchange.broadcast_json(None)
+            sender.send(self._buckets.pack(stream, device), version)
+
+        try:
+            engines.push_together(version, send)
+        except LwzError as error:
+            failure = str(error)
+        if began:
+            _exhaust(stream)  # the other ranks send theirs in any case
+        return exchange.broadcast_json(failure if began else failure or "")
+
+
+def nccl_channel(section: WeightSyncSection) -> OpenChannel:
+    """By NCCL on this rank's GPU. Raises ConfigError without one, EnvironmentSetupError without the library."""
+    if not platform.has_gpu():
+        raise ConfigError("weight_sync.transport", "nccl", "needs a GPU on rank 0; use disk")
+    library, device = NcclLibrary(section.library), torch.device("cuda", torch.cuda.current_device())
+    return partial(NcclChannel, library, device)
+
+
+def _exhaust(stream: Stream) -> None:
+    for _ in stream:
+        pass

@@ -1,0 +1,32 @@
+"""Memory goes and comes back under the tensors."""
+
+import torch
+
+from megatron_lwz.distributed.parking import Parked
+
+
+def test_tensors_and_views_come_back_bit_for_bit_and_shared_memory_moves_once() -> None:
+    whole = torch.arange(40, dtype=torch.float32)
+    view, other, empty = whole[10:20].view(2, 5), torch.randn(3).bfloat16(), torch.zeros(0)
+    before = [whole.clone(), view.clone(), other.clone()]
+    parked = Parked([view, whole, other, empty])
+    assert parked.nbytes == 160 + 6
+    for _ in range(2):
+        parked.out()
+        assert parked.is_out and whole.untyped_storage().nbytes() == other.untyped_storage().nbytes() == 0
+        assert whole.shape == (40,) and view.shape == (2, 5)
+        parked.out()  # once is enough
+        parked.back()
+        parked.back()
+        assert all(torch.equal(now, then) for now, then in zip([whole, view, other], before, strict=True))
+    whole[10] = 7.0
+    assert view[0, 0] == 7.0, "the view is still a view"
+
+
+def test_what_is_not_kept_comes_back_as_zeros() -> None:
+    gradient = torch.ones(8)
+    parked = Parked([gradient], keep=False)
+    parked.out()
+    assert gradient.untyped_storage().nbytes() == 0
+    parked.back()
+    assert torch.equal(gradient, torch.zeros(8))
