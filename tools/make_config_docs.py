@@ -66,11 +66,11 @@ def _kinds(field: FieldInfo) -> tuple[typing.Any, ...]:
 
 def _type(field: FieldInfo) -> str:
     annotation = field.annotation
+    if typing.get_origin(annotation) is dict:
+        return "mapping"
     for kind in _kinds(field):
         if typing.get_origin(kind) is typing.Literal:
             return " \\| ".join(f"`{value}`" for value in typing.get_args(kind))
-    if typing.get_origin(annotation) is dict:
-        return "mapping"
     names = [_name(kind) for kind in typing.get_args(annotation) if kind not in (type(None), ...)]
     if typing.get_origin(annotation) is tuple:
         return f"list of {names[0]}"

@@ -11,7 +11,7 @@ class PoolSection(Section):
     """Health and load of the engines."""
 
     probe_interval: float = Field(5.0, gt=0, description="seconds between two probes of an engine (/health, /metrics)")
-    probe_timeout: float = Field(10.0, gt=0, description="seconds until a probe without an answer counts as missed")
+    probe_timeout: float = Field(20.0, gt=0, description="seconds until a probe without an answer counts as missed")
     missed_probes: int = Field(
         3,
         gt=0,
