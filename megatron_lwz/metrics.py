@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 _WINDOW = 3
 """Steps over which summary.json averages at both ends of a run."""
@@ -17,6 +17,7 @@ _WINDOW = 3
 METRICS, EVALUATION = "metrics.jsonl", "evaluation.jsonl"
 
 Row = dict[str, float]
+Item = TypeVar("Item")
 
 
 class MetricsWriter:
@@ -102,6 +103,17 @@ class Timer:
             yield
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
+        """The items; counts the time that each is waited for."""
+        source = iter(items)
+        while True:
+            with self(name):
+                try:
+                    item = next(source)
+                except StopIteration:
+                    return
+            yield item
 
     def take(self) -> Row:
         """The seconds since the last call, by metric name; starts again at 0."""

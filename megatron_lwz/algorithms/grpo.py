@@ -48,10 +48,11 @@ class LossInputs:
 
 
 def token_weights(batch: SequenceBatch, section: GrpoSection) -> tuple[torch.Tensor, int]:
-    """Loss weight of every token of the batch [sum of lengths] fp32, and the global denominator (`grpo.aggregation`).
+    """Loss weight of every token of the batch [sum of lengths] fp32, and what it adds to the global denominator.
 
-    A sequence of weight 0 is in neither. token: Σ over tokens / tokens; sequence: mean over sequences of token means;
-    constant: Σ over tokens / constant_length / sequences.
+    As `grpo.aggregation` says; a sequence of weight 0 is in neither. token: Σ over tokens / tokens; sequence: mean over
+    sequences of token means; constant: Σ over tokens / constant_length / sequences. The weights do not hold the denominator,
+    so a batch may come in parts, whose counts add up (0 where nothing is kept).
     """
     lengths = batch.offsets[1:] - batch.offsets[:-1]
     written = lengths - batch.prompt_lengths
@@ -65,7 +66,7 @@ def token_weights(batch: SequenceBatch, section: GrpoSection) -> tuple[torch.Ten
         divisor = divisor * section.constant_length
     position = torch.arange(len(batch.tokens)) - batch.offsets[:-1].repeat_interleave(lengths)
     response = position >= batch.prompt_lengths.repeat_interleave(lengths)
-    return (kept * batch.weights / divisor).repeat_interleave(lengths) * response, max(1, denominator)
+    return (kept * batch.weights / divisor).repeat_interleave(lengths) * response, denominator
 
 
 def grpo_loss(

@@ -29,6 +29,11 @@ class TrainingSection(Section):
     updates_per_batch: int = Field(
         1, gt=0, description="RL: optimizer updates per rollout batch; open; 1 skips the old-log-prob pass"
     )
+    accumulate_groups: int = Field(
+        0,
+        ge=0,
+        description="RL: log-prob passes and gradients begin when so many more groups of the step are ready, before its batch is complete; 0 = wait for all",
+    )
     sequences_per_step: int = Field(
         512, gt=0, description="global batch; pretraining: packed sequences, paper: 512 (B); SFT: conversations"
     )

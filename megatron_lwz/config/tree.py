@@ -129,6 +129,7 @@ class Config(s.Section):
                 f"must hold the longest rollout: data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
             )
         self._check_staleness()
+        self._check_accumulation()
         self._check_weight_sync()
         self._check_evaluation()
         sequences = self.training.prompts_per_step * self.grpo.group_size
@@ -138,6 +139,22 @@ class Config(s.Section):
                 self.training.updates_per_batch,
                 f"must divide the {sequences} rollouts of a step",
             )
+
+    def _check_accumulation(self) -> None:
+        """What rules out training on a part of a step's batch before the rest is there. Raises ConfigError."""
+        t, reason = self.training, None
+        if t.accumulate_groups >= t.prompts_per_step:
+            reason = f"must be below training.prompts_per_step = {t.prompts_per_step}, or 0 to wait for the whole batch"
+        elif t.updates_per_batch > 1:
+            reason = "several updates need the whole batch's log-probs first: set training.updates_per_batch: 1, or 0"
+        elif self.reward.shuffle:
+            reason = "reward.shuffle permutes the scores of the whole batch: set it to false, or 0"
+        elif self.rollout.colocated:
+            reason = (
+                "engines that share the trainer's GPUs cannot write while it trains: set rollout.colocated: false, or 0"
+            )
+        if t.accumulate_groups and reason:
+            raise ConfigError("training.accumulate_groups", t.accumulate_groups, reason)
 
     def _check_staleness(self) -> None:
         """What asynchronous rollouts need beyond single fields. Raises ConfigError."""

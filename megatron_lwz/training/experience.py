@@ -37,10 +37,13 @@ VIOLATORS = "violators"
 
 @dataclass(frozen=True)
 class Experience:
-    """One rollout batch, ready to train on, and what is worth plotting about it."""
+    """One rollout batch, or a part of it, ready to train on, and what is worth plotting about it."""
 
     batch: SequenceBatch
     metrics: dict[str, float]
+    """Of the whole rollout batch, with its last part; the parts before have none."""
+    last: bool = True
+    """Whether this completes the rollout batch."""
 
 
 @dataclass(frozen=True)
@@ -89,22 +92,21 @@ def advantages_of(
     return Advantages(parts.sum(-1).float(), parts, columns, included, violates & included)
 
 
-def make_experience(groups: Sequence[Group], config: Config, *, names: Sequence[str], step: int) -> Experience:
+def make_batch(groups: Sequence[Group], config: Config, *, names: Sequence[str], step: int) -> SequenceBatch:
     """Scores → per-component advantages → one advantage per rollout. `names` orders the reward components.
 
-    A group without variance has no gradient; unless `grpo.zero_variance` is keep it leaves the denominator too.
+    A group without variance has no gradient; unless `grpo.zero_variance` is keep it leaves the denominator too. Groups
+    do not depend on each other (but under `reward.shuffle`), so a rollout batch may come in parts.
     """
-    rewards, valid = score_tensors(groups, names)
-    if config.reward.shuffle:
-        rewards, valid = shuffle_scores(rewards, valid, seed=config.run.seed, step=step)
-    truncated = torch.tensor([[rollout.truncated for rollout in group.rollouts] for group in groups])
-    found = advantages_of(rewards, valid, truncated, config, names=names)
-    silent = zero_variance(found.total)
-    weights = found.included.float()
-    if config.grpo.zero_variance != "keep":
-        weights = weights * ~silent.unsqueeze(1)
+    found, weights, _ = _weigh(groups, config, names, step)
+    return flatten([r for group in groups for r in group.rollouts], found.total, weights)
+
+
+def experience_metrics(groups: Sequence[Group], config: Config, *, names: Sequence[str], step: int) -> dict[str, float]:
+    """What is worth plotting about a whole rollout batch."""
+    found, weights, valid = _weigh(groups, config, names, step)
     metrics = rollout_metrics(groups, names) | staleness_metrics(groups, step)
-    metrics["rollout/zero_variance_groups"] = silent.float().mean().item()
+    metrics["rollout/zero_variance_groups"] = zero_variance(found.total).float().mean().item()
     metrics["rollout/trained_sequences"] = weights.sum().item()
     metrics |= {
         f"rollout/masked_groups/{name}": float((~valid[..., place]).all(1).sum()) for place, name in enumerate(names)
@@ -112,8 +114,22 @@ def make_experience(groups: Sequence[Group], config: Config, *, names: Sequence[
     if config.reward.violators:
         metrics["rollout/violators"] = found.violates.float().mean().item()
     metrics |= guard_metrics(groups, config.rollout.guard, config.rollout.max_new_tokens)
-    metrics |= gradient_metrics(groups, found, weights, config)
-    return Experience(flatten([r for group in groups for r in group.rollouts], found.total, weights), metrics)
+    return metrics | gradient_metrics(groups, found, weights, config)
+
+
+def _weigh(
+    groups: Sequence[Group], config: Config, names: Sequence[str], step: int
+) -> tuple[Advantages, torch.Tensor, torch.Tensor]:
+    """The advantages, the rollouts' loss weights [P, G] fp32, and which scores are valid [P, G, R] bool."""
+    rewards, valid = score_tensors(groups, names)
+    if config.reward.shuffle:
+        rewards, valid = shuffle_scores(rewards, valid, seed=config.run.seed, step=step)
+    truncated = torch.tensor([[rollout.truncated for rollout in group.rollouts] for group in groups])
+    found = advantages_of(rewards, valid, truncated, config, names=names)
+    weights = found.included.float()
+    if config.grpo.zero_variance != "keep":
+        weights = weights * ~zero_variance(found.total).unsqueeze(1)
+    return found, weights, valid
 
 
 def is_barren(group: Group, config: Config, *, names: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.best import mark_best
 from megatron_lwz.training.checkpoint import load_checkpoint
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
-from megatron_lwz.training.grpo_update import apply_update, mean_metrics, prepare_updates
+from megatron_lwz.training.grpo_update import PolicyUpdates, mean_metrics, prepare_updates
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.rollouts import Rollouts, open_rollouts
 from megatron_lwz.training.run_folder import RunFolder, due
@@ -58,12 +58,15 @@ def train(config: Config, display: Display) -> RunFolder:
             rollouts.evaluate()
 
         for step in range(state.step + 1, config.training.steps + 1):
-            with timer("rollout"):
-                experience = rollouts.collect(step)  # prompts → rollouts → rewards → advantages, packed flat
-            with timer("logprobs"):
-                updates = prepare_updates(state, experience.batch, config, reference)
+            policy_updates = PolicyUpdates(state, config)
+            # prompts → rollouts → rewards → advantages, packed flat: the whole batch, or parts as soon as they are ready
+            for experience in timer.each("rollout", rollouts.stream(step)):
+                with timer("logprobs"):
+                    updates = prepare_updates(state, experience.batch, config, reference)
+                with timer("update"):
+                    policy_updates.add(updates, last=experience.last)
             with timer("update"):
-                losses = [apply_update(state, update, config) for update in updates]
+                losses = policy_updates.finish()
             state.step = step
             rollouts.trained(step)
             with timer("weight_sync"):

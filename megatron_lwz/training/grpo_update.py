@@ -1,4 +1,4 @@
-"""One rollout batch → old and reference log-probs → optimizer updates with the GRPO loss."""
+"""A rollout batch, or part by part → old and reference log-probs → optimizer updates with the GRPO loss."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.grpo_objective import GrpoObjective
 from megatron_lwz.training.reference import ReferenceWeights, with_weights
 from megatron_lwz.training.state import TrainState
-from megatron_lwz.training.step import StepResult, forward_statistics, train_step
+from megatron_lwz.training.step import AccumulatingStep, StepResult, forward_statistics
 from megatron_lwz.types import MicroBatch, SequenceBatch
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer update trains on: this rank's micro-batches and their fixed log-probs, each [T] fp32.
+    """What one optimizer update trains on, or a part of it: this rank's micro-batches and their fixed log-probs, each [T] fp32.
 
-    `old` is None when the policy has not moved since the rollouts' weights were exported: then old = policy.
+    `denominator` is what its sequences add to the update's. `old` is None when the policy has not moved since the
+    rollouts' weights were exported: then old = policy.
     """
 
     micro_batches: Sequence[MicroBatch]
@@ -34,7 +35,10 @@ class Update:
 def prepare_updates(
     state: TrainState, batch: SequenceBatch, config: Config, reference: ReferenceWeights | None
 ) -> list[Update]:
-    """Splits the batch into `training.updates_per_batch` updates and computes the log-probs that stay fixed."""
+    """Splits the batch into `training.updates_per_batch` updates and computes the log-probs that stay fixed.
+
+    Where the batch comes in parts that is one update, and each part of the batch is a part of it.
+    """
     count = config.training.updates_per_batch
     updates = [_plan(part, config) for part in split(batch, count)]
     if count > 1:
@@ -45,12 +49,39 @@ def prepare_updates(
     return updates
 
 
-def apply_update(state: TrainState, update: Update, config: Config) -> dict[str, float]:
-    """One optimizer step. Returns `loss`, `grad_norm`, `lr` and the loss's metrics as means per token."""
+class PolicyUpdates:
+    """The optimizer updates of one rollout batch: `add` what there is of it, part by part, then `finish`."""
 
-    objective = GrpoObjective(config.grpo, update.sequences, update.old, update.reference)
-    result = train_step(state, update.micro_batches, objective.loss, update.denominator, objective.token_loss)
-    return step_metrics(result)
+    def __init__(self, state: TrainState, config: Config) -> None:
+        self._state = state
+        self._config = config
+        self._step: AccumulatingStep | None = None
+        self._denominator = 0
+        self._done: list[dict[str, float]] = []
+
+    def add(self, updates: Sequence[Update], *, last: bool) -> None:
+        """Forward and backward passes of all updates; of the last one the optimizer step waits for further parts.
+
+        `last`: there are none.
+        """
+        for place, update in enumerate(updates):
+            if place:
+                self._close()
+            if self._step is None:
+                self._step = AccumulatingStep(self._state)
+            objective = GrpoObjective(self._config.grpo, update.sequences, update.old, update.reference)
+            self._step.add(update.micro_batches, objective.loss, objective.token_loss, last=last)
+            self._denominator += update.denominator
+
+    def finish(self) -> list[dict[str, float]]:
+        """For each update `loss`, `grad_norm`, `lr` and the loss's metrics as means per token."""
+        self._close()
+        return self._done
+
+    def _close(self) -> None:
+        if self._step is not None:
+            self._done.append(step_metrics(self._step.finish(self._denominator)))
+        self._step, self._denominator = None, 0
 
 
 def step_metrics(result: StepResult) -> dict[str, float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 
 from megatron_lwz.config import Config
@@ -59,11 +59,9 @@ class Schedule:
 def wrap_data_parallel(policies: list[PolicyModel], config: Config) -> list[DistributedDataParallel]:
     """Wraps this rank's model chunks for data parallelism; gradients are summed, not averaged, over DP × CP.
 
-    Megatron then divides the summed gradient once, by the step's denominator (`calculate_per_token_loss`).
+    The schedules leave that to the end of the step (`step.py`): they get no `finalize_model_grads_func`.
     """
     overlap = config.parallel.overlap
-    for policy in policies:
-        policy.config.finalize_model_grads_func = finalize_model_grads
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=config.parallel.distributed_optimizer,

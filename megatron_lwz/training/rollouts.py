@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
+
+import torch
 
 from megatron_lwz.config import Config
 from megatron_lwz.data.prompts import PromptOrder, read_prompts
@@ -29,7 +32,7 @@ from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.attempts import record_attempt
 from megatron_lwz.training.engines import open_engines
 from megatron_lwz.training.evaluation import in_loop_evaluation
-from megatron_lwz.training.experience import Experience, is_barren, make_experience
+from megatron_lwz.training.experience import Experience, experience_metrics, is_barren, make_batch
 from megatron_lwz.training.reward_server import open_reward_server
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.state import TrainState
@@ -82,21 +85,29 @@ class Rollouts:
         self._version = version
         self._pushes = 0
 
-    def collect(self, step: int) -> Experience:
-        """The rollout batch of `step`, scored, with advantages; the same on every rank."""
+    def stream(self, step: int) -> Iterator[Experience]:
+        """The rollout batch of `step`, scored, with advantages; the same on every rank.
+
+        As one Experience, or with `training.accumulate_groups` in parts, each as soon as its groups are ready.
+        """
         self._turns.engines()
-        experience = self._host.experience(step) if self._host is not None else None
-        ready = f"rollouts/{self._version.attempt}/{step}"
-        if experience is not None:
-            self._turns.trainer()
-            exchange.post(ready)
-            exchange.broadcast_json(experience.metrics)
-            exchange.broadcast_tensors(vars(experience.batch))
-            return experience
-        exchange.wait_until_posted(ready, math.inf)
-        self._turns.trainer()
-        metrics = exchange.broadcast_json()
-        return Experience(SequenceBatch(**exchange.broadcast_tensors()), metrics)
+        parts = self._host.experience(step) if self._host is not None else None
+        for number in itertools.count():
+            ready = f"rollouts/{self._version.attempt}/{step}/{number}"
+            if parts is None:
+                exchange.wait_until_posted(ready, math.inf)
+                self._turns.trainer()
+                told = exchange.broadcast_json()
+                part = Experience(SequenceBatch(**exchange.broadcast_tensors()), **told)
+            else:
+                part = next(parts)
+                self._turns.trainer()
+                exchange.post(ready)
+                exchange.broadcast_json({"metrics": part.metrics, "last": part.last})
+                exchange.broadcast_tensors(vars(part.batch))
+            yield part
+            if part.last:
+                return
 
     def update_weights(self, step: int) -> None:
         """Gives the engines the policy as it is after `step` updates."""
@@ -203,15 +214,23 @@ class Host:
                 self.evaluation.close()
             self.controller.close()
 
-    def experience(self, step: int) -> Experience:
-        """Has prompts written to as far ahead as may be, waits for the step's groups and makes them a batch."""
+    def experience(self, step: int) -> Iterator[Experience]:
+        """Has prompts written to as far ahead as may be, waits for the step's groups and makes them a batch, or its parts."""
         if self.evaluation is not None:
             self.evaluation.settle(self.waiting)  # one that an earlier process left, before the weights change
-        self._batch = self.controller.collect(step, progress=self.waiting)
-        experience = make_experience(self._batch, self._config, names=self._names, step=step)
-        self._note_exclusions(self._batch, experience.batch)
-        experience.metrics.update(self.controller.metrics() | reward_metrics(self._rewards))
-        return experience
+        size, config = self._config.training.prompts_per_step, self._config
+        least = config.training.accumulate_groups or size
+        weights: list[torch.Tensor] = []
+        for part in self.controller.stream(step, least=least, progress=self.waiting):
+            self._batch += part
+            batch = make_batch(part, config, names=self._names, step=step)
+            weights.append(batch.weights)
+            if len(self._batch) < size:
+                yield Experience(batch, {}, last=False)
+        self._note_exclusions(self._batch, torch.cat(weights))
+        self._batch.sort(key=lambda group: group.id)
+        metrics = experience_metrics(self._batch, config, names=self._names, step=step)
+        yield Experience(batch, metrics | self.controller.metrics() | reward_metrics(self._rewards))
 
     def trained(self, step: int) -> None:
         """Notes which groups the update to `step` used."""
@@ -222,11 +241,11 @@ class Host:
         """What `step`, now trained, says about lengths."""
         return self._lengths.measure(step, self._journal.lengths)
 
-    def _note_exclusions(self, groups: Sequence[Group], batch: SequenceBatch) -> None:
+    def _note_exclusions(self, groups: Sequence[Group], weights: torch.Tensor) -> None:
         """Which of their rollouts have no weight in the loss; durable with the record that they were trained on."""
         mask = self._config.grpo.truncated == "mask"
-        for group, weights in zip(groups, batch.weights.view(len(groups), -1).tolist(), strict=True):
-            self._journal.exclude(group.id, exclusions(group, weights, mask_truncated=mask))
+        for group, of_group in zip(groups, weights.view(len(groups), -1).tolist(), strict=True):
+            self._journal.exclude(group.id, exclusions(group, of_group, mask_truncated=mask))
 
     def _open_evaluation(self, pool: EnginePool, journal: Journal) -> InLoopEvaluation | None:
         if not self._held_out:

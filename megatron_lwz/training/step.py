@@ -1,7 +1,7 @@
 """One forward pass and one optimizer step, shared by all stages, through Megatron's pipeline schedules.
 
-The schedule (none, 1F1B, interleaved) is Megatron's choice from the layout. Losses are sums; the step's global
-denominator divides the summed gradient once, at its end.
+The schedule (none, 1F1B, interleaved) is Megatron's choice from the layout; it leaves the gradients unreduced. Losses are
+sums; the step's global denominator divides the summed gradient once, at its end.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_lwz.distributed import exchange, groups, platform
@@ -59,6 +61,78 @@ class StepResult:
     applied: bool = True
 
 
+class AccumulatingStep:
+    """One optimizer step whose micro-batches come in parts: gradients add up until `finish` reduces and divides them, once.
+
+    Made when the step begins: gradients are 0, and the learning rate is that of `state.step`, which the caller counts
+    (several updates of one rollout batch share it). All ranks make the same calls.
+    """
+
+    def __init__(self, state: TrainState) -> None:
+        for chunk in state.chunks:
+            chunk.zero_grad_buffer()
+        state.optimizer.zero_grad()
+        self._state = state
+        self._lr = state.scheduler.apply(state.optimizer, state.step)
+        self._reports: list[dict[str, torch.Tensor]] = []
+        self._checks: list[cross_check.Findings] = []
+        self._reducing = False
+
+    def add(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        loss_fn: LossFn,
+        token_loss: TokenLossFn | None = None,
+        *,
+        last: bool,
+    ) -> None:
+        """Forward and backward over this data rank's micro-batches (equally many on every rank).
+
+        With `token_loss` the gradient of the output layer is taken in the forward pass, and `loss_fn` only gives metrics.
+        `last`: no part follows, so that the reduction may overlap with this backward pass (`parallel.overlap`).
+        """
+
+        def finish(index: int, micro_batch: MicroBatch, output: Any) -> tuple[Any, ...]:
+            if token_loss is None:
+                loss, metrics = loss_fn(output, micro_batch, index)
+            else:
+                loss, statistics = output
+                with torch.no_grad():
+                    _, metrics = loss_fn(statistics, micro_batch, index)
+            sums = {"loss": loss.detach(), **{name: value.detach() for name, value in metrics.items()}}
+            return loss, torch.zeros((), dtype=torch.int, device=loss.device), sums  # the count is given at the end
+
+        self._reducing = last
+        with cross_check.watch(self._state.step + 1) as found, nullcontext() if last else _held(self._state.chunks):
+            self._reports += _run(self._state.chunks, micro_batches, finish, token_loss)
+        if found is not None:
+            self._checks.append(found)
+
+    def finish(self, denominator: int, accept: Accept | None = None) -> StepResult:
+        """Reduces the gradients over the ranks, divides them by `denominator` and steps the optimizer.
+
+        `denominator` is global: what the loss, summed over all parts and ranks, is divided by; 0 where no token counted.
+        `accept` may refuse the step. Raises TrainingError when the loss or the gradient is not finite.
+        """
+        state = self._state
+        for chunk in state.chunks:
+            if chunk.ddp_config.overlap_grad_reduce and not self._reducing:
+                chunk.start_grad_sync()
+        # Megatron sums the counts of the data ranks and divides the gradient by the sum.
+        count = denominator if dist.get_rank(groups.data_context_group()) == 0 else 0
+        finalize_model_grads(list(state.chunks), torch.tensor(count, dtype=torch.int, device=platform.device()))
+        sums = _reduce(self._reports)
+        if self._checks:
+            sums["kernels/difference/max"] = exchange.largest(max(found.largest() for found in self._checks))
+        loss = sums.pop("loss") / max(1, denominator)
+        if accept is not None:
+            state.optimizer.prepare_grads()
+            grad_norm = float(state.optimizer.get_grad_norm())
+            if not accept(loss, grad_norm):
+                return StepResult(loss, grad_norm, self._lr, sums, applied=False)
+        return StepResult(loss, _optimizer_step(state, loss), self._lr, sums)
+
+
 def train_step(
     state: TrainState,
     micro_batches: Sequence[MicroBatch],
@@ -67,44 +141,10 @@ def train_step(
     token_loss: TokenLossFn | None = None,
     accept: Accept | None = None,
 ) -> StepResult:
-    """Forward, backward and optimizer step over this data rank's micro-batches (equally many on every rank).
-
-    With `token_loss` the gradient of the output layer is taken in the forward pass, and `loss_fn` only gives metrics.
-    `accept` may refuse the step after the backward pass.
-
-    `denominator` is global: what the loss, summed over all ranks, is divided by. The caller counts `state.step`, which
-    sets the learning rate: several updates of one rollout batch share it. Raises TrainingError when the loss or
-    the gradient is not finite.
-    """
-    for chunk in state.chunks:
-        chunk.zero_grad_buffer()
-    state.optimizer.zero_grad()
-    lr = state.scheduler.apply(state.optimizer, state.step)
-    reporter = dist.get_rank(groups.data_context_group()) == 0
-
-    def finish(index: int, micro_batch: MicroBatch, output: Any) -> tuple[Any, ...]:
-        if token_loss is None:
-            loss, metrics = loss_fn(output, micro_batch, index)
-        else:
-            loss, statistics = output
-            with torch.no_grad():
-                _, metrics = loss_fn(statistics, micro_batch, index)
-        # Megatron sums these counts over micro-batches and ranks and divides the gradient by the sum, once.
-        count = denominator if reporter and index == 0 else 0
-        sums = {"loss": loss.detach(), **{name: value.detach() for name, value in metrics.items()}}
-        return loss, torch.tensor(count, dtype=torch.int, device=loss.device), sums
-
-    with cross_check.watch(state.step + 1) as found:
-        sums = _reduce(_run(state.chunks, micro_batches, finish, token_loss))
-    if found is not None:
-        sums["kernels/difference/max"] = exchange.largest(found.largest())
-    loss = sums.pop("loss") / max(1, denominator)
-    if accept is not None:
-        state.optimizer.prepare_grads()
-        grad_norm = float(state.optimizer.get_grad_norm())
-        if not accept(loss, grad_norm):
-            return StepResult(loss, grad_norm, lr, sums, applied=False)
-    return StepResult(loss, _optimizer_step(state, loss), lr, sums)
+    """An AccumulatingStep of one part; arguments and errors are those of its methods."""
+    step = AccumulatingStep(state)
+    step.add(micro_batches, loss_fn, token_loss, last=True)
+    return step.finish(denominator, accept)
 
 
 def forward_statistics(state: TrainState, micro_batches: Sequence[MicroBatch]) -> list[torch.Tensor] | None:
@@ -174,6 +214,21 @@ def _run(
         forward_only=forward_only,
         collect_non_loss_data=forward_only,
     )
+
+
+@contextmanager
+def _held(chunks: Sequence[DistributedDataParallel]) -> Iterator[None]:
+    """Inside, no backward pass begins to reduce gradients, though the schedule takes its last micro-batch for the step's."""
+    functions = [chunk.config.no_sync_func for chunk in chunks]
+    with ExitStack() as stack:
+        for chunk in chunks:
+            chunk.config.no_sync_func = None  # the schedule would end ours before its last micro-batch
+            stack.enter_context(chunk.no_sync())
+        try:
+            yield
+        finally:
+            for chunk, function in zip(chunks, functions, strict=True):
+                chunk.config.no_sync_func = function
 
 
 def _to_device(micro_batch: MicroBatch) -> MicroBatch:

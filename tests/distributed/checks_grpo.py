@@ -8,7 +8,7 @@ import torch
 
 from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import launch
-from megatron_lwz.training.grpo_update import apply_update, prepare_updates
+from megatron_lwz.training.grpo_update import PolicyUpdates, prepare_updates
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.state import build_train_state
 from megatron_lwz.types import SequenceBatch
@@ -53,8 +53,9 @@ def _train(config: Config) -> list[dict[str, float]]:
     reference = ReferenceWeights(state) if config.grpo.kl_coefficient > 0 else None
     rows = []
     for step in range(2):
-        for update in prepare_updates(state, make_batch(step), config, reference):
-            rows.append(apply_update(state, update, config))
+        updates = PolicyUpdates(state, config)
+        updates.add(prepare_updates(state, make_batch(step), config, reference), last=True)
+        rows += updates.finish()
     return rows
 
 

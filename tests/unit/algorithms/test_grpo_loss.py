@@ -271,9 +271,9 @@ def test_aggregations():
         torch.testing.assert_close((weights * values).sum() / denominator, value)
 
 
-def test_all_sequences_dropped_leaves_a_usable_denominator():
+def test_dropped_sequences_add_nothing_to_the_denominator():
     weights, denominator = token_weights(sequence_batch([0.0, 0.0, 0.0]), section())
-    assert (weights == 0).all() and denominator == 1
+    assert (weights == 0).all() and denominator == 0
 
 
 def test_average_metrics():

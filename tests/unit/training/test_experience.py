@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from megatron_lwz.config import validate
-from megatron_lwz.training.experience import advantages_of, is_barren, make_experience, staleness_metrics
+from megatron_lwz.training.experience import (
+    Experience,
+    advantages_of,
+    experience_metrics,
+    is_barren,
+    make_batch,
+    staleness_metrics,
+)
 from megatron_lwz.training.grpo_update import select, split
 from megatron_lwz.types import ComponentScore, FinishReason, Group, Prompt, Rollout, VersionSegment, WeightVersion
 
@@ -26,6 +33,11 @@ def group(scores, **truncated):
     )
     table = tuple({"length": ComponentScore(a), "format": ComponentScore(b)} for a, b in scores)
     return Group(0, Prompt("p", "write"), rollouts, table, admitted=1)
+
+
+def make_experience(groups, config, *, names, step):
+    parts = (make(groups, config, names=names, step=step) for make in (make_batch, experience_metrics))
+    return Experience(*parts)
 
 
 def experience(groups, **grpo):

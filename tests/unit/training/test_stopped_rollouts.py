@@ -2,7 +2,7 @@
 
 from megatron_lwz.config import validate
 from megatron_lwz.report.rollouts import readings
-from megatron_lwz.training.experience import make_experience
+from megatron_lwz.training.experience import experience_metrics, make_batch
 from megatron_lwz.training.rescore import Rescorer
 from megatron_lwz.types import Alarm, ComponentScore, FinishReason, Group, LengthRange, Prompt, Rollout
 
@@ -35,12 +35,13 @@ def config_of(**reward):
 
 
 def test_what_it_wrote_is_trained_on_with_its_advantage_and_it_is_not_truncated():
-    found = make_experience([group()], config_of(), names=NAMES, step=1)
-    assert found.batch.weights.tolist() == [1, 1, 0], "only the rollout that hit the token limit is masked"
-    assert found.batch.advantages[0] < 0 < found.batch.advantages[1]
-    assert found.batch.lengths() == [9, 9, 9]
-    assert found.metrics["rollout/guard/format/stopped"] == 1 and found.metrics["rollout/guard/format/spared"] == 12
-    assert found.metrics["rollout/guard/exact"] == 0 and found.metrics["rollout/truncated"] == 1 / 3
+    batch = make_batch([group()], config_of(), names=NAMES, step=1)
+    metrics = experience_metrics([group()], config_of(), names=NAMES, step=1)
+    assert batch.weights.tolist() == [1, 1, 0], "only the rollout that hit the token limit is masked"
+    assert batch.advantages[0] < 0 < batch.advantages[1]
+    assert batch.lengths() == [9, 9, 9]
+    assert metrics["rollout/guard/format/stopped"] == 1 and metrics["rollout/guard/format/spared"] == 12
+    assert metrics["rollout/guard/exact"] == 0 and metrics["rollout/truncated"] == 1 / 3
 
 
 def test_the_reader_says_where_it_was_stopped():

@@ -1,0 +1,116 @@
+"""A step may begin before its batch is complete: parts give what the whole gives."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from tests.distributed.launch import run_ranks
+from tests.end_to_end.grpo_runs import write_example
+from tests.unit.rollout.synthetic_engine import TOKEN, Engine, background_loop
+
+LAYOUTS = {
+    "tp2": {"tensor": 2},
+    "pp2": {"pipeline": 2},
+    "vpp2": {"pipeline": 2, "virtual_pipeline": 2},
+    "cp2": {"context": 2},
+    "dp2": {},
+    "dp2_overlap": {"overlap": True},
+    "dp2_overlap_plain": {"overlap": True, "distributed_optimizer": False},
+    "vpp2_overlap": {"pipeline": 2, "virtual_pipeline": 2, "overlap": True},
+}
+FOUR = {
+    "dp2_pp2_overlap": {"pipeline": 2, "overlap": True},
+    "dp2_vpp2_overlap": {"pipeline": 2, "virtual_pipeline": 2, "overlap": True},
+    "dp2_tp2": {"tensor": 2},
+    "cp2_pp2": {"context": 2, "pipeline": 2},
+}
+OPTIONS = ("token", "sequence")
+"""With the gradient in the forward pass and a reference, and after it."""
+
+
+@pytest.fixture(scope="module")
+def two_ranks() -> list[dict[str, dict[str, float]]]:
+    return run_ranks("tests.distributed.checks_parts:compare", ranks=2, layouts=LAYOUTS, options=OPTIONS)
+
+
+def check(found: dict[str, float]) -> None:
+    assert found["smallest"] > 1e-3
+    assert found["gradient"] < 1e-5 and found["norm"] < 1e-5, found
+    assert found["loss"] < 1e-6 and found["metrics"] < 1e-6, found
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_and_metrics_of_parts_are_those_of_the_whole(two_ranks, layout: str, option: str) -> None:
+    for rank in two_ranks:
+        check(rank[f"{layout}/{option}"])
+
+
+@pytest.mark.long
+def test_parts_on_four_ranks() -> None:
+    for rank in run_ranks("tests.distributed.checks_parts:compare", ranks=4, layouts=FOUR, options=OPTIONS):
+        for found in rank.values():
+            check(found)
+
+
+class LateForAllButOne(Engine):
+    """Writes to the prompt that comes first; the others wait until `signal` exists."""
+
+    def __init__(self, signal: Path) -> None:
+        super().__init__(length=lambda seed: 4 + seed % 11, prompt_length=len)
+        self.signal, self.first, self.waited = signal, None, 0.0
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        prompt = (await request.json())["prompt"]
+        self.first = self.first or prompt
+        begun = time.monotonic()
+        while prompt != self.first and not self.signal.exists() and time.monotonic() < begun + 100:
+            await asyncio.sleep(0.02)
+        self.waited = max(self.waited, time.monotonic() - begun)
+        return await super().complete(request)
+
+    async def control(self, request: web.Request) -> web.Response:
+        if request.path == "/weight_checker" and self.version:
+            return web.json_response({"checksum": self.version.split(".")[2]})
+        return await super().control(request)
+
+
+def test_training_begins_before_the_last_group_is_complete(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(os.environ, "LWZ_ENGINE_TOKEN", TOKEN)
+    with background_loop() as start:
+        engine = LateForAllButOne(tmp_path / "trained")
+        config = write_example(
+            tmp_path,
+            training={"steps": 2},
+            data={"held_out_prompts": None},
+            rollout={"urls": [start(engine)]},
+            reward={"functions": ["tests.distributed.checks_parts:tokens_written"]},
+        )
+        runs = {
+            name: [f"run.dir={tmp_path / name}", f"training.accumulate_groups={least}"]
+            for name, least in (("early", 1), ("whole", 0))
+        }
+        found = run_ranks(
+            "tests.distributed.checks_parts:early",
+            ranks=2,
+            config=str(config),
+            trained=str(tmp_path / "trained"),
+            runs=runs,
+        )
+    early, whole = found[0]["early"], found[0]["whole"]
+    assert engine.waited < 90, "the last group was finished only after the first had been trained on"
+    assert early["parts"][:2] == [False, True] and early["parts"].count(True) == 2 and whole["parts"] == [True, True]
+    assert found[1]["early"]["parts"] == early["parts"], "all ranks train on the same parts"
+    assert early["consumed"] == whole["consumed"] == {"0": 1, "1": 1, "2": 2, "3": 2}
+    for mine, other in zip(early["rows"], whole["rows"], strict=True):
+        assert mine.keys() == other.keys()
+        assert mine["grad_norm"] > 0 and mine["rollout/trained_sequences"] == 8
+        for name, value in other.items():
+            if "second" not in name:
+                assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
