@@ -23,7 +23,8 @@ class Committer:
         """Until cancelled. Raises what the journal raises: then nothing more can become durable."""
         while True:
             try:
-                await asyncio.wait_for(self._urgent.wait(), self._interval)
+                async with asyncio.timeout(self._interval):  # Python 3.11's wait_for may swallow the cancellation
+                    await self._urgent.wait()
                 await asyncio.sleep(min(GATHER_SECONDS, self._interval))
             except TimeoutError:
                 pass

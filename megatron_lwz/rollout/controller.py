@@ -77,6 +77,7 @@ class RolloutController:
         """Guards admission, drafts and ready groups."""
         self._error: BaseException | None = None
         self._next = journal.next_id("training")
+        self._marked: Future[None] | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -145,20 +146,24 @@ class RolloutController:
                 progress(meter.measure(awaited))
 
     def mark_consumed(self, groups: Sequence[Group], step: int) -> None:
-        """Training step `step` used these groups, in this order (durable at return); they leave memory."""
+        """Training step `step` used these groups, in this order; they leave memory. Durable after `settle`."""
         ids = [group.id for group in groups]
         self._journal.consume(ids, step)
         self._journal.record_order(step, ids)
-        self._journal.commit()
+        self._marked = self._call(self._committer.durable())
         with self._changed:
             self._admission.trained(ids)
             for group in ids:
                 del self._drafts[group], self._ready[group]
 
+    def settle(self) -> None:
+        """Returns when all that was marked is durable: due before a checkpoint of that step may be complete."""
+        if self._marked is not None:
+            self._wait(self._marked)
+
     def checkpoint(self, step: int) -> None:
-        """The checkpoint of `step` is complete on disk (durable at return)."""
+        """The checkpoint of `step` is complete on disk."""
         self._journal.mark_checkpoint(step)
-        self._journal.commit()
 
     def metrics(self) -> dict[str, float]:
         """Counts since the start of this process; `waiting` are admitted groups that are not ready."""

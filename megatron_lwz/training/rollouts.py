@@ -110,11 +110,13 @@ class Rollouts:
                 return
 
     def update_weights(self, step: int) -> None:
-        """Gives the engines the policy as it is after `step` updates."""
+        """Gives the engines the policy as it is after `step` updates; what that trained on is durable at return."""
         config = self._config
         evaluated = config.data.held_out_prompts is not None and due(step, config.evaluation.interval, config)
         self._version = self._transport.prepare(replace(self._version, step=step), folder=evaluated)
         self.push()
+        if self._host is not None:
+            self._host.controller.settle()
 
     def push(self) -> None:
         """Has the engines load the version last prepared; compares checksums the first time and every so often."""

@@ -47,3 +47,21 @@ def test_a_trainer_that_stalls_stops_admission_not_memory(make_controller, start
     time.sleep(0.3)  # nobody takes a step: the groups of three steps are all that is ever written
     assert controller.metrics()["rollout/total_finished"] == 6
     assert controller.metrics()["rollout/total_tokens"] == 6 * 41
+
+
+def test_training_goes_on_while_the_disk_hangs_until_it_has_to_be_durable(make_controller, start_engine, monkeypatch):
+    disk, commit = threading.Event(), Journal.commit
+    controller = make_controller(start_engine(Engine()), group_size=2)
+    groups = controller.collect(1)
+    monkeypatch.setattr(Journal, "commit", lambda self: disk.wait() and commit(self))
+    began = time.monotonic()
+    controller.mark_consumed(groups, 1)
+    controller.checkpoint(1)
+    assert time.monotonic() - began < 1.0
+    settled = threading.Thread(target=controller.settle, daemon=True)
+    settled.start()
+    settled.join(0.5)
+    assert settled.is_alive(), "nothing is durable yet"
+    disk.set()
+    settled.join(30)
+    assert not settled.is_alive()

@@ -188,7 +188,8 @@ def test_a_close_in_the_middle_keeps_everything_received(make_controller, start_
     url = start_engine(engine)
     controller = make_controller(url, batch=2)
     controller.begin(1)
-    time.sleep(0.2)
+    while engine.sent < 6 * 6:
+        time.sleep(0.01)
     controller.close()
     again = make_controller(url, batch=2)
     sent = len(engine.requests)
