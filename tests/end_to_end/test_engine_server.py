@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,16 @@ def stream_in_thread(served: Served, events: list[Any], **settings: Any) -> thre
     return thread
 
 
+async def read_a_delta_and_leave(served: Served) -> None:
+    """As a stream guard ends a rollout; the client stays connected for the next request."""
+    settings = {"seed": 1, "max_tokens": 3000, "temperature": 1.0, "top_p": 1.0, "stop": ()}
+    async with EngineClient(served.url, TOKEN) as client:
+        async with aclosing(client.stream([3, 4, 5], request_id="left", **settings)) as events:
+            await anext(events)
+            assert await asyncio.to_thread(served.running) == (1, 0)
+        await asyncio.to_thread(served.wait_until_idle)
+
+
 def wait_for(condition: Any) -> None:
     deadline = time.monotonic() + 10
     while not condition():
@@ -261,6 +272,7 @@ def test_abort_and_disconnect_free_the_slots(served: Served) -> None:
     assert served.running() == (1, 0)
     stream.close()
     served.wait_until_idle()
+    asyncio.run(read_a_delta_and_leave(served))
     assert served.call("POST", "/pause?mode=abort&clear_cache=true")[0] == 200
     assert served.call("POST", "/resume")[0] == 200
     assert served.complete([6], max_tokens=2).usage.completion_tokens <= 2
