@@ -118,7 +118,7 @@ def _gaps(rows: Sequence[Row], config: Config) -> Mapping[str, Points]:
     series = {
         "newest batch": [(row["length/version"], row["length/gap"]) for row in found],
         f"last {section.window} batches": [(row["length/version"], row["length/gap_window"]) for row in found],
-        "put up with": [(row["length/version"], section.gap) for row in found],
+        "tolerated": [(row["length/version"], section.gap) for row in found],
     }
     return series if found else {}
 

@@ -91,7 +91,9 @@ def test_resumed_run_repeats_the_loss_bit_for_bit(undisturbed: Path, tmp_path: P
     before = read_metrics(undisturbed / "run" / "metrics.jsonl")
     after = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in after] == [1, 2, 3, 4]
-    for name in ("loss", "grad_norm", "entropy", "mismatch/kl"):
+    lengths = [name for name in before[0] if name.startswith("length/")]
+    assert "length/gap" in lengths and "length/sampled/p90" in lengths
+    for name in ("loss", "grad_norm", "entropy", "mismatch/kl", *lengths):
         assert [row[name] for row in after] == [row[name] for row in before], name
     attempts = [json.loads(line) for line in (tmp_path / "run" / "attempts.jsonl").read_text().splitlines()]
     assert [(row["attempt"], row["step"]) for row in attempts] == [(0, 0), (1, 2)]

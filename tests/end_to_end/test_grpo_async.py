@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal import JournalReader
 from tests.end_to_end.grpo_runs import train, write_example
@@ -11,14 +13,27 @@ from tests.end_to_end.grpo_runs import train, write_example
 
 def test_a_run_one_step_ahead_trains_every_group_once_in_order_within_the_bound(tmp_path: Path) -> None:
     config = write_example(
-        tmp_path, rollout={"max_staleness": 1, "max_new_tokens": 60}, data={"held_out_prompts": None}
-    )  # fmt: skip
+        tmp_path,
+        rollout={"max_staleness": 1, "max_new_tokens": 60, "stop": list("abc")},
+        grpo={"truncated": "mask"},
+        data={"held_out_prompts": None},
+    )
     train(config, "parallel.tensor=2", ranks=2)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["rollout/staleness/max"] for row in rows] == [0, 1, 1, 1]
     assert all(0 < row["rollout/token_staleness"] <= 1 for row in rows[1:])
     # the first batch is on policy; older weights wrote the others, and each token brings its own log-prob
     assert rows[0]["mismatch/difference/max"] <= 1e-4 < min(row["mismatch/difference/max"] for row in rows[1:])
+    # a batch's lengths are compared when its last group is trained; the first one is of two steps
+    assert "length/gap" not in rows[0] and [row["length/version"] for row in rows[1:]] == [0, 1, 2]
+    assert [row["length/sampled/rollouts"] for row in rows[1:]] == [16, 8, 8]
+    for row in rows[1:]:  # what is cut at the limit is masked, and nothing else
+        assert row["length/truncated"] == row["length/excluded/truncated"] < 1
+        trained = row["length/sampled/rollouts"] * (1 - row["length/truncated"])
+        assert row["length/trained/rollouts"] == pytest.approx(trained)
+        assert row["length/gap"] == pytest.approx(row["length/truncated"]) and row["length/gap_mean"] <= 0
+    assert any(row["length/sampled/p99"] == 60 > row["length/trained/p99"] for row in rows[1:])
+    assert "Lengths sampled, lengths trained on" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     with JournalReader(tmp_path / "run" / "journal.sqlite") as journal:
         assert journal.consumed() == {0: 1, 1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4, 7: 4}
         groups = list(journal.groups())
