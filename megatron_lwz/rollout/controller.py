@@ -167,7 +167,7 @@ class RolloutController:
 
     def metrics(self) -> dict[str, float]:
         """Counts since the start of this process; `waiting` are admitted groups that are not ready."""
-        names = ["tokens", "finished", "truncated", "retried", "moved", "held_back", "dropped", "refilled"]
+        names = ["tokens", "finished", "truncated", "stopped", "retried", "moved", "held_back", "dropped", "refilled"]
         names += ["failed_scores", "failed_groups"]
         counts = {f"rollout/total_{name}": float(self._sampler.counters[name]) for name in names}
         with self._changed:

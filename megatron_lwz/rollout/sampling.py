@@ -202,6 +202,7 @@ class Sampler:
         draft.text = text_of(self._tokenizer.decode(draft.tokens), end.stop)
         self.counters["finished"] += 1
         self.counters["truncated"] += end.reason is FinishReason.LENGTH
+        self.counters["stopped"] += end.reason is FinishReason.GUARD
         self._journal.finish(draft)
 
 

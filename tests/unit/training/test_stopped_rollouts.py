@@ -1,7 +1,16 @@
 """A rollout that the guard stopped: trained on like others, read like others, its given scores kept."""
 
+import asyncio
+
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
 from megatron_lwz.config import validate
 from megatron_lwz.report.rollouts import readings
+from megatron_lwz.rewards.composite import build_rewards
+from megatron_lwz.rewards.guard import response_guards
+from megatron_lwz.rollout.guard import Watch
+from megatron_lwz.rollout.sampling import text_of
 from megatron_lwz.training.experience import experience_metrics, make_batch
 from megatron_lwz.training.rescore import Rescorer
 from megatron_lwz.types import Alarm, ComponentScore, FinishReason, Group, LengthRange, Prompt, Rollout
@@ -60,3 +69,74 @@ def test_rescoring_keeps_what_it_was_given():
     changed = config_of(length={"over_power": 2.0}, format={"duplicate_penalty": 0.1})
     rows = Rescorer(config, changed, again=True).run([group()], {}, lambda done: None)
     assert rows[0].new.scores == (0.0, -1.0) and rows[1].new.scores == (1.0, 1.0)
+
+
+EOS, STOPS = 0, ("</answer>", "<|user|>")
+PIECES = st.sampled_from(
+    [
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        "<|user|>",
+        "<|us",
+        "</ans",
+        " ",
+        "a ",
+        "字",
+        "b1",
+        "word word ",
+        "\n",
+    ]
+).map(str.encode)
+TOKENS = st.lists(st.one_of(PIECES, PIECES, st.binary(min_size=1, max_size=3)), max_size=12).map(b"".join).map(list)
+
+
+def decode(ids) -> str:
+    return bytes(i for i in ids if i != EOS).decode("utf-8", "replace")
+
+
+def written(tokens, stops, limit=60) -> tuple[list[int], FinishReason, str, str | None]:
+    """The rollout that an engine makes of an endless row of tokens: (tokens, reason, text, stop string)."""
+    for count in range(1, limit + 1):
+        if count > len(tokens) or tokens[count - 1] == EOS:
+            return [*tokens[: count - 1], EOS], FinishReason.STOP, decode(tokens[: count - 1]), None
+        text = decode(tokens[:count])
+        stop = next((stop for stop in stops if stop in text), None)
+        if stop is not None:
+            return tokens[:count], FinishReason.STOP, text_of(text, stop), stop
+    return tokens[:limit], FinishReason.LENGTH, decode(tokens[:limit]), None
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    TOKENS, st.lists(TOKENS, min_size=1, max_size=3), st.sampled_from([STOPS, STOPS[1:], ()]),
+    st.sampled_from([None, LengthRange(2, 3)]), st.integers(1, 6),
+)  # fmt: skip
+def test_an_exact_stop_scores_as_every_continuation_from_tokens_to_scores(tokens, more, stops, length, interval):
+    """Bytes that are cut inside characters, or are none; text that a stop string takes away at the end; end of text; the limit."""
+    config = validate(
+        {"grpo": {"truncated": "keep"}, "reward": {"format": {"duplicate_penalty": 0.0}, "length": {"maximum": 5}},
+         "rollout": {"guard": {"mode": "on", "interval": interval}, "stop": list(stops)}}
+    )  # fmt: skip
+    prompt = Prompt("p", "Write.", length)
+    whole, *_ = written(tokens, stops)
+    watch = Watch(
+        response_guards(config)(prompt), config.rollout.guard, decode=decode, stops=stops, ends={EOS}, limit=60
+    )
+    stopped_at = watch.take(whole)
+    assume(stopped_at is not None)
+    kept = whole[:stopped_at]
+
+    def rollout(tokens, reason, text, stop):
+        return Rollout("r", "p", 0, (), tuple(tokens), (), (), reason, text, stop)
+
+    ends = [written(kept + rest, stops) for rest in more]
+    assert all(end[0][:stopped_at] == kept for end in ends), "it would have ended by itself before"
+    rollouts = [rollout(kept, FinishReason.GUARD, decode(kept), None), *(rollout(*end) for end in ends)]
+
+    async def columns():
+        return [await reward.score(prompt, rollouts) for reward in build_rewards(config.reward)]
+
+    for column in asyncio.run(columns()):
+        assert len({(score.value, score.valid) for score in column}) == 1
