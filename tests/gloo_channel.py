@@ -9,10 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_lwz.training.weight_sync.rendezvous import MeetingPoint
 from megatron_lwz.training.weight_sync.sender import OPENING
 
-UNIQUE_ID = bytes(range(128))
 WAIT = timedelta(seconds=5)
 
 
@@ -23,16 +21,36 @@ def wait_for_openings() -> None:
             thread.join(2 * WAIT.total_seconds())
 
 
-class GlooChannel:
-    """Rank 0 of a gloo group that meets in the same store."""
+class GlooJoining:
+    """The id names a store on this machine, where the group meets."""
 
-    def __init__(self, point: MeetingPoint, size: int) -> None:
-        point.publish(UNIQUE_ID)
-        store = dist.TCPStore(point.address, point.port, size, False, WAIT, wait_for_workers=False, use_libuv=False)
-        self._group: Any = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), 0, size, WAIT)
-        self._group.allreduce([torch.zeros(1)]).wait()
+    def __init__(self) -> None:
+        self._stores: list[dist.TCPStore] = []
+
+    def new_id(self) -> bytes:
+        self._stores.append(dist.TCPStore("127.0.0.1", 0, None, True, WAIT, wait_for_workers=False))
+        return f"127.0.0.1:{self._stores[-1].port}".encode().ljust(128, b" ")
+
+    def open(self, unique_id: bytes, size: int) -> GlooChannel:
+        return GlooChannel(join(unique_id, 0, size))
+
+
+def join(unique_id: bytes, rank: int, size: int) -> Any:
+    """A gloo group of its own, after one all-reduce."""
+    assert len(unique_id) == 128
+    host, port = unique_id.decode().strip().split(":")
+    store = dist.TCPStore(host, int(port), None, False, WAIT)
+    group = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, WAIT)
+    group.allreduce([torch.zeros(1)]).wait()
+    return group
+
+
+class GlooChannel:
+    """Rank 0 of a gloo group."""
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
         self._work: Any = None
-        self.closed = False
 
     def send(self, data: torch.Tensor) -> None:
         options = dist.BroadcastOptions()
@@ -43,4 +61,5 @@ class GlooChannel:
         return bool(self._work.is_completed())
 
     def close(self) -> None:
-        self.closed = True
+        """The group ends with the last reference to it."""
+        self._group = self._work = None

@@ -1,23 +1,20 @@
 """Engines that take weights as vLLM's workers do, over gloo in place of NCCL, in a process of their own.
 
 `running(sizes)` starts one HTTP server per number of GPUs; `python -m tests.weight_peer` is that process. Written after
-vLLM's own receiver (StatelessProcessGroup, PyNcclCommunicator, packed_nccl_broadcast_consumer), not after our sender.
+vLLM's own receiver (worker_init_process_group, packed_nccl_broadcast_consumer, gpu_worker.py), not after our sender.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
+import base64
 import json
 import os
-import pickle
 import subprocess
 import sys
-import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,28 +26,10 @@ from safetensors.torch import save_file
 
 from megatron_lwz.http.ports import bind
 from megatron_lwz.http.server import make_app, read_object
+from tests.gloo_channel import join
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "secret"
-WAIT = timedelta(seconds=20)
-
-
-CLASS_MODULE = "vllm.distributed.device_communicators.pynccl_wrapper"
-
-
-class ncclUniqueId(ctypes.Structure):
-    """vLLM's class, which it un-pickles from the store."""
-
-    __module__ = CLASS_MODULE
-    _fields_ = (("internal", ctypes.c_byte * 128),)
-
-
-def install_class() -> None:
-    """Makes it importable where vLLM has it."""
-    parts = CLASS_MODULE.split(".")
-    for count in range(1, len(parts) + 1):
-        sys.modules[".".join(parts[:count])] = types.ModuleType(".".join(parts[:count]))
-    sys.modules[CLASS_MODULE].ncclUniqueId = ncclUniqueId
 
 
 @dataclass
@@ -60,16 +39,12 @@ class Worker:
     rank: int
     info: dict[str, Any]
     group: Any = None
-    unique_id: bytes = b""
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     buckets: list[int] = field(default_factory=list)
 
     def join(self) -> None:
-        size = self.info["world_size"]
-        store = dist.TCPStore(self.info["master_address"], self.info["master_port"], size, False, WAIT, use_libuv=False)
-        self.unique_id = bytes(pickle.loads(store.get("broadcast_from/0/0")))  # noqa: S301 (as vLLM does)
-        self.group = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), self.rank, size, WAIT)
-        self.group.allreduce([torch.zeros(1)]).wait()
+        unique_id = base64.b64decode(self.info["nccl_unique_id_b64"], validate=True)
+        self.group = join(unique_id, self.rank, self.info["world_size"])
 
     def receive(self, names: list[str], dtypes: list[str], shapes: list[list[int]], most: int | None = None) -> None:
         """A bucket ends with the tensor that takes it over the limit; it is raw bytes, one tensor after the other."""
@@ -144,7 +119,6 @@ class Peer:
             "calls": self.calls,
             "paused": self.paused,
             "ranks": [worker.rank for worker in self.workers],
-            "ids": [list(worker.unique_id) for worker in self.workers],
             "buckets": [worker.buckets for worker in self.workers],
             "files": [str(self._file(worker)) for worker in self.workers],
         }
@@ -157,6 +131,7 @@ class Peer:
         return web.json_response({"message": "Weight transfer initialized"})
 
     async def shutdown(self, _: web.Request) -> web.Response:
+        self._require(not self.updating)
         self.workers = []
         return web.json_response({})
 
@@ -185,9 +160,11 @@ class Peer:
         await asyncio.gather(*receiving)
         return web.json_response({"message": "Weights updated"})
 
-    async def finish(self, _: web.Request) -> web.Response:
+    async def finish(self, request: web.Request) -> web.Response:
         self._require(self.updating)
         self.updating = False
+        if request.can_read_body:
+            self.version = (await read_object(request))["weight_version"]
         for worker in self.workers:
             save_file(worker.tensors, self._file(worker))
         return web.json_response({})
@@ -231,6 +208,5 @@ def running(out: Path, *engines: tuple[int, str]) -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    install_class()
     asyncio.run(_serve([Peer(size, Path(sys.argv[1]), fault) for size, fault in json.loads(sys.argv[2])]))
     os._exit(0)

@@ -25,10 +25,6 @@ class WeightSyncSection(Section):
         description="nccl: MiB sent at a time; rank 0 holds at most this much and one tensor; vLLM's default",
     )
     buffers: int = Field(2, gt=0, description="nccl: buckets that an engine receives ahead of loading; vLLM's default")
-    address: str | None = Field(
-        None, description="nccl: rank 0's address, as engines reach it; null: the one it reaches the first engine from"
-    )
-    port: int = Field(0, ge=0, le=65535, description="nccl: TCP port where engines meet rank 0; 0 = any free one")
     library: str = Field(
         "libnccl.so.2", description="nccl: shared library; its version must be the engines' (torch's own by default)"
     )

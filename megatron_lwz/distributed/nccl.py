@@ -83,23 +83,23 @@ class NcclLibrary:
         number = found.value
         return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
-    def unique_id(self) -> UniqueId:
-        """A new id; communicators that are made with it find each other."""
+    def unique_id(self) -> bytes:
+        """A new id of 128 bytes; communicators that are made with it find each other."""
         found = UniqueId()
         self.call("ncclGetUniqueId", ctypes.byref(found))
-        return found
+        return bytes(found)
 
 
 class NcclCommunicator:
     """This process as rank 0 of `size`, on the current CUDA device, with a stream of its own. Every call is asynchronous."""
 
-    def __init__(self, library: NcclLibrary, unique_id: UniqueId, *, size: int, device: torch.device) -> None:
+    def __init__(self, library: NcclLibrary, unique_id: bytes, *, size: int, device: torch.device) -> None:
         """Blocks until all ranks have joined. Raises EnvironmentSetupError."""
         self._library = library
         self._handle: ctypes.c_void_p | None = None
         handle = ctypes.c_void_p()
         with torch.cuda.device(device):
-            library.call("ncclCommInitRank", ctypes.byref(handle), size, unique_id, 0)
+            library.call("ncclCommInitRank", ctypes.byref(handle), size, UniqueId.from_buffer_copy(unique_id), 0)
             self._handle = handle
             self._stream = torch.cuda.Stream(device)
 

@@ -24,21 +24,24 @@ async def world_size(client: EngineClient) -> int:
 
 
 async def join(client: EngineClient, info: Mapping[str, Any]) -> None:
-    """Has all its GPUs meet rank 0; returns when they have. `info`: address, port, ranks and wire format."""
+    """Has all its GPUs meet rank 0; returns when they have. `info`: unique id, ranks and wire format."""
     try:
         await client.call("POST", "/init_weight_transfer_engine", {"init_info": dict(info)})
     except RequestFailure as error:
         said = str(error).removeprefix(f"engine {client.url}: ")
-        advice = f"does not join the trainer ({said}): start vLLM with {SERVER_OPTION} and VLLM_SERVER_DEV_MODE=1"
+        advice = f"does not join the trainer ({said}): start vLLM, 0.33 or newer, with {SERVER_OPTION} and VLLM_SERVER_DEV_MODE=1"
         raise RequestFailure(client.url, advice, error.kind) from error
 
 
 async def leave(client: EngineClient) -> None:
-    """Ends what `join` began. An engine that never joined, or is gone, has nothing to end."""
-    try:
-        await client.call("POST", "/shutdown_weight_transfer_engine")
-    except RequestFailure:
-        return
+    """Ends what `join` began, and an update that nobody will finish. An engine that is gone, or never joined, has neither."""
+    for path in ("/shutdown_weight_transfer_engine", "/finish_weight_update", "/shutdown_weight_transfer_engine"):
+        try:
+            await client.call("POST", path)
+        except RequestFailure:
+            continue
+        if path != "/finish_weight_update":
+            return
 
 
 async def begin_update(client: EngineClient) -> None:
@@ -54,9 +57,9 @@ async def receive(client: EngineClient, description: Mapping[str, Any]) -> None:
 
 async def finish_update(client: EngineClient, version: WeightVersion) -> None:
     """The new weights, under this name, write from here on; cached prefixes are dropped, held requests go on."""
-    await client.call("POST", "/finish_weight_update")
-    await client.call("POST", "/reset_prefix_cache")
-    await client.update_weight_version(str(version))
+    await client.call("POST", "/finish_weight_update", {"weight_version": str(version)})
+    await client.forget_prefixes()
+    client.version = version
     await client.resume()
 
 

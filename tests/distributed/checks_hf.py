@@ -13,13 +13,19 @@ from megatron_lwz.config import Config, load_config, read_hf_architecture, valid
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.errors import CheckpointError, LwzError
 from megatron_lwz.models.hf import HfFolder, RandomInit, checksum_policy, export_policy, load_policy
+from megatron_lwz.models.hf.name_map import tensor_shapes
 from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.checkpoint import load_model, save_model
 from megatron_lwz.training.optimizer import wrap_data_parallel
 from megatron_lwz.training.score import ScoreRow, score_rows
 from megatron_lwz.training.state import initial_policy
-from megatron_lwz.training.weight_sync import DiskTransport
+from megatron_lwz.training.weight_sync import DiskTransport, NcclTransport
+from megatron_lwz.training.weight_sync.buckets import Buckets
 from megatron_lwz.types import WeightVersion
+from tests.gloo_channel import GlooJoining
+from tests.weight_peer import TOKEN
 from tools import convert_hf
 
 VOCAB_PADDING = 16
@@ -118,6 +124,30 @@ def weight_sync(source: str, root: str) -> list[str]:
     return versions
 
 
+def transfer(source: str, layouts: list[dict[str, int]], urls: list[str], broken: str) -> list[str]:
+    """Pushes the policy to engines over gloo, under each layout; the last line is what a broken engine makes every rank say."""
+    said = []
+    section = Config().weight_sync.model_copy(update={"timeout": 20.0})
+    for index, layout in enumerate([*layouts, layouts[0]]):
+        launch.initialize(config := config_for(source, "fp32", layout))
+        chunks = build_policy(config)
+        load_policy(chunks, HfFolder(source))
+        url = [*urls, broken][index]
+        pool = EnginePool([EngineClient(url, TOKEN)], concurrency=1) if groups.is_rank_zero() else None
+        disk = DiskTransport(None, Path("unused"), chunks=chunks, config_files_from=None)
+        transport = NcclTransport(pool, disk, chunks=chunks, section=section, joining=GlooJoining())
+        transport._buckets = Buckets(tensor_shapes(config.architecture()), torch.float32, 20_000)
+        try:
+            for step in (1, 2):
+                version = transport.prepare(WeightVersion(step, 0, "of another version"))
+                transport.push(version)
+            said.append(str(version))
+        except LwzError as error:
+            said.append(str(error))
+        transport.close()
+    return said
+
+
 def mbridge_for(source: str, config: Config) -> Any:
     """mbridge's Qwen2 converter for models like ours."""
     from mbridge.models.qwen2 import Qwen2Bridge
@@ -186,6 +216,7 @@ def two_ranks(arguments: dict[str, Any]) -> dict[str, Any]:
         "padding": padding_rows(arguments["small_vocabulary"]),
         "faults": faults(arguments["broken"]),
         "sync": weight_sync(arguments["source"], arguments["sync_root"]),
+        "transfer": transfer(arguments["source"], arguments["layouts"], *arguments["engines"]),
         "imported": imported_checkpoint(arguments["imported"], arguments["layouts"]),
         "mbridge": against_mbridge(arguments["source"]),
         "logprobs": through_mbridge(arguments["source"], arguments["through_mbridge"], arguments["tokens"]),

@@ -13,6 +13,7 @@ from transformers import Qwen2ForCausalLM
 
 from megatron_lwz.models.hf import checksum_folder
 from megatron_lwz.types import WeightVersion
+from tests import weight_peer
 from tests.distributed.launch import run_ranks
 from tests.tiny_qwen2 import tiny_qwen2
 from tools import convert_hf
@@ -83,7 +84,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "tokens": [torch.randint(0, 77, (length,)).tolist() for length in (5, 40, 2, 17)],
     }
     convert_hf.main(["import", "--hf", source, "--out", arguments["imported"]])
-    results = run_ranks("tests.distributed.checks_hf:two_ranks", ranks=2, arguments=arguments)
+    engines = [(2, "")] * len(TWO_RANKS) + [(1, "die 3")]
+    arguments["received"] = str(root / "received")
+    (root / "received").mkdir()
+    with weight_peer.running(root / "received", *engines) as urls:
+        arguments["engines"] = [urls[:-1], urls[-1]]
+        results = run_ranks("tests.distributed.checks_hf:two_ranks", ranks=2, arguments=arguments)
     return {**arguments, "cases": cases, "results": results}
 
 
@@ -147,6 +153,23 @@ def test_weight_sync_prepares_versions_with_checksums_and_keeps_two(two: dict[st
     assert sorted(p.name for p in root.iterdir()) == ["1.0", "2.0"]
     assert [checksum_folder(root / f"{v.step}.{v.attempt}") for v in versions[1:]] == [v.checksum for v in versions[1:]]
     assert len({v.checksum for v in versions}) == 3
+
+
+def test_engines_get_the_tensors_of_the_folder_in_its_order_from_any_layout(two: dict[str, Any]) -> None:
+    first, second = (result["transfer"] for result in two["results"])
+    assert first[:-1] == second[:-1] == ["2.0."] * len(TWO_RANKS)
+    expected = tensors_of(two["source"])
+    files = sorted(Path(two["received"]).glob("*.safetensors"))
+    assert len(files) == 2 * len(TWO_RANKS)
+    for file in files:
+        received = load_file(file)
+        assert received.keys() == expected.keys()
+        assert all(torch.equal(received[name], tensor) for name, tensor in expected.items())
+
+
+def test_an_engine_that_dies_in_a_transfer_is_named_on_every_rank(two: dict[str, Any]) -> None:
+    first, second = (result["transfer"][-1] for result in two["results"])
+    assert first == second and two["engines"][1] in first and "Server disconnected" in first and "\n" not in first
 
 
 def test_imported_checkpoint_loads_bit_exact_under_any_layout(two: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from megatron_lwz.config import Config
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.weight_sync.disk import DiskTransport
-from megatron_lwz.training.weight_sync.nccl import NcclTransport, nccl_channel
+from megatron_lwz.training.weight_sync.nccl import NcclTransport, nccl_joining
 from megatron_lwz.training.weight_sync.protocol import EngineControl, Transport
 
 __all__ = ["DiskTransport", "EngineControl", "NcclTransport", "Transport", "make_transport"]
@@ -24,4 +24,4 @@ def make_transport(
     disk = DiskTransport(engines, root, chunks=chunks, config_files_from=config.tokenizer_dir())
     if section.transport == "disk":
         return disk
-    return NcclTransport(engines, disk, chunks=chunks, section=section, open_channel=nccl_channel(section))
+    return NcclTransport(engines, disk, chunks=chunks, section=section, joining=nccl_joining(section))

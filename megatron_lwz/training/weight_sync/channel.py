@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from megatron_lwz.distributed.nccl import NcclCommunicator, NcclLibrary
-from megatron_lwz.training.weight_sync.rendezvous import MeetingPoint
 
 POLL_SECONDS = 0.001
 
@@ -31,20 +30,41 @@ class Channel(Protocol):
         ...
 
 
-OpenChannel = Callable[[MeetingPoint, int], Channel]
-"""(where to meet, ranks in all) → the channel; blocks until everyone is there, so it is called in a thread."""
+class Joining(Protocol):
+    """How rank 0 and the engines find each other."""
+
+    def new_id(self) -> bytes:
+        """128 bytes that everyone has to know who joins; a new group each time. Raises LwzError."""
+        ...
+
+    def open(self, unique_id: bytes, size: int) -> Channel:
+        """Joins as rank 0 of `size`; blocks until everyone is there, so it is called in a thread. Raises LwzError."""
+        ...
+
+
+@dataclass(frozen=True)
+class NcclJoining:
+    """By NCCL, on one GPU of this process."""
+
+    library: NcclLibrary
+    device: torch.device
+
+    def new_id(self) -> bytes:
+        """NCCL's unique id."""
+        return self.library.unique_id()
+
+    def open(self, unique_id: bytes, size: int) -> Channel:
+        """Joins as vLLM's workers do: communicator, then one all-reduce of one number."""
+        return NcclChannel(NcclCommunicator(self.library, unique_id, size=size, device=self.device), self.device)
 
 
 class NcclChannel:
-    """By NCCL, as vLLM's workers join it: unique id, communicator, one all-reduce to warm up."""
+    """Broadcasts of a communicator, which all ranks have just joined."""
 
-    def __init__(self, library: NcclLibrary, device: torch.device, point: MeetingPoint, size: int) -> None:
-        """Blocks until all ranks have joined. Raises EnvironmentSetupError."""
-        unique_id = library.unique_id()
-        point.publish(bytes(unique_id))
-        self._communicator = NcclCommunicator(library, unique_id, size=size, device=device)
-        self._communicator.all_reduce(torch.zeros(1, device=device))
-        while not self._communicator.done():
+    def __init__(self, communicator: NcclCommunicator, device: torch.device) -> None:
+        self._communicator = communicator
+        communicator.all_reduce(torch.zeros(1, device=device))
+        while not communicator.done():
             time.sleep(POLL_SECONDS)
 
     def send(self, data: Tensor) -> None:

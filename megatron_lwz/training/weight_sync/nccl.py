@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +21,7 @@ from megatron_lwz.models.hf.export import stream_policy
 from megatron_lwz.models.hf.name_map import tensor_shapes, unwrap
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.training.weight_sync.buckets import Buckets
-from megatron_lwz.training.weight_sync.channel import NcclChannel, OpenChannel
+from megatron_lwz.training.weight_sync.channel import Joining, NcclJoining
 from megatron_lwz.training.weight_sync.disk import DiskTransport
 from megatron_lwz.training.weight_sync.sender import Sender
 from megatron_lwz.types import WeightVersion
@@ -42,7 +41,7 @@ class Engines(Protocol):
 class NcclTransport:
     """`engines` on rank 0 only; every rank takes part in `prepare` and `push`.
 
-    `disk` writes the folders that others than the engines ask for. `open_channel`: how rank 0 joins the engines.
+    `disk` writes the folders that others than the engines ask for. `joining`: how rank 0 meets the engines.
     """
 
     def __init__(
@@ -52,12 +51,12 @@ class NcclTransport:
         *,
         chunks: Sequence[torch.nn.Module],
         section: WeightSyncSection,
-        open_channel: OpenChannel,
+        joining: Joining,
     ) -> None:
         self._engines = engines
         self._disk = disk
         self._chunks = chunks
-        self._sender = Sender(section, open_channel) if engines is not None else None
+        self._sender = Sender(section, joining) if engines is not None else None
         self._dtype = next(chunks[0].parameters()).dtype
         shapes = tensor_shapes(unwrap(chunks[0]).arch)
         self._buckets = Buckets(shapes, self._dtype, section.bucket_mib * MIB)
@@ -117,12 +116,11 @@ class NcclTransport:
         return exchange.broadcast_json(failure if began else failure or "")
 
 
-def nccl_channel(section: WeightSyncSection) -> OpenChannel:
+def nccl_joining(section: WeightSyncSection) -> Joining:
     """By NCCL on this rank's GPU. Raises ConfigError without one, EnvironmentSetupError without the library."""
     if not platform.has_gpu():
         raise ConfigError("weight_sync.transport", "nccl", "needs a GPU on rank 0; use disk")
-    library, device = NcclLibrary(section.library), torch.device("cuda", torch.cuda.current_device())
-    return partial(NcclChannel, library, device)
+    return NcclJoining(NcclLibrary(section.library), torch.device("cuda", torch.cuda.current_device()))
 
 
 def _exhaust(stream: Stream) -> None:

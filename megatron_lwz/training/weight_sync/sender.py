@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -18,8 +19,7 @@ from megatron_lwz.errors import EngineError, LwzError
 from megatron_lwz.rollout import weight_routes
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.training.weight_sync.buckets import Buckets
-from megatron_lwz.training.weight_sync.channel import POLL_SECONDS, Channel, OpenChannel
-from megatron_lwz.training.weight_sync.rendezvous import MeetingPoint, address_towards
+from megatron_lwz.training.weight_sync.channel import POLL_SECONDS, Channel, Joining
 from megatron_lwz.types import WeightVersion
 
 Answer = TypeVar("Answer")
@@ -35,11 +35,10 @@ class Sender:
     receive stay paused, for their weights are half old and half new.
     """
 
-    def __init__(self, section: WeightSyncSection, open_channel: OpenChannel) -> None:
+    def __init__(self, section: WeightSyncSection, joining: Joining) -> None:
         self._section = section
-        self._open_channel = open_channel
+        self._joining = joining
         self._channel: Channel | None = None
-        self._point: MeetingPoint | None = None
         self._joined: dict[str, str] = {}
         """URL of each engine in the group → the weights that it got last."""
         self._limit = -1
@@ -84,21 +83,19 @@ class Sender:
     def _join(self, buckets: Buckets) -> None:
         """A new group: rank 0, then each engine's GPUs in turn."""
         self._give_up(resume=False)
+        self._all(weight_routes.leave)  # what an earlier run of the trainer may have left
         sizes = self._all(weight_routes.world_size)
-        address = self._section.address or address_towards(self._clients[0].url)
-        size = 1 + sum(sizes)
-        self._point = point = MeetingPoint(address, self._section.port, size=size, timeout=self._section.timeout)
+        size, unique_id = 1 + sum(sizes), self._joining.new_id()
         ranks = {c.url: 1 + sum(sizes[:index]) for index, c in enumerate(self._clients)}
         wire = {
-            "master_address": address,
-            "master_port": point.port,
+            "nccl_unique_id_b64": base64.b64encode(unique_id).decode(),
             "world_size": size,
             "packed": True,
             "packed_buffer_size_bytes": buckets.limit,
             "packed_num_buffers": self._section.buffers,
         }
         opening: Future[Channel] = Future()
-        work = partial(_settle, opening, lambda: self._open_channel(point, size))
+        work = partial(_settle, opening, lambda: self._joining.open(unique_id, size))
         threading.Thread(target=work, name=OPENING, daemon=True).start()
         joining = self._start(lambda client: weight_routes.join(client, wire | {"rank_offset": ranks[client.url]}))
         self._receiving = joining
@@ -134,7 +131,7 @@ class Sender:
         if self._channel is not None:
             self._channel.close()
         known = self._channel is not None or bool(self._joined)
-        self._channel, self._point, self._receiving, self._joined = None, None, None, {}
+        self._channel, self._receiving, self._joined = None, None, {}
         with suppress(LwzError):  # what led here is told, not what is lost on the way out
             if known:
                 self._all(weight_routes.leave, PARTING_SECONDS)

@@ -15,15 +15,16 @@ from megatron_lwz.training.weight_sync.buckets import Buckets
 from megatron_lwz.training.weight_sync.sender import Sender
 from megatron_lwz.types import WeightVersion
 from tests import weight_peer
-from tests.gloo_channel import UNIQUE_ID, GlooChannel, wait_for_openings
+from tests.gloo_channel import GlooJoining, wait_for_openings
 
 CPU = torch.device("cpu")
 SHAPES = {"embed": (40, 8), "norm": (8,), "gate": (16, 8), "up": (16, 8), "bias": (3,), "head": (40, 8)}
 BUCKETS = Buckets(SHAPES, torch.bfloat16, 1000)
 VERSION = WeightVersion(3, 1)
-JOIN = ["/init_weight_transfer_engine"]
+LEAVE = ["/shutdown_weight_transfer_engine"]
+JOIN = [*LEAVE, "/init_weight_transfer_engine"]
 BEGIN = ["/pause", "/start_weight_update"]
-REST = ["/update_weights", "/finish_weight_update", "/reset_prefix_cache", "/update_weight_version", "/resume"]
+REST = ["/update_weights", "/finish_weight_update", "/reset_prefix_cache", "/resume"]
 
 
 def weights(seed: int) -> dict[str, torch.Tensor]:
@@ -50,7 +51,7 @@ def transfer(sender: Sender, urls: list[str], tensors: dict[str, torch.Tensor], 
 
 FAULTS = {
     "refuse /init_weight_transfer_engine": (
-        r"does not join the trainer \(.*no such thing.*\): start vLLM with --weight",
+        r"does not join the trainer \(.*no such thing.*\): start vLLM, .*--weight-transfer",
         0,
     ),
     "refuse /start_weight_update": (r"/start_weight_update answered 400: .*no such thing", 0),
@@ -72,7 +73,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 @pytest.fixture
 def sender() -> Iterator[Sender]:
-    made = Sender(Config().weight_sync.model_copy(update={"timeout": 15.0}), GlooChannel)
+    made = Sender(Config().weight_sync.model_copy(update={"timeout": 15.0}), GlooJoining())
     yield made
     made.close()
 
@@ -95,7 +96,6 @@ def test_two_engines_of_three_gpus_get_every_bit_twice_over_one_group(sender: Se
     for url, ranks in zip(urls, ([1, 2], [3]), strict=False):
         seen = state(url)
         assert seen["calls"] == JOIN + BEGIN + REST + BEGIN + REST and seen["ranks"] == ranks
-        assert seen["ids"] == [list(UNIQUE_ID)] * len(ranks)
         sizes = [bucket.numel() for bucket in BUCKETS.pack(weights(1).items(), CPU)]
         assert len(sizes) > 2 and seen["buckets"] == [sizes * 2] * len(ranks)
     sender.close()
@@ -106,11 +106,10 @@ def test_engines_that_changed_meanwhile_are_joined_anew(sender: Sender, urls: li
     pair = urls[2:4]
     transfer(sender, pair[:1], weights(1), WeightVersion(1))
     transfer(sender, pair, weights(2), WeightVersion(2))  # one more
-    leave = ["/shutdown_weight_transfer_engine"]
-    assert state(pair[0])["calls"] == JOIN + BEGIN + REST + leave + JOIN + BEGIN + REST
+    assert state(pair[0])["calls"] == JOIN + BEGIN + REST + LEAVE + JOIN + BEGIN + REST
     asyncio.run(rename(pair[1], "something else"))  # as if it had been started again
     transfer(sender, pair, weights(3), WeightVersion(3))
-    assert state(pair[0])["calls"].count(JOIN[0]) == 3
+    assert state(pair[0])["calls"].count(JOIN[1]) == 3
     for url in pair:
         assert_received(url, weights(3))
 
@@ -125,7 +124,7 @@ def test_a_failing_engine_is_one_line_and_does_not_write_with_half_the_weights(u
     said, paused = FAULTS[fault]
     url = urls[4 + list(FAULTS).index(fault)]
     seconds = 1.0 if fault.startswith("hang") else 15.0
-    sender = Sender(Config().weight_sync.model_copy(update={"timeout": seconds}), GlooChannel)
+    sender = Sender(Config().weight_sync.model_copy(update={"timeout": seconds}), GlooJoining())
     with pytest.raises(EngineError, match=said) as caught:
         transfer(sender, [url], weights(1), VERSION)
     sender.close()
