@@ -104,3 +104,18 @@ def test_timer_adds_up_by_name_and_starts_again():
     assert set(taken) == {"seconds/rollout", "seconds/train"}
     assert all(seconds >= 0 for seconds in taken.values())
     assert timer.take() == {}
+
+
+def test_timer_counts_the_wait_for_each_item_and_not_what_is_done_with_it():
+    timer = Timer()
+
+    def slow():
+        for item in "ab":
+            time.sleep(0.02)
+            yield item
+
+    taken = []
+    for item in timer.each("rollout", slow()):
+        taken.append(item)
+        time.sleep(0.2)
+    assert taken == ["a", "b"] and 0.04 <= timer.take()["seconds/rollout"] < 0.3
