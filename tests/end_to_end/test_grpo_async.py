@@ -8,13 +8,19 @@ import pytest
 
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.types import Alarm
 from tests.end_to_end.grpo_runs import train, write_example
 
 
 def test_a_run_one_step_ahead_trains_every_group_once_in_order_within_the_bound(tmp_path: Path) -> None:
     config = write_example(
         tmp_path,
-        rollout={"max_staleness": 1, "max_new_tokens": 60, "stop": list("abc")},
+        rollout={
+            "max_staleness": 1,
+            "max_new_tokens": 60,
+            "stop": list("abc"),
+            "guard": {"mode": "observe", "interval": 16},
+        },
         grpo={"truncated": "mask"},
         data={"held_out_prompts": None},
     )
@@ -42,3 +48,6 @@ def test_a_run_one_step_ahead_trains_every_group_once_in_order_within_the_bound(
     for group in groups:
         writers = {segment.version.step for rollout in group.rollouts for segment in rollout.versions}
         assert max(writers) <= group.id // 2, "weights of its own step at the newest"
+    # noise is no response from its first look on; who only observes changes nothing
+    assert all(r.alarms == ((Alarm("format", 16),) if len(r.tokens) > 16 else ()) for g in groups for r in g.rollouts)
+    assert all(row["rollout/guard/format/observed"] > 0 == row["rollout/guard/format/ended_valid"] for row in rows)
