@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import time
+from array import array
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import numpy as np
 
 from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.http.session import HttpSession
@@ -20,6 +23,8 @@ from megatron_lwz.rollout.limits import EngineLoad, read_load
 from megatron_lwz.types import FinishReason, TokenDelta, WeightVersion
 
 CONNECT_SECONDS = 10.0
+READ_SECONDS = 0.25
+"""Longest time between two reads of a stream."""
 UNKNOWN_VERSION = WeightVersion(0)
 UNCHANGED = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """The distribution as the policy has it: vLLM else takes what the model's generation_config.json says (Qwen2.5: 1.05)."""
@@ -94,16 +99,13 @@ class EngineClient(HttpSession):
         try:
             async with self._request("POST", "/v1/completions", body, request_id) as response:
                 await self._check(response)
+                began = time.monotonic()
                 async for chunk in response.content.iter_any():
-                    for event in parser.feed(chunk):
-                        if event == "[DONE]":
-                            raise self._failure(Failure.CONTRACT, "the stream is done but gave no finish_reason")
-                        delta, end = self._read_chunk(event)
-                        if delta is not None:
-                            yield delta
-                        if end is not None:
-                            yield end
+                    for event in self._read_events(parser.feed(chunk)):
+                        yield event
+                        if isinstance(event, StreamEnd):
                             return
+                    await _rest(response, time.monotonic() - began)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._translate(error) from error
         raise self._failure(Failure.CONNECTION, "the stream ended without a finish_reason")
@@ -221,6 +223,28 @@ class EngineClient(HttpSession):
         busy = response.status >= 500 or response.status in (408, 429)
         raise self._failure(Failure.SERVER if busy else Failure.REFUSED, advice)
 
+    def _read_events(self, events: Sequence[str]) -> Iterator[StreamEvent]:
+        """What one read holds: neighbouring deltas of the same weights are one."""
+        held: list[TokenDelta] = []
+        for event in events:
+            try:
+                if event == "[DONE]":
+                    raise self._failure(Failure.CONTRACT, "the stream is done but gave no finish_reason")
+                delta, end = self._read_chunk(event)
+            except RequestFailure:
+                yield from _joined(held)
+                raise
+            if delta is not None:
+                if held and held[0].version != delta.version:
+                    yield from _joined(held)
+                    held = []
+                held.append(delta)
+            if end is not None:
+                yield from _joined(held)
+                yield end
+                return
+        yield from _joined(held)
+
     def _read_chunk(self, event: str) -> tuple[TokenDelta | None, StreamEnd | None]:
         try:
             chunk = json.loads(event)
@@ -246,12 +270,11 @@ class EngineClient(HttpSession):
             raise self._failure(Failure.CONTRACT, advice)
         if not tokens:
             return None
-        if not all(isinstance(token, int) and token >= 0 for token in tokens):
+        if set(map(type, tokens)) != {int} or min(tokens) < 0:
             raise ValueError("token ids must be whole numbers")
-        if not all(math.isfinite(value) and value <= 1e-3 for value in logprobs):
+        if not math.isfinite(sum(logprobs)) or max(logprobs) > 1e-3:  # one that is not finite spoils the sum
             raise ValueError("log-probs must be finite and not above 0")
-        rounded = tuple(np.asarray(logprobs, np.float32).tolist())
-        return TokenDelta(tuple(tokens), rounded, parse_version(version, self.version))
+        return TokenDelta(tuple(tokens), tuple(array("f", logprobs)), parse_version(version, self.version))
 
     def _failure(self, kind: Failure, advice: str) -> RequestFailure:
         return RequestFailure(self.url, advice, kind)
@@ -266,6 +289,27 @@ class EngineClient(HttpSession):
         return self._failure(Failure.CONTRACT, f"streamed {error}")
 
 
+def _joined(deltas: Sequence[TokenDelta]) -> Sequence[TokenDelta]:
+    if len(deltas) < 2:
+        return deltas
+    tokens = tuple(chain.from_iterable(delta.tokens for delta in deltas))
+    logprobs = tuple(chain.from_iterable(delta.logprobs for delta in deltas))
+    return [TokenDelta(tokens, logprobs, deltas[0].version)]
+
+
+async def _rest(response: aiohttp.ClientResponse, age: float) -> None:
+    """Leaves a stream to the network for a while: few large reads cost a fraction of many small ones, and this loop shares
+    its interpreter with the training loop. Short in a young stream, so that short responses are not held up.
+    """
+    protocol = response.connection.protocol if response.connection is not None else None
+    if protocol is None:  # all of it has been received
+        return
+    protocol.pause_reading()
+    await asyncio.sleep(min(READ_SECONDS, age / 16))
+    protocol.resume_reading()
+
+
+@lru_cache(maxsize=64)
 def parse_version(text: object, otherwise: WeightVersion) -> WeightVersion:
     """The version in `str(WeightVersion)` form; `otherwise` for an engine's own naming."""
     try:

@@ -8,27 +8,30 @@ import time
 from megatron_lwz.rollout.journal import Journal, JournalReader
 from tests.unit.rollout.synthetic_engine import Engine
 
-BACKLOG, STREAMS, LENGTH, DELTA = 600, 3, 3000, 10
+BACKLOG, STREAMS, LENGTH = 600, 3, 20_000
+ONE_READ = 8000
+"""Tokens that one read of a stream can hold: at most 256 KiB, and the synthetic engine takes over 32 bytes per token."""
 
 
 def test_streams_are_read_no_further_than_the_disk_allows(make_controller, start_engine, tmp_path, monkeypatch):
     disk, commit = threading.Event(), Journal.commit
     controller = make_controller(
-        start_engine(Engine(length=lambda seed: LENGTH, delta=DELTA)),
+        start_engine(Engine(length=lambda seed: LENGTH, delta=20)),
         group_size=STREAMS,
         journal_backlog=BACKLOG,
         max_new_tokens=2 * LENGTH,
     )
     monkeypatch.setattr(Journal, "commit", lambda self: disk.wait() and commit(self))
-    received = lambda: controller.metrics()["rollout/total_tokens"]  # noqa: E731
     controller.begin(1)
-    deadline = time.monotonic() + 30
-    while received() < BACKLOG and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.5)
-    held = received()
-    assert BACKLOG <= held <= BACKLOG + STREAMS * DELTA, "each stream may have one delta in hand"
-    disk.set()
+    try:
+        deadline = time.monotonic() + 30
+        while controller.metrics()["rollout/total_tokens"] < BACKLOG and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        held = controller.metrics()["rollout/total_tokens"]
+    finally:
+        disk.set()
+    assert BACKLOG <= held <= BACKLOG + STREAMS * ONE_READ, "each stream may have one read in hand"
     (group,) = controller.collect(1)
     assert [len(rollout.tokens) for rollout in group.rollouts] == [LENGTH + 1] * STREAMS
     metrics = controller.metrics()
