@@ -12,11 +12,13 @@ class Parked:
     """The memory behind tensors: `out` copies it to host memory and frees it, `back` restores it, bit for bit.
 
     The tensors stay what they are, and so do all views of them; none may be read while it is out. Memory that several
-    tensors share moves once. With `keep` False nothing is copied, and zeros come back.
+    tensors share moves once. With `keep` False nothing is copied, and zeros come back. Host memory that was shared with
+    numpy (an export on a CPU does that) cannot be freed: it stays, as it is.
     """
 
     def __init__(self, tensors: Iterable[Tensor], *, keep: bool = True) -> None:
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if t.numel()}
+        found = (t.untyped_storage() for t in tensors if t.numel())
+        storages = {storage.data_ptr(): storage for storage in found if storage.resizable()}
         self._storages = list(storages.values())
         self._sizes = [storage.nbytes() for storage in self._storages]
         self._keep = keep

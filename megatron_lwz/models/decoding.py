@@ -87,6 +87,12 @@ class Decoder:
         self._prefixes.clear()
         self._pending.clear()
 
+    def release(self) -> None:
+        """Lets go of all keys and values; no sequence may be left. Memory is taken again as it is needed."""
+        assert not len(self), "sequences would lose their keys and values"
+        self.forget_prefixes()
+        self._rows, self._batch = RowCache(self._forward.cache_shape), None
+
     @torch.inference_mode()
     def step(self) -> list[Sampled]:
         """One token for every sequence that is being written, and the first token of those that start."""

@@ -22,6 +22,7 @@ from megatron_lwz.http.ports import free_port
 from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.models.hf import checksum_folder
 from megatron_lwz.rollout.client import EngineClient, StreamEnd
+from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.types import FinishReason
 from tests.engine_model import EOS, VOCAB, write_engine_model
 
@@ -206,7 +207,10 @@ async def read_a_delta_and_leave(served: Served) -> None:
         async with aclosing(client.stream([3, 4, 5], request_id="left", **settings)) as events:
             await anext(events)
             assert await asyncio.to_thread(served.running) == (1, 0)
+            load = await client.load()
+            assert load is not None and load.running == 1 and 0 < load.kv_use < 1 / SLOTS, "/metrics, as vLLM's"
         await asyncio.to_thread(served.wait_until_idle)
+        assert await client.load() == EngineLoad(0.0)
 
 
 def wait_for(condition: Any) -> None:
@@ -276,6 +280,27 @@ def test_abort_and_disconnect_free_the_slots(served: Served) -> None:
     assert served.call("POST", "/pause?mode=abort&clear_cache=true")[0] == 200
     assert served.call("POST", "/resume")[0] == 200
     assert served.complete([6], max_tokens=2).usage.completion_tokens <= 2
+
+
+def test_an_engine_that_slept_writes_as_before(served: Served) -> None:
+    asked = {"prompt": [3, 1, 4], "max_tokens": 12, "temperature": 0, "seed": 1}
+    before = served.complete(**asked).choices[0].text
+    weights = served.call("POST", "/weight_checker", {"action": "checksum"})[1]
+    assert served.call("POST", "/sleep?level=1")[1] == {"status": "sleeping", "level": 1}
+    assert served.call("GET", "/is_sleeping")[1] == {"is_sleeping": True}
+    assert served.call("POST", "/wake_up")[1] == {"status": "awake", "tags": None}
+    assert served.complete(**asked).choices[0].text == before
+    served.call("POST", "/sleep?level=2")
+    status, answer = served.call("POST", "/weight_checker", {"action": "checksum"})
+    assert status == 400 and "wake_up?tags=weights" in answer["error"]["message"]
+    assert served.call("POST", "/wake_up?tags=weights")[1]["status"] == "sleeping"
+    body = {"method": "reload_weights", "kwargs": {"weights_path": str(served.folder / "a")}}
+    assert served.call("POST", "/collective_rpc", body)[0] == 200
+    assert served.call("POST", "/wake_up?tags=kv_cache")[1]["status"] == "awake"
+    assert served.call("GET", "/is_sleeping")[1] == {"is_sleeping": False}
+    assert served.call("POST", "/weight_checker", {"action": "checksum"})[1] == weights
+    assert served.complete(**asked).choices[0].text == before
+    assert served.call("POST", "/sleep?level=3")[0] == served.call("POST", "/wake_up?tags=mind")[0] == 400
 
 
 def test_a_taken_port_and_a_missing_model_are_one_line(served: Served, tmp_path: Path, capsys: Any) -> None:

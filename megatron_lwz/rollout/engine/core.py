@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
+from megatron_lwz.errors import LwzError
 from megatron_lwz.models.decoding import Decoder
 from megatron_lwz.models.decoding_cache import Sequence
 from megatron_lwz.rollout.engine.generation import Generation
@@ -17,7 +18,12 @@ from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.types import FinishReason, WeightVersion
 
 Answer = TypeVar("Answer")
+WEIGHTS, CACHE = "weights", "kv_cache"  # vLLM's tags
 log = logging.getLogger(__name__)
+
+
+class AsleepError(LwzError):
+    """What was asked for needs memory that the engine has left."""
 
 
 class Weights(Protocol):
@@ -29,6 +35,14 @@ class Weights(Protocol):
 
     def checksum(self) -> str:
         """Their checksum (hex)."""
+        ...
+
+    def leave(self, *, keep: bool) -> None:
+        """Frees their memory; `keep`: they stay in host memory."""
+        ...
+
+    def come_back(self) -> None:
+        """Takes the memory again, with zeros in it unless they were kept."""
         ...
 
 
@@ -43,6 +57,8 @@ class EngineThread:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.paused = False
+        self.asleep: frozenset[str] = frozenset()
+        """Of WEIGHTS and CACHE, what has left the GPU. Nothing is written until all is back."""
         self.version = str(WeightVersion(0))
         self.failure: str | None = None
         """Why the engine cannot go on; None while it works."""
@@ -108,10 +124,37 @@ class EngineThread:
 
         return self._call(go)
 
+    def sleep(self, *, keep_weights: bool) -> Future[None]:
+        """Ends all requests and frees the memory of weights, keys and values."""
+
+        def lie_down() -> None:
+            for generation in list(self._generations.values()):
+                self._finish(generation, FinishReason.ABORT)
+            self._decoder.release()
+            if WEIGHTS not in self.asleep:
+                self._weights.leave(keep=keep_weights)
+            self.asleep = frozenset((WEIGHTS, CACHE))
+
+        return self._call(lie_down)
+
+    def wake_up(self, tags: Collection[str]) -> Future[None]:
+        """Takes memory for the weights or the cache again (no tags: both). With all of it, a paused engine goes on."""
+
+        def rise() -> None:
+            rising = self.asleep & frozenset(tags or self.asleep)
+            if WEIGHTS in rising:
+                self._weights.come_back()
+            self.asleep -= rising
+            if rising and not self.asleep:
+                self.paused = False
+
+        return self._call(rise)
+
     def reload(self, path: str) -> Future[None]:
         """New weights from a folder. Running requests go on with the keys and values of the old ones."""
 
         def load() -> None:
+            self._require_weights()
             self._weights.reload(path)
             self._decoder.forget_prefixes()
 
@@ -132,7 +175,12 @@ class EngineThread:
 
     def checksum(self) -> Future[str]:
         """Checksum (hex) of the running weights."""
-        return self._call(self._weights.checksum)
+
+        def add_up() -> str:
+            self._require_weights()
+            return self._weights.checksum()
+
+        return self._call(add_up)
 
     def load(self) -> Future[EngineLoad]:
         """Requests that hold a slot, requests that wait, and the use of the key-value cache. Nothing is ever preempted."""
@@ -150,6 +198,10 @@ class EngineThread:
 
         self._commands.put(run)
         return future
+
+    def _require_weights(self) -> None:
+        if WEIGHTS in self.asleep:
+            raise AsleepError("its weights sleep: /wake_up?tags=weights first")
 
     def _stop(self) -> None:
         self._stopping = True
@@ -169,7 +221,7 @@ class EngineThread:
                 self._generations.clear()
 
     def _idle(self) -> bool:
-        return self.paused or self.failure is not None or not len(self._decoder)
+        return self.paused or bool(self.asleep) or self.failure is not None or not len(self._decoder)
 
     def _run_commands(self, *, wait: bool) -> None:
         if wait:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
+
 from megatron_lwz.config import validate
 from megatron_lwz.data.tokenizer import Tokenizer
-from megatron_lwz.distributed import launch
+from megatron_lwz.distributed import launch, platform
+from megatron_lwz.distributed.parking import Parked
 from megatron_lwz.models.decoding import Decoder
 from megatron_lwz.models.hf import HfFolder, checksum_policy, load_policy
 from megatron_lwz.models.logprobs import PolicyModel
@@ -29,6 +32,7 @@ class ServedPolicy:
             log.warning("max length %d is beyond the model's %d", self.max_length, self.arch.max_position_embeddings)
         launch.initialize(config)
         self._chunks: list[PolicyModel] = build_policy(config)
+        self._parked: Parked | None = None
         self.reload(str(folder))
 
     def decoder(self, slots: int) -> Decoder:
@@ -42,3 +46,16 @@ class ServedPolicy:
     def checksum(self) -> str:
         """Checksum (hex) of the weights."""
         return checksum_policy(self._chunks)
+
+    def leave(self, *, keep: bool) -> None:
+        """The weights leave the GPU: to host memory, or (`keep` False) for good."""
+        self._parked = Parked((p for chunk in self._chunks for p in chunk.parameters()), keep=keep)
+        self._parked.out()
+        if platform.has_gpu():
+            torch.cuda.empty_cache()
+
+    def come_back(self) -> None:
+        """Takes memory again; weights that were not kept are 0 until the next reload."""
+        if self._parked is not None:
+            self._parked.back()
+            self._parked = None

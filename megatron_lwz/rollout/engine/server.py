@@ -16,7 +16,7 @@ from aiohttp import web
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.http.server import make_app, read_object
 from megatron_lwz.models.decoding_cache import Sequence as DecodedSequence
-from megatron_lwz.rollout.engine.core import EngineThread
+from megatron_lwz.rollout.engine.core import CACHE, WEIGHTS, EngineThread
 from megatron_lwz.rollout.engine.generation import Delta, EndRules, Generation
 from megatron_lwz.rollout.engine.protocol import (
     LOGPROBS_MODE,
@@ -54,6 +54,9 @@ class EngineServer:
             web.post("/pause", self._pause),
             web.post("/resume", self._resume),
             web.get("/is_paused", self._is_paused),
+            web.post("/sleep", self._sleep),
+            web.post("/wake_up", self._wake_up),
+            web.get("/is_sleeping", self._is_sleeping),
             web.post("/abort_requests", self._abort),
             web.post("/reset_prefix_cache", self._reset_prefix_cache),
             web.post("/collective_rpc", self._collective_rpc),
@@ -175,6 +178,26 @@ class EngineServer:
 
     async def _is_paused(self, _: web.Request) -> web.Response:
         return web.json_response({"is_paused": self._engine.paused})
+
+    async def _sleep(self, request: web.Request) -> web.Response:
+        level = request.query.get("level", "1")
+        if level not in ("1", "2"):
+            raise web.HTTPBadRequest(
+                text=f"level = {level}: use 1 (weights stay in host memory) or 2 (they are dropped)"
+            )
+        await asyncio.wrap_future(self._engine.sleep(keep_weights=level == "1"))
+        return web.json_response({"status": "sleeping", "level": int(level)})
+
+    async def _wake_up(self, request: web.Request) -> web.Response:
+        tags = request.query.getall("tags", [])
+        unknown = set(tags) - {WEIGHTS, CACHE}
+        if unknown:
+            raise web.HTTPBadRequest(text=f"tags = {sorted(unknown)[0]}: use {WEIGHTS} or {CACHE}")
+        await asyncio.wrap_future(self._engine.wake_up(tags))
+        return web.json_response({"status": "sleeping" if self._engine.asleep else "awake", "tags": tags or None})
+
+    async def _is_sleeping(self, _: web.Request) -> web.Response:
+        return web.json_response({"is_sleeping": bool(self._engine.asleep)})
 
     async def _abort(self, request: web.Request) -> web.Response:
         ids = (await read_object(request)).get("request_ids") if request.can_read_body else None

@@ -30,3 +30,16 @@ def test_what_is_not_kept_comes_back_as_zeros() -> None:
     assert gradient.untyped_storage().nbytes() == 0
     parked.back()
     assert torch.equal(gradient, torch.zeros(8))
+
+
+def test_memory_that_numpy_shares_stays() -> None:
+    shared, own = torch.ones(4), torch.ones(4)
+    seen = shared.numpy()
+    for keep in (True, False):
+        parked = Parked([shared, own], keep=keep)
+        assert parked.nbytes == 16
+        parked.out()
+        assert shared.tolist() == [1.0] * 4 and own.untyped_storage().nbytes() == 0
+        parked.back()
+    seen[0] = 5.0
+    assert shared[0] == 5.0

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_lwz.models.decoding import Sampled
 from megatron_lwz.models.decoding_cache import Sequence
-from megatron_lwz.rollout.engine.core import EngineThread
+from megatron_lwz.rollout.engine.core import AsleepError, EngineThread
 from megatron_lwz.rollout.engine.generation import Delta, EndRules, Generation
 from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.types import FinishReason
@@ -20,6 +20,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.counts: dict[Sequence, int] = {}
+        self.memory: list[str] = []
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -54,6 +55,16 @@ class Counting:
 
     def checksum(self) -> str:
         return "sum"
+
+    def release(self) -> None:
+        assert not self.counts
+        self.memory.append("cache out")
+
+    def leave(self, *, keep: bool) -> None:
+        self.memory.append("weights kept" if keep else "weights dropped")
+
+    def come_back(self) -> None:
+        self.memory.append("weights back")
 
 
 @pytest.fixture
@@ -123,6 +134,36 @@ def test_a_failed_command_belongs_to_its_caller(engine: EngineThread) -> None:
     engine.reload("good").result(5)
     assert engine.checksum().result(5) == "sum" and engine.failure is None
     assert drain(submit(engine, max_tokens=3))[-1].reason is FinishReason.LENGTH
+
+
+def test_a_sleeping_engine_writes_nothing_until_all_its_memory_is_back(engine: EngineThread) -> None:
+    memory = engine._decoder.memory  # type: ignore[attr-defined]
+    running = submit(engine)
+    engine.sleep(keep_weights=False).result(5)
+    assert drain(running)[-1].reason is FinishReason.ABORT and memory == ["cache out", "weights dropped"]
+    for action in (engine.checksum, lambda: engine.reload("good")):
+        with pytest.raises(AsleepError, match="wake_up"):
+            action().result(5)
+    deltas = submit(engine, prompt=2, max_tokens=3)
+    engine.wake_up(["weights"]).result(5)
+    engine.reload("good").result(5)
+    engine.resume().result(5)  # as after any push
+    assert engine.asleep == {"kv_cache"} and memory[2:] == ["weights back"]
+    with pytest.raises(queue.Empty):
+        deltas.get(timeout=0.2)
+    engine.wake_up(["kv_cache"]).result(5)
+    assert not engine.asleep and drain(deltas)[-1].reason is FinishReason.LENGTH
+    engine.wake_up([]).result(5)
+    assert memory[3:] == []
+
+
+def test_sleep_ends_a_pause_and_may_keep_the_weights(engine: EngineThread) -> None:
+    engine.pause(abort=False).result(5)
+    engine.sleep(keep_weights=True).result(5)
+    engine.sleep(keep_weights=True).result(5)
+    engine.wake_up([]).result(5)
+    assert engine._decoder.memory == ["cache out", "weights kept", "cache out", "weights back"]  # type: ignore[attr-defined]
+    assert not engine.paused and drain(submit(engine, max_tokens=3))[-1].reason is FinishReason.LENGTH
 
 
 def test_a_broken_step_ends_the_requests_and_is_told_to_new_ones(engine: EngineThread) -> None:
