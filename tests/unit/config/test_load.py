@@ -130,11 +130,13 @@ def test_layouts_that_fit():
 def test_grpo_checks():
     data, early = {"prompts": "p.jsonl"}, {"accumulate_groups": 4}
     tiny(data=data).check_grpo()
+    tiny(data=data, rollout={"engine": "vllm", "engines_file": "f"}).check_grpo()
     tiny(data=data, training=early).check_grpo()
     for sections, key in (
         ({}, "data.prompts"),
         ({"data": data, "grpo": {"kl_coefficient": 0.1, "kl_estimator": "k1"}}, "grpo.kl_estimator"),
         ({"data": data, "rollout": {"engine": "vllm"}}, "rollout.urls"),
+        ({"data": data, "rollout": {"urls": ["http://a"], "engines_file": "f"}}, "rollout.engines_file"),
         ({"data": data, "rollout": {"top_p": 0.9}, "grpo": {"mismatch": "none"}}, "rollout.top_p"),
         ({"data": data, "training": {"updates_per_batch": 7}}, "training.updates_per_batch"),
         ({"data": data, "training": {"accumulate_groups": 32}}, "training.accumulate_groups"),
