@@ -32,22 +32,29 @@ def tokens_written(prompt: Prompt, rollouts: Sequence[Rollout]) -> list[float]:
     return [float(len(rollout.tokens)) for rollout in rollouts]
 
 
-def compare(layouts: dict[str, dict[str, Any]], options: Sequence[str]) -> dict[str, dict[str, float]]:
-    """`layout/option` → the largest differences between one part and three, over two steps, and whether gradients there are."""
+def compare(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """`option layout` → the largest differences between one part and three, over two steps, and whether gradients there are.
+
+    `cases` gives each its `parallel` section.
+    """
     found = {}
-    for layout, parallel in layouts.items():
-        for name in options:
-            config = validate(
-                {
-                    "model": {"architecture": ARCHITECTURE, "vocab_padding": 8},
-                    "parallel": parallel,
-                    "training": {"precision": "fp32", "tokens_per_micro_batch": 128},
-                    "optimizer": {"lr": 1e-2},
-                    "grpo": OPTIONS[name],
-                }
-            )
-            found[f"{layout}/{name}"] = _compare(config)
+    for name, parallel in cases.items():
+        config = validate(
+            {
+                "model": {"architecture": ARCHITECTURE, "vocab_padding": 8},
+                "parallel": parallel,
+                "training": {"precision": "fp32", "tokens_per_micro_batch": 128},
+                "optimizer": {"lr": 1e-2},
+                "grpo": OPTIONS[name.split()[0]],
+            }
+        )
+        found[name] = _compare(config)
     return found
+
+
+def compare_and_train_early(cases: dict[str, dict[str, Any]], **arguments: Any) -> dict[str, Any]:
+    """Both checks in one launch."""
+    return {"compare": compare(cases), "early": early(**arguments)}
 
 
 def _compare(config: Config) -> dict[str, float]:

@@ -14,29 +14,30 @@ from tests.distributed.launch import run_ranks
 from tests.end_to_end.grpo_runs import write_example
 from tests.unit.rollout.synthetic_engine import TOKEN, Engine, background_loop
 
-LAYOUTS = {
-    "tp2": {"tensor": 2},
-    "pp2": {"pipeline": 2},
-    "vpp2": {"pipeline": 2, "virtual_pipeline": 2},
-    "cp2": {"context": 2},
-    "dp2": {},
-    "dp2_overlap": {"overlap": True},
-    "dp2_overlap_plain": {"overlap": True, "distributed_optimizer": False},
-    "vpp2_overlap": {"pipeline": 2, "virtual_pipeline": 2, "overlap": True},
+CASES = {
+    "token tp2": {"tensor": 2},
+    "token pp2": {"pipeline": 2},
+    "token vpp2": {"pipeline": 2, "virtual_pipeline": 2},
+    "token cp2": {"context": 2},
+    "token dp2": {},
+    "token dp2 overlap": {"overlap": True},
+    "sequence cp2": {"context": 2},
+    "sequence vpp2": {"pipeline": 2, "virtual_pipeline": 2},
+}
+"""token: with the gradient in the forward pass, and a reference; sequence: with the gradient after it."""
+MORE = {
+    "sequence tp2": {"tensor": 2},
+    "sequence pp2": {"pipeline": 2},
+    "sequence dp2": {},
+    "constant dp2 overlap plain": {"overlap": True, "distributed_optimizer": False},
+    "constant vpp2 overlap": {"pipeline": 2, "virtual_pipeline": 2, "overlap": True},
 }
 FOUR = {
-    "dp2_pp2_overlap": {"pipeline": 2, "overlap": True},
-    "dp2_vpp2_overlap": {"pipeline": 2, "virtual_pipeline": 2, "overlap": True},
-    "dp2_tp2": {"tensor": 2},
-    "cp2_pp2": {"context": 2, "pipeline": 2},
+    "token dp2 pp2 overlap": {"pipeline": 2, "overlap": True},
+    "token dp2 vpp2 overlap": {"pipeline": 2, "virtual_pipeline": 2, "overlap": True},
+    "token dp2 tp2": {"tensor": 2},
+    "sequence cp2 pp2": {"context": 2, "pipeline": 2},
 }
-OPTIONS = ("token", "sequence")
-"""With the gradient in the forward pass and a reference, and after it."""
-
-
-@pytest.fixture(scope="module")
-def two_ranks() -> list[dict[str, dict[str, float]]]:
-    return run_ranks("tests.distributed.checks_parts:compare", ranks=2, layouts=LAYOUTS, options=OPTIONS)
 
 
 def check(found: dict[str, float]) -> None:
@@ -45,18 +46,18 @@ def check(found: dict[str, float]) -> None:
     assert found["loss"] < 1e-6 and found["metrics"] < 1e-6, found
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradients_and_metrics_of_parts_are_those_of_the_whole(two_ranks, layout: str, option: str) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_and_metrics_of_parts_are_those_of_the_whole(two_ranks, case: str) -> None:
     for rank in two_ranks:
-        check(rank[f"{layout}/{option}"])
+        check(rank["compare"][case])
 
 
 @pytest.mark.long
-def test_parts_on_four_ranks() -> None:
-    for rank in run_ranks("tests.distributed.checks_parts:compare", ranks=4, layouts=FOUR, options=OPTIONS):
-        for found in rank.values():
-            check(found)
+@pytest.mark.parametrize(("ranks", "cases"), [(2, MORE), (4, FOUR)])
+def test_parts_under_more_layouts(ranks: int, cases: dict[str, dict]) -> None:
+    for found in run_ranks("tests.distributed.checks_parts:compare", ranks=ranks, cases=cases):
+        for case in cases:
+            check(found[case])
 
 
 class LateForAllButOne(Engine):
@@ -81,28 +82,39 @@ class LateForAllButOne(Engine):
         return await super().control(request)
 
 
-def test_training_begins_before_the_last_group_is_complete(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(os.environ, "LWZ_ENGINE_TOKEN", TOKEN)
-    with background_loop() as start:
-        engine = LateForAllButOne(tmp_path / "trained")
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> LateForAllButOne:
+    return LateForAllButOne(tmp_path_factory.mktemp("parts") / "trained")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(engine: LateForAllButOne) -> list[dict]:
+    folder = engine.signal.parent
+    with background_loop() as start, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "LWZ_ENGINE_TOKEN", TOKEN)
         config = write_example(
-            tmp_path,
+            folder,
             training={"steps": 2},
             data={"held_out_prompts": None},
             rollout={"urls": [start(engine)]},
             reward={"functions": ["tests.distributed.checks_parts:tokens_written"]},
         )
         runs = {
-            name: [f"run.dir={tmp_path / name}", f"training.accumulate_groups={least}"]
+            name: [f"run.dir={folder / name}", f"training.accumulate_groups={least}"]
             for name, least in (("early", 1), ("whole", 0))
         }
-        found = run_ranks(
-            "tests.distributed.checks_parts:early",
+        return run_ranks(
+            "tests.distributed.checks_parts:compare_and_train_early",
             ranks=2,
+            cases=CASES,
             config=str(config),
-            trained=str(tmp_path / "trained"),
+            trained=str(engine.signal),
             runs=runs,
         )
+
+
+def test_training_begins_before_the_last_group_is_complete(two_ranks, engine: LateForAllButOne) -> None:
+    found = [rank["early"] for rank in two_ranks]
     early, whole = found[0]["early"], found[0]["whole"]
     assert engine.waited < 90, "the last group was finished only after the first had been trained on"
     assert early["parts"][:2] == [False, True] and early["parts"].count(True) == 2 and whole["parts"] == [True, True]
