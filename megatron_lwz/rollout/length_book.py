@@ -165,8 +165,11 @@ def _describe(batch: Sample, complete: Sequence[GroupLengths], newest: int) -> d
 
 
 def _waiting(groups: Iterable[GroupLengths], step: int) -> dict[str, float]:
-    """Rollouts that have begun and not ended, of groups that may still be trained."""
-    waits = [group for group in groups if not group.accounted]
+    """Rollouts that have begun and not ended, of groups that may still be trained.
+
+    Groups that an earlier process admitted later than `step` sleep until their step comes again.
+    """
+    waits = [group for group in groups if not group.accounted and group.admitted <= step]
     tokens = [rollout.tokens for group in waits for rollout in group.rollouts if rollout.end is None]
     return {
         "length/waiting/rollouts": float(len(tokens)),

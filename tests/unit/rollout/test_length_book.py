@@ -48,6 +48,7 @@ def test_a_step_says_what_was_sampled_trained_truncated_and_what_waits(journal):
     admit(journal, 1, 1, [5, 5, 5, 5], [STOP] * 4)
     admit(journal, 2, 1, [100, 0, 8, 8], [None, None, STOP, STOP])
     admit(journal, 3, 2, [11, 22, 0, 33], [None, STOP, None, None])
+    admit(journal, 4, 5, [1000], [None])
     journal.exclude(0, {3: "truncated"})
     journal.consume([0], 1)
     journal.drop(1, "zero variance")
@@ -65,7 +66,10 @@ def test_a_step_says_what_was_sampled_trained_truncated_and_what_waits(journal):
     }  # fmt: skip
     assert found["length/gap"] == pytest.approx(6 / 11) and found["length/parted"] == 0, "too few to tell"
     waiting = {name.rpartition("/")[2]: found[name] for name in found if name.startswith("length/waiting/")}
-    assert waiting == {"rollouts": 2, "mean": 22, "max": 33, "age": -1}
+    assert waiting == dict.fromkeys(("rollouts", "mean", "max", "age"), 0), "an earlier process was ahead"
+    found = LengthBook(SECTION, staleness=0).measure(3, journal.lengths)
+    waiting = {name.rpartition("/")[2]: found[name] for name in found if name.startswith("length/waiting/")}
+    assert waiting == {"rollouts": 2, "mean": 22, "max": 33, "age": 1}
 
 
 def test_a_batch_is_reported_when_the_bound_says_that_it_is_complete(journal):
