@@ -282,6 +282,27 @@ def test_abort_and_disconnect_free_the_slots(served: Served) -> None:
     assert served.complete([6], max_tokens=2).usage.completion_tokens <= 2
 
 
+def test_an_engine_that_slept_writes_as_before(served: Served) -> None:
+    asked = {"prompt": [3, 1, 4], "max_tokens": 12, "temperature": 0, "seed": 1}
+    before = served.complete(**asked).choices[0].text
+    weights = served.call("POST", "/weight_checker", {"action": "checksum"})[1]
+    assert served.call("POST", "/sleep?level=1")[1] == {"status": "sleeping", "level": 1}
+    assert served.call("GET", "/is_sleeping")[1] == {"is_sleeping": True}
+    assert served.call("POST", "/wake_up")[1] == {"status": "awake", "tags": None}
+    assert served.complete(**asked).choices[0].text == before
+    served.call("POST", "/sleep?level=2")
+    status, answer = served.call("POST", "/weight_checker", {"action": "checksum"})
+    assert status == 400 and "wake_up?tags=weights" in answer["error"]["message"]
+    assert served.call("POST", "/wake_up?tags=weights")[1]["status"] == "sleeping"
+    body = {"method": "reload_weights", "kwargs": {"weights_path": str(served.folder / "a")}}
+    assert served.call("POST", "/collective_rpc", body)[0] == 200
+    assert served.call("POST", "/wake_up?tags=kv_cache")[1]["status"] == "awake"
+    assert served.call("GET", "/is_sleeping")[1] == {"is_sleeping": False}
+    assert served.call("POST", "/weight_checker", {"action": "checksum"})[1] == weights
+    assert served.complete(**asked).choices[0].text == before
+    assert served.call("POST", "/sleep?level=3")[0] == served.call("POST", "/wake_up?tags=mind")[0] == 400
+
+
 def test_a_taken_port_and_a_missing_model_are_one_line(served: Served, tmp_path: Path, capsys: Any) -> None:
     port = served.url.rsplit(":", 1)[1]
     for options, words in (
