@@ -31,5 +31,10 @@ class PoolSection(Section):
         description="fewer rollouts than rollout.concurrency for an engine whose key-value cache is full, more again when it has room",
     )
     least_concurrency: int = Field(8, gt=0, description="rollouts per engine that adaptive never goes below")
-    kv_low: Fraction = Field(0.8, description="a limit grows after a round in which the cache was never used beyond this fraction")
-    kv_high: Fraction = Field(0.95, description="fraction of the cache from which the limit shrinks, as it does on preemption and where requests queue")
+    kv_low: Fraction = Field(
+        0.8, description="a limit grows after a round in which the cache was never used beyond this fraction"
+    )
+    kv_high: Fraction = Field(
+        0.95,
+        description="fraction of the cache from which the limit shrinks, as it does on preemption and where requests queue",
+    )

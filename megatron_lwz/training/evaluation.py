@@ -89,10 +89,7 @@ class TrainingEngines:
 
     def serve(self, version: WeightVersion, weights: Path | None) -> EnginePool:
         """The same engines, for another event loop."""
-        pool = self._pool.twin()
-        for client in pool.clients:
-            client.version = version
-        return pool
+        return self._pool.twin()
 
     def close(self) -> None:
         """Nothing was started."""

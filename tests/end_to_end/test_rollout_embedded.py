@@ -1,84 +1,150 @@
-"""Controller and journal against the real embedded engine: an engine killed in the middle loses and changes nothing."""
+"""Controller and journal against the real embedded engine: whichever of them is killed, nothing is lost and nothing changes."""
 
 from __future__ import annotations
 
 import os
+import random
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from megatron_lwz.config import Config, validate
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.data.tokenizer import Tokenizer
-from megatron_lwz.distributed import environment
-from megatron_lwz.http.ports import free_port
-from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.rollout.admission import Admission, Intake
-from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.controller import RolloutController
-from megatron_lwz.rollout.journal import Journal, JournalReader
+from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.types import Prompt
+from megatron_lwz.training.engines import EmbeddedEngine
+from megatron_lwz.types import Group, Prompt, WeightVersion
+from tests.end_to_end.journal_checks import assert_every_token_once, durable_tokens, trained, writers
+from tests.end_to_end.stages import ROOT, variables
 from tests.engine_model import write_engine_model
 from tests.unit.rollout.conftest import LengthOfText
 
-TOKEN = "secret"
 PROMPTS = [Prompt(f"p{i}", f"write {i}") for i in range(4)]
+VERSION = WeightVersion(3, 0, "abc")
+SECTION = RolloutSection(
+    max_new_tokens=400, temperature=1.0, commit_interval=0.1, stop=("</answer>",), pool={"probe_interval": 0.2}
+)
+
+TRAINER = """
+import sys
+from pathlib import Path
+from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.rollout.pool import EnginePool
+from tests.end_to_end.test_rollout_embedded import SECTION, started
+folder, journal, url, token = sys.argv[1:]
+pool = EnginePool([EngineClient(url, token)], concurrency=16, section=SECTION.pool)
+controller = started(pool, Path(folder), Path(journal))
+controller.mark_consumed(controller.collect(1), 1)
+controller.close()
+"""
 
 
-def controller(folder: Path, url: str, journal: Path) -> RolloutController:
-    section = RolloutSection(max_new_tokens=400, temperature=1.0, retries=30, commit_interval=0.1, stop=("</answer>",))
+def started(pool: EnginePool, model: Path, journal: Path) -> RolloutController:
+    """A controller that goes on with what the journal holds."""
     made = RolloutController(
-        EnginePool([EngineClient(url, TOKEN)], concurrency=section.concurrency),
+        pool,
         Journal(journal),
         [LengthOfText()],
         intake=Intake(lambda place: PROMPTS[place], 4, 3, Admission(len(PROMPTS), 0)),
-        tokenizer=Tokenizer(folder),
+        tokenizer=Tokenizer(model),
         render=lambda prompt: prompt.text,
-        section=section,
+        section=SECTION,
     )
     made.recover(0)
     made.start()
     return made
 
 
-def test_a_killed_engine_changes_no_token(tmp_path):
-    folder, port = tmp_path / "model", free_port()
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "model"
     write_engine_model(folder, max_length=1024)
-    command = [sys.executable, "-m", "megatron_lwz.cli.serve_engine"]
-    command += ["--model", str(folder), "--port", str(port), "--threads", "1"]
-    url = f"http://127.0.0.1:{port}"
-    env = environment.child_environment(LWZ_ENGINE_TOKEN=TOKEN)
-    engine = ServerProcess(command, url=url, token=TOKEN, env=env, log_path=tmp_path / "engine.log")
-    engine.start()
-    try:
-        engine.wait_ready()
-        undisturbed = controller(folder, url, tmp_path / "undisturbed")
-        expected = undisturbed.collect(1)
-        total = undisturbed.metrics()["rollout/total_tokens"]
-        undisturbed.close()
+    return folder
 
-        disturbed = controller(folder, url, tmp_path / "disturbed")
-        disturbed.begin(1)
-        while disturbed.metrics()["rollout/total_tokens"] < total / 4:
-            time.sleep(0.005)
-        assert engine.pid is not None
-        os.kill(engine.pid, signal.SIGKILL)
-        while engine.alive():
-            time.sleep(0.01)
-        assert disturbed.metrics()["rollout/total_tokens"] < total
-        engine.start()
-        engine.wait_ready()
-        groups = disturbed.collect(1)
-        assert disturbed.metrics()["rollout/total_retried"] > 0
-        disturbed.close()
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> Iterator[EmbeddedEngine]:
+    """As the main job starts it, without a first version of the weights."""
+    config: Config = validate({"rollout": SECTION.model_dump(), "training": {"precision": "fp32"}})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"max_prompt_tokens": 100})})
+    made = EmbeddedEngine(config, model, threads=1, log_path=model.parent / "engine.log")
+    made.server.start()
+    try:
+        made.server.wait_ready()
+        yield made
     finally:
-        engine.stop()
-    with JournalReader(tmp_path / "disturbed") as reader:
-        assert list(reader.groups()) == groups
-    for group, same in zip(groups, expected, strict=True):
-        for rollout, undamaged in zip(group.rollouts, same.rollouts, strict=True):
-            assert rollout.tokens == undamaged.tokens and rollout.text == undamaged.text
-            assert rollout.logprobs == pytest.approx(undamaged.logprobs, abs=1e-4)
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(engine: EmbeddedEngine, model: Path) -> list[Group]:
+    journal = model.parent / "undisturbed.sqlite"
+    pool = engine.pool()
+    pool.push_weights(model, VERSION)
+    controller = started(pool, model, journal)
+    groups = controller.collect(1)
+    controller.mark_consumed(groups, 1)
+    controller.close()
+    return groups
+
+
+def assert_unchanged(journal: Path, undisturbed: list[Group]) -> None:
+    """A prefix that was read again may move the last bits of later log-probs, and nothing else."""
+    expected = [(group, rollout) for group in undisturbed for rollout in group.rollouts]
+    found = trained(journal)
+    assert [row[:5] for row in found] == [(g.id, g.prompt, 1, r.tokens, r.text) for g, r in expected]
+    for row, (_, rollout) in zip(found, expected, strict=True):
+        assert row[5] == pytest.approx(rollout.logprobs, abs=1e-4)
+    assert_every_token_once(journal)
+    assert writers(journal) == {str(VERSION)}
+
+
+def test_a_trainer_killed_twice_goes_on_with_its_rollouts(
+    engine: EmbeddedEngine, undisturbed: list[Group], model: Path, tmp_path: Path
+) -> None:
+    total = sum(len(rollout.tokens) for group in undisturbed for rollout in group.rollouts)
+    journal, draw = tmp_path / "journal.sqlite", random.Random(5)
+    arguments = [str(model), str(journal), engine.server.url, str(engine.server.token)]
+    for share in (0.1, 0.5):
+        trainer = subprocess.Popen([sys.executable, "-c", TRAINER, *arguments], cwd=ROOT, env=variables())
+        while durable_tokens(journal) < (share + draw.uniform(0, 0.2)) * total:
+            assert trainer.poll() is None
+            time.sleep(0.005)
+        trainer.kill()
+        trainer.wait()
+        assert durable_tokens(journal) < total
+    assert (
+        subprocess.run([sys.executable, "-c", TRAINER, *arguments], cwd=ROOT, env=variables(), check=False).returncode
+        == 0
+    )
+    assert_unchanged(journal, undisturbed)
+
+
+def test_a_killed_engine_is_started_again_with_the_weights_and_changes_no_token(
+    engine: EmbeddedEngine, undisturbed: list[Group], model: Path, tmp_path: Path
+) -> None:
+    total = sum(len(rollout.tokens) for group in undisturbed for rollout in group.rollouts)
+    pool = engine.pool()
+    pool.push_weights(model, VERSION)
+    controller = started(pool, model, tmp_path / "journal.sqlite")
+    controller.begin(1)
+    while controller.metrics()["rollout/total_tokens"] < total / 4:
+        time.sleep(0.005)
+    killed = engine.server.pid
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    controller.mark_consumed(controller.collect(1), 1)
+    metrics = controller.metrics()
+    controller.close()
+    assert metrics["rollout/total_engine_restarts"] == metrics["rollout/total_engines_lost"] == 1
+    assert metrics["rollout/engines_up"] == 1 and metrics["rollout/total_retried"] > 0
+    assert engine.server.pid != killed and 0 <= metrics["rollout/kv_use"] <= 1
+    assert_unchanged(tmp_path / "journal.sqlite", undisturbed)
