@@ -11,7 +11,6 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
 from typing import Any
 
 from megatron_lwz.config.sections import RolloutSection
@@ -24,6 +23,7 @@ from megatron_lwz.rollout.guard import GuardMaker
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Meter, ProgressFn
+from megatron_lwz.rollout.recovery import Recovery
 from megatron_lwz.rollout.sampling import Sampler, Tokenizer
 from megatron_lwz.rollout.scoring import GroupScoring, close_rewards
 from megatron_lwz.types import Group, Prompt, RewardFn, WeightVersion
@@ -31,16 +31,6 @@ from megatron_lwz.types import Group, Prompt, RewardFn, WeightVersion
 POLL_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """What a journal held: groups that return to ready, complete ones, unfinished ones, and the tokens kept of those."""
-
-    returned: int
-    complete: int
-    unfinished: int
-    kept_tokens: int
 
 
 class RolloutController:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Container, Iterator
+from dataclasses import dataclass
 
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.lengths import GroupLengths, RolloutLength
@@ -12,6 +13,16 @@ from megatron_lwz.rollout.schema import prompt_from_json, unpack_logprobs, unpac
 from megatron_lwz.types import Alarm, ComponentScore, FinishReason, TokenDelta, WeightVersion
 
 OPEN = "id NOT IN (SELECT group_id FROM consumed) AND id NOT IN (SELECT group_id FROM dropped)"
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a journal held: groups that return to ready, complete ones, unfinished ones, and the tokens kept of those."""
+
+    returned: int
+    complete: int
+    unfinished: int
+    kept_tokens: int
 
 
 def rewind(db: sqlite3.Connection, step: int) -> int:
