@@ -1,7 +1,7 @@
 """An engine without a model: streams made-up tokens at a given rate, with a long-tailed law of lengths.
 
-It speaks the part of vLLM's contract that the controller uses, and costs as little as a server can: its events are written once and sent
-again and again. `bench_rollout.py` runs it in a process of its own.
+It speaks the part of vLLM's contract that the controller uses, with chunks as large as vLLM's, and costs as little as a server
+can: events are written once, framed for HTTP, and sent again and again; one task paces all streams. Run in a process of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ KEY = "benchmark"
 EOS = 0
 _VARIANTS = 64
 _LETTERS = (97, 122)
+_SLOTS = 8
+"""Parts of the time between two deltas of a stream; each serves an eighth of the streams."""
+_MOST_UNSENT = 1 << 18
+"""Bytes; a client that reads too slowly gets no more until it has read."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,16 @@ class Law:
         return max(1, min(self.cap, round(self.median * math.exp(self.sigma * normal))))
 
 
+class Stream:
+    """A response that is being written: `left` tokens are missing. `over`: only its last event is, or nobody reads it."""
+
+    def __init__(self, transport: asyncio.WriteTransport, number: int, left: int) -> None:
+        self.transport = transport
+        self.number = number
+        self.left = left
+        self.over = asyncio.Event()
+
+
 class RateEngine:
     """`rate`: tokens per second of one stream, 0 for no bound; `delta`: tokens per event."""
 
@@ -48,7 +62,8 @@ class RateEngine:
         self._version = "0.0."
         self._going = asyncio.Event()
         self._going.set()
-        self._baked: list[bytes] = []
+        self._slots: list[list[Stream]] = [[] for _ in range(_SLOTS)]
+        self._frames: list[bytes] = []
 
     def app(self) -> web.Application:
         """The application; every route but /health asks for KEY."""
@@ -66,37 +81,76 @@ class RateEngine:
         ]
         return make_app(routes, token=KEY)
 
+    async def pace(self) -> None:
+        """Gives every stream its deltas in time, until cancelled."""
+        if not self._rate:  # each stream goes as fast as it is read
+            await asyncio.Event().wait()
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            for slot in self._slots:
+                await self._going.wait()
+                frames = self._events()
+                for stream in slot:
+                    self._send(stream, frames)
+                slot[:] = [stream for stream in slot if not stream.over.is_set()]
+                due = max(due + self._delta / self._rate / _SLOTS, loop.time() - 1.0)
+                await asyncio.sleep(max(0.0, due - loop.time()))
+
+    def _send(self, stream: Stream, frames: list[bytes]) -> None:
+        transport = stream.transport
+        if stream.left <= self._delta or transport.is_closing():
+            stream.over.set()
+        elif transport.get_write_buffer_size() < _MOST_UNSENT:
+            transport.write(frames[stream.number % _VARIANTS])
+            stream.number, stream.left = stream.number + 1, stream.left - self._delta
+
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
+        number, asked = int(body["seed"]), int(body["max_tokens"])
+        length = self._law.draw(number)
+        reason = "stop" if length <= asked else "length"
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        await self._write(response, int(body["seed"]), int(body["max_tokens"]))
+        await response.write(b": one event follows another\n\n")  # after this the headers are sent
+        await self._write(request, response, number, min(length, asked), reason)
         return response
 
-    async def _write(self, response: web.StreamResponse, number: int, asked: int) -> None:
-        left = self._law.draw(number)
-        reason = "stop" if left <= asked else "length"
-        left = min(left, asked)
-        due = asyncio.get_running_loop().time()
-        while left > self._delta:
+    async def _write(
+        self, request: web.Request, response: web.StreamResponse, number: int, left: int, reason: str
+    ) -> None:
+        assert isinstance(request.transport, asyncio.WriteTransport)
+        stream = Stream(request.transport, number, left)
+        if self._rate:
+            min(self._slots, key=len).append(stream)
+            try:
+                await stream.over.wait()
+            finally:
+                stream.over.set()  # where the client went away, the pacer forgets it
+        while stream.left > self._delta:
             await self._going.wait()
-            await response.write(self._events()[number % _VARIANTS])
-            number, left = number + 1, left - self._delta
-            due += self._delta / self._rate if self._rate else 0.0
-            await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
-        await self._going.wait()
-        await response.write(self._event([*_letters(number, left - 1), EOS if reason == "stop" else 97], reason))
-        await response.write(b"data: [DONE]\n\n")
+            await response.write(self._event(_letters(stream.number, self._delta), None))
+            stream.number, stream.left = stream.number + 1, stream.left - self._delta
+        last = [*_letters(stream.number, stream.left - 1), EOS if reason == "stop" else 97]
+        await response.write(self._event(last, reason) + b"data: [DONE]\n\n")
 
     def _events(self) -> list[bytes]:
-        """Full deltas of the present version."""
-        if not self._baked:
-            self._baked = [self._event(_letters(number, self._delta), None) for number in range(_VARIANTS)]
-        return self._baked
+        """Full deltas of the present version, each as a chunk of an HTTP body."""
+        if not self._frames:
+            events = [self._event(_letters(number, self._delta), None) for number in range(_VARIANTS)]
+            self._frames = [b"%x\r\n%b\r\n" % (len(event), event) for event in events]
+        return self._frames
 
     def _event(self, tokens: list[int], reason: str | None) -> bytes:
-        logprobs = [-((31 * token) % 97) / 40 for token in tokens]
-        choice = {"index": 0, "text": "", "token_ids": tokens, "logprobs": {"token_logprobs": logprobs}}
+        logprobs = [math.log((1 + (31 * token) % 97) / 98) for token in tokens]
+        names = [f"token_id:{token}" for token in tokens]
+        choice = {"index": 0, "text": "".join(map(chr, tokens)), "token_ids": tokens, "prompt_token_ids": None}
+        choice["logprobs"] = {
+            "text_offset": list(range(len(tokens))),
+            "token_logprobs": logprobs,
+            "tokens": names,
+            "top_logprobs": [{name: value} for name, value in zip(names, logprobs, strict=True)],
+        }
         choice |= {"finish_reason": reason, "stop_reason": None}
         return b"data: " + json.dumps({"choices": [choice], "weight_version": self._version}).encode() + b"\n\n"
 
@@ -109,7 +163,7 @@ class RateEngine:
         return web.json_response({})
 
     async def _rename(self, request: web.Request) -> web.Response:
-        self._version, self._baked = str((await read_object(request))["new_version"]), []
+        self._version, self._frames = str((await read_object(request))["new_version"]), []
         return web.json_response({})
 
     async def _done(self, _: web.Request) -> web.Response:
@@ -135,11 +189,12 @@ def serve(pipe: Connection, law: Law, rate: float, delta: int) -> None:
     """Serves on a free loopback port, which it sends through the pipe, until it is terminated."""
 
     async def run() -> None:
-        runner = web.AppRunner(RateEngine(law, rate, delta).app(), access_log=None)
+        engine = RateEngine(law, rate, delta)
+        runner = web.AppRunner(engine.app(), access_log=None)
         await runner.setup()
         listener = bind("127.0.0.1", 0)
         await web.SockSite(runner, listener).start()
         pipe.send(listener.getsockname()[1])
-        await asyncio.Event().wait()
+        await engine.pace()
 
     asyncio.run(run())
