@@ -58,6 +58,8 @@ class Admission:
     states: dict[int, State] = field(default_factory=dict)
     refilled: int = 0
     """Filtered groups that were replaced since the last step was trained."""
+    done: int = 0
+    """Steps that are trained: `step` itself between its training and the next step's beginning."""
 
     @property
     def ahead(self) -> float:
@@ -66,7 +68,7 @@ class Admission:
 
     def slots(self) -> int:
         """How many new groups may be admitted now."""
-        trained = (self.step - 1) * self.batch
+        trained = self.done * self.batch
         allowed = min(math.floor((self.ahead + self.step) * self.batch), self.last_step * self.batch)
         return max(0, int(allowed) - trained - len(self.admitted))
 
@@ -79,7 +81,7 @@ class Admission:
 
         If too few are awake for a batch (a setting changed since the kill), the oldest sleepers wake before their time.
         """
-        self.step = step
+        self.step, self.done = step, step - 1
         awake = sum(state is not State.ASLEEP for state in self.states.values())
         woken = []
         for group in self.pending():
@@ -137,7 +139,7 @@ class Admission:
 
     def trained(self, groups: Iterable[int]) -> None:
         """This step's batch was trained on."""
-        self.refilled = 0
+        self.refilled, self.done = 0, self.step
         for group in groups:
             self.give_back(group)
 

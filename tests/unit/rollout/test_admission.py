@@ -90,19 +90,27 @@ class Run:
         certain: set[int] = set()
         while (taken := self.admission.take()) is None:
             certain = self.still_certain(certain)
-            running = [g for g in self.admission.pending() if self.admission.states[g].value == "running"][: self.width]
-            assert running, "deadlock: nothing is written, and no batch can be taken"
-            left = {group: max(0.0, self.law.seconds(group) - self.written.get(group, 0.0)) for group in running}
-            passed = min(left.values())
-            for group in running:
-                self.written[group] = self.written.get(group, 0.0) + passed
-            self.end(min(running, key=lambda group: (left[group], group)))
+            assert self.write(), "deadlock: nothing is written, and no batch can be taken"
         assert len(taken) == self.batch == len(set(taken))
         assert self.still_certain(certain) <= set(taken), "what was handed over early is in the batch"
         assert taken == sorted(taken)
         self.lags += [step - self.seen[group] for group in taken]
         self.batches.append(taken)
         self.admission.trained(taken)
+        for _ in range(random.Random(f"{self.law.seed} update {step}").randrange(4)):
+            self.write()  # engines go on while the trainer updates
+
+    def write(self) -> bool:
+        """Until the next group ends; False: none is written."""
+        running = [g for g in self.admission.pending() if self.admission.states[g].value == "running"][: self.width]
+        if not running:
+            return False
+        left = {group: max(0.0, self.law.seconds(group) - self.written.get(group, 0.0)) for group in running}
+        passed = min(left.values())
+        for group in running:
+            self.written[group] = self.written.get(group, 0.0) + passed
+        self.end(min(running, key=lambda group: (left[group], group)))
+        return True
 
     def still_certain(self, before: set[int]) -> set[int]:
         """What may be trained on early, now."""
