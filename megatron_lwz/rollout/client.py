@@ -41,17 +41,24 @@ class StreamEnd:
 StreamEvent = TokenDelta | StreamEnd
 
 
+@dataclass
+class _Named:
+    """What the engine was told last that its weights are."""
+
+    version: WeightVersion = UNKNOWN_VERSION
+
+
 class EngineClient(HttpSession):
     """Requests to one engine. Use it inside one event loop.
 
     `timeout`: seconds without any byte before a request counts as failed. All failures are RequestFailure (EngineError).
-    `version` marks tokens of engines that do not say in the stream which weights wrote them.
+    `version` marks tokens of engines that do not say in the stream which weights wrote them (vLLM).
     """
 
     def __init__(self, url: str, token: str | None, *, model: str = "policy", timeout: float = 600.0) -> None:
         super().__init__(token, aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=timeout))
         self.url = url.rstrip("/")
-        self.version = UNKNOWN_VERSION
+        self._named = _Named()
         self._model = model
         self._timeout = timeout
 
@@ -60,9 +67,20 @@ class EngineClient(HttpSession):
         """Whether requests carry a token."""
         return bool(self._key)
 
+    @property
+    def version(self) -> WeightVersion:
+        """The weights that write now. All twins know them at once: streams go on while another loop brings new ones."""
+        return self._named.version
+
+    @version.setter
+    def version(self, version: WeightVersion) -> None:
+        self._named.version = version
+
     def twin(self) -> EngineClient:
         """A client of the same engine for another event loop."""
-        return EngineClient(self.url, self._key, model=self._model, timeout=self._timeout)
+        twin = EngineClient(self.url, self._key, model=self._model, timeout=self._timeout)
+        twin._named = self._named
+        return twin
 
     async def stream(
         self,
@@ -166,7 +184,16 @@ class EngineClient(HttpSession):
         """Loads a Hugging Face folder that the engine can read, and forgets cached prefixes."""
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(path)}}
         await self.call("POST", "/collective_rpc", body)
-        await self.call("POST", "/reset_prefix_cache")
+        await self.forget_prefixes()
+
+    async def forget_prefixes(self) -> None:
+        """No key or value of older weights is used from now on: vLLM reads held requests again, ours keeps what they hold.
+
+        Raises RequestFailure if the engine says that it could not.
+        """
+        answer = await self.call("POST", "/reset_prefix_cache?reset_running_requests=true")
+        if answer.get("success") is False:
+            raise self._failure(Failure.SERVER, "/reset_prefix_cache failed: keys of older weights may be in use")
 
     async def update_weight_version(self, version: str) -> None:
         """Names the weights that write from now on."""
@@ -188,7 +215,8 @@ class EngineClient(HttpSession):
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """Ends requests; unknown ids are ignored."""
-        await self.call("POST", "/abort_requests", {"request_ids": list(request_ids)})
+        own = [f"cmpl-{name}-0" for name in request_ids]  # what vLLM makes of a completion's id
+        await self.call("POST", "/abort_requests", {"request_ids": [*request_ids, *own]})
 
     def _request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, request_id: str | None = None
