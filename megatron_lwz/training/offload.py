@@ -1,7 +1,7 @@
 """The trainer leaves its GPU while engines write there, and comes back.
 
-Megatron-Core 0.16's own `offload_to_cpu` gives the optimizer's parameters new memory. The distributed optimizer's fp32 ones are views
-of the model's weights, which the optimizer would then no longer update. Here memory is freed and taken again in place.
+Megatron-Core 0.16's own `offload_to_cpu` gives the optimizer's parameters new memory. Under the distributed optimizer fp32 ones
+are views of the model's weights, which it would then no longer update. Here memory is freed and taken again in place.
 """
 
 from __future__ import annotations
@@ -21,16 +21,22 @@ class TrainerMemory:
     """This rank's weights, optimizer state and gradients. Gradients are dropped: they are 0 when it comes back."""
 
     def __init__(self, state: TrainState) -> None:
-        self._kept = Parked(_kept(state))
+        self._state = state
+        self._known: list[int] = []
+        self._kept = Parked(())
         self._gradients = Parked(_gradients(state), keep=False)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are freed while the trainer is away."""
+        """Bytes that `leave` freed."""
         return self._kept.nbytes + self._gradients.nbytes
 
     def leave(self) -> None:
         """Frees it, for other processes too. Call it between two steps; nothing may train or save meanwhile."""
+        tensors = list(_kept(self._state))
+        known = [tensor.untyped_storage()._cdata for tensor in tensors]
+        if known != self._known:  # fused optimizers make their state at the first step
+            self._known, self._kept = known, Parked(tensors)
         if platform.has_gpu():
             torch.cuda.synchronize()
         self._gradients.out()

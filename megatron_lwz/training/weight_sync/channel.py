@@ -63,7 +63,8 @@ class NcclChannel:
 
     def __init__(self, communicator: NcclCommunicator, device: torch.device) -> None:
         self._communicator = communicator
-        communicator.all_reduce(torch.zeros(1, device=device))
+        warm_up = torch.zeros(1, device=device)  # held until it is done
+        communicator.all_reduce(warm_up)
         while not communicator.done():
             time.sleep(POLL_SECONDS)
 

@@ -87,13 +87,7 @@ class Sender:
         sizes = self._all(weight_routes.world_size)
         size, unique_id = 1 + sum(sizes), self._joining.new_id()
         ranks = {c.url: 1 + sum(sizes[:index]) for index, c in enumerate(self._clients)}
-        wire = {
-            "nccl_unique_id_b64": base64.b64encode(unique_id).decode(),
-            "world_size": size,
-            "packed": True,
-            "packed_buffer_size_bytes": buckets.limit,
-            "packed_num_buffers": self._section.buffers,
-        }
+        wire = wire_format(unique_id, size, buckets, self._section)
         opening: Future[Channel] = Future()
         work = partial(_settle, opening, lambda: self._joining.open(unique_id, size))
         threading.Thread(target=work, name=OPENING, daemon=True).start()
@@ -175,6 +169,17 @@ class Sender:
                     task.cancel()
 
         return self._calls.start(ask_all())
+
+
+def wire_format(unique_id: bytes, size: int, buckets: Buckets, section: WeightSyncSection) -> dict[str, Any]:
+    """What all engines of a group are told alike (`init_info` of vLLM); each also gets the rank of its first GPU."""
+    return {
+        "nccl_unique_id_b64": base64.b64encode(unique_id).decode(),
+        "world_size": size,
+        "packed": True,
+        "packed_buffer_size_bytes": buckets.limit,
+        "packed_num_buffers": section.buffers,
+    }
 
 
 class _Calls:

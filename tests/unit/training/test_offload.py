@@ -73,8 +73,8 @@ def trained(config: Config, *, leaving: bool) -> tuple[list[float], list[torch.T
 def assert_leaves(memory: TrainerMemory, state: TrainState) -> None:
     parameters = [parameter for policy in state.policies for parameter in policy.parameters()]
     size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    assert memory.nbytes > 3 * size  # weights, gradients, two moments at least
     memory.leave()
+    assert memory.nbytes > 3 * size  # weights, gradients, two moments at least
     assert all(parameter.untyped_storage().nbytes() == 0 for parameter in parameters)
     assert all(buffer.grad_data.untyped_storage().nbytes() == 0 for chunk in state.chunks for buffer in chunk.buffers)
     memory.come_back()
