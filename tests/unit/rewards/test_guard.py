@@ -145,7 +145,7 @@ def scores_of(config, prompt, rollouts):
     return [{name: (column[k].value, column[k].valid) for name, column in found.items()} for k in range(len(rollouts))]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     TEXTS,
     st.lists(st.tuples(TEXTS, st.sampled_from([FinishReason.STOP, FinishReason.LENGTH])), min_size=1, max_size=3),
