@@ -21,6 +21,7 @@ from megatron_lwz.rollout.commits import Committer
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.guard import GuardMaker
 from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.length_book import FAILED, PROMPTS_CHANGED, ZERO_VARIANCE
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Meter, ProgressFn
 from megatron_lwz.rollout.recovery import Recovery
@@ -83,7 +84,7 @@ class RolloutController:
                 self._admission.restore(group.id, group.admitted)
             else:
                 log.warning("group %d is dropped: its place in the order of prompts now has another prompt", group.id)
-                self._journal.drop(group.id, "prompts changed")
+                self._journal.drop(group.id, PROMPTS_CHANGED)
                 self._sampler.counters["dropped"] += 1
         self._admission.replay = self._journal.orders(after=step)
         complete = sum(group.finished for group in self._drafts.values())
@@ -222,7 +223,8 @@ class RolloutController:
             log.warning("group %d is given up: %s", group.id, failure)
             with self._changed:
                 self._admission.give_back(group.id)
-            self._replace(group, "failed", "failed_groups")
+                self._journal.drop(group.id, FAILED)
+            self._replace(group, "failed_groups")
             return
         done = group.freeze()
         barren = self._admission.refills > 0 and self._intake.barren(done)
@@ -232,8 +234,10 @@ class RolloutController:
                 self._admission.finish(group.id)
                 self._ready[group.id] = done
                 self._changed.notify_all()
+            else:
+                self._journal.drop(group.id, ZERO_VARIANCE)
         if not kept:
-            self._replace(group, "zero variance", "refilled")
+            self._replace(group, "refilled")
 
     async def _write(self, group: GroupDraft, scoring: GroupScoring) -> None:
         """All rollouts of a group to their ends, durable. The first failure ends the others."""
@@ -253,9 +257,8 @@ class RolloutController:
             await asyncio.gather(*work, return_exceptions=True)
         await self._committer.durable()
 
-    def _replace(self, group: GroupDraft, reason: str, counter: str) -> None:
+    def _replace(self, group: GroupDraft, counter: str) -> None:
         """The group has given its slot back: it is never trained on, another begins."""
-        self._journal.drop(group.id, reason)
         self._sampler.counters[counter] += 1
         with self._changed:
             del self._drafts[group.id]
