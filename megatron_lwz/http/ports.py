@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
 
 from megatron_lwz.errors import EnvironmentSetupError
 
+BELOW_EPHEMERAL = range(20_000, 32_000)
+"""Linux gives 32768 … 60999, others 49152 and above."""
+PORTS_TRIED = 100
+
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port nobody listens on now. Another process may take it before you do: bind soon."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+    """A TCP port nobody listens on now, outside the range from which systems give ports to whoever asks for any.
+
+    So only a program that wants this very port can take it before a server that needs seconds to start.
+    """
+    for port in random.SystemRandom().sample(BELOW_EPHEMERAL, PORTS_TRIED):  # a seeded run must not repeat its ports
+        try:
+            bind(host, port).close()
+        except EnvironmentSetupError:
+            continue
+        return port
+    raise EnvironmentSetupError(
+        f"no free port on {host} among {PORTS_TRIED} of {BELOW_EPHEMERAL}: stop what holds them"
+    )
 
 
 def bind(host: str, port: int) -> socket.socket:
