@@ -40,7 +40,7 @@ def make_controller(tmp_path: Path) -> Iterator[Callable[..., RolloutController]
 
     def make(
         urls, *, step=0, rewards=None, group_size=3, name="journal.sqlite", timeout=30.0, batch=1, source=None, barren=None,
-        admission=None, guards=None, **settings,
+        admission=None, guards=None, tokenizer=None, **settings,
     ):  # fmt: skip
         standard = {"max_new_tokens": 200, "commit_interval": 0.05, "concurrency": 16, "pool": {"probe_interval": 0.1}}
         section = RolloutSection(**standard | settings)
@@ -58,7 +58,7 @@ def make_controller(tmp_path: Path) -> Iterator[Callable[..., RolloutController]
                 Admission(batch, section.max_staleness, carried=section.over_sampling, **admission or {}),
                 barren or (lambda group: False),
             ),
-            tokenizer=CharTokenizer(),
+            tokenizer=tokenizer or CharTokenizer(),
             render=lambda prompt: prompt.text + "|",
             section=section,
             guard=guards,

@@ -59,6 +59,13 @@ def test_tokens_of_an_engine_that_names_no_version_take_the_last_set():
     assert {event.version for event in deltas} == {WeightVersion(9, 1, "last")}
 
 
+def test_a_running_stream_hears_of_new_weights_from_the_loop_that_brings_them():
+    """Tokens between an engine's resume and the end of the push to all others carry the new version."""
+    streaming = EngineClient("http://127.0.0.1:9", TOKEN)
+    streaming.twin().version = WeightVersion(3, 1, "new")
+    assert streaming.version == WeightVersion(3, 1, "new")
+
+
 def test_the_token_limit_is_a_truncation_and_a_stop_string_is_named():
     assert ask(Engine(), max_tokens=10)[-1] == StreamEnd(FinishReason.LENGTH)
     *deltas, end = ask(Engine(text="ab</answer>cd"), stop=("</answer>",))
