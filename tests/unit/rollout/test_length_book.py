@@ -34,6 +34,7 @@ def admit(journal: Journal, number: int, step: int, lengths: list[int], ends: li
                 delta = TokenDelta((7,) * part, (-1.0,) * part, WeightVersion(step - 1))
                 journal.extend(draft, len(draft.tokens), delta)
                 draft.extend(delta)
+            if number < 8:  # a row for each part
                 journal.commit()
         if end is not None:
             draft.reason = end
