@@ -8,11 +8,13 @@ import math
 import time
 from array import array
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import aiohttp
 
@@ -23,6 +25,7 @@ from megatron_lwz.rollout.limits import EngineLoad, read_load
 from megatron_lwz.types import FinishReason, TokenDelta, WeightVersion
 
 CONNECT_SECONDS = 10.0
+DRAIN_SECONDS = 5.0
 READ_SECONDS = 0.25
 """Longest time between two reads of a stream."""
 UNKNOWN_VERSION = WeightVersion(0)
@@ -42,10 +45,24 @@ StreamEvent = TokenDelta | StreamEnd
 
 
 @dataclass
-class _Named:
-    """What the engine was told last that its weights are."""
+class _Shared:
+    """What all twins know of an engine: what it was told last that its weights are, and who reads its streams."""
 
     version: WeightVersion = UNKNOWN_VERSION
+    readers: WeakSet[asyncio.AbstractEventLoop] = field(default_factory=WeakSet)
+
+    async def read_up(self, since: float) -> None:
+        """Returns when the loops that read streams have read what an engine, paused at `since` (monotonic seconds), had sent.
+
+        What back-pressure holds back is left out.
+        """
+        for loop in list(self.readers):
+            if loop is asyncio.get_running_loop():
+                await _turns(since)
+            elif loop.is_running():
+                with suppress(TimeoutError):  # it ended meanwhile
+                    async with asyncio.timeout(DRAIN_SECONDS):
+                        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_turns(since), loop))
 
 
 class EngineClient(HttpSession):
@@ -58,7 +75,8 @@ class EngineClient(HttpSession):
     def __init__(self, url: str, token: str | None, *, model: str = "policy", timeout: float = 600.0) -> None:
         super().__init__(token, aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=timeout))
         self.url = url.rstrip("/")
-        self._named = _Named()
+        self._shared = _Shared()
+        self._paused_at = -math.inf
         self._model = model
         self._timeout = timeout
 
@@ -70,16 +88,16 @@ class EngineClient(HttpSession):
     @property
     def version(self) -> WeightVersion:
         """The weights that write now. All twins know them at once: streams go on while another loop brings new ones."""
-        return self._named.version
+        return self._shared.version
 
     @version.setter
     def version(self, version: WeightVersion) -> None:
-        self._named.version = version
+        self._shared.version = version
 
     def twin(self) -> EngineClient:
         """A client of the same engine for another event loop."""
         twin = EngineClient(self.url, self._key, model=self._model, timeout=self._timeout)
-        twin._named = self._named
+        twin._shared = self._shared
         return twin
 
     async def stream(
@@ -114,6 +132,7 @@ class EngineClient(HttpSession):
             "request_id": request_id,
         }
         parser = EventParser()
+        self._shared.readers.add(asyncio.get_running_loop())
         try:
             async with self._request("POST", "/v1/completions", body, request_id) as response:
                 await self._check(response)
@@ -175,6 +194,7 @@ class EngineClient(HttpSession):
     async def pause(self) -> None:
         """Holds running requests between two tokens, without losing them."""
         await self.call("POST", "/pause?mode=keep")
+        self._paused_at = time.monotonic()
 
     async def resume(self) -> None:
         """Lets held requests go on."""
@@ -187,13 +207,16 @@ class EngineClient(HttpSession):
         await self.forget_prefixes()
 
     async def forget_prefixes(self) -> None:
-        """No key or value of older weights is used from now on: vLLM reads held requests again, ours keeps what they hold.
+        """No cached prefix of older weights is used from now on: vLLM reads held requests again, ours keeps what they hold.
+
+        Of a paused engine: all that the older weights wrote has been read when it returns.
 
         Raises RequestFailure if the engine says that it could not.
         """
         answer = await self.call("POST", "/reset_prefix_cache?reset_running_requests=true")
         if answer.get("success") is False:
             raise self._failure(Failure.SERVER, "/reset_prefix_cache failed: keys of older weights may be in use")
+        await self._shared.read_up(self._paused_at)
 
     async def update_weight_version(self, version: str) -> None:
         """Names the weights that write from now on."""
@@ -335,6 +358,13 @@ async def _rest(response: aiohttp.ClientResponse, age: float) -> None:
     protocol.pause_reading()
     await asyncio.sleep(min(READ_SECONDS, age / 16))
     protocol.resume_reading()
+
+
+async def _turns(since: float) -> None:
+    """Runs in a loop that reads streams: long enough for each to wake, and for the turns from its socket to its reader."""
+    await asyncio.sleep(max(0.0, since + READ_SECONDS - time.monotonic()))
+    for _ in range(8):
+        await asyncio.sleep(0.01)
 
 
 @lru_cache(maxsize=64)
