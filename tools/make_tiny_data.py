@@ -6,8 +6,8 @@ Writes DIR/corpus.jsonl, DIR/good.jsonl, DIR/tokenizer.json and DIR/tokenizer_co
 same bytes. good.jsonl holds requests with texts of the asked length that do not repeat themselves: what preference pairs
 are made of.
 A document is a rendered prompt (bare template), a response and the end-of-text token. The responses are what a careless
-author would write: less than a third of them follow the think/answer form, less than half have the asked length, and
-some repeat a paragraph.
+author would write: less than a third of them follow the think/answer form, half have the asked length, and some
+repeat a paragraph.
 Reinforcement learning then has something to choose from, and nothing but the rewards tells it what. Pairs of topic and
 length that the held-out prompts ask for do not occur in the corpus.
 """
@@ -33,7 +33,7 @@ EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "tiny_cpu"
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
 
-RIGHT_LENGTH = 0.45
+RIGHT_LENGTH = 0.5
 """Share of the documents whose number of paragraphs fits the asked range."""
 REPEATING = 0.35
 """Share of the documents that get stuck: from some paragraph on, all are the same."""
@@ -118,7 +118,7 @@ class Author:
         right = self._right_count(request)
         if self._rng.random() < RIGHT_LENGTH:
             return right
-        return self._rng.choice([n for n in range(1, 9) if n != right])
+        return self._rng.choice([n for n in range(1, 7) if n != right])
 
     def _right_count(self, request: Request) -> int:
         return self._ranges.index([request.lower, request.upper]) + 2
