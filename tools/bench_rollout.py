@@ -38,8 +38,8 @@ from rollout_load import Server, Watch, engine, loop_cpu_seconds, make_load
 from megatron_lwz.rollout.admission import Admission
 from megatron_lwz.rollout.controller import RolloutController
 
-STEPS_AHEAD = 3
-"""Steps admitted before the first of them is collected: enough that streams never run dry."""
+BATCHES_AHEAD, MOST_BEHIND = 2.0, 50
+"""Batches admitted beyond the one awaited, whose groups may overtake each other by so many steps: no stream waits for a straggler."""
 LOAD = {"streams": 256, "group": 16, "delta": 16, "median": 4000, "sigma": 0.6, "cap": 30_000, "rate": 250.0}
 ASYNCHRONY = {"streams": 32, "group": 8, "delta": 256, "median": 4000, "sigma": 0.9, "cap": 30_000, "rate": 4000.0}
 PAGE = "# Rollouts under load, on a CPU"
@@ -98,7 +98,7 @@ def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result
         beside = Beside()
         beside.measure_alone()
     batch = max(1, options.streams // options.group)
-    load = make_load(options, server.url, server.key, folder, Admission(batch, STEPS_AHEAD - 1))
+    load = make_load(options, server.url, server.key, folder, Admission(batch, MOST_BEHIND, carried=BATCHES_AHEAD))
     load.controller.start()
     feeder = Feeder(load.controller, options.seconds)
     try:
