@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 
+import pytest
 import torch
 
 from megatron_lwz.config import Config
@@ -13,6 +14,8 @@ from megatron_lwz.distributed import environment
 from megatron_lwz.training.weight_sync.buckets import Buckets, cut
 from megatron_lwz.training.weight_sync.sender import wire_format
 from tests.vllm.conftest import PYTHON
+
+pytestmark = pytest.mark.vllm
 
 THEIRS = """
 import json, sys, torch
