@@ -37,6 +37,7 @@ class EngineError(LwzError):
 
     def __init__(self, url: str, advice: str) -> None:
         super().__init__(f"engine {url}: {advice}")
+        self.advice = advice
 
 
 class EnvironmentSetupError(LwzError):

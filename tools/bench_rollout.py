@@ -196,6 +196,7 @@ def parse() -> argparse.Namespace:
         default = f"default {value:g}, {ASYNCHRONY[name]:g} with --asynchrony"
         parser.add_argument(f"--{name}", type=type(value), help=default)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--reader", choices=("thread", "process"), default="thread", help="where streams are read")
     parser.add_argument("--commit", type=float, default=0.5, help="seconds between commits")
     parser.add_argument("--steps", type=int, default=20, help="of each mode, with --asynchrony")
     parser.add_argument("--train-rate", type=float, help="tokens per second; default: twice what all streams write")

@@ -22,10 +22,12 @@ from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.rewards.format import FormatComponent
 from megatron_lwz.rewards.length import LengthComponent
 from megatron_lwz.rollout.admission import Admission, Intake
-from megatron_lwz.rollout.client import EngineClient, StreamEvent
+from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.controller import RolloutController
+from megatron_lwz.rollout.events import StreamEvent
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
+from megatron_lwz.rollout.reader import StreamReader
 from megatron_lwz.types import LengthRange, Prompt, TokenDelta
 
 
@@ -75,8 +77,8 @@ class TimedJournal(Journal):
 class TimedClient(EngineClient):
     """Adds up the seconds that its streams are open: what a slot of the engine is occupied."""
 
-    def __init__(self, url: str, token: str | None) -> None:
-        super().__init__(url, token)
+    def __init__(self, url: str, token: str | None, reader: StreamReader | None) -> None:
+        super().__init__(url, token, reader=reader)
         self.busy = 0.0
 
     async def stream(self, *arguments: Any, **options: Any) -> AsyncGenerator[StreamEvent, None]:
@@ -102,7 +104,10 @@ def make_load(options: argparse.Namespace, url: str, key: str | None, folder: Pa
     """Length and format are scored, as in a run without a judge. The journal lies in `folder`."""
     section = RolloutSection(max_new_tokens=options.cap, concurrency=options.streams, commit_interval=options.commit)
     length = LengthComponent(LengthReward(maximum=10 * options.cap), None)
-    journal, client = TimedJournal(folder / "journal.sqlite"), TimedClient(url, key)
+    journal, client = (
+        TimedJournal(folder / "journal.sqlite"),
+        TimedClient(url, key, StreamReader() if options.reader == "process" else None),
+    )
     controller = RolloutController(
         EnginePool([client], concurrency=options.streams),
         journal,

@@ -87,6 +87,8 @@ class EnginePool:
         """Ends the watch and all connections."""
         await self._watch.stop()
         await asyncio.gather(*(client.close() for client in self.clients))
+        for reader in {client.reader for client in self.clients if client.reader is not None}:
+            await reader.close()
 
     def twin(self) -> EnginePool:
         """A pool of the same engines, with the same weights, for another event loop."""

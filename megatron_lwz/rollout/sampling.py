@@ -13,8 +13,9 @@ from typing import Protocol
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
 from megatron_lwz.rollout.admission import derive_seed
-from megatron_lwz.rollout.client import EngineClient, StreamEnd
+from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
+from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.rollout.guard import GuardMaker, Watch
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool

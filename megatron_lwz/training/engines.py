@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from megatron_lwz.rollout.contract import check_engine
 from megatron_lwz.rollout.engine.process import engine_process
 from megatron_lwz.rollout.engine_list import EngineList
 from megatron_lwz.rollout.pool import EnginePool
+from megatron_lwz.rollout.reader import StreamReader
 from megatron_lwz.training.run_folder import RunFolder
 
 START_SECONDS = 300.0
@@ -96,15 +97,15 @@ class EmbeddedEngine:
 def running_pool(config: Config) -> EnginePool:
     """A pool of the engines at `rollout.urls` or in `rollout.engines_file`. Raises DataError for a wrong file."""
     section = config.rollout
-    token = environment.get(section.api_key_env)
+    client = _client_maker(config, environment.get(section.api_key_env))
     longest = config.data.max_prompt_tokens + section.max_new_tokens
     listed = EngineList(Path(section.engines_file)) if section.engines_file is not None else None
     return EnginePool(
-        [_client(config, token, url) for url in section.urls],
+        [client(url) for url in section.urls],
         concurrency=section.concurrency,
         section=section.pool,
         check=partial(check_engine, section=section, longest=longest),
-        listed=(listed, partial(_client, config, token)) if listed is not None else None,
+        listed=(listed, client) if listed is not None else None,
     )
 
 
@@ -113,9 +114,14 @@ def make_pool(
 ) -> EnginePool:
     """A pool of engines that are known to fit, with the run's limits."""
     section = config.rollout
-    clients = [_client(config, token, url) for url in urls]
-    return EnginePool(clients, concurrency=section.concurrency, section=section.pool, keeper=keeper)
+    client = _client_maker(config, token)
+    return EnginePool(
+        [client(url) for url in urls], concurrency=section.concurrency, section=section.pool, keeper=keeper
+    )
 
 
-def _client(config: Config, token: str | None, url: str) -> EngineClient:
-    return EngineClient(url, token, timeout=config.rollout.request_timeout)
+def _client_maker(config: Config, token: str | None) -> Callable[[str], EngineClient]:
+    """Makes the clients of one pool; with `rollout.reader: process` they share a reader."""
+    section = config.rollout
+    reader = StreamReader() if section.reader == "process" else None
+    return lambda url: EngineClient(url, token, timeout=section.request_timeout, reader=reader)

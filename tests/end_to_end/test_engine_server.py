@@ -21,7 +21,8 @@ from megatron_lwz.distributed import environment
 from megatron_lwz.http.ports import free_port
 from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.models.hf import checksum_folder
-from megatron_lwz.rollout.client import EngineClient, StreamEnd
+from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.types import FinishReason
 from tests.engine_model import EOS, VOCAB, write_engine_model

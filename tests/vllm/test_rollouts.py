@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from megatron_lwz.data.tokenizer import Tokenizer
-from megatron_lwz.rollout.client import EngineClient, StreamEnd
+from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.rollout.journal import JournalReader
 from megatron_lwz.types import FinishReason, Group, Rollout, TokenDelta
 from tests.vllm.conftest import FIRST, TOKEN, Served

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron_lwz.rollout.client import StreamEnd
+from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.types import FinishReason, WeightVersion
 from tests.vllm.conftest import FIRST
 from tests.vllm.scoring import score

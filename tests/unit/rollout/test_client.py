@@ -7,7 +7,8 @@ import pytest
 
 from megatron_lwz.errors import EngineError
 from megatron_lwz.http.retry import Failure, RequestFailure
-from megatron_lwz.rollout.client import EngineClient, StreamEnd
+from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.types import FinishReason, WeightVersion
 from tests.unit.rollout.synthetic_engine import TOKEN, Engine, serve, written_logprob, written_token
 
@@ -90,7 +91,8 @@ def test_chunks_may_be_cut_anywhere_even_inside_a_character():
         ([chunk([1, 2], [-1.0])], Failure.CONTRACT, "2 token ids with 1 log-probs"),
         ([chunk([1], [None])], Failure.CONTRACT, "contract does not know"),
         ([chunk(["x"], [-1.0])], Failure.CONTRACT, "contract does not know"),
-        ([chunk([1], [float("nan")])], Failure.CONTRACT, "finite"),
+        ([chunk([1], [float("nan")])], Failure.CONTRACT, "not JSON"),
+        ([chunk([1], [0.5])], Failure.CONTRACT, "not above 0"),
         ([chunk([1], [-1.0], "tired")], Failure.CONTRACT, "tired"),
         ([chunk([1], [-1.0]), b"data: [DONE]\n\n"], Failure.CONTRACT, "no finish_reason"),
         ([chunk([1], [-1.0])], Failure.CONNECTION, "without a finish_reason"),

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.errors import EngineError
-from megatron_lwz.rollout.client import StreamEnd
+from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.rollout.sampling import Sampler, text_of
 from megatron_lwz.types import ComponentScore, FinishReason, WeightVersion
 from tests.unit.rollout.conftest import prompts
