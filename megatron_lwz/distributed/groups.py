@@ -21,11 +21,6 @@ def context_group() -> dist.ProcessGroup:
     return parallel_state.get_context_parallel_group()
 
 
-def data_group() -> dist.ProcessGroup:
-    """Ranks with the same weights and different micro-batches."""
-    return parallel_state.get_data_parallel_group()
-
-
 def data_context_group() -> dist.ProcessGroup:
     """Ranks with the same weights: over them gradients are summed."""
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
@@ -57,7 +52,7 @@ def context_size() -> int:
 
 
 def data_rank() -> int:
-    """Place in `data_group`."""
+    """Place among the ranks with the same weights and different micro-batches."""
     return parallel_state.get_data_parallel_rank()
 
 

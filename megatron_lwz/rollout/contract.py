@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Sequence
 
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.errors import EngineError
@@ -13,19 +11,6 @@ from megatron_lwz.rollout.client import EngineClient
 GUARD = "--middleware megatron_lwz.rollout.vllm_guard.RequireToken"
 
 log = logging.getLogger(__name__)
-
-
-def check_engines(urls: Sequence[str], token: str | None, section: RolloutSection, *, longest: int) -> None:
-    """Asks all engines at once, see `check_engine`. Not from inside an event loop."""
-
-    async def check(url: str) -> None:
-        async with EngineClient(url, token, timeout=section.request_timeout) as client:
-            await check_engine(client, section, longest=longest)
-
-    async def check_all() -> None:
-        await asyncio.gather(*(check(url) for url in urls))
-
-    asyncio.run(check_all())
 
 
 async def check_engine(client: EngineClient, section: RolloutSection, *, longest: int) -> None:
