@@ -2,7 +2,7 @@
 """What client, controller, journal and rewards sustain: n streams at a time, from the engine's bytes to the disk.
 
     python tools/bench_rollout.py [--streams 256] [--rate 250] [--seconds 60] [--median 4000 --sigma 0.6 --cap 30000]
-    python tools/bench_rollout.py --beside                   # and how much slower a training loop in the main thread gets
+    python tools/bench_rollout.py --beside [--reader process]   # how much slower a training loop in the main thread gets
     python tools/bench_rollout.py --asynchrony [--steps 20]  # step times and utilisation, synchronous and not, at equal data
     python tools/bench_rollout.py --url http://127.0.0.1:8000 --tokenizer DIR      # any of them against a real engine
 
@@ -232,6 +232,7 @@ def main() -> None:
             figures, rows = compare(options, server, folder)
         else:
             title = "Beside a training loop" if options.beside else "Alone"
+            title += ", streams read in a process of their own" if options.reader == "process" else ""
             result = measure(options, server, folder)
             figures, rows = asdict(result), [("", ""), *load_rows(result)]
     table = Table(*rows[0], title=title)
@@ -244,6 +245,7 @@ def main() -> None:
     if options.markdown:
         asked = " ".join(f"--{name} {getattr(options, name):g}" for name in LOAD)
         mode = " --asynchrony" if options.asynchrony else " --beside" if options.beside else ""
+        mode += " --reader process" if options.reader == "process" else ""
         write_section(options.markdown, title, f"{made}: `bench_rollout.py{mode} {asked}`", rows)
 
 
