@@ -22,8 +22,10 @@ class EventParser:
         """
         events: list[str] = []
         self._line += chunk
-        *lines, rest = self._line.split(b"\n")
-        self._line = bytearray(rest)
+        lines: list[bytearray] = []
+        if b"\n" in chunk:  # else there is nothing new to find: a line of many chunks is read once
+            *lines, rest = self._line.split(b"\n")
+            self._line = bytearray(rest)
         for line in lines:
             if data := self._take(bytes(line).rstrip(b"\r")):
                 events.append(data)

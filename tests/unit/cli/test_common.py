@@ -82,7 +82,7 @@ def test_other_ranks_speak_only_when_rank_zero_did_not_end_them(monkeypatch, cap
 
 
 PROGRAM = """
-import asyncio, ctypes, signal, sys, time
+import asyncio, ctypes, signal, sys, threading, time
 from megatron_lwz.cli import common
 from megatron_lwz.distributed import termination
 
@@ -130,7 +130,7 @@ IN_A_CALL_THAT_NO_SIGNAL_ENDS = """
     library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
     library.pthread_mutex_lock(mutex)
     with termination.kept(lambda: say("kept")):
-        say("ready")
+        threading.Timer(0.5, say, ["ready"]).start()  # by then the call has begun: before it the signal would be heard
         library.pthread_mutex_lock(mutex)
 """
 
