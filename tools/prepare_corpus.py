@@ -48,7 +48,9 @@ def main(argv: Sequence[str]) -> None:
 
 def distil(source: SourceSpec, path: Path, tokenizer: Tokenizer) -> Iterator[str]:
     """The best-rewarded rollouts of a journal."""
-    from megatron_lwz.rollout.journal import JournalReader  # brings torch, which the workers would import for nothing
+    from megatron_lwz.rollout.journal_reader import (
+        JournalReader,  # brings torch, which the workers would import for nothing
+    )
 
     with JournalReader(path) as reader:
         yield from best_rollouts(reader.groups, source.journal, lambda ids: tokenizer.decode(ids, skip_special=False))

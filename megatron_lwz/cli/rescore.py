@@ -19,7 +19,7 @@ from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.cli.evaluate_results import write_text
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.errors import ConfigError, DataError
-from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.training.rescore import Rescored, Rescorer
 from megatron_lwz.training.rescore_summary import flat_rows, summarize
 

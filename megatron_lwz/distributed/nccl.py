@@ -24,28 +24,15 @@ class UniqueId(ctypes.Structure):
     _fields_ = (("internal", ctypes.c_byte * UNIQUE_ID_BYTES),)
 
 
+_HANDLE = ctypes.c_void_p
+_COLLECTIVE = [_HANDLE, _HANDLE, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, _HANDLE, _HANDLE]
+"""From, to, number of elements, type, reduction (or root), communicator, stream."""
 _ARGUMENTS: dict[str, list[Any]] = {
     "ncclGetVersion": [ctypes.POINTER(ctypes.c_int)],
     "ncclGetUniqueId": [ctypes.POINTER(UniqueId)],
     "ncclCommInitRank": [ctypes.POINTER(ctypes.c_void_p), ctypes.c_int, UniqueId, ctypes.c_int],
-    "ncclAllReduce": [
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-    ],
-    "ncclBroadcast": [
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-    ],
+    "ncclAllReduce": _COLLECTIVE,
+    "ncclBroadcast": _COLLECTIVE,
     "ncclCommAbort": [ctypes.c_void_p],
 }
 

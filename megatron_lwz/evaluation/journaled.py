@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation.pinned import unfinished
 from megatron_lwz.evaluation.responses import Response, cut
-from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import Group
 
 JOURNAL = "journal.sqlite"

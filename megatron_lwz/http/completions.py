@@ -13,7 +13,7 @@ import aiohttp
 
 from megatron_lwz.errors import EngineError
 from megatron_lwz.http.retry import Failure, RequestFailure
-from megatron_lwz.http.session import HttpSession, read_bounded
+from megatron_lwz.http.session import HttpSession, is_address, read_bounded
 from megatron_lwz.http.sse import EventParser
 
 Api = Literal["chat", "completions"]
@@ -66,7 +66,7 @@ class CompletionClient(HttpSession):
     def __init__(
         self, url: str, key: str | None, *, model: str, api: Api = "chat", timeout: float = 600.0, key_name: str = ""
     ) -> None:
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+        if not is_address(url):
             raise EngineError(url, "not an address: write http://host:port, or https://host/path")
         self.url = url.rstrip("/") if urlsplit(url).path.strip("/") else url.rstrip("/") + "/v1"
         super().__init__(key)

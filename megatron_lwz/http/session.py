@@ -5,8 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 import aiohttp
+
+
+def is_address(url: str) -> bool:
+    """Whether this is http://host or https://host, with whatever follows."""
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
 
 
 class Closing(ABC):

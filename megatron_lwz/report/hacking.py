@@ -22,7 +22,7 @@ from megatron_lwz.evaluation.text_metrics import distinct
 from megatron_lwz.report.axes import short
 from megatron_lwz.report.charts import curves, scatter
 from megatron_lwz.rewards.composite import component_sections, score_tensors
-from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.training.experience import advantages_of
 from megatron_lwz.training.rescore_summary import rank_correlation
 from megatron_lwz.types import Group

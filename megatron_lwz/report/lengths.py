@@ -14,7 +14,7 @@ from megatron_lwz.config import Config
 from megatron_lwz.metrics import Row
 from megatron_lwz.report.axes import short
 from megatron_lwz.report.charts import Band, Points, bands, curves, histogram
-from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.rollout.length_book import ADVICE
 from megatron_lwz.rollout.lengths import TRAINED, GroupLengths, Integers, Sample, main_cause, sample
 from megatron_lwz.types import FinishReason

@@ -11,7 +11,7 @@ from megatron_lwz.data.templates import detect_language
 from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.report.axes import short
 from megatron_lwz.report.charts import LengthPoint, histogram, lengths_scatter
-from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import Alarm, ComponentScore, Group
 
 _WINDOW = 3

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -23,7 +22,7 @@ from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
-from megatron_lwz.http.session import HttpSession, read_bounded
+from megatron_lwz.http.session import HttpSession, is_address, read_bounded
 from megatron_lwz.rewards.per_rollout import PerRollout
 from megatron_lwz.types import ComponentScore, Prompt, Rollout
 
@@ -46,7 +45,7 @@ class WritingComponent(HttpSession, PerRollout):
     def __init__(self, section: WritingReward, token: str | None = None) -> None:
         """`token` None: read from the variable `reward.writing.api_key_env`. Raises ConfigError."""
         url = section.url or ""
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+        if not is_address(url):
             raise ConfigError(
                 "reward.writing.url", section.url, "not an address: write http://host:port of lwz serve-reward or vLLM"
             )

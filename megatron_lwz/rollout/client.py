@@ -6,26 +6,25 @@ import asyncio
 import json
 import math
 import time
-from array import array
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import aiohttp
-import orjson
 
 from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.http.session import HttpSession
 from megatron_lwz.http.sse import EventParser
+from megatron_lwz.rollout.chunks import ChunkReader
 from megatron_lwz.rollout.events import StreamEnd, StreamEvent
 from megatron_lwz.rollout.limits import EngineLoad, read_load
 from megatron_lwz.rollout.reader import StreamReader
-from megatron_lwz.types import FinishReason, TokenDelta, WeightVersion
+from megatron_lwz.rollout.reader_frames import GATHER_SECONDS
+from megatron_lwz.types import WeightVersion
 
 CONNECT_SECONDS = 10.0
 DRAIN_SECONDS = 5.0
@@ -42,6 +41,8 @@ class _Shared:
 
     version: WeightVersion = UNKNOWN_VERSION
     readers: WeakSet[asyncio.AbstractEventLoop] = field(default_factory=WeakSet)
+    held_seconds: float = READ_SECONDS
+    """Longest time from a token's arrival to these loops."""
 
     async def read_up(self, since: float) -> None:
         """Returns when the loops that read streams have read what an engine, paused at `since` (monotonic seconds), had sent.
@@ -50,11 +51,13 @@ class _Shared:
         """
         for loop in list(self.readers):
             if loop is asyncio.get_running_loop():
-                await _turns(since)
+                await _turns(since + self.held_seconds)
             elif loop.is_running():
                 with suppress(TimeoutError):  # it ended meanwhile
                     async with asyncio.timeout(DRAIN_SECONDS):
-                        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_turns(since), loop))
+                        await asyncio.wrap_future(
+                            asyncio.run_coroutine_threadsafe(_turns(since + self.held_seconds), loop)
+                        )
 
 
 class EngineClient(HttpSession):
@@ -81,6 +84,8 @@ class EngineClient(HttpSession):
         self._model = model
         self._timeout = timeout
         self.reader = reader
+        if reader is not None:
+            self._shared.held_seconds += GATHER_SECONDS
 
     @property
     def has_token(self) -> bool:
@@ -141,13 +146,13 @@ class EngineClient(HttpSession):
 
     async def read(self, body: Mapping[str, Any]) -> AsyncGenerator[StreamEvent, None]:
         """The events of a /v1/completions request. Raises RequestFailure."""
-        parser = EventParser()
+        parser, reader = EventParser(), ChunkReader(self.url, self._named)
         try:
             async with self._request("POST", "/v1/completions", body, body["request_id"]) as response:
                 await self._check(response)
                 began = time.monotonic()
                 async for chunk in response.content.iter_any():
-                    for event in self._read_events(parser.feed(chunk)):
+                    for event in reader.read(parser.feed(chunk)):
                         yield event
                         if isinstance(event, StreamEnd):
                             return
@@ -290,59 +295,6 @@ class EngineClient(HttpSession):
         busy = response.status >= 500 or response.status in (408, 429)
         raise self._failure(Failure.SERVER if busy else Failure.REFUSED, advice)
 
-    def _read_events(self, events: Sequence[str]) -> Iterator[StreamEvent]:
-        """What one read holds: neighbouring deltas of the same weights are one."""
-        held: list[TokenDelta] = []
-        for event in events:
-            try:
-                if event == "[DONE]":
-                    raise self._failure(Failure.CONTRACT, "the stream is done but gave no finish_reason")
-                delta, end = self._read_chunk(event)
-            except RequestFailure:
-                yield from _joined(held)
-                raise
-            if delta is not None:
-                if held and held[0].version != delta.version:
-                    yield from _joined(held)
-                    held = []
-                held.append(delta)
-            if end is not None:
-                yield from _joined(held)
-                yield end
-                return
-        yield from _joined(held)
-
-    def _read_chunk(self, event: str) -> tuple[TokenDelta | None, StreamEnd | None]:
-        try:
-            chunk = orjson.loads(event)  # a quarter of what this loop holds the interpreter for, with json half of it
-        except ValueError:
-            raise self._failure(Failure.CONTRACT, f"streamed what is not JSON: {event[:80]!r}") from None
-        if isinstance(chunk, dict) and "error" in chunk:
-            raise self._failure(Failure.SERVER, f"failed while writing: {str(chunk['error'])[:300]}")
-        try:
-            choice = chunk["choices"][0]
-            tokens = choice.get("token_ids") or []
-            logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
-            reason, stop = choice.get("finish_reason"), choice.get("stop_reason")
-            end = StreamEnd(FinishReason(reason), stop if isinstance(stop, str) else None) if reason else None
-            delta = self._delta(tokens, logprobs, chunk.get("weight_version", choice.get("weight_version")))
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            advice = f"streamed a chunk our contract does not know ({error!r}): {event[:80]!r}"
-            raise self._failure(Failure.CONTRACT, advice) from error
-        return delta, end
-
-    def _delta(self, tokens: list[int], logprobs: list[float], version: str | None) -> TokenDelta | None:
-        if len(tokens) != len(logprobs):
-            advice = f"streamed {len(tokens)} token ids with {len(logprobs)} log-probs: do `logprobs` and `return_token_ids` work?"
-            raise self._failure(Failure.CONTRACT, advice)
-        if not tokens:
-            return None
-        if set(map(type, tokens)) != {int} or min(tokens) < 0:
-            raise ValueError("token ids must be whole numbers")
-        if not math.isfinite(sum(logprobs)) or max(logprobs) > 1e-3:  # one that is not finite spoils the sum
-            raise ValueError("log-probs must be finite and not above 0")
-        return TokenDelta(tuple(tokens), tuple(array("f", logprobs)), self._named(version))
-
     def _failure(self, kind: Failure, advice: str) -> RequestFailure:
         return RequestFailure(self.url, advice, kind)
 
@@ -354,14 +306,6 @@ class EngineClient(HttpSession):
         if isinstance(error, (aiohttp.ClientError, OSError)):
             return self._failure(Failure.CONNECTION, f"{type(error).__name__}: {error}")
         return self._failure(Failure.CONTRACT, f"streamed {error}")
-
-
-def _joined(deltas: Sequence[TokenDelta]) -> Sequence[TokenDelta]:
-    if len(deltas) < 2:
-        return deltas
-    tokens = tuple(chain.from_iterable(delta.tokens for delta in deltas))
-    logprobs = tuple(chain.from_iterable(delta.logprobs for delta in deltas))
-    return [TokenDelta(tokens, logprobs, deltas[0].version)]
 
 
 async def _rest(response: aiohttp.ClientResponse, age: float) -> None:
@@ -376,9 +320,9 @@ async def _rest(response: aiohttp.ClientResponse, age: float) -> None:
     protocol.resume_reading()
 
 
-async def _turns(since: float) -> None:
-    """Runs in a loop that reads streams: long enough for each to wake, and for the turns from its socket to its reader."""
-    await asyncio.sleep(max(0.0, since + READ_SECONDS - time.monotonic()))
+async def _turns(after: float) -> None:
+    """Runs in a loop that reads streams: until each surely woke, and for the turns from its socket to its reader."""
+    await asyncio.sleep(max(0.0, after - time.monotonic()))
     for _ in range(8):
         await asyncio.sleep(0.01)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from megatron_lwz.errors import DataError
+from megatron_lwz.http.session import is_address
 
 
 class EngineList:
@@ -36,7 +36,7 @@ class EngineList:
             url = line.split("#", 1)[0].strip().rstrip("/")
             if not url:
                 continue
-            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            if not is_address(url):
                 raise DataError(self.path, f"{url[:80]!r} is no address: write http://host:port", line=number)
             urls[url] = None
         return tuple(urls)

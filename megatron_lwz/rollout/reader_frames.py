@@ -14,6 +14,8 @@ from megatron_lwz.types import TokenDelta, WeightVersion
 HEADER = Struct("<IBI")
 """Number of the stream, kind, bytes of the payload."""
 COUNT = Struct("<I")
+GATHER_SECONDS = 0.1
+"""Longest time that the reader holds tokens back for those of other streams."""
 UNNAMED = WeightVersion(-1)
 """Marks tokens of an engine that does not say which weights wrote them."""
 

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 from megatron_lwz.http.retry import RequestFailure
 from megatron_lwz.rollout.client import EngineClient
-from megatron_lwz.rollout.reader_frames import UNNAMED, FrameParser, Kind, frame, message, pack_delta
+from megatron_lwz.rollout.reader_frames import GATHER_SECONDS, UNNAMED, FrameParser, Kind, frame, message, pack_delta
 from megatron_lwz.types import TokenDelta
 
 READ_BYTES = 1 << 20
@@ -31,10 +31,11 @@ class Work(TypedDict):
 
 
 class Reader:
-    """Writes the frames of all open streams; waits where the trainer does not take them."""
+    """Writes the frames of all open streams; reads them no further while the trainer does not take what they said."""
 
     def __init__(self, output: asyncio.StreamWriter) -> None:
         self._output = output
+        self._gathered: list[bytes] = []
         self._clients: dict[tuple[str, str | None, str, float], EngineClient] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
@@ -60,14 +61,25 @@ class Reader:
             async with aclosing(self._client(work).read(work["body"])) as events:
                 async for event in events:
                     if isinstance(event, TokenDelta):
-                        self._output.write(frame(number, Kind.DELTA, pack_delta(event)))
+                        self._gather(frame(number, Kind.DELTA, pack_delta(event)))
                     else:
                         told = {"reason": event.reason.value, "stop": event.stop}
-                        self._output.write(message(number, Kind.END, told))
+                        self._send(message(number, Kind.END, told))
                     await self._output.drain()
         except RequestFailure as failure:
             told = {"advice": failure.advice, "kind": failure.kind.value}
-            self._output.write(message(number, Kind.FAILED, told))
+            self._send(message(number, Kind.FAILED, told))
+
+    def _gather(self, data: bytes) -> None:
+        """Writes it with what comes within GATHER_SECONDS: each write wakes the trainer's loop."""
+        if not self._gathered:
+            asyncio.get_running_loop().call_later(GATHER_SECONDS, self._send)
+        self._gathered.append(data)
+
+    def _send(self, data: bytes = b"") -> None:
+        """Writes it, behind all that waits."""
+        self._output.write(b"".join([*self._gathered, data]))
+        self._gathered.clear()
 
     def _client(self, work: Work) -> EngineClient:
         key = work["url"], work["token"], work["model"], work["timeout"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
+from megatron_lwz.errors import DataError
 from megatron_lwz.types import LengthRange, Prompt
 
 APPLICATION_ID = 0x4C575A4A
@@ -63,6 +66,19 @@ CREATE TABLE IF NOT EXISTS alarms (  -- where rules of the stream guard held, of
 ) WITHOUT ROWID;
 """
 """Tables that a journal of an older version may lack until it is next opened for writing."""
+
+
+def check_schema(db: sqlite3.Connection, path: Path, *, may_be_empty: bool = False) -> None:
+    """Raises DataError unless the file is a journal that this code understands."""
+    empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    application, version = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+    if empty and may_be_empty:
+        return
+    if application != APPLICATION_ID:
+        raise DataError(path, "not a rollout journal")
+    if version not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise DataError(path, f"journal schema {version}, this release reads {known}: use the release that wrote it")
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:

@@ -28,8 +28,7 @@ async def join(client: EngineClient, info: Mapping[str, Any]) -> None:
     try:
         await client.call("POST", "/init_weight_transfer_engine", {"init_info": dict(info)})
     except RequestFailure as error:
-        said = str(error).removeprefix(f"engine {client.url}: ")
-        advice = f"does not join the trainer ({said}): start vLLM, 0.32 or newer, with {SERVER_OPTION} and VLLM_SERVER_DEV_MODE=1"
+        advice = f"does not join the trainer ({error.advice}): start vLLM, 0.32 or newer, with {SERVER_OPTION} and VLLM_SERVER_DEV_MODE=1"
         raise RequestFailure(client.url, advice, error.kind) from error
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import environment
+from megatron_lwz.distributed.servers import server_process
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.http.ports import free_port
-from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.training.run_folder import RunFolder
 
 START_SECONDS = 600.0
@@ -31,20 +27,20 @@ def open_reward_server(config: Config, run: RunFolder) -> Iterator[Config]:
         return
     if section.api != "score":
         raise ConfigError("reward.writing.api", section.api, "the server that the run starts for `hf` speaks `score`")
-    port, token = free_port(), secrets.token_urlsafe(24)
-    threads = section.threads or os.cpu_count() or 1
-    command = [sys.executable, "-m", "megatron_lwz.cli.serve_reward", "--model", section.hf, "--port", str(port)]
-    command += ["--threads", str(threads), "--tokens-per-batch", str(section.tokens_per_batch)]
-    command += ["--dtype", config.training.precision, "--served-model-name", Path(section.hf).resolve().parent.name]
-    with environment.lent(section.api_key_env, token):
-        variables = environment.child_environment(LWZ_REWARD_TOKEN=token, OMP_NUM_THREADS=str(threads))
-        server = ServerProcess(
-            command,
-            url=f"http://127.0.0.1:{port}",
-            token=token,
-            env=variables,
-            log_path=run.root / "reward_model.log",
-        )
+    options = {
+        "--model": section.hf,
+        "--tokens-per-batch": section.tokens_per_batch,
+        "--dtype": config.training.precision,
+        "--served-model-name": Path(section.hf).resolve().parent.name,
+    }
+    server = server_process(
+        "megatron_lwz.cli.serve_reward",
+        options,
+        token_name="LWZ_REWARD_TOKEN",
+        threads=section.threads,
+        log_path=run.root / "reward_model.log",
+    )
+    with environment.lent(section.api_key_env, str(server.token)):
         server.start()
         try:
             server.wait_ready(START_SECONDS)

@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from megatron_lwz.config import Config
-from megatron_lwz.data.prompts import PromptOrder, read_prompts
-from megatron_lwz.data.templates import render
-from megatron_lwz.data.tokenizer import Tokenizer
-from megatron_lwz.distributed import exchange, groups, termination
-from megatron_lwz.errors import ConfigError
-from megatron_lwz.evaluation.in_loop import InLoopEvaluation
-from megatron_lwz.rewards.composite import build_rewards, reward_metrics
-from megatron_lwz.rewards.guard import response_guards
-from megatron_lwz.rewards.judge_cache import CACHE_FILE
-from megatron_lwz.rollout.admission import Admission, Intake
-from megatron_lwz.rollout.controller import RolloutController
-from megatron_lwz.rollout.held_out import HeldOut
-from megatron_lwz.rollout.journal import Journal
-from megatron_lwz.rollout.length_book import LengthBook, exclusions
-from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.rollout.progress import Progress
+from megatron_lwz.distributed import exchange, groups
 from megatron_lwz.training.attempts import record_attempt
 from megatron_lwz.training.engines import open_engines
-from megatron_lwz.training.evaluation import in_loop_evaluation
-from megatron_lwz.training.experience import Experience, experience_metrics, is_barren, make_batch
+from megatron_lwz.training.experience import Experience
 from megatron_lwz.training.reward_server import open_reward_server
+from megatron_lwz.training.rollout_host import RolloutHost, Waiting
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.turns import Turns
 from megatron_lwz.training.weight_sync import Transport, make_transport
-from megatron_lwz.types import Group, Prompt, RewardFn, SequenceBatch, WeightVersion
-
-logger = logging.getLogger(__name__)
-
-Waiting = Callable[[Progress], None]
+from megatron_lwz.types import SequenceBatch, WeightVersion
 
 
 @contextmanager
@@ -55,7 +33,7 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
     with ExitStack() as stack:
         host = None
         if groups.is_rank_zero():
-            host = Host(stack.enter_context(open_reward_server(config, run)), run, state.step, waiting)
+            host = RolloutHost(stack.enter_context(open_reward_server(config, run)), run, state.step, waiting)
         exporter = transport(None)
         first = WeightVersion(state.step, record_attempt(run.root, state.step))
         version = exporter.prepare(first, folder=config.data.held_out_prompts is not None)
@@ -76,7 +54,7 @@ class Rollouts:
     """What the loop asks for, on every rank. Ranks other than 0 wait outside collectives while engines write."""
 
     def __init__(
-        self, config: Config, host: Host | None, transport: Transport, turns: Turns, version: WeightVersion
+        self, config: Config, host: RolloutHost | None, transport: Transport, turns: Turns, version: WeightVersion
     ) -> None:
         self._config = config
         self._host = host
@@ -169,134 +147,3 @@ class Rollouts:
         if self._host.evaluation is not None:
             self._host.evaluation.wait(waiting=self._host.waiting)
         exchange.post(done)
-
-
-class Host:
-    """Rank 0's half: prompts, journal, rewards, controller."""
-
-    def __init__(self, config: Config, run: RunFolder, step: int, waiting: Waiting) -> None:
-        self._config, self._run, self._step, self.waiting = config, run, step, waiting
-        self.evaluation: InLoopEvaluation | None = None
-        self._tokenizer = Tokenizer(config.tokenizer_dir())
-        self._prompts = self._read(config.data.prompts)
-        self._held_out = self._read(config.data.held_out_prompts) if config.data.held_out_prompts else []
-        self._order = PromptOrder(len(self._prompts), config.run.seed, config.data.shuffle)
-        self._rewards = self._new_rewards()
-        self._names = [reward.name for reward in self._rewards]
-        self._guard = response_guards(config) if config.rollout.guard.mode != "off" else None
-        self._batch: list[Group] = []
-        self._lengths = LengthBook(config.rollout.lengths, config.rollout.max_staleness)
-
-    @contextmanager
-    def connected(self, pool: EnginePool, version: WeightVersion) -> Iterator[None]:
-        """Opens the journal, takes up what an earlier attempt left, and runs the controller."""
-        journal = Journal(self._run.journal, exclusive=self._config.rollout.network_journal)
-        self._journal = journal
-        self.controller = RolloutController(
-            pool,
-            journal,
-            self._rewards,
-            intake=self._intake(),
-            tokenizer=self._tokenizer,
-            render=self._render,
-            section=self._config.rollout,
-            guard=self._guard,
-        )
-        recovery = self.controller.recover(self._step)
-        if recovery.complete or recovery.unfinished:
-            logger.warning("journal: %s", recovery)
-        self.controller.set_version(version)
-        self.controller.start()
-        try:
-            self.evaluation = self._open_evaluation(pool, journal)
-            with termination.kept(journal.commit):
-                yield
-        finally:
-            if self.evaluation is not None:
-                self.evaluation.close()
-            self.controller.close()
-
-    def experience(self, step: int) -> Iterator[Experience]:
-        """Has prompts written to as far ahead as may be, waits for the step's groups and makes them a batch, or its parts."""
-        if self.evaluation is not None:
-            self.evaluation.settle(self.waiting)  # one that an earlier process left, before the weights change
-        size, config = self._config.training.prompts_per_step, self._config
-        least = config.training.accumulate_groups or size
-        weights: list[torch.Tensor] = []
-        for part in self.controller.stream(step, least=least, progress=self.waiting):
-            self._batch += part
-            batch = make_batch(part, config, names=self._names, step=step)
-            weights.append(batch.weights)
-            if len(self._batch) < size:
-                yield Experience(batch, {}, last=False)
-        self._note_exclusions(self._batch, torch.cat(weights))
-        self._batch.sort(key=lambda group: group.id)
-        metrics = experience_metrics(self._batch, config, names=self._names, step=step)
-        yield Experience(batch, metrics | self.controller.metrics() | reward_metrics(self._rewards))
-
-    def trained(self, step: int) -> None:
-        """Notes which groups the update to `step` used."""
-        self.controller.mark_consumed(self._batch, step)
-        self._batch = []
-
-    def lengths(self, step: int) -> dict[str, float]:
-        """What `step`, now trained, says about lengths."""
-        return self._lengths.measure(step, self._journal.lengths)
-
-    def _note_exclusions(self, groups: Sequence[Group], weights: torch.Tensor) -> None:
-        """Which of their rollouts have no weight in the loss; durable with the record that they were trained on."""
-        mask = self._config.grpo.truncated == "mask"
-        for group, of_group in zip(groups, weights.view(len(groups), -1).tolist(), strict=True):
-            self._journal.exclude(group.id, exclusions(group, of_group, mask_truncated=mask))
-
-    def _open_evaluation(self, pool: EnginePool, journal: Journal) -> InLoopEvaluation | None:
-        if not self._held_out:
-            return None
-        writer = HeldOut(
-            journal,
-            self._new_rewards(),  # of its own: a component belongs to one event loop
-            tokenizer=self._tokenizer,
-            render=self._render,
-            section=self._config.rollout,
-            seed=self._config.run.seed,
-        )
-        return in_loop_evaluation(self._config, self._run, writer, self._held_out, pool)
-
-    def _intake(self) -> Intake:
-        """The order alone decides which prompt is the n-th: a resumed run, on any layout, asks for the same ones."""
-        config, batch = self._config, self._config.training.prompts_per_step
-        refills = config.grpo.most_refills * batch if config.grpo.zero_variance == "refill" else 0
-        return Intake(
-            prompt_of=lambda place: self._prompts[self._order[place]],
-            group_size=config.grpo.group_size,
-            seed=config.run.seed,
-            admission=Admission(
-                batch=batch,
-                staleness=config.rollout.max_staleness,
-                carried=config.rollout.over_sampling,
-                last_step=config.training.steps,
-                refills=refills,
-            ),
-            barren=partial(is_barren, config=config, names=self._names),
-        )
-
-    def _new_rewards(self) -> list[RewardFn]:
-        judge = self._config.judge
-        if judge.cache is None:
-            judge = judge.model_copy(update={"cache": str(self._run.root / CACHE_FILE)})
-        return build_rewards(self._config.reward, self._tokenizer, judge)
-
-    def _render(self, prompt: Prompt) -> str:
-        return render(prompt, self._config.data.template)
-
-    def _read(self, path: str | None) -> list[Prompt]:
-        prompts = read_prompts(str(path), maximum_length=self._config.reward.length.maximum)
-        if (template := self._config.data.prompt_template) is not None:
-            prompts = [replace(prompt, template=template) for prompt in prompts]
-        limit = self._config.data.max_prompt_tokens
-        kept = [p for p in prompts if len(self._tokenizer.encode(self._render(p))) <= limit]
-        if len(kept) < len(prompts):
-            logger.warning("%s: %d prompts over %d tokens are left out", path, len(prompts) - len(kept), limit)
-        if not kept:
-            raise ConfigError("data.max_prompt_tokens", limit, f"leaves no prompt of {path}")
-        return kept

@@ -12,7 +12,7 @@ from megatron_lwz.config import Config, validate
 from megatron_lwz.config.load import load_config
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.metrics import read_metrics
-from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.training import grpo
 from megatron_lwz.training.grpo_objective import GrpoObjective
 from megatron_lwz.training.grpo_update import PolicyUpdates, prepare_updates, select

@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.rollout.journal_reader import JournalReader
 
 
 def durable_tokens(journal: Path) -> int:

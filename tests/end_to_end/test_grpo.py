@@ -16,7 +16,7 @@ import pytest
 from megatron_lwz.config import load_config
 from megatron_lwz.kernels.dispatch import BACKENDS
 from megatron_lwz.metrics import read_metrics
-from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.rollout.journal_reader import JournalReader
 from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
 
 

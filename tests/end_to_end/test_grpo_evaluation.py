@@ -15,7 +15,7 @@ import pytest
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import read_metrics
-from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import Group, VersionSegment
 from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_lwz.metrics import read_metrics
-from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import Alarm, FinishReason, Group
 from tests.end_to_end.grpo_runs import train, write_example
 

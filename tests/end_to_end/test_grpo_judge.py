@@ -13,7 +13,7 @@ import yaml
 from aiohttp import web
 
 from megatron_lwz.metrics import read_metrics
-from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.rollout.journal_reader import JournalReader
 from tests.end_to_end.grpo_runs import BYTES, train, write_example
 from tests.scripted_server import KEY, Scripted, serving
 

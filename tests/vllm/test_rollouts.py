@@ -14,7 +14,7 @@ import pytest
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.events import StreamEnd
-from megatron_lwz.rollout.journal import JournalReader
+from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import FinishReason, Group, Rollout, TokenDelta
 from tests.vllm.conftest import FIRST, TOKEN, Served
 from tests.vllm.scoring import score

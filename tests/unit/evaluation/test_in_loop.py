@@ -12,7 +12,8 @@ import pytest
 from megatron_lwz.errors import DataError, EngineError
 from megatron_lwz.evaluation.in_loop import InLoopEvaluation
 from megatron_lwz.evaluation.pinned import PinnedEvaluations
-from megatron_lwz.rollout.journal import Journal, JournalReader
+from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import WeightVersion
 from tests.unit.rollout.conftest import prompts
 from tests.unit.rollout.synthetic_engine import Engine, background_loop

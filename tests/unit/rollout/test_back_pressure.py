@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
-from megatron_lwz.rollout.journal import Journal, JournalReader
+from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.journal_reader import JournalReader
 from tests.unit.rollout.synthetic_engine import Engine
 
 BACKLOG, STREAMS, LENGTH = 600, 3, 20_000

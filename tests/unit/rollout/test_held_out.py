@@ -11,7 +11,8 @@ from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.errors import DataError, EngineError
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.held_out import HeldOut
-from megatron_lwz.rollout.journal import Journal, JournalReader
+from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import WeightVersion
 from tests.unit.rollout.conftest import LengthOfText, prompts

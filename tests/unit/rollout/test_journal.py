@@ -11,7 +11,8 @@ import pytest
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
-from megatron_lwz.rollout.journal import Journal, JournalReader
+from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import (
     ComponentScore,
     FinishReason,

@@ -9,7 +9,8 @@ import pytest
 
 from megatron_lwz.config.lengths import LengthsSection
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
-from megatron_lwz.rollout.journal import Journal, JournalReader
+from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.rollout.length_book import LengthBook, exclusions
 from megatron_lwz.rollout.lengths import GroupLengths, RolloutLength, sample
 from megatron_lwz.types import ComponentScore, FinishReason, Group, Prompt, Rollout, TokenDelta, WeightVersion

@@ -1,0 +1,90 @@
+"""The chunks of a /v1/completions stream, as vLLM writes them, read into token deltas and the stream's end."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+
+import orjson
+
+from megatron_lwz.http.retry import Failure, RequestFailure
+from megatron_lwz.rollout.events import StreamEnd, StreamEvent
+from megatron_lwz.types import FinishReason, TokenDelta, WeightVersion
+
+
+class ChunkReader:
+    """Reads one engine's stream. `named` makes a version of what a chunk calls its weights (None: it does not tell)."""
+
+    def __init__(self, url: str, named: Callable[[object], WeightVersion]) -> None:
+        self._url = url
+        self._named = named
+
+    def read(self, chunks: Sequence[str]) -> Iterator[StreamEvent]:
+        """What one read holds: neighbouring deltas of the same weights are one. Nothing is read after the end.
+
+        Raises RequestFailure, after what came before the chunk that is wrong.
+        """
+        held: list[TokenDelta] = []
+        for chunk in chunks:
+            try:
+                if chunk == "[DONE]":
+                    raise self._failure("the stream is done but gave no finish_reason")
+                delta, end = self._parse(chunk)
+            except RequestFailure:
+                yield from _joined(held)
+                raise
+            if delta is not None:
+                if held and held[0].version != delta.version:
+                    yield from _joined(held)
+                    held = []
+                held.append(delta)
+            if end is not None:
+                yield from _joined(held)
+                yield end
+                return
+        yield from _joined(held)
+
+    def _parse(self, text: str) -> tuple[TokenDelta | None, StreamEnd | None]:
+        try:
+            chunk = orjson.loads(
+                text
+            )  # a quarter of what a client's loop holds the interpreter for, with json half of it
+        except ValueError:
+            raise self._failure(f"streamed what is not JSON: {text[:80]!r}") from None
+        if isinstance(chunk, dict) and "error" in chunk:
+            raise self._failure(f"failed while writing: {str(chunk['error'])[:300]}", Failure.SERVER)
+        try:
+            choice = chunk["choices"][0]
+            tokens = choice.get("token_ids") or []
+            logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
+            reason, stop = choice.get("finish_reason"), choice.get("stop_reason")
+            end = StreamEnd(FinishReason(reason), stop if isinstance(stop, str) else None) if reason else None
+            delta = self._delta(tokens, logprobs, chunk.get("weight_version", choice.get("weight_version")))
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise self._failure(f"streamed a chunk our contract does not know ({error!r}): {text[:80]!r}") from error
+        return delta, end
+
+    def _delta(self, tokens: list[int], logprobs: list[float], version: object) -> TokenDelta | None:
+        if len(tokens) != len(logprobs):
+            counts = f"{len(tokens)} token ids with {len(logprobs)} log-probs"
+            raise self._failure(f"streamed {counts}: do `logprobs` and `return_token_ids` work?")
+        if not tokens:
+            return None
+        if set(map(type, tokens)) != {int} or min(tokens) < 0:
+            raise ValueError("token ids must be whole numbers")
+        if not math.isfinite(sum(logprobs)) or max(logprobs) > 1e-3:  # one that is not finite spoils the sum
+            raise ValueError("log-probs must be finite and not above 0")
+        return TokenDelta(tuple(tokens), tuple(array("f", logprobs)), self._named(version))
+
+    def _failure(self, advice: str, kind: Failure = Failure.CONTRACT) -> RequestFailure:
+        return RequestFailure(self._url, advice, kind)
+
+
+def _joined(deltas: Sequence[TokenDelta]) -> Sequence[TokenDelta]:
+    if len(deltas) < 2:
+        return deltas
+    tokens = tuple(chain.from_iterable(delta.tokens for delta in deltas))
+    logprobs = tuple(chain.from_iterable(delta.logprobs for delta in deltas))
+    return [TokenDelta(tokens, logprobs, deltas[0].version)]

@@ -1,0 +1,92 @@
+"""Reads a run's journal, also from another process and while the run writes."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_lwz.errors import DataError
+from megatron_lwz.rollout import recovery
+from megatron_lwz.rollout.drafts import Kind
+from megatron_lwz.rollout.lengths import GroupLengths
+from megatron_lwz.rollout.schema import check_schema
+from megatron_lwz.types import Group
+
+
+class JournalReader:
+    """Reads a journal, also while its run writes (a consistent view per call). Raises DataError if it is unreadable."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        if not path.is_file():
+            raise DataError(path, "no journal there")
+        try:
+            self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=1)
+            check_schema(self._db, path)
+        except sqlite3.Error as error:
+            raise DataError(path, f"cannot read the journal: {error}") from error
+
+    def __enter__(self) -> JournalReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._db.close()
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """One consistent view for all that is read inside, while the run goes on writing (its log grows until the end)."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def groups(self, kind: Kind = "training", *, consumed_at: int | None = None) -> Iterator[Group]:
+        """Finished groups in order of id, one in memory at a time; only those of one training step if given.
+
+        Evaluation groups that were dropped (a redone step had other weights) are left out.
+        """
+        done = "(SELECT count(*) FROM finished WHERE group_id = groups.id) = size"
+        if kind == "evaluation":
+            done += f" AND {recovery.OPEN}"
+        if consumed_at is None:
+            drafts = recovery.load_groups(self._db, f"kind = ? AND {done}", (kind,))
+        else:
+            step = "id IN (SELECT group_id FROM consumed WHERE step = ?)"
+            drafts = recovery.load_groups(self._db, f"kind = ? AND {done} AND {step}", (kind, consumed_at))
+        return (draft.freeze() for draft in drafts)
+
+    def scored(self) -> list[int]:
+        """Ids of the training groups that have scores and were not dropped, in order."""
+        where = "kind = 'training' AND id IN (SELECT group_id FROM scores) AND id NOT IN (SELECT group_id FROM dropped)"
+        return [group for (group,) in self._db.execute(f"SELECT id FROM groups WHERE {where} ORDER BY id")]
+
+    def texts(self, ids: Sequence[int]) -> Iterator[Group]:
+        """Groups by id, one in memory at a time, without tokens and log-probs: they are most of a journal."""
+        for group in ids:
+            for draft in recovery.load_groups(self._db, "id = ?", (group,), tokens=False):
+                yield draft.freeze()
+
+    def lengths(self) -> Iterator[GroupLengths]:
+        """How long all training groups are, finished or not, and what became of them."""
+        return recovery.load_lengths(self._db)
+
+    def consumed(self) -> dict[int, int]:
+        """Group id → the training step that used it."""
+        return dict(self._db.execute("SELECT group_id, step FROM consumed"))
+
+    def checkpoints(self) -> list[int]:
+        """Steps of complete checkpoints, ascending."""
+        return [step for (step,) in self._db.execute("SELECT step FROM checkpoints ORDER BY step")]
+
+    def trained_order(self, step: int) -> list[int] | None:
+        """What `record_order` wrote for this step, None if nothing."""
+        row = self._db.execute("SELECT micro_batches FROM trained WHERE step = ?", (step,)).fetchone()
+        return json.loads(row[0]) if row else None
