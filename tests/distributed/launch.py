@@ -1,4 +1,4 @@
-"""Runs checks on several ranks through the real torchrun (gloo, CPU).
+"""Runs checks on several ranks under torchrun's own agent (gloo, CPU).
 
     from tests.distributed.launch import run_ranks
 
@@ -6,9 +6,9 @@
 
 calls `log_probs(layouts=[...])` on every rank, with the repository root on the path, and returns the ranks' return
 values in rank order. Arguments and return values travel as JSON. If any rank raises, `run_ranks` raises
-AssertionError with the workers' output. Starting costs 10 s and 0.5 GB per rank (imports), so group many checks into
-one launch: let the function return a dict of measurements, keep it in a module-scoped fixture, and assert one
-invariant per test. The function starts and ends its layouts itself (`launch.initialize(config)`, any number of times
+AssertionError with the workers' output. Ranks are forked from a process that has imported the target, for its imports
+take longer than most checks; a launch still costs some seconds, so group many checks into one: let the function return a
+dict of measurements, keep it in a module-scoped fixture, and assert one invariant per test. The function starts and ends its layouts itself (`launch.initialize(config)`, any number of times
 with other layouts); the process group is closed by the harness.
 """
 
@@ -20,23 +20,24 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from megatron_lwz.distributed import environment
 
 ROOT = Path(__file__).parents[2]
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+"""Freed memory stays with its process: getting the same activations anew from the kernel takes a fifth of the time."""
 _OUTPUT_SHOWN = 8000
 
 
 def run_ranks(target: str, *, ranks: int, timeout: float = 240.0, **arguments: Any) -> list[Any]:
     """Calls `package.module:function(**arguments)` on `ranks` ranks; returns their values (JSON) in rank order."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-        command += ["-m", "tests.distributed.launch", target, folder, json.dumps(arguments)]
+        command = [sys.executable, "-m", "tests.distributed.launch", target, str(ranks), folder, json.dumps(arguments)]
         variables = environment.child_environment(
-            OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore"
+            OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore", **KEPT_MEMORY
         )
         try:
             done = subprocess.run(
@@ -51,12 +52,25 @@ def run_ranks(target: str, *, ranks: int, timeout: float = 240.0, **arguments: A
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
-def _worker(target: str, folder: str, arguments: str) -> None:
-    from megatron_lwz.distributed.launch import shutdown
-
+def _launch(target: str, ranks: str, folder: str, arguments: str) -> None:
     module, _, name = target.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=int(ranks),
+        run_id="checks",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+        start_method="fork",
+    )
+    elastic_launch(config, _work)(function, folder, arguments)
+
+
+def _work(function: Callable[..., Any], folder: str, arguments: str) -> None:
     try:
-        value = getattr(importlib.import_module(module), name)(**json.loads(arguments))
+        value = function(**json.loads(arguments))
     except BaseException:
         (Path(folder) / f"rank {environment.rank()}.error").write_text(traceback.format_exc())
         raise
@@ -65,4 +79,8 @@ def _worker(target: str, folder: str, arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    _worker(*sys.argv[1:])
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from megatron_lwz.distributed.launch import shutdown
+
+    _launch(*sys.argv[1:])
