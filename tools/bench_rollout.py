@@ -11,6 +11,8 @@ deltas of `--delta` tokens, lengths from a log-normal law. `lag` is the time fro
 durable. `memory` is this process's, sampled every second; `growth` compares the last tenth of the run with the second one. A core
 that is fully used is what bounds the rate: this process, its event loop's thread, or the engine.
 
+--beside holds the engine and lets it go in turns of seconds, and compares a step's mean time beside the load with that just before.
+
 --asynchrony trains the same groups, of the same lengths, in every mode: steps sleep as long as a trainer of `--train-rate`
 tokens per second would take. Time is scaled: the synthetic engine is many times as fast as a real one.
 """
@@ -18,6 +20,7 @@ tokens per second would take. Time is scaled: the synthetic engine is many times
 from __future__ import annotations
 
 import argparse
+import asyncio
 import datetime
 import json
 import os
@@ -27,6 +30,7 @@ import threading
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,6 +40,7 @@ from rich.table import Table
 from rollout_load import Server, Watch, engine, loop_cpu_seconds, make_load
 
 from megatron_lwz.rollout.admission import Admission
+from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.controller import RolloutController
 
 BATCHES_AHEAD, MOST_BEHIND = 2.0, 50
@@ -57,32 +62,31 @@ class Result:
     rollouts: int
     lag_p50: float
     lag_p99: float
-    process_share: float
+    process_share: float | None
+    """None beside a training loop."""
     loop_share: float
     """The controller's thread alone."""
     engine_share: float
     memory_mib: float
     memory_growth_mib: float
     journal_bytes_per_token: float
-    training_slowdown: dict[str, float] | None
-    """0.1: a training loop in the same process takes 10 % longer, by its kind."""
-    training_drift: float | None
-    """Change of that loop's time alone, from before to after: the machine's own."""
+    training_slowdown: dict[str, tuple[float, float]] | None
+    """0.1: a training loop in the same process takes 10 % longer, by its kind; with the mean's standard error."""
 
 
 class Feeder(threading.Thread):
-    """Consumes the groups of each step, until the time is over; the controller admits prompts some steps ahead."""
+    """Consumes the groups of each step, until `over`; the controller admits prompts some steps ahead."""
 
-    def __init__(self, controller: RolloutController, seconds: float) -> None:
+    def __init__(self, controller: RolloutController) -> None:
         super().__init__(daemon=True)
         self.rollouts = 0
+        self.over = threading.Event()
         self._controller = controller
-        self._seconds = seconds
 
     def run(self) -> None:
         """Step after step."""
-        started, step = time.monotonic(), 0
-        while time.monotonic() - started < self._seconds:
+        step = 0
+        while not self.over.is_set():
             step += 1
             done = self._controller.collect(step)
             self._controller.mark_consumed(done, step)
@@ -96,11 +100,10 @@ def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result
         from rollout_beside import Beside
 
         beside = Beside()
-        beside.measure_alone()
     batch = max(1, options.streams // options.group)
     load = make_load(options, server.url, server.key, folder, Admission(batch, MOST_BEHIND, carried=BATCHES_AHEAD))
     load.controller.start()
-    feeder = Feeder(load.controller, options.seconds)
+    feeder = Feeder(load.controller)
     try:
         load.controller.begin(1)
         with Watch() as watch:
@@ -108,15 +111,17 @@ def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result
             tokens = load.journal.durable_tokens
             feeder.start()
             if beside:
-                beside.measure_beside(options.seconds)
+                beside.measure(options.seconds, partial(hold, server))
+            else:
+                time.sleep(options.seconds)
+            feeder.over.set()
             feeder.join()
             after = (time.monotonic(), time.process_time(), loop_cpu_seconds(), server.cpu_seconds())
             tokens = load.journal.durable_tokens - tokens
     finally:
         load.controller.close()
     seconds, *cpu = (end - begin for begin, end in zip(before, after, strict=True))
-    if beside:
-        beside.measure_alone()
+    seconds -= beside.seconds_held if beside else 0.0
     size = sum(path.stat().st_size for path in folder.glob("journal.sqlite*"))
     return Result(
         streams=options.streams,
@@ -127,21 +132,31 @@ def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result
         rollouts=feeder.rollouts,
         lag_p50=load.journal.lag(0.5),
         lag_p99=load.journal.lag(0.99),
-        process_share=cpu[0] / seconds,
+        process_share=None if beside else cpu[0] / seconds,
         loop_share=cpu[1] / seconds,
         engine_share=cpu[2] / seconds,
         memory_mib=max(watch.samples, default=0) / 2**20,
         memory_growth_mib=watch.growth() / 2**20 if watch.samples else 0.0,
         journal_bytes_per_token=size / max(1, load.journal.durable_tokens),
         training_slowdown=beside.slowdown() if beside else None,
-        training_drift=beside.drift() if beside else None,
     )
+
+
+def hold(server: Server, still: bool) -> None:
+    """Has the engine pause, or go on."""
+
+    async def tell() -> None:
+        async with EngineClient(server.url, server.key) as client:
+            await (client.pause() if still else client.resume())
+
+    asyncio.run(tell())
 
 
 def load_rows(result: Result) -> list[tuple[str, ...]]:
     """Name and value, to read."""
     offered = f", {result.offered:,.0f} offered" if result.offered else ""
-    cores = f"{result.process_share:.2f}, its event loop {result.loop_share:.2f}, the engine {result.engine_share:.2f}"
+    cores = f"{result.process_share:.2f}, its" if result.process_share is not None else "the"
+    cores += f" event loop {result.loop_share:.2f}, the engine {result.engine_share:.2f}"
     rows = [
         ("streams", f"{result.streams}, for {result.seconds:.0f} s: {result.rollouts} rollouts done"),
         ("tokens per second to disk", f"{result.tokens_per_second:,.0f}{offered}"),
@@ -150,10 +165,8 @@ def load_rows(result: Result) -> list[tuple[str, ...]]:
         ("memory", f"{result.memory_mib:.0f} MiB, growth {result.memory_growth_mib:+.0f} MiB"),
         ("journal", f"{result.journal_bytes_per_token:.1f} bytes per token"),
     ]
-    for name, slower in (result.training_slowdown or {}).items():
-        rows.append((f"training step, {name}", f"{100 * slower:+.1f} %"))
-    if result.training_drift is not None:
-        rows.append(("the same step alone, after against before", f"± {100 * result.training_drift:.1f} %"))
+    for name, (slower, error) in (result.training_slowdown or {}).items():
+        rows.append((f"training step, {name}", f"{100 * slower:+.1f} % ± {100 * error:.1f}"))
     return rows
 
 

@@ -89,7 +89,9 @@ class RateEngine:
         due = loop.time()
         while True:
             for slot in self._slots:
-                await self._going.wait()
+                if not self._going.is_set():
+                    await self._going.wait()
+                    due = loop.time()
                 frames = self._events()
                 for stream in slot:
                     self._send(stream, frames)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
+from statistics import mean, stdev
 
 import torch
 from torch import nn
 
-SECONDS_ALONE = 8.0
+TURN_SECONDS = 3.0
+SETTLE_SECONDS = 1.0
+"""What was on its way is read and written by then."""
 SIZES = {"small kernels": (64, 64), "large kernels": (256, 512)}
 """Name → (hidden size, rows). With small kernels the interpreter bounds a step, as where a GPU waits for launches."""
 
@@ -30,43 +32,45 @@ class TrainingLoop:
         self._model(self._rows).square().mean().backward()
         self._optimizer.step()
 
-    def seconds(self, over: Callable[[], bool]) -> float:
-        """Median seconds of a step, over the steps until `over`."""
-        found = []
-        while not over() or not found:
-            began = time.perf_counter()
+    def seconds_per_step(self, seconds: float) -> float:
+        """Mean over the steps of so many seconds."""
+        began, steps = time.perf_counter(), 0
+        while (taken := time.perf_counter() - began) < seconds or not steps:
             self.step()
-            found.append(time.perf_counter() - began)
-        return median(found)
+            steps += 1
+        return taken / steps
 
 
 class Beside:
-    """Step times alone and beside something else, for each of SIZES."""
+    """Time per step beside a load against that without it, for each of SIZES.
+
+    The load is held and let go in turns of a few seconds, because a machine's own speed changes over minutes.
+    """
 
     def __init__(self) -> None:
         self._loops = {name: TrainingLoop(*size) for name, size in SIZES.items()}
-        self._alone: dict[str, list[float]] = {name: [] for name in SIZES}
-        self._beside: dict[str, float] = {}
+        self._ratios: dict[str, list[float]] = {name: [] for name in SIZES}
+        self.seconds_held = 0.0
+        """How long the load did not run."""
 
-    def measure_alone(self) -> None:
-        """Before the load and after it: a machine that is not the same any more shows."""
-        for name, loop in self._loops.items():
-            self._alone[name].append(loop.seconds(_after(SECONDS_ALONE)))
+    def measure(self, seconds: float, hold: Callable[[bool], None]) -> None:
+        """While a load runs that `hold(True)` holds. The load runs for at least `seconds` in all."""
+        for loop in self._loops.values():
+            loop.seconds_per_step(TURN_SECONDS)  # warm
+        end = time.monotonic() + seconds
+        while time.monotonic() < end + self.seconds_held or len(self._ratios[next(iter(SIZES))]) < 2:
+            for name, loop in self._loops.items():
+                began = time.monotonic()
+                hold(True)
+                alone = self._turn(loop)
+                hold(False)
+                self.seconds_held += time.monotonic() - began
+                self._ratios[name].append(self._turn(loop) / alone)
 
-    def measure_beside(self, seconds: float) -> None:
-        """While the load runs; `seconds` in all."""
-        for name, loop in self._loops.items():
-            self._beside[name] = loop.seconds(_after(seconds / len(self._loops)))
+    def _turn(self, loop: TrainingLoop) -> float:
+        loop.seconds_per_step(SETTLE_SECONDS)
+        return loop.seconds_per_step(TURN_SECONDS)
 
-    def slowdown(self) -> dict[str, float]:
-        """Name → 0.1 where a step takes 10 % longer beside the load."""
-        return {name: self._beside[name] / (sum(alone) / len(alone)) - 1 for name, alone in self._alone.items()}
-
-    def drift(self) -> float:
-        """Largest change of a step's time alone, from before the load to after it: what the slowdown may be wrong by."""
-        return max(abs(alone[-1] / alone[0] - 1) for alone in self._alone.values())
-
-
-def _after(seconds: float) -> Callable[[], bool]:
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() > end
+    def slowdown(self) -> dict[str, tuple[float, float]]:
+        """Name → (mean, its standard error): 0.1 where a step takes 10 % longer beside the load."""
+        return {name: (mean(found) - 1, stdev(found) / len(found) ** 0.5) for name, found in self._ratios.items()}

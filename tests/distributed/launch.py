@@ -25,10 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.distributed import environment
+from tests.end_to_end.stages import ROOT, variables
 
-ROOT = Path(__file__).parents[2]
-KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-"""Freed memory stays with its process: getting the same activations anew from the kernel takes a fifth of the time."""
 _OUTPUT_SHOWN = 8000
 
 
@@ -36,12 +34,9 @@ def run_ranks(target: str, *, ranks: int, timeout: float = 240.0, **arguments: A
     """Calls `package.module:function(**arguments)` on `ranks` ranks; returns their values (JSON) in rank order."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.distributed.launch", target, str(ranks), folder, json.dumps(arguments)]
-        variables = environment.child_environment(
-            OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore", **KEPT_MEMORY
-        )
         try:
             done = subprocess.run(
-                command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout, check=False
+                command, cwd=ROOT, env=variables(), capture_output=True, text=True, timeout=timeout, check=False
             )
         except subprocess.TimeoutExpired as error:
             raise AssertionError(f"{target} on {ranks} ranks: no end after {timeout:g} s\n{error.stderr!r}") from error
