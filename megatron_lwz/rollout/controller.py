@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from typing import Any
 
 from megatron_lwz.config.sections import RolloutSection
@@ -215,7 +216,10 @@ class RolloutController:
         """Writes what is missing, and has it scored; each only counts when it is on disk."""
         try:
             async with GroupScoring(group, self._rewards, self._journal, self._committer) as scoring:
-                await self._write(group, scoring)
+                if await self._sampler.write_group(
+                    group, partial(derive_seed, self._intake.seed, group.id), scoring.begin
+                ):
+                    await self._committer.durable()
                 self._sampler.counters["failed_scores"] += await scoring.complete()
         except RequestFailure as failure:
             if self._sampler.counters["failed_groups"] >= self._section.failed_groups:
@@ -238,24 +242,6 @@ class RolloutController:
                 self._journal.drop(group.id, ZERO_VARIANCE)
         if not kept:
             self._replace(group, "refilled")
-
-    async def _write(self, group: GroupDraft, scoring: GroupScoring) -> None:
-        """All rollouts of a group to their ends, durable. The first failure ends the others."""
-
-        async def write(draft: Draft) -> None:
-            await self._sampler.write(group, draft, derive_seed(self._intake.seed, group.id, draft.index))
-            scoring.begin(draft)
-
-        work = [asyncio.ensure_future(write(draft)) for draft in group.drafts if draft.reason is None]
-        if not work:
-            return
-        try:
-            await asyncio.gather(*work)
-        finally:
-            for task in work:
-                task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
-        await self._committer.durable()
 
     def _replace(self, group: GroupDraft, counter: str) -> None:
         """The group has given its slot back: it is never trained on, another begins."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.rollout.admission import derive_seed, match_groups
@@ -102,14 +103,9 @@ class HeldOut:
         return group
 
     async def _complete(self, group: GroupDraft, sampler: Sampler, committer: Committer) -> Group:
-        async def write(draft: Draft, scoring: GroupScoring) -> None:
-            await sampler.write(group, draft, derive_seed(self._seed, f"evaluation {group.prompt.id}", draft.index))
-            scoring.begin(draft)
-
+        seed_of = partial(derive_seed, self._seed, f"evaluation {group.prompt.id}")
         async with GroupScoring(group, self._rewards, self._journal, committer) as scoring:
-            missing = [draft for draft in group.drafts if draft.reason is None]
-            await asyncio.gather(*(write(draft, scoring) for draft in missing))
-            if missing:
+            if await sampler.write_group(group, seed_of, scoring.begin):
                 await committer.durable()
             await scoring.complete()
         return group.freeze()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
@@ -73,6 +73,27 @@ class Sampler:
         """Stop strings that are a special token, and so never show in the decoded text."""
         self._stops: tuple[str | int, ...] = (*section.stop, *sorted(tokenizer.eos_ids | self._special.keys()))
         """Every EOS that any file of the model names: an engine knows only those that it reads itself."""
+
+    async def write_group(
+        self, group: GroupDraft, seed_of: Callable[[int], int], ended: Callable[[Draft], None]
+    ) -> bool:
+        """Has all unfinished rollouts of the group written, and tells each end as it comes; False if none was unfinished.
+
+        `seed_of` gives a seed to each index. The first failure ends the others and is raised.
+        """
+
+        async def write(draft: Draft) -> None:
+            await self.write(group, draft, seed_of(draft.index))
+            ended(draft)
+
+        work = [asyncio.ensure_future(write(draft)) for draft in group.drafts if draft.reason is None]
+        try:
+            await asyncio.gather(*work)
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+        return bool(work)
 
     async def write(self, group: GroupDraft, draft: Draft, seed: int) -> None:
         """Returns when the draft has its end (queued in the journal, not yet durable).
