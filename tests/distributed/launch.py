@@ -6,21 +6,27 @@
 
 calls `log_probs(layouts=[...])` on every rank, with the repository root on the path, and returns the ranks' return
 values in rank order. Arguments and return values travel as JSON. If any rank raises, `run_ranks` raises
-AssertionError with the workers' output. Ranks are forked from a process that has imported the target, for its imports
-take longer than most checks; a launch still costs some seconds, so group many checks into one: let the function return a
-dict of measurements, keep it in a module-scoped fixture, and assert one invariant per test. The function starts and ends its layouts itself (`launch.initialize(config)`, any number of times
-with other layouts); the process group is closed by the harness.
+AssertionError with the workers' output. Imports take longer than most checks, so one process per test session makes them,
+and agents and ranks are forked from it. Let the function return a dict of measurements, keep it in a module-scoped
+fixture, and assert one invariant per test. The function starts and ends its layouts itself (`launch.initialize(config)`,
+any number of times with other layouts); the process group is closed by the harness.
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
+import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,34 +39,77 @@ _OUTPUT_SHOWN = 8000
 def run_ranks(target: str, *, ranks: int, timeout: float = 240.0, **arguments: Any) -> list[Any]:
     """Calls `package.module:function(**arguments)` on `ranks` ranks; returns their values (JSON) in rank order."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "tests.distributed.launch", target, str(ranks), folder, json.dumps(arguments)]
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=variables(), capture_output=True, text=True, timeout=timeout, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise AssertionError(f"{target} on {ranks} ranks: no end after {timeout:g} s\n{error.stderr!r}") from error
-        if done.returncode:
+        code = _launcher().launch(target, ranks, folder, json.dumps(arguments), timeout)
+        output = Path(folder, "output").read_text(errors="replace")[-_OUTPUT_SHOWN:]
+        if code is None:
+            _launcher.cache_clear()
+            raise AssertionError(f"{target} on {ranks} ranks: no end after {timeout:g} s\n{output}")
+        if code:
             errors = "\n".join(f"{file.stem}: {file.read_text()}" for file in sorted(Path(folder).glob("*.error")))
-            output = (done.stdout + done.stderr)[-_OUTPUT_SHOWN:]
             raise AssertionError(f"{target} on {ranks} ranks failed\n{errors or output}")
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
-def _launch(target: str, ranks: str, folder: str, arguments: str) -> None:
-    module, _, name = target.partition(":")
-    function = getattr(importlib.import_module(module), name)
+class _Launcher:
+    """The process that has made the imports; it ends with its input, and so with the tests."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.distributed.launch"], cwd=ROOT, env=variables(), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        atexit.register(self._kill)
+
+    def launch(self, target: str, ranks: int, folder: str, arguments: str, timeout: float) -> int | None:
+        """The agent's exit status, its output in `folder`; None if it took too long, then all is killed."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps([target, ranks, folder, arguments]) + "\n")
+        self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], timeout)[0]:
+            self._kill()
+            return None
+        return int(self._process.stdout.readline())
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+_launcher = cache(_Launcher)
+
+
+def _serve() -> None:
+    """Forks an agent for each line of the input, and answers with its exit status."""
+    importlib.import_module("megatron_lwz.training.grpo")
+    for line in sys.stdin:
+        target, ranks, folder, arguments = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            _lead(target, ranks, folder, arguments)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def _lead(target: str, ranks: int, folder: str, arguments: str) -> None:
+    """The agent's process, which ends here."""
+    output = os.open(Path(folder, "output"), os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=int(ranks),
-        run_id="checks",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        max_restarts=0,
-        start_method="fork",
-    )
-    elastic_launch(config, _work)(function, folder, arguments)
+        min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id="checks", rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0", max_restarts=0, start_method="fork",
+    )  # fmt: skip
+    code = 1
+    try:
+        module, _, name = target.partition(":")
+        elastic_launch(config, _work)(getattr(importlib.import_module(module), name), folder, arguments)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _work(function: Callable[..., Any], folder: str, arguments: str) -> None:
@@ -78,4 +127,4 @@ if __name__ == "__main__":
 
     from megatron_lwz.distributed.launch import shutdown
 
-    _launch(*sys.argv[1:])
+    _serve()
