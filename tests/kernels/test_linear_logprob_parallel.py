@@ -70,7 +70,9 @@ def _measure(rank, ranks, vocab, *, in_forward, sequence_parallel, empty):
 @pytest.fixture(scope="module", params=[2, 4], ids=["tp2", "tp4"])
 def results(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(_worker, args=(request.param, str(folder)), nprocs=request.param)
+    multiprocessing.set_forkserver_preload([__name__])  # one import for all ranks
+    arguments = (request.param, str(folder))
+    multiprocessing.start_processes(_worker, arguments, nprocs=request.param, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 
