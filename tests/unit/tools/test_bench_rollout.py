@@ -47,6 +47,18 @@ def test_every_mode_trains_the_same_data(tmp_path):
     assert text.startswith("# Page\n\n## Alone\n\nkept\n\n## Synchronous") and "| k = 2, over-sampling 1 |" in text
 
 
+@pytest.mark.long
+def test_a_training_loop_is_measured_beside_the_load_and_without_it(tmp_path):
+    file = tmp_path / "figures.json"
+    sizes = ["--streams", "8", "--group", "4", "--median", "60", "--cap", "200", "--rate", "400", "--seconds", "1"]
+    done = run("--beside", "--reader", "process", *sizes, "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text())
+    assert figures["training_slowdown"].keys() == {"small kernels", "large kernels"} and figures["rollouts"] > 0
+    assert all(slower > -0.5 and error > 0 for slower, error in figures["training_slowdown"].values())
+    assert 0.5 < figures["tokens_per_second"] / figures["offered"] < 1.5, "over the time in which the engine wrote"
+
+
 def test_a_real_engine_needs_its_tokenizer():
     done = run("--url", "http://127.0.0.1:1")
     assert done.returncode == 2 and "--tokenizer" in done.stderr
