@@ -63,7 +63,7 @@ class _Launcher:
     def launch(self, target: str, ranks: int, folder: str, arguments: str, timeout: float) -> int | None:
         """The agent's exit status, its output in `folder`; None if it took too long, then all is killed."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps([target, ranks, folder, arguments]) + "\n")
+        self._process.stdin.write(json.dumps([target, ranks, folder, arguments, variables()]) + "\n")
         self._process.stdin.flush()
         if not select.select([self._process.stdout], [], [], timeout)[0]:
             self._kill()
@@ -83,9 +83,10 @@ def _serve() -> None:
     """Forks an agent for each line of the input, and answers with its exit status."""
     importlib.import_module("megatron_lwz.training.grpo")
     for line in sys.stdin:
-        target, ranks, folder, arguments = json.loads(line)
+        target, ranks, folder, arguments, now = json.loads(line)
         child = os.fork()
         if child == 0:
+            os.environ.update(now)  # what a test has set since
             _lead(target, ranks, folder, arguments)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
