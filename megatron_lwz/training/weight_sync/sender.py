@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -24,6 +25,8 @@ from megatron_lwz.types import WeightVersion
 
 Answer = TypeVar("Answer")
 OPENING = "joining the engines"
+LAG_SECONDS = 2.0
+"""Engines may answer that they have everything before this side has noticed the end of its last bucket."""
 PARTING_SECONDS = 5.0
 """Patience with engines that are told that the group ends; those that do not hear of it find out at the next one."""
 
@@ -108,13 +111,15 @@ class Sender:
 
     def _wait(self, done: Callable[[], bool], end: float, what: str, *, may_end: bool = False) -> None:
         """Returns when `done`. Raises what a request raises meanwhile, and if all end although they `may_end` not yet."""
-        requests = self._receiving
+        requests, ended = self._receiving, math.inf
         while not done():
+            now = time.monotonic()
             if requests is not None and requests.done():
                 requests.result()
-                if not may_end:
+                ended = min(ended, now)
+                if not may_end and now > ended + LAG_SECONDS:
                     raise EngineError(self._names(), "took fewer weights than were to be sent")
-            if time.monotonic() > end:
+            if now > end:
                 raise EngineError(self._names(), f"not {what} within {self._section.timeout:g} s (weight_sync.timeout)")
             time.sleep(POLL_SECONDS)
 

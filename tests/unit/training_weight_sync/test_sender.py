@@ -1,6 +1,7 @@
 """Real HTTP and gloo between two processes: ranks, order of calls, bytes, and what every failure says."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from megatron_lwz.training.weight_sync.buckets import Buckets
 from megatron_lwz.training.weight_sync.sender import Sender
 from megatron_lwz.types import WeightVersion
 from tests import weight_peer
-from tests.gloo_channel import GlooJoining, wait_for_openings
+from tests.gloo_channel import GlooChannel, GlooJoining, wait_for_openings
 
 CPU = torch.device("cpu")
 SHAPES = {"embed": (40, 8), "norm": (8,), "gate": (16, 8), "up": (16, 8), "bias": (3,), "head": (40, 8)}
@@ -64,8 +65,8 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Two pairs of engines (2 GPUs and 1; 1 and 1) that work, then one per fault."""
-    engines = [(2, ""), (1, ""), (1, ""), (1, ""), *((1, fault) for fault in FAULTS)]
+    """Two pairs of engines (2 GPUs and 1; 1 and 1) that work, then one per fault, then one more that works."""
+    engines = [(2, ""), (1, ""), (1, ""), (1, ""), *((1, fault) for fault in FAULTS), (1, "")]
     with weight_peer.running(tmp_path_factory.mktemp("received"), *engines) as started:
         yield started
     wait_for_openings()
@@ -112,6 +113,31 @@ def test_engines_that_changed_meanwhile_are_joined_anew(sender: Sender, urls: li
     assert state(pair[0])["calls"].count(JOIN[1]) == 3
     for url in pair:
         assert_received(url, weights(3))
+
+
+class LateJoining(GlooJoining):
+    """Its channel notices a while after the engines that a bucket has been received."""
+
+    def open(self, unique_id: bytes, size: int) -> GlooChannel:
+        channel = super().open(unique_id, size)
+        sent, received = channel.sent, []
+
+        def late() -> bool:
+            if sent() and not received:
+                received.append(time.monotonic())
+            if not received or time.monotonic() < received[0] + 0.3:
+                return False
+            return bool(received.pop())
+
+        channel.sent = late
+        return channel
+
+
+def test_engines_that_answer_before_this_side_notices_the_end_have_not_taken_too_little(urls: list[str]) -> None:
+    sender = Sender(Config().weight_sync.model_copy(update={"timeout": 15.0}), LateJoining())
+    transfer(sender, urls[-1:], weights(1), VERSION)
+    assert_received(urls[-1], weights(1))
+    sender.close()
 
 
 async def rename(url: str, version: str) -> None:
