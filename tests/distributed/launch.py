@@ -86,7 +86,8 @@ def _serve() -> None:
         target, ranks, folder, arguments, now = json.loads(line)
         child = os.fork()
         if child == 0:
-            os.environ.update(now)  # what a test has set since
+            os.environ.clear()
+            os.environ.update(now)  # a test may have set or unset variables since
             _lead(target, ranks, folder, arguments)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 

@@ -19,16 +19,16 @@ CASES = {
     "token pp2": {"pipeline": 2},
     "token vpp2": {"pipeline": 2, "virtual_pipeline": 2},
     "token cp2": {"context": 2},
-    "sequence dp2": {},
+    "token dp2": {},
     "token dp2 overlap": {"overlap": True},
+    "sequence cp2": {"context": 2},
+    "sequence vpp2": {"pipeline": 2, "virtual_pipeline": 2},
 }
 """token: with the gradient in the forward pass, and a reference; sequence: with the gradient after it."""
 MORE = {
-    "token dp2": {},
-    "sequence cp2": {"context": 2},
-    "sequence vpp2": {"pipeline": 2, "virtual_pipeline": 2},
     "sequence tp2": {"tensor": 2},
     "sequence pp2": {"pipeline": 2},
+    "sequence dp2": {},
     "constant dp2 overlap plain": {"overlap": True, "distributed_optimizer": False},
     "constant vpp2 overlap": {"pipeline": 2, "virtual_pipeline": 2, "overlap": True},
 }

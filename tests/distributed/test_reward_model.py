@@ -27,7 +27,7 @@ TWO = {
     "dp2": [],
 }
 FOUR = {"tp2_cp2": ["parallel.tensor=2", "parallel.context=2"], "pp2_dp2": ["parallel.pipeline=2"]}
-LAYOUTS = [*list(ONE)[1:], *TWO]
+LAYOUTS = [*list(ONE)[1:], *TWO, *FOUR]
 MARGIN, CENTER, RATE = 0.3, 0.05, 1e-2
 
 
@@ -74,25 +74,14 @@ def measured(folder: Path) -> dict[str, Any]:
     checks = "tests.distributed.checks_reward_model"
     one = run_ranks(f"{checks}:layouts", ranks=1, folder=str(folder), layouts=ONE)
     two = run_ranks(f"{checks}:two_ranks", ranks=2, folder=str(folder), layouts_of_two=TWO, layout=TWO["tp2"])
-    assert all(result == two[0] for result in two), "every rank tells the same"
-    return one[0] | two[0]
+    four = run_ranks(f"{checks}:layouts", ranks=4, folder=str(folder), layouts=FOUR)
+    for results in (two, four):  # every rank tells the same
+        assert all(result == results[0] for result in results)
+    return one[0] | two[0] | four[0]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_loss_gradient_and_scores_are_invariant_to_the_layout(measured: dict[str, Any], layout: str) -> None:
-    check(measured, layout)
-
-
-@pytest.mark.long
-def test_nor_do_they_depend_on_a_layout_of_four_ranks(folder: Path, measured: dict[str, Any]) -> None:
-    four = run_ranks("tests.distributed.checks_reward_model:layouts", ranks=4, folder=str(folder), layouts=FOUR)
-    assert all(result == four[0] for result in four)
-    for layout in FOUR:
-        check(measured | four[0], layout)
-    check_export(folder, four[0], "tp2_cp2")
-
-
-def check(measured: dict[str, Any], layout: str) -> None:
     for ours, one in zip(measured[layout]["steps"], measured["one"]["steps"], strict=True):
         assert ours == pytest.approx(one, rel=2e-4, abs=2e-5)
     for when in ("start", "end"):
@@ -152,12 +141,8 @@ def test_it_is_the_reward_model_of_plain_transformers(folder: Path, measured: di
         assert ours["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
 
 
-@pytest.mark.parametrize("layout", ["one", "tp2", "pp2", "cp2"])
+@pytest.mark.parametrize("layout", ["one", "tp2", "pp2", "tp2_cp2"])
 def test_exports_load_in_transformers_with_equal_scores(folder: Path, measured: dict[str, Any], layout: str) -> None:
-    check_export(folder, measured, layout)
-
-
-def check_export(folder: Path, measured: dict[str, Any], layout: str) -> None:
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(folder / layout / "hf").eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -48,8 +49,9 @@ def test_a_run_one_step_ahead_trains_every_group_once_in_order_within_the_bound(
         lengths = list(journal.lengths())
     for row in rows[1:]:  # the metric is what the journal's own record says of that batch
         batch = [r for group in lengths if group.admitted == row["length/version"] + 1 for r in group.rollouts]
-        trained = [rollout.tokens for rollout in batch if rollout.excluded is None]
-        assert row["length/gap"] == distribution_gap([rollout.tokens for rollout in batch], trained)
+        sampled, trained = ([r.tokens for r in some] for some in (batch, [r for r in batch if r.excluded is None]))
+        assert row["length/gap"] == distribution_gap(sampled, trained)
+        assert row["length/gap_mean"] == pytest.approx(mean(trained) - mean(sampled))
     assert [group.id for group in groups] == list(range(8)), "nothing is written that no step trains"
     for group in groups:
         writers = {segment.version.step for rollout in group.rollouts for segment in rollout.versions}

@@ -13,7 +13,7 @@ from megatron_lwz.kernels.grpo_loss import FusedGrpoLoss, TokenInputs, fused_grp
 from megatron_lwz.kernels.linear_logprob.epilogue import combine
 from tests.kernels import grpo_loss_cases as grid
 
-CASES = grid.cases(60)
+CASES = grid.cases(120)
 TOKENS = 150
 TOKEN_LEVEL = [case for case in CASES if case.token_level]
 
@@ -28,7 +28,7 @@ def test_the_interpreter_is_on():
 
 
 def test_the_grid_covers_every_option():
-    assert len(TOKEN_LEVEL) >= 30
+    assert len(TOKEN_LEVEL) >= 60
     for name, choices in grid.CHOICES.items():
         if hasattr(CASES[0].section, name):
             assert {getattr(case.section, name) for case in CASES} == set(choices), name

@@ -31,7 +31,6 @@ def test_figures_of_a_short_run(tmp_path):
     assert size >= figures["tokens"]
 
 
-@pytest.mark.long
 def test_every_mode_trains_the_same_data(tmp_path):
     file, page = tmp_path / "figures.json", tmp_path / "page.md"
     page.write_text("# Page\n\n## Alone\n\nkept\n")
