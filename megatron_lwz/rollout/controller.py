@@ -214,11 +214,10 @@ class RolloutController:
 
     async def _complete(self, group: GroupDraft) -> None:
         """Writes what is missing, and has it scored; each only counts when it is on disk."""
+        seed_of = partial(derive_seed, self._intake.seed, group.id)
         try:
             async with GroupScoring(group, self._rewards, self._journal, self._committer) as scoring:
-                if await self._sampler.write_group(
-                    group, partial(derive_seed, self._intake.seed, group.id), scoring.begin
-                ):
+                if await self._sampler.write_group(group, seed_of, scoring.begin):
                     await self._committer.durable()
                 self._sampler.counters["failed_scores"] += await scoring.complete()
         except RequestFailure as failure:
