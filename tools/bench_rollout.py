@@ -2,7 +2,7 @@
 """What client, controller, journal and rewards sustain: n streams at a time, from the engine's bytes to the disk.
 
     python tools/bench_rollout.py [--streams 256] [--rate 250] [--seconds 60] [--median 4000 --sigma 0.6 --cap 30000]
-    python tools/bench_rollout.py --beside [--reader process]   # how much slower a training loop in the main thread gets
+    python tools/bench_rollout.py --beside [--controller process]   # how much slower a training loop in the main thread gets
     python tools/bench_rollout.py --asynchrony [--steps 20]  # step times and utilisation, synchronous and not, at equal data
     python tools/bench_rollout.py --url http://127.0.0.1:8000 --tokenizer DIR      # any of them against a real engine
 
@@ -11,7 +11,8 @@ deltas of `--delta` tokens, lengths from a log-normal law. `lag` is the time fro
 durable. `memory` is this process's, sampled every second; `growth` compares the last tenth of the run with the second one. A core
 that is fully used is what bounds the rate: this process, its event loop's thread, or the engine.
 
---beside holds the engine and lets it go in turns of seconds, and compares a step's mean time beside the load with that just before.
+--beside runs rank 0's side of the main job, its controller in a thread or in a process of its own, beside a training loop. It holds
+the engine and lets it go in turns of seconds, and compares a step's mean time beside the load with that just before.
 
 --asynchrony trains the same groups, of the same lengths, in every mode: steps sleep as long as a trainer of `--train-rate`
 tokens per second would take. Time is scaled: the synthetic engine is many times as fast as a real one.
@@ -20,7 +21,6 @@ tokens per second would take. Time is scaled: the synthetic engine is many times
 from __future__ import annotations
 
 import argparse
-import asyncio
 import datetime
 import json
 import os
@@ -30,7 +30,6 @@ import threading
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -40,7 +39,6 @@ from rich.table import Table
 from rollout_load import Server, Watch, engine, loop_cpu_seconds, make_load
 
 from megatron_lwz.rollout.admission import Admission
-from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.controller import RolloutController
 
 BATCHES_AHEAD, MOST_BEHIND = 2.0, 50
@@ -62,16 +60,26 @@ class Result:
     rollouts: int
     lag_p50: float
     lag_p99: float
-    process_share: float | None
-    """None beside a training loop."""
+    process_share: float
     loop_share: float
     """The controller's thread alone."""
     engine_share: float
     memory_mib: float
     memory_growth_mib: float
     journal_bytes_per_token: float
-    training_slowdown: dict[str, tuple[float, float]] | None
-    """0.1: a training loop in the same process takes 10 % longer, by its kind; with the mean's standard error."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value, to read."""
+        offered = f", {self.offered:,.0f} offered" if self.offered else ""
+        cores = f"{self.process_share:.2f}, its event loop {self.loop_share:.2f}, the engine {self.engine_share:.2f}"
+        return [
+            ("streams", f"{self.streams}, for {self.seconds:.0f} s: {self.rollouts} rollouts done"),
+            ("tokens per second to disk", f"{self.tokens_per_second:,.0f}{offered}"),
+            ("lag from token to disk", f"p50 {self.lag_p50:.2f} s, p99 {self.lag_p99:.2f} s"),
+            ("cores", cores),
+            ("memory", f"{self.memory_mib:.0f} MiB, growth {self.memory_growth_mib:+.0f} MiB"),
+            ("journal", f"{self.journal_bytes_per_token:.1f} bytes per token"),
+        ]
 
 
 class Feeder(threading.Thread):
@@ -95,11 +103,6 @@ class Feeder(threading.Thread):
 
 def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result:
     """Keeps all streams busy for the asked seconds."""
-    beside = None
-    if options.beside:
-        from rollout_beside import Beside
-
-        beside = Beside()
     batch = max(1, options.streams // options.group)
     load = make_load(options, server.url, server.key, folder, Admission(batch, MOST_BEHIND, carried=BATCHES_AHEAD))
     load.controller.start()
@@ -110,10 +113,7 @@ def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result
             before = (time.monotonic(), time.process_time(), loop_cpu_seconds(), server.cpu_seconds())
             tokens = load.journal.durable_tokens
             feeder.start()
-            if beside:
-                beside.measure(options.seconds, partial(hold, server))
-            else:
-                time.sleep(options.seconds)
+            time.sleep(options.seconds)
             feeder.over.set()
             feeder.join()
             after = (time.monotonic(), time.process_time(), loop_cpu_seconds(), server.cpu_seconds())
@@ -121,7 +121,6 @@ def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result
     finally:
         load.controller.close()
     seconds, *cpu = (end - begin for begin, end in zip(before, after, strict=True))
-    seconds -= beside.seconds_held if beside else 0.0
     size = sum(path.stat().st_size for path in folder.glob("journal.sqlite*"))
     return Result(
         streams=options.streams,
@@ -132,42 +131,13 @@ def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result
         rollouts=feeder.rollouts,
         lag_p50=load.journal.lag(0.5),
         lag_p99=load.journal.lag(0.99),
-        process_share=None if beside else cpu[0] / seconds,
+        process_share=cpu[0] / seconds,
         loop_share=cpu[1] / seconds,
         engine_share=cpu[2] / seconds,
         memory_mib=max(watch.samples, default=0) / 2**20,
         memory_growth_mib=watch.growth() / 2**20 if watch.samples else 0.0,
         journal_bytes_per_token=size / max(1, load.journal.durable_tokens),
-        training_slowdown=beside.slowdown() if beside else None,
     )
-
-
-def hold(server: Server, still: bool) -> None:
-    """Has the engine pause, or go on."""
-
-    async def tell() -> None:
-        async with EngineClient(server.url, server.key) as client:
-            await (client.pause() if still else client.resume())
-
-    asyncio.run(tell())
-
-
-def load_rows(result: Result) -> list[tuple[str, ...]]:
-    """Name and value, to read."""
-    offered = f", {result.offered:,.0f} offered" if result.offered else ""
-    cores = f"{result.process_share:.2f}, its" if result.process_share is not None else "the"
-    cores += f" event loop {result.loop_share:.2f}, the engine {result.engine_share:.2f}"
-    rows = [
-        ("streams", f"{result.streams}, for {result.seconds:.0f} s: {result.rollouts} rollouts done"),
-        ("tokens per second to disk", f"{result.tokens_per_second:,.0f}{offered}"),
-        ("lag from token to disk", f"p50 {result.lag_p50:.2f} s, p99 {result.lag_p99:.2f} s"),
-        ("cores", cores),
-        ("memory", f"{result.memory_mib:.0f} MiB, growth {result.memory_growth_mib:+.0f} MiB"),
-        ("journal", f"{result.journal_bytes_per_token:.1f} bytes per token"),
-    ]
-    for name, (slower, error) in (result.training_slowdown or {}).items():
-        rows.append((f"training step, {name}", f"{100 * slower:+.1f} % ± {100 * error:.1f}"))
-    return rows
 
 
 def compare(options: argparse.Namespace, server: Server, folder: Path) -> tuple[list[dict], list[tuple[str, ...]]]:
@@ -209,7 +179,8 @@ def parse() -> argparse.Namespace:
         default = f"default {value:g}, {ASYNCHRONY[name]:g} with --asynchrony"
         parser.add_argument(f"--{name}", type=type(value), help=default)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--reader", choices=("thread", "process"), default="thread", help="where streams are read")
+    where = "where the controller runs, with --beside"
+    parser.add_argument("--controller", choices=("thread", "process"), default="thread", help=where)
     parser.add_argument("--commit", type=float, default=0.5, help="seconds between commits")
     parser.add_argument("--steps", type=int, default=20, help="of each mode, with --asynchrony")
     parser.add_argument("--train-rate", type=float, help="tokens per second; default: twice what all streams write")
@@ -218,7 +189,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, help="folder of the engine's tokenizer; needed with --url")
     parser.add_argument("--folder", type=Path, help="a new folder that keeps the journals; default: a temporary one")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--beside", action="store_true", help="run a training loop in this process too: how much slower?")
+    mode.add_argument("--beside", action="store_true", help="run a training loop too: how much slower?")
     mode.add_argument("--asynchrony", action="store_true", help="compare synchronous and asynchronous training")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--markdown", type=Path, help="write the table here too, as a section of the page")
@@ -243,11 +214,16 @@ def main() -> None:
         if options.asynchrony:
             title = "Synchronous and asynchronous at equal data"
             figures, rows = compare(options, server, folder)
+        elif options.beside:
+            import rollout_beside
+
+            title = f"Beside a training loop, the controller in a {options.controller}"
+            beside = rollout_beside.measure(options, server, folder)
+            figures, rows = asdict(beside), [("", ""), *beside.rows()]
         else:
-            title = "Beside a training loop" if options.beside else "Alone"
-            title += ", streams read in a process of their own" if options.reader == "process" else ""
+            title = "Alone"
             result = measure(options, server, folder)
-            figures, rows = asdict(result), [("", ""), *load_rows(result)]
+            figures, rows = asdict(result), [("", ""), *result.rows()]
     table = Table(*rows[0], title=title)
     for row in rows[1:]:
         table.add_row(*row)
@@ -257,8 +233,8 @@ def main() -> None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     if options.markdown:
         asked = " ".join(f"--{name} {getattr(options, name):g}" for name in LOAD)
-        mode = " --asynchrony" if options.asynchrony else " --beside" if options.beside else ""
-        mode += " --reader process" if options.reader == "process" else ""
+        mode = " --asynchrony" if options.asynchrony else ""
+        mode += f" --beside --controller {options.controller}" if options.beside else ""
         write_section(options.markdown, title, f"{made}: `bench_rollout.py{mode} {asked}`", rows)
 
 

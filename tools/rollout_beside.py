@@ -1,17 +1,41 @@
-"""A training loop for the main thread, as a trainer has one, to see what the controller's thread costs it."""
+"""A training loop in the main thread, as a trainer has one, to see what the rollouts beside it cost it."""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import json
+import sqlite3
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from statistics import mean, stdev
 
+import psutil
 import torch
+from rollout_load import Server, loop_cpu_seconds
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from megatron_lwz.config import Config, save_config
+from megatron_lwz.config.load import validate
+from megatron_lwz.distributed import environment
+from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.training.rollouts import Host, open_host
+from megatron_lwz.training.run_folder import RunPaths
+from megatron_lwz.types import WeightVersion
 
 TURN_SECONDS = 3.0
 SETTLE_SECONDS = 1.0
 """What was on its way is read and written by then."""
+BATCHES_AHEAD, MOST_BEHIND, ENDLESS = 2.0, 50, 1_000_000
+"""Batches admitted beyond the one awaited, whose groups may overtake each other by so many of the steps."""
+PROMPTS = 100
 SIZES = {"small kernels": (64, 64), "large kernels": (256, 512)}
 """Name → (hidden size, rows). With small kernels the interpreter bounds a step, as where a GPU waits for launches."""
 
@@ -74,3 +98,155 @@ class Beside:
     def slowdown(self) -> dict[str, tuple[float, float]]:
         """Name → (mean, its standard error): 0.1 where a step takes 10 % longer beside the load."""
         return {name: (mean(found) - 1, stdev(found) / len(found) ** 0.5) for name, found in self._ratios.items()}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run beside a training loop. Tokens and seconds of the time in which the engine wrote; shares are of a core."""
+
+    controller: str
+    streams: int
+    seconds: float
+    tokens_per_second: float
+    offered: float | None
+    rollouts: int
+    controller_share: float
+    """The process, or the thread of the event loop alone."""
+    engine_share: float
+    training_slowdown: dict[str, tuple[float, float]]
+    """0.1: a step takes 10 % longer, by its kind; with the mean's standard error."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value, to read."""
+        offered = f", {self.offered:,.0f} offered" if self.offered else ""
+        return [
+            ("streams", f"{self.streams}, for {self.seconds:.0f} s: {self.rollouts} rollouts done"),
+            ("tokens per second to disk", f"{self.tokens_per_second:,.0f}{offered}"),
+            ("cores", f"the {self.controller} {self.controller_share:.2f}, the engine {self.engine_share:.2f}"),
+        ] + [
+            (f"training step, {name}", f"{100 * slower:+.1f} % ± {100 * error:.1f}")
+            for name, (slower, error) in self.training_slowdown.items()
+        ]
+
+
+class Feeder(threading.Thread):
+    """Takes the batch of each step, as rank 0 does, until `over`."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(daemon=True)
+        self.rollouts = 0
+        self.over = threading.Event()
+        self._host = host
+
+    def run(self) -> None:
+        """Step after step."""
+        step = 0
+        while not self.over.is_set():
+            step += 1
+            for experience in self._host.experience(step):
+                self.rollouts += len(experience.batch)
+            self._host.trained(step)
+
+
+def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result:
+    """Keeps all streams busy for the asked seconds, in a run as the main job has it but for its policy."""
+    beside, config = Beside(), run_config(options, server.url, folder)
+    run = RunPaths(config)
+    with environment.lent(config.rollout.api_key_env, server.key or ""), hosted(config, run) as host:
+        feeder = Feeder(host)
+        feeder.start()
+        busy = partial(controller_cpu_seconds, options.controller)
+        before = (time.monotonic(), busy(), server.cpu_seconds(), durable_tokens(run.journal))
+        beside.measure(options.seconds, partial(hold, server))
+        after = (time.monotonic(), busy(), server.cpu_seconds(), durable_tokens(run.journal))
+        feeder.over.set()
+        feeder.join()
+    seconds, controller, engine, tokens = (end - begin for begin, end in zip(before, after, strict=True))
+    seconds -= beside.seconds_held
+    return Result(
+        controller=options.controller,
+        streams=options.streams,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds,
+        offered=options.streams * options.rate if not options.url and options.rate else None,
+        rollouts=feeder.rollouts,
+        controller_share=controller / seconds,
+        engine_share=engine / seconds,
+        training_slowdown=beside.slowdown(),
+    )
+
+
+@contextmanager
+def hosted(config: Config, run: RunPaths) -> Iterator[Host]:
+    """Rank 0's half of the rollouts, connected."""
+    run.root.mkdir()
+    save_config(config, run.config)
+    with open_host(config, run, 0, lambda _: None) as host, host.connected(WeightVersion(0), run.weights):
+        yield host
+
+
+def run_config(options: argparse.Namespace, url: str, folder: Path) -> Config:
+    """Length and format are scored, as in a run without a judge; steps take what is ready."""
+    rows = [{"id": f"p{i}", "prompt": f"prompt {i}: write.", "length": asked(options)} for i in range(PROMPTS)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return validate(
+        {
+            "run": {"dir": str(folder / "run")},
+            "model": {"tokenizer": str(options.tokenizer or write_tokenizer(folder / "tokenizer"))},
+            "training": {"steps": ENDLESS, "prompts_per_step": max(1, options.streams // options.group)},
+            "data": {"prompts": str(folder / "prompts.jsonl"), "template": "bare", "max_prompt_tokens": 64},
+            "rollout": {
+                "controller": options.controller,
+                "urls": [url],
+                "max_new_tokens": options.cap,
+                "concurrency": options.streams,
+                "commit_interval": options.commit,
+                "max_staleness": MOST_BEHIND,
+                "over_sampling": BATCHES_AHEAD,
+            },
+            "reward": {"length": {"maximum": 10 * options.cap}},
+            "grpo": {"group_size": options.group},
+        }
+    )
+
+
+def asked(options: argparse.Namespace) -> dict[str, int]:
+    """The length of a prompt row."""
+    return {"lower": max(1, options.median // 2), "upper": max(2, options.median)}
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """One token per byte, with its number: the synthetic engine writes letters."""
+    folder.mkdir()
+    tokenizer = Tokenizer(models.BPE(vocab={piece: byte for byte, piece in bytes_to_unicode().items()}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    return folder
+
+
+def hold(server: Server, still: bool) -> None:
+    """Has the engine pause, or go on."""
+
+    async def tell() -> None:
+        async with EngineClient(server.url, server.key) as client:
+            await (client.pause() if still else client.resume())
+
+    asyncio.run(tell())
+
+
+def controller_cpu_seconds(controller: str) -> float:
+    """CPU time of the controller's process, or of its thread, so far."""
+    if controller == "thread":
+        return loop_cpu_seconds()
+    children = psutil.Process().children()
+    (process,) = (child for child in children if "megatron_lwz.cli.rollout_host" in child.cmdline())
+    return sum(process.cpu_times()[:2])
+
+
+def durable_tokens(journal: Path) -> int:
+    """On disk."""
+    with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as db:
+        return db.execute("SELECT coalesce(sum(length(tokens)), 0) / 4 FROM deltas").fetchone()[0]

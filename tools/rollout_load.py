@@ -27,7 +27,6 @@ from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.events import StreamEvent
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.rollout.reader import StreamReader
 from megatron_lwz.types import LengthRange, Prompt, TokenDelta
 
 
@@ -77,8 +76,8 @@ class TimedJournal(Journal):
 class TimedClient(EngineClient):
     """Adds up the seconds that its streams are open: what a slot of the engine is occupied."""
 
-    def __init__(self, url: str, token: str | None, reader: StreamReader | None) -> None:
-        super().__init__(url, token, reader=reader)
+    def __init__(self, url: str, token: str | None) -> None:
+        super().__init__(url, token)
         self.busy = 0.0
 
     async def stream(self, *arguments: Any, **options: Any) -> AsyncGenerator[StreamEvent, None]:
@@ -104,10 +103,7 @@ def make_load(options: argparse.Namespace, url: str, key: str | None, folder: Pa
     """Length and format are scored, as in a run without a judge. The journal lies in `folder`."""
     section = RolloutSection(max_new_tokens=options.cap, concurrency=options.streams, commit_interval=options.commit)
     length = LengthComponent(LengthReward(maximum=10 * options.cap), None)
-    journal, client = (
-        TimedJournal(folder / "journal.sqlite"),
-        TimedClient(url, key, StreamReader() if options.reader == "process" else None),
-    )
+    journal, client = TimedJournal(folder / "journal.sqlite"), TimedClient(url, key)
     controller = RolloutController(
         EnginePool([client], concurrency=options.streams),
         journal,

@@ -41,7 +41,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--traceback" in arguments
-    _start_log()
+    start_log()
     with termination.watched(forced=lambda: _say_stopped(advice), until_exit=argv is None):
         try:
             main([text for text in arguments if text != "--traceback"])
@@ -161,7 +161,7 @@ class StepProgress:
         self._bar.stop()
 
 
-def _start_log() -> None:
+def start_log() -> None:
     """Our own log: what was chosen goes to stdout, on rank 0 only; warnings of every rank go to stderr."""
     log = logging.getLogger("megatron_lwz")
     log.setLevel(logging.INFO if environment.rank() == 0 else logging.WARNING)

@@ -69,9 +69,9 @@ class RolloutSection(Section):
         gt=0,
         description="tokens received that may wait for a slow disk; beyond that the streams are read no further",
     )
-    reader: Literal["thread", "process"] = Field(
+    controller: Literal["thread", "process"] = Field(
         "thread",
-        description="where streams are read: in the controller's thread, which shares the interpreter with training, or in a process of its own (docs/rollouts.md)",
+        description="where engines, journal and rewards are attended to: in a thread of trainer rank 0, which shares its interpreter with training, or in a process of its own (docs/rollouts.md)",
     )
     network_journal: bool = Field(False, description="run folder on NFS or Lustre: the journal takes an exclusive lock")
     colocated: bool = Field(

@@ -65,13 +65,28 @@ def patience(seconds: float = math.inf, *, reserve: float = 0.0) -> float | None
 
 
 @contextmanager
-def kept(keep: Callable[[], None]) -> Iterator[None]:
-    """Within the block a signal, and a forced end, have `keep` make durable what was received; from another thread."""
-    _keepers.append(keep)
+def kept(keeper: Callable[[], None]) -> Iterator[None]:
+    """Within the block a signal, and a forced end, have `keeper` make durable what was received; from another thread."""
+    _keepers.append(keeper)
     try:
         yield
     finally:
-        _keepers.remove(keep)
+        _keepers.remove(keeper)
+
+
+def keep() -> threading.Thread:
+    """Has everything `kept`, in a thread: a disk may hang."""
+
+    def work() -> None:
+        for keeper in list(_keepers):
+            try:
+                keeper()
+            except Exception as error:
+                log.warning("not everything is durable: %s", error)
+
+    thread = threading.Thread(target=work, name="keep", daemon=True)
+    thread.start()
+    return thread
 
 
 @contextmanager
@@ -119,23 +134,8 @@ def _watch(pipe: int, numbers: set[signal.Signals], notice: _Notice, forced: Cal
                 return
             told = [number for number in heard if number in numbers]
         notice.note(told[0])
-        _keep()
+        keep()
         if not notice.over.wait(GRACE_SECONDS):
-            _keep().join(LAST_SECONDS)
+            keep().join(LAST_SECONDS)
             forced()
             os._exit(128 + told[0])
-
-
-def _keep() -> threading.Thread:
-    """Has everything kept, in a thread: a disk may hang."""
-
-    def work() -> None:
-        for keep in list(_keepers):
-            try:
-                keep()
-            except Exception as error:
-                log.warning("not everything is durable: %s", error)
-
-    thread = threading.Thread(target=work, name="keep", daemon=True)
-    thread.start()
-    return thread

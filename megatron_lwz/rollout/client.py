@@ -7,12 +7,9 @@ import json
 import math
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import aiohttp
 
@@ -22,50 +19,20 @@ from megatron_lwz.http.sse import EventParser
 from megatron_lwz.rollout.chunks import ChunkReader
 from megatron_lwz.rollout.events import StreamEnd, StreamEvent
 from megatron_lwz.rollout.limits import EngineLoad, read_load
-from megatron_lwz.rollout.reader import StreamReader
-from megatron_lwz.rollout.reader_frames import GATHER_SECONDS
+from megatron_lwz.rollout.standing import READ_SECONDS, EngineStanding, LocalStanding
 from megatron_lwz.types import WeightVersion
 
 CONNECT_SECONDS = 10.0
-DRAIN_SECONDS = 5.0
-READ_SECONDS = 0.25
-"""Longest time between two reads of a stream."""
-UNKNOWN_VERSION = WeightVersion(0)
 UNCHANGED = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """The distribution as the policy has it: vLLM else takes what the model's generation_config.json says (Qwen2.5: 1.05)."""
-
-
-@dataclass
-class _Shared:
-    """What all twins know of an engine: what it was told last that its weights are, and who reads its streams."""
-
-    version: WeightVersion = UNKNOWN_VERSION
-    readers: WeakSet[asyncio.AbstractEventLoop] = field(default_factory=WeakSet)
-    held_seconds: float = READ_SECONDS
-    """Longest time from a token's arrival to these loops."""
-
-    async def read_up(self, since: float) -> None:
-        """Returns when the loops that read streams have read what an engine, paused at `since` (monotonic seconds), had sent.
-
-        What back-pressure holds back is left out.
-        """
-        for loop in list(self.readers):
-            if loop is asyncio.get_running_loop():
-                await _turns(since + self.held_seconds)
-            elif loop.is_running():
-                with suppress(TimeoutError):  # it ended meanwhile
-                    async with asyncio.timeout(DRAIN_SECONDS):
-                        await asyncio.wrap_future(
-                            asyncio.run_coroutine_threadsafe(_turns(since + self.held_seconds), loop)
-                        )
 
 
 class EngineClient(HttpSession):
     """Requests to one engine. Use it inside one event loop.
 
     `timeout`: seconds without any byte before a request counts as failed. All failures are RequestFailure (EngineError).
-    `version` marks tokens of engines that do not say in the stream which weights wrote them (vLLM). `reader`: reads the
-    streams in a process of its own; its twins read themselves.
+    `version` marks tokens of engines that do not say in the stream which weights wrote them (vLLM). `standing`: what other
+    clients of the same engine know already.
     """
 
     def __init__(
@@ -75,17 +42,14 @@ class EngineClient(HttpSession):
         *,
         model: str = "policy",
         timeout: float = 600.0,
-        reader: StreamReader | None = None,
+        standing: EngineStanding | None = None,
     ) -> None:
         super().__init__(token, aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=timeout))
         self.url = url.rstrip("/")
-        self._shared = _Shared()
+        self.standing = standing or LocalStanding()
         self._paused_at = -math.inf
         self._model = model
         self._timeout = timeout
-        self.reader = reader
-        if reader is not None:
-            self._shared.held_seconds += GATHER_SECONDS
 
     @property
     def has_token(self) -> bool:
@@ -95,17 +59,15 @@ class EngineClient(HttpSession):
     @property
     def version(self) -> WeightVersion:
         """The weights that write now. All twins know them at once: streams go on while another loop brings new ones."""
-        return self._shared.version
+        return self.standing.version
 
     @version.setter
     def version(self, version: WeightVersion) -> None:
-        self._shared.version = version
+        self.standing.version = version
 
     def twin(self) -> EngineClient:
         """A client of the same engine for another event loop."""
-        twin = EngineClient(self.url, self._key, model=self._model, timeout=self._timeout)
-        twin._shared = self._shared
-        return twin
+        return EngineClient(self.url, self._key, model=self._model, timeout=self._timeout, standing=self.standing)
 
     async def stream(
         self,
@@ -123,7 +85,7 @@ class EngineClient(HttpSession):
         `stop`: strings and token ids that end the response; what ended it is among its tokens. Raises RequestFailure if
         the stream breaks, stalls, or says what the contract does not know.
         """
-        body = {
+        body: dict[str, Any] = {
             "model": self._model,
             "prompt": list(prompt_tokens),
             "max_tokens": max_tokens,
@@ -138,17 +100,10 @@ class EngineClient(HttpSession):
             "return_token_ids": True,
             "request_id": request_id,
         }
-        self._shared.readers.add(asyncio.get_running_loop())
-        events = self.read(body) if self.reader is None else self.reader.read(self._work(body), self.url, self._named)
-        async with aclosing(events):
-            async for event in events:
-                yield event
-
-    async def read(self, body: Mapping[str, Any]) -> AsyncGenerator[StreamEvent, None]:
-        """The events of a /v1/completions request. Raises RequestFailure."""
+        self.standing.reads_here()
         parser, reader = EventParser(), ChunkReader(self.url, self._named)
         try:
-            async with self._request("POST", "/v1/completions", body, body["request_id"]) as response:
+            async with self._request("POST", "/v1/completions", body, request_id) as response:
                 await self._check(response)
                 began = time.monotonic()
                 async for chunk in response.content.iter_any():
@@ -160,10 +115,6 @@ class EngineClient(HttpSession):
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._translate(error) from error
         raise self._failure(Failure.CONNECTION, "the stream ended without a finish_reason")
-
-    def _work(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The request for another process to make."""
-        return {"url": self.url, "token": self._key, "model": self._model, "timeout": self._timeout, "body": body}
 
     def _named(self, version: object) -> WeightVersion:
         return parse_version(version, self.version)
@@ -237,7 +188,7 @@ class EngineClient(HttpSession):
         answer = await self.call("POST", "/reset_prefix_cache?reset_running_requests=true")
         if answer.get("success") is False:
             raise self._failure(Failure.SERVER, "/reset_prefix_cache failed: keys of older weights may be in use")
-        await self._shared.read_up(self._paused_at)
+        await self.standing.read_up(self._paused_at)
 
     async def update_weight_version(self, version: str) -> None:
         """Names the weights that write from now on."""
@@ -318,13 +269,6 @@ async def _rest(response: aiohttp.ClientResponse, age: float) -> None:
     protocol.pause_reading()
     await asyncio.sleep(min(READ_SECONDS, age / 16))
     protocol.resume_reading()
-
-
-async def _turns(after: float) -> None:
-    """Runs in a loop that reads streams: until each surely woke, and for the turns from its socket to its reader."""
-    await asyncio.sleep(max(0.0, after - time.monotonic()))
-    for _ in range(8):
-        await asyncio.sleep(0.01)
 
 
 @lru_cache(maxsize=64)

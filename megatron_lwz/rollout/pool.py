@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_lwz.config.pool import PoolSection
 from megatron_lwz.http.retry import Failure, RequestFailure
+from megatron_lwz.rollout import weight_routes
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.engine_list import EngineList
 from megatron_lwz.rollout.health import AWAY, Health
@@ -87,8 +88,6 @@ class EnginePool:
         """Ends the watch and all connections."""
         await self._watch.stop()
         await asyncio.gather(*(client.close() for client in self.clients))
-        for reader in {client.reader for client in self.clients if client.reader is not None}:
-            await reader.close()
 
     def twin(self) -> EnginePool:
         """A pool of the same engines, with the same weights, for another event loop."""
@@ -175,10 +174,22 @@ class EnginePool:
         async def ask(client: EngineClient) -> None:
             sums[client.url] = await client.weight_checksum()
 
-        self.on_all(ask)
+        self._on_all(ask)
         return sums
 
-    def on_all(self, action: Load) -> None:
+    def wake(self, part: str) -> None:
+        """Engines that sleep take memory again, for `weights` or for the `kv_cache`."""
+        self._on_all(partial(weight_routes.wake_sleeper, part=part))
+
+    def sleep(self) -> None:
+        """Every engine leaves its GPU. No request may be running."""
+        self._on_all(weight_routes.sleep)
+
+    def client(self, url: str) -> EngineClient:
+        """The client of one engine. Raises KeyError."""
+        return {client.url: client for client in self.clients}[url]
+
+    def _on_all(self, action: Load) -> None:
         """The action on every engine that is not out, all at once. Raises RequestFailure; engines that do not answer are left out."""
         there = [member for member in self._roster.members if not member.out]
         for _, failure in self._on(there, action):

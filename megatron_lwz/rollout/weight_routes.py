@@ -72,6 +72,12 @@ async def wake_up(client: EngineClient, tags: Sequence[str] = ()) -> None:
     await client.call("POST", "/wake_up" + ("?" if tags else "") + "&".join(f"tags={tag}" for tag in tags))
 
 
+async def wake_sleeper(client: EngineClient, part: str) -> None:
+    """Has an engine that sleeps take memory for this part; one that is awake stays as it is."""
+    if await is_sleeping(client):
+        await wake_up(client, (part,))
+
+
 async def is_sleeping(client: EngineClient) -> bool:
     """Whether the engine sleeps, in whole or in part."""
     return (await client.call("GET", "/is_sleeping")).get("is_sleeping") is True

@@ -16,14 +16,13 @@ from megatron_lwz.rollout.contract import check_engine
 from megatron_lwz.rollout.engine.process import engine_process
 from megatron_lwz.rollout.engine_list import EngineList
 from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.rollout.reader import StreamReader
-from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.training.run_folder import RunPaths
 
 START_SECONDS = 300.0
 
 
 @contextmanager
-def open_engines(config: Config, run: RunFolder, model: Path) -> Iterator[EnginePool]:
+def open_engines(config: Config, run: RunPaths, model: Path) -> Iterator[EnginePool]:
     """A pool of the engines that run elsewhere, or of one embedded engine that serves `model` until the end. Rank 0 only.
 
     Raises EngineError when an engine does not start, one that runs does not fit (rollout/contract.py), or none answers.
@@ -97,7 +96,7 @@ class EmbeddedEngine:
 def running_pool(config: Config) -> EnginePool:
     """A pool of the engines at `rollout.urls` or in `rollout.engines_file`. Raises DataError for a wrong file."""
     section = config.rollout
-    client = _client_maker(config, environment.get(section.api_key_env))
+    client = client_maker(config, environment.get(section.api_key_env))
     longest = config.data.max_prompt_tokens + section.max_new_tokens
     listed = EngineList(Path(section.engines_file)) if section.engines_file is not None else None
     return EnginePool(
@@ -114,14 +113,12 @@ def make_pool(
 ) -> EnginePool:
     """A pool of engines that are known to fit, with the run's limits."""
     section = config.rollout
-    client = _client_maker(config, token)
+    client = client_maker(config, token)
     return EnginePool(
         [client(url) for url in urls], concurrency=section.concurrency, section=section.pool, keeper=keeper
     )
 
 
-def _client_maker(config: Config, token: str | None) -> Callable[[str], EngineClient]:
-    """Makes the clients of one pool; with `rollout.reader: process` they share a reader."""
-    section = config.rollout
-    reader = StreamReader() if section.reader == "process" else None
-    return lambda url: EngineClient(url, token, timeout=section.request_timeout, reader=reader)
+def client_maker(config: Config, token: str | None) -> Callable[..., EngineClient]:
+    """Makes clients, of a URL and what else an EngineClient takes, with the run's limits."""
+    return partial(EngineClient, token=token, timeout=config.rollout.request_timeout)

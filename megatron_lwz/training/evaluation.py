@@ -20,7 +20,7 @@ from megatron_lwz.rollout.held_out import HeldOut
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.engines import START_SECONDS, EmbeddedEngine, make_pool
 from megatron_lwz.training.experience import rollout_metrics
-from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.training.run_folder import RunPaths
 from megatron_lwz.types import Group, Prompt, WeightVersion
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _MEASURED = ("s_l", "distinct_1", "distinct_2", "distinct_4", "language_consiste
 
 
 def in_loop_evaluation(
-    config: Config, run: RunFolder, held_out: HeldOut, prompts: Sequence[Prompt], training: EnginePool
+    config: Config, run: RunPaths, held_out: HeldOut, prompts: Sequence[Prompt], training: EnginePool
 ) -> InLoopEvaluation:
     """Evaluations on `prompts`: beside training by engines of their own, or by the `training` engines while it waits."""
 
@@ -73,7 +73,7 @@ async def held_out_metrics(groups: Sequence[Group], names: Sequence[str], config
     return metrics
 
 
-def _engines(config: Config, run: RunFolder, training: EnginePool) -> EvaluationEngines:
+def _engines(config: Config, run: RunPaths, training: EnginePool) -> EvaluationEngines:
     if not config.evaluation.concurrent:
         return TrainingEngines(training)
     return RunningEngines(config) if config.evaluation.urls else OwnEngine(config, run)
@@ -120,7 +120,7 @@ class OwnEngine:
 
     keeps_weights = True
 
-    def __init__(self, config: Config, run: RunFolder) -> None:
+    def __init__(self, config: Config, run: RunPaths) -> None:
         self._config = config
         self._log = run.root / "evaluation_engine.log"
         self._lock = threading.Lock()

@@ -10,13 +10,13 @@ from megatron_lwz.config import Config
 from megatron_lwz.distributed import environment
 from megatron_lwz.distributed.servers import server_process
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.training.run_folder import RunPaths
 
 START_SECONDS = 600.0
 
 
 @contextmanager
-def open_reward_server(config: Config, run: RunFolder) -> Iterator[Config]:
+def open_reward_server(config: Config, run: RunPaths) -> Iterator[Config]:
     """The config with the address of the writing reward's server: one started for `reward.writing.hf`, stopped in the end.
 
     Rank 0 only, from the main thread. Raises ConfigError or EngineError. Without the component nothing is started.

@@ -1,4 +1,4 @@
-"""Rank 0's half of the rollouts: prompts, journal, rewards, controller."""
+"""Rank 0's half of the rollouts: engines, journal, rewards, controller; in the trainer's process or in one of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -16,7 +17,7 @@ from megatron_lwz.data.templates import render
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import termination
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.evaluation.in_loop import InLoopEvaluation
+from megatron_lwz.evaluation.in_loop import InLoopEvaluation, Metrics
 from megatron_lwz.rewards.composite import build_rewards, reward_metrics
 from megatron_lwz.rewards.guard import response_guards
 from megatron_lwz.rewards.judge_cache import CACHE_FILE
@@ -27,9 +28,11 @@ from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.length_book import LengthBook, exclusions
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Progress
+from megatron_lwz.training.engines import open_engines
 from megatron_lwz.training.evaluation import in_loop_evaluation
 from megatron_lwz.training.experience import Experience, experience_metrics, is_barren, make_batch
-from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.training.reward_server import open_reward_server
+from megatron_lwz.training.run_folder import RunPaths
 from megatron_lwz.types import Group, Prompt, RewardFn, WeightVersion
 
 logger = logging.getLogger(__name__)
@@ -38,12 +41,22 @@ Waiting = Callable[[Progress], None]
 """Hears how far awaited rollouts are."""
 
 
-class RolloutHost:
-    """Rank 0's half: prompts, journal, rewards, controller."""
+@contextmanager
+def local_host(config: Config, run: RunPaths, step: int, waiting: Waiting) -> Iterator[RolloutHost]:
+    """The host in this process, and the reward model that it asks. The run goes on from `step`."""
+    with open_reward_server(config, run) as served:
+        yield RolloutHost(served, run, step, waiting)
 
-    def __init__(self, config: Config, run: RunFolder, step: int, waiting: Waiting) -> None:
-        self._config, self._run, self._step, self.waiting = config, run, step, waiting
-        self.evaluation: InLoopEvaluation | None = None
+
+class RolloutHost:
+    """What rank 0's training loop asks for, from one thread. `waiting` hears how far awaited rollouts are. Raises LwzError."""
+
+    engines: EnginePool
+    """All engines, while connected."""
+
+    def __init__(self, config: Config, run: RunPaths, step: int, waiting: Waiting) -> None:
+        self._config, self._run, self._step, self._waiting = config, run, step, waiting
+        self._evaluation: InLoopEvaluation | None = None
         self._tokenizer = Tokenizer(config.tokenizer_dir())
         self._prompts = self._read(config.data.prompts)
         self._held_out = self._read(config.data.held_out_prompts) if config.data.held_out_prompts else []
@@ -55,11 +68,17 @@ class RolloutHost:
         self._lengths = LengthBook(config.rollout.lengths, config.rollout.max_staleness)
 
     @contextmanager
-    def connected(self, pool: EnginePool, version: WeightVersion) -> Iterator[None]:
-        """Opens the journal, takes up what an earlier attempt left, and runs the controller."""
+    def connected(self, version: WeightVersion, folder: Path) -> Iterator[None]:
+        """Starts, or meets, the engines with these weights, takes up what an earlier attempt left, and runs the controller."""
+        with open_engines(self._config, self._run, folder) as self.engines, self._controlled(self.engines, version):
+            yield
+
+    @contextmanager
+    def _controlled(self, pool: EnginePool, version: WeightVersion) -> Iterator[None]:
+        """Opens the journal and runs the controller."""
         journal = Journal(self._run.journal, exclusive=self._config.rollout.network_journal)
         self._journal = journal
-        self.controller = RolloutController(
+        self._controller = RolloutController(
             pool,
             journal,
             self._rewards,
@@ -69,28 +88,32 @@ class RolloutHost:
             section=self._config.rollout,
             guard=self._guard,
         )
-        recovery = self.controller.recover(self._step)
+        recovery = self._controller.recover(self._step)
         if recovery.complete or recovery.unfinished:
             logger.warning("journal: %s", recovery)
-        self.controller.set_version(version)
-        self.controller.start()
+        self._controller.set_version(version)
+        self._controller.start()
         try:
-            self.evaluation = self._open_evaluation(pool, journal)
+            self._evaluation = self._open_evaluation(pool, journal)
             with termination.kept(journal.commit):
                 yield
         finally:
-            if self.evaluation is not None:
-                self.evaluation.close()
-            self.controller.close()
+            if self._evaluation is not None:
+                self._evaluation.close()
+            self._controller.close()
+
+    def set_version(self, version: WeightVersion) -> None:
+        """The weights that the engines run from now on."""
+        self._controller.set_version(version)
 
     def experience(self, step: int) -> Iterator[Experience]:
         """Has prompts written to as far ahead as may be, waits for the step's groups and makes them a batch, or its parts."""
-        if self.evaluation is not None:
-            self.evaluation.settle(self.waiting)  # one that an earlier process left, before the weights change
+        if self._evaluation is not None:
+            self._evaluation.settle(self._waiting)  # one that an earlier process left, before the weights change
         size, config = self._config.training.prompts_per_step, self._config
         least = config.training.accumulate_groups or size
         weights: list[torch.Tensor] = []
-        for part in self.controller.stream(step, least=least, progress=self.waiting):
+        for part in self._controller.stream(step, least=least, progress=self._waiting):
             self._batch += part
             batch = make_batch(part, config, names=self._names, step=step)
             weights.append(batch.weights)
@@ -99,16 +122,44 @@ class RolloutHost:
         self._note_exclusions(self._batch, torch.cat(weights))
         self._batch.sort(key=lambda group: group.id)
         metrics = experience_metrics(self._batch, config, names=self._names, step=step)
-        yield Experience(batch, metrics | self.controller.metrics() | reward_metrics(self._rewards))
+        yield Experience(batch, metrics | self._controller.metrics() | reward_metrics(self._rewards))
 
     def trained(self, step: int) -> None:
-        """Notes which groups the update to `step` used."""
-        self.controller.mark_consumed(self._batch, step)
+        """The update to `step` used the batch handed out last."""
+        self._controller.mark_consumed(self._batch, step)
         self._batch = []
 
-    def lengths(self, step: int) -> dict[str, float]:
+    def settle(self) -> None:
+        """Returns when that is durable."""
+        self._controller.settle()
+
+    def checkpointed(self, step: int) -> None:
+        """The checkpoint of `step` is on disk: what it was trained on will not come back after a kill."""
+        self._controller.checkpoint(step)
+
+    def lengths(self, step: int) -> Metrics:
         """What `step`, now trained, says about lengths."""
         return self._lengths.measure(step, self._journal.lengths)
+
+    def take_up_evaluations(self, version: WeightVersion, folder: Path) -> None:
+        """Begins again what an earlier attempt left. `version` and `folder`: the weights pushed last."""
+        if self._evaluation is not None:
+            self._evaluation.take_up(version, folder)
+
+    def evaluate(self, version: WeightVersion, folder: Path) -> None:
+        """Begins to evaluate these weights on the held-out prompts; returns when training may go on."""
+        if self._evaluation is not None:
+            self._evaluation.begin(version, folder, waiting=self._waiting)
+
+    def evaluated(self) -> Iterator[tuple[int, Metrics]]:
+        """(step, metrics) of evaluations that are done, each once; asking for the next says that the last is recorded."""
+        if self._evaluation is not None:
+            yield from self._evaluation.finished()
+
+    def finish_evaluations(self) -> None:
+        """Waits for all evaluations that were begun."""
+        if self._evaluation is not None:
+            self._evaluation.wait(waiting=self._waiting)
 
     def _note_exclusions(self, groups: Sequence[Group], weights: torch.Tensor) -> None:
         """Which of their rollouts have no weight in the loss; durable with the record that they were trained on."""

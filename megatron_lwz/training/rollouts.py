@@ -1,26 +1,28 @@
-"""The trainer's side of the rollouts: rank 0 runs engine, journal and controller; every rank gets the same batches."""
+"""The trainer's side of the rollouts: rank 0 has a host for engines, journal and controller; every rank gets the same batches."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import exchange, groups
 from megatron_lwz.training.attempts import record_attempt
-from megatron_lwz.training.engines import open_engines
 from megatron_lwz.training.experience import Experience
-from megatron_lwz.training.reward_server import open_reward_server
-from megatron_lwz.training.rollout_host import RolloutHost, Waiting
-from megatron_lwz.training.run_folder import RunFolder, due
+from megatron_lwz.training.remote_host import RemoteHost, remote_host
+from megatron_lwz.training.rollout_host import RolloutHost, Waiting, local_host
+from megatron_lwz.training.run_folder import RunFolder, RunPaths, due
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.turns import Turns
 from megatron_lwz.training.weight_sync import Transport, make_transport
 from megatron_lwz.types import SequenceBatch, WeightVersion
+
+Host = RolloutHost | RemoteHost
+"""Rank 0's half: in this process, or in one of its own."""
 
 
 @contextmanager
@@ -31,30 +33,37 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
     """
     transport = partial(make_transport, config=config, root=run.weights, chunks=state.policies)
     with ExitStack() as stack:
-        host = None
+        host: Host | None = None
         if groups.is_rank_zero():
-            host = RolloutHost(stack.enter_context(open_reward_server(config, run)), run, state.step, waiting)
+            host = stack.enter_context(open_host(config, run, state.step, waiting))
         exporter = transport(None)
         first = WeightVersion(state.step, record_attempt(run.root, state.step))
         version = exporter.prepare(first, folder=config.data.held_out_prompts is not None)
         engines = None
         if host is not None:
-            engines = stack.enter_context(open_engines(config, run, exporter.folder(version)))
-            stack.enter_context(host.connected(engines, version))
+            stack.enter_context(host.connected(version, exporter.folder(version)))
+            engines = host.engines
         turns = Turns(config, state, engines, version.attempt)
         rollouts = Rollouts(config, host, stack.enter_context(closing(transport(engines))), turns, version)
         rollouts.push()
         turns.engines()
-        if host is not None and host.evaluation is not None:
-            host.evaluation.take_up(version, exporter.folder(version))
+        if host is not None:
+            host.take_up_evaluations(version, exporter.folder(version))
         yield rollouts
+
+
+def open_host(config: Config, run: RunPaths, step: int, waiting: Waiting) -> AbstractContextManager[Host]:
+    """The host that `rollout.controller` asks for; the run goes on from `step`. Rank 0 only, from the main thread."""
+    if config.rollout.controller == "process":
+        return remote_host(config, run, step, waiting)
+    return local_host(config, run, step, waiting)
 
 
 class Rollouts:
     """What the loop asks for, on every rank. Ranks other than 0 wait outside collectives while engines write."""
 
     def __init__(
-        self, config: Config, host: RolloutHost | None, transport: Transport, turns: Turns, version: WeightVersion
+        self, config: Config, host: Host | None, transport: Transport, turns: Turns, version: WeightVersion
     ) -> None:
         self._config = config
         self._host = host
@@ -94,7 +103,7 @@ class Rollouts:
         self._version = self._transport.prepare(replace(self._version, step=step), folder=evaluated)
         self.push()
         if self._host is not None:
-            self._host.controller.settle()
+            self._host.settle()
 
     def push(self) -> None:
         """Has the engines load the version last prepared; compares checksums the first time and every so often."""
@@ -106,7 +115,7 @@ class Rollouts:
             self._transport.verify(self._version)
         self._pushes += 1
         if self._host is not None:
-            self._host.controller.set_version(self._version)
+            self._host.set_version(self._version)
 
     def trained(self, step: int) -> None:
         """The batch handed out last was trained on; the policy now has `step` updates."""
@@ -120,20 +129,19 @@ class Rollouts:
     def checkpointed(self, step: int) -> None:
         """The checkpoint of `step` is on disk: what it was trained on will not come back after a kill."""
         if self._host is not None:
-            self._host.controller.checkpoint(step)
+            self._host.checkpointed(step)
 
     def evaluate(self) -> None:
         """Begins to evaluate the weights pushed last on the held-out prompts; waits for it if it is not concurrent."""
-        if self._host is not None and self._host.evaluation is not None:
+        if self._host is not None and self._config.data.held_out_prompts is not None:
             if not self._config.evaluation.concurrent:
                 self._turns.engines()
-            folder = self._transport.folder(self._version)
-            self._host.evaluation.begin(self._version, folder, waiting=self._host.waiting)
+            self._host.evaluate(self._version, self._transport.folder(self._version))
 
     def evaluated(self) -> Iterator[tuple[int, dict[str, float]]]:
         """(step, metrics `eval/…`) of evaluations that are done, each once."""
-        if self._host is not None and self._host.evaluation is not None:
-            for step, metrics in self._host.evaluation.finished():
+        if self._host is not None:
+            for step, metrics in self._host.evaluated():
                 yield step, metrics | {"eval/steps_behind": float(self._version.step - step)}
 
     def finish_evaluations(self) -> None:
@@ -144,6 +152,5 @@ class Rollouts:
         if self._host is None:
             exchange.wait_until_posted(done, math.inf)
             return
-        if self._host.evaluation is not None:
-            self._host.evaluation.wait(waiting=self._host.waiting)
+        self._host.finish_evaluations()
         exchange.post(done)

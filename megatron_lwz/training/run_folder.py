@@ -12,8 +12,21 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.training.checkpoint import latest
 
 
-class RunFolder:
-    """The paths of one run. `resume` is the checkpoint it goes on from, None for a fresh start."""
+class RunPaths:
+    """Where the things of one run lie."""
+
+    def __init__(self, config: Config) -> None:
+        self.root = Path(config.run.dir)
+        self.config = self.root / "config.yaml"
+        self.checkpoints = self.root / "checkpoints"
+        self.metrics = self.root / "metrics.jsonl"
+        self.journal = self.root / "journal.sqlite"
+        self.weights = self.root / "weights"
+        self.hf = self.root / "hf"
+
+
+class RunFolder(RunPaths):
+    """The folder of a run that trains. `resume` is the checkpoint it goes on from, None for a fresh start."""
 
     def __init__(self, config: Config) -> None:
         """Decides about resuming, then rank 0 creates the folder and writes the resolved `config.yaml`. Collective.
@@ -21,17 +34,12 @@ class RunFolder:
         `run.resume`: `auto` goes on from the newest checkpoint if there is one, `must` fails without one, `never`
         refuses a folder that a run already wrote to. Raises ConfigError, on every rank alike.
         """
-        self.root = Path(config.run.dir)
-        self.checkpoints = self.root / "checkpoints"
-        self.metrics = self.root / "metrics.jsonl"
-        self.journal = self.root / "journal.sqlite"
-        self.weights = self.root / "weights"
-        self.hf = self.root / "hf"
+        super().__init__(config)
         self.resume = self._checkpoint(config)
         dist.barrier()  # nobody writes before everybody has looked
         if groups.is_rank_zero():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            save_config(config, self.root / "config.yaml")
+            save_config(config, self.config)
         dist.barrier()
 
     def _checkpoint(self, config: Config) -> Path | None:

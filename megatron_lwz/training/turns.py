@@ -8,27 +8,25 @@ import torch.distributed as dist
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import exchange
-from megatron_lwz.rollout import weight_routes
-from megatron_lwz.rollout.client import EngineClient
-from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.offload import TrainerMemory
 from megatron_lwz.training.state import TrainState
+from megatron_lwz.training.weight_sync.protocol import EngineControl
 
 
 class Turns:
-    """Every rank calls `engines` and `trainer`, in turn; `pool` on rank 0 only. They raise EngineError."""
+    """Every rank calls `engines` and `trainer`, in turn; `engines` on rank 0 only. They raise EngineError."""
 
-    def __init__(self, config: Config, state: TrainState, pool: EnginePool | None, attempt: int) -> None:
+    def __init__(self, config: Config, state: TrainState, engines: EngineControl | None, attempt: int) -> None:
         self._memory = TrainerMemory(state) if config.rollout.colocated else None
-        self._pool = pool
+        self._engines = engines
         self._key = f"turns/{attempt}"
         self._turn = 0
         self._engines_write = False
 
     def weights(self) -> None:
         """Before new weights are pushed: engines that sleep take memory for weights, and no more."""
-        if self._memory is not None and self._pool is not None:
-            self._pool.on_all(_wake_weights)
+        if self._memory is not None and self._engines is not None:
+            self._engines.wake("weights")
 
     def engines(self) -> None:
         """The trainer leaves the GPUs; once all ranks have, the engines take memory for keys and values.
@@ -39,28 +37,18 @@ class Turns:
             return
         self._memory.leave()
         exchange.post(f"{self._key}/{self._turn}/{dist.get_rank()}")
-        if self._pool is not None:
+        if self._engines is not None:
             for rank in range(dist.get_world_size()):
                 exchange.wait_until_posted(f"{self._key}/{self._turn}/{rank}", math.inf)
-            self._pool.on_all(_wake_all)
+            self._engines.wake("kv_cache")
         self._engines_write = True
 
     def trainer(self) -> None:
         """The engines sleep, the trainer takes its memory again. Other ranks call it when they know that rank 0 has."""
         if self._memory is None:
             return
-        if self._pool is not None:
-            self._pool.on_all(weight_routes.sleep)
+        if self._engines is not None:
+            self._engines.sleep()
         self._memory.come_back()
         self._engines_write = False
         self._turn += 1
-
-
-async def _wake_weights(client: EngineClient) -> None:
-    if await weight_routes.is_sleeping(client):
-        await weight_routes.wake_up(client, ("weights",))
-
-
-async def _wake_all(client: EngineClient) -> None:
-    if await weight_routes.is_sleeping(client):
-        await weight_routes.wake_up(client, ("kv_cache",))

@@ -20,7 +20,7 @@ def test_a_run_one_step_ahead_trains_every_group_once_in_order_within_the_bound(
         rollout={
             "max_staleness": 1,
             "max_new_tokens": 60,
-            "reader": "process",
+            "controller": "process",
             "stop": list("abc"),
             "guard": {"mode": "observe", "interval": 16},
         },

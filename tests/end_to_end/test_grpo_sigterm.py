@@ -95,12 +95,13 @@ def rows(folder: Path, query: str) -> list[tuple]:
         return []
 
 
-def test_torchrun_is_told_to_end_in_the_middle_of_rollouts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("controller", ["thread", "process"])
+def test_torchrun_is_told_to_end_in_the_middle_of_rollouts(controller: str, tmp_path: Path) -> None:
     config = write_example(
         tmp_path,
         vocab_size=256,
         training={"tokens_per_micro_batch": 32_768},
-        rollout={"max_new_tokens": 20_000, "stop": [], "engine_threads": 1},
+        rollout={"max_new_tokens": 20_000, "stop": [], "engine_threads": 1, "controller": controller},
     )
     before = Run(config, ranks=2).terminate_when(Run.writing, everybody=False)
     log = tmp_path / "run" / "journal.sqlite-wal"
@@ -110,13 +111,14 @@ def test_torchrun_is_told_to_end_in_the_middle_of_rollouts(tmp_path: Path) -> No
 
 
 @pytest.mark.long
-def test_told_to_end_again_and_again_it_trains_every_group_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("controller", ["thread", "process"])
+def test_told_to_end_again_and_again_it_trains_every_group_once(controller: str, tmp_path: Path) -> None:
     steps, draw = 40, random.Random(3)
     config = write_example(
         tmp_path,
         vocab_size=256,
         training={"steps": steps},
-        rollout={"max_new_tokens": 400, "stop": [], "engine_threads": 1},
+        rollout={"max_new_tokens": 400, "stop": [], "engine_threads": 1, "controller": controller},
         evaluation={"concurrent": True, "interval": 4, "samples": 8},
         checkpoint={"interval": 2, "keep": 3},
     )

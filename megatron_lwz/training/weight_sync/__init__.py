@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from megatron_lwz.config import Config
-from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.weight_sync.disk import DiskTransport
 from megatron_lwz.training.weight_sync.nccl import NcclTransport, nccl_joining
 from megatron_lwz.training.weight_sync.protocol import EngineControl, Transport
@@ -17,7 +16,7 @@ __all__ = ["DiskTransport", "EngineControl", "NcclTransport", "Transport", "make
 
 
 def make_transport(
-    engines: EnginePool | None, config: Config, *, root: Path, chunks: Sequence[torch.nn.Module]
+    engines: EngineControl | None, config: Config, *, root: Path, chunks: Sequence[torch.nn.Module]
 ) -> Transport:
     """The way that `weight_sync.transport` names; `engines` on rank 0 only, folders under `root`. Raises LwzError."""
     section = config.weight_sync

@@ -5,10 +5,9 @@ The tensors, their names and their order are those of an exported Hugging Face f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,19 +22,12 @@ from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.training.weight_sync.buckets import Buckets
 from megatron_lwz.training.weight_sync.channel import Joining, NcclJoining
 from megatron_lwz.training.weight_sync.disk import DiskTransport
+from megatron_lwz.training.weight_sync.protocol import EngineControl
 from megatron_lwz.training.weight_sync.sender import Sender
 from megatron_lwz.types import WeightVersion
 
 MIB = 2**20
 Stream = Iterator[tuple[str, Tensor | None]]
-
-
-class Engines(Protocol):
-    """The running engines, as this transport needs them."""
-
-    def push_together(self, version: WeightVersion, send: Callable[[Sequence[EngineClient]], None]) -> None:
-        """Calls `send` with those that answer; afterwards they have the weights, and others lack them until the next push."""
-        ...
 
 
 class NcclTransport:
@@ -46,7 +38,7 @@ class NcclTransport:
 
     def __init__(
         self,
-        engines: Engines | None,
+        engines: EngineControl | None,
         disk: DiskTransport,
         *,
         chunks: Sequence[torch.nn.Module],
@@ -92,7 +84,7 @@ class NcclTransport:
             self._sender.close()
 
     def _push(
-        self, engines: Engines, sender: Sender, stream: Stream, version: WeightVersion, device: torch.device
+        self, engines: EngineControl, sender: Sender, stream: Stream, version: WeightVersion, device: torch.device
     ) -> str | None:
         """Rank 0's part: what went wrong, "" or None. All ranks hear of it before they stream (None: go on), and after.
 

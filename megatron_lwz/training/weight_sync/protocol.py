@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.types import WeightVersion
 
 
@@ -46,6 +47,18 @@ class EngineControl(Protocol):
         """
         ...
 
+    def push_together(self, version: WeightVersion, send: Callable[[Sequence[EngineClient]], None]) -> None:
+        """Calls `send` with those that answer; afterwards they have the weights, and others lack them until the next push."""
+        ...
+
     def weight_checksum(self) -> Mapping[str, str]:
         """URL of each engine → checksum (hex) of the weights it runs, as `models.hf.checksum_folder` computes it."""
+        ...
+
+    def wake(self, part: str) -> None:
+        """Engines that sleep take memory again, for `weights` or for the `kv_cache`."""
+        ...
+
+    def sleep(self) -> None:
+        """Every engine leaves its GPU. No request may be running."""
         ...

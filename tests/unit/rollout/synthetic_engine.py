@@ -136,7 +136,7 @@ class Engine:
 
     def app(self) -> web.Application:
         posts = ("/pause", "/resume", "/collective_rpc", "/update_weight_version", "/weight_checker")
-        posts += ("/reset_prefix_cache", "/abort_requests")
+        posts += ("/reset_prefix_cache", "/abort_requests", "/start_weight_update", "/finish_weight_update")
         routes = [web.post("/v1/completions", self.complete), *(web.post(path, self.control) for path in posts)]
         routes += [
             web.get("/health", self.control),

@@ -47,10 +47,11 @@ def test_every_mode_trains_the_same_data(tmp_path):
 
 
 @pytest.mark.long
-def test_a_training_loop_is_measured_beside_the_load_and_without_it(tmp_path):
+@pytest.mark.parametrize("controller", ["thread", "process"])
+def test_a_training_loop_is_measured_beside_the_load_and_without_it(controller, tmp_path):
     file = tmp_path / "figures.json"
     sizes = ["--streams", "8", "--group", "4", "--median", "60", "--cap", "200", "--rate", "400", "--seconds", "1"]
-    done = run("--beside", "--reader", "process", *sizes, "--json", str(file))
+    done = run("--beside", "--controller", controller, *sizes, "--json", str(file))
     assert done.returncode == 0, done.stderr
     figures = json.loads(file.read_text())
     assert figures["training_slowdown"].keys() == {"small kernels", "large kernels"} and figures["rollouts"] > 0

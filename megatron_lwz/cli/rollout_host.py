@@ -1,0 +1,39 @@
+"""`python -m megatron_lwz.cli.rollout_host CONFIG --socket FD --step N`: started by a trainer with `rollout.controller: process`."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from collections.abc import Sequence
+
+from megatron_lwz.cli import common
+from megatron_lwz.config import load_config
+from megatron_lwz.distributed import termination
+from megatron_lwz.errors import LwzError
+from megatron_lwz.training.host_connection import Connection, describe_error
+from megatron_lwz.training.host_service import serve
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serves the trainer at the other end of the inherited socket, which hears what goes wrong. Returns the exit status."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--step", type=int, required=True)
+    options = parser.parse_args(argv)
+    common.start_log()
+    connection = Connection(socket.socket(fileno=options.socket))
+    with termination.watched(forced=lambda: None, until_exit=True):
+        try:
+            serve(load_config(options.config), options.step, connection)
+        except LwzError as error:
+            connection.send({"parting": describe_error(error)})
+            return common.USER_ERROR
+        except termination.Terminated:
+            return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

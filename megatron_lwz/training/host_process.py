@@ -1,0 +1,144 @@
+"""A rollout process as the trainer sees it: calls go out through a socket, answers come back. It ends with the trainer."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import count
+from queue import SimpleQueue
+from typing import Any
+
+from megatron_lwz.distributed import environment, termination
+from megatron_lwz.errors import EnvironmentSetupError
+from megatron_lwz.rollout.progress import Progress
+from megatron_lwz.training.host_connection import Connection, Message, error_from
+from megatron_lwz.training.rollout_host import Waiting
+
+CLOSE_SECONDS = 60.0
+"""Patience with a process that ends its engines; less once the trainer was told to end."""
+
+Asked = Callable[[Any], None]
+"""Does what the process asks for before it can answer."""
+
+
+class HostProcess:
+    """The process, and the calls that are under way, each in the thread that makes it. Start it from the main thread.
+
+    `arguments` are Python's; `--socket` and the number of an inherited socket follow them.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        near, far = socket.socketpair()
+        guard = [sys.executable, "-m", "megatron_lwz.http.orphan", str(os.getpid())]
+        self._child = subprocess.Popen(
+            [*guard, sys.executable, *arguments, "--socket", str(far.fileno())],
+            env=environment.child_environment(OMP_NUM_THREADS="1"),
+            stdin=subprocess.DEVNULL,
+            pass_fds=[far.fileno()],
+            start_new_session=True,  # ^C is for the trainer, which ends the process when it has unwound
+        )
+        far.close()
+        self._connection = Connection(near)
+        self._numbers = count()
+        self._lock = threading.Lock()
+        self._calls: dict[int, SimpleQueue[Message | None]] = {}
+        self._gone = False
+        self._parting: list[str] | None = None
+        self._listener = threading.Thread(target=self._listen, name="rollout process", daemon=True)
+        self._listener.start()
+
+    def call(self, name: str, *arguments: Any, waiting: Waiting | None = None, asked: Asked | None = None) -> Any:
+        """The answer. See `exchange`."""
+        return self.exchange(name, *arguments, waiting=waiting, asked=asked).content["answer"]
+
+    def exchange(
+        self, name: str, *arguments: Any, waiting: Waiting | None = None, asked: Asked | None = None
+    ) -> Message:
+        """The message that holds the answer. Meanwhile `waiting` hears of progress, and `asked` does what is asked for.
+
+        Raises what the call raises there, if that is an LwzError, and EnvironmentSetupError if the process ends or fails.
+        """
+        number = next(self._numbers)
+        with self._lock:
+            inbox = self._calls[number] = SimpleQueue()
+            if self._gone:
+                inbox.put(None)
+        try:
+            self._send({"number": number, "call": name, "arguments": list(arguments)})
+            while True:
+                message = inbox.get()
+                if message is None:
+                    raise EnvironmentSetupError(self._last_words())
+                content = message.content
+                if "progress" in content:
+                    if waiting is not None:
+                        waiting(Progress(**content["progress"]))
+                elif "asked" in content:
+                    assert asked is not None
+                    self._do(asked, content["asked"])
+                elif "error" in content:
+                    raise error_from(content["error"])
+                else:
+                    return message
+        finally:
+            with self._lock:
+                del self._calls[number]
+
+    def keep(self) -> None:
+        """Returns when everything received is durable; a process that has ended has seen to it."""
+        with suppress(EnvironmentSetupError):
+            self.call("keep")
+
+    def close(self) -> None:
+        """Has it end, everything durable; returns when it has. Raises what went wrong at its end."""
+        with suppress(ProcessLookupError):
+            self._child.terminate()
+        try:
+            self._child.wait(termination.patience(CLOSE_SECONDS, reserve=2.0))
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self._listener.join()
+        self._connection.close()
+        if self._parting is not None:
+            raise error_from(self._parting)
+
+    def _do(self, asked: Asked, what: Any) -> None:
+        """Does it, and says so. What it raises is raised when the process has heard of it, in place of the answer."""
+        try:
+            asked(what)
+        except BaseException as error:
+            self._send({"done": False, "why": str(error)})
+            raise
+        self._send({"done": True})
+
+    def _send(self, content: dict[str, Any]) -> None:
+        with suppress(OSError):  # its end is told by the listener
+            self._connection.send(content)
+
+    def _listen(self) -> None:
+        with suppress(EOFError):
+            while True:
+                message = self._connection.receive()
+                if "parting" in message.content:
+                    self._parting = message.content["parting"]
+                elif (inbox := self._calls.get(message.content["number"])) is not None:
+                    inbox.put(message)
+        with self._lock:
+            self._gone = True
+            for inbox in self._calls.values():
+                inbox.put(None)
+
+    def _last_words(self) -> str:
+        """Why there is no answer."""
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(5.0)
+        return (
+            f"the rollout process (rollout.controller: process) ended with status {self._child.returncode}: "
+            "see what it said above; the same command goes on, rollouts from their last token"
+        )

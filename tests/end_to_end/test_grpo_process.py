@@ -1,0 +1,67 @@
+"""The main job with its controller in a process of its own, when one of the processes dies."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from megatron_lwz.metrics import read_metrics
+from megatron_lwz.rollout.journal_reader import JournalReader
+from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
+from tests.end_to_end.journal_checks import assert_every_token_once
+
+PROCESS = "rollout.controller=process"
+
+
+def test_whoever_dies_the_others_end_and_the_run_goes_on(tmp_path: Path) -> None:
+    config = write_example(
+        tmp_path,
+        training={"steps": 4, "accumulate_groups": 1},
+        rollout={"max_new_tokens": 300},
+        data={"held_out_prompts": None},
+    )
+    run = tmp_path / "run"
+    for victim, steps in (("rollout_host", 1), ("train_grpo", 2)):
+        job = subprocess.Popen(
+            command(config, PROCESS),
+            cwd=ROOT,
+            env=variables(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        wait_for(
+            lambda steps=steps: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) >= steps
+        )
+        family = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
+        roles = {role for role in ("train_grpo", "rollout_host", "serve_engine") if process_of(role, family)}
+        assert roles == {"train_grpo", "rollout_host", "serve_engine"}
+        process_of(victim, family)[0].kill()
+        said, _ = job.communicate(timeout=60)
+        _, alive = psutil.wait_procs(family[1:], 30)
+        assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+        if victim == "rollout_host":
+            assert job.returncode == 2, said
+            (line,) = [line for line in said.splitlines() if line.startswith("error")]
+            assert "the rollout process (rollout.controller: process) ended with status -9" in line
+            assert "Traceback" not in said
+    train(config, PROCESS)
+    with JournalReader(run / "journal.sqlite") as journal:
+        assert sorted(journal.consumed().values()) == [step for step in range(1, 5) for _ in range(2)]
+    assert_every_token_once(run / "journal.sqlite")
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(1, 5))
+
+
+def process_of(role: str, family: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in family if any(f"megatron_lwz.cli.{role}" == word for word in process.cmdline())]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
