@@ -27,7 +27,7 @@ from megatron_lwz.config.load import validate
 from megatron_lwz.distributed import environment
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.training.rollouts import Host, open_host
-from megatron_lwz.training.run_folder import RunPaths
+from megatron_lwz.training.run_paths import RunPaths
 from megatron_lwz.types import WeightVersion
 
 TURN_SECONDS = 3.0

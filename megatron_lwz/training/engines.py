@@ -16,7 +16,7 @@ from megatron_lwz.rollout.contract import check_engine
 from megatron_lwz.rollout.engine.process import engine_process
 from megatron_lwz.rollout.engine_list import EngineList
 from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.training.run_folder import RunPaths
+from megatron_lwz.training.run_paths import RunPaths
 
 START_SECONDS = 300.0
 

@@ -20,7 +20,7 @@ from megatron_lwz.rollout.held_out import HeldOut
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.engines import START_SECONDS, EmbeddedEngine, make_pool
 from megatron_lwz.training.experience import rollout_metrics
-from megatron_lwz.training.run_folder import RunPaths
+from megatron_lwz.training.run_paths import RunPaths
 from megatron_lwz.types import Group, Prompt, WeightVersion
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.experience import Experience
 from megatron_lwz.training.host_connection import Connection, Message, describe_error
 from megatron_lwz.training.rollout_host import RolloutHost, local_host
-from megatron_lwz.training.run_folder import RunPaths
+from megatron_lwz.training.run_paths import RunPaths
 from megatron_lwz.types import WeightVersion
 
 

@@ -20,7 +20,7 @@ from megatron_lwz.training.engines import client_maker
 from megatron_lwz.training.experience import Experience
 from megatron_lwz.training.host_process import HostProcess
 from megatron_lwz.training.rollout_host import Waiting
-from megatron_lwz.training.run_folder import RunPaths
+from megatron_lwz.training.run_paths import RunPaths
 from megatron_lwz.types import SequenceBatch, WeightVersion
 
 

@@ -10,7 +10,7 @@ from megatron_lwz.config import Config
 from megatron_lwz.distributed import environment
 from megatron_lwz.distributed.servers import server_process
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.training.run_folder import RunPaths
+from megatron_lwz.training.run_paths import RunPaths
 
 START_SECONDS = 600.0
 

@@ -32,7 +32,7 @@ from megatron_lwz.training.engines import open_engines
 from megatron_lwz.training.evaluation import in_loop_evaluation
 from megatron_lwz.training.experience import Experience, experience_metrics, is_barren, make_batch
 from megatron_lwz.training.reward_server import open_reward_server
-from megatron_lwz.training.run_folder import RunPaths
+from megatron_lwz.training.run_paths import RunPaths
 from megatron_lwz.types import Group, Prompt, RewardFn, WeightVersion
 
 logger = logging.getLogger(__name__)

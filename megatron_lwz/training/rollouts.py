@@ -15,7 +15,8 @@ from megatron_lwz.training.attempts import record_attempt
 from megatron_lwz.training.experience import Experience
 from megatron_lwz.training.remote_host import RemoteHost, remote_host
 from megatron_lwz.training.rollout_host import RolloutHost, Waiting, local_host
-from megatron_lwz.training.run_folder import RunFolder, RunPaths, due
+from megatron_lwz.training.run_folder import RunFolder, due
+from megatron_lwz.training.run_paths import RunPaths
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.turns import Turns
 from megatron_lwz.training.weight_sync import Transport, make_transport

@@ -10,19 +10,7 @@ from megatron_lwz.config import Config, save_config
 from megatron_lwz.distributed import groups
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.training.checkpoint import latest
-
-
-class RunPaths:
-    """Where the things of one run lie."""
-
-    def __init__(self, config: Config) -> None:
-        self.root = Path(config.run.dir)
-        self.config = self.root / "config.yaml"
-        self.checkpoints = self.root / "checkpoints"
-        self.metrics = self.root / "metrics.jsonl"
-        self.journal = self.root / "journal.sqlite"
-        self.weights = self.root / "weights"
-        self.hf = self.root / "hf"
+from megatron_lwz.training.run_paths import RunPaths
 
 
 class RunFolder(RunPaths):
