@@ -233,6 +233,7 @@ def main() -> None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     if options.markdown:
         asked = " ".join(f"--{name} {getattr(options, name):g}" for name in LOAD)
+        asked += f" --steps {options.steps}" if options.asynchrony else f" --seconds {options.seconds:g}"
         mode = " --asynchrony" if options.asynchrony else ""
         mode += f" --beside --controller {options.controller}" if options.beside else ""
         write_section(options.markdown, title, f"{made}: `bench_rollout.py{mode} {asked}`", rows)
