@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -42,6 +43,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--traceback" in arguments
     start_log()
+    if argv is None:
+        gc.freeze()  # what was imported stays: no collection looks at it again, and Megatron collects at every checkpoint
     with termination.watched(forced=lambda: _say_stopped(advice), until_exit=argv is None):
         try:
             main([text for text in arguments if text != "--traceback"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import socket
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--step", type=int, required=True)
     options = parser.parse_args(argv)
     common.start_log()
+    gc.freeze()  # as in common.run
     connection = Connection(socket.socket(fileno=options.socket))
     with termination.watched(forced=lambda: None, until_exit=True):
         try:
