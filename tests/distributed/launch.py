@@ -15,6 +15,7 @@ any number of times with other layouts); the process group is closed by the harn
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -81,7 +82,9 @@ _launcher = cache(_Launcher)
 
 def _serve() -> None:
     """Forks an agent for each line of the input, and answers with its exit status."""
-    importlib.import_module("megatron_lwz.training.grpo")
+    for module in ("megatron_lwz.training.grpo", "torch._dynamo", "numpy.random"):  # the last two: else at first use
+        importlib.import_module(module)
+    gc.freeze()  # else each collection in a rank looks at all that was imported, and has its pages copied
     for line in sys.stdin:
         target, ranks, folder, arguments, now = json.loads(line)
         child = os.fork()

@@ -21,8 +21,8 @@ def write_tiny_qwen(folder: Path, *, tied: bool) -> None:
     them (weighted log-prob sum over the token count) loss and gradient norm. The vocabulary, 1003, is odd.
     """
     model = write_tiny_qwen2(
-        folder, seed=11 + tied, vocab_size=1003, hidden_size=64, intermediate_size=176, num_attention_heads=8,
-        num_key_value_heads=4, tie_word_embeddings=tied, initializer_range=0.25,
+        folder, seed=11 + tied, vocab_size=1003, hidden_size=64, intermediate_size=176, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=tied, initializer_range=0.25,
     )  # fmt: skip
     save_file(_oracle(model), folder / "oracle.safetensors")
 

@@ -76,16 +76,6 @@ def test_the_export_loads_in_transformers_and_continues_the_corpus(whole: Path) 
     assert model(tokens, labels=tokens).loss.item() < rows_of(whole)[0]["loss"] - 0.5
 
 
-def test_a_resumed_run_repeats_an_undisturbed_one_bit_for_bit(config: Path, whole: Path) -> None:
-    folder = config.parent / "resumed"
-    arguments = (str(config), f"run.dir={folder}", "parallel.tensor=2")
-    assert run("pretrain", *arguments, "training.steps=4", ranks=2).returncode == 0
-    (folder / "checkpoints" / "latest").write_text("step_00000003")  # as if the run had died in step 4
-    done = run("pretrain", *arguments, "run.resume=must", ranks=2)
-    assert done.returncode == 0, done.stderr
-    assert rows_of(folder) == rows_of(whole)
-
-
 def test_a_run_that_is_killed_while_it_saves_resumes_bit_for_bit_from_the_checkpoint_before(
     config: Path, whole: Path
 ) -> None:
