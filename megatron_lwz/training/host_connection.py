@@ -6,6 +6,7 @@ import json
 import math
 import socket
 import threading
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from struct import Struct
@@ -76,14 +77,15 @@ class Connection:
 
 
 def describe_error(error: LwzError) -> list[str]:
-    """Its kind, as `errors` knows it, and its text."""
+    """Its kind, as `errors` knows it, its text, and where it was raised."""
     kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__]
-    return [kinds[0], str(error)]
+    return [kinds[0], str(error), "".join(traceback.format_exception(error))]
 
 
 def error_from(described: list[str]) -> LwzError:
-    """The error that `describe_error` described."""
-    kind, text = described
+    """The error that `describe_error` described; `--traceback` shows where it was raised, too."""
+    kind, text, stack = described
     error: LwzError = (found := getattr(errors, kind)).__new__(found)
     error.args = (text,)
+    error.add_note(f"In the rollout process:\n{stack}")
     return error

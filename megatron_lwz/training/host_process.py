@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -21,6 +22,8 @@ from megatron_lwz.training.rollout_host import Waiting
 
 CLOSE_SECONDS = 60.0
 """Patience with a process that ends its engines; less once the trainer was told to end."""
+
+log = logging.getLogger(__name__)
 
 Asked = Callable[[Any], None]
 """Does what the process asks for before it can answer."""
@@ -96,8 +99,8 @@ class HostProcess:
 
     def close(self) -> None:
         """Has it end, everything durable; returns when it has. Raises what went wrong at its end."""
-        with suppress(ProcessLookupError):
-            self._child.terminate()
+        ended = self._child.poll() is not None
+        self._child.terminate()
         try:
             self._child.wait(termination.patience(CLOSE_SECONDS, reserve=2.0))
         except subprocess.TimeoutExpired:
@@ -107,6 +110,8 @@ class HostProcess:
         self._connection.close()
         if self._parting is not None:
             raise error_from(self._parting)
+        if self._child.returncode and not ended:
+            log.warning("the rollout process did not end in order (status %d)", self._child.returncode)
 
     def _do(self, asked: Asked, what: Any) -> None:
         """Does it, and says so. What it raises is raised when the process has heard of it, in place of the answer."""

@@ -43,25 +43,33 @@ class Job:
     def wait_for_tokens(self, count: int) -> None:
         """Until so many are durable and an engine is there."""
         end = time.monotonic() + 600
-        while durable_tokens(self.journal) < count or self.engine() is None:
+        while durable_tokens(self.journal) < count or self.child("serve_engine") is None:
             assert self._process is not None and self._process.poll() is None, "it ended before it was killed"
             assert time.monotonic() < end, "it stands still"
             time.sleep(0.01)
 
-    def engine(self) -> psutil.Process | None:
-        """The process of the training engine."""
+    def child(self, role: str) -> psutil.Process | None:
+        """The process of the training engine, or of the controller."""
         assert self._process is not None
         try:
             children = psutil.Process(self._process.pid).children(recursive=True)
-            return next((child for child in children if "megatron_lwz.cli.serve_engine" in child.cmdline()), None)
+            return next((child for child in children if f"megatron_lwz.cli.{role}" in child.cmdline()), None)
         except psutil.NoSuchProcess:
             return None
 
     def kill_engine(self) -> None:
-        engine = self.engine()
+        engine = self.child("serve_engine")
         assert engine is not None
         engine.kill()
-        engine.wait(60)
+        with suppress(psutil.NoSuchProcess):
+            engine.wait(60)
+
+    def kill_controller(self) -> None:
+        """The run ends by itself then."""
+        controller = self.child("rollout_host")
+        assert controller is not None and self._process is not None
+        controller.kill()
+        assert self._process.wait(60) == 2
 
     def kill(self) -> None:
         assert self._process is not None
@@ -70,11 +78,12 @@ class Job:
         self._process.wait()
 
 
-def test_every_group_is_trained_exactly_once_whatever_dies(tmp_path: Path) -> None:
+@pytest.mark.parametrize("controller", ["thread", "process"])
+def test_every_group_is_trained_exactly_once_whatever_dies(controller: str, tmp_path: Path) -> None:
     config = write_example(
         tmp_path,
         training={"steps": STEPS, "tokens_per_micro_batch": 512},
-        rollout={"max_new_tokens": TOKENS, "pool": {"probe_interval": 0.5}},
+        rollout={"max_new_tokens": TOKENS, "pool": {"probe_interval": 0.5}, "controller": controller},
         optimizer={"lr": STILL},
         data={"held_out_prompts": None},
     )
@@ -82,16 +91,16 @@ def test_every_group_is_trained_exactly_once_whatever_dies(tmp_path: Path) -> No
     expected = trained(tmp_path / "undisturbed" / "journal.sqlite")
     total, draw = sum(len(row[3]) for row in expected), random.Random(7)
     job = Job(config, tmp_path / "run")
+    kills = [job.kill_engine, job.kill, *([job.kill_controller] if controller == "process" else [])]
     job.start()
     try:
         for number in range(KILLS):
             job.wait_for_tokens(int((number + draw.uniform(0.2, 0.8)) / (KILLS + 1) * total))
             time.sleep(draw.uniform(0, 1))  # rollouts, an update, a checkpoint
-            if number % 2:
-                job.kill()
+            kill = kills[number % len(kills)]
+            kill()
+            if kill != job.kill_engine:
                 job.start()
-            else:
-                job.kill_engine()
     finally:
         job.kill()
     train(config, f"run.dir={tmp_path / 'run'}", timeout=1200)

@@ -18,11 +18,18 @@ pytestmark = pytest.mark.vllm
 STEPS = 4
 
 
-def test_a_run_on_vllm_stays_on_policy_through_every_weight_sync(vllm, tmp_path):
+@pytest.mark.parametrize("controller", ["thread", "process"])
+def test_a_run_on_vllm_stays_on_policy_through_every_weight_sync(controller, vllm, tmp_path):
     config = write_example(
         tmp_path,
         training={"steps": STEPS},
-        rollout={"engine": "vllm", "urls": [vllm.url], "max_new_tokens": 40, "temperature": 0.8},
+        rollout={
+            "engine": "vllm",
+            "urls": [vllm.url],
+            "max_new_tokens": 40,
+            "temperature": 0.8,
+            "controller": controller,
+        },
         data={"held_out_prompts": None},
         optimizer={"lr": 1e-3},
     )
