@@ -10,7 +10,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -43,9 +44,10 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--traceback" in arguments
     start_log()
-    if argv is None:
-        gc.freeze()  # what was imported stays: no collection looks at it again, and Megatron collects at every checkpoint
-    with termination.watched(forced=lambda: _say_stopped(advice), until_exit=argv is None):
+    with (
+        imports_frozen() if argv is None else nullcontext(),
+        termination.watched(forced=lambda: _say_stopped(advice), until_exit=argv is None),
+    ):
         try:
             main([text for text in arguments if text != "--traceback"])
             return 0
@@ -61,6 +63,16 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
                 traceback.print_exception(error)
         _say_stopped(advice)
         return 128 + number
+
+
+@contextmanager
+def imports_frozen() -> Iterator[None]:
+    """Garbage collections leave out what was imported before: it stays, and Megatron collects at every checkpoint."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def load(argv: Sequence[str]) -> Config:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import socket
 import sys
 from collections.abc import Sequence
@@ -24,9 +23,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--step", type=int, required=True)
     options = parser.parse_args(argv)
     common.start_log()
-    gc.freeze()  # as in common.run
     connection = Connection(socket.socket(fileno=options.socket))
-    with termination.watched(forced=lambda: None, until_exit=True):
+    with common.imports_frozen(), termination.watched(forced=lambda: None, until_exit=True):
         try:
             serve(load_config(options.config), options.step, connection)
         except LwzError as error:

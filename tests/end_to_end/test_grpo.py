@@ -81,15 +81,14 @@ def test_every_group_is_trained_once_in_order(undisturbed: Path) -> None:
     assert sorted(first_epoch) == ["p0", "p1", "p2", "p3", "p4"]
 
 
-def test_run_resumed_with_its_controller_in_a_process_repeats_the_loss_bit_for_bit(
-    undisturbed: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("controller", ["thread", "process"])
+def test_resumed_run_repeats_the_loss_bit_for_bit(controller: str, undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed / "run", tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
     names = sorted(path.name for path in checkpoints.iterdir() if path.is_dir())
     shutil.rmtree(checkpoints / names[-1])
     (checkpoints / "latest").write_text(names[0])  # as if the run had died after step 4, before its checkpoint
-    overrides = ("parallel.tensor=2", "rollout.controller=process")
+    overrides = ("parallel.tensor=2", f"rollout.controller={controller}")
     train(undisturbed / "config.yaml", f"run.dir={tmp_path / 'run'}", *overrides, ranks=2)
     before = read_metrics(undisturbed / "run" / "metrics.jsonl")
     after = read_metrics(tmp_path / "run" / "metrics.jsonl")

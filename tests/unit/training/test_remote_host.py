@@ -125,8 +125,9 @@ def test_what_goes_wrong_while_rank_0_sends_is_raised_and_the_process_goes_on(pr
 
 
 def test_errors_keep_their_kind_and_ours_are_one_line(process: HostProcess) -> None:
-    with pytest.raises(DataError, match=r"^journal\.sqlite: no room for step 3$") as caught:
+    with pytest.raises(DataError) as caught:
         process.call("trained", 3)
+    assert str(caught.value) == "journal.sqlite: no room for step 3"
     assert "host_child.py" in "".join(traceback.format_exception(caught.value)), "--traceback shows it all"
     with pytest.raises(EnvironmentSetupError, match="rollout process: KeyError: 'b'; its traceback is above"):
         process.call("lengths", 3)
