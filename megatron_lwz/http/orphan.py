@@ -10,8 +10,14 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 PR_SET_PDEATHSIG = 1
+
+
+def dying_with_us(command: Sequence[str]) -> list[str]:
+    """The command line that runs `command` until this process dies; to be started from its main thread."""
+    return [sys.executable, "-m", __name__, str(os.getpid()), *command]
 
 
 def main(arguments: list[str]) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from megatron_lwz.errors import EngineError
+from megatron_lwz.http.orphan import dying_with_us
 
 LOG_LINES_SHOWN = 5
 
@@ -52,11 +52,10 @@ class ServerProcess:
         if self.alive():
             raise EngineError(self.url, f"already started as process {self.pid}")
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
-        guard = [sys.executable, "-m", "megatron_lwz.http.orphan", str(os.getpid())]
         with self._log_path.open("ab") as log:
             try:
                 self._process = subprocess.Popen(
-                    [*guard, *self._command],
+                    dying_with_us(self._command),
                     env=self._env,
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 from megatron_lwz.distributed import environment, termination
 from megatron_lwz.errors import EnvironmentSetupError
+from megatron_lwz.http.orphan import dying_with_us
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.host_connection import Connection, Message, error_from
 from megatron_lwz.training.rollout_host import Waiting
@@ -37,9 +37,8 @@ class HostProcess:
 
     def __init__(self, arguments: Sequence[str]) -> None:
         near, far = socket.socketpair()
-        guard = [sys.executable, "-m", "megatron_lwz.http.orphan", str(os.getpid())]
         self._child = subprocess.Popen(
-            [*guard, sys.executable, *arguments, "--socket", str(far.fileno())],
+            dying_with_us([sys.executable, *arguments, "--socket", str(far.fileno())]),
             env=environment.child_environment(OMP_NUM_THREADS="1"),
             stdin=subprocess.DEVNULL,
             pass_fds=[far.fileno()],
