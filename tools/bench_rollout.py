@@ -26,7 +26,6 @@ import json
 import os
 import sys
 import tempfile
-import threading
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -36,13 +35,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 from rich.table import Table
-from rollout_load import Server, Watch, engine, loop_cpu_seconds, make_load
+from rollout_load import (
+    BATCHES_AHEAD,
+    MOST_BEHIND,
+    Feeder,
+    Server,
+    Watch,
+    engine,
+    loop_cpu_seconds,
+    make_load,
+    offered,
+)
 
 from megatron_lwz.rollout.admission import Admission
-from megatron_lwz.rollout.controller import RolloutController
 
-BATCHES_AHEAD, MOST_BEHIND = 2.0, 50
-"""Batches admitted beyond the one awaited, whose groups may overtake each other by so many steps: no stream waits for a straggler."""
 LOAD = {"streams": 256, "group": 16, "delta": 16, "median": 4000, "sigma": 0.6, "cap": 30_000, "rate": 250.0}
 ASYNCHRONY = {"streams": 32, "group": 8, "delta": 256, "median": 4000, "sigma": 0.9, "cap": 30_000, "rate": 4000.0}
 PAGE = "# Rollouts under load, on a CPU"
@@ -70,11 +76,11 @@ class Result:
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and value, to read."""
-        offered = f", {self.offered:,.0f} offered" if self.offered else ""
+        most = f", {self.offered:,.0f} offered" if self.offered else ""
         cores = f"{self.process_share:.2f}, its event loop {self.loop_share:.2f}, the engine {self.engine_share:.2f}"
         return [
             ("streams", f"{self.streams}, for {self.seconds:.0f} s: {self.rollouts} rollouts done"),
-            ("tokens per second to disk", f"{self.tokens_per_second:,.0f}{offered}"),
+            ("tokens per second to disk", f"{self.tokens_per_second:,.0f}{most}"),
             ("lag from token to disk", f"p50 {self.lag_p50:.2f} s, p99 {self.lag_p99:.2f} s"),
             ("cores", cores),
             ("memory", f"{self.memory_mib:.0f} MiB, growth {self.memory_growth_mib:+.0f} MiB"),
@@ -82,31 +88,18 @@ class Result:
         ]
 
 
-class Feeder(threading.Thread):
-    """Consumes the groups of each step, until `over`; the controller admits prompts some steps ahead."""
-
-    def __init__(self, controller: RolloutController) -> None:
-        super().__init__(daemon=True)
-        self.rollouts = 0
-        self.over = threading.Event()
-        self._controller = controller
-
-    def run(self) -> None:
-        """Step after step."""
-        step = 0
-        while not self.over.is_set():
-            step += 1
-            done = self._controller.collect(step)
-            self._controller.mark_consumed(done, step)
-            self.rollouts += sum(len(group.rollouts) for group in done)
-
-
 def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result:
     """Keeps all streams busy for the asked seconds."""
     batch = max(1, options.streams // options.group)
     load = make_load(options, server.url, server.key, folder, Admission(batch, MOST_BEHIND, carried=BATCHES_AHEAD))
     load.controller.start()
-    feeder = Feeder(load.controller)
+
+    def take(step: int) -> int:
+        groups = load.controller.collect(step)
+        load.controller.mark_consumed(groups, step)
+        return sum(len(group.rollouts) for group in groups)
+
+    feeder = Feeder(take)
     try:
         load.controller.begin(1)
         with Watch() as watch:
@@ -127,7 +120,7 @@ def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result
         seconds=seconds,
         tokens=tokens,
         tokens_per_second=tokens / seconds,
-        offered=options.streams * options.rate if not options.url and options.rate else None,
+        offered=offered(options),
         rollouts=feeder.rollouts,
         lag_p50=load.journal.lag(0.5),
         lag_p99=load.journal.lag(0.99),

@@ -6,18 +6,17 @@ import argparse
 import asyncio
 import json
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
 import psutil
 import torch
-from rollout_load import Server, loop_cpu_seconds
+from rollout_load import BATCHES_AHEAD, MOST_BEHIND, Feeder, Server, asked, loop_cpu_seconds, offered
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -33,9 +32,8 @@ from megatron_lwz.types import WeightVersion
 TURN_SECONDS = 3.0
 SETTLE_SECONDS = 1.0
 """What was on its way is read and written by then."""
-BATCHES_AHEAD, MOST_BEHIND, ENDLESS = 2.0, 50, 1_000_000
-"""Batches admitted beyond the one awaited, whose groups may overtake each other by so many of the steps."""
-PROMPTS = 100
+ENDLESS, PROMPTS = 1_000_000, 100
+"""Steps and prompts of the run."""
 SIZES = {"small kernels": (64, 64), "large kernels": (256, 512)}
 """Name → (hidden size, rows). With small kernels the interpreter bounds a step, as where a GPU waits for launches."""
 
@@ -118,10 +116,10 @@ class Result:
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and value, to read."""
-        offered = f", {self.offered:,.0f} offered" if self.offered else ""
+        most = f", {self.offered:,.0f} offered" if self.offered else ""
         return [
             ("streams", f"{self.streams}, for {self.seconds:.0f} s: {self.rollouts} rollouts done"),
-            ("tokens per second to disk", f"{self.tokens_per_second:,.0f}{offered}"),
+            ("tokens per second to disk", f"{self.tokens_per_second:,.0f}{most}"),
             ("cores", f"the {self.controller} {self.controller_share:.2f}, the engine {self.engine_share:.2f}"),
         ] + [
             (f"training step, {name}", f"{100 * slower:+.1f} % ± {100 * error:.1f}")
@@ -129,31 +127,18 @@ class Result:
         ]
 
 
-class Feeder(threading.Thread):
-    """Takes the batch of each step, as rank 0 does, until `over`."""
-
-    def __init__(self, host: Host) -> None:
-        super().__init__(daemon=True)
-        self.rollouts = 0
-        self.over = threading.Event()
-        self._host = host
-
-    def run(self) -> None:
-        """Step after step."""
-        step = 0
-        while not self.over.is_set():
-            step += 1
-            for experience in self._host.experience(step):
-                self.rollouts += len(experience.batch)
-            self._host.trained(step)
-
-
 def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result:
     """Keeps all streams busy for the asked seconds, in a run as the main job has it but for its policy."""
     beside, config = Beside(), run_config(options, server.url, folder)
     run = RunPaths(config)
     with environment.lent(config.rollout.api_key_env, server.key or ""), hosted(config, run) as host:
-        feeder = Feeder(host)
+
+        def take(step: int) -> int:
+            rollouts = sum(len(experience.batch) for experience in host.experience(step))
+            host.trained(step)
+            return rollouts
+
+        feeder = Feeder(take)
         feeder.start()
         busy = partial(controller_cpu_seconds, options.controller)
         before = (time.monotonic(), busy(), server.cpu_seconds(), durable_tokens(run.journal))
@@ -168,7 +153,7 @@ def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result
         streams=options.streams,
         seconds=seconds,
         tokens_per_second=tokens / seconds,
-        offered=options.streams * options.rate if not options.url and options.rate else None,
+        offered=offered(options),
         rollouts=feeder.rollouts,
         controller_share=controller / seconds,
         engine_share=engine / seconds,
@@ -187,7 +172,7 @@ def hosted(config: Config, run: RunPaths) -> Iterator[Host]:
 
 def run_config(options: argparse.Namespace, url: str, folder: Path) -> Config:
     """Length and format are scored, as in a run without a judge; steps take what is ready."""
-    rows = [{"id": f"p{i}", "prompt": f"prompt {i}: write.", "length": asked(options)} for i in range(PROMPTS)]
+    rows = [{"id": f"p{i}", "prompt": f"prompt {i}: write.", "length": asdict(asked(options))} for i in range(PROMPTS)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return validate(
         {
@@ -208,11 +193,6 @@ def run_config(options: argparse.Namespace, url: str, folder: Path) -> Config:
             "grpo": {"group_size": options.group},
         }
     )
-
-
-def asked(options: argparse.Namespace) -> dict[str, int]:
-    """The length of a prompt row."""
-    return {"lower": max(1, options.median // 2), "upper": max(2, options.median)}
 
 
 def write_tokenizer(folder: Path) -> Path:

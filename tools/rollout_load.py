@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,9 @@ from megatron_lwz.rollout.events import StreamEvent
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import LengthRange, Prompt, TokenDelta
+
+BATCHES_AHEAD, MOST_BEHIND = 2.0, 50
+"""Batches admitted beyond the one awaited, whose groups may overtake each other by so many steps: no stream waits for a straggler."""
 
 
 class Letters:
@@ -118,8 +121,34 @@ def make_load(options: argparse.Namespace, url: str, key: str | None, folder: Pa
 
 
 def _prompt(place: int, options: argparse.Namespace) -> Prompt:
-    asked = LengthRange(max(1, options.median // 2), max(2, options.median))
-    return Prompt(id=str(place), text=f"prompt {place}: write.", length=asked)
+    return Prompt(id=str(place), text=f"prompt {place}: write.", length=asked(options))
+
+
+def asked(options: argparse.Namespace) -> LengthRange:
+    """The length that prompts ask for."""
+    return LengthRange(max(1, options.median // 2), max(2, options.median))
+
+
+def offered(options: argparse.Namespace) -> float | None:
+    """Tokens per second that a synthetic engine writes when all streams are busy; None where nobody knows."""
+    return options.streams * options.rate if not options.url and options.rate else None
+
+
+class Feeder(threading.Thread):
+    """Takes the batch of each step, as rank 0 does, until `over`. `take` does it, and gives its number of rollouts."""
+
+    def __init__(self, take: Callable[[int], int]) -> None:
+        super().__init__(daemon=True)
+        self.rollouts = 0
+        self.over = threading.Event()
+        self._take = take
+
+    def run(self) -> None:
+        """Step after step."""
+        step = 0
+        while not self.over.is_set():
+            step += 1
+            self.rollouts += self._take(step)
 
 
 @dataclass(frozen=True)
