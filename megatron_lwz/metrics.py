@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from megatron_lwz.run_paths import RunPaths
+
 _WINDOW = 3
 """Steps over which summary.json averages at both ends of a run."""
-
-METRICS, EVALUATION = "metrics.jsonl", "evaluation.jsonl"
 
 Row = dict[str, float]
 Item = TypeVar("Item")
@@ -28,9 +28,9 @@ class MetricsWriter:
     """
 
     def __init__(self, run_dir: Path | str, tensorboard: bool = True) -> None:
-        self._root = Path(run_dir)
-        self._root.mkdir(parents=True, exist_ok=True)
-        self._events = _open_events(self._root / "tensorboard") if tensorboard else None
+        self._paths = RunPaths(run_dir)
+        self._paths.root.mkdir(parents=True, exist_ok=True)
+        self._events = _open_events(self._paths.tensorboard) if tensorboard else None
         self._begun = False
         self._evaluated: set[int] = set()
 
@@ -38,36 +38,35 @@ class MetricsWriter:
         """Appends the row of training step `step` (from 1) and flushes it."""
         if not self._begun:
             self._begun = True
-            self._keep(METRICS, lambda row: row["step"] < step)
-            self._keep(EVALUATION, lambda row: row["step"] < step or row["step"] in self._evaluated)
+            self._keep(self._paths.metrics, lambda row: row["step"] < step)
+            self._keep(self._paths.evaluations, lambda row: row["step"] < step or row["step"] in self._evaluated)
             if self._events:
                 self._events.add_event(_restart(step))
-        self._append(METRICS, step, values)
+        self._append(self._paths.metrics, step, values)
 
     def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Appends what was measured on held-out prompts after `step` updates (from 0), in place of what was there before;
         nothing if there is nothing. Evaluations may come later than the steps after them.
         """
         if values:
-            self._keep(EVALUATION, lambda row: row["step"] != step)
+            self._keep(self._paths.evaluations, lambda row: row["step"] != step)
             self._evaluated.add(step)
-            self._append(EVALUATION, step, values)
+            self._append(self._paths.evaluations, step, values)
 
     def close(self, seconds: float) -> None:
         """Writes `summary.json`; `seconds` is the wall-clock time of this process."""
         if self._events:
             self._events.close()
-        write_json(self._root / "summary.json", summarize(read_history(self._root)) | {"seconds": round(seconds, 3)})
+        write_json(self._paths.summary, summarize(read_history(self._paths.root)) | {"seconds": round(seconds, 3)})
 
-    def _append(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        with (self._root / name).open("ab") as stream:
+    def _append(self, path: Path, step: int, values: Mapping[str, float]) -> None:
+        with path.open("ab") as stream:
             stream.write(_line({"step": step, **values}))
         if self._events:
             self._events.add_event(_scalars(step, values))
 
-    def _keep(self, name: str, wanted: Callable[[Row], bool]) -> None:
+    def _keep(self, path: Path, wanted: Callable[[Row], bool]) -> None:
         """Forgets all other rows, and what a kill left of one."""
-        path = self._root / name
         if path.exists():
             kept = b"".join(_line(row) for row in read_metrics(path) if wanted(row))
             temporary = path.with_name(f".{path.name}.tmp")
@@ -146,8 +145,8 @@ def read_metrics(path: Path | str) -> list[Row]:
 def read_history(run_dir: Path | str) -> list[Row]:
     """Training steps and evaluations of a run as one table: a row per step, row 0 being the evaluation before the first."""
     merged: dict[float, Row] = {}
-    for name in (METRICS, EVALUATION):
-        path = Path(run_dir) / name
+    paths = RunPaths(run_dir)
+    for path in (paths.metrics, paths.evaluations):
         for row in read_metrics(path) if path.exists() else ():
             merged[row["step"]] = merged.get(row["step"], {}) | row
     return [merged[step] for step in sorted(merged)]

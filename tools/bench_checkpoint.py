@@ -21,8 +21,9 @@ import torch.distributed as dist
 
 from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import environment, exchange, launch
+from megatron_lwz.run_paths import step_name
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
-from megatron_lwz.training.state import build_train_state
+from megatron_lwz.training.initial import build_train_state
 
 
 def main() -> None:
@@ -69,7 +70,7 @@ def measure(options: argparse.Namespace, folder: Path, asynchronous: bool) -> tu
             waited = [time.perf_counter() - begin, time.process_time() - cpu]
             saver.wait()
             taken.append([*waited, time.perf_counter() - begin, time.process_time() - cpu])
-    size = sum(path.stat().st_size for path in (folder / f"step_{state.step:08d}").iterdir())
+    size = sum(path.stat().st_size for path in (folder / step_name(state.step)).iterdir())
     dist.barrier()
     return size, [statistics.median(column) for column in zip(*taken[1:], strict=True)]
 

@@ -137,7 +137,7 @@ def ours(options: argparse.Namespace) -> Callable[[torch.Tensor], float]:
     from megatron_lwz.data.examples import supervised_batch
     from megatron_lwz.distributed import launch
     from megatron_lwz.training.batching import make_micro_batches
-    from megatron_lwz.training.state import build_train_state
+    from megatron_lwz.training.initial import build_train_state
     from megatron_lwz.training.step import train_step
     from megatron_lwz.training.supervised import Objective
 

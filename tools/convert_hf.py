@@ -37,6 +37,7 @@ from megatron_lwz.models.hf.export import SHARD_BYTES
 from megatron_lwz.models.hf.name_map import tensor_shapes
 from megatron_lwz.models.hf.write import copy_carried_files, refuse_foreign
 from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.checkpoint import load_model, save_model
 from megatron_lwz.training.reward_model import score_sequences
 from megatron_lwz.training.score import ScoreRow, score_rows
@@ -89,7 +90,7 @@ def import_hf(arguments: argparse.Namespace) -> None:
         copy_carried_files(hf, out)
         shutil.copyfile(hf / "config.json", out / "config.json")
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-        (out / "config.yaml").write_text(text, encoding="utf-8")
+        RunPaths(out).config.write_text(text, encoding="utf-8")
     _say(f"wrote {out} ({config.training.precision}); use it as CONFIG, or as checkpoint.load")
 
 
@@ -166,7 +167,7 @@ def _config_tree(hf: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def _config_of(checkpoint: Path) -> Config:
     """The config.yaml in the checkpoint's folder, or in the run folder that holds it."""
     for folder in (checkpoint, *list(checkpoint.resolve().parents)[:2]):
-        if (folder / "config.yaml").is_file():
+        if RunPaths(folder).config.is_file():
             return load_config(folder)
     raise CheckpointError(
         checkpoint, "no config.yaml here, nor in a run folder above: name an imported checkpoint or a run"

@@ -25,8 +25,8 @@ from megatron_lwz.config import Config, save_config
 from megatron_lwz.config.load import validate
 from megatron_lwz.distributed import environment
 from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.rollouts import Host, open_host
-from megatron_lwz.training.run_paths import RunPaths
 from megatron_lwz.types import WeightVersion
 
 TURN_SECONDS = 3.0
@@ -130,7 +130,7 @@ class Result:
 def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result:
     """Keeps all streams busy for the asked seconds, in a run as the main job has it but for its policy."""
     beside, config = Beside(), run_config(options, server.url, folder)
-    run = RunPaths(config)
+    run = RunPaths(config.run.dir)
     with environment.lent(config.rollout.api_key_env, server.key or ""), hosted(config, run) as host:
 
         def take(step: int) -> int:

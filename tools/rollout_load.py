@@ -27,6 +27,7 @@ from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.events import StreamEvent
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import LengthRange, Prompt, TokenDelta
 
 BATCHES_AHEAD, MOST_BEHIND = 2.0, 50
@@ -106,7 +107,7 @@ def make_load(options: argparse.Namespace, url: str, key: str | None, folder: Pa
     """Length and format are scored, as in a run without a judge. The journal lies in `folder`."""
     section = RolloutSection(max_new_tokens=options.cap, concurrency=options.streams, commit_interval=options.commit)
     length = LengthComponent(LengthReward(maximum=10 * options.cap), None)
-    journal, client = TimedJournal(folder / "journal.sqlite"), TimedClient(url, key)
+    journal, client = TimedJournal(RunPaths(folder).journal), TimedClient(url, key)
     controller = RolloutController(
         EnginePool([client], concurrency=options.streams),
         journal,

@@ -2,7 +2,7 @@
 
 Pure functions of reward columns: `component_advantages(rewards, valid, included, *, weights, normalizer, combine,
 std_floor)` gives what each component adds to each rollout's advantage; their sum is the advantage. With a run's config
-in hand, `training.experience.advantages_of` calls them.
+in hand, `orchestrator.experience.advantages_of` calls them.
 
 Shapes: P prompts, G rollouts of each, R reward components.
 """

@@ -14,6 +14,7 @@ from megatron_lwz.distributed import environment
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.rollout.engine.process import engine_process
+from megatron_lwz.run_paths import RunPaths
 
 START_SECONDS = 600.0
 
@@ -50,7 +51,7 @@ def servable(model: Path, work: Path) -> Iterator[Path]:
     if not model.is_dir():
         raise CheckpointError(model, "no such folder: name a Hugging Face folder, a run folder or a checkpoint")
     above = (model, *list(model.resolve().parents)[:2])
-    if not any((folder / "config.yaml").is_file() for folder in above):
+    if not any(RunPaths(folder).config.is_file() for folder in above):
         raise CheckpointError(
             model, "neither a Hugging Face folder nor a checkpoint: no config.yaml here or in a run above"
         )

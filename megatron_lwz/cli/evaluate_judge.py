@@ -15,7 +15,7 @@ from megatron_lwz.config import load_config
 from megatron_lwz.config.sections import JudgeSection
 from megatron_lwz.evaluation.asking import Shown
 from megatron_lwz.rewards.judge import Judge
-from megatron_lwz.rewards.judge_cache import CACHE_FILE
+from megatron_lwz.run_paths import RunPaths
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def section_of(options: argparse.Namespace, folder: Path, sampling: Mapping[str,
     given = section.model_fields_set
     chosen = {name: value for name, value in sampling.items() if name not in given}
     if section.cache is None:
-        chosen["cache"] = str(folder / CACHE_FILE)
+        chosen["cache"] = str(RunPaths(folder).judge_cache)
     return section.model_copy(update=chosen)
 
 

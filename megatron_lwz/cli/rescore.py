@@ -19,9 +19,10 @@ from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.cli.evaluate_results import write_text
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.errors import ConfigError, DataError
+from megatron_lwz.orchestrator.rescore import Rescored, Rescorer
+from megatron_lwz.orchestrator.rescore_summary import flat_rows, summarize
 from megatron_lwz.rollout.journal_reader import JournalReader
-from megatron_lwz.training.rescore import Rescored, Rescorer
-from megatron_lwz.training.rescore_summary import flat_rows, summarize
+from megatron_lwz.run_paths import RunPaths
 
 _SECTIONS = ("reward", "judge", "grpo")
 """Sections that decide rewards and advantages; all others stay the run's."""
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_intermixed_args(list(argv))
     old, new = _configs(options.run, options.config, options.overrides)
     rescorer = Rescorer(old, new, ask=options.ask, again=options.recompute)
-    rows = _rescore(rescorer, options.run / "journal.sqlite", options.steps, options.limit)
+    rows = _rescore(rescorer, RunPaths(options.run).journal, options.steps, options.limit)
     summary = summarize(rescorer, rows)
     if old.reward.shuffle or new.reward.shuffle:
         summary["note"] = "reward.shuffle is left out: it hands scores to other rollouts of the step"
@@ -66,8 +67,8 @@ def _configs(run: Path, file: Path | None, overrides: Sequence[str]) -> tuple[Co
             raise ConfigError(
                 text.partition("=")[0], text.partition("=")[2], "rescore changes only reward, judge and grpo"
             )
-    old = load_config(run / "config.yaml")
-    source = load_config(file if file is not None else run / "config.yaml", overrides)
+    old = load_config(RunPaths(run).config)
+    source = load_config(file if file is not None else RunPaths(run).config, overrides)
     return old, old.model_copy(update={name: getattr(source, name) for name in _SECTIONS})
 
 

@@ -11,8 +11,8 @@ from megatron_lwz.cli import common
 from megatron_lwz.config import load_config
 from megatron_lwz.distributed import termination
 from megatron_lwz.errors import LwzError
-from megatron_lwz.training.host_connection import Connection, describe_error
-from megatron_lwz.training.host_service import serve
+from megatron_lwz.orchestrator.connection import Connection, describe_error
+from megatron_lwz.orchestrator.service import serve
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from megatron_lwz.config.tree import Config
 from megatron_lwz.errors import ConfigError, DataError
+from megatron_lwz.run_paths import RunPaths
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -24,7 +25,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     """
     file = Path(path or "the command line")
     if file.is_dir():
-        file = file / "config.yaml"
+        file = RunPaths(file).config
     merged = _read_tree(file) if path is not None else OmegaConf.create({})
     for text in overrides:
         key, equals, _ = text.partition("=")

@@ -34,6 +34,7 @@ from megatron_lwz.data.prompts import PromptOrder
 from megatron_lwz.data.token_file import shared_documents
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError, DataError
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import SequenceBatch
 
 
@@ -197,7 +198,7 @@ def open_corpus(config: Config) -> PackedCorpus:
         return corpus_of(manifest, folder, sequence_length=length, seed=seed, shuffle=shuffle, reset=reset)
     tokenizer = Tokenizer(config.tokenizer_dir())
     documents = tokenized(map(Path, paths), tokenizer.encode, min(tokenizer.eos_ids))
-    tokens, lengths = shared_documents(Path(config.run.dir) / "corpus", documents)
+    tokens, lengths = shared_documents(RunPaths(config.run.dir).corpus, documents)
     pieces = ArrayPieces(tokens, lengths, sequence_length=length, seed=seed, shuffle=shuffle)
     return PackedCorpus(pieces, sequence_length=length, reset=reset)
 

@@ -9,16 +9,15 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation.pinned import unfinished
 from megatron_lwz.evaluation.responses import Response, cut
 from megatron_lwz.rollout.journal_reader import JournalReader
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import Group
-
-JOURNAL = "journal.sqlite"
 
 
 def read_run(run_dir: Path, step: int | None = None) -> tuple[list[Response], str]:
     """Rollouts of a run, and a word on which: on the held-out prompts after `step` updates (None: the newest evaluation that
     is complete), else, in a run without held-out prompts, those that training step `step` used. Raises DataError.
     """
-    path = run_dir / JOURNAL
+    path = RunPaths(run_dir).journal
     with JournalReader(path) as reader:
         held_out: dict[int, dict[str, Group]] = {}
         for group in reader.groups("evaluation"):

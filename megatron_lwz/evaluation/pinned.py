@@ -14,14 +14,13 @@ from pathlib import Path
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import write_json
+from megatron_lwz.run_paths import RunPaths, step_name, step_of
 from megatron_lwz.types import WeightVersion
-
-FOLDER = "evaluation"
 
 
 def unfinished(run_dir: Path) -> set[int]:
     """The steps whose evaluation has begun and is not recorded; their checkpoints are still needed."""
-    return {int(path.stem.removeprefix("step_")) for path in (run_dir / FOLDER).glob("step_*.json")}
+    return {step_of(path.stem) for path in RunPaths(run_dir).pinned.glob("step_*.json")}
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class PinnedEvaluations:
     """The folder of a run's evaluations that have begun and are not recorded yet. Used by one process at a time."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._root = (run_dir / FOLDER).resolve()
+        self._root = RunPaths(run_dir).pinned.resolve()
 
     def begin(self, version: WeightVersion, weights: Path | None) -> Pinned:
         """Notes an evaluation; `weights` (an exported folder, None: do not keep them) are linked into the folder."""
@@ -74,10 +73,10 @@ class PinnedEvaluations:
         shutil.rmtree(self._weights(step), ignore_errors=True)
 
     def _record(self, step: int) -> Path:
-        return self._root / f"step_{step:08d}.json"
+        return self._root / f"{step_name(step)}.json"
 
     def _weights(self, step: int) -> Path:
-        return self._root / f"step_{step:08d}"
+        return self._root / step_name(step)
 
 
 def _link(source: str, target: str) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from megatron_lwz import __version__
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.errors import DataError
-from megatron_lwz.metrics import METRICS, Row, read_history, read_metrics
+from megatron_lwz.metrics import Row, read_history, read_metrics
 from megatron_lwz.report import curves, hacking, lengths, rollouts
 from megatron_lwz.report.axes import short
+from megatron_lwz.run_paths import RunPaths, step_name
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "flash-attn", "transformers", "tokenizers", "safetensors")
 
@@ -23,16 +24,16 @@ def build_report(run_dir: Path | str) -> Path:
 
     Reads config.yaml, metrics.jsonl and, if there, journal.sqlite. Raises DataError or ConfigError.
     """
-    root = Path(run_dir)
-    config = load_config(root / "config.yaml")
+    paths = RunPaths(run_dir)
+    root, journal = paths.root, paths.journal
+    config = load_config(paths.config)
     rows = _read_rows(root)
-    journal = root / "journal.sqlite"
     ends = rollouts.read_ends(journal) if journal.is_file() else None
     sample = hacking.read_sample(journal, config) if ends else None
     sections = [
         _header(config, root, rows),
         curves.tiles(rows),
-        _section("Held-out prompts", _best(root, config, rows) + curves.evaluations(rows)),
+        _section("Held-out prompts", _best(paths, config, rows) + curves.evaluations(rows)),
         _section("Learning", curves.reward_charts(rows)),
         _section("Rewards at work", curves.composition_charts(rows) + curves.judge_table(rows)),
         _section("Length asked, length written", rollouts.length_charts(ends, _unit(config)) if ends else ""),
@@ -40,7 +41,7 @@ def build_report(run_dir: Path | str) -> Path:
         _section("What the rewards pay for", hacking.panel(sample) if sample else ""),
         _section("Training", curves.health_charts(rows)),
         _reading_section(ends, config.logging.rollouts_in_report) if ends else "",
-        _appendix(root, rows),
+        _appendix(paths, rows),
     ]
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     title = escape(config.run.name or root.resolve().name)
@@ -49,15 +50,15 @@ def build_report(run_dir: Path | str) -> Path:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>'
         f"<body>{''.join(sections)}</body></html>\n"
     )
-    target = root / "report.html"
-    temporary = root / ".report.html.tmp"
+    target = paths.report
+    temporary = target.with_name(f".{target.name}.tmp")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(target)
     return target
 
 
 def _read_rows(root: Path) -> list[Row]:
-    path = root / METRICS
+    path = RunPaths(root).metrics
     try:
         steps, rows = read_metrics(path), read_history(root)
     except OSError as error:
@@ -80,13 +81,13 @@ def _header(config: Config, root: Path, rows: Sequence[Row]) -> str:
     return f'<h1>{name}</h1><p class="lead">{state}{spent} · {split} · seed {config.run.seed}</p>'
 
 
-def _best(root: Path, config: Config, rows: Sequence[Row]) -> str:
+def _best(paths: RunPaths, config: Config, rows: Sequence[Row]) -> str:
     """Which checkpoint is best, where the run was asked for it."""
-    pointer, metric = root / "checkpoints" / "best", config.checkpoint.best_metric
+    pointer, metric = paths.best, config.checkpoint.best_metric
     if metric is None or not pointer.is_file():
         return ""
     name = pointer.read_text(encoding="utf-8").strip()
-    value = next((row[metric] for row in rows if f"step_{int(row['step']):08d}" == name and metric in row), None)
+    value = next((row[metric] for row in rows if step_name(int(row["step"])) == name and metric in row), None)
     of = f" {short(value)}" if value is not None else ""
     return f'<p class="note">Best checkpoint: {escape(name)}, {escape(metric)}{of}; checkpoints/best names it.</p>'
 
@@ -101,8 +102,8 @@ def _reading_section(ends: rollouts.Ends, count: int) -> str:
     return _section("To read", note + after + folded if after else "")
 
 
-def _appendix(root: Path, rows: Sequence[Row]) -> str:
-    config = escape((root / "config.yaml").read_text(encoding="utf-8"))
+def _appendix(paths: RunPaths, rows: Sequence[Row]) -> str:
+    config = escape(paths.config.read_text(encoding="utf-8"))
     versions = "".join(f"<tr><td>{name}</td><td>{escape(version)}</td></tr>" for name, version in _versions())
     return (
         "<h2>Details</h2>"

@@ -16,15 +16,16 @@ from megatron_lwz.report.axes import Frame, short
 from megatron_lwz.report.charts import curves, histogram
 from megatron_lwz.report.evaluation import charts, number, table, write_page
 from megatron_lwz.report.evaluation_charts import figure, intervals
+from megatron_lwz.run_paths import RunPaths
 
 _KIND = "validation/accuracy/"
 
 
 def build_reward_report(root: Path) -> Path:
     """Writes `report.html` into the run folder and returns its path. Raises DataError or ConfigError."""
-    config = load_config(root / "config.yaml")
+    config = load_config(RunPaths(root).config)
     rows, summary = read_history(root), read_summary(root)
-    target = root / "report.html"
+    target = RunPaths(root).report
     sections = {
         "Held-out pairs": _held_out(root, summary) if summary else "",
         "Training": charts(*_training(rows)),
@@ -36,7 +37,7 @@ def build_reward_report(root: Path) -> Path:
 
 def read_summary(root: Path) -> dict[str, Any] | None:
     """The run's held_out.json; None for a run without held-out pairs. Raises DataError."""
-    path = root / "held_out.json"
+    path = RunPaths(root).held_out_summary
     if not path.is_file():
         return None
     try:
@@ -101,7 +102,7 @@ def _training(rows: Sequence[Row]) -> list[str]:
 
 
 def _scores(root: Path) -> tuple[list[float], list[float]]:
-    path = root / "held_out.jsonl"
+    path = RunPaths(root).held_out
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         return [row["chosen"] for row in rows], [row["rejected"] for row in rows]

@@ -12,7 +12,6 @@ from typing import Any
 
 from megatron_lwz.errors import DataError
 
-CACHE_FILE = "judge_cache.sqlite"
 """What the file is called in a run's folder, or an evaluation's."""
 
 _SCHEMA = """

@@ -19,7 +19,7 @@ from megatron_lwz.http.sse import EventParser
 from megatron_lwz.rollout.chunks import ChunkReader
 from megatron_lwz.rollout.events import StreamEnd, StreamEvent
 from megatron_lwz.rollout.limits import EngineLoad, read_load
-from megatron_lwz.rollout.standing import READ_SECONDS, EngineStanding, LocalStanding
+from megatron_lwz.rollout.version_tracker import READ_SECONDS, LocalTracker, VersionTracker
 from megatron_lwz.types import WeightVersion
 
 CONNECT_SECONDS = 10.0
@@ -31,7 +31,7 @@ class EngineClient(HttpSession):
     """Requests to one engine. Use it inside one event loop.
 
     `timeout`: seconds without any byte before a request counts as failed. All failures are RequestFailure (EngineError).
-    `version` marks tokens of engines that do not say in the stream which weights wrote them (vLLM). `standing`: what other
+    `version` marks tokens of engines that do not say in the stream which weights wrote them (vLLM). `tracker`: what other
     clients of the same engine know already.
     """
 
@@ -42,11 +42,11 @@ class EngineClient(HttpSession):
         *,
         model: str = "policy",
         timeout: float = 600.0,
-        standing: EngineStanding | None = None,
+        tracker: VersionTracker | None = None,
     ) -> None:
         super().__init__(token, aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=timeout))
         self.url = url.rstrip("/")
-        self.standing = standing or LocalStanding()
+        self.tracker = tracker or LocalTracker()
         self._paused_at = -math.inf
         self._model = model
         self._timeout = timeout
@@ -59,15 +59,15 @@ class EngineClient(HttpSession):
     @property
     def version(self) -> WeightVersion:
         """The weights that write now. All twins know them at once: streams go on while another loop brings new ones."""
-        return self.standing.version
+        return self.tracker.version
 
     @version.setter
     def version(self, version: WeightVersion) -> None:
-        self.standing.version = version
+        self.tracker.version = version
 
     def twin(self) -> EngineClient:
         """A client of the same engine for another event loop."""
-        return EngineClient(self.url, self._key, model=self._model, timeout=self._timeout, standing=self.standing)
+        return EngineClient(self.url, self._key, model=self._model, timeout=self._timeout, tracker=self.tracker)
 
     async def stream(
         self,
@@ -100,7 +100,7 @@ class EngineClient(HttpSession):
             "return_token_ids": True,
             "request_id": request_id,
         }
-        self.standing.reads_here()
+        self.tracker.reads_here()
         parser, reader = EventParser(), ChunkReader(self.url, self._named)
         try:
             async with self._request("POST", "/v1/completions", body, request_id) as response:
@@ -188,7 +188,7 @@ class EngineClient(HttpSession):
         answer = await self.call("POST", "/reset_prefix_cache?reset_running_requests=true")
         if answer.get("success") is False:
             raise self._failure(Failure.SERVER, "/reset_prefix_cache failed: keys of older weights may be in use")
-        await self.standing.read_up(self._paused_at)
+        await self.tracker.read_up(self._paused_at)
 
     async def update_weight_version(self, version: str) -> None:
         """Names the weights that write from now on."""

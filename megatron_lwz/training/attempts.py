@@ -9,13 +9,14 @@ import platform
 from pathlib import Path
 
 from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.run_paths import RunPaths
 
 _PACKAGES = ("megatron-lwz", "torch", "megatron-core", "transformers")
 
 
-def record_attempt(folder: Path, step: int) -> int:
+def record_attempt(run: RunPaths, step: int) -> int:
     """Appends this start, at `step` finished updates, to `attempts.jsonl`; returns its number from 0. Collective."""
-    return int(exchange.broadcast_json(_append(folder / "attempts.jsonl", step) if groups.is_rank_zero() else None))
+    return int(exchange.broadcast_json(_append(run.attempts, step) if groups.is_rank_zero() else None))
 
 
 def _append(path: Path, step: int) -> int:

@@ -7,20 +7,19 @@ import math
 
 from megatron_lwz.config import Config
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.metrics import EVALUATION, read_metrics
-from megatron_lwz.training.checkpoint import BEST
-from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.metrics import read_metrics
+from megatron_lwz.run_paths import RunPaths, step_name
 
 log = logging.getLogger(__name__)
 
 
-def mark_best(run: RunFolder, config: Config, step: int) -> None:
+def mark_best(run: RunPaths, config: Config, step: int) -> None:
     """Has `checkpoints/best` name the checkpoint, up to `step`, whose evaluation is best; the earliest of equals.
 
     Nothing without `checkpoint.best_metric`, and before any checkpoint is evaluated. Rank 0 only. Raises ConfigError for
     a metric that the evaluations do not have.
     """
-    metric, path = config.checkpoint.best_metric, run.root / EVALUATION
+    metric, path = config.checkpoint.best_metric, run.evaluations
     if metric is None or not path.is_file():
         return
     rows = [row for row in read_metrics(path) if row["step"] <= step]
@@ -31,16 +30,16 @@ def mark_best(run: RunFolder, config: Config, step: int) -> None:
     found = [
         (sign * row[metric], -row["step"], name)
         for row in rows
-        for name in (f"step_{int(row['step']):08d}",)
+        for name in (step_name(int(row["step"])),)
         if math.isfinite(row.get(metric, math.nan)) and (run.checkpoints / name / "metadata.json").is_file()
     ]
     if not found:
         return
     value, _, name = max(found)
-    pointer = run.checkpoints / BEST
+    pointer = run.best
     if pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == name:
         return
-    temporary = pointer.with_name(f".{BEST}.tmp")
+    temporary = pointer.with_name(f".{run.best.name}.tmp")
     temporary.write_text(name, encoding="utf-8")
     temporary.replace(pointer)
     log.info("best checkpoint: %s, %s %.4g", name, metric, sign * value)

@@ -13,7 +13,7 @@ import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -30,15 +30,11 @@ from megatron_lwz.errors import CheckpointError
 from megatron_lwz.evaluation.pinned import unfinished
 from megatron_lwz.kernels.settings import settings
 from megatron_lwz.models.logprobs import PolicyModel
+from megatron_lwz.run_paths import BEST, LATEST, RunPaths, step_name
 from megatron_lwz.training.checkpoint_writer import take_snapshot, write_snapshot
 from megatron_lwz.training.optimizer import load_optimizer_state
 from megatron_lwz.training.safe_unpickle import restricted
-
-if TYPE_CHECKING:
-    from megatron_lwz.training.state import TrainState
-
-LATEST, BEST = "latest", "best"
-"""Files in a `checkpoints` folder, each the name of a folder in it. What they name is not dropped."""
+from megatron_lwz.training.state import TrainState
 
 _STATE_FILE = "state.json"
 # Megatron's default sharding needs Transformer Engine or Apex; this one also survives any change of layout.
@@ -104,7 +100,7 @@ def load_model(policies: Sequence[PolicyModel], folder: Path) -> None:
 
 def latest(run_dir: Path) -> Path | None:
     """The newest complete checkpoint of a run folder, None if it has none."""
-    pointer = run_dir / "checkpoints" / LATEST
+    pointer = RunPaths(run_dir).latest
     if not pointer.is_file():
         return None
     return pointer.parent / pointer.read_text(encoding="utf-8").strip()
@@ -114,7 +110,7 @@ def pointed_at(checkpoints: Path) -> set[str]:
     """Names of the folders that stay: the latest and the best checkpoint's, and those still being evaluated."""
     pointers = (checkpoints / name for name in (LATEST, BEST))
     named = {path.read_text(encoding="utf-8").strip() for path in pointers if path.is_file()}
-    return named | {f"step_{step:08d}" for step in unfinished(checkpoints.parent)}
+    return named | {step_name(step) for step in unfinished(checkpoints.parent)}
 
 
 def resolve(folder: Path) -> Path:

@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from megatron_lwz.distributed import exchange, groups, termination
 from megatron_lwz.errors import CheckpointError
-from megatron_lwz.training.checkpoint import LATEST, pointed_at, run_state
+from megatron_lwz.run_paths import LATEST, step_name
+from megatron_lwz.training.checkpoint import pointed_at, run_state
 from megatron_lwz.training.checkpoint_writer import (
     Snapshot,
     half_written,
@@ -65,7 +66,7 @@ class CheckpointSaver:
         asynchronous = self._group is not None
         snapshot = take_snapshot(*run_state(self._state, extra), independent=asynchronous)
         self._writing, self._step = Future(), self._state.step
-        arguments = (snapshot, self._folder / f"step_{self._step:08d}", self._writing)
+        arguments = (snapshot, self._folder / step_name(self._step), self._writing)
         if asynchronous:
             threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True).start()
         else:

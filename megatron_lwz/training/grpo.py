@@ -17,10 +17,10 @@ from megatron_lwz.training.best import mark_best
 from megatron_lwz.training.checkpoint import load_checkpoint
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.grpo_update import PolicyUpdates, mean_metrics, prepare_updates
+from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.rollouts import Rollouts, open_rollouts
 from megatron_lwz.training.run_folder import RunFolder, due
-from megatron_lwz.training.state import build_train_state
 
 
 class Display(Protocol):

@@ -26,6 +26,7 @@ from megatron_lwz.kernels.collectives import sum_over
 from megatron_lwz.metrics import write_json
 from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.models.reward_model import last_token_scores
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.batching import make_micro_batches, make_pair_batches, pair_size
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import LossFn, TokenLossFn, forward_chunks
@@ -34,7 +35,6 @@ from megatron_lwz.types import MicroBatch, SequenceBatch
 
 log = logging.getLogger(__name__)
 
-HELD_OUT, SUMMARY = "held_out.jsonl", "held_out.json"
 """Files of a run folder: every held-out pair with its scores, and what they add up to."""
 
 _PAIRS_AT_A_TIME = 256
@@ -122,8 +122,9 @@ def train(config: Config, task: PairTask, on_step: OnStep = lambda _step, _shown
     root = run_task(config, task, on_step)
     if groups.is_rank_zero() and task.scored:
         rows = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in task.scored)
-        (root / HELD_OUT).write_text(rows, encoding="utf-8")
-        write_json(root / SUMMARY, summarize_pairs(task.scored))
+        paths = RunPaths(root)
+        paths.held_out.write_text(rows, encoding="utf-8")
+        write_json(paths.held_out_summary, summarize_pairs(task.scored))
     return root
 
 

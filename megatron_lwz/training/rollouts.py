@@ -11,12 +11,12 @@ from functools import partial
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.orchestrator.experience import Experience
+from megatron_lwz.orchestrator.host import RolloutHost, Waiting, local_host
+from megatron_lwz.orchestrator.remote import RemoteHost, remote_host
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.attempts import record_attempt
-from megatron_lwz.training.experience import Experience
-from megatron_lwz.training.remote_host import RemoteHost, remote_host
-from megatron_lwz.training.rollout_host import RolloutHost, Waiting, local_host
 from megatron_lwz.training.run_folder import RunFolder, due
-from megatron_lwz.training.run_paths import RunPaths
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.turns import Turns
 from megatron_lwz.training.weight_sync import Transport, make_transport
@@ -38,7 +38,7 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
         if groups.is_rank_zero():
             host = stack.enter_context(open_host(config, run, state.step, waiting))
         exporter = transport(None)
-        first = WeightVersion(state.step, record_attempt(run.root, state.step))
+        first = WeightVersion(state.step, record_attempt(run, state.step))
         version = exporter.prepare(first, folder=config.data.held_out_prompts is not None)
         engines = None
         if host is not None:

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from megatron_lwz.config import Config, save_config
 from megatron_lwz.distributed import groups
 from megatron_lwz.errors import ConfigError
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.checkpoint import latest
-from megatron_lwz.training.run_paths import RunPaths
 
 
 class RunFolder(RunPaths):
@@ -22,7 +22,7 @@ class RunFolder(RunPaths):
         `run.resume`: `auto` goes on from the newest checkpoint if there is one, `must` fails without one, `never`
         refuses a folder that a run already wrote to. Raises ConfigError, on every rank alike.
         """
-        super().__init__(config)
+        super().__init__(config.run.dir)
         self.resume = self._checkpoint(config)
         dist.barrier()  # nobody writes before everybody has looked
         if groups.is_rank_zero():
@@ -34,7 +34,7 @@ class RunFolder(RunPaths):
         found = latest(self.root)
         if config.run.resume == "must" and found is None:
             raise ConfigError("run.resume", "must", f"no checkpoint under {self.checkpoints}: start with resume: auto")
-        used = [path for path in (self.metrics, self.journal, self.checkpoints / "latest") if path.exists()]
+        used = [path for path in (self.metrics, self.journal, self.latest) if path.exists()]
         if config.run.resume == "never" and used:
             raise ConfigError("run.resume", "never", f"{used[0]} exists: choose another run.dir or resume: auto")
         return None if config.run.resume == "never" else found

@@ -17,7 +17,7 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.checkpoint import latest
-from megatron_lwz.training.state import initial_policy
+from megatron_lwz.training.initial import initial_policy
 from megatron_lwz.training.step import forward_chunks
 from megatron_lwz.types import SequenceBatch
 

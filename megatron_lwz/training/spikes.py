@@ -14,6 +14,7 @@ from megatron_lwz.config.sections import TrainingSection
 from megatron_lwz.data.supervised import SupervisedBatch
 from megatron_lwz.distributed import groups
 from megatron_lwz.metrics import write_json
+from megatron_lwz.run_paths import step_name
 from megatron_lwz.training.step import StepResult, TrainingError
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class SpikeGuard:
         """Counts a refused step and writes its batch down. Raises TrainingError when the budget is spent."""
         self.skipped += 1
         reason = self.fault(result.loss, result.grad_norm)
-        stem = self._folder / f"step_{step:08d}"
+        stem = self._folder / step_name(step)
         if groups.is_rank_zero():
             self._folder.mkdir(parents=True, exist_ok=True)
             record = {"step": step, "reason": reason, "loss": str(result.loss), "grad_norm": str(result.grad_norm)}

@@ -24,9 +24,10 @@ from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.checkpoint import load_checkpoint
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
+from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.spikes import SpikeGuard
-from megatron_lwz.training.state import TrainState, build_train_state
+from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import LossFn, StepResult, TokenLossFn, forward_metrics, train_step
 from megatron_lwz.types import MicroBatch
 
@@ -88,7 +89,7 @@ def run_task(config: Config, task: Task[B], on_step: OnStep) -> Path:
     run = RunFolder(config)
     state = build_train_state(config)
     position: dict[str, Any] = load_checkpoint(state, run.resume) if run.resume else {"cursor": 0}
-    cursor, guard = position["cursor"], SpikeGuard(config.training, run.root / "skipped", position.get("guard"))
+    cursor, guard = position["cursor"], SpikeGuard(config.training, run.skipped, position.get("guard"))
     writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
     if state.step == 0:
         _evaluate(task, state, writer)

@@ -9,8 +9,8 @@ import torch
 from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import launch
 from megatron_lwz.training.grpo_update import PolicyUpdates, prepare_updates
+from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.reference import ReferenceWeights
-from megatron_lwz.training.state import build_train_state
 from megatron_lwz.types import SequenceBatch
 
 ARCHITECTURE = {

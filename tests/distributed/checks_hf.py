@@ -18,9 +18,9 @@ from megatron_lwz.models.qwen2 import build_policy
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.checkpoint import load_model, save_model
+from megatron_lwz.training.initial import initial_policy
 from megatron_lwz.training.optimizer import wrap_data_parallel
 from megatron_lwz.training.score import ScoreRow, score_rows
-from megatron_lwz.training.state import initial_policy
 from megatron_lwz.training.weight_sync import DiskTransport, NcclTransport
 from megatron_lwz.training.weight_sync.buckets import Buckets
 from megatron_lwz.types import WeightVersion

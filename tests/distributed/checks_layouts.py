@@ -14,7 +14,7 @@ from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import exchange, groups
 from megatron_lwz.distributed.context_parallel import shard_indices
 from megatron_lwz.distributed.launch import initialize
-from megatron_lwz.training.state import build_train_state
+from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.step import forward_statistics, train_step
 from megatron_lwz.types import IGNORED_LABEL, MicroBatch
 from tests.distributed.tiny_qwen import LEARNING_RATE, LENGTHS

@@ -16,9 +16,10 @@ from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.training import grpo
 from megatron_lwz.training.grpo_objective import GrpoObjective
 from megatron_lwz.training.grpo_update import PolicyUpdates, prepare_updates, select
+from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.reference import ReferenceWeights
-from megatron_lwz.training.state import TrainState, build_train_state
+from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import AccumulatingStep, StepResult
 from megatron_lwz.types import Prompt, Rollout, SequenceBatch
 from tests.distributed.checks_grpo import ARCHITECTURE, OPTIONS, make_batch

@@ -10,7 +10,7 @@ from megatron_lwz.metrics import read_metrics
 from megatron_lwz.models.hf import checksum_folder, export_policy
 from megatron_lwz.training import reward_model
 from megatron_lwz.training.checkpoint import load_model
-from megatron_lwz.training.state import build_train_state
+from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.step import train_step
 
 STEPS, PAIRS = 3, 9

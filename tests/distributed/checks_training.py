@@ -21,10 +21,11 @@ from megatron_lwz.models.hf import checksum_policy
 from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.checkpoint import latest, load_checkpoint, load_model, save_model
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
+from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.reference import ReferenceWeights, with_weights
 from megatron_lwz.training.score import score
-from megatron_lwz.training.state import TrainState, build_train_state
+from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import StepResult, TrainingError, forward_statistics, train_step
 from megatron_lwz.types import MicroBatch, SequenceBatch
 

@@ -14,8 +14,8 @@ from megatron_lwz.distributed import groups, launch
 from megatron_lwz.models.hf import checksum_folder, checksum_policy
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training import grpo, sft
+from megatron_lwz.training.initial import initial_policy
 from megatron_lwz.training.pretrain import pretrain
-from megatron_lwz.training.state import initial_policy
 from tools import prepare_corpus
 
 

@@ -12,10 +12,10 @@ from megatron_lwz.algorithms.advantages import component_advantages
 from megatron_lwz.cli import common
 from megatron_lwz.cli.main import dispatch
 from megatron_lwz.config import save_config, validate
+from megatron_lwz.orchestrator.rescore_summary import rank_correlation
 from megatron_lwz.rewards.composite import build_rewards
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal
-from megatron_lwz.training.rescore_summary import rank_correlation
 from megatron_lwz.types import ComponentScore, FinishReason, LengthRange, Prompt, TokenDelta, WeightVersion
 from tests.unit.rewards.helpers import score
 

@@ -16,11 +16,11 @@ import pytest
 from megatron_lwz.config import Config, validate
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.orchestrator.engines import EmbeddedEngine
 from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.training.engines import EmbeddedEngine
 from megatron_lwz.types import Group, Prompt, WeightVersion
 from tests.end_to_end.journal_checks import assert_every_token_once, durable_tokens, trained, writers
 from tests.end_to_end.stages import ROOT, variables

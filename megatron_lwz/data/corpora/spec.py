@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from megatron_lwz.config.sections import Fraction, Section
 from megatron_lwz.errors import DataError
+from megatron_lwz.run_paths import RunPaths
 
 Format = Literal["jsonl", "parquet", "text", "journal"]
 _ENDINGS: dict[str, Format] = {".jsonl": "jsonl", ".parquet": "parquet", ".sqlite": "journal"}
@@ -133,7 +134,7 @@ def _format_of(path: Path, source: SourceSpec) -> Format:
 
 def _files_below(folder: Path, kind: Format, source: SourceSpec) -> list[Path]:
     if kind == "journal":
-        return [folder / "journal.sqlite"]
+        return [RunPaths(folder).journal]
     endings = {"jsonl": (".jsonl", ".jsonl.gz"), "parquet": (".parquet",), "text": TEXT_ENDINGS}[kind]
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(endings))
     if not found:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +11,7 @@ from megatron_lwz.config import validate
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.evaluation.pinned import PinnedEvaluations
 from megatron_lwz.metrics import MetricsWriter
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.best import mark_best
 from megatron_lwz.training.checkpoint import pointed_at
 from megatron_lwz.types import WeightVersion
@@ -24,14 +24,14 @@ def config(**checkpoint: object):
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> SimpleNamespace:
+def run(tmp_path: Path) -> RunPaths:
     """Evaluations after 0 to 8 updates, checkpoints at 2, 4 and 8."""
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
         for step, value in ((0, 0.9), (2, 0.5), (4, 0.8), (6, 1.0), (8, math.nan)):
             writer.write_evaluation(step, {METRIC: value})
     for step in (2, 4, 8):
         add_checkpoint(tmp_path, step)
-    return SimpleNamespace(root=tmp_path, checkpoints=tmp_path / "checkpoints")
+    return RunPaths(tmp_path)
 
 
 def add_checkpoint(root: Path, step: int) -> None:
@@ -40,7 +40,7 @@ def add_checkpoint(root: Path, step: int) -> None:
     (folder / "metadata.json").write_text("{}")
 
 
-def best(run: SimpleNamespace) -> str:
+def best(run: RunPaths) -> str:
     return (run.checkpoints / "best").read_text()
 
 
@@ -57,7 +57,7 @@ def test_the_pointer_names_the_best_that_is_on_disk(run):
 
 
 def test_nothing_is_named_before_there_is_anything(tmp_path):
-    run = SimpleNamespace(root=tmp_path, checkpoints=tmp_path / "checkpoints")
+    run = RunPaths(tmp_path)
     mark_best(run, config(), 4)
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
         writer.write_evaluation(2, {METRIC: 1.0})

@@ -11,10 +11,12 @@ import torch
 from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import launch
 from megatron_lwz.errors import CheckpointError
-from megatron_lwz.training.checkpoint import BEST, LATEST, latest, load_checkpoint
+from megatron_lwz.run_paths import BEST, LATEST
+from megatron_lwz.training.checkpoint import latest, load_checkpoint
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
+from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.optimizer import parts
-from megatron_lwz.training.state import TrainState, build_train_state
+from megatron_lwz.training.state import TrainState
 
 MODEL = {
     "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,

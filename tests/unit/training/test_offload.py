@@ -8,8 +8,9 @@ import torch
 
 from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import launch
+from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.offload import TrainerMemory
-from megatron_lwz.training.state import TrainState, build_train_state
+from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import train_step
 from megatron_lwz.types import MicroBatch
 

@@ -13,8 +13,8 @@ from megatron_lwz.data.corpus import PackedBatch
 from megatron_lwz.data.packing import unpack
 from megatron_lwz.distributed import launch
 from megatron_lwz.training.batching import make_micro_batches
+from megatron_lwz.training.initial import initial_policy
 from megatron_lwz.training.pretrain import CorpusSource
-from megatron_lwz.training.state import initial_policy
 from megatron_lwz.training.step import forward_chunks
 from tests.unit.data.test_corpus import packed
 

@@ -15,7 +15,8 @@ from megatron_lwz.http.ports import bind
 from megatron_lwz.http.server import make_app
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.training.state import TrainState, build_train_state
+from megatron_lwz.training.initial import build_train_state
+from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.turns import Turns
 
 TOKEN = "secret"

@@ -18,9 +18,12 @@ from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import termination
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.evaluation.in_loop import InLoopEvaluation, Metrics
+from megatron_lwz.orchestrator.engines import open_engines
+from megatron_lwz.orchestrator.evaluation import in_loop_evaluation
+from megatron_lwz.orchestrator.experience import Experience, experience_metrics, is_barren, make_batch
+from megatron_lwz.orchestrator.reward_server import open_reward_server
 from megatron_lwz.rewards.composite import build_rewards, reward_metrics
 from megatron_lwz.rewards.guard import response_guards
-from megatron_lwz.rewards.judge_cache import CACHE_FILE
 from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.held_out import HeldOut
@@ -28,11 +31,7 @@ from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.length_book import LengthBook, exclusions
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Progress
-from megatron_lwz.training.engines import open_engines
-from megatron_lwz.training.evaluation import in_loop_evaluation
-from megatron_lwz.training.experience import Experience, experience_metrics, is_barren, make_batch
-from megatron_lwz.training.reward_server import open_reward_server
-from megatron_lwz.training.run_paths import RunPaths
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import Group, Prompt, RewardFn, WeightVersion
 
 logger = logging.getLogger(__name__)
@@ -201,7 +200,7 @@ class RolloutHost:
     def _new_rewards(self) -> list[RewardFn]:
         judge = self._config.judge
         if judge.cache is None:
-            judge = judge.model_copy(update={"cache": str(self._run.root / CACHE_FILE)})
+            judge = judge.model_copy(update={"cache": str(self._run.judge_cache)})
         return build_rewards(self._config.reward, self._tokenizer, judge)
 
     def _render(self, prompt: Prompt) -> str:

@@ -20,12 +20,12 @@ from megatron_lwz.config import Config
 from megatron_lwz.distributed import termination
 from megatron_lwz.errors import EnvironmentSetupError, LwzError
 from megatron_lwz.evaluation.in_loop import Metrics
+from megatron_lwz.orchestrator.connection import Connection, Message, describe_error
+from megatron_lwz.orchestrator.experience import Experience
+from megatron_lwz.orchestrator.host import RolloutHost, local_host
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.progress import Progress
-from megatron_lwz.training.experience import Experience
-from megatron_lwz.training.host_connection import Connection, Message, describe_error
-from megatron_lwz.training.rollout_host import RolloutHost, local_host
-from megatron_lwz.training.run_paths import RunPaths
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import WeightVersion
 
 
@@ -58,7 +58,7 @@ class HostService:
 
     def open(self) -> None:
         """Reads prompts and starts what rewards need."""
-        run = RunPaths(self._config)
+        run = RunPaths(self._config.run.dir)
         self._host = self._stack.enter_context(local_host(self._config, run, self._step, self._waiting))
 
     def connect(self, version: str, folder: str) -> None:
@@ -140,7 +140,7 @@ class HostService:
 
     def read_up(self, url: str, since: float) -> None:
         """Returns when what the engine, paused at `since`, had sent has been read."""
-        asyncio.run(self._host.engines.client(url).standing.read_up(since))
+        asyncio.run(self._host.engines.client(url).tracker.read_up(since))
 
     def _answer(self, content: dict[str, Any]) -> None:
         outer, self._number = self._number, content["number"]

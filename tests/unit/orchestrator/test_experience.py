@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_lwz.config import validate
-from megatron_lwz.training.experience import (
+from megatron_lwz.orchestrator.experience import (
     Experience,
     advantages_of,
     experience_metrics,

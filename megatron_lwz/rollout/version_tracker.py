@@ -15,7 +15,7 @@ READ_SECONDS = 0.25
 """Longest time between two reads of a stream."""
 
 
-class EngineStanding(Protocol):
+class VersionTracker(Protocol):
     """Asked and told by clients in any event loop."""
 
     version: WeightVersion
@@ -33,7 +33,7 @@ class EngineStanding(Protocol):
         ...
 
 
-class LocalStanding:
+class LocalTracker:
     """The streams are read in this process."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A rollout process over one engine, without a run: `python -m tests.unit.training.host_child FOLDER URL --socket FD`.
+"""A rollout process over one engine, without a run: `python -m tests.unit.orchestrator.host_child FOLDER URL --socket FD`.
 
 One rollout is written into FOLDER/journal.sqlite while it answers.
 """
@@ -14,13 +14,13 @@ from megatron_lwz.config import Config
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.distributed import termination
 from megatron_lwz.errors import DataError
+from megatron_lwz.orchestrator.connection import Connection
+from megatron_lwz.orchestrator.service import HostService
 from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.training.host_connection import Connection
-from megatron_lwz.training.host_service import HostService
 from megatron_lwz.types import Prompt, WeightVersion
 from tests.unit.rollout.synthetic_engine import TOKEN, CharTokenizer
 

@@ -14,13 +14,12 @@ from megatron_lwz.evaluation import longbench_write
 from megatron_lwz.evaluation.in_loop import EvaluationEngines, InLoopEvaluation, Metrics
 from megatron_lwz.evaluation.journaled import responses_of
 from megatron_lwz.evaluation.measure import measure
+from megatron_lwz.orchestrator.engines import START_SECONDS, EmbeddedEngine, make_pool
+from megatron_lwz.orchestrator.experience import rollout_metrics
 from megatron_lwz.rewards.judge import Judge
-from megatron_lwz.rewards.judge_cache import CACHE_FILE
 from megatron_lwz.rollout.held_out import HeldOut
 from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.training.engines import START_SECONDS, EmbeddedEngine, make_pool
-from megatron_lwz.training.experience import rollout_metrics
-from megatron_lwz.training.run_paths import RunPaths
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import Group, Prompt, WeightVersion
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ def in_loop_evaluation(
 
     async def metrics_of(groups: Sequence[Group]) -> Metrics:
         names = list(groups[0].scores[0]) if groups and groups[0].scores else []
-        return await held_out_metrics(groups, names, config, run.root / CACHE_FILE)
+        return await held_out_metrics(groups, names, config, run.judge_cache)
 
     section = config.evaluation
     return InLoopEvaluation(
@@ -122,7 +121,7 @@ class OwnEngine:
 
     def __init__(self, config: Config, run: RunPaths) -> None:
         self._config = config
-        self._log = run.root / "evaluation_engine.log"
+        self._log = run.evaluation_engine_log
         self._lock = threading.Lock()
         self._engine: EmbeddedEngine | None = None
         self._closed = False

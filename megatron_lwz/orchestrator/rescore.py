@@ -21,9 +21,9 @@ from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.data.text.length import count_units
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError
+from megatron_lwz.orchestrator.experience import advantages_of
 from megatron_lwz.rewards.composite import build_rewards, check_components, component_sections, score_tensors
 from megatron_lwz.rollout.scoring import close_rewards
-from megatron_lwz.training.experience import advantages_of
 from megatron_lwz.types import ComponentScore, Group, RewardFn
 
 Source = Literal["stored", "computed", "asked", "outdated", "absent"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lwz.orchestrator.rescore import Rescored, Rescorer, Side
 from megatron_lwz.rewards.composite import component_sections
-from megatron_lwz.training.rescore import Rescored, Rescorer, Side
 
 _BUCKETS = 4
 _EQUAL = 1e-6

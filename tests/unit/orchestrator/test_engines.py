@@ -6,7 +6,7 @@ import pytest
 
 from megatron_lwz.config import validate
 from megatron_lwz.errors import ConfigError, DataError, EngineError
-from megatron_lwz.training.engines import EmbeddedEngine, running_pool
+from megatron_lwz.orchestrator.engines import EmbeddedEngine, running_pool
 
 
 @pytest.mark.parametrize(

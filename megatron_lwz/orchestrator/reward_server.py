@@ -10,7 +10,7 @@ from megatron_lwz.config import Config
 from megatron_lwz.distributed import environment
 from megatron_lwz.distributed.servers import server_process
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.training.run_paths import RunPaths
+from megatron_lwz.run_paths import RunPaths
 
 START_SECONDS = 600.0
 
@@ -38,7 +38,7 @@ def open_reward_server(config: Config, run: RunPaths) -> Iterator[Config]:
         options,
         token_name="LWZ_REWARD_TOKEN",
         threads=section.threads,
-        log_path=run.root / "reward_model.log",
+        log_path=run.reward_model_log,
     )
     with environment.lent(section.api_key_env, str(server.token)):
         server.start()

@@ -18,15 +18,15 @@ from aiohttp import web
 
 from megatron_lwz.errors import ConfigError, DataError, EngineError, EnvironmentSetupError, LwzError
 from megatron_lwz.http.retry import Failure, RequestFailure
+from megatron_lwz.orchestrator.connection import Connection, describe_error, error_from
+from megatron_lwz.orchestrator.process import HostProcess
+from megatron_lwz.orchestrator.remote import RemoteEngines
 from megatron_lwz.rollout import weight_routes
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.journal_reader import JournalReader
-from megatron_lwz.training.host_connection import Connection, describe_error, error_from
-from megatron_lwz.training.host_process import HostProcess
-from megatron_lwz.training.remote_host import RemoteEngines
 from megatron_lwz.types import WeightVersion
+from tests.unit.orchestrator.host_child import OLD
 from tests.unit.rollout.synthetic_engine import TOKEN, Engine, background_loop
-from tests.unit.training.host_child import OLD
 
 NEW = WeightVersion(1, 0, "new")
 
@@ -68,7 +68,7 @@ def engine() -> Tireless:
 @pytest.fixture
 def process(engine: Tireless, tmp_path: Path) -> Iterator[HostProcess]:
     with background_loop() as start:
-        made = HostProcess(["-m", "tests.unit.training.host_child", str(tmp_path), start(engine)])
+        made = HostProcess(["-m", "tests.unit.orchestrator.host_child", str(tmp_path), start(engine)])
         yield made
         made.close()
 
@@ -208,7 +208,7 @@ def test_tensors_and_values_come_as_they_went() -> None:
 
 def test_it_ends_when_its_trainer_is_gone(tmp_path: Path) -> None:
     with background_loop() as start:
-        process = HostProcess(["-m", "tests.unit.training.host_child", str(tmp_path), start(Tireless())])
+        process = HostProcess(["-m", "tests.unit.orchestrator.host_child", str(tmp_path), start(Tireless())])
         process.call("weight_checksum")
         process._connection._end.shutdown(socket.SHUT_RDWR)
         assert process._child.wait(30) == 0

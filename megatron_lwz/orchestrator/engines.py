@@ -16,7 +16,7 @@ from megatron_lwz.rollout.contract import check_engine
 from megatron_lwz.rollout.engine.process import engine_process
 from megatron_lwz.rollout.engine_list import EngineList
 from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.training.run_paths import RunPaths
+from megatron_lwz.run_paths import RunPaths
 
 START_SECONDS = 300.0
 
@@ -32,7 +32,7 @@ def open_engines(config: Config, run: RunPaths, model: Path) -> Iterator[EngineP
         pool.meet()
         yield pool
         return
-    engine = EmbeddedEngine(config, model, threads=config.rollout.engine_threads, log_path=run.root / "engine.log")
+    engine = EmbeddedEngine(config, model, threads=config.rollout.engine_threads, log_path=run.engine_log)
     engine.server.start()
     try:
         engine.server.wait_ready(START_SECONDS)

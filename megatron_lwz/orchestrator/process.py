@@ -16,9 +16,9 @@ from typing import Any
 from megatron_lwz.distributed import environment, termination
 from megatron_lwz.errors import EnvironmentSetupError
 from megatron_lwz.http.orphan import dying_with_us
+from megatron_lwz.orchestrator.connection import Connection, Message, error_from
+from megatron_lwz.orchestrator.host import Waiting
 from megatron_lwz.rollout.progress import Progress
-from megatron_lwz.training.host_connection import Connection, Message, error_from
-from megatron_lwz.training.rollout_host import Waiting
 
 CLOSE_SECONDS = 60.0
 """Patience with a process that ends its engines; less once the trainer was told to end."""

@@ -15,12 +15,12 @@ from typing import Any
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import environment, termination
 from megatron_lwz.evaluation.in_loop import Metrics
+from megatron_lwz.orchestrator.engines import client_maker
+from megatron_lwz.orchestrator.experience import Experience
+from megatron_lwz.orchestrator.host import Waiting
+from megatron_lwz.orchestrator.process import HostProcess
 from megatron_lwz.rollout.client import EngineClient
-from megatron_lwz.training.engines import client_maker
-from megatron_lwz.training.experience import Experience
-from megatron_lwz.training.host_process import HostProcess
-from megatron_lwz.training.rollout_host import Waiting
-from megatron_lwz.training.run_paths import RunPaths
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import SequenceBatch, WeightVersion
 
 
@@ -116,7 +116,7 @@ class RemoteEngines:
         """See EnginePool. `send` runs here, in the caller's thread."""
 
         def asked(urls: Any) -> None:
-            send([self._connect(url, standing=RemoteStanding(self._process, url)) for url in urls])
+            send([self._connect(url, tracker=RemoteTracker(self._process, url)) for url in urls])
 
         self._process.call("push_together", str(version), asked=asked)
 
@@ -133,8 +133,8 @@ class RemoteEngines:
         self._process.call("sleep")
 
 
-class RemoteStanding:
-    """Of an engine whose streams the rollout process reads (`EngineStanding`)."""
+class RemoteTracker:
+    """Of an engine whose streams the rollout process reads (`VersionTracker`)."""
 
     def __init__(self, process: HostProcess, url: str) -> None:
         self._process = process

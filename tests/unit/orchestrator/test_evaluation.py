@@ -12,8 +12,8 @@ from aiohttp import web
 from megatron_lwz.config import validate
 from megatron_lwz.errors import EngineError
 from megatron_lwz.evaluation.judge_prompts import QUALITY_DIMENSIONS
-from megatron_lwz.training.evaluation import OwnEngine, held_out_metrics
-from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.orchestrator.evaluation import OwnEngine, held_out_metrics
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import ComponentScore, FinishReason, Group, LengthRange, Prompt, Rollout, WeightVersion
 from tests.scripted_server import KEY, Scripted, serving
 
@@ -66,9 +66,7 @@ def test_a_judge_that_fails_costs_its_ratings_only(tmp_path, caplog):
 
 
 def test_an_engine_that_is_closed_is_not_started_any_more(tmp_path):
-    run = RunFolder.__new__(RunFolder)  # its own start is collective
-    run.root = tmp_path
-    engine = OwnEngine(validate({}), run)
+    engine = OwnEngine(validate({}), RunPaths(tmp_path))
     engine.close()
     with pytest.raises(EngineError, match="the run ends"):
         engine.serve(WeightVersion(0), tmp_path)

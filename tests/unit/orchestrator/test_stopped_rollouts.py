@@ -6,13 +6,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from megatron_lwz.config import validate
+from megatron_lwz.orchestrator.experience import experience_metrics, make_batch
+from megatron_lwz.orchestrator.rescore import Rescorer
 from megatron_lwz.report.rollouts import readings
 from megatron_lwz.rewards.composite import build_rewards
 from megatron_lwz.rewards.guard import response_guards
 from megatron_lwz.rollout.guard import Watch
 from megatron_lwz.rollout.sampling import text_of
-from megatron_lwz.training.experience import experience_metrics, make_batch
-from megatron_lwz.training.rescore import Rescorer
 from megatron_lwz.types import Alarm, ComponentScore, FinishReason, Group, LengthRange, Prompt, Rollout
 
 NAMES = ("length", "format")
