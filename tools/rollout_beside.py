@@ -24,9 +24,10 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from megatron_lwz.config import Config, save_config
 from megatron_lwz.config.load import validate
 from megatron_lwz.distributed import environment
+from megatron_lwz.orchestrator.protocol import Host
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.run_paths import RunPaths
-from megatron_lwz.training.rollouts import Host, open_host
+from megatron_lwz.training.rollouts import open_host
 from megatron_lwz.types import WeightVersion
 
 TURN_SECONDS = 3.0
@@ -166,7 +167,8 @@ def hosted(config: Config, run: RunPaths) -> Iterator[Host]:
     """Rank 0's half of the rollouts, connected."""
     run.root.mkdir()
     save_config(config, run.config)
-    with open_host(config, run, 0, lambda _: None) as host, host.connected(WeightVersion(0), run.weights):
+    with open_host(config, run, 0, lambda _: None) as host:
+        host.connect(WeightVersion(0), run.weights)
         yield host
 
 

@@ -1,4 +1,7 @@
-"""What trainer and rollout process say to each other: JSON objects with CPU tensors, over a socket pair. No pickles."""
+"""How trainer and rollout process talk: JSON objects with CPU tensors, over a socket pair. No pickles.
+
+`Codec` turns values into JSON and back by their declared types, `describe_error` and `error_from` do it for errors.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,34 @@ import math
 import socket
 import threading
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
 from struct import Struct
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 from megatron_lwz import errors
 from megatron_lwz.errors import LwzError
+from megatron_lwz.types import WeightVersion
 
 HEADER = Struct("<Q")
 """Bytes of the JSON that follows; the tensors' bytes follow that."""
 
+Tensors = dict[str, Tensor]
+Both = tuple[Callable[[Any], Any], Callable[[Any], Any]]
+"""To JSON, and from JSON."""
+
 
 @dataclass(frozen=True)
 class Message:
-    """One thing said. `tensors` belong to `content`."""
+    """One JSON object, and the tensors that it refers to by name."""
 
     content: dict[str, Any]
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)
 
 
 class Connection:
@@ -48,7 +58,7 @@ class Connection:
                 self._end.sendall(tensor.numpy().data.cast("B") if tensor.numel() else b"")
 
     def receive(self) -> Message:
-        """Waits for the next message. Raises EOFError at the other end's end."""
+        """Waits for the next message. Raises EOFError when the other end is gone."""
         (size,) = HEADER.unpack(self._read(HEADER.size))
         said = json.loads(self._read(size))
         tensors = {}
@@ -59,7 +69,7 @@ class Connection:
         return Message(said["content"], tensors)
 
     def close(self) -> None:
-        """Lets the other end know that this one is gone."""
+        """Closes this end; the other end's `receive` raises EOFError."""
         self._end.close()
 
     def _read(self, size: int) -> bytearray:
@@ -76,8 +86,60 @@ class Connection:
         return data
 
 
+class Codec:
+    """Values ↔ JSON by their declared type: plain JSON types, paths, weight versions, tensors, dataclasses, and containers of these.
+
+    `known` adds types. A type that it cannot carry raises TypeError.
+    """
+
+    def __init__(self, known: Mapping[Any, Both] | None = None) -> None:
+        self._known: dict[Any, Both] = {Path: (str, Path), WeightVersion: (str, WeightVersion.parse), **(known or {})}
+
+    def encode(self, value: Any, kind: Any, tensors: Tensors) -> Any:
+        """`value` of type `kind` as JSON; its tensors are added to `tensors`."""
+
+        def add(tensor: Tensor) -> str:
+            tensors[name := str(len(tensors))] = tensor
+            return name
+
+        return self._convert(value, kind, 0, add)
+
+    def decode(self, coded: Any, kind: Any, tensors: Tensors) -> Any:
+        """The value of type `kind` that `encode` described."""
+        return self._convert(coded, kind, 1, tensors.__getitem__)
+
+    def _convert(self, value: Any, kind: Any, way: int, tensor: Callable[[Any], Any]) -> Any:
+        """One value, to JSON (`way` 0) or from it (1); `tensor` converts between a tensor and its name."""
+
+        def convert(item: Any, item_kind: Any) -> Any:
+            return self._convert(item, item_kind, way, tensor)
+
+        origin, arguments = get_origin(kind), get_args(kind)
+        if kind in (None, type(None), bool, int, float, str):
+            return value
+        if kind in self._known:
+            return self._known[kind][way](value)
+        if kind is Tensor:
+            return tensor(value)
+        if origin is UnionType and len(arguments) == 2 and type(None) in arguments:
+            return None if value is None else convert(value, next(a for a in arguments if a is not type(None)))
+        if origin is tuple and Ellipsis not in arguments:
+            return tuple(convert(item, item_kind) for item, item_kind in zip(value, arguments, strict=True))
+        if isinstance(origin, type) and issubclass(origin, Mapping) and arguments[0] is str:
+            return {key: convert(item, arguments[1]) for key, item in value.items()}
+        if isinstance(origin, type) and issubclass(list, origin):
+            return [convert(item, arguments[0]) for item in value]
+        if is_dataclass(kind):
+            hints = get_type_hints(kind)
+            read = vars(value).get if way == 0 else value.get
+            fields = {name: convert(read(name), hint) for name, hint in hints.items()}
+            make: Any = kind
+            return fields if way == 0 else make(**fields)
+        raise TypeError(f"{kind} cannot be sent to another process")
+
+
 def describe_error(error: LwzError) -> list[str]:
-    """Its kind, as `errors` knows it, its text, and where it was raised."""
+    """Its class, as `errors` names it, its text, and where it was raised."""
     kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__]
     return [kinds[0], str(error), "".join(traceback.format_exception(error))]
 

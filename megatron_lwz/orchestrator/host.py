@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from typing_extensions import override
 
 from megatron_lwz.config import Config
 from megatron_lwz.data.prompts import PromptOrder, read_prompts
@@ -21,6 +22,7 @@ from megatron_lwz.evaluation.in_loop import InLoopEvaluation, Metrics
 from megatron_lwz.orchestrator.engines import open_engines
 from megatron_lwz.orchestrator.evaluation import in_loop_evaluation
 from megatron_lwz.orchestrator.experience import Experience, experience_metrics, is_barren, make_batch
+from megatron_lwz.orchestrator.protocol import Host, Waiting
 from megatron_lwz.orchestrator.reward_server import open_reward_server
 from megatron_lwz.rewards.composite import build_rewards, reward_metrics
 from megatron_lwz.rewards.guard import response_guards
@@ -30,31 +32,30 @@ from megatron_lwz.rollout.held_out import HeldOut
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.length_book import LengthBook, exclusions
 from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import Group, Prompt, RewardFn, WeightVersion
 
 logger = logging.getLogger(__name__)
 
-Waiting = Callable[[Progress], None]
-"""Hears how far awaited rollouts are."""
-
 
 @contextmanager
-def local_host(config: Config, run: RunPaths, step: int, waiting: Waiting) -> Iterator[RolloutHost]:
-    """The host in this process, and the reward model that it asks. The run goes on from `step`."""
-    with open_reward_server(config, run) as served:
-        yield RolloutHost(served, run, step, waiting)
+def local_host(config: Config, run: RunPaths, step: int, waiting: Waiting) -> Iterator[Host]:
+    """A host in this process, and the reward model that it asks; both are closed in the end. The run goes on from `step`."""
+    with open_reward_server(config, run) as served, ExitStack() as stack:
+        yield RolloutHost(served, run, step, waiting, stack)
 
 
-class RolloutHost:
-    """What rank 0's training loop asks for, from one thread. `waiting` hears how far awaited rollouts are. Raises LwzError."""
+class RolloutHost(Host):
+    """Engines, journal, rewards and controller of a run. `waiting` is called with how far awaited rollouts are.
+
+    What it connects to is closed with `stack`.
+    """
 
     engines: EnginePool
-    """All engines, while connected."""
 
-    def __init__(self, config: Config, run: RunPaths, step: int, waiting: Waiting) -> None:
+    def __init__(self, config: Config, run: RunPaths, step: int, waiting: Waiting, stack: ExitStack) -> None:
         self._config, self._run, self._step, self._waiting = config, run, step, waiting
+        self._stack = stack
         self._evaluation: InLoopEvaluation | None = None
         self._tokenizer = Tokenizer(config.tokenizer_dir())
         self._prompts = self._read(config.data.prompts)
@@ -66,11 +67,10 @@ class RolloutHost:
         self._batch: list[Group] = []
         self._lengths = LengthBook(config.rollout.lengths, config.rollout.max_staleness)
 
-    @contextmanager
-    def connected(self, version: WeightVersion, folder: Path) -> Iterator[None]:
-        """Starts, or meets, the engines with these weights, takes up what an earlier attempt left, and runs the controller."""
-        with open_engines(self._config, self._run, folder) as self.engines, self._controlled(self.engines, version):
-            yield
+    @override
+    def connect(self, version: WeightVersion, folder: Path) -> None:
+        self.engines = self._stack.enter_context(open_engines(self._config, self._run, folder))
+        self._stack.enter_context(self._controlled(self.engines, version))
 
     @contextmanager
     def _controlled(self, pool: EnginePool, version: WeightVersion) -> Iterator[None]:
@@ -101,12 +101,12 @@ class RolloutHost:
                 self._evaluation.close()
             self._controller.close()
 
+    @override
     def set_version(self, version: WeightVersion) -> None:
-        """The weights that the engines run from now on."""
         self._controller.set_version(version)
 
+    @override
     def experience(self, step: int) -> Iterator[Experience]:
-        """Has prompts written to as far ahead as may be, waits for the step's groups and makes them a batch, or its parts."""
         if self._evaluation is not None:
             self._evaluation.settle(self._waiting)  # one that an earlier process left, before the weights change
         size, config = self._config.training.prompts_per_step, self._config
@@ -123,40 +123,40 @@ class RolloutHost:
         metrics = experience_metrics(self._batch, config, names=self._names, step=step)
         yield Experience(batch, metrics | self._controller.metrics() | reward_metrics(self._rewards))
 
+    @override
     def trained(self, step: int) -> None:
-        """The update to `step` used the batch handed out last."""
         self._controller.mark_consumed(self._batch, step)
         self._batch = []
 
+    @override
     def settle(self) -> None:
-        """Returns when that is durable."""
         self._controller.settle()
 
+    @override
     def checkpointed(self, step: int) -> None:
-        """The checkpoint of `step` is on disk: what it was trained on will not come back after a kill."""
         self._controller.checkpoint(step)
 
+    @override
     def lengths(self, step: int) -> Metrics:
-        """What `step`, now trained, says about lengths."""
         return self._lengths.measure(step, self._journal.lengths)
 
+    @override
     def take_up_evaluations(self, version: WeightVersion, folder: Path) -> None:
-        """Begins again what an earlier attempt left. `version` and `folder`: the weights pushed last."""
         if self._evaluation is not None:
             self._evaluation.take_up(version, folder)
 
+    @override
     def evaluate(self, version: WeightVersion, folder: Path) -> None:
-        """Begins to evaluate these weights on the held-out prompts; returns when training may go on."""
         if self._evaluation is not None:
             self._evaluation.begin(version, folder, waiting=self._waiting)
 
+    @override
     def evaluated(self) -> Iterator[tuple[int, Metrics]]:
-        """(step, metrics) of evaluations that are done, each once; asking for the next says that the last is recorded."""
         if self._evaluation is not None:
             yield from self._evaluation.finished()
 
+    @override
     def finish_evaluations(self) -> None:
-        """Waits for all evaluations that were begun."""
         if self._evaluation is not None:
             self._evaluation.wait(waiting=self._waiting)
 

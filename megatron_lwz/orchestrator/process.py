@@ -16,8 +16,8 @@ from typing import Any
 from megatron_lwz.distributed import environment, termination
 from megatron_lwz.errors import EnvironmentSetupError
 from megatron_lwz.http.orphan import dying_with_us
-from megatron_lwz.orchestrator.connection import Connection, Message, error_from
-from megatron_lwz.orchestrator.host import Waiting
+from megatron_lwz.orchestrator.connection import Connection, Message, Tensors, error_from
+from megatron_lwz.orchestrator.protocol import Waiting
 from megatron_lwz.rollout.progress import Progress
 
 CLOSE_SECONDS = 60.0
@@ -25,17 +25,19 @@ CLOSE_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 
-Asked = Callable[[Any], None]
+Asked = Callable[[Message], None]
 """Does what the process asks for before it can answer."""
 
 
 class HostProcess:
     """The process, and the calls that are under way, each in the thread that makes it. Start it from the main thread.
 
-    `arguments` are Python's; `--socket` and the number of an inherited socket follow them.
+    `arguments` are Python's; `--socket` and the number of an inherited socket follow them. `waiting` is called with the progress
+    of awaited rollouts.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], waiting: Waiting | None = None) -> None:
+        self._waiting = waiting
         near, far = socket.socketpair()
         self._child = subprocess.Popen(
             dying_with_us([sys.executable, *arguments, "--socket", str(far.fileno())]),
@@ -54,16 +56,19 @@ class HostProcess:
         self._listener = threading.Thread(target=self._listen, name="rollout process", daemon=True)
         self._listener.start()
 
-    def call(self, name: str, *arguments: Any, waiting: Waiting | None = None, asked: Asked | None = None) -> Any:
-        """The answer. See `exchange`."""
-        return self.exchange(name, *arguments, waiting=waiting, asked=asked).content["answer"]
-
-    def exchange(
-        self, name: str, *arguments: Any, waiting: Waiting | None = None, asked: Asked | None = None
+    def call(
+        self,
+        name: str,
+        arguments: Sequence[Any] = (),
+        tensors: Tensors | None = None,
+        *,
+        following: bool = False,
+        asked: Asked | None = None,
     ) -> Message:
-        """The message that holds the answer. Meanwhile `waiting` hears of progress, and `asked` does what is asked for.
+        """The message that holds the answer. `following` asks for the next item of what the call returned before.
 
-        Raises what the call raises there, if that is an LwzError, and EnvironmentSetupError if the process ends or fails.
+        Meanwhile progress is passed on, and `asked` is called with what the process asks for before it can answer. Raises what the
+        call raises there, if that is an LwzError, and EnvironmentSetupError if the process ends or fails.
         """
         number = next(self._numbers)
         with self._lock:
@@ -71,20 +76,21 @@ class HostProcess:
             if self._gone:
                 inbox.put(None)
         try:
-            self._send({"number": number, "call": name, "arguments": list(arguments)})
+            content = {"number": number, "call": name, "arguments": list(arguments), "following": following}
+            with suppress(OSError):  # the listener notices that the process is gone
+                self._connection.send(content, tensors)
             while True:
                 message = inbox.get()
                 if message is None:
                     raise EnvironmentSetupError(self._last_words())
-                content = message.content
-                if "progress" in content:
-                    if waiting is not None:
-                        waiting(Progress(**content["progress"]))
-                elif "asked" in content:
+                if "progress" in message.content:
+                    if self._waiting is not None:
+                        self._waiting(Progress(**message.content["progress"]))
+                elif "asked" in message.content:
                     assert asked is not None
-                    self._do(asked, content["asked"])
-                elif "error" in content:
-                    raise error_from(content["error"])
+                    self._do(asked, message)
+                elif "error" in message.content:
+                    raise error_from(message.content["error"])
                 else:
                     return message
         finally:
@@ -112,18 +118,18 @@ class HostProcess:
         if self._child.returncode and not ended:
             log.warning("the rollout process did not end in order (status %d)", self._child.returncode)
 
-    def _do(self, asked: Asked, what: Any) -> None:
-        """Does it, and says so. What it raises is raised when the process has heard of it, in place of the answer."""
+    def _do(self, asked: Asked, message: Message) -> None:
+        """Does what the process asks for and tells it so. An error is raised here once the process knows of it."""
+        done = {"done": False, "why": "interrupted"}
         try:
-            asked(what)
+            asked(message)
+            done = {"done": True}
         except BaseException as error:
-            self._send({"done": False, "why": str(error)})
+            done["why"] = str(error)
             raise
-        self._send({"done": True})
-
-    def _send(self, content: dict[str, Any]) -> None:
-        with suppress(OSError):  # its end is told by the listener
-            self._connection.send(content)
+        finally:
+            with suppress(OSError):
+                self._connection.send(done)
 
     def _listen(self) -> None:
         with suppress(EOFError):

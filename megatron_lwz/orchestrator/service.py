@@ -1,177 +1,124 @@
-"""The rollout process's side: a RolloutHost that does what the trainer asks for, one call after the other."""
+"""The rollout process's side: a Host does what the trainer asks for, one call after the other."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
+from operator import attrgetter
 from queue import SimpleQueue
 from typing import Any
-
-from torch import Tensor
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import termination
 from megatron_lwz.errors import EnvironmentSetupError, LwzError
-from megatron_lwz.evaluation.in_loop import Metrics
-from megatron_lwz.orchestrator.connection import Connection, Message, describe_error
-from megatron_lwz.orchestrator.experience import Experience
-from megatron_lwz.orchestrator.host import RolloutHost, local_host
+from megatron_lwz.orchestrator.connection import Codec, Connection, Message, Tensors, describe_error
+from megatron_lwz.orchestrator.host import local_host
+from megatron_lwz.orchestrator.protocol import Host, callback_kinds, signatures
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.run_paths import RunPaths
-from megatron_lwz.types import WeightVersion
+
+_SIGNATURES = signatures(Host)
 
 
 def serve(config: Config, step: int, connection: Connection) -> None:
-    """Until SIGTERM, which the end of the trainer sends too. Leaves with everything durable. Raises LwzError."""
+    """Answers until SIGTERM, which the end of the trainer sends too. Leaves with everything durable. Raises LwzError."""
     with ExitStack() as stack:
-        HostService(config, step, connection, stack).run()
+
+        def open_host() -> Host:
+            return stack.enter_context(local_host(config, RunPaths(config.run.dir), step, service.waiting))
+
+        service = HostService(open_host, connection)
+        service.run()
 
 
 class HostService:
-    """Its methods without an underscore are the calls. `stack` holds what is opened."""
+    """Answers the calls of `Host` that come through a connection. The call `open` makes the host, and comes first."""
 
-    def __init__(self, config: Config, step: int, connection: Connection, stack: ExitStack) -> None:
-        self._config, self._step = config, step
+    def __init__(self, open_host: Callable[[], Host], connection: Connection) -> None:
+        self._open_host = open_host
         self._connection = connection
-        self._stack = stack
+        self._codec = Codec({EngineClient: (attrgetter("url"), _refused)})
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._number = -1
         """Of the call that is being answered."""
-        self._host: RolloutHost
-        self._parts: Iterator[Experience]
-        self._evaluated: Iterator[tuple[int, Metrics]]
+        self._host: Host
+        self._streams: dict[str, Iterator[Any]] = {}
+        """Name of a call → the iterator that its last call returned."""
 
     def run(self) -> None:
         """Answers, until a signal is raised here or nobody listens."""
         threading.Thread(target=self._listen, name="trainer", daemon=True).start()
         with suppress(BrokenPipeError, ConnectionResetError):
             while True:
-                self._answer(self._inbox.get().content)
+                self._answer(self._inbox.get())
 
-    def open(self) -> None:
-        """Reads prompts and starts what rewards need."""
-        run = RunPaths(self._config.run.dir)
-        self._host = self._stack.enter_context(local_host(self._config, run, self._step, self._waiting))
+    def waiting(self, progress: Progress) -> None:
+        """Tells the trainer how far the rollouts are that it waits for."""
+        self._connection.send({"number": self._number, "progress": asdict(progress)})
 
-    def connect(self, version: str, folder: str) -> None:
-        """Connects for good."""
-        self._stack.enter_context(self._host.connected(WeightVersion.parse(version), Path(folder)))
-
-    def set_version(self, version: str) -> None:
-        """See RolloutHost, as with all calls that have its names."""
-        self._host.set_version(WeightVersion.parse(version))
-
-    def experience(self, step: int) -> None:
-        """Begins; `next_part` gives."""
-        self._parts = self._host.experience(step)
-
-    def next_part(self) -> Experience:
-        """Waits for it."""
-        return next(self._parts)
-
-    def trained(self, step: int) -> None:
-        """See RolloutHost."""
-        self._host.trained(step)
-
-    def settle(self) -> None:
-        """See RolloutHost."""
-        self._host.settle()
-
-    def checkpointed(self, step: int) -> None:
-        """See RolloutHost."""
-        self._host.checkpointed(step)
-
-    def lengths(self, step: int) -> Metrics:
-        """See RolloutHost."""
-        return self._host.lengths(step)
-
-    def take_up_evaluations(self, version: str, folder: str) -> None:
-        """See RolloutHost."""
-        self._host.take_up_evaluations(WeightVersion.parse(version), Path(folder))
-
-    def evaluate(self, version: str, folder: str) -> None:
-        """See RolloutHost."""
-        self._host.evaluate(WeightVersion.parse(version), Path(folder))
-
-    def evaluated(self) -> None:
-        """Begins; `next_evaluated` gives."""
-        self._evaluated = self._host.evaluated()
-
-    def next_evaluated(self) -> dict[str, Any] | None:
-        """One evaluation, None after the last. Asking says that the one before is recorded."""
-        found = next(self._evaluated, None)
-        return None if found is None else {"step": found[0], "metrics": found[1]}
-
-    def finish_evaluations(self) -> None:
-        """See RolloutHost."""
-        self._host.finish_evaluations()
-
-    def push_weights(self, folder: str, version: str) -> None:
-        """See EnginePool."""
-        self._host.engines.push_weights(Path(folder), WeightVersion.parse(version))
-
-    def push_together(self, version: str) -> None:
-        """See EnginePool; the trainer sends."""
-        self._host.engines.push_together(WeightVersion.parse(version), self._have_sent)
-
-    def weight_checksum(self) -> dict[str, str]:
-        """See EnginePool."""
-        return self._host.engines.weight_checksum()
-
-    def wake(self, part: str) -> None:
-        """See EnginePool."""
-        self._host.engines.wake(part)
-
-    def sleep(self) -> None:
-        """See EnginePool."""
-        self._host.engines.sleep()
-
-    def name_weights(self, url: str, version: str) -> None:
-        """The engine writes with these weights from now on."""
-        self._host.engines.client(url).version = WeightVersion.parse(version)
-
-    def read_up(self, url: str, since: float) -> None:
-        """Returns when what the engine, paused at `since`, had sent has been read."""
-        asyncio.run(self._host.engines.client(url).tracker.read_up(since))
-
-    def _answer(self, content: dict[str, Any]) -> None:
-        outer, self._number = self._number, content["number"]
-        told: dict[str, Any]
-        tensors: dict[str, Tensor] = {}
+    def _answer(self, message: Message) -> None:
+        outer, self._number = self._number, message.content["number"]
+        tensors: Tensors = {}
         try:
-            answer = getattr(self, _checked(content["call"]))(*content["arguments"])
-            if isinstance(answer, Experience):
-                told, tensors = {"metrics": answer.metrics, "last": answer.last}, vars(answer.batch)
-            else:
-                told = {"answer": answer}
+            method, arguments, result = self._look_up(message)
+            content = {"answer": self._codec.encode(method(*arguments), result, tensors)}
         except LwzError as error:
-            told = {"error": describe_error(error)}
+            content = {"error": describe_error(error)}
         except Exception as error:  # ours: the trainer ends, and this says where to look
             traceback.print_exc()
             text = f"rollout process: {type(error).__name__}: {error}; its traceback is above"
-            told = {"error": describe_error(EnvironmentSetupError(text))}
+            content = {"error": describe_error(EnvironmentSetupError(text))}
         finally:
             self._number = outer
-        self._connection.send(told | {"number": content["number"]}, tensors)
+        self._connection.send(content | {"number": message.content["number"]}, tensors)
 
-    def _have_sent(self, clients: Sequence[EngineClient]) -> None:
-        """Has the trainer send weights to these engines, and answers what it asks for meanwhile."""
-        self._connection.send({"number": self._number, "asked": [client.url for client in clients]})
-        while "done" not in (content := self._inbox.get().content):
-            self._answer(content)
-        if not content["done"]:
-            raise LwzError(content["why"])
+    def _look_up(self, message: Message) -> tuple[Callable[..., Any], list[Any], Any]:
+        """What a message calls, with which arguments, and the type of what it returns."""
+        name = message.content["call"]
+        if name == "open":
+            return self._open, [], None
+        if name not in _SIGNATURES:
+            raise ValueError(f"no call {name!r}")
+        signature = _SIGNATURES[name]
+        if message.content["following"]:
+            return partial(self._following, name), [], list[signature.result]  # type: ignore[name-defined]
+        method = attrgetter(name)(self._host)
+        arguments = [
+            partial(self._call_back, kinds)
+            if (kinds := callback_kinds(kind)) is not None
+            else self._codec.decode(value, kind, message.tensors)
+            for value, kind in zip(message.content["arguments"], signature.parameters, strict=True)
+        ]
+        if signature.streams:
+            return partial(self._begin, name, method), arguments, None
+        return method, arguments, signature.result
 
-    def _waiting(self, progress: Progress) -> None:
-        self._connection.send({"number": self._number, "progress": asdict(progress)})
+    def _open(self) -> None:
+        self._host = self._open_host()
+
+    def _begin(self, name: str, method: Callable[..., Iterator[Any]], *arguments: Any) -> None:
+        self._streams[name] = method(*arguments)
+
+    def _following(self, name: str) -> list[Any]:
+        """The next item of a stream, alone in a list; an empty list after the last."""
+        return [item for item in (next(self._streams[name], None),) if item is not None]
+
+    def _call_back(self, kinds: list[Any], *values: Any) -> None:
+        """Calls a function of the trainer's, and answers what it asks for meanwhile. Raises LwzError if that fails."""
+        tensors: Tensors = {}
+        asked = [self._codec.encode(value, kind, tensors) for value, kind in zip(values, kinds, strict=True)]
+        self._connection.send({"number": self._number, "asked": asked}, tensors)
+        while "done" not in (message := self._inbox.get()).content:
+            self._answer(message)
+        if not message.content["done"]:
+            raise LwzError(message.content["why"])
 
     def _listen(self) -> None:
         try:
@@ -186,10 +133,5 @@ class HostService:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-_CALLS = frozenset(name for name in vars(HostService) if not name.startswith("_")) - {"run"}
-
-
-def _checked(name: str) -> str:
-    if name not in _CALLS:
-        raise ValueError(f"no call {name!r}")
-    return name
+def _refused(url: str) -> EngineClient:
+    raise ValueError(f"the trainer sends no engine ({url})")

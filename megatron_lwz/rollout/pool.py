@@ -185,8 +185,15 @@ class EnginePool:
         """Every engine leaves its GPU. No request may be running."""
         self._on_all(weight_routes.sleep)
 
-    def client(self, url: str) -> EngineClient:
-        """The client of one engine. Raises KeyError."""
+    def name_weights(self, url: str, version: WeightVersion) -> None:
+        """Tokens that one engine writes from now on carry this version."""
+        self._client(url).version = version
+
+    def read_up(self, url: str, since: float) -> None:
+        """Returns when everything that one engine, paused at `since` (monotonic seconds), had sent is read."""
+        asyncio.run(self._client(url).tracker.read_up(since))
+
+    def _client(self, url: str) -> EngineClient:
         return {client.url: client for client in self.clients}[url]
 
     def _on_all(self, action: Load) -> None:

@@ -12,8 +12,9 @@ from functools import partial
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import exchange, groups
 from megatron_lwz.orchestrator.experience import Experience
-from megatron_lwz.orchestrator.host import RolloutHost, Waiting, local_host
-from megatron_lwz.orchestrator.remote import RemoteHost, remote_host
+from megatron_lwz.orchestrator.host import local_host
+from megatron_lwz.orchestrator.protocol import Host, Waiting
+from megatron_lwz.orchestrator.remote import remote_host
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.attempts import record_attempt
 from megatron_lwz.training.run_folder import RunFolder, due
@@ -21,9 +22,6 @@ from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.turns import Turns
 from megatron_lwz.training.weight_sync import Transport, make_transport
 from megatron_lwz.types import SequenceBatch, WeightVersion
-
-Host = RolloutHost | RemoteHost
-"""Rank 0's half: in this process, or in one of its own."""
 
 
 @contextmanager
@@ -42,7 +40,7 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
         version = exporter.prepare(first, folder=config.data.held_out_prompts is not None)
         engines = None
         if host is not None:
-            stack.enter_context(host.connected(version, exporter.folder(version)))
+            host.connect(version, exporter.folder(version))
             engines = host.engines
         turns = Turns(config, state, engines, version.attempt)
         rollouts = Rollouts(config, host, stack.enter_context(closing(transport(engines))), turns, version)

@@ -8,9 +8,9 @@ import torch.distributed as dist
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import exchange
+from megatron_lwz.orchestrator.protocol import EngineControl
 from megatron_lwz.training.offload import TrainerMemory
 from megatron_lwz.training.state import TrainState
-from megatron_lwz.training.weight_sync.protocol import EngineControl
 
 
 class Turns:

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from megatron_lwz.config import Config
+from megatron_lwz.orchestrator.protocol import EngineControl
 from megatron_lwz.training.weight_sync.disk import DiskTransport
 from megatron_lwz.training.weight_sync.nccl import NcclTransport, nccl_joining
-from megatron_lwz.training.weight_sync.protocol import EngineControl, Transport
+from megatron_lwz.training.weight_sync.protocol import Transport
 
-__all__ = ["DiskTransport", "EngineControl", "NcclTransport", "Transport", "make_transport"]
+__all__ = ["DiskTransport", "NcclTransport", "Transport", "make_transport"]
 
 
 def make_transport(

@@ -12,7 +12,7 @@ import torch
 from megatron_lwz.distributed import groups
 from megatron_lwz.errors import EngineError
 from megatron_lwz.models.hf import export_policy
-from megatron_lwz.training.weight_sync.protocol import EngineControl
+from megatron_lwz.orchestrator.protocol import EngineControl
 from megatron_lwz.types import WeightVersion
 
 KEPT_VERSIONS = 2

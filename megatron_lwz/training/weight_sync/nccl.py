@@ -18,11 +18,11 @@ from megatron_lwz.distributed.nccl import NcclLibrary
 from megatron_lwz.errors import ConfigError, LwzError
 from megatron_lwz.models.hf.export import stream_policy
 from megatron_lwz.models.hf.name_map import tensor_shapes, unwrap
+from megatron_lwz.orchestrator.protocol import EngineControl
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.training.weight_sync.buckets import Buckets
 from megatron_lwz.training.weight_sync.channel import Joining, NcclJoining
 from megatron_lwz.training.weight_sync.disk import DiskTransport
-from megatron_lwz.training.weight_sync.protocol import EngineControl
 from megatron_lwz.training.weight_sync.sender import Sender
 from megatron_lwz.types import WeightVersion
 

@@ -10,7 +10,6 @@ import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from megatron_lwz.config import Config
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.distributed import termination
 from megatron_lwz.errors import DataError
@@ -58,9 +57,7 @@ def main(folder: Path, url: str, number: int) -> None:
     with ExitStack() as stack, termination.watched(forced=lambda: None), suppress(termination.Terminated):
         stack.callback(controller.close)
         stack.enter_context(termination.kept(lambda: (folder / "kept").touch()))
-        service = HostService(Config(), 0, Connection(socket.socket(fileno=number)), stack)
-        service._host = Host(pool)
-        service.run()
+        HostService(lambda: Host(pool), Connection(socket.socket(fileno=number))).run()
 
 
 if __name__ == "__main__":

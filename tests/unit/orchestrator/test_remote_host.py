@@ -10,7 +10,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +20,15 @@ from aiohttp import web
 
 from megatron_lwz.errors import ConfigError, DataError, EngineError, EnvironmentSetupError, LwzError
 from megatron_lwz.http.retry import Failure, RequestFailure
-from megatron_lwz.orchestrator.connection import Connection, describe_error, error_from
+from megatron_lwz.orchestrator.connection import Codec, Connection, describe_error, error_from
 from megatron_lwz.orchestrator.process import HostProcess
-from megatron_lwz.orchestrator.remote import RemoteEngines
+from megatron_lwz.orchestrator.protocol import Host, callback_kinds, signatures
+from megatron_lwz.orchestrator.remote import stub
 from megatron_lwz.rollout import weight_routes
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import WeightVersion
+from tests.unit.orchestrator.echo_host import FAIL, ITEMS, plain, sample
 from tests.unit.orchestrator.host_child import OLD
 from tests.unit.rollout.synthetic_engine import TOKEN, Engine, background_loop
 
@@ -69,6 +73,7 @@ def engine() -> Tireless:
 def process(engine: Tireless, tmp_path: Path) -> Iterator[HostProcess]:
     with background_loop() as start:
         made = HostProcess(["-m", "tests.unit.orchestrator.host_child", str(tmp_path), start(engine)])
+        made.call("open")
         yield made
         made.close()
 
@@ -94,7 +99,7 @@ def bring(clients: Sequence[EngineClient]) -> None:
 def test_what_old_weights_wrote_keeps_their_name_when_rank_0_sends_new_ones(
     engine: Tireless, process: HostProcess, tmp_path: Path
 ) -> None:
-    engines = RemoteEngines(process, partial(EngineClient, token=TOKEN))
+    engines = stub(process, partial(EngineClient, token=TOKEN)).engines
     wait_for(lambda: engine.sent > 400)
     engines.push_together(NEW, bring)
     wait_for(lambda: engine.after > 400)
@@ -114,7 +119,7 @@ def finished(folder: Path) -> bool:
 
 
 def test_what_goes_wrong_while_rank_0_sends_is_raised_and_the_process_goes_on(process: HostProcess) -> None:
-    engines = RemoteEngines(process, partial(EngineClient, token=TOKEN))
+    engines = stub(process, partial(EngineClient, token=TOKEN)).engines
 
     def fail(clients: Sequence[EngineClient]) -> None:
         raise EngineError(clients[0].url, "took fewer weights than were to be sent")
@@ -125,16 +130,56 @@ def test_what_goes_wrong_while_rank_0_sends_is_raised_and_the_process_goes_on(pr
 
 
 def test_errors_keep_their_kind_and_ours_are_one_line(process: HostProcess) -> None:
+    host = stub(process, partial(EngineClient, token=TOKEN))
     with pytest.raises(DataError) as caught:
-        process.call("trained", 3)
+        host.trained(3)
     assert str(caught.value) == "journal.sqlite: no room for step 3"
     assert "host_child.py" in "".join(traceback.format_exception(caught.value)), "--traceback shows it all"
     with pytest.raises(EnvironmentSetupError, match="rollout process: KeyError: 'b'; its traceback is above"):
-        process.call("lengths", 3)
-    for name in ("run", "_answer", "no_such_call"):
+        host.lengths(3)
+    for name in ("run", "_answer", "no_such_call", "engines", "engines.close", "engines._push"):
         with pytest.raises(EnvironmentSetupError, match="no call"):
             process.call(name)
-    assert process.call("weight_checksum"), "it goes on"
+    assert list(host.engines.weight_checksum().values()) == ["abc"], "it goes on"
+
+
+def test_every_call_of_a_host_is_served_with_its_own_types_and_its_own_errors() -> None:
+    process = HostProcess(["-m", "tests.unit.orchestrator.echo_host"])
+    process.call("open")
+    host = stub(process, partial(EngineClient, token=TOKEN))
+    calls = signatures(Host)
+    assert {"connect", "experience", "trained", "evaluated", "engines.push_together"} < calls.keys()
+
+    def call(name: str) -> Any:
+        heard: list[Any] = []
+        kinds = [callback_kinds(kind) for kind in calls[name].parameters]
+        arguments = [
+            sample(kind) if taken is None else heard.append
+            for kind, taken in zip(calls[name].parameters, kinds, strict=True)
+        ]
+        found = attrgetter(name)(host)(*arguments)
+        found = list(found) if calls[name].streams else found
+        assert plain(heard) == plain([sample(taken[0]) for taken in kinds if taken is not None])
+        return found
+
+    for name, signature in calls.items():
+        expected = [sample(signature.result)] * ITEMS if signature.streams else sample(signature.result)
+        assert plain(call(name)) == plain(expected), name
+    with pytest.raises(DataError, match="checkpointed: fails"):
+        host.checkpointed(FAIL)
+    for name in calls:
+        with pytest.raises(DataError) as caught:
+            call(name)
+        assert str(caught.value) == f"{name}: fails"
+    process.close()
+
+
+def test_the_codec_refuses_what_it_cannot_carry() -> None:
+    for kind in (set[int], object, tuple[int, ...], dict[int, str], int | str):
+        with pytest.raises(TypeError, match="cannot be sent"):
+            Codec().encode({1}, kind, {})
+    coded: Any = [Codec().encode(value, int | None, {}) for value in (None, 3)]
+    assert coded == [None, 3]
 
 
 @pytest.mark.parametrize(
@@ -152,12 +197,12 @@ def test_a_described_error_is_the_same_line(error: LwzError) -> None:
 
 
 def test_a_process_that_dies_ends_every_call_with_one_line(process: HostProcess) -> None:
-    process.call("weight_checksum")
+    process.call("engines.weight_checksum")
     failures = []
 
     def wait() -> None:
         try:
-            process.call("next_part")  # nothing was begun: it would fail otherwise
+            process.call("experience", following=True)  # nothing was begun: it would fail otherwise
         except LwzError as error:
             failures.append(error)
 
@@ -209,7 +254,7 @@ def test_tensors_and_values_come_as_they_went() -> None:
 def test_it_ends_when_its_trainer_is_gone(tmp_path: Path) -> None:
     with background_loop() as start:
         process = HostProcess(["-m", "tests.unit.orchestrator.host_child", str(tmp_path), start(Tireless())])
-        process.call("weight_checksum")
+        process.call("open")
         process._connection._end.shutdown(socket.SHUT_RDWR)
         assert process._child.wait(30) == 0
         process.close()
