@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ END_OF_TEXT = len(BYTES)
 def share_of_spaces(prompt: Prompt, rollouts: Sequence[Rollout]) -> list[float]:
     """A reward that a random policy already varies in: the share of tokens below 128."""
     return [sum(token < 128 for token in rollout.tokens) / len(rollout.tokens) for rollout in rollouts]
+
+
+def holds_megatron(prompt: Prompt, rollouts: Sequence[Rollout]) -> list[float]:
+    """1 where the process that scores rollouts has imported Megatron-Core."""
+    return [float(any(name.partition(".")[0] == "megatron" for name in sys.modules))] * len(rollouts)
 
 
 def write_example(folder: Path, *, vocab_size: int | None = None, words: Sequence[str] = (), **sections: Any) -> Path:

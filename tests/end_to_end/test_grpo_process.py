@@ -23,6 +23,7 @@ def test_whoever_dies_the_others_end_and_the_run_goes_on(tmp_path: Path) -> None
         training={"steps": 4, "accumulate_groups": 1},
         rollout={"max_new_tokens": 300},
         data={"held_out_prompts": None},
+        reward={"functions": [f"tests.end_to_end.grpo_runs:{name}" for name in ("share_of_spaces", "holds_megatron")]},
     )
     run = tmp_path / "run"
     for victim, steps in (("rollout_host", 1), ("train_grpo", 2)):
@@ -53,7 +54,9 @@ def test_whoever_dies_the_others_end_and_the_run_goes_on(tmp_path: Path) -> None
     with JournalReader(run / "journal.sqlite") as journal:
         assert sorted(journal.consumed().values()) == [step for step in range(1, 5) for _ in range(2)]
     assert_every_token_once(run / "journal.sqlite")
-    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(1, 5))
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 5))
+    assert [row["reward/holds_megatron"] for row in rows] == [0.0] * 4, "the rollout process imports no Megatron"
 
 
 def process_of(role: str, family: list[psutil.Process]) -> list[psutil.Process]:
