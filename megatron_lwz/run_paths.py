@@ -7,6 +7,9 @@ from pathlib import Path
 LATEST, BEST = "latest", "best"
 """Files in a `checkpoints` folder, each the name of a folder in it."""
 
+STEPS = "step_*"
+"""What `step_name` gives, as a pattern of file names."""
+
 
 class RunPaths:
     """The files of the run in the folder `root`. Nothing is created here."""

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import write_json
-from megatron_lwz.run_paths import RunPaths, step_name, step_of
+from megatron_lwz.run_paths import STEPS, RunPaths, step_name, step_of
 from megatron_lwz.types import WeightVersion
 
 
 def unfinished(run_dir: Path) -> set[int]:
     """The steps whose evaluation has begun and is not recorded; their checkpoints are still needed."""
-    return {step_of(path.stem) for path in RunPaths(run_dir).pinned.glob("step_*.json")}
+    return {step_of(path.stem) for path in RunPaths(run_dir).pinned.glob(f"{STEPS}.json")}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PinnedEvaluations:
     def begun(self) -> list[Pinned]:
         """Evaluations that an earlier process left, by step. Raises DataError."""
         found = []
-        for path in sorted(self._root.glob("step_*.json")):
+        for path in sorted(self._root.glob(f"{STEPS}.json")):
             try:
                 version = WeightVersion.parse(json.loads(path.read_text(encoding="utf-8"))["version"])
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

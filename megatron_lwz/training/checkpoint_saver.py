@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from megatron_lwz.distributed import exchange, groups, termination
 from megatron_lwz.errors import CheckpointError
-from megatron_lwz.run_paths import LATEST, step_name
+from megatron_lwz.run_paths import LATEST, STEPS, step_name
 from megatron_lwz.training.checkpoint import pointed_at, run_state
 from megatron_lwz.training.checkpoint_writer import (
     Snapshot,
@@ -116,7 +116,7 @@ class CheckpointSaver:
         write_durably(pointer, target.name.encode())
         pointer.replace(self._folder / LATEST)
         # Names after this step are of a time the run went back from; they go when it passes them.
-        older = sorted(path for path in self._folder.glob("step_*") if path.name < target.name)
+        older = sorted(path for path in self._folder.glob(STEPS) if path.name < target.name)
         kept = pointed_at(self._folder)
         for path in older[: max(0, len(older) + 1 - self._state.config.checkpoint.keep)]:
             if path.name not in kept:

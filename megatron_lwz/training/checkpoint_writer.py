@@ -92,7 +92,7 @@ def write_snapshot(
 
 def half_written(folder: Path) -> list[Path]:
     """Folders in `folder` that a run began to write and did not finish."""
-    return sorted(folder.glob(".step_*.tmp"))
+    return sorted(folder.glob(f".{STEPS}.tmp"))
 
 
 def write_durably(path: Path, content: bytes) -> None:
