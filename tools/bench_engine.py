@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
             options.model = Path(temporary)
             write_engine_model(options.model, hidden=256, layers=4, vocab=4096)
-        _compare(options, Path(temporary) / "engine.log")
+        _compare(options, Path(temporary) / "server.log")
 
 
 def _compare(options: argparse.Namespace, log_path: Path) -> None:

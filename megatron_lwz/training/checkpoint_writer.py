@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_lwz.distributed import platform
 from megatron_lwz.errors import CheckpointError
+from megatron_lwz.run_paths import STEPS
 
 _FORMAT = CheckpointingConfig("torch_dist", 1)
 
