@@ -11,7 +11,18 @@ from megatron_lwz import run_paths
 from megatron_lwz.run_paths import RunPaths, step_name, step_of
 
 ROOT = Path(__file__).parents[2]
-AMBIGUOUS = {"hf", "weights", "corpus", "evaluation", "skipped", "latest", "best", "config.yaml", "checkpoints"}
+AMBIGUOUS = {
+    "hf",
+    "weights",
+    "corpus",
+    "evaluation",
+    "skipped",
+    "latest",
+    "best",
+    "config.yaml",
+    "checkpoints",
+    "held_out.jsonl",
+}
 """Also words of configs, journals and other folders."""
 
 
