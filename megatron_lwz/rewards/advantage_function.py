@@ -35,8 +35,10 @@ _MADE_UP = 6
 """Rollouts in a group of the start-up check."""
 _TOLERANCE = 1e-4
 """Of the start-up check, relative and absolute: a function may compute in fp32."""
+_ZERO = 1e-12
+"""A part below this is rounding and counts as 0: the mean of equal fp64 numbers is off by as little as 1e-17."""
 _NOISE = 1e-6
-"""Equal scores that give less than this, but not 0, are rounding."""
+"""What a function that computes in fp32 may give for equal scores; above this it means it."""
 _NAMED = 8
 """Most prompts that an error names."""
 
@@ -47,8 +49,8 @@ def function_advantages(
     """What each column adds to each rollout's advantage, [P, G, C] fp64, and the C names.
 
     The function's [P, G, R] keeps the components' names, its [P, G] is one column named WHOLE. A rollout that is not
-    included gets 0, whatever the function says. `prompts`: the P prompts' ids, for errors. Raises ConfigError if the function
-    raises or gives anything but that many finite floating-point numbers.
+    included gets 0, whatever the function says, and so does a part below 1e-12. `prompts`: the P prompts' ids, for errors.
+    Raises ConfigError if the function raises or gives anything but that many finite floating-point numbers.
     """
     try:
         parts = _call(load_function(KEY, path), columns)
@@ -83,7 +85,7 @@ def check_advantage_function(path: str, names: Sequence[str], weights: torch.Ten
                 raise _Refused(f"gives numbers that are not finite for {title}")
             if title == _EQUAL and 0 < (largest := parts.abs().max().item()) < _NOISE:
                 raise _Refused(
-                    f"gives {largest:.1e} for {title}, which is rounding: return exactly 0 there, by which "
+                    f"gives {largest:.1e} for {title}, which is rounding: compute in fp64 or return 0 there, by which "
                     "grpo.zero_variance knows a group without variance"
                 )
             alone.append(parts)
@@ -99,7 +101,7 @@ class _Refused(Exception):
 
 
 def _call(function: Callable[..., object], columns: RewardColumns, where: str = "") -> torch.Tensor:
-    """What the function adds per column, [P, G, R] or [P, G, 1] fp64, 0 where not included. Raises _Refused."""
+    """What the function adds per column, [P, G, R] or [P, G, 1] fp64, 0 where not included or rounding. Raises _Refused."""
     own = {name: getattr(columns, name).clone() for name in ("rewards", "valid", "included", "truncated", "weights")}
     try:
         found = function(replace(columns, **own))  # copies: what a function does to them in place stays with it
@@ -113,7 +115,8 @@ def _call(function: Callable[..., object], columns: RewardColumns, where: str = 
     if not found.is_floating_point():
         raise _Refused(f"returns {str(found.dtype).removeprefix('torch.')}, not floating-point numbers{where}")
     parts = found.detach().to("cpu", torch.float64).reshape(*whole, -1)
-    return parts.where(columns.included.unsqueeze(-1), parts.new_zeros(()))
+    counted = columns.included.unsqueeze(-1) & ~(parts.abs() < _ZERO)
+    return parts.where(counted, parts.new_zeros(()))
 
 
 def _not_finite(parts: torch.Tensor) -> torch.Tensor:

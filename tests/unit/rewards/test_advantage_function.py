@@ -55,6 +55,13 @@ def test_a_rollout_that_takes_no_part_gets_zero_whatever_the_function_says():
     assert [is_barren(one, config("of_length_alone"), names=NAMES) for one in groups] == [False, True]
 
 
+def test_rounding_of_equal_scores_is_no_variance():
+    own = config("leave_one_out", length={"weight": 0.1}, format={"weight": 0.9})
+    build_rewards(own.reward)
+    assert is_barren(group(*[(0.123, 0.77)] * 7), own, names=NAMES), "the function gives 1e-16"
+    assert not is_barren(group((0.123, 0.77), *[(0.123, 0.77001)] * 6), own, names=NAMES)
+
+
 def test_shares_of_the_gradient_are_per_component_only_where_the_function_says_so():
     groups = [group((0.1, 1.0), (0.9, 0.0), (0.5, 1.0))]
     found = {
@@ -91,7 +98,7 @@ def test_what_the_function_does_to_its_columns_stays_with_it():
         ("whole_numbers", "returns int64, not floating-point numbers"),
         ("without_floor", "not finite for a group of equal scores"),
         ("over_the_others", "not finite for a group with one rollout that takes part"),
-        ("rounded", r"gives .* for a group of equal scores, which is rounding: return exactly 0"),
+        ("in_fp32", r"gives .* for a group of equal scores, which is rounding: compute in fp64"),
         ("whitened_over_the_batch", "beside other groups than alone"),
         ("noisy", "beside other groups than alone"),
     ],

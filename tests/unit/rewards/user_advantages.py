@@ -61,10 +61,16 @@ def over_the_others(columns):
     return total - (total.sum(1, keepdim=True) - total) / others
 
 
-def rounded(columns):
-    """Weights that are no binary fractions: the mean of equal rewards is off by an ulp."""
-    total = (columns.rewards * columns.valid * (columns.weights + 0.1)).sum(-1).where(columns.included, 0.0)
-    return total - (total / 3 * 3 + 1e-16)
+def leave_one_out(columns):
+    """The mean of the others, off by an ulp for equal rewards under weights that are no binary fractions."""
+    total = (columns.rewards * columns.valid * columns.weights).sum(-1) * columns.included
+    others = (columns.included.sum(1, keepdim=True) - 1).clamp(min=1)
+    return total - (total.sum(1, keepdim=True) - total) / others
+
+
+def in_fp32(columns):
+    total = (columns.rewards * columns.valid).sum(-1).float()
+    return total - (total / 3 + total / 3 + total / 3 + 1e-7)
 
 
 def wrong_shape(columns):
