@@ -195,6 +195,27 @@ class Group:
 
 
 @dataclass(frozen=True)
+class RewardColumns:
+    """The scores of P groups as `reward.advantage_function` reads them (host memory).
+
+    They are as `reward.length.use` and `grpo.truncated` leave them: rescaled by length, less the penalty of truncated rollouts.
+    """
+
+    rewards: torch.Tensor
+    """[P, G, R] fp64: scores; without meaning where `valid` is False."""
+    valid: torch.Tensor
+    """[P, G, R] bool: False where a component gave a rollout no score (masked)."""
+    included: torch.Tensor
+    """[P, G] bool: False for a rollout that takes no part (truncated, under `grpo.truncated: mask`): its advantage is 0."""
+    truncated: torch.Tensor
+    """[P, G] bool: the token limit cut the rollout off."""
+    names: tuple[str, ...]
+    """The R components, in the order of the columns."""
+    weights: torch.Tensor
+    """[R] fp64: the components' `weight`, ≥ 0. The built-in average is over the valid components of weight > 0."""
+
+
+@dataclass(frozen=True)
 class SequenceBatch:
     """The N sequences of one training step, flat, the same on every rank (host memory).
 

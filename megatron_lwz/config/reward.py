@@ -65,9 +65,13 @@ class RewardSection(Section):
     writing: WritingReward = WritingReward()
     judges: tuple[JudgeReward, ...] = Field((), description="components scored by the model of section `judge`")
     functions: tuple[FunctionReward, ...] = Field((), description="components of your own")
+    advantage_function: str | None = Field(
+        None,
+        description="package.module:function that makes advantages of the components' scores in place of `combine`, the normalizers and grpo.std_floor, see docs/rewards.md; null: those",
+    )
     combine: Literal["advantages", "rewards"] = Field(
         "advantages",
-        description="advantages: normalise each component in its group, then average (paper, B); rewards: average first",
+        description="advantages: normalise each component in its group, then average (paper, B; the decoupled normalisation of GDPO, arXiv 2601.05242); rewards: average first",
     )
     normalizer: Normalizer = Field(
         "zscore", description="zscore: (r − mean)/std (B); range: scaled to [−1, 1] in the group (C); none: r − mean"

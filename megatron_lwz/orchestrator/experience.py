@@ -1,7 +1,8 @@
 """Groups of scored rollouts → advantages [P, G] → the flat SequenceBatch that every rank trains on (rank 0, pure).
 
 `advantages_of(rewards, valid, truncated, config, *, names) -> Advantages` is the whole way from reward columns to advantages
-under a config; it knows nothing of runs, so stored rollouts can be composed anew under another one.
+under a config; it knows nothing of runs, so stored rollouts can be composed anew under another one. `group_advantages` does it
+for scored groups.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from megatron_lwz.algorithms.advantages import (
     zero_variance,
 )
 from megatron_lwz.config import Config
+from megatron_lwz.rewards.advantage_function import function_advantages
 from megatron_lwz.rewards.composite import (
     component_normalizers,
     component_weights,
@@ -29,7 +31,7 @@ from megatron_lwz.rewards.composite import (
 )
 from megatron_lwz.rewards.length import rescale_by_length
 from megatron_lwz.rollout.guard import guard_metrics
-from megatron_lwz.types import Group, Rollout, SequenceBatch
+from megatron_lwz.types import Group, RewardColumns, Rollout, SequenceBatch
 
 VIOLATORS = "violators"
 """Stands among the components' names for what `reward.violators` adds to the advantages."""
@@ -55,7 +57,8 @@ class Advantages:
     parts: torch.Tensor
     """[P, G, C] fp64."""
     names: tuple[str, ...]
-    """C names: the reward components, then VIOLATORS if `reward.violators` holds a rule."""
+    """C names: the reward components, then VIOLATORS if `reward.violators` holds a rule. A `reward.advantage_function` that
+    gives one number per rollout has one name instead of the components'."""
     included: torch.Tensor
     """[P, G] bool: rollouts that take part at all."""
     violates: torch.Tensor
@@ -63,33 +66,59 @@ class Advantages:
 
 
 def advantages_of(
-    rewards: torch.Tensor, valid: torch.Tensor, truncated: torch.Tensor, config: Config, *, names: Sequence[str]
+    rewards: torch.Tensor,
+    valid: torch.Tensor,
+    truncated: torch.Tensor,
+    config: Config,
+    *,
+    names: Sequence[str],
+    prompts: Sequence[str] | None = None,
 ) -> Advantages:
     """Reward columns → advantages, as `reward` and `grpo` of the config say.
 
     rewards [P, G, R] fp32, valid [P, G, R] bool, truncated [P, G] bool (hit the token limit); `names` orders the R components and
     must be those of the config. A truncated rollout leaves its group's statistics, pays a penalty, or stays
-    (`grpo.truncated`). Rules of `reward.violators` read the scores as they came in.
+    (`grpo.truncated`). Rules of `reward.violators` read the scores as they came in. `prompts`: the P prompts' ids, by which
+    an error names groups. Raises ConfigError for a `reward.advantage_function` that fails.
     """
     reward, grpo = config.reward, config.grpo
     violates = find_violators(rewards, valid, names, reward)
     if reward.length.use == "rescale":
         rewards, valid = rescale_by_length(rewards, valid, names)
     rewards, included = treat_truncated(rewards, truncated, mode=grpo.truncated, penalty=grpo.truncation_penalty)
-    parts = component_advantages(
-        rewards,
-        valid,
-        included,
-        weights=component_weights(reward, names),
-        normalizer=component_normalizers(reward, names),
-        combine=reward.combine,
-        std_floor=grpo.std_floor,
-    )
-    columns = tuple(names)
+    weights, columns = component_weights(reward, names), tuple(names)
+    if reward.advantage_function is not None:
+        given = RewardColumns(rewards.double(), valid, included, truncated, columns, weights.double())
+        prompts = [f"number {place}" for place in range(len(rewards))] if prompts is None else prompts
+        parts, columns = function_advantages(reward.advantage_function, given, prompts=prompts)
+    else:
+        parts = component_advantages(
+            rewards,
+            valid,
+            included,
+            weights=weights,
+            normalizer=component_normalizers(reward, names),
+            combine=reward.combine,
+            std_floor=grpo.std_floor,
+        )
     if reward.violators:
         push = push_violators(parts.sum(-1), violates, included, reward.violator_margin)
         parts, columns = torch.cat([parts, push.unsqueeze(-1)], -1), (*columns, VIOLATORS)
     return Advantages(parts.sum(-1).float(), parts, columns, included, violates & included)
+
+
+def group_advantages(
+    groups: Sequence[Group],
+    config: Config,
+    *,
+    names: Sequence[str],
+    scores: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Advantages:
+    """The advantages of groups by their own scores, or by `scores`: (rewards, valid) as `score_tensors` gives them."""
+    rewards, valid = score_tensors(groups, names) if scores is None else scores
+    truncated = torch.tensor([[rollout.truncated for rollout in group.rollouts] for group in groups])
+    prompts = [group.prompt.id for group in groups]
+    return advantages_of(rewards, valid, truncated, config, names=names, prompts=prompts)
 
 
 def make_batch(groups: Sequence[Group], config: Config, *, names: Sequence[str], step: int) -> SequenceBatch:
@@ -124,8 +153,7 @@ def _weigh(
     rewards, valid = score_tensors(groups, names)
     if config.reward.shuffle:
         rewards, valid = shuffle_scores(rewards, valid, seed=config.run.seed, step=step)
-    truncated = torch.tensor([[rollout.truncated for rollout in group.rollouts] for group in groups])
-    found = advantages_of(rewards, valid, truncated, config, names=names)
+    found = group_advantages(groups, config, names=names, scores=(rewards, valid))
     weights = found.included.float()
     if config.grpo.zero_variance != "keep":
         weights = weights * ~zero_variance(found.total).unsqueeze(1)
@@ -134,9 +162,7 @@ def _weigh(
 
 def is_barren(group: Group, config: Config, *, names: Sequence[str]) -> bool:
     """Whether nothing can be learned from this group: all its advantages are 0."""
-    rewards, valid = score_tensors([group], names)
-    truncated = torch.tensor([[rollout.truncated for rollout in group.rollouts]])
-    return bool(zero_variance(advantages_of(rewards, valid, truncated, config, names=names).total))
+    return bool(zero_variance(group_advantages([group], config, names=names).total))
 
 
 def staleness_metrics(groups: Sequence[Group], step: int) -> dict[str, float]:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
-import torch
-
 from megatron_lwz.config import Config
 from megatron_lwz.config.base import ComponentSection
 from megatron_lwz.config.sections import OverlapReward, RewardSection, StructureReward, WritingReward
@@ -21,7 +19,7 @@ from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.data.text.length import count_units
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.orchestrator.experience import advantages_of
+from megatron_lwz.orchestrator.experience import group_advantages
 from megatron_lwz.rewards.composite import build_rewards, check_components, component_sections, score_tensors
 from megatron_lwz.rollout.scoring import close_rewards
 from megatron_lwz.types import ComponentScore, Group, RewardFn
@@ -42,7 +40,7 @@ class Side:
     scores: tuple[float | None, ...]
     advantage: float
     parts: tuple[float, ...]
-    """What each component adds to the advantage."""
+    """What each component adds to the advantage; empty where `reward.advantage_function` gives one number for all."""
     included: bool
 
 
@@ -65,7 +63,8 @@ class Rescorer:
 
     def __init__(self, old: Config, new: Config, *, ask: bool = False, again: bool = False) -> None:
         """`ask`: question servers where settings changed; `again`: compute rules even where they did not. Raises LwzError."""
-        check_components(new.reward)
+        for config in (old, new):
+            check_components(config.reward)
         self.old, self.new = old, new
         self.old_names = tuple(component_sections(old.reward))
         self.new_names = tuple(component_sections(new.reward))
@@ -105,6 +104,7 @@ class Rescorer:
         only = section.model_copy(
             update={
                 "violators": {},
+                "advantage_function": None,  # it was checked with all components, and scores need none
                 "length": section.length.model_copy(update={"weight": 1.0}),  # always built: it measures for others
                 "overlap": section.overlap if "overlap" in wanted else OverlapReward(),
                 "structure": section.structure if "structure" in wanted else StructureReward(),
@@ -152,14 +152,14 @@ class Rescorer:
 
 def _sides(group: Group, config: Config, names: Sequence[str]) -> list[Side]:
     rewards, valid = score_tensors([group], names)
-    truncated = torch.tensor([[rollout.truncated for rollout in group.rollouts]])
-    found = advantages_of(rewards, valid, truncated, config, names=names)
-    parts = found.parts[0].tolist()
+    found = group_advantages([group], config, names=names, scores=(rewards, valid))
+    count = len(names) if found.names[: len(names)] == tuple(names) else 0
+    parts = found.parts[0, :, :count].tolist()
     return [
         Side(
             tuple(value if there else None for value, there in zip(row, ok, strict=True)),
             total,
-            tuple(parts[place][: len(names)]),
+            tuple(parts[place]),
             included,
         )
         for place, (row, ok, total, included) in enumerate(

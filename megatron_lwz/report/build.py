@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_lwz import __version__
 from megatron_lwz.config import Config, load_config
-from megatron_lwz.errors import DataError
+from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.metrics import Row, read_history, read_metrics
 from megatron_lwz.report import curves, hacking, lengths, rollouts
 from megatron_lwz.report.axes import short
@@ -29,7 +29,6 @@ def build_report(run_dir: Path | str) -> Path:
     config = load_config(paths.config)
     rows = _read_rows(root)
     ends = rollouts.read_ends(journal) if journal.is_file() else None
-    sample = hacking.read_sample(journal, config) if ends else None
     sections = [
         _header(config, root, rows),
         curves.tiles(rows),
@@ -38,7 +37,7 @@ def build_report(run_dir: Path | str) -> Path:
         _section("Rewards at work", curves.composition_charts(rows) + curves.judge_table(rows)),
         _section("Length asked, length written", rollouts.length_charts(ends, _unit(config)) if ends else ""),
         _section("Lengths sampled, lengths trained on", lengths.panel(journal, rows, config) if ends else ""),
-        _section("What the rewards pay for", hacking.panel(sample) if sample else ""),
+        _section("What the rewards pay for", _paid_for(journal, config) if ends else ""),
         _section("Training", curves.health_charts(rows)),
         _reading_section(ends, config.logging.rollouts_in_report) if ends else "",
         _appendix(paths, rows),
@@ -111,6 +110,15 @@ def _appendix(paths: RunPaths, rows: Sequence[Row]) -> str:
         f'<details class="box"><summary>Config</summary><div class="scroll"><pre>{config}</pre></div></details>'
         f'<details class="box"><summary>Versions</summary><table>{versions}</table></details>'
     )
+
+
+def _paid_for(journal: Path, config: Config) -> str:
+    """What the rewards pay for; where the run's `reward.advantage_function` does not run here, its error."""
+    try:
+        sample = hacking.read_sample(journal, config)
+    except ConfigError as error:
+        return f'<p class="note">Left out, advantages cannot be computed here: {escape(str(error))}</p>'
+    return hacking.panel(sample) if sample else ""
 
 
 def _section(title: str, content: str) -> str:

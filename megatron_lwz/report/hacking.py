@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import torch
-
 from megatron_lwz.config import Config
 from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.data.text.length import count_units
 from megatron_lwz.data.text.near_duplicates import UNIT
 from megatron_lwz.evaluation.text_metrics import distinct
-from megatron_lwz.orchestrator.experience import advantages_of
+from megatron_lwz.orchestrator.experience import group_advantages
 from megatron_lwz.orchestrator.rescore_summary import rank_correlation
 from megatron_lwz.report.axes import short
 from megatron_lwz.report.charts import curves, scatter
@@ -105,8 +103,7 @@ def panel(sample: Sample) -> str:
 
 def _measure(group: Group, step: int, config: Config, names: Sequence[str]) -> list[Written]:
     rewards, valid = score_tensors([group], names)
-    truncated = torch.tensor([[rollout.truncated for rollout in group.rollouts]])
-    found = advantages_of(rewards, valid, truncated, config, names=names)
+    found = group_advantages([group], config, names=names, scores=(rewards, valid))
     written = []
     for place, rollout in enumerate(group.rollouts):
         answer = parse_rollout(group.prompt, rollout).answer or ""

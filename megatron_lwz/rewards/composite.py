@@ -14,6 +14,7 @@ from megatron_lwz.config.base import ComponentSection, Normalizer
 from megatron_lwz.config.sections import JudgeSection, RewardSection
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError
+from megatron_lwz.rewards.advantage_function import KEY, check_advantage_function
 from megatron_lwz.rewards.format import FormatComponent
 from megatron_lwz.rewards.functions import FunctionComponent
 from megatron_lwz.rewards.judge import Judge
@@ -98,7 +99,10 @@ def _named(section: RewardSection) -> list[tuple[str, str, ComponentSection]]:
 
 
 def check_components(section: RewardSection) -> None:
-    """Raises ConfigError for names that are taken twice, unknown, or not a name, and for settings without effect."""
+    """Raises ConfigError for names that are taken twice, unknown, or not a name, and for settings without effect.
+
+    Calls `reward.advantage_function` on made-up scores (`check_advantage_function`).
+    """
     seen: set[str] = set()
     for key, name, entry in _named(section):
         if name in seen:
@@ -117,6 +121,21 @@ def check_components(section: RewardSection) -> None:
             raise ConfigError("reward.violators", name, f"is no component: choose among {', '.join(sorted(seen))}")
     if not any(entry.weight > 0 for _, _, entry in _named(section)):
         raise ConfigError("reward", "weight 0 for every component", "nothing would be learned: give one a weight")
+    if section.advantage_function is not None:
+        _check_unused(section)
+        names = list(component_sections(section))
+        check_advantage_function(section.advantage_function, names, component_weights(section, names))
+
+
+def _check_unused(section: RewardSection) -> None:
+    """Raises ConfigError for settings that `reward.advantage_function` leaves without effect."""
+    advice = f"has no effect beside {KEY}, which normalises and averages: set it back to"
+    for name in ("combine", "normalizer"):
+        if (value := getattr(section, name)) != (default := type(section).model_fields[name].default):
+            raise ConfigError(f"reward.{name}", value, f"{advice} {default}")
+    for key, _, entry in _named(section):
+        if entry.normalizer is not None:
+            raise ConfigError(f"{key}.normalizer", entry.normalizer, f"{advice} null")
 
 
 def score_tensors(groups: Sequence[Group], names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -137,6 +137,23 @@ def longest(prompt, rollouts):
     return [float(len(rollout.text)) for rollout in rollouts]
 
 
+def test_advantages_may_be_a_function_of_the_users_in_either_config(run, tmp_path):
+    function = "reward.advantage_function=tests.unit.rewards.user_advantages:"
+    summary, rows = rescore(run, function + "builtin")
+    assert all(float(row["old_advantage"]) == pytest.approx(float(row["new_advantage"]), abs=1e-6) for row in rows)
+    assert all(row["share_new"] == pytest.approx(row["share_old"]) for row in summary["components"])
+    summary, rows = rescore(run, function + "of_length_alone", "reward.structure.checks=[asked]")
+    assert {row["share_new"] for row in summary["components"]} == {None}, "one number for all components"
+    assert by_name(summary)["structure"]["source"] == "computed"
+    whole = [float(row["new_length"]) for row in rows if row["group"] == "0"]
+    assert float(rows[0]["new_advantage"]) == pytest.approx(whole[0] - sum(whole) / len(whole))
+    other = tmp_path / "other"
+    write_run(other, reward={"advantage_function": "tests.unit.rewards.user_advantages:of_length_alone"}).close()
+    _, again = rescore(other, "reward.advantage_function=null")
+    assert [row["old_advantage"] for row in again] == [row["new_advantage"] for row in rows]
+    assert [row["new_advantage"] for row in again] == [row["old_advantage"] for row in rows]
+
+
 def test_another_yaml_steps_and_limit(run, tmp_path):
     (tmp_path / "other.yaml").write_text(
         "reward:\n  length: {shape: longbench}\ntraining: {steps: 7}\n", encoding="utf-8"
@@ -177,6 +194,7 @@ def test_it_works_while_the_run_goes_on_and_writes_nothing(tmp_path):
         (["reward.length.maximum=100"], "must be larger than the 120"),
         (["reward.lenght.maximum=100"], "did you mean 'length'"),
         (["reward.violators={nothing: 0.5}"], "is no component"),
+        (["reward.advantage_function=no_such_module:f"], "reward.advantage_function' = 'no_such_module:f': cannot be"),
         (["--steps", "90-99"], "no group of steps 90 to 99"),
         (["--steps", "x"], "--steps"),
         (["--csv", "/nonexistent/r.csv"], "cannot be written"),

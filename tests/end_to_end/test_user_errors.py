@@ -39,6 +39,7 @@ def error_of(capsys: pytest.CaptureFixture[str], main, *argv: object) -> str:
         ("data.prompts=/nowhere.jsonl", "/nowhere.jsonl"),
         ("reward.length.maximum=40", "L_max is 40"),
         ("reward.functions=[no.such:function]", "'reward.functions' = 'no.such:function'"),
+        ("reward.advantage_function=no.such:function", "'reward.advantage_function' = 'no.such:function'"),
         ("rollout.over_sampling=1", "at most rollout.max_staleness = 0"),
         ("rollout.urls=['http://127.0.0.1:9']", "http://127.0.0.1:9"),
         ("training.tokens_per_micro_batch=80", "must hold the longest rollout"),

@@ -150,3 +150,14 @@ def test_the_histogram_shares_add_up_to_one():
     from megatron_lwz.report.charts import _shares
 
     assert sum(_shares([0.0, 3.0, 7.0, 10.0], 10.0)) == 1.0
+
+
+def test_a_function_of_the_users_that_is_not_here_costs_its_section_not_the_page(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    text = (copy / "config.yaml").read_text(encoding="utf-8")
+    absent = text.replace("advantage_function: null", "advantage_function: somewhere_else:f")
+    assert absent != text
+    (copy / "config.yaml").write_text(absent, encoding="utf-8")
+    page = build_report(copy).read_text(encoding="utf-8")
+    assert "Left out, advantages cannot be computed here: config key &#x27;reward.advantage_function&#x27;" in page
+    assert "To read" in page
