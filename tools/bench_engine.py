@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
         if options.model is None:
-            from tests.engine_model import write_engine_model
+            from tests.support.engine_model import write_engine_model
 
             options.model = Path(temporary)
             write_engine_model(options.model, hidden=256, layers=4, vocab=4096)

@@ -14,8 +14,8 @@ import yaml
 from megatron_lwz.config import load_config
 from megatron_lwz.data.supervised import BatchSource
 from tests.distributed.checks_supervised import INTERVAL, KILLED_AFTER
-from tests.distributed.launch import run_ranks
-from tests.tiny_qwen2 import tiny_qwen2, write_word_tokenizer
+from tests.support.ranks import run_ranks
+from tests.support.tiny_qwen2 import tiny_qwen2, write_word_tokenizer
 
 STEPS, LONG = 20, 50
 BF16_TOLERANCE = 2e-3

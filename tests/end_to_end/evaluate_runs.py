@@ -14,8 +14,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from megatron_lwz.cli import common, main
-from tests.end_to_end.grpo_runs import ROOT, variables
-from tests.scripted_server import KEY, Scripted
+from tests.support.grpo_runs import ROOT, variables
+from tests.support.scripted_server import KEY, Scripted
 
 ENVIRONMENT = variables() | {"LWZ_JUDGE_KEY": KEY, "LWZ_ENGINE_TOKEN": KEY}
 

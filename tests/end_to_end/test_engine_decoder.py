@@ -13,7 +13,7 @@ from megatron_lwz.distributed import launch
 from megatron_lwz.models.decoding import Decoder
 from megatron_lwz.models.decoding_cache import Sequence as Decoded
 from megatron_lwz.rollout.engine.policy import ServedPolicy
-from tests.engine_model import VOCAB, write_engine_model
+from tests.support.engine_model import VOCAB, write_engine_model
 
 
 @pytest.fixture(scope="module")

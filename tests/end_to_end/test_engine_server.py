@@ -25,7 +25,7 @@ from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.types import FinishReason
-from tests.engine_model import EOS, VOCAB, write_engine_model
+from tests.support.engine_model import EOS, VOCAB, write_engine_model
 
 TOKEN = "secret"
 SLOTS = 4

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.end_to_end.evaluate_runs import check_page, judged_by, kill_when, mistake, run
-from tests.scripted_server import Scripted, serving
+from tests.support.scripted_server import Scripted, serving
 from tests.unit.evaluation.test_arena_write import planted
 from tests.unit.evaluation.test_writing_bench import write
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.evaluate_runs import kill_when, mistake, run
-from tests.end_to_end.grpo_runs import ROOT, variables
-from tests.engine_model import write_engine_model
-from tests.scripted_server import Scripted, serving
+from tests.support.engine_model import write_engine_model
+from tests.support.grpo_runs import ROOT, variables
+from tests.support.scripted_server import Scripted, serving
 from tests.unit.evaluation.test_writing_bench import write
 
 

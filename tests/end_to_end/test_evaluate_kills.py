@@ -11,7 +11,7 @@ import pytest
 
 from tests.end_to_end.evaluate_runs import judged_by, kill_when, run
 from tests.end_to_end.test_evaluate_tiny import scripted
-from tests.scripted_server import Scripted, serving
+from tests.support.scripted_server import Scripted, serving
 from tests.unit.evaluation.test_writing_bench import PUBLIC, write, write_benchmark
 
 pytestmark = pytest.mark.long

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.evaluate_runs import check_page, judged_by, kill_when, lwz, mistake, run
-from tests.scripted_server import KEY, Scripted, serving
+from tests.support.scripted_server import KEY, Scripted, serving
 from tests.unit.evaluation.test_writing_bench import write
 
 DIMENSIONS = ("Relevance", "Accuracy", "Coherence", "Clarity", "Breadth and Depth", "Reading Experience")

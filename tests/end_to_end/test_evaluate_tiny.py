@@ -17,8 +17,8 @@ from megatron_lwz.cli import evaluate_engine
 from megatron_lwz.evaluation.bradley_terry import ELO
 from tests.end_to_end.evaluate_runs import judged_by, lwz
 from tests.end_to_end.test_evaluate_longbench_write import DIMENSIONS
-from tests.engine_model import write_engine_model
-from tests.scripted_server import KEY, Scripted, serving
+from tests.support.engine_model import write_engine_model
+from tests.support.scripted_server import KEY, Scripted, serving
 from tests.unit.evaluation.test_writing_bench import PUBLIC, write, write_benchmark
 
 BASELINE = "A plain text."

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_lwz.evaluation.compare import read_run
 from tests.end_to_end.evaluate_runs import check_page, judged_by, kill_when, lwz, mistake, run
-from tests.scripted_server import Scripted, serving
+from tests.support.scripted_server import Scripted, serving
 from tests.unit.evaluation.test_writing_bench import PUBLIC, write, write_benchmark
 
 PROMPT = '''evaluate_system = """You judge."""

@@ -17,7 +17,7 @@ from megatron_lwz.config import load_config
 from megatron_lwz.kernels.dispatch import BACKENDS
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.grpo_runs import ROOT, command, train, variables, write_example
 
 
 @pytest.fixture(scope="module")

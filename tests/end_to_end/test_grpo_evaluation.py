@@ -17,7 +17,7 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import Group, VersionSegment
-from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.grpo_runs import ROOT, command, train, variables, write_example
 
 STEPS = 6
 METRIC = "eval/reward/share_of_spaces"

@@ -11,8 +11,8 @@ import psutil
 
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
 from tests.end_to_end.journal_checks import assert_every_token_once
+from tests.support.grpo_runs import ROOT, command, train, variables, write_example
 
 PROCESS = "rollout.controller=process"
 

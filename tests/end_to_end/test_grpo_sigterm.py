@@ -15,7 +15,7 @@ import pytest
 from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.grpo_runs import ROOT, command, train, variables, write_example
 
 SECONDS = 30.0
 """Within which all processes are gone; torchrun kills its ranks then."""

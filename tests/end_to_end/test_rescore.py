@@ -17,7 +17,7 @@ from megatron_lwz.rewards.composite import build_rewards
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.types import ComponentScore, FinishReason, LengthRange, Prompt, TokenDelta, WeightVersion
-from tests.unit.rewards.helpers import score
+from tests.support.scoring import score
 
 WORDS = (40, 100, 140, 200, 260, 320)
 """Answer lengths in every group; 80 to 120 are asked for."""

@@ -23,8 +23,8 @@ from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import Group, Prompt, WeightVersion
 from tests.end_to_end.journal_checks import assert_every_token_once, durable_tokens, trained, writers
-from tests.end_to_end.stages import ROOT, variables
-from tests.engine_model import write_engine_model
+from tests.support.engine_model import write_engine_model
+from tests.support.stages import ROOT, variables
 from tests.unit.rollout.conftest import LengthOfText
 
 PROMPTS = [Prompt(f"p{i}", f"write {i}") for i in range(4)]

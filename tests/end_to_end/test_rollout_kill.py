@@ -17,7 +17,7 @@ import pytest
 from tests.end_to_end.engine_process import WITHOUT_WEIGHTS, EngineProcess
 from tests.end_to_end.journal_checks import assert_every_token_once, durable_tokens, inside_rollouts, trained, writers
 from tests.end_to_end.rollout_trainer import GROUP, PROMPTS
-from tests.end_to_end.stages import ROOT, variables
+from tests.support.stages import ROOT, variables
 
 PATIENCE = 300.0
 

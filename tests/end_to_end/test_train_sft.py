@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from megatron_lwz.metrics import read_metrics
-from tests.end_to_end.stages import TINY, assert_one_line_each, kill, rows_of, run, start
-from tests.tiny_qwen2 import write_word_tokenizer
+from tests.support.stages import TINY, assert_one_line_each, kill, rows_of, run, start
+from tests.support.tiny_qwen2 import write_word_tokenizer
 
 WORDS = [f"w{index}" for index in range(40)]
 MARKS = ["<|user|>", "<|assistant|>", ":", "<answer>", "</answer>"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_lwz.kernels.layers import PLAIN, layer_ops
-from tests.kernels.layers_cases import cases, policy_numbers, strided_heads
+from tests.support.layers_cases import cases, policy_numbers, strided_heads
 
 CASES = cases()
 

@@ -14,7 +14,7 @@ from megatron_lwz.distributed.context_parallel import shard_indices
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.kernels.layers import PLAIN, layer_ops
 from megatron_lwz.models.attention import plan_pieces
-from tests.kernels.layers_cases import cases, strided_heads
+from tests.support.layers_cases import cases, strided_heads
 
 CASES = cases()
 

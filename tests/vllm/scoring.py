@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from megatron_lwz.types import Rollout
-from tests.end_to_end import stages
+from tests.support import stages
 from tests.vllm.served_model import MAX_LENGTH
 
 

@@ -16,7 +16,7 @@ from megatron_lwz.evaluation.bradley_terry import ELO
 from megatron_lwz.evaluation.tasks import Task, read_tasks
 from megatron_lwz.rewards.judge import Judge
 from megatron_lwz.rewards.judge_prompts import read_winner
-from tests.scripted_server import KEY, Scripted, serving
+from tests.support.scripted_server import KEY, Scripted, serving
 
 STRENGTHS = {"baseline": 0.0, "strong": 1.2, "weak": -0.9}
 BIAS = 0.6

@@ -12,7 +12,7 @@ from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import ComponentScore, Prompt, Rollout
-from tests.unit.rollout.synthetic_engine import TOKEN, CharTokenizer, Engine, background_loop
+from tests.support.synthetic_engine import TOKEN, CharTokenizer, Engine, background_loop
 
 
 class LengthOfText:

@@ -7,7 +7,7 @@ import time
 
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.unit.rollout.synthetic_engine import Engine
+from tests.support.synthetic_engine import Engine
 
 BACKLOG, STREAMS, LENGTH = 600, 3, 20_000
 ONE_READ = 8000

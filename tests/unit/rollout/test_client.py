@@ -10,7 +10,7 @@ from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.types import FinishReason, WeightVersion
-from tests.unit.rollout.synthetic_engine import TOKEN, Engine, serve, written_logprob, written_token
+from tests.support.synthetic_engine import TOKEN, Engine, serve, written_logprob, written_token
 
 PROMPT = [104, 124]
 

@@ -15,8 +15,8 @@ from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import WeightVersion
+from tests.support.synthetic_engine import TOKEN, CharTokenizer, Engine
 from tests.unit.rollout.conftest import LengthOfText, prompts
-from tests.unit.rollout.synthetic_engine import TOKEN, CharTokenizer, Engine
 
 VERSION = WeightVersion(3, 0, "aa")
 

@@ -15,7 +15,7 @@ from megatron_lwz.rollout.engine_list import EngineList
 from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import WeightVersion
-from tests.unit.rollout.synthetic_engine import TOKEN, Engine
+from tests.support.synthetic_engine import TOKEN, Engine
 
 QUICK = PoolSection(probe_interval=0.02)
 

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from megatron_lwz.cli import common
 from megatron_lwz.data.prompts import read_prompts
-from tests.scripted_server import KEY, Scripted, serving
+from tests.support.scripted_server import KEY, Scripted, serving
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare_prompts.py"
 TOPICS = ["bees", "wasps", "ants", "moths", "flies", "beetles", "spiders", "crickets", "hornets", "gnats"]

@@ -20,8 +20,8 @@ from megatron_lwz.data.preferences.rendering import (
     split_reply,
 )
 from megatron_lwz.errors import DataError
-from tests.engine_model import write_engine_model
-from tests.tiny_qwen2 import write_word_tokenizer
+from tests.support.engine_model import write_engine_model
+from tests.support.tiny_qwen2 import write_word_tokenizer
 
 
 def pair(number: int, **other: object) -> PreferencePair:

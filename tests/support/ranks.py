@@ -1,6 +1,6 @@
 """Runs checks on several ranks under torchrun's own agent (gloo, CPU).
 
-    from tests.distributed.launch import run_ranks
+    from tests.support.ranks import run_ranks
 
     results = run_ranks("tests.distributed.checks_layouts:log_probs", ranks=2, layouts=["tp2", "pp2"])
 
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.distributed import environment
-from tests.end_to_end.stages import ROOT, variables
+from tests.support.stages import ROOT, variables
 
 _OUTPUT_SHOWN = 8000
 
@@ -56,7 +56,7 @@ class _Launcher:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.launch"], cwd=ROOT, env=variables(), text=True,
+            [sys.executable, "-m", "tests.support.ranks"], cwd=ROOT, env=variables(), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         atexit.register(self._kill)
