@@ -127,14 +127,10 @@ def test_groups_whose_best_rollout_changes_are_named(run):
         1,
     )
     assert summary["advantages"]["silent_groups_new"] == 4, "none has a list: nothing to learn"
-    summary, _ = rescore(run, "reward.functions=[tests.end_to_end.test_rescore:longest]", "reward.length.weight=0",
+    summary, _ = rescore(run, "reward.functions=[tests.support.scoring:longest]", "reward.length.weight=0",
                          "reward.format.weight=0", "grpo.truncated=keep")  # fmt: skip
     assert summary["advantages"]["best_changes"] == 4
     assert summary["advantages"]["groups_whose_best_changes"] == [0, 1, 2, 3]
-
-
-def longest(prompt, rollouts):
-    return [float(len(rollout.text)) for rollout in rollouts]
 
 
 def test_another_yaml_steps_and_limit(run, tmp_path):

@@ -2,7 +2,7 @@
 
     from tests.support.ranks import run_ranks
 
-    results = run_ranks("tests.distributed.checks_layouts:log_probs", ranks=2, layouts=["tp2", "pp2"])
+    results = run_ranks("tests.some.module:log_probs", ranks=2, layouts=["tp2", "pp2"])
 
 calls `log_probs(layouts=[...])` on every rank, with the repository root on the path, and returns the ranks' return
 values in rank order. Arguments and return values travel as JSON. If any rank raises, `run_ranks` raises

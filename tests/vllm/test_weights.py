@@ -10,10 +10,10 @@ import pytest
 
 from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.types import FinishReason, WeightVersion
+from tests.support.rollouts import wait_for_tokens
 from tests.vllm.conftest import FIRST
-from tests.vllm.scoring import score
+from tests.vllm.scoring import rollouts_of, score
 from tests.vllm.served_model import COOL
-from tests.vllm.test_rollouts import rollouts_of, wait_for_tokens
 
 pytestmark = pytest.mark.vllm
 

@@ -15,9 +15,8 @@ from megatron_lwz.evaluation.pinned import PinnedEvaluations
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import WeightVersion
+from tests.support.rollouts import held_out, pool, prompts
 from tests.support.synthetic_engine import Engine, background_loop
-from tests.unit.rollout.conftest import prompts
-from tests.unit.rollout.test_held_out import held_out, pool
 
 LENGTH = 60
 

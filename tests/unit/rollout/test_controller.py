@@ -11,8 +11,8 @@ from megatron_lwz.errors import EngineError
 from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.rollout.sampling import Sampler, text_of
 from megatron_lwz.types import ComponentScore, FinishReason, WeightVersion
+from tests.support.rollouts import prompts
 from tests.support.synthetic_engine import CharTokenizer, Engine, written_logprob, written_token
-from tests.unit.rollout.conftest import prompts
 
 
 def expected_tokens(prompt_length: int, seed: int, count: int) -> tuple[int, ...]:
