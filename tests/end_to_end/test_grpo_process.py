@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -13,6 +11,7 @@ from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
 from tests.end_to_end.journal_checks import assert_every_token_once
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.waiting import wait_for
 
 PROCESS = "rollout.controller=process"
 
@@ -35,7 +34,9 @@ def test_whoever_dies_the_others_end_and_the_run_goes_on(tmp_path: Path) -> None
             stderr=subprocess.STDOUT,
         )
         wait_for(
-            lambda steps=steps: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) >= steps
+            lambda steps=steps: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) >= steps,
+            seconds=240,
+            process=job,
         )
         family = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
         roles = {role for role in ("train_grpo", "rollout_host", "serve_engine") if process_of(role, family)}
@@ -58,10 +59,3 @@ def test_whoever_dies_the_others_end_and_the_run_goes_on(tmp_path: Path) -> None
 
 def process_of(role: str, family: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in family if any(f"megatron_lwz.cli.{role}" == word for word in process.cmdline())]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 240
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,9 @@ from megatron_lwz.types import Group, WeightVersion
 from tests.end_to_end.embedded_trainer import SECTION, started
 from tests.end_to_end.journal_checks import assert_every_token_once, durable_tokens, trained, writers
 from tests.support.engine_model import write_engine_model
+from tests.support.rollouts import wait_for_tokens
 from tests.support.stages import ROOT, variables
+from tests.support.waiting import wait_for
 
 VERSION = WeightVersion(3, 0, "abc")
 TRAINER = [sys.executable, "-m", "tests.end_to_end.embedded_trainer"]
@@ -77,9 +78,8 @@ def test_a_trainer_killed_twice_goes_on_with_its_rollouts(
     arguments = [str(model), str(journal), engine.server.url, str(engine.server.token)]
     for share in (0.1, 0.5):
         trainer = subprocess.Popen([*TRAINER, *arguments], cwd=ROOT, env=variables())
-        while durable_tokens(journal) < (share + draw.uniform(0, 0.2)) * total:
-            assert trainer.poll() is None
-            time.sleep(0.005)
+        moment = (share + draw.uniform(0, 0.2)) * total
+        wait_for(lambda m=moment: durable_tokens(journal) >= m, seconds=240, process=trainer, pause=0.005)
         trainer.kill()
         trainer.wait()
         assert durable_tokens(journal) < total
@@ -95,8 +95,7 @@ def test_a_killed_engine_is_started_again_with_the_weights_and_changes_no_token(
     pool.push_weights(model, VERSION)
     controller = started(pool, model, tmp_path / "journal.sqlite")
     controller.begin(1)
-    while controller.metrics()["rollout/total_tokens"] < total / 4:
-        time.sleep(0.005)
+    wait_for_tokens(controller, total // 4)
     killed = engine.server.pid
     assert killed is not None
     os.kill(killed, signal.SIGKILL)

@@ -28,8 +28,6 @@ def wait_for(
     end = time.monotonic() + seconds
     while not condition():
         if process is not None and process.poll() is not None:
-            if condition():
-                return
             raise AssertionError(f"{_said(condition, what)}: the process ended with {process.returncode}\n{output()}")
         assert time.monotonic() < end, f"{_said(condition, what)}: not within {seconds:g} s\n{output()}"
         time.sleep(pause)

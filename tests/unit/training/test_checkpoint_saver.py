@@ -17,6 +17,7 @@ from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.state import TrainState
+from tests.support.waiting import wait_for
 
 MODEL = {
     "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
@@ -134,7 +135,6 @@ def test_a_save_in_flight_completes_between_steps(tmp_path: Path) -> None:
     with CheckpointSaver(state, tmp_path, complete.append) as saver:
         saver.poll()
         saver.save({})
-        while not complete:
-            saver.poll()
+        wait_for(lambda: saver.poll() or complete, what="the save is complete")
         saver.poll()
     assert complete == [0]
