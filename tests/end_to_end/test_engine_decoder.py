@@ -35,7 +35,9 @@ def write(decoder: Decoder, asked: dict[Decoded, int]) -> dict[Decoded, tuple[li
     written: dict[Decoded, tuple[list[int], list[float]]] = {sequence: ([], []) for sequence in asked}
     for sequence in asked:
         decoder.add(sequence)
+    steps = 0
     while len(decoder):
+        assert (steps := steps + 1) <= 10_000, "it does not end"
         for sampled in decoder.step():
             tokens, logprobs = written[sampled.sequence]
             tokens.append(sampled.token)

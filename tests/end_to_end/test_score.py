@@ -28,6 +28,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_rank_without_torchrun_scores_in_input_order(hf: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     from transformers import Qwen2ForCausalLM
 
     config = tmp_path / "config.yaml"

@@ -50,7 +50,9 @@ def test_an_epoch_trains_every_prediction_once(
     found: list[tuple[int, int]] = []
     cursor = 0
     while cursor < len(corpus):
+        before = cursor
         batch, cursor = corpus.take(cursor, sequences)
+        assert cursor > before
         assert max(batch.lengths()) <= sequence_length + 1
         assert len(predictions(batch)) <= sequences * sequence_length
         found += predictions(batch)
@@ -130,6 +132,7 @@ def test_without_reset_pieces_follow_each_other_in_a_sequence_in_packing_order(
     cursor = trained = 0
     while cursor < len(joined):
         batch, after = joined.take(cursor, sequences)
+        assert after > cursor
         assert len(batch) <= sequences and max(batch.lengths()) <= sequence_length + 1
         assert sorted(n for each in batch.members for n in each) == list(range(after - cursor)), "every piece once"
         assert all(list(each) == sorted(each) for each in batch.members), "in the order they were packed"

@@ -72,6 +72,7 @@ def names(folder: Path) -> list[str]:
 def test_a_checkpoint_holds_the_moment_of_the_save(
     tmp_path: Path, asynchronous: bool, precision: str, distributed: bool
 ) -> None:
+    torch.manual_seed(0)
     config = config_of(asynchronous=asynchronous, precision=precision, distributed_optimizer=distributed)
     state = state_of(config)
     for number, tensor in enumerate(live_tensors(state)):  # every value of its own

@@ -93,7 +93,9 @@ def test_every_epoch_takes_every_pair_once() -> None:
     source = PairSource(kept, seed=3, epochs=2)
     seen, cursor = [], 0
     while cursor < 14:
+        before = cursor
         batch, cursor = source.take(cursor, 4)
+        assert cursor > before
         seen += list(batch.ids)
     assert sorted(seen[:7]) == sorted(seen[7:]) == [f"p{n}" for n in range(7)] and seen[:7] != seen[7:]
     with pytest.raises(DataError, match=r"reward_model\.epochs"):
