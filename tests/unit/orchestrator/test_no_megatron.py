@@ -14,7 +14,6 @@ import importlib, json, pkgutil, sys
 import megatron_lwz.cli.rollout_host, megatron_lwz.orchestrator
 for module in pkgutil.walk_packages(megatron_lwz.orchestrator.__path__, "megatron_lwz.orchestrator."):
     importlib.import_module(module.name)
-import megatron_lwz.models.encoder  # the rewards' one import at first use
 print(json.dumps(sorted(sys.modules)))
 """
 FOREIGN = ("megatron", "transformer_engine", "apex", "mbridge")
