@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
         if options.model is None:
-            from tests.engine_model import write_engine_model
+            from tests.support.engine_model import write_engine_model
 
             options.model = Path(temporary)
             write_engine_model(options.model, hidden=256, layers=4, vocab=4096)
@@ -71,9 +72,9 @@ def _compare(options: argparse.Namespace, log_path: Path) -> None:
             prompts = _prompts(options, batch)
             rates = [
                 (
-                    _rate(lambda p=prompts: _decode(policy, p, options.new), batch * options.new),
+                    _rate(partial(_decode, policy, prompts, options.new), batch * options.new),
                     _stream_rate(url, None, prompts, options),
-                    _rate(lambda p=prompts: _generate(reference, p, options.new), batch * options.new),
+                    _rate(partial(_generate, reference, prompts, options.new), batch * options.new),
                 )
                 for _ in range(options.repeat)
             ]
@@ -99,7 +100,8 @@ def _rate(action: Callable[[], None], tokens: int) -> float:
 def _decode(policy: Any, prompts: list[list[int]], new: int) -> None:
     from megatron_lwz.models.decoding_cache import Sequence as Decoded
 
-    decoder, counts = policy.decoder(len(prompts)), {}
+    decoder = policy.decoder(len(prompts))
+    counts: dict[Decoded, int] = {}
     for seed, prompt in enumerate(prompts):
         decoder.add(Decoded(tuple(prompt), seed=seed))
     while len(decoder):

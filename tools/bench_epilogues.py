@@ -14,7 +14,9 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from megatron_lwz.kernels import dispatch
 from megatron_lwz.kernels.linear_logprob import implementations
-from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients, combine, empty_statistics
+from megatron_lwz.kernels.linear_logprob.epilogue import Epilogue, RowGradients, combine, empty_statistics
 
 Job = tuple[str, float, Callable[[], object]]
 """(name, bytes it must move, the call)."""
@@ -60,24 +62,22 @@ def jobs(tile: Tile) -> list[Job]:
             continue
         epilogue = implementations.epilogue(name)
         running = empty_statistics(len(tile.z), dtype=torch.float32, device=tile.z.device)
-        found.append(
-            (f"{name}: statistics", size, lambda e=epilogue, r=running: e.statistics(tile.z, tile.labels, 1.0, r))
-        )
+        found.append((f"{name}: statistics", size, partial(epilogue.statistics, tile.z, tile.labels, 1.0, running)))
         for label, rows in (("gradient", tile.gradients), ("gradient with entropy", tile.with_entropy)):
-            found.append((f"{name}: {label}", both, lambda e=epilogue, r=rows: spend(tile, e, r)))
+            found.append((f"{name}: {label}", both, partial(spend, tile, epilogue, rows)))
         if name == "cuda":
             found.append(("cuda: one read", both, one_read(tile, epilogue)))
     return found
 
 
-def spend(tile: Tile, epilogue: implementations.Epilogue, rows: RowGradients) -> Tensor:
+def spend(tile: Tile, epilogue: Epilogue, rows: RowGradients) -> Tensor:
     """The gradient of fresh logits."""
     tile.restore()
     return epilogue.gradient(tile.z, tile.labels, 1.0, rows, tile.dtype)
 
 
-def one_read(tile: Tile, epilogue: implementations.Epilogue) -> Callable[[], object]:
-    """Statistics, objective and gradient in one launch."""
+def one_read(tile: Tile, epilogue: Any) -> Callable[[], object]:
+    """Statistics, objective and gradient in one launch; only the CUDA epilogue has it."""
     from megatron_lwz.kernels.linear_logprob.cuda import ClippedObjective
 
     objective = ClippedObjective(tile.logprob, tile.slope, torch.ones_like(tile.slope), 0.2, 0.2)

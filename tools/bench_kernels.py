@@ -198,8 +198,8 @@ def rows_of(figures: list[Figure]) -> list[tuple[str, ...]]:
     return [
         (
             *(f.way, number(f.forward_seconds, ".4g"), f"{f.total_seconds:.4g}"),
-            *(number(plain and f.total_seconds / plain.total_seconds, ".2f"), number(f.of_ceiling, ".2f")),
-            *(f"{f.extra_mib:.0f}", number(plain and f.extra_mib / max(plain.extra_mib, 1e-9), ".2f")),
+            *(number(f.total_seconds / plain.total_seconds if plain else None, ".2f"), number(f.of_ceiling, ".2f")),
+            *(f"{f.extra_mib:.0f}", number(f.extra_mib / max(plain.extra_mib, 1e-9) if plain else None, ".2f")),
             *(f"{f.workspace_mib:.0f}", number(f.error, ".1e"), number(f.hidden_gradient_error, ".1e")),
         )
         for f in figures

@@ -30,6 +30,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -139,7 +140,7 @@ def compare(options: argparse.Namespace, server: Server, folder: Path) -> tuple[
 
     outcomes = [run_mode(mode, options, server, folder / str(place)) for place, mode in enumerate(MODES)]
     synchronous = outcomes[0].seconds_per_step
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("", "s per step", "of synchronous", "engine busy", "trainer busy", "largest gap", "gap at the end", "tokens")
     ]
     rows += [
@@ -199,6 +200,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measures, prints, writes."""
     options = parse()
+    figures: list[dict[str, Any]] | dict[str, Any]
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=False)
     with ExitStack() as stack:

@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,13 +83,13 @@ def ours(backend: str) -> Iterator[Way]:
 
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
         z = hidden @ weight.t()
         ctx.save_for_backward(hidden, weight, z)
         return z[0, 0].float()
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
         hidden, weight, z = ctx.saved_tensors
         return z @ weight, z.t() @ hidden
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ class Author:
         return "\n".join(ordinal + content for ordinal, content in zip(ordinals, contents, strict=False))
 
 
-def documents(count: int, *, seed: int, held_out: set[tuple[str, int]] = frozenset()) -> Iterator[str]:
+def documents(count: int, *, seed: int, held_out: Set[tuple[str, int]] = frozenset()) -> Iterator[str]:
     """`count` documents, half English and half Chinese; `held_out` (topic, lower) pairs are left out."""
     for number, (author, request) in enumerate(_requests(count, seed=seed, held_out=held_out)):
         prompt = render(Prompt(str(number), request.text), "bare")
@@ -152,13 +152,13 @@ def documents(count: int, *, seed: int, held_out: set[tuple[str, int]] = frozens
         yield f"{prompt} {author.respond(request)}{END_OF_TEXT}"
 
 
-def good_texts(count: int, *, seed: int, held_out: set[tuple[str, int]] = frozenset()) -> Iterator[dict[str, str]]:
+def good_texts(count: int, *, seed: int, held_out: Set[tuple[str, int]] = frozenset()) -> Iterator[dict[str, str]]:
     """`count` rows {"id", "prompt", "response"} of good texts, half English and half Chinese."""
     for number, (author, request) in enumerate(_requests(count, seed=seed, held_out=held_out)):
         yield {"id": f"good-{number}", "prompt": request.text, "response": author.good(request)}
 
 
-def _requests(count: int, *, seed: int, held_out: set[tuple[str, int]]) -> Iterator[tuple[Author, Request]]:
+def _requests(count: int, *, seed: int, held_out: Set[tuple[str, int]]) -> Iterator[tuple[Author, Request]]:
     grammar = yaml.safe_load((EXAMPLE / "grammar.yaml").read_text(encoding="utf-8"))
     rng = random.Random(seed)
     authors = [Author(language, grammar, rng) for language in ("english", "chinese")]

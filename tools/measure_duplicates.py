@@ -199,12 +199,10 @@ class Banded:
             np.ascontiguousarray(values[i * self._rows : (i + 1) * self._rows]).tobytes() for i in range(self._bands)
         ]
         found = shingles(paragraph, 3)
-        seen: set[int] = set()
-        candidates = (i for key, b in zip(keys, self._buckets, strict=True) for i in b.get(key, ()))
+        candidates = dict.fromkeys(i for key, b in zip(keys, self._buckets, strict=True) for i in b.get(key, ()))
         duplicate = any(
             (overlap := len(found & self._sets[i])) >= self._threshold * (len(found | self._sets[i])) and overlap > 0
             for i in candidates
-            if not (i in seen or seen.add(i))
         )
         for key, bucket in zip(keys, self._buckets, strict=True):
             bucket.setdefault(key, []).append(len(self._sets))

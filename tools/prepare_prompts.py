@@ -104,9 +104,11 @@ def _judge(candidates: Sequence[Candidate], section: JudgeSection) -> tuple[list
         for start in range(0, len(asked), CHUNK):
             places = asked[start : start + CHUNK]
             questions = [length_question(candidates[place].source.text, candidates[place].language) for place in places]
-            verdicts = await ask_all(
-                judge, questions, read_length, lambda done, _, start=start: shown(start + done, len(asked))
-            )
+
+            def shown_of_all(done: int, _: int, start: int = start) -> None:
+                shown(start + done, len(asked))
+
+            verdicts = await ask_all(judge, questions, read_length, shown_of_all)
             for place, verdict in zip(places, verdicts, strict=True):
                 if verdict is not None:
                     found[place] = dataclasses.replace(verdict.value, judge=verdict.judge)

@@ -24,6 +24,7 @@ from megatron_lwz.rewards.length import LengthComponent
 from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.controller import RolloutController
+from megatron_lwz.rollout.drafts import Draft
 from megatron_lwz.rollout.events import StreamEvent
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
@@ -57,7 +58,7 @@ class TimedJournal(Journal):
         self.durable_tokens = 0
         self._arrived: list[tuple[float, int]] = []
 
-    def extend(self, draft, start: int, delta: TokenDelta) -> None:
+    def extend(self, draft: Draft, start: int, delta: TokenDelta) -> None:
         """As the journal's."""
         super().extend(draft, start, delta)
         self._arrived.append((time.monotonic(), len(delta.tokens)))

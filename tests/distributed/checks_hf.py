@@ -24,8 +24,8 @@ from megatron_lwz.training.score import ScoreRow, score_rows
 from megatron_lwz.training.weight_sync import DiskTransport, NcclTransport
 from megatron_lwz.training.weight_sync.buckets import Buckets
 from megatron_lwz.types import WeightVersion
-from tests.gloo_channel import GlooJoining
-from tests.weight_peer import TOKEN
+from tests.support.gloo_channel import GlooJoining
+from tests.support.weight_peer import TOKEN
 from tools import convert_hf
 
 VOCAB_PADDING = 16

@@ -17,7 +17,7 @@ from megatron_lwz.distributed.launch import initialize
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.step import forward_statistics, train_step
 from megatron_lwz.types import IGNORED_LABEL, MicroBatch
-from tests.distributed.tiny_qwen import LEARNING_RATE, LENGTHS
+from tests.support.layout_oracle import LEARNING_RATE, LENGTHS
 
 Oracle = dict[str, torch.Tensor]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.distributed.checks_grpo import OPTIONS
-from tests.distributed.launch import run_ranks
+from tests.support.ranks import run_ranks
 
 LAYOUTS = {
     "tp2": {"tensor": 2},

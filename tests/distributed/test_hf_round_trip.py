@@ -13,9 +13,9 @@ from transformers import Qwen2ForCausalLM
 
 from megatron_lwz.models.hf import checksum_folder
 from megatron_lwz.types import WeightVersion
-from tests import weight_peer
-from tests.distributed.launch import run_ranks
-from tests.tiny_qwen2 import tiny_qwen2
+from tests.support import weight_peer
+from tests.support.ranks import run_ranks
+from tests.support.tiny_qwen2 import tiny_qwen2
 from tools import convert_hf
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

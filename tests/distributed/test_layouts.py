@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.distributed.launch import run_ranks
-from tests.distributed.tiny_qwen import LENGTHS, write_tiny_qwen
+from tests.support.layout_oracle import LENGTHS, write_tiny_qwen
+from tests.support.ranks import run_ranks
 
 TWO_RANKS: dict[str, dict[str, Any]] = {
     "TP2 with SP": {"parallel": {"tensor": 2}},

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.distributed.launch import run_ranks
-from tests.end_to_end.grpo_runs import write_example
-from tests.unit.rollout.synthetic_engine import TOKEN, Engine, background_loop
+from tests.support.grpo_runs import write_example
+from tests.support.ranks import run_ranks
+from tests.support.synthetic_engine import TOKEN, Engine, background_loop
 
 CASES = {
     "token tp2": {"tensor": 2},

@@ -14,8 +14,8 @@ import yaml
 from megatron_lwz.config import load_config, read_hf_architecture
 from megatron_lwz.models.hf import RandomInit
 from tests.distributed.checks_reward_model import PAIRS, STEPS
-from tests.distributed.launch import run_ranks
-from tests.distributed.test_supervised import WORDS, write_models
+from tests.distributed.word_models import WORDS, write_models
+from tests.support.ranks import run_ranks
 
 ONE = {"one": [], "one_apart": ["training.tokens_per_micro_batch=96"]}
 TWO = {

@@ -14,15 +14,12 @@ import yaml
 from megatron_lwz.config import load_config
 from megatron_lwz.data.supervised import BatchSource
 from tests.distributed.checks_supervised import INTERVAL, KILLED_AFTER
-from tests.distributed.launch import run_ranks
-from tests.tiny_qwen2 import tiny_qwen2, write_word_tokenizer
+from tests.distributed.word_models import POISON, WORDS, write_models
+from tests.support.ranks import run_ranks
 
 STEPS, LONG = 20, 50
 BF16_TOLERANCE = 2e-3
 """Relative, per step, over 20 steps of bf16 with fp32 masters and gradients; measured: 7e-4, against fp32 1.4e-3."""
-WORDS = [f"w{index}" for index in range(92)]
-SPECIAL = ["<|user|>", "<|assistant|>", ":", "<answer>", "</answer>"]
-POISON = "w91"
 
 ONE = {"one": [], "one_apart": ["training.tokens_per_micro_batch=48"]}
 TWO = {
@@ -75,16 +72,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, tree in (("sft", sft), ("pretrain", pretrain)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
     return folder
-
-
-def write_models(folder: Path) -> None:
-    for name in ("hf", "poisoned"):
-        size = write_word_tokenizer(folder / name, WORDS, SPECIAL)
-        model = tiny_qwen2(vocab_size=size, initializer_range=0.2)
-        if name == "poisoned":
-            with torch.no_grad():
-                model.get_input_embeddings().weight[1 + len(SPECIAL) + WORDS.index(POISON)] = float("nan")
-        model.save_pretrained(folder / name)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.distributed.checks_training import SCORED
-from tests.distributed.launch import run_ranks
-from tests.tiny_qwen2 import write_tiny_qwen2
+from tests.support.ranks import run_ranks
+from tests.support.tiny_qwen2 import write_tiny_qwen2
 
 ONE = {
     "one": {},

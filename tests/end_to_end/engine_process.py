@@ -10,8 +10,8 @@ from pathlib import Path
 
 from megatron_lwz.http.ports import free_port
 from megatron_lwz.http.process import ServerProcess
-from tests.end_to_end.stages import variables
-from tests.unit.rollout.synthetic_engine import Engine, serve
+from tests.support.stages import variables
+from tests.support.synthetic_engine import Engine, serve
 
 WITHOUT_WEIGHTS = "9.9.lost"
 """What an engine calls its weights when it has just started: no rollout may be written under this name."""

@@ -7,15 +7,15 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from megatron_lwz.cli import common, main
-from tests.end_to_end.grpo_runs import ROOT, variables
-from tests.scripted_server import KEY, Scripted
+from tests.support.grpo_runs import ROOT, variables
+from tests.support.scripted_server import KEY, Scripted
+from tests.support.waiting import wait_for
 
 ENVIRONMENT = variables() | {"LWZ_JUDGE_KEY": KEY, "LWZ_ENGINE_TOKEN": KEY}
 
@@ -54,10 +54,7 @@ def run(argv: Sequence[object], *, timeout: float = 300.0) -> subprocess.Complet
 def kill_when(argv: Sequence[object], reached: Callable[[], bool], *, seconds: float = 120.0) -> None:
     """Starts it, and kills it with signal 9 once `reached()`."""
     process = subprocess.Popen(command(argv), cwd=ROOT, env=ENVIRONMENT)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not reached():
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
+    wait_for(reached, seconds=seconds, process=process, what="the moment of the kill")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
 

@@ -16,8 +16,8 @@ from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import Prompt, WeightVersion
-from tests.unit.rollout.conftest import LengthOfText
-from tests.unit.rollout.synthetic_engine import TOKEN, CharTokenizer
+from tests.support.rollouts import LengthOfText
+from tests.support.synthetic_engine import TOKEN, CharTokenizer
 
 PROMPTS, GROUP = 4, 4
 

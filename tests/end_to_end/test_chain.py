@@ -14,9 +14,9 @@ import pytest
 from megatron_lwz.cli import common, main
 from megatron_lwz.data.manifest import read_manifest
 from megatron_lwz.metrics import read_metrics
-from tests.distributed.launch import run_ranks
-from tests.end_to_end.grpo_runs import write_example
-from tests.end_to_end.stages import ROOT, variables
+from tests.support.grpo_runs import write_example
+from tests.support.ranks import run_ranks
+from tests.support.stages import ROOT, variables
 
 pytestmark = pytest.mark.long
 

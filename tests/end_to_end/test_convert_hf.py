@@ -16,7 +16,7 @@ from megatron_lwz.cli import common
 from megatron_lwz.config import load_config
 from megatron_lwz.distributed import environment, launch
 from megatron_lwz.training.score import score
-from tests.tiny_qwen2 import tiny_qwen2
+from tests.support.tiny_qwen2 import tiny_qwen2
 from tools import convert_hf
 
 ROOT = Path(__file__).parents[2]

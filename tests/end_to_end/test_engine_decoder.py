@@ -13,7 +13,7 @@ from megatron_lwz.distributed import launch
 from megatron_lwz.models.decoding import Decoder
 from megatron_lwz.models.decoding_cache import Sequence as Decoded
 from megatron_lwz.rollout.engine.policy import ServedPolicy
-from tests.engine_model import VOCAB, write_engine_model
+from tests.support.engine_model import VOCAB, write_engine_model
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,9 @@ def write(decoder: Decoder, asked: dict[Decoded, int]) -> dict[Decoded, tuple[li
     written: dict[Decoded, tuple[list[int], list[float]]] = {sequence: ([], []) for sequence in asked}
     for sequence in asked:
         decoder.add(sequence)
+    steps = 0
     while len(decoder):
+        assert (steps := steps + 1) <= 10_000, "it does not end"
         for sampled in decoder.step():
             tokens, logprobs = written[sampled.sequence]
             tokens.append(sampled.token)

@@ -25,7 +25,8 @@ from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.types import FinishReason
-from tests.engine_model import EOS, VOCAB, write_engine_model
+from tests.support.engine_model import EOS, VOCAB, write_engine_model
+from tests.support.waiting import wait_for
 
 TOKEN = "secret"
 SLOTS = 4
@@ -65,10 +66,7 @@ class Served:
 
     def wait_until_idle(self) -> None:
         """Fails if requests still hold the engine after 10 s."""
-        deadline = time.monotonic() + 10
-        while self.running() != (0, 0):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(lambda: self.running() == (0, 0), seconds=10, pause=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -214,13 +212,6 @@ async def read_a_delta_and_leave(served: Served) -> None:
         assert await client.load() == EngineLoad(0.0)
 
 
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_new_weights_in_the_middle_of_a_rollout(served: Served) -> None:
     events: list[Any] = []
     versions = ["0.0.", "1.0.abc"]
@@ -228,7 +219,7 @@ def test_new_weights_in_the_middle_of_a_rollout(served: Served) -> None:
     thread = threading.Thread(target=lambda: [events.append(chunk) for chunk in stream])
     thread.start()
     try:
-        wait_for(lambda: len(events) >= 3)
+        wait_for(lambda: len(events) >= 3, seconds=10)
         assert served.call("POST", "/pause?mode=keep")[0] == 200
         assert served.call("GET", "/is_paused")[1] == {"is_paused": True}
         time.sleep(0.2)
@@ -243,7 +234,7 @@ def test_new_weights_in_the_middle_of_a_rollout(served: Served) -> None:
         assert after == checksum_folder(served.folder / "b") != before
         assert served.call("POST", "/update_weight_version", {"new_version": versions[1]})[0] == 200
         assert served.call("POST", "/resume")[0] == 200
-        wait_for(lambda: len(events) > count + 3)
+        wait_for(lambda: len(events) > count + 3, seconds=10)
         assert served.call("POST", "/abort_requests")[0] == 200
         thread.join(30)
         seen = [chunk.weight_version for chunk in events if chunk.choices[0].token_ids]
@@ -265,7 +256,7 @@ def test_abort_and_disconnect_free_the_slots(served: Served) -> None:
     ids = [f"r{i}" for i in range(SLOTS + 2)]
     served.call("POST", "/pause?mode=keep")  # none may end by itself
     threads = [stream_in_thread(served, e, request_id=name) for name, e in zip(ids, events, strict=True)]
-    wait_for(lambda: sum(served.running()) == SLOTS + 2)
+    wait_for(lambda: sum(served.running()) == SLOTS + 2, seconds=10)
     assert served.call("POST", "/abort_requests", {"request_ids": [*ids, "unknown"]})[1]["aborted"] == SLOTS + 2
     for thread in threads:
         thread.join(10)

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from tests.end_to_end.evaluate_runs import check_page, judged_by, kill_when, mistake, run
-from tests.scripted_server import Scripted, serving
-from tests.unit.evaluation.test_arena_write import planted
-from tests.unit.evaluation.test_writing_bench import write
+from tests.support.files import write_jsonl
+from tests.support.planted_judge import planted
+from tests.support.scripted_server import Scripted, serving
 
 PROMPTS = 40
 
@@ -18,9 +18,9 @@ PROMPTS = 40
 def argv(tmp_path) -> list[str]:
     rows = [{"idx": n, "question": f"Task {n}", "type": "t", "length": 200} for n in range(PROMPTS)]
     for name in ("strong", "weak", "baseline"):
-        write(tmp_path / f"{name}.jsonl", [{"idx": n, "response": f"{name} writes {n}"} for n in range(PROMPTS)])
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"idx": n, "response": f"{name} writes {n}"} for n in range(PROMPTS)])
     given = [{**row, "baseline_response": {"baseline": f"baseline writes {row['idx']}"}} for row in rows]
-    prompts = write(tmp_path / "arena.jsonl", given)
+    prompts = write_jsonl(tmp_path / "arena.jsonl", given)
     responses = ("--responses", tmp_path / "strong.jsonl", "--responses", f"weak={tmp_path}/weak.jsonl")
     return [*map(str, ("arena-write", "--prompts", prompts, *responses, "--output", tmp_path / "out"))]
 

@@ -6,7 +6,8 @@ import csv
 import json
 
 from tests.end_to_end.evaluate_runs import check_page, lwz, mistake
-from tests.unit.evaluation.test_writing_bench import PUBLIC, write, write_benchmark
+from tests.support.files import write_jsonl
+from tests.support.writing_bench import PUBLIC, write_benchmark
 
 
 def test_runs_side_by_side(tmp_path, capsys):
@@ -14,14 +15,14 @@ def test_runs_side_by_side(tmp_path, capsys):
         "checklist": write_benchmark(tmp_path / "new"),
         "criteria": write_benchmark(tmp_path / "old", "criteria"),
     }
-    scores = write(tmp_path / "scores.jsonl", PUBLIC["scores"])
+    scores = write_jsonl(tmp_path / "scores.jsonl", PUBLIC["scores"])
     for name, text, era in (
         ("base", "word " * 50, "checklist"),
         ("think", "word " * 100, "checklist"),
         ("old", "one", "criteria"),
     ):
         rows = [{"prompt": f"Write {n}", "length": 100, "response": text} for n in range(5)]
-        responses = write(tmp_path / f"{name}.jsonl", rows)
+        responses = write_jsonl(tmp_path / f"{name}.jsonl", rows)
         assert lwz("text", responses, "--output", tmp_path / name) == 0
         assert (
             lwz("longbench-write", "--prompts", responses, "--responses", responses, "--output", tmp_path / name) == 0

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.evaluate_runs import kill_when, mistake, run
-from tests.end_to_end.grpo_runs import ROOT, variables
-from tests.engine_model import write_engine_model
-from tests.scripted_server import Scripted, serving
-from tests.unit.evaluation.test_writing_bench import write
+from tests.support.engine_model import write_engine_model
+from tests.support.files import write_jsonl
+from tests.support.grpo_runs import ROOT, variables
+from tests.support.scripted_server import Scripted, serving
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def model(tmp_path_factory) -> Path:
 
 
 def prompts(path: Path, count: int) -> Path:
-    return write(path, [{"id": f"p{n}", "prompt": f"Task {n}", "length": 20} for n in range(count)])
+    return write_jsonl(path, [{"id": f"p{n}", "prompt": f"Task {n}", "length": 20} for n in range(count)])
 
 
 def rows_of(path: Path) -> list[dict]:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.benchmark_judge import scripted
 from tests.end_to_end.evaluate_runs import judged_by, kill_when, run
-from tests.end_to_end.test_evaluate_tiny import scripted
-from tests.scripted_server import Scripted, serving
-from tests.unit.evaluation.test_writing_bench import PUBLIC, write, write_benchmark
+from tests.support.files import write_jsonl
+from tests.support.scripted_server import Scripted, serving
+from tests.support.writing_bench import PUBLIC, write_benchmark
 
 pytestmark = pytest.mark.long
 
@@ -26,14 +27,14 @@ def arguments(name: str, folder: Path) -> tuple[list[object], int]:
     output = ("--output", folder / "out")
     if name == "writing-bench":
         rows = [{"index": query["index"], "response": f"Answer {query['index']}"} for query in PUBLIC["queries"]]
-        responses = write(folder / "r.jsonl", rows)
+        responses = write_jsonl(folder / "r.jsonl", rows)
         benchmark = write_benchmark(folder / "wb")
         return [name, "--benchmark", benchmark, "--responses", responses, *output], 5 * len(rows)
     rows = [
         {"idx": n, "question": f"Task {n}", "length": 50, "baseline_response": "A plain text."} for n in range(COUNT)
     ]
-    prompts = write(folder / "p.jsonl", rows)
-    responses = write(folder / "r.jsonl", [{"idx": n, "response": f"word {n} " * 20} for n in range(COUNT)])
+    prompts = write_jsonl(folder / "p.jsonl", rows)
+    responses = write_jsonl(folder / "r.jsonl", [{"idx": n, "response": f"word {n} " * 20} for n in range(COUNT)])
     asked = COUNT if name == "longbench-write" else 2 * COUNT
     return [name, "--prompts", prompts, "--responses", responses, *output], asked
 

@@ -7,19 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.benchmark_judge import DIMENSIONS
 from tests.end_to_end.evaluate_runs import check_page, judged_by, kill_when, lwz, mistake, run
-from tests.scripted_server import KEY, Scripted, serving
-from tests.unit.evaluation.test_writing_bench import write
-
-DIMENSIONS = ("Relevance", "Accuracy", "Coherence", "Clarity", "Breadth and Depth", "Reading Experience")
+from tests.support.files import write_jsonl
+from tests.support.scripted_server import KEY, Scripted, serving
 
 
 @pytest.fixture
 def files(tmp_path) -> list[str]:
     rows = [{"prompt": f"Task {n}", "type": "t", "length": 100 * (n + 1)} for n in range(50)]
-    prompts = write(tmp_path / "p.jsonl", rows)
-    responses = write(tmp_path / "r.jsonl", [{**row, "response": "word " * 100} for row in rows])
-    ruler = write(tmp_path / "ruler.jsonl", [{**row, "response": "word " * 150} for row in rows])
+    prompts = write_jsonl(tmp_path / "p.jsonl", rows)
+    responses = write_jsonl(tmp_path / "r.jsonl", [{**row, "response": "word " * 100} for row in rows])
+    ruler = write_jsonl(tmp_path / "ruler.jsonl", [{**row, "response": "word " * 150} for row in rows])
     given = ("--prompts", prompts, "--responses", responses, "--ruler", ruler, "--output", tmp_path / "out")
     return ["longbench-write", *map(str, given)]
 

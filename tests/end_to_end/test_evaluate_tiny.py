@@ -4,9 +4,7 @@ scripted one over HTTP with planted preferences and a liking for the first place
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +13,13 @@ import pytest
 
 from megatron_lwz.cli import evaluate_engine
 from megatron_lwz.evaluation.bradley_terry import ELO
+from tests.end_to_end.benchmark_judge import BASELINE, BIAS, STRENGTH, scripted
 from tests.end_to_end.evaluate_runs import judged_by, lwz
-from tests.end_to_end.test_evaluate_longbench_write import DIMENSIONS
-from tests.engine_model import write_engine_model
-from tests.scripted_server import KEY, Scripted, serving
-from tests.unit.evaluation.test_writing_bench import PUBLIC, write, write_benchmark
+from tests.support.engine_model import write_engine_model
+from tests.support.files import write_jsonl
+from tests.support.scripted_server import KEY, Scripted, serving
+from tests.support.writing_bench import PUBLIC, write_benchmark
 
-BASELINE = "A plain text."
-STRENGTH, BIAS = -0.7, 0.5
-"""Of the policy over the baseline, and of the first place over the second, as log-odds."""
 ARENA = 80
 
 
@@ -46,9 +42,11 @@ def written(engine, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("written")
     write_benchmark(folder / "wb")
     arena = [{"idx": n, "question": f"Task {n}", "length": 20, "baseline_response": BASELINE} for n in range(ARENA)]
-    write(folder / "arena-write.jsonl", arena)
-    write(folder / "longbench-write.jsonl", [{"prompt": f"Task {n}", "type": "t", "length": 20} for n in range(3)])
-    write(folder / "writing-bench.jsonl", PUBLIC["queries"][:2])
+    write_jsonl(folder / "arena-write.jsonl", arena)
+    write_jsonl(
+        folder / "longbench-write.jsonl", [{"prompt": f"Task {n}", "type": "t", "length": 20} for n in range(3)]
+    )
+    write_jsonl(folder / "writing-bench.jsonl", PUBLIC["queries"][:2])
     how = ("--url", engine, "--served-model", "policy", "--template", "direct", "--style", "bare", "--max-tokens", 12)
     for path in sorted(folder.glob("*.jsonl")):
         assert lwz("generate", path, "--output", path.with_suffix(".r.jsonl"), *how, "--top-k", 0) == 0
@@ -84,16 +82,6 @@ def test_a_nonsense_judge_is_survived(engine, written, tmp_path, capsys):
             assert found["unjudged"] == 3 and found["judge"]["counters"]["malformed"] == 6
         else:
             assert status == 2 and [line for line in err.splitlines() if line.startswith("error: ")], err
-
-
-def scripted(prompt: str, _: int) -> str:
-    """Ratings of 4, scores of 8, and of a pair the planted preference; the same question gets the same answer."""
-    if "winner" not in prompt:
-        return json.dumps(dict.fromkeys(DIMENSIONS, 4) | {"score": 8, "reason": "well"})
-    baseline_first = prompt.index(BASELINE) < prompt.index("The second one wrote:")
-    odds = (-STRENGTH if baseline_first else STRENGTH) + BIAS
-    luck = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") / 2**64
-    return json.dumps({"reason": "…", "winner": "first" if luck < 1 / (1 + math.exp(-odds)) else "second"})
 
 
 def test_a_scripted_judge_is_recovered(written, tmp_path):

@@ -10,8 +10,9 @@ import pytest
 
 from megatron_lwz.evaluation.compare import read_run
 from tests.end_to_end.evaluate_runs import check_page, judged_by, kill_when, lwz, mistake, run
-from tests.scripted_server import Scripted, serving
-from tests.unit.evaluation.test_writing_bench import PUBLIC, write, write_benchmark
+from tests.support.files import write_jsonl
+from tests.support.scripted_server import Scripted, serving
+from tests.support.writing_bench import PUBLIC, write_benchmark
 
 PROMPT = '''evaluate_system = """You judge."""
 evaluate_prompt = """Criteria {criteria} Query {query} Response {response} {{"score": n}}"""
@@ -25,7 +26,7 @@ def argv(tmp_path) -> list[str]:
         {"index": query["index"], "response": f"<think>a</think>\nAnswer {query['index']}"}
         for query in PUBLIC["queries"]
     ]
-    responses = write(tmp_path / "model.jsonl", rows)
+    responses = write_jsonl(tmp_path / "model.jsonl", rows)
     options = ["--benchmark", benchmark, "--responses", responses, "--output", tmp_path / "out"]
     return ["writing-bench", *map(str, options)]
 
@@ -56,7 +57,7 @@ def test_killed_and_run_again_no_reply_is_paid_twice_and_no_row_counted_twice(ar
 
 
 def test_scores_of_the_public_script_are_aggregated(argv, tmp_path, capsys):
-    scores = write(tmp_path / "theirs.jsonl", [*PUBLIC["scores"], PUBLIC["scores"][-1]])
+    scores = write_jsonl(tmp_path / "theirs.jsonl", [*PUBLIC["scores"], PUBLIC["scores"][-1]])
     place = argv.index("--responses")
     assert lwz(*argv[:place], "--scores", scores, *argv[place + 2 :]) == 0
     assert "1 rows were scored twice" in capsys.readouterr().err
@@ -79,5 +80,5 @@ def test_mistakes_are_one_line(argv, capsys, extra, said):
 
 
 def test_responses_to_the_other_era_are_refused(argv, capsys):
-    write(Path(argv[argv.index("--responses") + 1]), [{"index": 1000, "response": "a"}])
+    write_jsonl(Path(argv[argv.index("--responses") + 1]), [{"index": 1000, "response": "a"}])
     assert "'1000' answers no query of 2025-04" in mistake(capsys, *argv)

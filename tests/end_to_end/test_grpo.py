@@ -17,7 +17,8 @@ from megatron_lwz.config import load_config
 from megatron_lwz.kernels.dispatch import BACKENDS
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,11 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(undisturbed: P
     process = subprocess.Popen(
         command(undisturbed / "config.yaml", *overrides), cwd=ROOT, env=variables(), start_new_session=True
     )
-    wait_for(lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) >= 3)
+    wait_for(
+        lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) >= 3,
+        seconds=240,
+        process=process,
+    )
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -118,13 +123,6 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(undisturbed: P
         assert sorted(journal.consumed()) == [group.id for group in groups]
     assert all(len(rollout.tokens) == len(rollout.logprobs) for group in groups for rollout in group.rollouts)
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]
-
-
-def wait_for(condition, seconds: float = 240.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.rollout.lengths import distribution_gap
 from megatron_lwz.types import Alarm
-from tests.end_to_end.grpo_runs import train, write_example
+from tests.support.grpo_runs import train, write_example
 
 
 def test_a_run_one_step_ahead_trains_every_group_once_in_order_within_the_bound(tmp_path: Path) -> None:

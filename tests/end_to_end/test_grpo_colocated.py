@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_lwz.metrics import read_metrics
-from tests.end_to_end.grpo_runs import train, write_example
+from tests.support.grpo_runs import train, write_example
 
 pytestmark = pytest.mark.long
 

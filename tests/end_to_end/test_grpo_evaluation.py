@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import Group, VersionSegment
-from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.waiting import wait_for
 
 STEPS = 6
 METRIC = "eval/reward/share_of_spaces"
@@ -104,7 +103,7 @@ def test_killed_in_an_evaluation_it_goes_on_and_counts_nothing_twice(example: Pa
     before: dict[str, tuple[int, ...]] = {}
     for moment in (in_the_middle_of_an_evaluation, after_a_checkpoint):
         process = subprocess.Popen(arguments, cwd=ROOT, env=variables(), start_new_session=True)
-        wait_for(partial(moment, run), process)
+        wait_for(partial(moment, run), seconds=240, process=process)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         before |= written(run)
@@ -148,10 +147,3 @@ def after_a_checkpoint(run: Path) -> bool:
     latest = run / "checkpoints" / "latest"
     begun = sorted(path.stem for path in (run / "evaluation").glob("step_*.json"))
     return latest.is_file() and bool(begun) and begun[0] <= latest.read_text()
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 240.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.02)

@@ -9,7 +9,7 @@ import pytest
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import Alarm, FinishReason, Group
-from tests.end_to_end.grpo_runs import train, write_example
+from tests.support.grpo_runs import train, write_example
 
 INTERVAL = 8
 GIVEN = {"length": 0.0, "format": -1.0}

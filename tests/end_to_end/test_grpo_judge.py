@@ -14,8 +14,8 @@ from aiohttp import web
 
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.end_to_end.grpo_runs import BYTES, train, write_example
-from tests.scripted_server import KEY, Scripted, serving
+from tests.support.grpo_runs import BYTES, train, write_example
+from tests.support.scripted_server import KEY, Scripted, serving
 
 TAGGED = 200
 """Tokens that hold the answer's tag, so that a policy with random weights writes answers."""

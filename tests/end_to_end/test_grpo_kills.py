@@ -15,8 +15,9 @@ import pytest
 
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
 from tests.end_to_end.journal_checks import assert_every_token_once, durable_tokens, trained
+from tests.support.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.long
 
@@ -42,11 +43,12 @@ class Job:
 
     def wait_for_tokens(self, count: int) -> None:
         """Until so many are durable and an engine is there."""
-        end = time.monotonic() + 600
-        while durable_tokens(self.journal) < count or self.child("serve_engine") is None:
-            assert self._process is not None and self._process.poll() is None, "it ended before it was killed"
-            assert time.monotonic() < end, "it stands still"
-            time.sleep(0.01)
+
+        def there() -> bool:
+            return durable_tokens(self.journal) >= count and self.child("serve_engine") is not None
+
+        assert self._process is not None
+        wait_for(there, seconds=600, process=self._process, what=f"{count} tokens and an engine before the kill")
 
     def child(self, role: str) -> psutil.Process | None:
         """The process of the training engine, or of the controller."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
 from tests.end_to_end.journal_checks import assert_every_token_once
+from tests.support.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.waiting import wait_for
 
 PROCESS = "rollout.controller=process"
 
@@ -23,7 +22,7 @@ def test_whoever_dies_the_others_end_and_the_run_goes_on(tmp_path: Path) -> None
         training={"steps": 4, "accumulate_groups": 1},
         rollout={"max_new_tokens": 300},
         data={"held_out_prompts": None},
-        reward={"functions": [f"tests.end_to_end.grpo_runs:{name}" for name in ("share_of_spaces", "holds_megatron")]},
+        reward={"functions": [f"tests.support.grpo_runs:{name}" for name in ("share_of_spaces", "holds_megatron")]},
     )
     run = tmp_path / "run"
     for victim, steps in (("rollout_host", 1), ("train_grpo", 2)):
@@ -36,7 +35,9 @@ def test_whoever_dies_the_others_end_and_the_run_goes_on(tmp_path: Path) -> None
             stderr=subprocess.STDOUT,
         )
         wait_for(
-            lambda steps=steps: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) >= steps
+            lambda steps=steps: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) >= steps,
+            seconds=240,
+            process=job,
         )
         family = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
         roles = {role for role in ("train_grpo", "rollout_host", "serve_engine") if process_of(role, family)}
@@ -61,10 +62,3 @@ def test_whoever_dies_the_others_end_and_the_run_goes_on(tmp_path: Path) -> None
 
 def process_of(role: str, family: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in family if any(f"megatron_lwz.cli.{role}" == word for word in process.cmdline())]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 240
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -15,7 +15,8 @@ import pytest
 from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.waiting import wait_for
 
 SECONDS = 30.0
 """Within which all processes are gone; torchrun kills its ranks then."""
@@ -40,10 +41,7 @@ class Run:
 
     def terminate_when(self, moment: Callable[[Run], bool], *, everybody: bool) -> dict[tuple[int, int], bytes]:
         """Sends SIGTERM to the parent, or to every process (Slurm); checks the end; gives what was durable before."""
-        deadline = time.monotonic() + 300
-        while not moment(self):
-            assert self._process.poll() is None and time.monotonic() < deadline, self._output.read_text()[-6000:]
-            time.sleep(0.002)
+        wait_for(lambda: moment(self), seconds=300, process=self._process, output=self.said, pause=0.002)
         parent = psutil.Process(self._process.pid)
         family = [parent, *parent.children(recursive=True)]
         before = durable(self.folder)
@@ -57,6 +55,9 @@ class Run:
         assert output.count(LINE) == 1, output[-6000:]
         assert "error:" not in output, output[-6000:]
         return before
+
+    def said(self) -> str:
+        return self._output.read_text()[-6000:]
 
     def writing(self) -> bool:
         """Whether rollouts that have begun since the start are unfinished, and have tokens on disk."""

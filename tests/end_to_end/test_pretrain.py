@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from megatron_lwz.metrics import read_metrics
-from tests.end_to_end.stages import ROOT, TINY, assert_one_line_each, kill_while_saving, rows_of, run, start
-from tests.tiny_qwen2 import write_word_tokenizer
+from tests.support.stages import ROOT, TINY, assert_one_line_each, kill_while_saving, rows_of, run, start
+from tests.support.tiny_qwen2 import write_word_tokenizer
 
 WORDS = [f"w{index}" for index in range(40)]
 

@@ -17,7 +17,7 @@ from megatron_lwz.rewards.composite import build_rewards
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.types import ComponentScore, FinishReason, LengthRange, Prompt, TokenDelta, WeightVersion
-from tests.unit.rewards.helpers import score
+from tests.support.scoring import score
 
 WORDS = (40, 100, 140, 200, 260, 320)
 """Answer lengths in every group; 80 to 120 are asked for."""
@@ -127,14 +127,10 @@ def test_groups_whose_best_rollout_changes_are_named(run):
         1,
     )
     assert summary["advantages"]["silent_groups_new"] == 4, "none has a list: nothing to learn"
-    summary, _ = rescore(run, "reward.functions=[tests.end_to_end.test_rescore:longest]", "reward.length.weight=0",
+    summary, _ = rescore(run, "reward.functions=[tests.support.scoring:longest]", "reward.length.weight=0",
                          "reward.format.weight=0", "grpo.truncated=keep")  # fmt: skip
     assert summary["advantages"]["best_changes"] == 4
     assert summary["advantages"]["groups_whose_best_changes"] == [0, 1, 2, 3]
-
-
-def longest(prompt, rollouts):
-    return [float(len(rollout.text)) for rollout in rollouts]
 
 
 def test_advantages_may_be_a_function_of_the_users_in_either_config(run, tmp_path):

@@ -17,7 +17,7 @@ from megatron_lwz.config import load_config
 from megatron_lwz.data.preferences.rendering import load_rendering
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.end_to_end.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.grpo_runs import ROOT, command, train, variables, write_example
 from tools import make_preference_pairs, make_tiny_data
 
 

@@ -7,60 +7,23 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from megatron_lwz.config import Config, validate
-from megatron_lwz.config.sections import RolloutSection
-from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.orchestrator.engines import EmbeddedEngine
-from megatron_lwz.rollout.admission import Admission, Intake
-from megatron_lwz.rollout.controller import RolloutController
-from megatron_lwz.rollout.journal import Journal
-from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.types import Group, Prompt, WeightVersion
+from megatron_lwz.types import Group, WeightVersion
+from tests.end_to_end.embedded_trainer import SECTION, started
 from tests.end_to_end.journal_checks import assert_every_token_once, durable_tokens, trained, writers
-from tests.end_to_end.stages import ROOT, variables
-from tests.engine_model import write_engine_model
-from tests.unit.rollout.conftest import LengthOfText
+from tests.support.engine_model import write_engine_model
+from tests.support.rollouts import wait_for_tokens
+from tests.support.stages import ROOT, variables
+from tests.support.waiting import wait_for
 
-PROMPTS = [Prompt(f"p{i}", f"write {i}") for i in range(4)]
 VERSION = WeightVersion(3, 0, "abc")
-SECTION = RolloutSection(
-    max_new_tokens=400, temperature=1.0, commit_interval=0.1, stop=("</answer>",), pool={"probe_interval": 0.2}
-)
-
-TRAINER = """
-import sys
-from pathlib import Path
-from megatron_lwz.rollout.client import EngineClient
-from megatron_lwz.rollout.pool import EnginePool
-from tests.end_to_end.test_rollout_embedded import SECTION, started
-folder, journal, url, token = sys.argv[1:]
-pool = EnginePool([EngineClient(url, token)], concurrency=16, section=SECTION.pool)
-controller = started(pool, Path(folder), Path(journal))
-controller.mark_consumed(controller.collect(1), 1)
-controller.close()
-"""
-
-
-def started(pool: EnginePool, model: Path, journal: Path) -> RolloutController:
-    """A controller that goes on with what the journal holds."""
-    made = RolloutController(
-        pool,
-        Journal(journal),
-        [LengthOfText()],
-        intake=Intake(lambda place: PROMPTS[place], 4, 3, Admission(len(PROMPTS), 0)),
-        tokenizer=Tokenizer(model),
-        render=lambda prompt: prompt.text,
-        section=SECTION,
-    )
-    made.recover(0)
-    made.start()
-    return made
+TRAINER = [sys.executable, "-m", "tests.end_to_end.embedded_trainer"]
 
 
 @pytest.fixture(scope="module")
@@ -114,17 +77,13 @@ def test_a_trainer_killed_twice_goes_on_with_its_rollouts(
     journal, draw = tmp_path / "journal.sqlite", random.Random(5)
     arguments = [str(model), str(journal), engine.server.url, str(engine.server.token)]
     for share in (0.1, 0.5):
-        trainer = subprocess.Popen([sys.executable, "-c", TRAINER, *arguments], cwd=ROOT, env=variables())
-        while durable_tokens(journal) < (share + draw.uniform(0, 0.2)) * total:
-            assert trainer.poll() is None
-            time.sleep(0.005)
+        trainer = subprocess.Popen([*TRAINER, *arguments], cwd=ROOT, env=variables())
+        moment = (share + draw.uniform(0, 0.2)) * total
+        wait_for(lambda m=moment: durable_tokens(journal) >= m, seconds=240, process=trainer, pause=0.005)
         trainer.kill()
         trainer.wait()
         assert durable_tokens(journal) < total
-    assert (
-        subprocess.run([sys.executable, "-c", TRAINER, *arguments], cwd=ROOT, env=variables(), check=False).returncode
-        == 0
-    )
+    assert subprocess.run([*TRAINER, *arguments], cwd=ROOT, env=variables(), check=False).returncode == 0
     assert_unchanged(journal, undisturbed)
 
 
@@ -136,8 +95,7 @@ def test_a_killed_engine_is_started_again_with_the_weights_and_changes_no_token(
     pool.push_weights(model, VERSION)
     controller = started(pool, model, tmp_path / "journal.sqlite")
     controller.begin(1)
-    while controller.metrics()["rollout/total_tokens"] < total / 4:
-        time.sleep(0.005)
+    wait_for_tokens(controller, total // 4)
     killed = engine.server.pid
     assert killed is not None
     os.kill(killed, signal.SIGKILL)

@@ -17,7 +17,8 @@ import pytest
 from tests.end_to_end.engine_process import WITHOUT_WEIGHTS, EngineProcess
 from tests.end_to_end.journal_checks import assert_every_token_once, durable_tokens, inside_rollouts, trained, writers
 from tests.end_to_end.rollout_trainer import GROUP, PROMPTS
-from tests.end_to_end.stages import ROOT, variables
+from tests.support.stages import ROOT, variables
+from tests.support.waiting import wait_for
 
 PATIENCE = 300.0
 
@@ -39,11 +40,8 @@ class Campaign:
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Fails if the run ends before."""
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            assert self._trainer is not None and self._trainer.poll() is None, "the run ended before it was killed"
-            assert time.monotonic() < end, "the run stands still"
-            time.sleep(0.005)
+        assert self._trainer is not None
+        wait_for(condition, seconds=PATIENCE, process=self._trainer, what="the moment of the kill", pause=0.005)
 
     def kill(self, victim: str, draw: random.Random) -> None:
         """Kills, and starts again what was killed, engines after up to a second."""

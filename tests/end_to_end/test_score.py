@@ -15,7 +15,7 @@ from megatron_lwz.config import validate
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import DataError
 from megatron_lwz.training.score import read_rows
-from tests.tiny_qwen2 import write_tiny_qwen2
+from tests.support.tiny_qwen2 import write_tiny_qwen2
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +28,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_rank_without_torchrun_scores_in_input_order(hf: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     from transformers import Qwen2ForCausalLM
 
     config = tmp_path / "config.yaml"

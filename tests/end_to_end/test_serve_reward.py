@@ -22,7 +22,7 @@ from megatron_lwz.http.ports import free_port
 from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.rewards.writing import WritingComponent
 from megatron_lwz.types import FinishReason, Prompt, Rollout
-from tests.engine_model import write_engine_model
+from tests.support.engine_model import write_engine_model
 
 TOKEN = "secret"
 LONGEST = 2048

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ import pytest
 import yaml
 
 from megatron_lwz.metrics import read_metrics
-from tests.end_to_end.stages import TINY, assert_one_line_each, kill, rows_of, run, start
-from tests.tiny_qwen2 import write_word_tokenizer
+from tests.support.stages import TINY, assert_one_line_each, kill, rows_of, run, start
+from tests.support.tiny_qwen2 import write_word_tokenizer
+from tests.support.waiting import wait_for
 
 WORDS = [f"w{index}" for index in range(40)]
 MARKS = ["<|user|>", "<|assistant|>", ":", "<answer>", "</answer>"]
@@ -98,10 +98,12 @@ def test_a_killed_run_repeats_an_undisturbed_one_bit_for_bit(config: Path, whole
     folder = config.parent / "killed"
     arguments = (str(config), f"run.dir={folder}")
     process = start("train_sft", *arguments, ranks=2)
-    metrics, end = folder / "metrics.jsonl", time.monotonic() + 240
-    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 6):
-        assert time.monotonic() < end, "no step 7"
-        time.sleep(0.01)
+    metrics = folder / "metrics.jsonl"
+    wait_for(
+        lambda: process.poll() is not None or (metrics.exists() and len(metrics.read_text().splitlines()) > 6),
+        seconds=240,
+        what="step 7",
+    )
     kill(process)
     done = run("train_sft", *arguments, "run.resume=must", ranks=2)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_lwz.cli import common, pretrain, score, serve_engine, train_grpo
-from tests.end_to_end.grpo_runs import write_example
+from tests.support.grpo_runs import write_example
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 
 from megatron_lwz.kernels.linear_logprob import cuda, linear_logprob
 from megatron_lwz.kernels.settings import using
-from tests.kernels import cuda_epilogue_cases as cases
+from tests.support import cuda_epilogue_cases as cases
 
 pytestmark = pytest.mark.gpu
 

@@ -14,7 +14,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from megatron_lwz.kernels.layers import PLAIN, layer_ops
-from tests.kernels.layers_cases import EPS, cases, policy_numbers, strided_heads
+from tests.support.layers_cases import EPS, cases, policy_numbers, strided_heads
 
 pytestmark = pytest.mark.gpu
 

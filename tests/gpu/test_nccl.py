@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
-import time
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from megatron_lwz.distributed.nccl import NcclCommunicator, NcclLibrary, UniqueI
 from megatron_lwz.distributed.parking import Parked
 from megatron_lwz.training.weight_sync.buckets import Buckets
 from megatron_lwz.training.weight_sync.channel import NcclChannel, NcclJoining
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.gpu
 
@@ -26,20 +26,13 @@ def weights() -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in SHAPES.items()}
 
 
-def wait(channel: NcclChannel, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not channel.sent():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
 def test_a_group_of_one_sends_to_nobody_and_can_be_given_up() -> None:
     device = torch.device("cuda", 0)
     joining = NcclJoining(NcclLibrary(LIBRARY), device)
     channel = joining.open(joining.new_id(), 1)
     data = torch.arange(100, dtype=torch.uint8, device=device)
     channel.send(data)
-    wait(channel)
+    wait_for(channel.sent, seconds=30, pause=0.001)
     assert torch.equal(data.cpu(), torch.arange(100, dtype=torch.uint8))
     channel.close()
     channel.close()
@@ -79,7 +72,7 @@ def test_two_ranks_get_every_bucket_bit_for_bit() -> None:
     moved = ((name, tensor.to(device)) for name, tensor in tensors.items())
     for bucket in plan.pack(moved, device):
         channel.send(bucket)
-        wait(channel)
+        wait_for(channel.sent, seconds=30, pause=0.001)
     expected = b"".join(bytes(tensor.view(-1).view(torch.uint8).numpy()) for tensor in tensors.values())
     assert b"".join(received.get(timeout=60)) == expected and len(sizes) > 1
     channel.close()

@@ -16,8 +16,8 @@ from megatron_lwz.kernels.linear_logprob import linear_logprob
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.models.hf.load import HfFolder, load_policy
 from megatron_lwz.models.qwen2 import build_policy
-from tests.distributed.tiny_qwen import write_tiny_qwen
-from tests.end_to_end.grpo_runs import ROOT, command, variables, write_example
+from tests.support.grpo_runs import ROOT, command, variables, write_example
+from tests.support.layout_oracle import write_tiny_qwen
 
 pytestmark = pytest.mark.gpu
 

@@ -8,7 +8,7 @@ import torch
 from megatron_lwz.kernels.linear_logprob import triton_kernels
 from megatron_lwz.kernels.linear_logprob.epilogue import combine, empty_statistics
 from megatron_lwz.kernels.linear_logprob.triton import TritonEpilogue, available, interpreted
-from tests.kernels.triton_epilogue_checks import (
+from tests.support.triton_epilogue_checks import (
     TritonEpilogueChecks,
     exact_gradient,
     exact_statistics,

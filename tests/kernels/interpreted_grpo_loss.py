@@ -11,7 +11,7 @@ from triton import knobs
 from megatron_lwz.config.sections import GrpoSection
 from megatron_lwz.kernels.grpo_loss import FusedGrpoLoss, TokenInputs, fused_grpo_loss
 from megatron_lwz.kernels.linear_logprob.epilogue import combine
-from tests.kernels import grpo_loss_cases as grid
+from tests.support import grpo_loss_cases as grid
 
 CASES = grid.cases(120)
 TOKENS = 150

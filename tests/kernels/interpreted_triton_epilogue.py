@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_lwz.kernels.linear_logprob import triton
-from tests.kernels.triton_epilogue_checks import TritonEpilogueChecks
+from tests.support.triton_epilogue_checks import TritonEpilogueChecks
 
 
 class TestInterpreted(TritonEpilogueChecks):

@@ -7,7 +7,7 @@ import torch
 
 from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients, combine, empty_statistics
 from megatron_lwz.kernels.linear_logprob.triton_shifted import shifted_gradient, shifted_statistics
-from tests.kernels.triton_epilogue_checks import exact_gradient
+from tests.support.triton_epilogue_checks import exact_gradient
 
 TOKENS, HIDDEN = 80, 64
 TEMPERATURE = 0.9

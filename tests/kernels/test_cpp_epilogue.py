@@ -276,6 +276,7 @@ def test_threads_are_those_of_torch():
 
 @built
 def test_other_formats_go_to_torch():
+    torch.manual_seed(0)
     z, labels = tile(dtype=torch.float64)
     running, expected = (empty_statistics(len(z), dtype=torch.float64, device="cpu") for _ in range(2))
     cpp.CppEpilogue().statistics(z, labels, 1.0, running)

@@ -18,7 +18,7 @@ import torch
 
 from megatron_lwz.kernels.linear_logprob import cuda
 from megatron_lwz.kernels.linear_logprob.chunked import TorchEpilogue
-from tests.kernels import cuda_epilogue_cases as cases
+from tests.support import cuda_epilogue_cases as cases
 
 REGISTERS = {"row_statistics": 48, "row_gradient": 48, "row_grpo": 64}
 """Of 65,536 per SM: 5 CTAs of 256 threads of the two passes, 2 of 512 of the one-read kernel (`__launch_bounds__`)."""

@@ -8,8 +8,9 @@ import torch
 from megatron_lwz.config.sections import KernelsSection
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.kernels import dispatch, settings
-from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, cross_check, linear_logprob, linear_loss
+from megatron_lwz.kernels.linear_logprob import cross_check, linear_logprob, linear_loss
 from megatron_lwz.types import IGNORED_LABEL
+from tests.kernels.logprob_oracle import oracle, problem, relative, weighted
 
 BACKENDS = dispatch.usable()
 CHUNKED = [name for name in BACKENDS if name != "reference"]
@@ -25,47 +26,11 @@ def use(backend: str, workspace_bytes: int = 2**20, cache_bytes: int = 0) -> Non
     settings.put(settings.Settings(backend, workspace_bytes, cache_bytes))
 
 
-def problem(rows=37, hidden=24, vocab=1003, padded=1024, seed=0, scale=1.0, shift=0.0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, hidden, generator=generator, dtype=torch.float64) * scale
-    w = torch.randn(padded, hidden, generator=generator, dtype=torch.float64)
-    if shift:  # one constant feature moves every logit
-        x[:, 0], w[:, 0] = 1.0, shift
-    labels = torch.randint(0, vocab, (rows,), generator=generator)
-    labels[::5] = IGNORED_LABEL
-    upstream = torch.randn(3, rows, generator=generator, dtype=torch.float64)
-    return x, w, labels, upstream
-
-
-def oracle(x, w, labels, upstream, *, vocab, temperature):
-    """log_softmax on whole fp64 logits."""
-    x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
-    kept = labels != IGNORED_LABEL
-    z = x @ w[:vocab].t() / temperature
-    logp = z.log_softmax(-1)
-    outputs = (
-        torch.stack(
-            [
-                logp.gather(1, labels.clamp(min=0)[:, None])[:, 0],
-                -(logp.exp() * logp).sum(-1),
-                z.logsumexp(-1),
-            ]
-        )
-        * kept
-    )
-    (outputs * upstream).sum().backward()
-    return outputs.detach(), x.grad, w.grad
-
-
 def run(x, w, labels, upstream, *, dtype=torch.float32, **options):
     x, w = x.to(dtype).requires_grad_(), w.to(dtype).requires_grad_()
     outputs = torch.stack(linear_logprob(x, w, labels, **options))
     (outputs * upstream.to(outputs.dtype)).sum().backward()
     return outputs.detach(), x.grad, w.grad
-
-
-def relative(a, b):
-    return ((a.double() - b).norm() / b.norm()).item()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -137,16 +102,6 @@ def test_run_to_run_bitwise():
     use("chunked", 2**16)
     first, second = (run(*case, temperature=0.8, vocab_size=1003) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def weighted(upstream):
-    """Mode B's loss with the same gradients as `run`."""
-    weights = upstream.float()
-
-    def loss(logprob, entropy, lse, rows):
-        return (torch.stack([logprob, entropy, lse]) * weights[:, rows].to(logprob.dtype)).sum()
-
-    return AutogradTokenLoss(loss, upstream.shape[1])
 
 
 def run_loss(x, w, labels, upstream, *, dtype=torch.float32, factor=1.0, **options):

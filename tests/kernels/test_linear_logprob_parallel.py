@@ -13,7 +13,7 @@ import torch.multiprocessing as multiprocessing
 from megatron_lwz.kernels import dispatch, settings
 from megatron_lwz.kernels.linear_logprob import linear_logprob, linear_loss
 from megatron_lwz.types import IGNORED_LABEL
-from tests.kernels.test_linear_logprob import oracle, problem, relative, weighted
+from tests.kernels.logprob_oracle import oracle, problem, relative, weighted
 
 BACKENDS = dispatch.usable()
 MODES = ("recomputed", "cached", "in_forward")

@@ -9,7 +9,13 @@ from pydantic import BaseModel
 from megatron_lwz.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 BY_NAME = {"ids": lambda path: str(path.relative_to(ROOT)), "argnames": "page", "argvalues": PAGES}
 
 

@@ -20,7 +20,7 @@ from megatron_lwz.rollout.contract import check_engine
 from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import FinishReason, WeightVersion
-from tests.unit.rollout.synthetic_engine import TOKEN, background_loop
+from tests.support.synthetic_engine import TOKEN, background_loop
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 EXAMPLES = dict(

@@ -20,7 +20,7 @@ from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import Prompt, WeightVersion
-from tests.unit.rollout.conftest import LengthOfText
+from tests.support.rollouts import LengthOfText
 from tests.vllm.served_model import COOL, MAX_LENGTH, SHARED, write_served_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from megatron_lwz.types import Rollout
-from tests.end_to_end import stages
+from megatron_lwz.types import Group, Rollout
+from tests.support import stages
 from tests.vllm.served_model import MAX_LENGTH
+
+
+def rollouts_of(groups: Sequence[Group]) -> list[Rollout]:
+    return [rollout for group in groups for rollout in group.rollouts]
 
 
 def score(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.engine_model import VOCAB, write_engine_model
+from tests.support.engine_model import VOCAB, write_engine_model
 
 MAX_LENGTH = 2048
 CLOSING = 310

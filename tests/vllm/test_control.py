@@ -10,7 +10,7 @@ import pytest
 
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.errors import EngineError
-from tests.engine_contract import check_engines
+from tests.support.engine_contract import check_engines
 from tests.vllm.conftest import TOKEN, Served, vllm_server
 from tests.vllm.served_model import MAX_LENGTH
 

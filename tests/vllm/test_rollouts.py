@@ -15,16 +15,13 @@ from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.rollout.journal_reader import JournalReader
-from megatron_lwz.types import FinishReason, Group, Rollout, TokenDelta
+from megatron_lwz.types import FinishReason, Rollout, TokenDelta
+from tests.support.rollouts import wait_for_tokens
 from tests.vllm.conftest import FIRST, TOKEN, Served
-from tests.vllm.scoring import score
+from tests.vllm.scoring import rollouts_of, score
 from tests.vllm.served_model import CLOSING, COOL, EOS, USER, WARM
 
 pytestmark = pytest.mark.vllm
-
-
-def rollouts_of(groups: Sequence[Group]) -> list[Rollout]:
-    return [rollout for group in groups for rollout in group.rollouts]
 
 
 def largest_gap(served: Served, folder, rollouts: Sequence[Rollout], temperature: float) -> float:
@@ -130,13 +127,6 @@ def test_rollouts_go_on_where_a_kill_and_aborts_left_them(make_controller, vllm,
     written = sum(len(rollout.tokens) for rollout in rollouts)
     assert metrics["rollout/total_tokens"] <= written - 800, "the second process writes only what is missing"
     assert largest_gap(vllm, tmp_path / "score", rollouts, COOL) <= 1e-4
-
-
-def wait_for_tokens(controller, count: int, seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while controller.metrics()["rollout/total_tokens"] < count:
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 async def abort_all(vllm: Served) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.end_to_end.grpo_runs import command, variables, write_example
-from tests.end_to_end.stages import ROOT
+from tests.support.grpo_runs import command, variables, write_example
+from tests.support.stages import ROOT
 from tests.vllm.conftest import TOKEN
 
 pytestmark = pytest.mark.vllm

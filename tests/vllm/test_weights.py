@@ -10,10 +10,11 @@ import pytest
 
 from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.types import FinishReason, WeightVersion
+from tests.support.rollouts import wait_for_tokens
+from tests.support.waiting import until
 from tests.vllm.conftest import FIRST
-from tests.vllm.scoring import score
+from tests.vllm.scoring import rollouts_of, score
 from tests.vllm.served_model import COOL
-from tests.vllm.test_rollouts import rollouts_of, wait_for_tokens
 
 pytestmark = pytest.mark.vllm
 
@@ -85,8 +86,7 @@ def test_pause_holds_requests_between_two_tokens_and_abort_ends_them(vllm):
 
         async with vllm.client() as client:
             task = asyncio.create_task(read())
-            while counts[0] < 20:
-                await asyncio.sleep(0.01)
+            await until(lambda: counts[0] >= 20)
             await client.pause()
             assert (await client.call("GET", "/is_paused"))["is_paused"] is True
             await asyncio.sleep(0.5)
@@ -94,8 +94,7 @@ def test_pause_holds_requests_between_two_tokens_and_abort_ends_them(vllm):
             await asyncio.sleep(1.0)
             still = counts[0]
             await client.resume()
-            while counts[0] < still + 20:
-                await asyncio.sleep(0.01)
+            await until(lambda: counts[0] >= still + 20)
             await client.abort(["other"])
             await client.abort(["held"])
             await asyncio.wait_for(ended.wait(), 30)

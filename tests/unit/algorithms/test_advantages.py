@@ -61,6 +61,7 @@ def test_equal_rewards_give_exactly_zero(normalizer, combine):
 
 @pytest.mark.parametrize("combine", ["advantages", "rewards"])
 def test_excluded_rollouts_leave_the_statistics_and_get_zero(combine):
+    torch.manual_seed(0)
     rewards = torch.rand(1, 6, 2)
     included = torch.tensor([[True, False, True, True, False, True]])
     changed = rewards.clone()
@@ -71,6 +72,7 @@ def test_excluded_rollouts_leave_the_statistics_and_get_zero(combine):
 
 
 def test_invalid_component_leaves_the_average_and_weights_are_renormalised():
+    torch.manual_seed(0)
     rewards = torch.rand(1, 5, 2)
     valid = torch.ones(1, 5, 2, dtype=torch.bool)
     valid[0, :, 1] = False
@@ -87,6 +89,7 @@ def test_invalid_scores_are_not_zeros():
 
 
 def test_nothing_valid_gives_zero():
+    torch.manual_seed(0)
     found = advantages(torch.rand(1, 3, 2), valid=torch.zeros(1, 3, 2, dtype=torch.bool))
     assert (found == 0).all()
 
@@ -129,6 +132,7 @@ def test_truncated_rollouts():
 
 
 def test_each_component_may_have_a_normaliser_of_its_own():
+    torch.manual_seed(0)
     rewards = torch.rand(2, 5, 3)
     mixed = advantages(rewards, weights=[1.0, 2.0, 3.0], normalizer=["zscore", "range", "none"])
     alone = [advantages(rewards[..., [k]], normalizer=n) for k, n in enumerate(("zscore", "range", "none"))]

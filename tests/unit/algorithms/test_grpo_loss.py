@@ -256,6 +256,7 @@ def sequence_batch(weights):
 
 
 def test_aggregations():
+    torch.manual_seed(0)
     values = torch.rand(16)
     responses = [values[2:5], values[7:12], values[14:16]]
     expected = {

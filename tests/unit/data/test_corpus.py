@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_lwz.data.corpus import ArrayPieces, PackedCorpus, read_documents, read_texts
+from megatron_lwz.data.corpus import PackedCorpus, read_documents, read_texts
 from megatron_lwz.data.token_file import shared_documents
 from megatron_lwz.errors import DataError, LwzError
 from megatron_lwz.types import SequenceBatch
+from tests.support.corpus import packed, pieces_of
 
 EOS = 0
 
@@ -25,16 +25,6 @@ def documents_of(lengths: list[int]) -> list[list[int]]:
     """Documents whose tokens are all different, so that a prediction (a, b) occurs once."""
     tokens = iter(range(1, 10_000))
     return [[*(next(tokens) for _ in range(length)), EOS] for length in lengths]
-
-
-def pieces_of(documents: list[list[int]], **options: Any) -> ArrayPieces:
-    lengths = np.array([len(document) for document in documents])
-    return ArrayPieces(np.concatenate(documents), lengths, **options)
-
-
-def packed(documents: list[list[int]], *, sequence_length: int, reset: bool = True, **options: Any) -> PackedCorpus:
-    pieces = pieces_of(documents, sequence_length=sequence_length, **options)
-    return PackedCorpus(pieces, sequence_length=sequence_length, reset=reset)
 
 
 def predictions(batch: SequenceBatch) -> list[tuple[int, int]]:
@@ -60,7 +50,9 @@ def test_an_epoch_trains_every_prediction_once(
     found: list[tuple[int, int]] = []
     cursor = 0
     while cursor < len(corpus):
+        before = cursor
         batch, cursor = corpus.take(cursor, sequences)
+        assert cursor > before
         assert max(batch.lengths()) <= sequence_length + 1
         assert len(predictions(batch)) <= sequences * sequence_length
         found += predictions(batch)
@@ -140,6 +132,7 @@ def test_without_reset_pieces_follow_each_other_in_a_sequence_in_packing_order(
     cursor = trained = 0
     while cursor < len(joined):
         batch, after = joined.take(cursor, sequences)
+        assert after > cursor
         assert len(batch) <= sequences and max(batch.lengths()) <= sequence_length + 1
         assert sorted(n for each in batch.members for n in each) == list(range(after - cursor)), "every piece once"
         assert all(list(each) == sorted(each) for each in batch.members), "in the order they were packed"

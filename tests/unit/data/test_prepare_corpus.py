@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from megatron_lwz.data.corpus import open_corpus
 from megatron_lwz.data.manifest import Manifest
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import DataError, EnvironmentSetupError, LwzError
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[3]
 ENGLISH = [
@@ -243,8 +243,13 @@ def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(home: Path) -
     kills = 0
     for wanted in (1, 4):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and len(list(home.glob("killed/work/*.npz"))) < wanted:
-            time.sleep(0.005)
+        wait_for(
+            lambda process=process, wanted=wanted: (
+                process.poll() is not None or len(list(home.glob("killed/work/*.npz"))) >= wanted
+            ),
+            seconds=240,
+            pause=0.005,
+        )
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1

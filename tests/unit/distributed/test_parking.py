@@ -6,6 +6,7 @@ from megatron_lwz.distributed.parking import Parked
 
 
 def test_tensors_and_views_come_back_bit_for_bit_and_shared_memory_moves_once() -> None:
+    torch.manual_seed(0)
     whole = torch.arange(40, dtype=torch.float32)
     view, other, empty = whole[10:20].view(2, 5), torch.randn(3).bfloat16(), torch.zeros(0)
     before = [whole.clone(), view.clone(), other.clone()]

@@ -13,6 +13,7 @@ SHAPE = CacheShape(layers=2, groups=1, head_dim=2, dtype=torch.float32, device=t
 
 
 def test_rows_keep_their_contents_through_adds_removes_and_growth(monkeypatch) -> None:
+    torch.manual_seed(0)
     monkeypatch.setattr(cache, "SMALLEST_CAPACITY", 4)
     rows, random_ = RowCache(SHAPE), random.Random(0)
     wanted: dict[Sequence, torch.Tensor] = {}
@@ -38,6 +39,7 @@ def test_rows_keep_their_contents_through_adds_removes_and_growth(monkeypatch) -
 
 
 def test_a_new_prompt_starts_from_the_longest_finished_prefix() -> None:
+    torch.manual_seed(0)
     prompts = PrefixCache(SHAPE, max_tokens=1000)
     first = prompts.get(tuple(range(50)))
     first.cached.normal_()

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import math
 import re
 
 import pytest
@@ -16,20 +14,11 @@ from megatron_lwz.evaluation.bradley_terry import ELO
 from megatron_lwz.evaluation.tasks import Task, read_tasks
 from megatron_lwz.rewards.judge import Judge
 from megatron_lwz.rewards.judge_prompts import read_winner
-from tests.scripted_server import KEY, Scripted, serving
+from tests.support.planted_judge import BIAS, STRENGTHS, planted
+from tests.support.scripted_server import KEY, Scripted, serving
 
-STRENGTHS = {"baseline": 0.0, "strong": 1.2, "weak": -0.9}
-BIAS = 0.6
 TASKS = [Task(str(n), f"Task {n}", None, {}) for n in range(150)]
 TEXTS = {name: {task.id: f"{name} writes {task.id}" for task in TASKS} for name in STRENGTHS}
-
-
-def planted(prompt: str, _: int) -> str:
-    """A judge with planted preferences and a liking for the first place; the same question gets the same answer."""
-    first, second = re.findall(r"^(\w+) writes \d+$", prompt, re.MULTILINE)
-    p = 1 / (1 + math.exp(-(STRENGTHS[first] - STRENGTHS[second] + BIAS)))
-    luck = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") / 2**64
-    return json.dumps({"reason": "…", "winner": "first" if luck < p else "second"})
 
 
 def played(server: Scripted, who, **options):

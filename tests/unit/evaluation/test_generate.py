@@ -13,7 +13,7 @@ from megatron_lwz.evaluation.presets import PRESETS, Sampling
 from megatron_lwz.evaluation.response_file import ResponseFile
 from megatron_lwz.evaluation.tasks import read_tasks
 from megatron_lwz.http.completions import CompletionClient
-from tests.scripted_server import KEY, Scripted, serving
+from tests.support.scripted_server import KEY, Scripted, serving
 
 PLAN = Plan(Sampling(0.7, 0.8, 20, 100), None, backoff=0.01, concurrency=4)
 

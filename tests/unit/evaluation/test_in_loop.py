@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,9 @@ from megatron_lwz.evaluation.pinned import PinnedEvaluations
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import WeightVersion
-from tests.unit.rollout.conftest import prompts
-from tests.unit.rollout.synthetic_engine import Engine, background_loop
-from tests.unit.rollout.test_held_out import held_out, pool
+from tests.support.rollouts import held_out, pool, prompts
+from tests.support.synthetic_engine import Engine, background_loop
+from tests.support.waiting import wait_for
 
 LENGTH = 60
 
@@ -128,8 +127,9 @@ def test_an_ended_run_goes_on_with_its_evaluations_and_counts_each_once(tmp_path
     run = Run(tmp_path, url)
     run.begin(2)
     run.begin(4)
-    while (progress := run.evaluation._held_out.progress()) is None or progress.tokens < 30:
-        time.sleep(0.005)
+    wait_for(
+        lambda: (progress := run.evaluation._held_out.progress()) is not None and progress.tokens >= 30, pause=0.005
+    )
     run.close()
     assert run.evaluation._engines.closed
     requests = len(engine.requests)

@@ -7,7 +7,7 @@ from megatron_lwz.evaluation.pinned import PinnedEvaluations
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.types import FinishReason, LengthRange, Prompt, TokenDelta, WeightVersion
-from tests.unit.report.synthetic_run import write_run
+from tests.support.synthetic_run import write_run
 
 
 def add_evaluation(root, identity: int, step: int, prompt: str, text: str, reason=FinishReason.STOP) -> None:

@@ -16,7 +16,7 @@ from megatron_lwz.evaluation.responses import Response, read_responses
 from megatron_lwz.evaluation.tasks import read_tasks
 from megatron_lwz.rewards.judge import Judge
 from megatron_lwz.types import LengthRange
-from tests.scripted_server import KEY, Scripted, serving
+from tests.support.scripted_server import KEY, Scripted, serving
 
 PUBLIC = json.loads((Path(__file__).parent / "data" / "longbench_write.json").read_text(encoding="utf-8"))
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,39 +11,16 @@ from megatron_lwz.evaluation import writing_bench_files as files
 from megatron_lwz.evaluation.responses import Response
 from megatron_lwz.evaluation.writing_bench import aggregate, judge_responses
 from megatron_lwz.rewards.judge import Judge
-from tests.scripted_server import KEY, Scripted, serving
-
-PUBLIC = json.loads((Path(__file__).parent / "data" / "writing_bench.json").read_text(encoding="utf-8"))
-
-
-def write(path: Path, rows) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def write_benchmark(root: Path, key: str = "checklist") -> Path:
-    """The fixture's queries and subsets as the public repository lays them out."""
-
-    def row(query, names=None):
-        kept = [criterion for criterion in query["checklist"] if names is None or criterion["name"] in names]
-        return {name: value for name, value in query.items() if name != "checklist"} | {key: kept}
-
-    by_index = {query["index"]: query for query in PUBLIC["queries"]}
-    folder = root / "benchmark_query"
-    write(folder / "benchmark_all.jsonl", [row(query) for query in PUBLIC["queries"]])
-    for name, subset in PUBLIC["subsets"].items():
-        target = folder / "requirement" / name
-        write(target / f"{name}_subset.jsonl", [row(by_index[i]) for i in subset["R"]])
-        write(target / f"{name}_subset_C.jsonl", [row(by_index[i], subset["C"][str(i)]) for i in subset["R"]])
-    return root
+from tests.support.files import write_jsonl
+from tests.support.scripted_server import KEY, Scripted, serving
+from tests.support.writing_bench import PUBLIC, write_benchmark
 
 
 @pytest.mark.parametrize("key", ["checklist", "criteria"])
 def test_aggregation_equals_the_public_script(tmp_path, key):
     benchmark = files.read_benchmark(write_benchmark(tmp_path, key))
     assert benchmark.era == {"checklist": "2025-04", "criteria": "2025-03"}[key]
-    scores, repeated = files.read_scores(write(tmp_path / "m.jsonl", PUBLIC["scores"]), benchmark)
+    scores, repeated = files.read_scores(write_jsonl(tmp_path / "m.jsonl", PUBLIC["scores"]), benchmark)
     found = aggregate(benchmark, scores)
     expected = dict(PUBLIC["expected"])
     assert expected.pop("Count") == len(scores) and repeated == 0
@@ -56,7 +32,7 @@ def test_a_row_that_the_public_resume_scored_twice_counts_once(tmp_path):
     benchmark = files.read_benchmark(write_benchmark(tmp_path))
     rows = [*PUBLIC["scores"][:-1], {**PUBLIC["scores"][-1], "scores": {"Tone": []}}, PUBLIC["scores"][-1]]
     rows[-2] = {**rows[-1], "scores": {name: [{"score": 1, "reason": ""}] for name in rows[-1]["scores"]}}
-    scores, repeated = files.read_scores(write(tmp_path / "m.jsonl", rows), benchmark)
+    scores, repeated = files.read_scores(write_jsonl(tmp_path / "m.jsonl", rows), benchmark)
     assert repeated == 1
     assert aggregate(benchmark, scores)["Overall"].value == pytest.approx(PUBLIC["expected"]["Overall"])
 
@@ -96,11 +72,11 @@ def test_scores_of_something_else_are_refused(tmp_path, row, said):
 def test_what_is_no_benchmark_is_said(tmp_path):
     with pytest.raises(DataError, match=r"no benchmark_all\.jsonl here"):
         files.read_benchmark(tmp_path)
-    path = write(tmp_path / "benchmark_all.jsonl", [{"index": 1, "query": "q"}])
+    path = write_jsonl(tmp_path / "benchmark_all.jsonl", [{"index": 1, "query": "q"}])
     with pytest.raises(DataError, match="line 1: no criteria"):
         files.read_benchmark(path)
     with pytest.raises(DataError, match="line 1: not a query of WritingBench"):
-        files.read_benchmark(write(path, [{"index": 1, "query": "q", "checklist": [{}]}]))
+        files.read_benchmark(write_jsonl(path, [{"index": 1, "query": "q", "checklist": [{}]}]))
 
 
 def test_every_criterion_is_judged_and_the_scores_read_back(tmp_path):

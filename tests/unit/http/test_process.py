@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from megatron_lwz.errors import EngineError
 from megatron_lwz.http.ports import free_port
 from megatron_lwz.http.process import ServerProcess
+from tests.support.waiting import wait_for
 
 SERVER = """
 import http.server, sys
@@ -34,13 +34,6 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except FileNotFoundError:
         return True
-
-
-def wait_until(condition, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_server_starts_answers_and_stops(tmp_path):
@@ -76,7 +69,7 @@ def test_a_server_deaf_to_sigterm_is_killed(tmp_path):
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
     process = server(tmp_path, code)
     process.start()
-    wait_until(lambda: "deaf" in (tmp_path / "logs" / "engine.log").read_text())
+    wait_for(lambda: "deaf" in (tmp_path / "logs" / "engine.log").read_text())
     process.stop(timeout=0.2)
     assert not process.alive()
 
@@ -89,9 +82,9 @@ def test_children_of_the_server_stop_with_it(tmp_path):
     process = server(tmp_path, code)
     process.start()
     log = tmp_path / "logs" / "engine.log"
-    wait_until(lambda: log.read_text().endswith("\n"))
+    wait_for(lambda: log.read_text().endswith("\n"))
     process.stop()
-    wait_until(lambda: gone(int(log.read_text())))
+    wait_for(lambda: gone(int(log.read_text())))
 
 
 def test_a_missing_program_is_named(tmp_path):
@@ -122,4 +115,4 @@ time.sleep(60)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    wait_until(lambda: gone(child))
+    wait_for(lambda: gone(child))

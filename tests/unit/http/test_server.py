@@ -96,4 +96,6 @@ def test_a_taken_port_is_a_one_line_error():
 
 
 def test_free_port_can_be_bound():
-    bind("127.0.0.1", free_port()).close()
+    port = free_port()
+    with bind("127.0.0.1", port) as listener:
+        assert listener.getsockname() == ("127.0.0.1", port)

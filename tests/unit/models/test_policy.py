@@ -48,6 +48,7 @@ def _forward(policy: PolicyModel, tokens: Tensor, labels: Tensor | None) -> Tens
 
 
 def test_log_probs_are_those_of_the_true_vocabulary_at_the_temperature(policy: PolicyModel) -> None:
+    torch.manual_seed(0)
     tokens, labels = torch.randint(0, 101, (2, 1, sum(LENGTHS)))
     labels[0, 3:6] = IGNORED_LABEL
     logits = _forward(policy, tokens, None)[0, :, : policy.true_vocab_size]
@@ -65,6 +66,7 @@ def test_log_probs_are_those_of_the_true_vocabulary_at_the_temperature(policy: P
 
 
 def test_a_packed_document_equals_the_same_document_alone(policy: PolicyModel) -> None:
+    torch.manual_seed(0)
     tokens = torch.randint(0, 101, (1, sum(LENGTHS)))
     packed = _forward(policy, tokens, None)
     start = 0
@@ -75,6 +77,7 @@ def test_a_packed_document_equals_the_same_document_alone(policy: PolicyModel) -
 
 
 def test_padding_rows_get_no_gradient(policy: PolicyModel) -> None:
+    torch.manual_seed(0)
     tokens = torch.randint(0, 101, (1, sum(LENGTHS)))
     weight = policy.output_weight()
     (gradient,) = torch.autograd.grad(_forward(policy, tokens, tokens)[0].sum(), weight)

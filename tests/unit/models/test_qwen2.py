@@ -56,6 +56,7 @@ def test_norm_weight_is_flagged_for_the_gradient_sum_over_tensor_ranks() -> None
 
 
 def test_norm_equals_the_formula() -> None:
+    torch.manual_seed(0)
     norm = RMSNorm(transformer_config(PRESETS["qwen2.5-0.5b"], _config()), 8, eps=1e-6).double()
     hidden = torch.randn(3, 8, dtype=torch.float64)
     expected = hidden / (hidden.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()

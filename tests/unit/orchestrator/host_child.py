@@ -21,7 +21,7 @@ from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import Prompt, WeightVersion
-from tests.unit.rollout.synthetic_engine import TOKEN, CharTokenizer
+from tests.support.synthetic_engine import TOKEN, CharTokenizer
 
 OLD = WeightVersion(0, 0, "old")
 

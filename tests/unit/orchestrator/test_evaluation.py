@@ -15,7 +15,7 @@ from megatron_lwz.evaluation.judge_prompts import QUALITY_DIMENSIONS
 from megatron_lwz.orchestrator.evaluation import OwnEngine, held_out_metrics
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import ComponentScore, FinishReason, Group, LengthRange, Prompt, Rollout, WeightVersion
-from tests.scripted_server import KEY, Scripted, serving
+from tests.support.scripted_server import KEY, Scripted, serving
 
 
 def group(number: int) -> Group:

@@ -28,9 +28,9 @@ from megatron_lwz.rollout import weight_routes
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import WeightVersion
+from tests.support.synthetic_engine import TOKEN, Engine, background_loop
 from tests.unit.orchestrator.echo_host import FAIL, ITEMS, plain, sample
 from tests.unit.orchestrator.host_child import OLD
-from tests.unit.rollout.synthetic_engine import TOKEN, Engine, background_loop
 
 NEW = WeightVersion(1, 0, "new")
 

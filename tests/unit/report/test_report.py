@@ -10,7 +10,7 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.report import build_report
 from megatron_lwz.report.axes import HEIGHT, Frame, _tick_labels, frame_around, short, ticks
 from megatron_lwz.report.charts import LengthPoint, curves, histogram, lengths_scatter
-from tests.unit.report.synthetic_run import ATTACK, write_run
+from tests.support.synthetic_run import ATTACK, write_run
 
 VOID = {"meta", "br", "line", "circle", "path"}
 

@@ -14,7 +14,7 @@ from megatron_lwz.rewards.composite import (
     shuffle_scores,
 )
 from megatron_lwz.types import ComponentScore, Group
-from tests.unit.rewards.helpers import prompt, rollout, score
+from tests.support.scoring import prompt, rollout, score
 
 HERE = "tests.unit.rewards.user_rewards"
 

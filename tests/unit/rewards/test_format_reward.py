@@ -3,7 +3,7 @@ import pytest
 from megatron_lwz.config.sections import FormatReward
 from megatron_lwz.rewards.format import FormatComponent
 from megatron_lwz.types import FinishReason
-from tests.unit.rewards.helpers import prompt, rollout, score
+from tests.support.scoring import prompt, rollout, score
 
 LINE = "the quick brown fox jumps over the lazy dog and runs far into the dark wood"
 OTHER = "a small boat leaves the harbour at dawn while gulls cry above its single white sail"

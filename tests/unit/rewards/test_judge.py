@@ -16,7 +16,7 @@ from megatron_lwz.http.completions import CompletionClient, CompletionFailure
 from megatron_lwz.http.retry import Failure
 from megatron_lwz.rewards.judge import Judge, Question
 from megatron_lwz.rewards.judge_json import as_score, read_object
-from tests.scripted_server import KEY, Scripted, serving
+from tests.support.scripted_server import KEY, Scripted, serving
 
 
 def score_of(reply: str) -> int | None:

@@ -18,8 +18,8 @@ from megatron_lwz.rewards import judge_prompts as ask
 from megatron_lwz.rewards.judge import Judge, mark
 from megatron_lwz.rewards.judged import choose_pairs, judge_components
 from megatron_lwz.types import Prompt, Rollout
-from tests.scripted_server import KEY, Scripted, serving
-from tests.unit.rewards.helpers import rollout
+from tests.support.scoring import rollout
+from tests.support.scripted_server import KEY, Scripted, serving
 
 PROMPT = Prompt("p1", "Write about a river.", language="en")
 

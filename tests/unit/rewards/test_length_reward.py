@@ -10,7 +10,7 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.evaluation.text_metrics import range_score
 from megatron_lwz.rewards.length import LengthComponent, LengthMeter, length_reward, rescale_by_length, score_length
 from megatron_lwz.types import FinishReason, LengthRange
-from tests.unit.rewards.helpers import prompt, rollout, score
+from tests.support.scoring import prompt, rollout, score
 
 
 def answer(count, think="one two three"):

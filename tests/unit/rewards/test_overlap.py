@@ -11,9 +11,9 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.http.server import read_object
 from megatron_lwz.rewards.composite import build_rewards, component_sections
 from megatron_lwz.rewards.overlap import OverlapComponent, repeated_share
-from tests.engine_model import write_engine_model
-from tests.scripted_server import KEY, Scripted, serving
-from tests.unit.rewards.helpers import prompt, rollout
+from tests.support.engine_model import write_engine_model
+from tests.support.scoring import prompt, rollout
+from tests.support.scripted_server import KEY, Scripted, serving
 
 HORSE = "The old horse walked slowly up the long hill with a heavy cart of stones, and nobody came to help it at all."
 STEED = "Up the long slope an aged steed went at a slow pace, drawing a waggon full of rocks, and no one lent it a hand then."

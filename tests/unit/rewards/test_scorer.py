@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_lwz.rewards.scorer import Overloaded, ScoringThread
+from tests.support.waiting import wait_for
 
 
 class Recorder:
@@ -41,8 +42,7 @@ def test_packs_hold_texts_of_like_length_under_the_cap_oldest_first() -> None:
     thread = running(model)
     try:
         first = thread.submit(texts(5))  # the model is busy with it while the others gather
-        while not model.packs:
-            threading.Event().wait(0.005)
+        wait_for(lambda: model.packs)
         waiting = thread.submit(texts(60, 4, 40, 5, 33, 7, 150, 6))
         model.go.set()
         assert [future.result(5) for future in (*first, *waiting)] == [5, 60, 4, 40, 5, 33, 7, 150, 6]
@@ -69,8 +69,7 @@ def test_too_many_waiting_texts_are_refused_and_stopping_ends_what_waits() -> No
     model = Recorder()
     thread = running(model, most_waiting=3)
     (first,) = thread.submit(texts(3))
-    while not model.packs:
-        threading.Event().wait(0.005)
+    wait_for(lambda: model.packs)
     waiting = thread.submit(texts(3, 3, 3))
     with pytest.raises(Overloaded):
         thread.submit(texts(3))

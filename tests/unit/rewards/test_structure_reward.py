@@ -6,7 +6,7 @@ import pytest
 from megatron_lwz.config.sections import RewardSection, StructureReward
 from megatron_lwz.rewards.composite import build_rewards, component_sections
 from megatron_lwz.rewards.structure import StructureComponent, read_wishes
-from tests.unit.rewards.helpers import prompt, rollout, score
+from tests.support.scoring import prompt, rollout, score
 
 ALL = StructureReward(checks=("headings", "numbering", "lists", "asked"))
 

@@ -11,19 +11,8 @@ from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
-from megatron_lwz.types import ComponentScore, Prompt, Rollout
-from tests.unit.rollout.synthetic_engine import TOKEN, CharTokenizer, Engine, background_loop
-
-
-class LengthOfText:
-    """A reward that anyone can check."""
-
-    name = "letters"
-
-    async def score(self, prompt: Prompt, rollouts: list[Rollout]) -> list[ComponentScore]:
-        return [
-            ComponentScore(float(len(rollout.text)), details={"letters": len(rollout.text)}) for rollout in rollouts
-        ]
+from tests.support.rollouts import LengthOfText, prompts
+from tests.support.synthetic_engine import TOKEN, CharTokenizer, Engine, background_loop
 
 
 @pytest.fixture
@@ -71,7 +60,3 @@ def make_controller(tmp_path: Path) -> Iterator[Callable[..., RolloutController]
     yield make
     for controller in made:
         controller.close()
-
-
-def prompts(count: int) -> list[Prompt]:
-    return [Prompt(id=f"p{i}", text=f"prompt {i}", extra={"row": i}) for i in range(count)]

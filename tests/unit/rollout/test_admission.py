@@ -77,11 +77,12 @@ class Run:
         self.admit()
 
     def admit(self) -> None:
+        bound = (self.admission.ahead + 1) * self.batch
         while self.admission.slots():
             group = len(self.seen)
             self.admission.admit(group)
             self.seen[group] = self.admission.step
-        bound = (self.admission.ahead + 1) * self.batch
+            assert len(self.admission.admitted) <= max(bound, self.most_recovered)
         assert len(self.admission.admitted) <= max(bound, self.most_recovered)
 
     most_recovered = 0
@@ -254,6 +255,7 @@ def test_admission_follows_the_formula_and_ends_with_the_run(staleness):
             admission.admit(number)
             admission.finish(number)
             number += 1
+            assert number <= 20
         assert number == min((staleness + step) * 4, 20)
         admission.trained(admission.take())
     assert number == 20

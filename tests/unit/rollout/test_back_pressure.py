@@ -7,7 +7,9 @@ import time
 
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.unit.rollout.synthetic_engine import Engine
+from tests.support.rollouts import wait_for_tokens
+from tests.support.synthetic_engine import Engine
+from tests.support.waiting import wait_for
 
 BACKLOG, STREAMS, LENGTH = 600, 3, 20_000
 ONE_READ = 8000
@@ -25,9 +27,7 @@ def test_streams_are_read_no_further_than_the_disk_allows(make_controller, start
     monkeypatch.setattr(Journal, "commit", lambda self: disk.wait() and commit(self))
     controller.begin(1)
     try:
-        deadline = time.monotonic() + 30
-        while controller.metrics()["rollout/total_tokens"] < BACKLOG and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for_tokens(controller, BACKLOG)
         time.sleep(0.5)
         held = controller.metrics()["rollout/total_tokens"]
     finally:
@@ -45,9 +45,7 @@ def test_streams_are_read_no_further_than_the_disk_allows(make_controller, start
 def test_a_trainer_that_stalls_stops_admission_not_memory(make_controller, start_engine):
     controller = make_controller(start_engine(Engine()), group_size=2, max_staleness=2)
     controller.begin(1)
-    deadline = time.monotonic() + 30
-    while controller.metrics()["rollout/total_finished"] < 6 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: controller.metrics()["rollout/total_finished"] >= 6)
     time.sleep(0.3)  # nobody takes a step: the groups of three steps are all that is ever written
     assert controller.metrics()["rollout/total_finished"] == 6
     assert controller.metrics()["rollout/total_tokens"] == 6 * 41

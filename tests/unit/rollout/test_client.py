@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
 
@@ -10,7 +9,7 @@ from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.types import FinishReason, WeightVersion
-from tests.unit.rollout.synthetic_engine import TOKEN, Engine, serve, written_logprob, written_token
+from tests.support.synthetic_engine import TOKEN, Engine, chunk, serve, written_logprob, written_token
 
 PROMPT = [104, 124]
 
@@ -27,11 +26,6 @@ def ask(engine: Engine, *, token: str = TOKEN, timeout: float = 30.0, **changes)
             await runner.cleanup()
 
     return asyncio.run(run())
-
-
-def chunk(tokens, logprobs, reason=None, **more) -> bytes:
-    choice = {"token_ids": tokens, "logprobs": {"token_logprobs": logprobs}, "finish_reason": reason, **more}
-    return f"data: {json.dumps({'choices': [choice]}, ensure_ascii=False)}\n\n".encode()
 
 
 @pytest.mark.parametrize("delta", [1, 4, 100])

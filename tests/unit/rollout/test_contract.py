@@ -13,8 +13,8 @@ from megatron_lwz.errors import EngineError
 from megatron_lwz.http.ports import bind
 from megatron_lwz.http.server import make_app
 from megatron_lwz.rollout.contract import check_logprobs
-from tests.engine_contract import check_engines
-from tests.unit.rollout.synthetic_engine import TOKEN, background_loop
+from tests.support.engine_contract import check_engines
+from tests.support.synthetic_engine import TOKEN, background_loop
 
 GUARDED = {"/v1/models", "/is_paused", "/server_info"}
 

@@ -11,8 +11,9 @@ from megatron_lwz.errors import EngineError
 from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.rollout.sampling import Sampler, text_of
 from megatron_lwz.types import ComponentScore, FinishReason, WeightVersion
-from tests.unit.rollout.conftest import prompts
-from tests.unit.rollout.synthetic_engine import CharTokenizer, Engine, written_logprob, written_token
+from tests.support.rollouts import prompts
+from tests.support.synthetic_engine import CharTokenizer, Engine, written_logprob, written_token
+from tests.support.waiting import wait_for
 
 
 def expected_tokens(prompt_length: int, seed: int, count: int) -> tuple[int, ...]:
@@ -188,8 +189,7 @@ def test_a_close_in_the_middle_keeps_everything_received(make_controller, start_
     url = start_engine(engine)
     controller = make_controller(url, batch=2)
     controller.begin(1)
-    while engine.sent < 6 * 6:
-        time.sleep(0.01)
+    wait_for(lambda: engine.sent >= 6 * 6)
     controller.close()
     again = make_controller(url, batch=2)
     sent = len(engine.requests)

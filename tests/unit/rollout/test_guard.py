@@ -15,7 +15,7 @@ from megatron_lwz.rollout.guard import GIVEN, Watch, given_column, guard_metrics
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import Alarm, ComponentScore, FinishReason, Group, Prompt, Rollout, StreamVerdict
-from tests.unit.rollout.synthetic_engine import Engine
+from tests.support.synthetic_engine import Engine
 
 
 class Marks:

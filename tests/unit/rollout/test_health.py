@@ -43,6 +43,7 @@ def test_one_that_answers_probes_but_fails_all_requests_rests_longer_each_time()
         while not health.probe_answered():
             assert health.standing is Standing.OUT
             rests[-1] += 1
+            assert rests[-1] <= LONGEST_REST
         health.back()
     assert rests == [0, 1, 3, 7, LONGEST_REST, LONGEST_REST]
     health.request_done()

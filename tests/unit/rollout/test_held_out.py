@@ -6,17 +6,13 @@ import asyncio
 
 import pytest
 
-from megatron_lwz.config.pool import PoolSection
-from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.errors import DataError, EngineError
-from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.held_out import HeldOut
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.journal_reader import JournalReader
-from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import WeightVersion
-from tests.unit.rollout.conftest import LengthOfText, prompts
-from tests.unit.rollout.synthetic_engine import TOKEN, CharTokenizer, Engine
+from tests.support.rollouts import held_out, pool, prompts
+from tests.support.synthetic_engine import Engine
 
 VERSION = WeightVersion(3, 0, "aa")
 
@@ -26,23 +22,6 @@ def journal(tmp_path):
     opened = Journal(tmp_path / "journal.sqlite")
     yield opened
     opened.close()
-
-
-def held_out(journal: Journal, rewards=None) -> HeldOut:
-    section = RolloutSection(max_new_tokens=200, commit_interval=0.05, concurrency=16, retries=1)
-    return HeldOut(
-        journal,
-        [LengthOfText()] if rewards is None else rewards,
-        tokenizer=CharTokenizer(),
-        render=lambda prompt: prompt.text + "|",
-        section=section,
-        seed=7,
-    )
-
-
-def pool(url: str) -> EnginePool:
-    section = PoolSection(probe_interval=0.1, wait=0.3)
-    return EnginePool([EngineClient(url, TOKEN, timeout=30.0)], concurrency=16, section=section)
 
 
 def evaluate(writer: HeldOut, url: str, count: int = 2, version: WeightVersion = VERSION):

@@ -5,50 +5,16 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
 from megatron_lwz.errors import DataError
-from megatron_lwz.rollout.drafts import Draft, GroupDraft
+from megatron_lwz.rollout.drafts import Draft
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.journal_reader import JournalReader
-from megatron_lwz.types import (
-    ComponentScore,
-    FinishReason,
-    LengthRange,
-    Prompt,
-    TokenDelta,
-    VersionSegment,
-    WeightVersion,
-)
-
-PROMPT = Prompt("a", "写作", LengthRange(3, 9), "zh", "direct", {"source": "ours"})
-V0, V1 = WeightVersion(0), WeightVersion(1, 2, "ff")
-
-
-def group(number: int = 0, size: int = 2, admitted: int = 1) -> GroupDraft:
-    return GroupDraft(number, "training", PROMPT, (5, 6), admitted, [Draft(number, index) for index in range(size)])
-
-
-def write(journal: Journal, draft: Draft, tokens: tuple[int, ...], version: WeightVersion = V0) -> None:
-    delta = TokenDelta(tokens, tuple(-0.5 for _ in tokens), version)
-    journal.extend(draft, len(draft.tokens), delta)
-    draft.extend(delta)
-
-
-def end(journal: Journal, draft: Draft) -> None:
-    draft.reason, draft.text, draft.stop = FinishReason.STOP, "text", "</answer>"
-    journal.finish(draft)
-
-
-def complete(journal: Journal, written: GroupDraft) -> None:
-    journal.admit(written)
-    for draft in written.drafts:
-        write(journal, draft, (1, 2))
-        end(journal, draft)
-    written.scores = [{"length": ComponentScore(0.25, True, {"words": 2.0}, "v9")} for _ in written.drafts]
-    journal.score(written.id, written.scores)
+from megatron_lwz.types import ComponentScore, VersionSegment
+from tests.support.paths import ROOT
+from tests.unit.rollout.journal_groups import PROMPT, V0, V1, complete, end, group, write
 
 
 def test_what_was_committed_is_read_back_exactly(tmp_path):
@@ -84,15 +50,15 @@ def test_only_a_commit_makes_rows_durable(tmp_path):
 import os
 from pathlib import Path
 from megatron_lwz.rollout.journal import Journal
-from tests.unit.rollout import test_journal as t
-journal, written = Journal(Path({str(tmp_path / "j")!r})), t.group()
+from tests.unit.rollout.journal_groups import group, write
+journal, written = Journal(Path({str(tmp_path / "j")!r})), group()
 journal.admit(written)
-t.write(journal, written.drafts[0], (1, 2, 3))
+write(journal, written.drafts[0], (1, 2, 3))
 journal.commit()
-t.write(journal, written.drafts[0], (4, 5))
+write(journal, written.drafts[0], (4, 5))
 os.kill(os.getpid(), 9)
 """
-    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[3], check=False)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
     (read,) = Journal(tmp_path / "j").open_groups()
     assert read.drafts[0].tokens == [1, 2, 3]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from megatron_lwz.config.lengths import LengthsSection
 from megatron_lwz.rollout.length_book import LengthBook
-from tests.unit.rollout.synthetic_engine import Engine
+from tests.support.synthetic_engine import Engine
 
 BATCH, STALENESS, STEPS = 8, 2, 9
 

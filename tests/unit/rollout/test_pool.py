@@ -15,7 +15,8 @@ from megatron_lwz.rollout.engine_list import EngineList
 from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import WeightVersion
-from tests.unit.rollout.synthetic_engine import TOKEN, Engine
+from tests.support.synthetic_engine import TOKEN, Engine
+from tests.support.waiting import until
 
 QUICK = PoolSection(probe_interval=0.02)
 
@@ -178,8 +179,7 @@ def test_an_engine_started_anew_unseen_gets_its_weights_by_the_next_probe(start_
     async def run() -> None:
         await lease_all(pool, 1)
         engine.version = "default"
-        while engine.version != "1.0.":
-            await asyncio.sleep(0.01)
+        await until(lambda: engine.version == "1.0.")
         await lease_all(pool, 1)
         await pool.close()
 
@@ -213,13 +213,11 @@ def test_engines_come_and_go_by_their_file(start_engine, tmp_path):
             async with pool.lease(1) as second:
                 assert second.url == urls[1] and new.weights == ["/weights/1"], "weights before its first rollout"
                 listing.write_text(urls[1] + "\n# gone\n")
-                while not pool.metrics()["rollout/engines_leaving"]:
-                    await asyncio.sleep(0.01)
+                await until(lambda: pool.metrics()["rollout/engines_leaving"])
                 await asyncio.to_thread(pool.push_weights, Path("/weights/2"), WeightVersion(2))
                 assert old.weights[-1] == new.weights[-1] == "/weights/2", "what still writes gets new weights too"
                 listing.write_text("nonsense\n")
-        while len(pool.clients) > 1:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(pool.clients) == 1)
         async with pool.lease(0) as client:
             assert client.url == urls[1]
         await pool.close()
@@ -249,8 +247,7 @@ def test_an_engine_that_does_not_fit_is_refused_at_the_start_and_left_out_later(
     async def run() -> None:
         await lease_all(later, 1)
         listing.write_text("\n".join(urls))
-        while "too few tokens: it is out" not in caplog.text:
-            await asyncio.sleep(0.01)
+        await until(lambda: "too few tokens: it is out" in caplog.text)
         await later.close()
 
     asyncio.run(run())
@@ -288,8 +285,7 @@ def test_a_full_cache_gets_fewer_rollouts(start_engine):
         async with AsyncExitStack() as stack:
             for group in range(16):
                 await stack.enter_async_context(pool.lease(group))
-            while pool.metrics()["rollout/concurrency_limit"] > 12:
-                await asyncio.sleep(0.01)
+            await until(lambda: pool.metrics()["rollout/concurrency_limit"] <= 12)
         await pool.close()
 
     asyncio.run(run())

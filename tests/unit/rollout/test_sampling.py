@@ -13,8 +13,8 @@ from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.sampling import Sampler
 from megatron_lwz.types import FinishReason
-from tests.unit.rollout.conftest import prompts
-from tests.unit.rollout.synthetic_engine import CharTokenizer
+from tests.support.rollouts import prompts
+from tests.support.synthetic_engine import CharTokenizer
 
 SEEDS = [11, 12, 13, 14]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_lwz.types import FinishReason
-from tests.unit.rollout.synthetic_engine import CharTokenizer, Engine
-from tests.unit.rollout.test_client import chunk
+from tests.support.synthetic_engine import CharTokenizer, Engine, chunk
 
 USER = 1
 

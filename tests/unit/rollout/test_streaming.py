@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from megatron_lwz.types import ComponentScore, PerRolloutReward
-from tests.unit.rollout.synthetic_engine import Engine
+from tests.support.synthetic_engine import Engine
 
 
 class Holding(Engine):

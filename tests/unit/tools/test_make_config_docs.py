@@ -1,7 +1,6 @@
 import runpy
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support.paths import ROOT
 
 
 def test_the_configuration_page_is_what_the_config_classes_say():

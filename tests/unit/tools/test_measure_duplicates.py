@@ -2,7 +2,7 @@ import runpy
 
 import pytest
 
-from tests.unit.tools.test_make_config_docs import ROOT
+from tests.support.paths import ROOT
 
 EASY = (
     "the same",

@@ -3,7 +3,7 @@ import runpy
 
 import pytest
 
-from tests.unit.tools.test_make_config_docs import ROOT
+from tests.support.paths import ROOT
 
 TOOL = runpy.run_path(str(ROOT / "tools" / "measure_loops.py"))
 

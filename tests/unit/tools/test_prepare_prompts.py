@@ -5,7 +5,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ from aiohttp import web
 
 from megatron_lwz.cli import common
 from megatron_lwz.data.prompts import read_prompts
-from tests.scripted_server import KEY, Scripted, serving
+from tests.support.scripted_server import KEY, Scripted, serving
+from tests.support.waiting import wait_for
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare_prompts.py"
 TOPICS = ["bees", "wasps", "ants", "moths", "flies", "beetles", "spiders", "crickets", "hornets", "gnats"]
@@ -145,9 +145,7 @@ def test_a_killed_run_goes_on_and_pays_for_no_reply_twice(tool, tmp_path):
     with serving(server):
         line = [sys.executable, str(TOOL), *arguments(tmp_path, server, "judge.concurrency=2")]
         process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        limit = time.monotonic() + 120
-        while len(server.bodies) < 5 and process.poll() is None and time.monotonic() < limit:
-            time.sleep(0.02)
+        wait_for(lambda: len(server.bodies) >= 5, seconds=120, process=process)
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
         assert 5 <= len(server.bodies) < 14 and not (tmp_path / "out" / "prompts.jsonl").exists()

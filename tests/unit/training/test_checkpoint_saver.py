@@ -17,6 +17,7 @@ from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.state import TrainState
+from tests.support.waiting import wait_for
 
 MODEL = {
     "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
@@ -71,6 +72,7 @@ def names(folder: Path) -> list[str]:
 def test_a_checkpoint_holds_the_moment_of_the_save(
     tmp_path: Path, asynchronous: bool, precision: str, distributed: bool
 ) -> None:
+    torch.manual_seed(0)
     config = config_of(asynchronous=asynchronous, precision=precision, distributed_optimizer=distributed)
     state = state_of(config)
     for number, tensor in enumerate(live_tensors(state)):  # every value of its own
@@ -134,7 +136,6 @@ def test_a_save_in_flight_completes_between_steps(tmp_path: Path) -> None:
     with CheckpointSaver(state, tmp_path, complete.append) as saver:
         saver.poll()
         saver.save({})
-        while not complete:
-            saver.poll()
+        wait_for(lambda: saver.poll() or complete, what="the save is complete")
         saver.poll()
     assert complete == [0]

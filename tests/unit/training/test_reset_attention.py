@@ -16,7 +16,7 @@ from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.initial import initial_policy
 from megatron_lwz.training.pretrain import CorpusSource
 from megatron_lwz.training.step import forward_chunks
-from tests.unit.data.test_corpus import packed
+from tests.support.corpus import packed
 
 DOCUMENTS = [[3, 9, 4, 11, 0], [7, 5, 13, 0], [2, 6, 8, 10, 12, 0]]
 STARTS = (0, 5, 9, 15)

@@ -28,6 +28,7 @@ def test_a_bucket_ends_with_the_tensor_that_takes_it_over_the_limit(sizes: list[
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=12), st.integers(1, 400))
 def test_buckets_hold_the_bytes_of_all_tensors_in_order_within_the_bound(shapes: list[list[int]], most: int) -> None:
+    torch.manual_seed(0)
     named = {f"t{index}": tuple(shape) for index, shape in enumerate(shapes)}
     tensors = {name: torch.randn(shape).bfloat16() for name, shape in named.items()}
     plan = Buckets(named, torch.bfloat16, most)
@@ -40,6 +41,7 @@ def test_buckets_hold_the_bytes_of_all_tensors_in_order_within_the_bound(shapes:
 
 
 def test_packing_holds_one_bucket_and_one_tensor() -> None:
+    torch.manual_seed(0)
     shapes = {f"t{index}": (64,) for index in range(40)}
     alive: list[weakref.ref[torch.Tensor]] = []
     most = 0

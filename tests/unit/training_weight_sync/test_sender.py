@@ -15,8 +15,8 @@ from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.training.weight_sync.buckets import Buckets
 from megatron_lwz.training.weight_sync.sender import Sender
 from megatron_lwz.types import WeightVersion
-from tests import weight_peer
-from tests.gloo_channel import GlooChannel, GlooJoining, wait_for_openings
+from tests.support import weight_peer
+from tests.support.gloo_channel import GlooChannel, GlooJoining, wait_for_openings
 
 CPU = torch.device("cpu")
 SHAPES = {"embed": (40, 8), "norm": (8,), "gate": (16, 8), "up": (16, 8), "bias": (3,), "head": (40, 8)}

@@ -20,8 +20,8 @@ from megatron_lwz.data.preferences.rendering import (
     split_reply,
 )
 from megatron_lwz.errors import DataError
-from tests.engine_model import write_engine_model
-from tests.tiny_qwen2 import write_word_tokenizer
+from tests.support.engine_model import write_engine_model
+from tests.support.tiny_qwen2 import write_word_tokenizer
 
 
 def pair(number: int, **other: object) -> PreferencePair:
@@ -93,7 +93,9 @@ def test_every_epoch_takes_every_pair_once() -> None:
     source = PairSource(kept, seed=3, epochs=2)
     seen, cursor = [], 0
     while cursor < 14:
+        before = cursor
         batch, cursor = source.take(cursor, 4)
+        assert cursor > before
         seen += list(batch.ids)
     assert sorted(seen[:7]) == sorted(seen[7:]) == [f"p{n}" for n in range(7)] and seen[:7] != seen[7:]
     with pytest.raises(DataError, match=r"reward_model\.epochs"):

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from megatron_lwz.data.text.grammar import OUTSIDE, ResponseParser, parse_response, parse_rollout, parser_for
 from megatron_lwz.types import Prompt
-from tests.unit.rewards.helpers import rollout
+from tests.support.scoring import rollout
 
 GOOD = " <think>\nplan\n</think>\n\n<answer>\npiece\n</answer>\n"
 

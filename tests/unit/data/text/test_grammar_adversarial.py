@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_lwz.data.text.grammar import ResponseParser, parse_response
-from tests.unit.data.text.grammar_oracle import is_valid
+from tests.support.grammar_oracle import is_valid
 
 TABLE = Path(__file__).with_name("data") / "format_cases.tsv"
 

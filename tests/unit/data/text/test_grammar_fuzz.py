@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from megatron_lwz.data.text.grammar import ResponseParser, parse_response
 from megatron_lwz.rewards.length import LengthMeter, count_units
-from tests.unit.data.text.grammar_oracle import TAGS, is_valid
+from tests.support.grammar_oracle import TAGS, is_valid
 
 HALVES = [tag[:n] for tag in TAGS for n in (1, 2, len(tag) - 1)] + [tag[n:] for tag in TAGS for n in (1, 2)]
 PLAIN = [

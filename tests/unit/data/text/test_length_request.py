@@ -1,11 +1,17 @@
 """Phrasings with ranges written by hand, in data/length_requests.tsv."""
 
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_lwz.data.text import length_patterns as patterns
 from megatron_lwz.data.text.length_request import SMALLEST, LengthRequest, find_length_request
 from megatron_lwz.data.text.numerals import parse_number
 
@@ -62,9 +68,51 @@ def test_any_text_gives_a_range_or_none(text):
     assert found is None or 0 < found.lower <= found.upper
 
 
-def test_hostile_texts_are_read_in_no_time():
-    for text in ("at least about " * 5000 + "800 words", "8-" * 20_000, "一" * 50_000 + "字", "one hundred " * 5000):
-        find_length_request(text)
+class Counted:
+    """A compiled expression that counts the characters it is given."""
+
+    def __init__(self, pattern: re.Pattern[str], count: Callable[[int], None]) -> None:
+        self._pattern, self._count = pattern, count
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(text: str, *places: int) -> Any:
+            self._count(len(text))
+            return getattr(self._pattern, name)(text, *places)
+
+        return call
+
+
+def read_counting(text: str, monkeypatch: pytest.MonkeyPatch) -> tuple[LengthRequest | None, int]:
+    """The range, and how many characters all expressions were given on the way to it."""
+    given: list[int] = []
+    counted = {
+        name: Counted(value, given.append) for name, value in vars(patterns).items() if isinstance(value, re.Pattern)
+    }
+    counted["BEFORE"] = tuple((Counted(pattern, given.append), *rest) for pattern, *rest in patterns.BEFORE)
+    with monkeypatch.context() as patch:
+        for name, value in counted.items():
+            patch.setattr(patterns, name, value)
+        return find_length_request(text), sum(given)
+
+
+@pytest.mark.parametrize(
+    ("hostile", "end", "expected"),
+    [
+        ("at least about ", "800 words", LengthRequest(800, 880, "words", "at least")),
+        ("8-", "", None),
+        ("一", "字", None),
+        ("one hundred ", "", None),
+        ("800 words, ", "", LengthRequest(720, 880, "words", "about")),
+        ("at least 80 and at most ", "", None),
+    ],
+)
+def test_the_work_on_hostile_texts_grows_with_their_length_alone(monkeypatch, hostile, end, expected):
+    times = 50_000 // len(hostile)
+    found, work = read_counting(hostile * (times // 2) + end, monkeypatch)
+    again, doubled = read_counting(hostile * times + end, monkeypatch)
+    assert found == again == expected
+    assert 0 < doubled <= 2.5 * work + 1000
+    assert doubled <= 150 * len(hostile * times), "a window around each number"
 
 
 def test_lone_digits_after_a_scale():

@@ -1,8 +1,8 @@
 """Runs checks on several ranks under torchrun's own agent (gloo, CPU).
 
-    from tests.distributed.launch import run_ranks
+    from tests.support.ranks import run_ranks
 
-    results = run_ranks("tests.distributed.checks_layouts:log_probs", ranks=2, layouts=["tp2", "pp2"])
+    results = run_ranks("tests.some.module:log_probs", ranks=2, layouts=["tp2", "pp2"])
 
 calls `log_probs(layouts=[...])` on every rank, with the repository root on the path, and returns the ranks' return
 values in rank order. Arguments and return values travel as JSON. If any rank raises, `run_ranks` raises
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.distributed import environment
-from tests.end_to_end.stages import ROOT, variables
+from tests.support.stages import ROOT, variables
 
 _OUTPUT_SHOWN = 8000
 
@@ -56,7 +56,7 @@ class _Launcher:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.launch"], cwd=ROOT, env=variables(), text=True,
+            [sys.executable, "-m", "tests.support.ranks"], cwd=ROOT, env=variables(), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         atexit.register(self._kill)

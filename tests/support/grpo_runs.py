@@ -12,8 +12,8 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from megatron_lwz.types import Prompt, Rollout
-from tests.end_to_end import stages
-from tests.end_to_end.stages import ROOT, variables
+from tests.support import stages
+from tests.support.stages import ROOT, variables
 
 __all__ = ["ROOT", "command", "share_of_spaces", "train", "variables", "write_example"]
 
@@ -68,7 +68,7 @@ def write_example(folder: Path, *, vocab_size: int | None = None, words: Sequenc
             "max_prompt_tokens": 64,
         },
         "rollout": {"max_new_tokens": 24, "temperature": 0.8, "commit_interval": 0.05},
-        "reward": {"functions": ["tests.end_to_end.grpo_runs:share_of_spaces"]},
+        "reward": {"functions": ["tests.support.grpo_runs:share_of_spaces"]},
         "grpo": {"group_size": 4, "truncated": "keep"},
         "optimizer": {"lr": 1e-3},
         "checkpoint": {"interval": 2, "keep": 10},

@@ -13,8 +13,8 @@ import psutil
 
 from megatron_lwz.distributed import environment
 from megatron_lwz.metrics import read_metrics
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 TIMED = ("seconds", "tokens_per_second", "mfu")
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 """Freed memory stays with its process: to get the same activations anew from the kernel takes a fifth of a tiny step."""

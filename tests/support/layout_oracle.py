@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tests.tiny_qwen2 import write_tiny_qwen2
+from tests.support.tiny_qwen2 import write_tiny_qwen2
 
 LENGTHS = ((1300, 1100, 900, 513, 301), (33, 7), (64,), (5, 18, 29))
 """Sequences per pack, in tokens with the last label; the first pack holds more than 4096."""

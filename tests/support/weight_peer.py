@@ -1,6 +1,6 @@
 """Engines that take weights as vLLM's workers do, over gloo in place of NCCL, in a process of their own.
 
-`running(sizes)` starts one HTTP server per number of GPUs; `python -m tests.weight_peer` is that process. Written after
+`running(sizes)` starts one HTTP server per number of GPUs; `python -m tests.support.weight_peer` is that process. Written after
 vLLM's own receiver (worker_init_process_group, packed_nccl_broadcast_consumer, gpu_worker.py), not after our sender.
 """
 
@@ -26,9 +26,9 @@ from safetensors.torch import save_file
 
 from megatron_lwz.http.ports import bind
 from megatron_lwz.http.server import make_app, read_object
-from tests.gloo_channel import join
+from tests.support.gloo_channel import join
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 TOKEN = "secret"
 
 
@@ -196,7 +196,7 @@ async def _serve(peers: Sequence[Peer]) -> None:
 @contextmanager
 def running(out: Path, *engines: tuple[int, str]) -> Iterator[list[str]]:
     """(GPUs, fault or "") of each engine → their URLs, while the block runs. What each GPU got: files in `out` that `/state` names."""
-    command = [sys.executable, "-m", "tests.weight_peer", str(out), json.dumps(engines)]
+    command = [sys.executable, "-m", "tests.support.weight_peer", str(out), json.dumps(engines)]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None
     try:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.tiny_qwen2 import write_tiny_qwen2
+from tests.support.tiny_qwen2 import write_tiny_qwen2
 
 VOCAB = 320
 EOS = VOCAB - 1

@@ -1,3 +1,5 @@
+"""Prompts, rollouts and scores in one line each."""
+
 import asyncio
 
 from megatron_lwz.types import FinishReason, LengthRange, Prompt, Rollout
@@ -13,3 +15,8 @@ def rollout(text, *, finish=FinishReason.STOP, stop=None, index=0):
 
 def score(component, prompt_, *rollouts):
     return list(asyncio.run(component.score(prompt_, rollouts)))
+
+
+def longest(prompt, rollouts):
+    """A reward function for `reward.functions`."""
+    return [float(len(rollout.text)) for rollout in rollouts]

@@ -1,4 +1,4 @@
-"""The transfer's channel over gloo, for `tests.weight_peer`."""
+"""The transfer's channel over gloo, for `tests.support.weight_peer`."""
 
 from __future__ import annotations
 

@@ -46,6 +46,11 @@ def written_logprob(seed: int, position: int) -> float:
     return float(np.float32(-int.from_bytes(digest, "big") / 2**30))
 
 
+def chunk(tokens, logprobs, reason=None, **more) -> bytes:
+    choice = {"token_ids": tokens, "logprobs": {"token_logprobs": logprobs}, "finish_reason": reason, **more}
+    return f"data: {json.dumps({'choices': [choice]}, ensure_ascii=False)}\n\n".encode()
+
+
 @dataclass
 class Engine:
     """`length(seed)`: response tokens before the EOS. `broken(request number)`: tokens after which the connection is cut,

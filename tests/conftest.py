@@ -1,0 +1,16 @@
+"""What holds for all tests."""
+
+from __future__ import annotations
+
+import pytest
+
+SECONDS_OF_A_LONG_TEST = 4 * 3600
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Soaks and campaigns (`make test-long`) may take longer than pyproject.toml's limit."""
+    if not config.pluginmanager.hasplugin("timeout"):  # `make gpu-check GPU_PYTHON=…` installs nothing
+        return
+    for item in items:
+        if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SECONDS_OF_A_LONG_TEST))

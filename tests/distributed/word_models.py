@@ -1,0 +1,23 @@
+"""A tiny Qwen2 over a vocabulary of words, with its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tests.support.tiny_qwen2 import tiny_qwen2, write_word_tokenizer
+
+WORDS = [f"w{index}" for index in range(92)]
+SPECIAL = ["<|user|>", "<|assistant|>", ":", "<answer>", "</answer>"]
+POISON = "w91"
+
+
+def write_models(folder: Path) -> None:
+    for name in ("hf", "poisoned"):
+        size = write_word_tokenizer(folder / name, WORDS, SPECIAL)
+        model = tiny_qwen2(vocab_size=size, initializer_range=0.2)
+        if name == "poisoned":
+            with torch.no_grad():
+                model.get_input_embeddings().weight[1 + len(SPECIAL) + WORDS.index(POISON)] = float("nan")
+        model.save_pretrained(folder / name)

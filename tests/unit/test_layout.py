@@ -1,0 +1,59 @@
+"""Who may import what among the tests: helpers, never another test module; what directories share is in tests/support."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.paths import ROOT
+
+SHARED = "tests.support"
+NAMED = re.compile(r"\b(tests(?:\.\w+)*)(?: import (\([^)]*\)|[^\n#]*))?")
+"""A module of the tests, and what is imported from it; in code or in a string (`python -m`, `module:function`, a script)."""
+
+
+def names_in(text: str) -> Iterator[str]:
+    """Every dotted name under `tests` that the source imports or writes down."""
+    for module, imported in NAMED.findall(text):
+        names = [name.split()[0] for name in imported.strip("()").split(",") if name.strip()]
+        yield from (f"{module}.{name}" for name in names) if names else (module,)
+
+
+def module_of(name: str) -> Path | None:
+    """The file behind a dotted name, which may go on with names inside the module."""
+    parts = name.split(".")
+    files = (ROOT.joinpath(*parts[:count]).with_suffix(".py") for count in range(len(parts), 1, -1))
+    return next((file for file in files if file.exists()), None)
+
+
+def mistakes(file: Path, text: str) -> list[str]:
+    found = {(name, module) for name in names_in(text) if (module := module_of(name)) and module != file}
+    return [
+        f"{file.relative_to(ROOT)}: {name}"
+        for name, module in sorted(found)
+        if module.name.startswith("test_") or (module.parent != file.parent and not name.startswith(f"{SHARED}."))
+    ]
+
+
+def test_no_test_module_is_imported_and_what_directories_share_is_in_support():
+    files = [file for folder in ("tests", "tools", "examples") for file in sorted((ROOT / folder).rglob("*.py"))]
+    files.remove(Path(__file__).resolve())
+    assert len(files) > 200
+    assert [line for file in files for line in mistakes(file, file.read_text(encoding="utf-8"))] == []
+
+
+def test_the_rule_sees_imports_strings_and_other_directories():
+    here = ROOT / "tests" / "unit" / "rollout" / "test_client.py"
+    assert here.exists()
+    for text in (
+        "from tests.unit.rollout.test_journal import anything",
+        "from tests.unit.rollout import test_journal as t",
+        "from tests.unit.rollout import (\n    journal_groups,\n    test_journal,\n)",
+        "import tests.unit.rollout.test_journal",
+        "command = ['-m', 'tests.unit.rollout.test_journal:main']",
+        "from tests.end_to_end.journal_checks import trained",
+    ):
+        assert len(mistakes(here, text)) == 1, text
+    for text in ("from tests.unit.rollout.journal_groups import group", "from tests.support import weight_peer"):
+        assert mistakes(here, text) == [], text
