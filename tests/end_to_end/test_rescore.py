@@ -134,7 +134,7 @@ def test_groups_whose_best_rollout_changes_are_named(run):
 
 
 def test_advantages_may_be_a_function_of_the_users_in_either_config(run, tmp_path):
-    function = "reward.advantage_function=tests.unit.rewards.user_advantages:"
+    function = "reward.advantage_function=tests.support.user_advantages:"
     summary, rows = rescore(run, function + "builtin")
     assert all(float(row["old_advantage"]) == pytest.approx(float(row["new_advantage"]), abs=1e-6) for row in rows)
     assert all(row["share_new"] == pytest.approx(row["share_old"]) for row in summary["components"])
@@ -144,7 +144,7 @@ def test_advantages_may_be_a_function_of_the_users_in_either_config(run, tmp_pat
     whole = [float(row["new_length"]) for row in rows if row["group"] == "0"]
     assert float(rows[0]["new_advantage"]) == pytest.approx(whole[0] - sum(whole) / len(whole))
     other = tmp_path / "other"
-    write_run(other, reward={"advantage_function": "tests.unit.rewards.user_advantages:of_length_alone"}).close()
+    write_run(other, reward={"advantage_function": "tests.support.user_advantages:of_length_alone"}).close()
     _, again = rescore(other, "reward.advantage_function=null")
     assert [row["old_advantage"] for row in again] == [row["new_advantage"] for row in rows]
     assert [row["new_advantage"] for row in again] == [row["old_advantage"] for row in rows]

@@ -11,7 +11,7 @@ from megatron_lwz.rewards.composite import build_rewards
 from megatron_lwz.types import ComponentScore, FinishReason, Group, Prompt
 from tests.unit.rewards.helpers import rollout
 
-HERE = "tests.unit.rewards.user_advantages"
+HERE = "tests.support.user_advantages"
 NAMES = ("length", "format")
 
 
