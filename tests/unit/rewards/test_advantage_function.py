@@ -9,7 +9,7 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.orchestrator.experience import VIOLATORS, advantages_of, experience_metrics, is_barren, make_batch
 from megatron_lwz.rewards.composite import build_rewards
 from megatron_lwz.types import ComponentScore, FinishReason, Group, Prompt
-from tests.unit.rewards.helpers import rollout
+from tests.support.scoring import rollout
 
 HERE = "tests.support.user_advantages"
 NAMES = ("length", "format")
