@@ -11,7 +11,7 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import writing_bench_files as files
 from megatron_lwz.evaluation.responses import Response
 from megatron_lwz.evaluation.writing_bench import aggregate, judge_responses
-from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_client import Judge
 from tests.scripted_server import KEY, Scripted, serving
 
 PUBLIC = json.loads((Path(__file__).parent / "data" / "writing_bench.json").read_text(encoding="utf-8"))
