@@ -20,6 +20,7 @@ from megatron_lwz.orchestrator.experience import Experience
 from megatron_lwz.orchestrator.host import Waiting
 from megatron_lwz.orchestrator.process import HostProcess
 from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.rollout.open_stream import OpenStream
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import SequenceBatch, WeightVersion
 
@@ -151,7 +152,7 @@ class RemoteTracker:
         self._process.call("name_weights", self._url, str(version))
         self._version = version
 
-    def reads_here(self) -> None:
+    def add_stream(self, stream: OpenStream) -> None:
         """Nothing: such a client only sends weights."""
 
     async def read_up(self, since: float) -> None:
