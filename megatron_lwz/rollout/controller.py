@@ -1,7 +1,20 @@
-"""The rollout controller: one event loop in a thread of trainer rank 0.
+"""The rollout controller: one event loop that keeps engines and rewards busy, and hands whole groups to the training loop.
 
-It admits prompts, streams tokens from engines into the journal, asks for rewards as soon as a rollout is durable, and
-hands whole groups to the training loop.
+    prompts         Intake.prompt_of(n), in a fixed order
+       │ admission  `_refill`, while Admission has free slots; a group that fails or teaches nothing gives its slot back
+       ▼
+    _drafts         admitted groups: one task `_complete` each
+       │ writing    RolloutWriter: every rollout waits for a slot of the EnginePool, then streams into its draft
+       │ scoring    GroupScoring: a finished rollout once it is durable, what needs the whole group when that is written
+       │ commits    both queue rows in the Journal; the Committer flushes them for all that wait in `durable`
+       ▼
+    _ready          complete groups, durable
+       │ `stream`   Admission.take: the groups of this step, in its order; they stay until `mark_consumed`
+       ▼
+    training loop
+
+The loop has a thread of its own: in trainer rank 0 with `rollout.controller: thread`, in the rollout process with
+`process`. The public methods are called from another thread of that same process.
 """
 
 from __future__ import annotations
@@ -36,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 class RolloutController:
-    """Call its methods from the trainer's main thread. A fatal error of the loop is raised by the next call that waits.
+    """Call its methods from one thread, not the loop's. A fatal error of the loop is raised by the next call that waits.
 
     `intake` says what is written to, when groups begin and which make a step's batch; `render` makes a prompt's text for
     the policy.
