@@ -166,6 +166,24 @@ class PerRolloutReward(RewardFn, Protocol):
         ...
 
 
+@runtime_checkable
+class ClosableReward(RewardFn, Protocol):
+    """A component that holds connections or other things of the event loop in which it scored."""
+
+    async def close(self) -> None:
+        """Lets go of them; the component may score again, in another event loop too."""
+        ...
+
+
+@runtime_checkable
+class ReportingReward(RewardFn, Protocol):
+    """A component with metrics of its own."""
+
+    def metrics(self) -> dict[str, float]:
+        """Metric → value, counted since the start of the process."""
+        ...
+
+
 @dataclass(frozen=True)
 class StreamVerdict:
     """What a guard thinks of a rollout so far: which rules hold, and which components' scores are still open."""

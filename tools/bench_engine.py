@@ -98,12 +98,12 @@ def _rate(action: Callable[[], None], tokens: int) -> float:
 
 
 def _decode(policy: Any, prompts: list[list[int]], new: int) -> None:
-    from megatron_lwz.models.decoding_cache import Sequence as Decoded
+    from megatron_lwz.models.decoding_cache import CachedSequence
 
     decoder = policy.decoder(len(prompts))
-    counts: dict[Decoded, int] = {}
+    counts: dict[CachedSequence, int] = {}
     for seed, prompt in enumerate(prompts):
-        decoder.add(Decoded(tuple(prompt), seed=seed))
+        decoder.add(CachedSequence(tuple(prompt), seed=seed))
     while len(decoder):
         for sampled in decoder.step():
             counts[sampled.sequence] = counts.get(sampled.sequence, 0) + 1

@@ -39,10 +39,10 @@ from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.http.ports import bind
 from megatron_lwz.rewards.format import FormatComponent
 from megatron_lwz.rewards.guard import response_guards
-from megatron_lwz.rewards.judge import Judge
-from megatron_lwz.rewards.judged import judge_components
+from megatron_lwz.rewards.judge_client import Judge
+from megatron_lwz.rewards.judge_components import judge_components
 from megatron_lwz.rewards.length import LengthComponent, LengthMeter
-from megatron_lwz.rollout.guard import Watch
+from megatron_lwz.rollout.guard import GuardedRollout
 from megatron_lwz.types import FinishReason, LengthRange, Prompt, RewardFn, Rollout
 
 Group = tuple[Prompt, list[Rollout]]
@@ -145,13 +145,14 @@ def guard(written: Sequence[tuple[Prompt, list[int]]], decode: Callable[..., str
     config = validate({"rollout": {"guard": {"mode": "observe"}}})
     make, section = response_guards(config), config.rollout
     stops = section.stop
-    watches = [
-        Watch(make(prompt), section.guard, decode=decode, stops=stops, ends=(), limit=10**9) for prompt, _ in written
+    rollouts = [
+        GuardedRollout(make(prompt), section.guard, decode=decode, stops=stops, ends=(), limit=10**9)
+        for prompt, _ in written
     ]
     wall, cpu = time.perf_counter(), time.process_time()
     for start in range(0, max(len(tokens) for _, tokens in written), 16):
-        for watch, (_, tokens) in zip(watches, written, strict=True):
-            watch.take(tokens[start : start + 16])
+        for rollout, (_, tokens) in zip(rollouts, written, strict=True):
+            rollout.take(tokens[start : start + 16])
     return time.perf_counter() - wall, time.process_time() - cpu, 0.0
 
 

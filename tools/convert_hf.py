@@ -40,7 +40,7 @@ from megatron_lwz.models.qwen2 import build_policy
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.checkpoint import load_model, save_model
 from megatron_lwz.training.reward_model import score_sequences
-from megatron_lwz.training.score import ScoreRow, score_rows
+from megatron_lwz.training.token_logprobs import TokenRow, compute_logprobs
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -216,8 +216,8 @@ def _megatron_logprobs(config: Config, checkpoint: Path, tokens: torch.Tensor) -
     """The same from the checkpoint, on every rank."""
     policies = build_policy(config)
     load_model(policies, checkpoint)
-    rows = [ScoreRow(str(index), tuple(row), 1) for index, row in enumerate(tokens.tolist())]
-    return torch.stack([logprobs for logprobs, _ in score_rows(policies, rows, config)])
+    rows = [TokenRow(str(index), tuple(row), 1) for index, row in enumerate(tokens.tolist())]
+    return torch.stack([logprobs for logprobs, _ in compute_logprobs(policies, rows, config)])
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from megatron_lwz.data.preparation.rows import (
 from megatron_lwz.data.preparation.sources import Source, find_files, read_sources
 from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.evaluation.asking import Shown, ask_all
-from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_client import Judge
 from megatron_lwz.rewards.length_judge import VERSIONS, length_question, read_length
 
 CHUNK = 4096

@@ -14,7 +14,7 @@ from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.config import load_config
 from megatron_lwz.config.sections import JudgeSection
 from megatron_lwz.evaluation.asking import Shown
-from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_client import Judge
 from megatron_lwz.run_paths import RunPaths
 
 T = TypeVar("T")

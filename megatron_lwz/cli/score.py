@@ -8,11 +8,11 @@ from pathlib import Path
 
 from megatron_lwz.cli import common
 from megatron_lwz.distributed import launch
-from megatron_lwz.training.score import policy_of, score
+from megatron_lwz.training.token_logprobs import policy_of, write_logprobs
 
 
 def main(argv: Sequence[str]) -> None:
-    """Scores given tokens. CONFIG is a config file, a converted checkpoint, or a run folder (its newest checkpoint)."""
+    """Writes log-probs of given tokens. CONFIG is a config file, a converted checkpoint, or a run folder (its newest checkpoint)."""
     parser = common.parser("Log-probs and entropies of given tokens.")
     parser.add_argument("--input", type=Path, required=True, help='JSONL rows {"id", "tokens", "prompt_length"}')
     parser.add_argument("--output", type=Path, required=True, help='JSONL rows {"id", "logprobs", "entropies"}')
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
         raise common.UsageError(f"--temperature {options.temperature}: must be above 0")
     config = policy_of(config, Path(options.config))
     try:
-        count = score(config, options.input, options.output, temperature=options.temperature)
+        count = write_logprobs(config, options.input, options.output, temperature=options.temperature)
     finally:
         launch.shutdown()
     common.console().print(f"{count} rows scored: {options.output}")

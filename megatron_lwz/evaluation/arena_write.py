@@ -13,7 +13,7 @@ from megatron_lwz.evaluation.asking import Shown, ask_all
 from megatron_lwz.evaluation.bradley_terry import ELO, Games, bootstrap, online_elo
 from megatron_lwz.evaluation.statistics import Estimate, estimate, levels
 from megatron_lwz.evaluation.tasks import Task
-from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_client import Judge
 from megatron_lwz.rewards.judge_prompts import pair_question, read_winner
 
 LABELS = {

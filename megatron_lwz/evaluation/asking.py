@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from megatron_lwz.errors import EngineError
-from megatron_lwz.rewards.judge import Judge, Question, Verdict
+from megatron_lwz.rewards.judge_client import Judge, Question, Verdict
 
 T = TypeVar("T")
 Shown = Callable[[int, int], None]

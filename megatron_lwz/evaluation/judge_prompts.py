@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.errors import DataError
-from megatron_lwz.rewards.judge import Question, mark
+from megatron_lwz.rewards.judge_client import Question, mark
 
 QUALITY_DIMENSIONS = (
     "Relevance",

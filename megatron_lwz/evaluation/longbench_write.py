@@ -14,7 +14,7 @@ from megatron_lwz.evaluation.measure import BUCKETS
 from megatron_lwz.evaluation.responses import Response
 from megatron_lwz.evaluation.statistics import Estimate, estimate
 from megatron_lwz.evaluation.text_metrics import range_score
-from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_client import Judge
 from megatron_lwz.rewards.judge_json import as_score, read_object
 
 RATED = ("s_q", *QUALITY_DIMENSIONS)

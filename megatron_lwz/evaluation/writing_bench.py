@@ -11,7 +11,7 @@ from megatron_lwz.evaluation.judge_prompts import criterion_question
 from megatron_lwz.evaluation.responses import Response
 from megatron_lwz.evaluation.statistics import Estimate, estimate
 from megatron_lwz.evaluation.writing_bench_files import DOMAINS, REQUIREMENTS, Benchmark, Scores
-from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_client import Judge
 from megatron_lwz.rewards.judge_json import as_score, read_object
 
 

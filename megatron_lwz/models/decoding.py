@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_lwz.models.decoding_cache import CacheShape, Prefix, PrefixCache, RowCache, Sequence
+from megatron_lwz.models.decoding_cache import CachedSequence, CacheShape, Prefix, PrefixCache, RowCache
 from megatron_lwz.models.decoding_sampling import Sampler
 from megatron_lwz.models.logprobs import PolicyModel
 
@@ -30,7 +30,7 @@ Attend = Callable[[int, Tensor, Tensor], Tensor]
 class Sampled:
     """One new token of a sequence with its log-prob (see `Sampler.draw`)."""
 
-    sequence: Sequence
+    sequence: CachedSequence
     token: int
     logprob: float
 
@@ -49,10 +49,10 @@ class Decoder:
         self._prefill_tokens = prefill_tokens
         self._rows = RowCache(self._forward.cache_shape)
         self._prefixes = PrefixCache(self._forward.cache_shape, max_tokens=max(16384, max_length))
-        self._waiting: deque[Sequence] = deque()
-        self._pending: dict[Sequence, Prefix] = {}
+        self._waiting: deque[CachedSequence] = deque()
+        self._pending: dict[CachedSequence, Prefix] = {}
         self._batch: _Batch | None = None
-        self._writing: set[Sequence] = set()
+        self._writing: set[CachedSequence] = set()
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._writing)
@@ -67,12 +67,12 @@ class Decoder:
         """Tokens whose keys and values the slots hold, as a fraction of all that they could: slots × longest sequence."""
         return sum(sequence.length for sequence in self._writing) / self._capacity
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: CachedSequence) -> None:
         """Queues a new sequence (its prompt must not be empty)."""
         self._waiting.append(sequence)
 
     @torch.inference_mode()
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: CachedSequence) -> None:
         """Ends a sequence, waiting or writing, and frees its slot. Unknown ones are ignored."""
         if sequence in self._writing:
             self._writing.remove(sequence)
@@ -266,13 +266,13 @@ def _causal(query: Tensor, seen: Tensor) -> Tensor:
     return output[0].transpose(0, 1).unflatten(1, (-1, per_group))
 
 
-def _sampler(sequences: list[Sequence], device: torch.device) -> Sampler:
+def _sampler(sequences: list[CachedSequence], device: torch.device) -> Sampler:
     return Sampler(
         [s.temperature for s in sequences], [s.top_p for s in sequences], [s.seed for s in sequences], device=device
     )
 
 
-def _draw(sampler: Sampler, sequences: list[Sequence], logits: Tensor) -> tuple[Tensor, list[Sampled]]:
+def _draw(sampler: Sampler, sequences: list[CachedSequence], logits: Tensor) -> tuple[Tensor, list[Sampled]]:
     """Draws the token at position `length` of every sequence."""
     tokens, logprobs = sampler.draw(logits, np.array([s.length for s in sequences], dtype=np.uint64))
     sampled = []

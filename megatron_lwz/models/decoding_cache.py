@@ -19,7 +19,7 @@ SHORTEST_SHARED = 16
 
 
 @dataclass(eq=False)
-class Sequence:
+class CachedSequence:
     """One sequence being written. Sampling noise is a function of `seed` and the absolute position alone.
 
     `temperature` 0 is greedy. `length` counts the tokens whose keys and values are cached; `last_token` comes next.
@@ -56,12 +56,12 @@ class Bucket:
 
     def __init__(self, shape: CacheShape, capacity: int) -> None:
         self.capacity = capacity
-        self.sequences: list[Sequence] = []
+        self.sequences: list[CachedSequence] = []
         self._shape = shape
         self.store = shape.zeros(rows=0, length=capacity)
         """[L, R, G, 2, capacity, D]; grows by doubling R."""
 
-    def add(self, sequence: Sequence, cached: Tensor) -> None:
+    def add(self, sequence: CachedSequence, cached: Tensor) -> None:
         """Copies `cached` [L, G, 2, N, D] into a new row."""
         row = len(self.sequences)
         if row == self.store.shape[1]:
@@ -71,7 +71,7 @@ class Bucket:
         self.store[:, row, :, :, : cached.shape[3]] = cached
         self.sequences.append(sequence)
 
-    def remove(self, sequence: Sequence) -> Tensor:
+    def remove(self, sequence: CachedSequence) -> Tensor:
         """Takes the row out, the last row moves into the hole. Returns what was cached, [L, G, 2, length, D]."""
         row, last = self.sequences.index(sequence), self.sequences.pop()
         cached = self.store[:, row, :, :, : sequence.length]
@@ -95,7 +95,7 @@ class RowCache:
         """The buckets in use, shortest rows first."""
         return [bucket for bucket in self._buckets if bucket.sequences]
 
-    def add(self, sequence: Sequence, cached: Tensor) -> None:
+    def add(self, sequence: CachedSequence, cached: Tensor) -> None:
         """Gives the sequence a row with room for one more token than `cached` [L, G, 2, N, D] has."""
         level = 0
         while SMALLEST_CAPACITY << level <= cached.shape[3]:
@@ -104,7 +104,7 @@ class RowCache:
             self._buckets.append(Bucket(self._shape, SMALLEST_CAPACITY << len(self._buckets)))
         self._buckets[level].add(sequence, cached)
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: CachedSequence) -> None:
         """Frees the sequence's row. Raises StopIteration if it has none."""
         next(bucket for bucket in self._buckets if sequence in bucket.sequences).remove(sequence)
 

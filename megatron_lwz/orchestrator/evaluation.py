@@ -16,7 +16,7 @@ from megatron_lwz.evaluation.journaled import responses_of
 from megatron_lwz.evaluation.measure import measure
 from megatron_lwz.orchestrator.engines import START_SECONDS, EmbeddedEngine, make_pool
 from megatron_lwz.orchestrator.experience import rollout_metrics
-from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_client import Judge
 from megatron_lwz.rollout.held_out import HeldOut
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.run_paths import RunPaths

@@ -21,6 +21,7 @@ from megatron_lwz.orchestrator.engines import client_maker
 from megatron_lwz.orchestrator.process import Asked, HostProcess
 from megatron_lwz.orchestrator.protocol import EngineControl, Host, Signature, Waiting, callback_kinds, signatures
 from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.rollout.open_stream import OpenStream
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import WeightVersion
 
@@ -109,7 +110,7 @@ class RemoteTracker:
         self._engines.name_weights(self._url, version)
         self._version = version
 
-    def reads_here(self) -> None:
+    def add_stream(self, stream: OpenStream) -> None:
         """Nothing: such a client only sends weights."""
 
     async def read_up(self, since: float) -> None:

@@ -17,19 +17,19 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.rewards.advantage_function import KEY, check_advantage_function
 from megatron_lwz.rewards.format import FormatComponent
 from megatron_lwz.rewards.functions import FunctionComponent
-from megatron_lwz.rewards.judge import Judge
-from megatron_lwz.rewards.judged import judge_components
+from megatron_lwz.rewards.judge_client import Judge
+from megatron_lwz.rewards.judge_components import judge_components
 from megatron_lwz.rewards.length import LengthComponent
 from megatron_lwz.rewards.overlap import OverlapComponent
 from megatron_lwz.rewards.structure import StructureComponent
 from megatron_lwz.rewards.writing import WritingComponent
-from megatron_lwz.types import ComponentScore, Group, RewardFn
+from megatron_lwz.types import ComponentScore, Group, ReportingReward, RewardFn
 
 
 def build_rewards(
     section: RewardSection, tokenizer: Tokenizer | None = None, judge: JudgeSection | None = None
 ) -> list[RewardFn]:
-    """The components in the order of their columns. Those with a `close` must be closed in the loop that used them.
+    """The components in the order of their columns. A `ClosableReward` must be closed in the loop that used it.
 
     `judge` is asked by `reward.judges`. Raises ConfigError for a component that cannot be made.
     """
@@ -76,12 +76,11 @@ def find_violators(
 
 
 def reward_metrics(rewards: Sequence[RewardFn]) -> dict[str, float]:
-    """What the components count about themselves since the start of the process (`metrics()` of those that have it)."""
+    """What the components count about themselves since the start of the process (those that are a `ReportingReward`)."""
     found: dict[str, float] = {}
     for reward in rewards:
-        counted = getattr(reward, "metrics", None)
-        if counted is not None:
-            found.update(counted())
+        if isinstance(reward, ReportingReward):
+            found.update(reward.metrics())
     return found
 
 

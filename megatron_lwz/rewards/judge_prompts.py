@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 from megatron_lwz.data.preparation.language import Language
-from megatron_lwz.rewards.judge import Question, mark
+from megatron_lwz.rewards.judge_client import Question, mark
 from megatron_lwz.rewards.judge_json import as_score, read_object
 
 BEST_MARK = 10

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_lwz.data.preparation.language import Language
 from megatron_lwz.data.preparation.rows import JudgedLength
-from megatron_lwz.rewards.judge import Question, mark
+from megatron_lwz.rewards.judge_client import Question, mark
 from megatron_lwz.rewards.judge_json import read_object
 
 VERSIONS: dict[Language, str] = {"en": "lwz-length-en-1", "zh": "lwz-length-zh-1"}

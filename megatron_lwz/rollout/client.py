@@ -19,7 +19,8 @@ from megatron_lwz.http.sse import EventParser
 from megatron_lwz.rollout.chunks import ChunkReader
 from megatron_lwz.rollout.events import StreamEnd, StreamEvent
 from megatron_lwz.rollout.limits import EngineLoad, read_load
-from megatron_lwz.rollout.version_tracker import READ_SECONDS, LocalTracker, VersionTracker
+from megatron_lwz.rollout.open_stream import OpenStream
+from megatron_lwz.rollout.version_tracker import LocalTracker, VersionTracker
 from megatron_lwz.types import WeightVersion
 
 CONNECT_SECONDS = 10.0
@@ -100,20 +101,21 @@ class EngineClient(HttpSession):
             "return_token_ids": True,
             "request_id": request_id,
         }
-        self.tracker.reads_here()
-        parser, reader = EventParser(), ChunkReader(self.url, self._named)
+        parser, reader, stream = EventParser(), ChunkReader(self.url, self._named), OpenStream()
+        self.tracker.add_stream(stream)
         try:
             async with self._request("POST", "/v1/completions", body, request_id) as response:
                 await self._check(response)
-                began = time.monotonic()
-                async for chunk in response.content.iter_any():
+                stream.begin(response)
+                while chunk := await stream.read():
                     for event in reader.read(parser.feed(chunk)):
                         yield event
                         if isinstance(event, StreamEnd):
                             return
-                    await _rest(response, time.monotonic() - began)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._translate(error) from error
+        finally:
+            stream.end()
         raise self._failure(Failure.CONNECTION, "the stream ended without a finish_reason")
 
     def _named(self, version: object) -> WeightVersion:
@@ -257,18 +259,6 @@ class EngineClient(HttpSession):
         if isinstance(error, (aiohttp.ClientError, OSError)):
             return self._failure(Failure.CONNECTION, f"{type(error).__name__}: {error}")
         return self._failure(Failure.CONTRACT, f"streamed {error}")
-
-
-async def _rest(response: aiohttp.ClientResponse, age: float) -> None:
-    """Leaves a stream to the network for a while: few large reads cost a fraction of many small ones, and this loop shares
-    its interpreter with the training loop. Short in a young stream, so that short responses are not held up.
-    """
-    protocol = response.connection.protocol if response.connection is not None else None
-    if protocol is None:  # all of it has been received
-        return
-    protocol.pause_reading()
-    await asyncio.sleep(min(READ_SECONDS, age / 16))
-    protocol.resume_reading()
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,20 @@
-"""The rollout controller: one event loop in a thread of trainer rank 0.
+"""The rollout controller: one event loop that keeps engines and rewards busy, and hands whole groups to the training loop.
 
-It admits prompts, streams tokens from engines into the journal, asks for rewards as soon as a rollout is durable, and
-hands whole groups to the training loop.
+    prompts         Intake.prompt_of(n), in a fixed order
+       │ admission  `_refill`, while Admission has free slots; a group that fails or teaches nothing gives its slot back
+       ▼
+    _drafts         admitted groups: one task `_complete` each
+       │ writing    RolloutWriter: every rollout waits for a slot of the EnginePool, then streams into its draft
+       │ scoring    GroupScoring: a finished rollout once it is durable, what needs the whole group when that is written
+       │ commits    both queue rows in the Journal; the Committer flushes them for all that wait in `durable`
+       ▼
+    _ready          complete groups, durable
+       │ `stream`   Admission.take: the groups of this step, in its order; they stay until `mark_consumed`
+       ▼
+    training loop
+
+The loop has a thread of its own: in trainer rank 0 with `rollout.controller: thread`, in the rollout process with
+`process`. The public methods are called from another thread of that same process.
 """
 
 from __future__ import annotations
@@ -26,8 +39,8 @@ from megatron_lwz.rollout.length_book import FAILED, PROMPTS_CHANGED, ZERO_VARIA
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Meter, ProgressFn
 from megatron_lwz.rollout.recovery import Recovery
-from megatron_lwz.rollout.sampling import Sampler, Tokenizer
 from megatron_lwz.rollout.scoring import GroupScoring, close_rewards
+from megatron_lwz.rollout.writer import RolloutWriter, Tokenizer
 from megatron_lwz.types import Group, Prompt, RewardFn, WeightVersion
 
 POLL_SECONDS = 0.2
@@ -36,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 class RolloutController:
-    """Call its methods from the trainer's main thread. A fatal error of the loop is raised by the next call that waits.
+    """Call its methods from one thread, not the loop's. A fatal error of the loop is raised by the next call that waits.
 
     `intake` says what is written to, when groups begin and which make a step's batch; `render` makes a prompt's text for
     the policy.
@@ -62,7 +75,7 @@ class RolloutController:
         self._tokenizer = tokenizer
         self._render = render
         self._section = section
-        self._sampler = Sampler(pool, journal, tokenizer, section, guard)
+        self._writer = RolloutWriter(pool, journal, tokenizer, section, guard)
         self._drafts: dict[int, GroupDraft] = {}
         self._ready: dict[int, Group] = {}
         self._changed = threading.Condition()
@@ -86,7 +99,7 @@ class RolloutController:
             else:
                 log.warning("group %d is dropped: its place in the order of prompts now has another prompt", group.id)
                 self._journal.drop(group.id, PROMPTS_CHANGED)
-                self._sampler.counters["dropped"] += 1
+                self._writer.counters["dropped"] += 1
         self._admission.replay = self._journal.orders(after=step)
         complete = sum(group.finished for group in self._drafts.values())
         drafts = [draft for group in self._drafts.values() for draft in group.drafts if draft.reason is None]
@@ -118,7 +131,7 @@ class RolloutController:
 
     def stream(self, step: int, *, least: int, progress: ProgressFn | None = None) -> Iterator[list[Group]]:
         """What `collect` gives, in parts of `least` groups or more (the last of what is left), each as soon as it is certain."""
-        meter = Meter(self._sampler)
+        meter = Meter(self._writer)
         given: set[int] = set()
         self.begin(step)
         while len(given) < self._admission.batch:
@@ -161,7 +174,7 @@ class RolloutController:
         """Counts since the start of this process; `waiting` are admitted groups that are not ready."""
         names = ["tokens", "finished", "truncated", "stopped", "retried", "moved", "held_back", "dropped", "refilled"]
         names += ["failed_scores", "failed_groups"]
-        counts = {f"rollout/total_{name}": float(self._sampler.counters[name]) for name in names}
+        counts = {f"rollout/total_{name}": float(self._writer.counters[name]) for name in names}
         with self._changed:
             return counts | self._pool.metrics() | {"rollout/waiting": float(len(self._drafts) - len(self._ready))}
 
@@ -217,11 +230,11 @@ class RolloutController:
         seed_of = partial(derive_seed, self._intake.seed, group.id)
         try:
             async with GroupScoring(group, self._rewards, self._journal, self._committer) as scoring:
-                if await self._sampler.write_group(group, seed_of, scoring.begin):
+                if await self._writer.write_group(group, seed_of, scoring.begin):
                     await self._committer.durable()
-                self._sampler.counters["failed_scores"] += await scoring.complete()
+                self._writer.counters["failed_scores"] += await scoring.complete()
         except RequestFailure as failure:
-            if self._sampler.counters["failed_groups"] >= self._section.failed_groups:
+            if self._writer.counters["failed_groups"] >= self._section.failed_groups:
                 raise
             log.warning("group %d is given up: %s", group.id, failure)
             with self._changed:
@@ -244,7 +257,7 @@ class RolloutController:
 
     def _replace(self, group: GroupDraft, counter: str) -> None:
         """The group has given its slot back: it is never trained on, another begins."""
-        self._sampler.counters[counter] += 1
+        self._writer.counters[counter] += 1
         with self._changed:
             del self._drafts[group.id]
         self._refill()

@@ -19,8 +19,8 @@ GIVEN = "guard"
 """The version of a score that a stopped rollout was given."""
 
 
-class Watch:
-    """One rollout under its guard, from its first token on."""
+class GuardedRollout:
+    """One rollout while it is written, under its guard from the first token on."""
 
     def __init__(
         self,

@@ -13,8 +13,8 @@ from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Meter, Progress
-from megatron_lwz.rollout.sampling import Sampler, Tokenizer
 from megatron_lwz.rollout.scoring import GroupScoring, close_rewards
+from megatron_lwz.rollout.writer import RolloutWriter, Tokenizer
 from megatron_lwz.types import Group, Prompt, RewardFn, WeightVersion
 
 
@@ -47,14 +47,14 @@ class HeldOut:
     def take_up(
         self, prompts: Sequence[Prompt], samples: int, version: WeightVersion
     ) -> tuple[list[GroupDraft], WeightVersion]:
-        """The groups of the evaluation after `version.step` updates, and the version to name their writer by.
+        """The groups of the evaluation after `version.step` updates, and the version that their tokens are to name.
 
         Groups that the journal has go on where the same weights (by checksum) wrote them, under the name that those had
         then; the others are dropped.
         """
         same: list[GroupDraft] = []
         for group in self._journal.open_groups("evaluation", admitted=version.step):
-            if all(known.checksum == version.checksum for known in _writers([group])):
+            if all(known.checksum == version.checksum for known in _versions([group])):
                 same.append(group)
             else:
                 self._journal.drop(group.id, "other weights")
@@ -64,19 +64,19 @@ class HeldOut:
         groups = [
             known or self._admit(prompt, samples, version.step) for prompt, known in zip(prompts, found, strict=True)
         ]
-        return groups, next(iter(_writers(groups)), version)
+        return groups, next(iter(_versions(groups)), version)
 
     async def write(self, groups: Sequence[GroupDraft], pool: EnginePool) -> list[Group]:
         """Returns when every group is written and scored, both on disk. Raises EngineError, DataError.
 
         The pool's and the rewards' connections are closed in the end.
         """
-        sampler = Sampler(pool, self._journal, self._tokenizer, self._section)
-        meter = Meter(sampler)
+        writer = RolloutWriter(pool, self._journal, self._tokenizer, self._section)
+        meter = Meter(writer)
         self._progress = lambda: meter.measure(groups)
         committer = Committer(self._journal, self._section.commit_interval)
         commits = asyncio.ensure_future(committer.run())
-        work = asyncio.gather(*(self._complete(group, sampler, committer) for group in groups))
+        work = asyncio.gather(*(self._complete(group, writer, committer) for group in groups))
         both: set[asyncio.Future] = {commits, work}
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -102,16 +102,16 @@ class HeldOut:
         self._journal.admit(group)
         return group
 
-    async def _complete(self, group: GroupDraft, sampler: Sampler, committer: Committer) -> Group:
+    async def _complete(self, group: GroupDraft, writer: RolloutWriter, committer: Committer) -> Group:
         seed_of = partial(derive_seed, self._seed, f"evaluation {group.prompt.id}")
         async with GroupScoring(group, self._rewards, self._journal, committer) as scoring:
-            if await sampler.write_group(group, seed_of, scoring.begin):
+            if await writer.write_group(group, seed_of, scoring.begin):
                 await committer.durable()
             await scoring.complete()
         return group.freeze()
 
 
-def _writers(groups: Sequence[GroupDraft]) -> list[WeightVersion]:
+def _versions(groups: Sequence[GroupDraft]) -> list[WeightVersion]:
     """The versions that wrote tokens of these groups, without repeats."""
     drafts = (draft for group in groups for draft in group.drafts)
     return list(dict.fromkeys(segment.version for draft in drafts for segment in draft.versions))

@@ -22,14 +22,11 @@ from megatron_lwz.rollout import recovery
 from megatron_lwz.rollout.drafts import Draft, GroupDraft, Kind
 from megatron_lwz.rollout.lengths import GroupLengths
 from megatron_lwz.rollout.schema import (
-    ADDITIONS,
-    APPLICATION_ID,
-    SCHEMA_VERSION,
-    TABLES,
     check_schema,
     pack_logprobs,
     pack_tokens,
     prompt_to_json,
+    update_schema,
 )
 from megatron_lwz.types import ComponentScore, TokenDelta
 
@@ -41,7 +38,7 @@ class Journal:
 
     `exclusive` suits network file systems, where WAL's shared memory does not work: no other process can read the file
     before `close`, only a `snapshot`. Raises DataError if another process writes the journal, if the file is no journal,
-    or of another schema version; later whenever the disk refuses.
+    or of a newer schema version; later whenever the disk refuses.
     """
 
     def __init__(self, path: Path, *, exclusive: bool = False) -> None:
@@ -134,7 +131,7 @@ class Journal:
         """What `record_order` wrote for the steps after `after` (as of the last commit)."""
         with self._database_lock:
             rows = self._guarded(
-                lambda: self._db.execute("SELECT step, micro_batches FROM trained WHERE step > ?", (after,)).fetchall()
+                lambda: self._db.execute("SELECT step, group_ids FROM trained WHERE step > ?", (after,)).fetchall()
             )
         return {step: json.loads(groups) for step, groups in rows}
 
@@ -213,11 +210,7 @@ class Journal:
         check_schema(self._db, self.path, may_be_empty=True)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
-        if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            self._db.executescript(
-                f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{TABLES}COMMIT;"
-            )
-        self._db.executescript(f"BEGIN;{ADDITIONS}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        update_schema(self._db)
 
     def _write(self, rows: list[tuple[str, tuple[Any, ...]]]) -> None:
         self._db.execute("BEGIN IMMEDIATE")

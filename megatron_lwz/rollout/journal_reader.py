@@ -88,5 +88,6 @@ class JournalReader:
 
     def trained_order(self, step: int) -> list[int] | None:
         """What `record_order` wrote for this step, None if nothing."""
-        row = self._db.execute("SELECT micro_batches FROM trained WHERE step = ?", (step,)).fetchone()
-        return json.loads(row[0]) if row else None
+        # not by name: journals of older versions call the second column otherwise, and may be brought up to date meanwhile
+        row = self._db.execute("SELECT * FROM trained WHERE step = ?", (step,)).fetchone()
+        return json.loads(row[1]) if row else None

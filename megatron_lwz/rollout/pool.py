@@ -15,7 +15,7 @@ from megatron_lwz.rollout import weight_routes
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.engine_list import EngineList
 from megatron_lwz.rollout.health import AWAY, Health
-from megatron_lwz.rollout.roster import Load, Pushed, Roster
+from megatron_lwz.rollout.roster import EngineAction, Pushed, Roster
 from megatron_lwz.rollout.slots import Member
 from megatron_lwz.rollout.watch import Keeper, Watch
 from megatron_lwz.types import WeightVersion
@@ -37,7 +37,7 @@ class EnginePool:
         *,
         concurrency: int,
         section: PoolSection | None = None,
-        check: Load | None = None,
+        check: EngineAction | None = None,
         listed: tuple[EngineList, Callable[[str], EngineClient]] | None = None,
         keeper: Keeper | None = None,
     ) -> None:
@@ -118,12 +118,12 @@ class EnginePool:
         """Every engine pauses, loads the folder, takes the version's name and goes on with what it was writing."""
         self.push(version, partial(load_folder, path=path, version=version), folder=path)
 
-    def push(self, version: WeightVersion, load: Load, *, folder: Path | None = None) -> None:
-        """Has every engine `load` these weights. One that fails is out, and gets them before its next rollout.
+    def push(self, version: WeightVersion, give: EngineAction, *, folder: Path | None = None) -> None:
+        """Calls `give` for every engine, which gives it these weights. An engine that fails is out, and gets them before its next rollout.
 
         Raises RequestFailure when all fail and one of them says why, or when none was there at the first push.
         """
-        self._push(Pushed(version, load, folder), lambda members: self._on(members, load))
+        self._push(Pushed(version, give, folder), lambda members: self._on(members, give))
 
     def push_together(self, version: WeightVersion, send: Callable[[Sequence[EngineClient]], None]) -> None:
         """Has `send` give these weights to all engines that answer, those that are out as well, in one go.
@@ -196,7 +196,7 @@ class EnginePool:
     def _client(self, url: str) -> EngineClient:
         return {client.url: client for client in self.clients}[url]
 
-    def _on_all(self, action: Load) -> None:
+    def _on_all(self, action: EngineAction) -> None:
         """The action on every engine that is not out, all at once. Raises RequestFailure; engines that do not answer are left out."""
         there = [member for member in self._roster.members if not member.out]
         for _, failure in self._on(there, action):
@@ -225,7 +225,7 @@ class EnginePool:
             } | ({f"engine{member.number}/kv_use": member.load.kv_use} if member.load is not None else {})
         return {f"rollout/{name}": float(value) for name, value in found.items()}
 
-    def _on(self, members: Sequence[Member], action: Load) -> list[tuple[Member, RequestFailure | None]]:
+    def _on(self, members: Sequence[Member], action: EngineAction) -> list[tuple[Member, RequestFailure | None]]:
         """What became of the action on each engine, all at once."""
 
         async def act(member: Member) -> RequestFailure | None:

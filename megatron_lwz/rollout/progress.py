@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from megatron_lwz.rollout.drafts import GroupDraft
-from megatron_lwz.rollout.sampling import Sampler
+from megatron_lwz.rollout.writer import RolloutWriter
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,18 @@ ProgressFn = Callable[[Progress], None]
 class Meter:
     """Tokens per second since its making."""
 
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
+    def __init__(self, writer: RolloutWriter) -> None:
+        self._writer = writer
         self._since = time.monotonic()
-        self._before = sampler.counters["tokens"]
+        self._before = writer.counters["tokens"]
 
     def measure(self, groups: Sequence[GroupDraft]) -> Progress:
-        """Counts over `groups`, speed over everything the controller writes."""
+        """Counts over `groups`, speed over everything the writer writes."""
         drafts = [draft for group in groups for draft in group.drafts]
         seconds = max(time.monotonic() - self._since, 1e-3)
         return Progress(
             finished=sum(draft.reason is not None for draft in drafts),
             rollouts=len(drafts),
             tokens=sum(len(draft.tokens) for draft in drafts),
-            tokens_per_second=(self._sampler.counters["tokens"] - self._before) / seconds,
+            tokens_per_second=(self._writer.counters["tokens"] - self._before) / seconds,
         )

@@ -18,8 +18,8 @@ from megatron_lwz.rollout.limits import ConcurrencyLimit
 from megatron_lwz.rollout.slots import Member, Slots
 from megatron_lwz.types import WeightVersion
 
-Load = Callable[[EngineClient], Awaitable[None]]
-"""Gives one engine the weights, and their name."""
+EngineAction = Callable[[EngineClient], Awaitable[None]]
+"""Something done to one engine, such as giving it weights. Raises EngineError if the engine fails or does not fit."""
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ class Pushed:
     """The weights that every engine is to have."""
 
     version: WeightVersion
-    load: Load
+    give: EngineAction
+    """Gives them, and their name, to one engine."""
     folder: Path | None
     """Where a new engine process finds them, if they lie in a Hugging Face folder."""
 

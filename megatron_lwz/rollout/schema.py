@@ -14,9 +14,12 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.types import LengthRange, Prompt
 
 APPLICATION_ID = 0x4C575A4A
-SCHEMA_VERSION = 2
-READABLE = (1, SCHEMA_VERSION)
-"""Version 1 lacks the tables of ADDITIONS; a journal of it becomes one of version 2 when it is next opened for writing."""
+SCHEMA_VERSION = 3
+OLDEST_VERSION = 1
+"""Versions from here on are read as they are, and become SCHEMA_VERSION when a journal is next opened for writing.
+
+1: without the tables of ADDITIONS. 2: `trained.group_ids` was named `micro_batches`, in version 1 too.
+"""
 
 TABLES = """
 CREATE TABLE groups (
@@ -48,7 +51,7 @@ CREATE TABLE scores (
 CREATE TABLE consumed (group_id INTEGER PRIMARY KEY, step INTEGER NOT NULL);
 CREATE TABLE dropped (group_id INTEGER PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE checkpoints (step INTEGER PRIMARY KEY);
-CREATE TABLE trained (step INTEGER PRIMARY KEY, micro_batches TEXT NOT NULL);  -- ids of its groups in order, JSON
+CREATE TABLE trained (step INTEGER PRIMARY KEY, group_ids TEXT NOT NULL);  -- in the step's order, JSON
 """
 
 ADDITIONS = """
@@ -76,9 +79,21 @@ def check_schema(db: sqlite3.Connection, path: Path, *, may_be_empty: bool = Fal
         return
     if application != APPLICATION_ID:
         raise DataError(path, "not a rollout journal")
-    if version not in READABLE:
-        known = " and ".join(map(str, READABLE))
+    if not OLDEST_VERSION <= version <= SCHEMA_VERSION:
+        known = f"{OLDEST_VERSION} to {SCHEMA_VERSION}"
         raise DataError(path, f"journal schema {version}, this release reads {known}: use the release that wrote it")
+
+
+def update_schema(db: sqlite3.Connection) -> None:
+    """Creates the tables of an empty file, or brings a journal of an older version up to this one: all of it or nothing."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version == SCHEMA_VERSION:
+        return
+    if version == 0:
+        changes = f"PRAGMA application_id = {APPLICATION_ID};{TABLES}"
+    else:
+        changes = "ALTER TABLE trained RENAME COLUMN micro_batches TO group_ids;"
+    db.executescript(f"BEGIN IMMEDIATE;{changes}{ADDITIONS}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:

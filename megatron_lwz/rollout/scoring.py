@@ -11,7 +11,7 @@ from megatron_lwz.rollout.commits import Committer
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.guard import given_column
 from megatron_lwz.rollout.journal import Journal
-from megatron_lwz.types import ComponentScore, PerRolloutReward, RewardFn, Rollout
+from megatron_lwz.types import ClosableReward, ComponentScore, PerRolloutReward, RewardFn, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +99,7 @@ class GroupScoring:
 
 
 async def close_rewards(rewards: Sequence[RewardFn]) -> None:
-    """Ends the connections that components opened in this event loop: those that have any have a `close`."""
+    """Ends the connections that components opened in this event loop."""
     for reward in rewards:
-        close = getattr(reward, "close", None)
-        if close is not None:
-            await close()
+        if isinstance(reward, ClosableReward):
+            await reward.close()

@@ -1,18 +1,22 @@
-"""What all clients of one engine share: which weights it was told last that it has, and who reads its streams."""
+"""What all clients of one engine share: which weights it was told last that it has, and the streams that are read of it."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Protocol
 from weakref import WeakSet
 
+from megatron_lwz.rollout.open_stream import IN_FLIGHT_SECONDS, OpenStream
 from megatron_lwz.types import WeightVersion
 
 DRAIN_SECONDS = 5.0
-READ_SECONDS = 0.25
-"""Longest time between two reads of a stream."""
+"""Longest wait for the readers of one event loop."""
+
+log = logging.getLogger(__name__)
 
 
 class VersionTracker(Protocol):
@@ -21,14 +25,14 @@ class VersionTracker(Protocol):
     version: WeightVersion
     """Marks tokens of engines that do not say in the stream which weights wrote them."""
 
-    def reads_here(self) -> None:
-        """The running loop reads streams of the engine."""
+    def add_stream(self, stream: OpenStream) -> None:
+        """This stream of the engine is read from now on, until it has ended."""
         ...
 
     async def read_up(self, since: float) -> None:
-        """Returns when the loops that read streams have read what an engine, paused at `since` (monotonic seconds), had sent.
+        """Returns when the readers of all streams have read what an engine, paused at `since` (monotonic seconds), had sent.
 
-        What back-pressure holds back is left out.
+        What back-pressure holds back is left out. Readers that do not answer within DRAIN_SECONDS are logged.
         """
         ...
 
@@ -38,25 +42,46 @@ class LocalTracker:
 
     def __init__(self) -> None:
         self.version = WeightVersion(0)
-        self._readers: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+        self._streams: WeakSet[OpenStream] = WeakSet()
+        self._lock = threading.Lock()
 
-    def reads_here(self) -> None:
-        """The running loop reads streams of the engine."""
-        self._readers.add(asyncio.get_running_loop())
+    def add_stream(self, stream: OpenStream) -> None:
+        """See VersionTracker."""
+        with self._lock:
+            self._streams.add(stream)
 
     async def read_up(self, since: float) -> None:
-        """Waits for these loops."""
-        for loop in list(self._readers):
-            if loop is asyncio.get_running_loop():
-                await _turns(since + READ_SECONDS)
-            elif loop.is_running():
-                with suppress(TimeoutError):  # it ended meanwhile
-                    async with asyncio.timeout(DRAIN_SECONDS):
-                        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_turns(since + READ_SECONDS), loop))
+        """See VersionTracker: each reader answers for its stream, in its own event loop."""
+        await asyncio.sleep(max(0.0, since + IN_FLIGHT_SECONDS - time.monotonic()))
+        by_loop: dict[asyncio.AbstractEventLoop, list[OpenStream]] = {}
+        with self._lock:
+            for stream in self._streams:
+                by_loop.setdefault(stream.loop, []).append(stream)
+        await asyncio.gather(*(_read_up_in(loop, streams) for loop, streams in by_loop.items()))
 
 
-async def _turns(after: float) -> None:
-    """Runs in a loop that reads streams: until each surely woke, and for the turns from its socket to its reader."""
-    await asyncio.sleep(max(0.0, after - time.monotonic()))
-    for _ in range(8):
-        await asyncio.sleep(0.01)
+async def _read_up_in(loop: asyncio.AbstractEventLoop, streams: Sequence[OpenStream]) -> None:
+    """Waits for the streams of one loop; one that has ended, or ends meanwhile, reads nothing any more."""
+    if not loop.is_running():
+        return
+    answers = _all_caught_up(streams)
+    try:
+        future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(answers, loop))
+    except RuntimeError:  # closed just now
+        answers.close()
+        return
+    try:
+        await asyncio.wait({future}, timeout=DRAIN_SECONDS)
+        if future.done() and not future.cancelled():
+            future.result()
+        elif loop.is_running():
+            log.warning(
+                "streams were not read up within %g s: tokens of older weights may be marked as of the new ones",
+                DRAIN_SECONDS,
+            )
+    finally:
+        future.cancel()
+
+
+async def _all_caught_up(streams: Sequence[OpenStream]) -> None:
+    await asyncio.gather(*(stream.caught_up() for stream in streams))

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from megatron_lwz.errors import DataError, EngineError
 from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.rollout.health import AWAY, Standing
-from megatron_lwz.rollout.roster import Load, Roster
+from megatron_lwz.rollout.roster import EngineAction, Roster
 from megatron_lwz.rollout.slots import Member
 from megatron_lwz.types import WeightVersion
 
@@ -46,7 +46,7 @@ class Keeper(Protocol):
 class Watch:
     """One task per engine, and one that reads the engines' file and counts how long none was there."""
 
-    def __init__(self, roster: Roster, check: Load | None, keeper: Keeper | None) -> None:
+    def __init__(self, roster: Roster, check: EngineAction | None, keeper: Keeper | None) -> None:
         self._roster = roster
         self._section = roster.section
         self._check = check
@@ -237,7 +237,7 @@ class Watch:
                     member.health.lack_weights()
                 self._move_rollouts(member)
                 log.warning("engine %s gets weights %s", member.client.url, wanted.version)
-                await wanted.load(member.client)
+                await wanted.give(member.client)
             with roster.lock:
                 if roster.pushing or roster.weights is not wanted:
                     continue

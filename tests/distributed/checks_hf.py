@@ -20,7 +20,7 @@ from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.checkpoint import load_model, save_model
 from megatron_lwz.training.initial import initial_policy
 from megatron_lwz.training.optimizer import wrap_data_parallel
-from megatron_lwz.training.score import ScoreRow, score_rows
+from megatron_lwz.training.token_logprobs import TokenRow, compute_logprobs
 from megatron_lwz.training.weight_sync import DiskTransport, NcclTransport
 from megatron_lwz.training.weight_sync.buckets import Buckets
 from megatron_lwz.types import WeightVersion
@@ -191,14 +191,14 @@ def through_mbridge(source: str, out: str, tokens: list[list[int]]) -> dict[str,
     The checkpoint, written under tensor parallel 2 and read under pipeline parallel 2, goes through mbridge into
     `out`/from_checkpoint, as a Hugging Face folder's weights.
     """
-    rows = [ScoreRow(str(index), tuple(row), 1) for index, row in enumerate(tokens)]
+    rows = [TokenRow(str(index), tuple(row), 1) for index, row in enumerate(tokens)]
     launch.initialize(config := config_for(source, "fp32", {"tensor": 2}))
     ours, theirs = build_policy(config), build_policy(config)
     load_policy(ours, HfFolder(source))
     export_policy(ours, Path(out, "export"), config_files_from=Path(source))
     save_model(ours, Path(out, "checkpoint"))
     mbridge_for(source, config).load_weights(theirs, str(Path(out, "export")))
-    found = {"ours": score_rows(ours, rows, config), "from_export": score_rows(theirs, rows, config)}
+    found = {"ours": compute_logprobs(ours, rows, config), "from_export": compute_logprobs(theirs, rows, config)}
     launch.initialize(config := config_for(source, "fp32", {"pipeline": 2}))
     read = build_policy(config)
     load_model(read, Path(out, "checkpoint"))

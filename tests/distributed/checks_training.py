@@ -24,9 +24,9 @@ from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.reference import ReferenceWeights, with_weights
-from megatron_lwz.training.score import score
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import StepResult, TrainingError, forward_statistics, train_step
+from megatron_lwz.training.token_logprobs import write_logprobs
 from megatron_lwz.types import MicroBatch, SequenceBatch
 
 VOCABULARY = 101  # not divisible by anything: padded rows must not count
@@ -131,7 +131,7 @@ def two_ranks(folder: str, layouts: dict[str, Any], loads: list[list[str]], hf: 
     found = run_layouts(folder, layouts, loads)
     for name in SCORED:
         config = config_of(folder, hf=hf, parallel=layouts[name].get("parallel", {}))
-        score(config, Path(rows), Path(folder, f"{name}.jsonl"), temperature=0.7)
+        write_logprobs(config, Path(rows), Path(folder, f"{name}.jsonl"), temperature=0.7)
     found["zero"] = save_before_first_step(folder)
     found["failed_write"] = failed_write(folder)
     found["reference"] = reference(folder)

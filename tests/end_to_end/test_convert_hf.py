@@ -15,7 +15,7 @@ from transformers import Qwen2ForCausalLM
 from megatron_lwz.cli import common
 from megatron_lwz.config import load_config
 from megatron_lwz.distributed import environment, launch
-from megatron_lwz.training.score import score
+from megatron_lwz.training.token_logprobs import write_logprobs
 from tests.support.tiny_qwen2 import tiny_qwen2
 from tools import convert_hf
 
@@ -86,7 +86,7 @@ def test_stages_accept_the_checkpoint_folder_as_config(converted, tmp_path: Path
     tokens = torch.randint(203, (40,), generator=torch.Generator().manual_seed(1))
     (tmp_path / "in.jsonl").write_text(json.dumps({"id": "a", "tokens": tokens.tolist(), "prompt_length": 10}) + "\n")
     try:
-        score(config, tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+        write_logprobs(config, tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     finally:
         launch.shutdown()
     row = json.loads((tmp_path / "out.jsonl").read_text())

@@ -11,7 +11,7 @@ import torch
 
 from megatron_lwz.distributed import launch
 from megatron_lwz.models.decoding import Decoder
-from megatron_lwz.models.decoding_cache import Sequence as Decoded
+from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.rollout.engine.policy import ServedPolicy
 from tests.support.engine_model import VOCAB, write_engine_model
 
@@ -30,9 +30,9 @@ def prompts(lengths: Sequence[int], seed: int = 0) -> list[tuple[int, ...]]:
     return [tuple(torch.randint(0, VOCAB, (n,), generator=generator).tolist()) for n in lengths]
 
 
-def write(decoder: Decoder, asked: dict[Decoded, int]) -> dict[Decoded, tuple[list[int], list[float]]]:
+def write(decoder: Decoder, asked: dict[CachedSequence, int]) -> dict[CachedSequence, tuple[list[int], list[float]]]:
     """Runs the sequences to their token counts."""
-    written: dict[Decoded, tuple[list[int], list[float]]] = {sequence: ([], []) for sequence in asked}
+    written: dict[CachedSequence, tuple[list[int], list[float]]] = {sequence: ([], []) for sequence in asked}
     for sequence in asked:
         decoder.add(sequence)
     steps = 0
@@ -53,7 +53,7 @@ def reference_logprobs(model: Any, prompt: Sequence[int], tokens: Sequence[int],
     return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
 
 
-def assert_logprobs(model: Any, sequence: Decoded, tokens: list[int], logprobs: list[float]) -> None:
+def assert_logprobs(model: Any, sequence: CachedSequence, tokens: list[int], logprobs: list[float]) -> None:
     wanted = reference_logprobs(model, sequence.prompt, tokens, sequence.temperature or 1.0)
     assert torch.allclose(torch.tensor(logprobs), wanted, atol=1e-4, rtol=0)
 
@@ -61,7 +61,7 @@ def assert_logprobs(model: Any, sequence: Decoded, tokens: list[int], logprobs: 
 def test_greedy_tokens_equal_transformers_under_continuous_batching(served: tuple[ServedPolicy, Any, Path]) -> None:
     policy, model, _ = served
     asked = {
-        Decoded(prompt, temperature=0.0): 10 + 7 * place % 40
+        CachedSequence(prompt, temperature=0.0): 10 + 7 * place % 40
         for place, prompt in enumerate(prompts([32, 5, 17, 1, 9, 23, 90, 2, 12, 28]))
     }
     written = write(policy.decoder(4), asked)
@@ -86,10 +86,10 @@ def test_samples_do_not_depend_on_what_runs_beside(served: tuple[ServedPolicy, A
     policy, model, _ = served
     group = prompts([20])[0]
 
-    def fresh() -> list[Decoded]:
+    def fresh() -> list[CachedSequence]:
         """Six samples of one prompt and two strangers."""
-        same = [Decoded(group, temperature=0.9, seed=seed) for seed in range(6)]
-        return [*same, *(Decoded(p, temperature=1.3, top_p=0.8, seed=3) for p in prompts([7, 40], seed=5))]
+        same = [CachedSequence(group, temperature=0.9, seed=seed) for seed in range(6)]
+        return [*same, *(CachedSequence(p, temperature=1.3, top_p=0.8, seed=3) for p in prompts([7, 40], seed=5))]
 
     together, alone = fresh(), fresh()
     batch = write(policy.decoder(8), dict.fromkeys(together, 60))
@@ -101,10 +101,10 @@ def test_samples_do_not_depend_on_what_runs_beside(served: tuple[ServedPolicy, A
 
 def test_a_continued_rollout_equals_an_undisturbed_one(served: tuple[ServedPolicy, Any, Path]) -> None:
     policy, _, _ = served
-    whole = Decoded(prompts([15])[0], temperature=1.0, seed=42)
+    whole = CachedSequence(prompts([15])[0], temperature=1.0, seed=42)
     tokens, logprobs = write(policy.decoder(1), {whole: 80})[whole]
     decoder = policy.decoder(2)
-    rest = Decoded((*whole.prompt, *tokens[:37]), temperature=1.0, seed=42)
+    rest = CachedSequence((*whole.prompt, *tokens[:37]), temperature=1.0, seed=42)
     again, again_logprobs = write(decoder, {rest: 43})[rest]
     assert again == tokens[37:]
     assert again_logprobs == pytest.approx(logprobs[37:], abs=1e-4)
@@ -124,19 +124,19 @@ def test_a_shared_prompt_is_computed_once(served: tuple[ServedPolicy, Any, Path]
 
     monkeypatch.setattr(type(forward), "__call__", count)
     group = prompts([50])[0]
-    write(decoder, {Decoded(group, seed=seed): 3 for seed in range(12)})
+    write(decoder, {CachedSequence(group, seed=seed): 3 for seed in range(12)})
     assert sum(computed) == 50
-    write(decoder, {Decoded((*group[:40], 1, 2)): 3})
+    write(decoder, {CachedSequence((*group[:40], 1, 2)): 3})
     assert sum(computed) == 52, "40 tokens were shared with the group's prompt"
     decoder.forget_prefixes()
-    write(decoder, {Decoded(group): 3})
+    write(decoder, {CachedSequence(group): 3})
     assert sum(computed) == 102
 
 
 def test_long_rollouts_of_mixed_lengths_move_through_the_buckets(served: tuple[ServedPolicy, Any, Path]) -> None:
     policy, model, _ = served
     lengths = {30: 2600, 600: 700, 3: 300, 2500: 40}
-    asked = {Decoded(p, seed=n): n for p, n in zip(prompts(list(lengths)), lengths.values(), strict=True)}
+    asked = {CachedSequence(p, seed=n): n for p, n in zip(prompts(list(lengths)), lengths.values(), strict=True)}
     written = write(policy.decoder(4), asked)
     for sequence in asked:
         assert_logprobs(model, sequence, *written[sequence])
@@ -145,7 +145,7 @@ def test_long_rollouts_of_mixed_lengths_move_through_the_buckets(served: tuple[S
 def test_removed_sequences_free_their_slots(served: tuple[ServedPolicy, Any, Path]) -> None:
     policy, _, _ = served
     decoder = policy.decoder(2)
-    writing, other, waiting = (Decoded(p) for p in prompts([5, 6, 7]))
+    writing, other, waiting = (CachedSequence(p) for p in prompts([5, 6, 7]))
     for sequence in (writing, other, waiting):
         decoder.add(sequence)
     decoder.step()
@@ -164,11 +164,11 @@ def test_new_weights_go_on_from_the_old_keys(served: tuple[ServedPolicy, Any, Pa
     prompt = prompts([12])[0]
 
     def greedy(decoder: Decoder) -> list[int]:
-        sequence = Decoded(prompt, temperature=0.0)
+        sequence = CachedSequence(prompt, temperature=0.0)
         return write(decoder, {sequence: 30})[sequence][0]
 
     old = greedy(policy.decoder(1))
-    decoder, sequence = policy.decoder(1), Decoded(prompt, temperature=0.0)
+    decoder, sequence = policy.decoder(1), CachedSequence(prompt, temperature=0.0)
     decoder.add(sequence)
     tokens = [decoder.step()[0].token for _ in range(10)]
     try:

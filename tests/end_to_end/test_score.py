@@ -14,7 +14,7 @@ import yaml
 from megatron_lwz.config import validate
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import DataError
-from megatron_lwz.training.score import read_rows
+from megatron_lwz.training.token_logprobs import read_rows
 from tests.support.tiny_qwen2 import write_tiny_qwen2
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from megatron_lwz.errors import LwzError
 from megatron_lwz.models.decoding import Decoder
-from megatron_lwz.models.decoding_cache import Sequence
+from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.rollout.engine.generation import Generation
 from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.types import FinishReason, WeightVersion
@@ -53,7 +53,7 @@ class EngineThread:
         self._decoder = decoder
         self._weights = weights
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._generations: dict[Sequence, Generation] = {}
+        self._generations: dict[CachedSequence, Generation] = {}
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.paused = False

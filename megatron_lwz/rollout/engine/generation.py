@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_lwz.models.decoding_cache import Sequence as DecodedSequence
+from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.rollout.engine.text import Detokenizer, StopFinder
 from megatron_lwz.types import FinishReason
 
@@ -47,7 +47,7 @@ class Generation:
     def __init__(
         self,
         request_id: str,
-        sequence: DecodedSequence,
+        sequence: CachedSequence,
         rules: EndRules,
         *,
         decode: Callable[[Sequence[int]], str],

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.http.server import make_app, read_object
-from megatron_lwz.models.decoding_cache import Sequence as DecodedSequence
+from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.rollout.engine.core import CACHE, WEIGHTS, EngineThread
 from megatron_lwz.rollout.engine.generation import Delta, EndRules, Generation
 from megatron_lwz.rollout.engine.protocol import (
@@ -96,7 +96,7 @@ class EngineServer:
         loop = asyncio.get_running_loop()
         generation = Generation(
             request_id,
-            DecodedSequence(
+            CachedSequence(
                 prompt, asked.temperature, asked.top_p, secrets.randbits(63) if asked.seed is None else asked.seed
             ),
             self._end_rules(asked),

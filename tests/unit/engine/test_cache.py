@@ -7,7 +7,7 @@ import random
 import torch
 
 from megatron_lwz.models import decoding_cache as cache
-from megatron_lwz.models.decoding_cache import CacheShape, PrefixCache, RowCache, Sequence
+from megatron_lwz.models.decoding_cache import CachedSequence, CacheShape, PrefixCache, RowCache
 
 SHAPE = CacheShape(layers=2, groups=1, head_dim=2, dtype=torch.float32, device=torch.device("cpu"))
 
@@ -16,10 +16,10 @@ def test_rows_keep_their_contents_through_adds_removes_and_growth(monkeypatch) -
     torch.manual_seed(0)
     monkeypatch.setattr(cache, "SMALLEST_CAPACITY", 4)
     rows, random_ = RowCache(SHAPE), random.Random(0)
-    wanted: dict[Sequence, torch.Tensor] = {}
+    wanted: dict[CachedSequence, torch.Tensor] = {}
     for _ in range(600):
         if len(wanted) < 6 and random_.random() < 0.3:
-            sequence = Sequence((1,), length=random_.randint(1, 9))
+            sequence = CachedSequence((1,), length=random_.randint(1, 9))
             wanted[sequence] = torch.randn(2, 1, 2, sequence.length, 2)
             rows.add(sequence, wanted[sequence])
         elif wanted and random_.random() < 0.15:

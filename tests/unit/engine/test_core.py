@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from megatron_lwz.models.decoding import Sampled
-from megatron_lwz.models.decoding_cache import Sequence
+from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.rollout.engine.core import AsleepError, EngineThread
 from megatron_lwz.rollout.engine.generation import Delta, EndRules, Generation
 from megatron_lwz.rollout.limits import EngineLoad
@@ -19,7 +19,7 @@ class Counting:
     """Writes 0, 1, 2, … for every sequence; a prompt of 99 breaks the step."""
 
     def __init__(self) -> None:
-        self.counts: dict[Sequence, int] = {}
+        self.counts: dict[CachedSequence, int] = {}
         self.memory: list[str] = []
 
     def __len__(self) -> int:
@@ -33,10 +33,10 @@ class Counting:
     def cache_use(self) -> float:
         return len(self.counts) / 10
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: CachedSequence) -> None:
         self.counts[sequence] = -1
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: CachedSequence) -> None:
         self.counts.pop(sequence, None)
 
     def forget_prefixes(self) -> None:
@@ -80,7 +80,7 @@ def submit(engine: EngineThread, *, prompt: int = 1, max_tokens: int = 10**9) ->
     deltas: queue.Queue[Delta] = queue.Queue()
     rules = EndRules(max_tokens, {})
     generation = Generation(
-        f"r{prompt}", Sequence((prompt,)), rules, decode=lambda ids: "x" * len(ids), deliver=deltas.put
+        f"r{prompt}", CachedSequence((prompt,)), rules, decode=lambda ids: "x" * len(ids), deliver=deltas.put
     )
     engine.submit(generation).result(5)
     return deltas

@@ -12,7 +12,7 @@ from megatron_lwz.evaluation.arena_files import read_baselines, read_player
 from megatron_lwz.evaluation.arena_write import Game, pairs, play, report
 from megatron_lwz.evaluation.bradley_terry import ELO
 from megatron_lwz.evaluation.tasks import Task, read_tasks
-from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_client import Judge
 from megatron_lwz.rewards.judge_prompts import read_winner
 from tests.support.planted_judge import BIAS, STRENGTHS, planted
 from tests.support.scripted_server import KEY, Scripted, serving

@@ -4,7 +4,7 @@ import pytest
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import judge_prompts as prompts
-from megatron_lwz.rewards.judge import mark
+from megatron_lwz.rewards.judge_client import mark
 from megatron_lwz.rewards.judge_prompts import pair_question
 
 CRITERION = {"name": "Tone", "criteria_description": "Is it warm?", "1-2": "cold", "9-10": "warm"}

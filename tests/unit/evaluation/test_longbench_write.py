@@ -14,7 +14,7 @@ from megatron_lwz.evaluation.judge_prompts import QUALITY_DIMENSIONS
 from megatron_lwz.evaluation.longbench_write import evaluate, evaluate_now, read_quality, ruler
 from megatron_lwz.evaluation.responses import Response, read_responses
 from megatron_lwz.evaluation.tasks import read_tasks
-from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_client import Judge
 from megatron_lwz.types import LengthRange
 from tests.support.scripted_server import KEY, Scripted, serving
 

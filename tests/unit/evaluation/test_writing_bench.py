@@ -10,7 +10,7 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import writing_bench_files as files
 from megatron_lwz.evaluation.responses import Response
 from megatron_lwz.evaluation.writing_bench import aggregate, judge_responses
-from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_client import Judge
 from tests.support.files import write_jsonl
 from tests.support.scripted_server import KEY, Scripted, serving
 from tests.support.writing_bench import PUBLIC, write_benchmark

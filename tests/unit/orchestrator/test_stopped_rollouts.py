@@ -11,8 +11,8 @@ from megatron_lwz.orchestrator.rescore import Rescorer
 from megatron_lwz.report.rollouts import readings
 from megatron_lwz.rewards.composite import build_rewards
 from megatron_lwz.rewards.guard import response_guards
-from megatron_lwz.rollout.guard import Watch
-from megatron_lwz.rollout.sampling import text_of
+from megatron_lwz.rollout.guard import GuardedRollout
+from megatron_lwz.rollout.writer import text_of
 from megatron_lwz.types import Alarm, ComponentScore, FinishReason, Group, LengthRange, Prompt, Rollout
 
 NAMES = ("length", "format")
@@ -121,10 +121,10 @@ def test_an_exact_stop_scores_as_every_continuation_from_tokens_to_scores(tokens
     )  # fmt: skip
     prompt = Prompt("p", "Write.", length)
     whole, *_ = written(tokens, stops)
-    watch = Watch(
+    guarded = GuardedRollout(
         response_guards(config)(prompt), config.rollout.guard, decode=decode, stops=stops, ends={EOS}, limit=60
     )
-    stopped_at = watch.take(whole)
+    stopped_at = guarded.take(whole)
     assume(stopped_at is not None)
     kept = whole[:stopped_at]
 

@@ -12,7 +12,7 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.rewards.composite import build_rewards
 from megatron_lwz.rewards.guard import response_guards
 from megatron_lwz.rollout.engine.text import StopFinder
-from megatron_lwz.rollout.sampling import text_of
+from megatron_lwz.rollout.writer import text_of
 from megatron_lwz.types import FinishReason, LengthRange, Prompt, Rollout, StreamVerdict
 
 LOOSE = {"format": {"duplicate_penalty": 0.0}}

@@ -9,7 +9,7 @@ import pytest
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.errors import EngineError
 from megatron_lwz.rollout.events import StreamEnd
-from megatron_lwz.rollout.sampling import Sampler, text_of
+from megatron_lwz.rollout.writer import RolloutWriter, text_of
 from megatron_lwz.types import ComponentScore, FinishReason, WeightVersion
 from tests.support.rollouts import prompts
 from tests.support.synthetic_engine import CharTokenizer, Engine, written_logprob, written_token
@@ -328,4 +328,4 @@ def test_a_kill_between_the_last_token_and_the_record_of_the_end(tokens, expecte
             return super().decode([i for i in ids if i != 1])
 
     section = RolloutSection(max_new_tokens=50)
-    assert Sampler(None, None, WithSpecialToken(), section).end_of(tokens) == expected
+    assert RolloutWriter(None, None, WithSpecialToken(), section).end_of(tokens) == expected

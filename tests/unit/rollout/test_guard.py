@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_lwz.config.guard import GuardSection
-from megatron_lwz.rollout.guard import GIVEN, Watch, given_column, guard_metrics
+from megatron_lwz.rollout.guard import GIVEN, GuardedRollout, given_column, guard_metrics
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.journal_reader import JournalReader
+from megatron_lwz.rollout.schema import SCHEMA_VERSION
 from megatron_lwz.types import Alarm, ComponentScore, FinishReason, Group, Prompt, Rollout, StreamVerdict
 from tests.support.synthetic_engine import Engine
 
@@ -34,8 +35,8 @@ def section(**settings) -> GuardSection:
     return GuardSection(**{"mode": "on", "interval": 4} | settings)
 
 
-def watch(guard: GuardSection, limit: int = 10_000, stops: Sequence[str] = ("</answer>",)) -> Watch:
-    return Watch(Marks(), guard, decode=decode, stops=stops, ends={0}, limit=limit)
+def guarded(guard: GuardSection, limit: int = 10_000, stops: Sequence[str] = ("</answer>",)) -> GuardedRollout:
+    return GuardedRollout(Marks(), guard, decode=decode, stops=stops, ends={0}, limit=limit)
 
 
 def decode(ids: Sequence[int]) -> str:
@@ -46,7 +47,7 @@ def tokens_of(text: str) -> list[int]:
     return list(text.encode())
 
 
-def run(one: Watch, tokens: Sequence[int], sizes: Sequence[int]) -> int | None:
+def run(one: GuardedRollout, tokens: Sequence[int], sizes: Sequence[int]) -> int | None:
     start = turn = 0
     while start < len(tokens):
         size = sizes[turn % len(sizes)]
@@ -66,38 +67,38 @@ TEXTS = st.lists(st.sampled_from(["a", "中", "é", "!", "?", "#", "</ans", "</a
 )
 def test_where_a_rollout_stops_depends_on_its_tokens_alone(text, sizes, interval, mode):
     guard = section(interval=interval, mode=mode, scores={})
-    cut, whole = watch(guard), watch(guard)
+    cut, whole = guarded(guard), guarded(guard)
     assert run(cut, tokens_of(text), sizes) == run(whole, tokens_of(text), [len(text.encode()) or 1])
     assert cut.alarms == whole.alarms
 
 
 def test_it_looks_at_multiples_of_the_interval_only():
-    assert run(watch(section()), tokens_of("ab!#ef"), [1]) == 4
-    assert run(watch(section()), tokens_of("abcd!#gh"), [3]) == 8
-    assert run(watch(section()), tokens_of("abcd!#"), [6]) is None, "it ends before the next look"
+    assert run(guarded(section()), tokens_of("ab!#ef"), [1]) == 4
+    assert run(guarded(section()), tokens_of("abcd!#gh"), [3]) == 8
+    assert run(guarded(section()), tokens_of("abcd!#"), [6]) is None, "it ends before the next look"
 
 
 def test_a_rule_is_noted_once_and_stops_when_everything_is_determined_or_given():
-    one = watch(section())
+    one = guarded(section())
     assert run(one, tokens_of("abc!abc?abcdabc#"), [5]) == 16
     assert one.alarms == [Alarm("bang", 4), Alarm("ask", 8), Alarm("bang", 16, stopped=True)]
-    given_score = watch(section(scores={"letters": -1.0}))
+    given_score = guarded(section(scores={"letters": -1.0}))
     assert run(given_score, tokens_of("abc!abcd"), [5]) == 4
     assert given_score.alarms == [Alarm("bang", 4, stopped=True, scores={"letters": -1.0})]
-    observed = watch(section(mode="observe", scores={"letters": -1.0}))
+    observed = guarded(section(mode="observe", scores={"letters": -1.0}))
     assert run(observed, tokens_of("abc!abc#"), [5]) is None and observed.alarms == [Alarm("bang", 4)]
 
 
 def test_a_rollout_that_ends_by_itself_is_not_stopped():
-    assert run(watch(section()), [*tokens_of("a!#"), 0], [9]) is None
-    assert run(watch(section(), limit=4), tokens_of("a!#b"), [9]) is None
-    assert run(watch(section(interval=12)), tokens_of("a!#</answer>"), [12]) is None
-    assert run(watch(section(interval=12), stops=()), tokens_of("a!#</answer>"), [12]) == 12
+    assert run(guarded(section()), [*tokens_of("a!#"), 0], [9]) is None
+    assert run(guarded(section(), limit=4), tokens_of("a!#b"), [9]) is None
+    assert run(guarded(section(interval=12)), tokens_of("a!#</answer>"), [12]) is None
+    assert run(guarded(section(interval=12), stops=()), tokens_of("a!#</answer>"), [12]) == 12
 
 
 def test_text_that_may_begin_a_stop_string_is_not_judged():
     """What ends at a stop string is cut there: "<!" is part of "<!>" and would be taken away."""
-    one = watch(section(), stops=["<!>"])
+    one = guarded(section(), stops=["<!>"])
     assert run(one, tokens_of("ab<!"), [4]) is None and one.alarms == []
 
 
@@ -198,7 +199,10 @@ def test_an_observed_rollout_ends_as_without_a_guard(make_controller, start_engi
 def test_a_journal_of_version_1_is_read_and_taken_up(tmp_path):
     Journal(tmp_path / "j").close()
     old = sqlite3.connect(tmp_path / "j")
-    old.executescript("DROP TABLE alarms; DROP TABLE excluded; PRAGMA user_version = 1;")
+    old.executescript(
+        "DROP TABLE alarms; DROP TABLE excluded; ALTER TABLE trained RENAME COLUMN group_ids TO micro_batches;"
+        "PRAGMA user_version = 1;"
+    )
     old.close()
     with JournalReader(tmp_path / "j") as reader:
         assert list(reader.groups()) == []
@@ -206,6 +210,6 @@ def test_a_journal_of_version_1_is_read_and_taken_up(tmp_path):
     with JournalReader(tmp_path / "j"):
         pass
     db = sqlite3.connect(tmp_path / "j")
-    assert db.execute("PRAGMA user_version").fetchone() == (2,) and db.execute(
+    assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,) and db.execute(
         "SELECT count(*) FROM alarms"
     ).fetchone() == (0,)

@@ -14,7 +14,7 @@ from megatron_lwz.config.sections import JudgeSection
 from megatron_lwz.errors import ConfigError, DataError, EngineError
 from megatron_lwz.http.completions import CompletionClient, CompletionFailure
 from megatron_lwz.http.retry import Failure
-from megatron_lwz.rewards.judge import Judge, Question
+from megatron_lwz.rewards.judge_client import Judge, Question
 from megatron_lwz.rewards.judge_json import as_score, read_object
 from tests.support.scripted_server import KEY, Scripted, serving
 

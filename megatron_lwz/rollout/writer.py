@@ -1,4 +1,4 @@
-"""Has one rollout written to its end, whatever happens to engines in between."""
+"""Writes rollouts to their end, whatever happens to engines in between."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_lwz.rollout.admission import derive_seed
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.events import StreamEnd
-from megatron_lwz.rollout.guard import GuardMaker, Watch
+from megatron_lwz.rollout.guard import GuardedRollout, GuardMaker
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import FinishReason, Prompt, TokenDelta
@@ -46,10 +46,10 @@ class Tokenizer(Protocol):
         ...
 
 
-class Sampler:
-    """Streams rollouts into the journal; after a failure goes on from the last token received.
+class RolloutWriter:
+    """Streams rollouts from the pool's engines into the journal; after a failure goes on from the last token received.
 
-    `guard` watches them while they are written, as `rollout.guard` says.
+    `guard` reads them while they are written, as `rollout.guard` says.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Sampler:
     async def write_group(
         self, group: GroupDraft, seed_of: Callable[[int], int], ended: Callable[[Draft], None]
     ) -> bool:
-        """Has all unfinished rollouts of the group written, and tells each end as it comes; False if none was unfinished.
+        """Writes all unfinished rollouts of the group and calls `ended` at each end; False if none was unfinished.
 
         `seed_of` gives a seed to each index. The first failure ends the others and is raised.
         """
@@ -100,21 +100,21 @@ class Sampler:
 
         Raises RequestFailure when failures in a row, without a new token, use up the budget.
         """
-        watch = self._watch(group.prompt)
-        stopped = watch is not None and watch.take(draft.tokens) is not None
+        guarded = self._guarded(group.prompt)
+        stopped = guarded is not None and guarded.take(draft.tokens) is not None
         end = StreamEnd(FinishReason.GUARD) if stopped else self.end_of(draft.tokens)
         if end is not None:  # killed between the last token and its record of the end
-            self._finish(draft, end, watch)
+            self._finish(draft, end, guarded)
         limits = {Failure(kind): most for kind, most in self._section.retry_limits.items()}
         budget = RetryBudget(self._section.retries, limits, BACKOFF_SECONDS)
-        writer: EngineClient | None = None
+        last: EngineClient | None = None
         while draft.reason is None:
             before = len(draft.tokens)
             try:
                 async with self._pool.lease(group.id) as client:
-                    self.counters["moved"] += writer not in (None, client)
-                    writer = client
-                    await self._stream(client, group, draft, seed, watch)
+                    self.counters["moved"] += last not in (None, client)
+                    last = client
+                    await self._stream(client, group, draft, seed, guarded)
                 continue
             except RequestFailure as error:
                 failure = error
@@ -126,7 +126,7 @@ class Sampler:
             await asyncio.sleep(wait)
 
     async def _stream(
-        self, client: EngineClient, group: GroupDraft, draft: Draft, seed: int, watch: Watch | None
+        self, client: EngineClient, group: GroupDraft, draft: Draft, seed: int, guarded: GuardedRollout | None
     ) -> None:
         section, start = self._section, len(draft.tokens)
         if start and section.engine == "vllm":  # its noise restarts with each request: never replay it on a prefix
@@ -145,16 +145,18 @@ class Sampler:
                 if self._journal.undurable > section.journal_backlog:
                     await self._wait_for_disk()
                 if isinstance(event, TokenDelta):
-                    end = self._append(draft, event, start, watch)
+                    end = self._append(draft, event, start, guarded)
                 elif event.reason not in (FinishReason.STOP, FinishReason.LENGTH):
                     raise RequestFailure(client.url, "aborted the request", Failure.CONNECTION)
                 else:
                     end = self._named(draft, event)
                 if end is not None:  # one that the engine did not give closes the stream, and so ends the request
-                    self._finish(draft, end, watch)
+                    self._finish(draft, end, guarded)
                     return
 
-    def _append(self, draft: Draft, delta: TokenDelta, resumed_at: int, watch: Watch | None) -> StreamEnd | None:
+    def _append(
+        self, draft: Draft, delta: TokenDelta, resumed_at: int, guarded: GuardedRollout | None
+    ) -> StreamEnd | None:
         """Takes a delta; gives an end that the engine cannot see: a stop string that began before `resumed_at`, the guard's."""
         end = None
         if resumed_at and len(draft.tokens) < resumed_at + self._window:
@@ -163,7 +165,7 @@ class Sampler:
                 if end is not None:
                     delta = _first(delta, count)
                     break
-        stopped_at = watch.take(delta.tokens) if watch is not None else None
+        stopped_at = guarded.take(delta.tokens) if guarded is not None else None
         if stopped_at is not None:
             delta, end = _first(delta, stopped_at - len(draft.tokens)), StreamEnd(FinishReason.GUARD)
         self._journal.extend(draft, len(draft.tokens), delta)
@@ -206,10 +208,10 @@ class Sampler:
         stop = next((stop for stop in self._section.stop if stop in text), None)
         return StreamEnd(FinishReason.STOP, stop) if stop else None
 
-    def _watch(self, prompt: Prompt) -> Watch | None:
+    def _guarded(self, prompt: Prompt) -> GuardedRollout | None:
         if self._guard is None:
             return None
-        return Watch(
+        return GuardedRollout(
             self._guard(prompt),
             self._section.guard,
             decode=self._tokenizer.decode,
@@ -218,9 +220,9 @@ class Sampler:
             limit=self._section.max_new_tokens,
         )
 
-    def _finish(self, draft: Draft, end: StreamEnd, watch: Watch | None) -> None:
+    def _finish(self, draft: Draft, end: StreamEnd, guarded: GuardedRollout | None) -> None:
         draft.reason, draft.stop = end.reason, end.stop
-        draft.alarms = tuple(watch.alarms) if watch is not None else ()
+        draft.alarms = tuple(guarded.alarms) if guarded is not None else ()
         draft.text = text_of(self._tokenizer.decode(draft.tokens), end.stop)
         self.counters["finished"] += 1
         self.counters["truncated"] += end.reason is FinishReason.LENGTH

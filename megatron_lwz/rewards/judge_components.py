@@ -24,7 +24,7 @@ from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.http.retry import Failure
 from megatron_lwz.http.session import Closing
 from megatron_lwz.rewards import judge_prompts as ask
-from megatron_lwz.rewards.judge import Judge
+from megatron_lwz.rewards.judge_client import Judge
 from megatron_lwz.rewards.per_rollout import PerRollout
 from megatron_lwz.types import ComponentScore, Prompt, RewardFn, Rollout
 

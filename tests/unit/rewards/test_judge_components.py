@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from megatron_lwz.config.sections import JudgeReward, JudgeSection
 from megatron_lwz.rewards import judge_prompts as ask
-from megatron_lwz.rewards.judge import Judge, mark
-from megatron_lwz.rewards.judged import choose_pairs, judge_components
+from megatron_lwz.rewards.judge_client import Judge, mark
+from megatron_lwz.rewards.judge_components import choose_pairs, judge_components
 from megatron_lwz.types import Prompt, Rollout
 from tests.support.scoring import rollout
 from tests.support.scripted_server import KEY, Scripted, serving

@@ -26,16 +26,16 @@ _PASSES = 8
 
 
 @dataclass(frozen=True)
-class ScoreRow:
-    """One input row: `tokens` are prompt then response; the first `prompt_length` are not scored."""
+class TokenRow:
+    """One input row: `tokens` are prompt then response; the first `prompt_length` get no log-prob."""
 
     id: str
     tokens: tuple[int, ...]
     prompt_length: int
 
 
-def score(config: Config, source: Path, target: Path, *, temperature: float = 1.0) -> int:
-    """Scores the rows of `source` into `target` (JSONL, input order); returns their number. All ranks call it.
+def write_logprobs(config: Config, source: Path, target: Path, *, temperature: float = 1.0) -> int:
+    """Writes the log-probs of the rows of `source` to `target` (JSONL, input order); returns their number. All ranks call it.
 
     A row of `target` is {"id", "logprobs", "entropies"}: natural log-probs of the full softmax at `temperature` and
     entropies in nats, one per response token. `target` appears whole or not at all. Raises DataError, line by line.
@@ -48,7 +48,7 @@ def score(config: Config, source: Path, target: Path, *, temperature: float = 1.
     temporary = target.with_name(f".{target.name}.tmp")
     stream = temporary.open("w", encoding="utf-8") if groups.is_rank_zero() else None
     for window in _windows(rows, _PASSES * groups.data_size() * config.training.tokens_per_micro_batch):
-        values = score_rows(policies, window, config)
+        values = compute_logprobs(policies, window, config)
         if stream:
             for row, (logprobs, entropies) in zip(window, values, strict=True):
                 record = {"id": row.id, "logprobs": logprobs.tolist(), "entropies": entropies.tolist()}
@@ -68,8 +68,8 @@ def policy_of(config: Config, folder: Path) -> Config:
     return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"load": str(newest)})})
 
 
-def score_rows(
-    policies: Sequence[PolicyModel], rows: Sequence[ScoreRow], config: Config
+def compute_logprobs(
+    policies: Sequence[PolicyModel], rows: Sequence[TokenRow], config: Config
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(log-probs, entropies) of each row's response tokens, fp32 on the CPU, on every rank. Collective."""
     batch = _batch(rows)
@@ -80,7 +80,7 @@ def score_rows(
         for micro_batch, found in zip(micro_batches, statistics, strict=True):
             unpack(found[0], micro_batch, values[0])
             unpack(found[1], micro_batch, values[1])
-        dist.all_reduce(values, group=groups.data_context_group())  # every token was scored on one rank
+        dist.all_reduce(values, group=groups.data_context_group())  # each token's values come from one rank
     dist.broadcast(values, src=groups.last_stage_rank(), group=groups.pipeline_group())
     values = values.cpu()
     spans = zip(batch.offsets.tolist(), rows, strict=False)
@@ -93,7 +93,7 @@ def score_rows(
     ]
 
 
-def read_rows(path: Path, config: Config) -> list[ScoreRow]:
+def read_rows(path: Path, config: Config) -> list[TokenRow]:
     """The rows of a JSONL file {"id", "tokens", "prompt_length"}; blank lines are passed over. Raises DataError."""
     vocabulary = config.architecture().vocab_size
     longest = config.training.tokens_per_micro_batch
@@ -108,10 +108,10 @@ def read_rows(path: Path, config: Config) -> list[ScoreRow]:
     return rows
 
 
-def _row(line: str, path: Path, number: int, *, vocabulary: int, longest: int) -> ScoreRow:
+def _row(line: str, path: Path, number: int, *, vocabulary: int, longest: int) -> TokenRow:
     try:
         raw = json.loads(line)
-        row = ScoreRow(raw["id"], tuple(raw["tokens"]), raw["prompt_length"])
+        row = TokenRow(raw["id"], tuple(raw["tokens"]), raw["prompt_length"])
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(path, f'needs {{"id", "tokens", "prompt_length"}} ({error!r})', line=number) from error
     for token in row.tokens:
@@ -126,9 +126,9 @@ def _row(line: str, path: Path, number: int, *, vocabulary: int, longest: int) -
     return row
 
 
-def _windows(rows: Sequence[ScoreRow], tokens: int) -> Iterator[list[ScoreRow]]:
+def _windows(rows: Sequence[TokenRow], tokens: int) -> Iterator[list[TokenRow]]:
     """Consecutive rows, about `tokens` tokens at a time."""
-    window: list[ScoreRow] = []
+    window: list[TokenRow] = []
     held = 0
     for row in rows:
         window.append(row)
@@ -140,7 +140,7 @@ def _windows(rows: Sequence[ScoreRow], tokens: int) -> Iterator[list[ScoreRow]]:
         yield window
 
 
-def _batch(rows: Sequence[ScoreRow]) -> SequenceBatch:
+def _batch(rows: Sequence[TokenRow]) -> SequenceBatch:
     lengths = torch.tensor([len(row.tokens) for row in rows])
     total = int(lengths.sum())
     return SequenceBatch(
