@@ -40,7 +40,7 @@ class Tile:
         self.slope = torch.randn(rows, generator=generator).to(device)
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         running = empty_statistics(rows, dtype=torch.float32, device=device)
-        implementations.epilogue("chunked").statistics(self.z, self.labels, 1.0, running)
+        implementations.epilogue("torch").statistics(self.z, self.labels, 1.0, running)
         self.logprob, _, lse, mean = combine(running[None])
         self.gradients = RowGradients(lse, mean, self.slope, None, None)
         self.with_entropy = RowGradients(lse, mean, self.slope, self.slope, None)

@@ -53,4 +53,4 @@ def _best() -> str:
     if reason is None:
         return wanted
     logger.info("kernels: %s cannot run here (%s), so plain torch does its work", wanted, reason)
-    return "chunked"
+    return "torch"

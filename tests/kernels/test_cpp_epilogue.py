@@ -16,8 +16,8 @@ import torch
 
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.kernels.linear_logprob import cpp
-from megatron_lwz.kernels.linear_logprob.chunked import TorchEpilogue
 from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients, combine, empty_statistics
+from megatron_lwz.kernels.linear_logprob.plain import TorchEpilogue
 
 ROOT = Path(__file__).parents[2]
 INSTRUCTIONS = ("avx2", "portable")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from megatron_lwz.kernels.linear_logprob import cuda
-from megatron_lwz.kernels.linear_logprob.chunked import TorchEpilogue
+from megatron_lwz.kernels.linear_logprob.plain import TorchEpilogue
 from tests.kernels import cuda_epilogue_cases as cases
 
 REGISTERS = {"row_statistics": 48, "row_gradient": 48, "row_grpo": 64}

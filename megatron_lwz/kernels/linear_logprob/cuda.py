@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_lwz.kernels.linear_logprob.chunked import TorchEpilogue
 from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients
+from megatron_lwz.kernels.linear_logprob.plain import TorchEpilogue
 
 _KERNELS = Path(__file__).resolve().parents[1]
 LIBRARY = _KERNELS / "_cuda_sm90.so"
