@@ -1,6 +1,6 @@
 """The epilogue in CUDA C++ for Hopper (`csrc/cuda`), through a plain C ABI: needs no headers of torch to build.
 
-Compiled, not yet measured on a GPU. `auto` never picks it: it has to be asked for with `kernels.backend: cuda`.
+Compiled, not yet measured on a GPU. `auto` never picks it; `kernels.backend: cuda` does.
 """
 
 from __future__ import annotations
