@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_lwz.distributed import jit
+
 SECONDS_OF_A_LONG_TEST = 4 * 3600
+
+jit.install()  # some tests import Megatron-Core before any module of ours does; as in a run, torch's compiler stays out
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,9 +3,8 @@
     python tools/bench_epilogues.py [--tile 1024x152064] [--json out.json]
 
 Both passes are bound by memory, so their ceiling is a copy of the tile, timed in the same run: `of copy` compares bytes per
-second. On a Hopper GPU with `python tools/build_cuda.py` run before, the line `one read` is the CUDA kernel that does both
-passes and the clipped objective between them while it holds a row in registers. The implementations take turns; the fastest
-repeat counts.
+second. The implementations take turns; the fastest repeat counts. `cuda` is among them on a Hopper GPU with
+`python tools/build_cuda.py` run before.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -42,7 +40,7 @@ class Tile:
         self.slope = torch.randn(rows, generator=generator).to(device)
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         running = empty_statistics(rows, dtype=torch.float32, device=device)
-        implementations.epilogue("chunked").statistics(self.z, self.labels, 1.0, running)
+        implementations.epilogue("torch").statistics(self.z, self.labels, 1.0, running)
         self.logprob, _, lse, mean = combine(running[None])
         self.gradients = RowGradients(lse, mean, self.slope, None, None)
         self.with_entropy = RowGradients(lse, mean, self.slope, self.slope, None)
@@ -65,8 +63,6 @@ def jobs(tile: Tile) -> list[Job]:
         found.append((f"{name}: statistics", size, partial(epilogue.statistics, tile.z, tile.labels, 1.0, running)))
         for label, rows in (("gradient", tile.gradients), ("gradient with entropy", tile.with_entropy)):
             found.append((f"{name}: {label}", both, partial(spend, tile, epilogue, rows)))
-        if name == "cuda":
-            found.append(("cuda: one read", both, one_read(tile, epilogue)))
     return found
 
 
@@ -74,19 +70,6 @@ def spend(tile: Tile, epilogue: Epilogue, rows: RowGradients) -> Tensor:
     """The gradient of fresh logits."""
     tile.restore()
     return epilogue.gradient(tile.z, tile.labels, 1.0, rows, tile.dtype)
-
-
-def one_read(tile: Tile, epilogue: Any) -> Callable[[], object]:
-    """Statistics, objective and gradient in one launch; only the CUDA epilogue has it."""
-    from megatron_lwz.kernels.linear_logprob.cuda import ClippedObjective
-
-    objective = ClippedObjective(tile.logprob, tile.slope, torch.ones_like(tile.slope), 0.2, 0.2)
-
-    def call() -> object:
-        tile.restore()
-        return epilogue.grpo(tile.z, tile.labels, 1.0, objective, tile.dtype)
-
-    return call
 
 
 def measure(tile: Tile, repeats: int) -> dict[str, dict[str, float]]:
@@ -98,8 +81,7 @@ def measure(tile: Tile, repeats: int) -> dict[str, dict[str, float]]:
             best[name] = min(best[name], seconds_of(call, tile.z.device))
     figures = {}
     for name, size, _ in todo:
-        restored = "gradient" in name or "one read" in name
-        seconds = max(best[name] - (best["copy"] if restored else 0.0), 1e-9)
+        seconds = max(best[name] - (best["copy"] if "gradient" in name else 0.0), 1e-9)
         figures[name] = {
             "seconds": seconds,
             "ns_per_logit": seconds / tile.z.numel() * 1e9,

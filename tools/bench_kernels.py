@@ -28,6 +28,7 @@ from kernel_ways import Inputs, Way, peers, standard
 from rich.console import Console
 from rich.table import Table
 
+from megatron_lwz.config.model import OLD_BACKEND_NAMES
 from megatron_lwz.kernels import settings
 from megatron_lwz.kernels.settings import MIB
 
@@ -263,11 +264,13 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     workspace = options.workspace_mib or (1024 if gpu else 256)
-    settings.put(settings.Settings("chunked", workspace * MIB, options.cache_mib * MIB))
+    settings.put(settings.Settings("torch", workspace * MIB, options.cache_mib * MIB))
     dtype = getattr(torch, options.dtype or ("bfloat16" if gpu else "float32"))
     ways = [*standard(), *(peers() if options.peers else ())]
     if options.ways:
-        ways = [way for way in ways if any(part in way.name for part in options.ways.split(","))]
+        parts = options.ways.split(",")
+        parts += [f"ours, {OLD_BACKEND_NAMES[part]}" for part in parts if part in OLD_BACKEND_NAMES]
+        ways = [way for way in ways if any(part in way.name for part in parts)]
     shapes = options.shapes or ("gpu" if gpu else CPU_SHAPES)
     figures = []
     for shape in (GPU_SHAPES if shapes == "gpu" else shapes).split(","):

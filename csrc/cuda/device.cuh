@@ -6,7 +6,6 @@
 #ifdef LWZ_ON_CPU
 #include "on_cpu.h"
 #else
-#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 // 2^x, error at most 2 ulp (PTX ISA, ex2.approx). ftz drops results below 2^-126, which no sum notices.

@@ -1,25 +1,23 @@
 // Runs the kernels on a CPU, to test their logic where there is no GPU:
-// g++ -x c++ -DLWZ_ON_CPU -pthread -fno-gnu-unique, the last so that two such libraries keep their variables apart.
+// g++ -x c++ -DLWZ_ON_CPU -fno-gnu-unique, the last so that two such libraries keep their variables apart.
 //
-// A CTA is an OS thread, its threads are fibers that switch at barriers; the CTAs of a cluster run at the same time,
-// clusters one after another. Arithmetic is IEEE fp32, so the last bits differ from the GPU's. It proves nothing about
-// speed, about memory order inside a warp, or about what nvcc made of the code.
+// CTAs run one after another; the threads of a CTA are fibers that switch at barriers. Arithmetic is IEEE fp32, so the
+// last bits differ from the GPU's. It proves nothing about speed, about memory order inside a warp, or about what nvcc
+// made of the code.
 #pragma once
 
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
-#include <thread>
 #include <ucontext.h>
 #include <vector>
 
 #define __global__
 #define __device__
 #define __launch_bounds__(...)
-#define __shared__ static thread_local
+#define __shared__ static
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -60,29 +58,20 @@ struct Barrier {
   unsigned arrived = 0, generation = 0;
 };
 
-struct Cluster {
-  std::atomic<unsigned> arrivals{0};
-  std::vector<std::atomic<char*>> anchors;  // one per CTA: where its shared memory lies
-  explicit Cluster(unsigned size) : anchors(size) {}
-};
-
-// A CTA while it runs, on its own OS thread.
+// A CTA while it runs.
 struct Block {
-  unsigned rank, threads, current = 0;
+  unsigned threads, current = 0;
   dim3 index;
-  Cluster* cluster;
   ucontext_t scheduler;
   std::vector<ucontext_t> fibers;
   std::vector<char> done;
-  std::vector<unsigned> phase;  // cluster barriers each thread has arrived at
   Barrier whole;
   std::vector<Barrier> warps;
   std::vector<float> lanes;
   std::function<void()> kernel;
 };
 
-inline thread_local Block* block = nullptr;
-inline thread_local char anchor = 0;
+inline Block* block = nullptr;
 
 inline void yield() { swapcontext(&block->fibers[block->current], &block->scheduler); }
 
@@ -102,43 +91,32 @@ inline void fiber() {
   yield();
 }
 
-inline void run_block(Block* mine, unsigned stack_bytes) {
-  block = mine;
-  mine->cluster->anchors[mine->rank] = &anchor;
-  std::unique_ptr<char[]> stacks(new char[size_t(mine->threads) * stack_bytes]);
-  for (unsigned i = 0; i < mine->threads; i++) {
-    getcontext(&mine->fibers[i]);
-    mine->fibers[i].uc_stack.ss_sp = &stacks[size_t(i) * stack_bytes];
-    mine->fibers[i].uc_stack.ss_size = stack_bytes;
-    mine->fibers[i].uc_link = nullptr;
-    makecontext(&mine->fibers[i], fiber, 0);
+inline void run_block(unsigned index, unsigned threads, const std::function<void()>& kernel) {
+  constexpr size_t STACK_BYTES = 64u << 10;
+  Block mine;
+  mine.threads = threads, mine.index.x = index, mine.kernel = kernel;
+  mine.fibers.resize(threads), mine.done.assign(threads, 0);
+  mine.warps.resize(threads / 32), mine.lanes.resize(threads);
+  block = &mine;
+  std::unique_ptr<char[]> stacks(new char[threads * STACK_BYTES]);
+  for (unsigned i = 0; i < threads; i++) {
+    getcontext(&mine.fibers[i]);
+    mine.fibers[i].uc_stack.ss_sp = &stacks[i * STACK_BYTES];
+    mine.fibers[i].uc_stack.ss_size = STACK_BYTES;
+    mine.fibers[i].uc_link = nullptr;
+    makecontext(&mine.fibers[i], fiber, 0);
   }
-  for (bool alive = true; alive; std::this_thread::yield()) {
+  for (bool alive = true; alive;) {
     alive = false;
-    for (unsigned turn = 0; turn < mine->threads; turn++) {
-      const bool backwards = mine->index.x % 2;  // another order shows other missing barriers
-      const unsigned i = backwards ? mine->threads - 1 - turn : turn;
-      if (mine->done[i]) continue;
+    for (unsigned turn = 0; turn < threads; turn++) {
+      const bool backwards = index % 2;  // another order shows other missing barriers
+      const unsigned i = backwards ? threads - 1 - turn : turn;
+      if (mine.done[i]) continue;
       alive = true;
-      mine->current = i;
-      swapcontext(&mine->scheduler, &mine->fibers[i]);
+      mine.current = i;
+      swapcontext(&mine.scheduler, &mine.fibers[i]);
     }
   }
-}
-
-inline void run_cluster(unsigned first, unsigned size, unsigned threads, const std::function<void()>& kernel) {
-  Cluster cluster(size);
-  std::vector<std::unique_ptr<Block>> blocks;
-  std::vector<std::thread> running;
-  for (unsigned rank = 0; rank < size; rank++) {
-    auto mine = std::make_unique<Block>();
-    mine->rank = rank, mine->threads = threads, mine->index.x = first + rank, mine->cluster = &cluster;
-    mine->fibers.resize(threads), mine->done.assign(threads, 0), mine->phase.assign(threads, 0);
-    mine->warps.resize(threads / 32), mine->lanes.resize(threads), mine->kernel = kernel;
-    blocks.push_back(std::move(mine));
-  }
-  for (auto& mine : blocks) running.emplace_back(run_block, mine.get(), 64u << 10);
-  for (auto& thread : running) thread.join();
 }
 
 struct ThreadIndex {
@@ -169,59 +147,20 @@ inline float __shfl_xor_sync(unsigned, float value, int distance) {
   return other;
 }
 
-namespace cooperative_groups {
-
-struct cluster_group {
-  unsigned num_blocks() const { return unsigned(on_cpu::block->cluster->anchors.size()); }
-  unsigned block_rank() const { return on_cpu::block->rank; }
-  void barrier_arrive() const {
-    on_cpu::block->phase[on_cpu::block->current]++;
-    on_cpu::block->cluster->arrivals++;
-  }
-  void barrier_wait() const {
-    auto& block = *on_cpu::block;
-    const unsigned expected = block.phase[block.current] * block.threads * num_blocks();
-    while (block.cluster->arrivals < expected) on_cpu::yield();
-  }
-  void sync() const {
-    barrier_arrive();
-    barrier_wait();
-  }
-  // Thread-local variables of a library lie at the same distance from each other in every thread.
-  template <class T>
-  T* map_shared_rank(T* at, unsigned rank) const {
-    char* other = on_cpu::block->cluster->anchors[rank];
-    return reinterpret_cast<T*>(other + (reinterpret_cast<char*>(at) - &on_cpu::anchor));
-  }
-};
-inline cluster_group this_cluster() { return {}; }
-
-}  // namespace cooperative_groups
-
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 inline const char* cudaGetErrorName(cudaError_t code) { return code ? "cudaErrorInvalidValue" : "cudaSuccess"; }
 
-enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
-struct cudaLaunchAttribute {
-  cudaLaunchAttributeID id;
-  struct {
-    dim3 clusterDim;
-  } val;
-};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
-  cudaLaunchAttribute* attrs = nullptr;
-  unsigned numAttrs = 0;
 };
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
-  const unsigned size = config->numAttrs ? config->attrs->val.clusterDim.x : 1;
-  for (unsigned first = 0; first < config->gridDim.x; first += size)
-    on_cpu::run_cluster(first, size, config->blockDim.x, [=] { kernel(arguments...); });
+  for (unsigned index = 0; index < config->gridDim.x; index++)
+    on_cpu::run_block(index, config->blockDim.x, [=] { kernel(arguments...); });
   return cudaSuccess;
 }

@@ -3,11 +3,9 @@
 //
 //   lwz_row_statistics   merges a tile into the running (m, s, w, label's logit) of its rows
 //   lwz_row_gradient     dL/dz of a tile, in its own memory or elsewhere
-//   lwz_row_grpo         both at once for a whole row, and the clipped GRPO objective between them: z is read once
 //
 // y = z · scale, scale = 1 / temperature. Rows are contiguous, `stride` elements apart. All in fp32 but the storage of
 // z and of the gradient. No atomics: every sum has one order. Functions return a cudaError_t; launches do not wait.
-#include "row_grpo.cuh"
 #include "row_passes.cuh"
 
 // The C ABI: also in kernels/linear_logprob/cuda.py, which must agree with it.
@@ -47,22 +45,16 @@ bool logits(const LwzTile& tile, const LwzTarget* target, Logits& z) {
   return true;
 }
 
+// One CTA of THREADS threads per row.
 template <class... Parameters, class... Arguments>
-int launch(void (*kernel)(Parameters...), int64_t rows, int threads, int cluster, void* stream,
-           Arguments... arguments) {
-  if (rows <= 0 || rows > INT32_MAX / cluster) return cudaErrorInvalidValue;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+int launch(void (*kernel)(Parameters...), int64_t rows, void* stream, Arguments... arguments) {
+  if (rows <= 0 || rows > INT32_MAX) return cudaErrorInvalidValue;
   cudaLaunchConfig_t config = {};
-  config.gridDim.x = static_cast<unsigned>(rows * cluster);
+  config.gridDim.x = static_cast<unsigned>(rows);
   config.gridDim.y = config.gridDim.z = 1;
-  config.blockDim.x = threads;
+  config.blockDim.x = THREADS;
   config.blockDim.y = config.blockDim.z = 1;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1 ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
@@ -75,7 +67,7 @@ int lwz_row_statistics(const LwzTile* tile, float* running, void* stream) {
   Logits z;
   if (!logits(*tile, nullptr, z)) return cudaErrorInvalidValue;
   const auto kernel = tile->is_bf16 ? row_statistics<Bf16> : row_statistics<Fp32>;
-  return launch(kernel, tile->rows, THREADS, 1, stream, z, tile->rows, running);
+  return launch(kernel, tile->rows, stream, z, tile->rows, running);
 }
 
 // upstream: lse, mean, d logprob, d entropy, d lse, each [rows] fp32; the last two may be null.
@@ -86,26 +78,8 @@ int lwz_row_gradient(const LwzTile* tile, const LwzTarget* target, const float* 
   const Upstream of = {upstream[0], upstream[1], upstream[2], upstream[3], upstream[4]};
   const auto from_fp32 = target->is_bf16 ? row_gradient<Fp32, Bf16> : row_gradient<Fp32, Fp32>;
   const auto from_bf16 = target->is_bf16 ? row_gradient<Bf16, Bf16> : row_gradient<Bf16, Fp32>;
-  return launch(tile->is_bf16 ? from_bf16 : from_fp32, tile->rows, THREADS, 1, stream, z, out, of);
+  return launch(tile->is_bf16 ? from_bf16 : from_fp32, tile->rows, stream, z, out, of);
 }
-
-// Whole rows (TP = 1). inputs: old log-prob, advantage, weight, each [rows] fp32; outputs [4, rows] fp32: logprob,
-// entropy, lse, loss. cudaErrorInvalidValue unless rows start at multiples of 16 bytes and fit (`lwz_max_columns`).
-int lwz_row_grpo(const LwzTile* tile, const LwzTarget* target, const float* const* inputs, float clip_low,
-                 float clip_high, float* outputs, void* stream) {
-  Logits z;
-  if (!logits(*tile, target, z) || !z.aligned || tile->columns > MAX_CLUSTER * SLICE) return cudaErrorInvalidValue;
-  if (tile->is_bf16 && !target->is_bf16) return cudaErrorInvalidValue;  // a wider gradient does not fit over its logits
-  int cluster = 1;
-  while (cluster * SLICE < tile->columns) cluster *= 2;
-  const Target out = {static_cast<char*>(target->gradient), target->stride * (target->is_bf16 ? 2 : 4)};
-  const Objective objective = {inputs[0], inputs[1], inputs[2], clip_low, clip_high};
-  const auto from_fp32 = target->is_bf16 ? row_grpo<Fp32, Bf16> : row_grpo<Fp32, Fp32>;
-  const auto kernel = tile->is_bf16 ? row_grpo<Bf16, Bf16> : from_fp32;
-  return launch(kernel, tile->rows, CLUSTER_THREADS, cluster, stream, z, out, objective, tile->rows, outputs);
-}
-
-int lwz_max_columns(void) { return MAX_CLUSTER * SLICE; }
 
 const char* lwz_error_name(int code) { return cudaGetErrorName(static_cast<cudaError_t>(code)); }
 

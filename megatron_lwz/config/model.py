@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from megatron_lwz.config.base import Section
 
@@ -69,12 +69,16 @@ class ParallelSection(Section):
     )
 
 
+OLD_BACKEND_NAMES = {"chunked": "torch"}
+"""Earlier names of `kernels.backend`, which configs and saved runs may still hold → today's."""
+
+
 class KernelsSection(Section):
     """Which implementation of our ops runs."""
 
-    backend: Literal["auto", "reference", "chunked", "cpp", "triton", "cuda"] = Field(
+    backend: Literal["auto", "reference", "torch", "cpp", "triton", "cuda"] = Field(
         "auto",
-        description="auto: triton on a GPU, cpp on a CPU, chunked (plain torch) without them; an explicit choice that cannot run raises",
+        description="auto: triton on a GPU, cpp on a CPU, torch (plain torch) without them; an explicit choice that cannot run raises",
     )
     layers: Literal["auto", "torch", "triton"] = Field(
         "auto",
@@ -87,3 +91,8 @@ class KernelsSection(Section):
     cross_check_interval: int = Field(
         0, ge=0, description="every how many steps a few rows are compared with the reference; 0 = never"
     )
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _read_old_name(cls, given: Any) -> Any:
+        return OLD_BACKEND_NAMES.get(given, given) if isinstance(given, str) else given

@@ -9,11 +9,15 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from megatron.core.datasets.indexed_dataset import IndexedDataset
 from numpy.typing import NDArray
 
 from megatron_lwz.data.hashing import mix
+from megatron_lwz.distributed import jit
 from megatron_lwz.errors import DataError
+
+jit.install()  # before Megatron-Core is imported
+
+from megatron.core.datasets.indexed_dataset import IndexedDataset  # noqa: E402
 
 
 class IndexedPieces:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import torch.distributed as dist
-from megatron.core import parallel_state
+
+from megatron_lwz.distributed import jit
+
+jit.install()  # before Megatron-Core is imported
+
+from megatron.core import parallel_state  # noqa: E402
 
 
 def tensor_group() -> dist.ProcessGroup:

@@ -2,7 +2,9 @@
 
 Megatron-Core hands some fused functions to `torch.compile` while it is imported, and that alone imports the compiler: a
 quarter of a process's start on a CPU, where none of those functions is used. Megatron-Core has a switch for this, which
-only works before its other modules are imported; hence a hook, installed when this package is.
+only works before its other modules are imported; hence an import hook. `import megatron_lwz` does not install it: that
+also happens inside vLLM. Whatever imports Megatron-Core installs it first: the rooms `models` and `training` when they
+are imported, and each module elsewhere that needs Megatron-Core. A test tries every one of them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ MODULE = "megatron.core.jit"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds MODULE as Python would, and throws its switch as soon as it is loaded."""
+    """Finds MODULE as Python would. Its loader then turns the compiler off where there is no GPU."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -41,6 +43,6 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 def install() -> None:
-    """Call it before Megatron-Core is imported."""
+    """Puts the hook first in `sys.meta_path`, once. It must be called before Megatron-Core is imported."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

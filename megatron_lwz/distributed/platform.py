@@ -6,6 +6,8 @@ Megatron-Core is written for CUDA devices but almost all of it is plain torch. O
 2. makes `Tensor.cuda()` the identity and lets `Tensor.type()` report the CUDA name that the optimizer compares with;
 3. gives the modules of `PATCHED_MODULES` a `torch` whose factories read `device="cuda"` as the CPU.
 
+jit.py, which keeps torch's compiler out, belongs to this platform too, but has to be in place before Megatron-Core is imported.
+
 Where CUDA is present nothing is installed: the GPU path is Megatron-Core as published. A `TorchFunctionMode` would
 need fewer lines but costs 14–46 % of a step and covers one thread only. `tests/unit/distributed` checks the tables
 below against the installed Megatron-Core, so that a new release which moves something fails there, by name.
@@ -21,7 +23,10 @@ from typing import Any
 
 import torch
 
+from megatron_lwz.distributed import jit
 from megatron_lwz.errors import EnvironmentSetupError
+
+jit.install()  # before Megatron-Core is imported, here or by launch.py
 
 SUPPORTED_VERSIONS = ((0, 16), (0, 17))
 """Megatron-Core releases the tables were checked against: from, up to and not including."""

@@ -47,10 +47,10 @@ def set_backend(section: KernelsSection) -> str:
 
 
 def _best() -> str:
-    """Triton on a GPU, C++ on a CPU; without them plain torch, which says so."""
+    """Triton on a GPU, C++ on a CPU. Where that cannot run, plain torch, and the reason is logged."""
     wanted = "triton" if torch.cuda.is_available() else "cpp"
     reason = implementations.available(wanted)
     if reason is None:
         return wanted
     logger.info("kernels: %s cannot run here (%s), so plain torch does its work", wanted, reason)
-    return "chunked"
+    return "torch"

@@ -14,7 +14,7 @@ MIB = 2**20
 class Settings:
     """Set once per run by `dispatch.set_backend`."""
 
-    backend: str = "chunked"
+    backend: str = "torch"
     workspace_bytes: int = 256 * MIB
     """Bounds the logits an op holds at a time (one row at least)."""
     cache_bytes: int = 256 * MIB

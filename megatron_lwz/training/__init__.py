@@ -1,1 +1,5 @@
 """The stages: state, step, optimizer, checkpoints, and one flat loop per stage. Only this room knows the order."""
+
+from megatron_lwz.distributed import jit
+
+jit.install()  # before a module of this room imports Megatron-Core

@@ -14,7 +14,7 @@ import pytest
 import torch
 import triton
 
-from megatron_lwz.kernels.linear_logprob import triton_kernels, triton_shifted
+from megatron_lwz.kernels.linear_logprob import triton_kernels
 from megatron_lwz.kernels.linear_logprob.triton import LAUNCH, gradient_constants, statistics_constants
 from tests.kernels.ahead_of_time import LOADS_128, STORES_128, MachineCode, compile_ahead_of_time
 
@@ -63,19 +63,6 @@ KERNELS = {
     "gradient_fp32_to_fp32": gradient(FP32, FP32, registers=48),
     "gradient_bf16_to_bf16": gradient(BF16, BF16, registers=48),
     "gradient_bf16_to_fp32": gradient(BF16, FP32, registers=48),
-}
-
-
-def shifted(function: triton.JITFunction, *, registers: int, loads: int, stores: int) -> Kernel:
-    types = {"zt": "*bf16", "stride": "i32", "vocabulary": "i32", "tokens": "i32", "shift": "*bf16"}
-    types |= {"labels": "*i64", "scale": "fp32", "partials": "*fp32", **ROWS}
-    constants = {k: v for k, v in triton_shifted.CONSTANTS.items() if k in function.arg_names}
-    return Kernel(function, types, constants, registers, loads, stores)
-
-
-KERNELS |= {
-    "shifted_statistics": shifted(triton_shifted.statistics, registers=112, loads=4, stores=0),
-    "shifted_gradient": shifted(triton_shifted.gradient, registers=112, loads=4, stores=4),
 }
 
 

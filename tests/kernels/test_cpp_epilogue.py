@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -16,8 +17,8 @@ import torch
 
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.kernels.linear_logprob import cpp
-from megatron_lwz.kernels.linear_logprob.chunked import TorchEpilogue
 from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients, combine, empty_statistics
+from megatron_lwz.kernels.linear_logprob.plain import TorchEpilogue
 
 ROOT = Path(__file__).parents[2]
 INSTRUCTIONS = ("avx2", "portable")
@@ -311,13 +312,13 @@ def test_make_setup_has_built_it():
 def sources(tmp_path_factory):
     """What the build needs, and two modules: the whole package would only be copied."""
     folder = tmp_path_factory.mktemp("sources")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "csrc" / "cpu", folder / "csrc" / "cpu")
-    kernels = folder / "megatron_lwz" / "kernels"
-    kernels.mkdir(parents=True)
-    shutil.copy(ROOT / "megatron_lwz" / "__init__.py", kernels.parent)
-    shutil.copy(ROOT / "megatron_lwz" / "kernels" / "__init__.py", kernels)
+    copied = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "tools/build_cuda.py"]
+    copied += ["megatron_lwz/__init__.py", "megatron_lwz/py.typed"]
+    copied += ["megatron_lwz/kernels/__init__.py", "megatron_lwz/kernels/_cpu.pyi"]
+    for name in copied:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
     return folder
 
 
@@ -333,8 +334,21 @@ def wheel_contents(sources, tmp_path, **environment):
 
 def test_a_build_without_a_compiler_goes_on_without_the_module(sources, tmp_path):
     names = wheel_contents(sources, tmp_path, CC="/bin/false", CXX="/bin/false")
-    assert "megatron_lwz/kernels/__init__.py" in names
+    assert {"megatron_lwz/kernels/__init__.py", "megatron_lwz/py.typed", "megatron_lwz/kernels/_cpu.pyi"} <= set(names)
     assert not any(name.endswith(".so") for name in names)
+
+
+def test_the_source_distribution_holds_all_sources_of_the_kernels(sources, tmp_path):
+    pytest.importorskip("pybind11")
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=sources)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+    kernels = {file.relative_to(ROOT).as_posix() for file in (ROOT / "csrc").rglob("*") if file.is_file()}
+    assert {"csrc/cpu/rows.h", "csrc/cuda/row_passes.cuh"} <= kernels <= names
+    assert {"setup.py", "tools/build_cuda.py", "megatron_lwz/py.typed", "megatron_lwz/kernels/_cpu.pyi"} <= names
 
 
 @needs_compiler

@@ -13,7 +13,7 @@ from megatron_lwz.types import IGNORED_LABEL
 from tests.kernels.logprob_oracle import oracle, problem, relative, weighted
 
 BACKENDS = dispatch.usable()
-CHUNKED = [name for name in BACKENDS if name != "reference"]
+IN_TILES = [name for name in BACKENDS if name != "reference"]
 
 
 @pytest.fixture(autouse=True)
@@ -52,14 +52,14 @@ def test_matches_fp64_autograd(backend, temperature, shift):
 def test_result_does_not_depend_on_the_workspace(workspace):
     case = problem()
     expected = oracle(*case, vocab=1003, temperature=0.8)
-    use("chunked", workspace)
+    use("torch", workspace)
     found = run(*case, temperature=0.8, vocab_size=1003)
     for a, b in zip(found, expected, strict=True):
         assert relative(a, b) <= 1e-5
 
 
-def test_chunked_gradients_are_exact_in_fp64():
-    use("chunked", 1)
+def test_torch_gradients_are_exact_in_fp64():
+    use("torch", 1)
     x, w, labels, _ = problem(rows=5, hidden=4, vocab=11, padded=12)
     x, w = x.requires_grad_(), w.requires_grad_()
     assert torch.autograd.gradcheck(
@@ -99,7 +99,7 @@ def test_no_labels_at_all(backend):
 
 def test_run_to_run_bitwise():
     case = problem(rows=64)
-    use("chunked", 2**16)
+    use("torch", 2**16)
     first, second = (run(*case, temperature=0.8, vocab_size=1003) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -151,14 +151,14 @@ def test_cached_logits_give_the_same_gradients(dtype, cache):
     if dtype == torch.bfloat16:
         x, w = x.bfloat16().double(), w.bfloat16().double()
     expected = oracle(x, w, labels, upstream, vocab=1003, temperature=1.0)
-    use("chunked", 1024 * 4 * 7, cache)
+    use("torch", 1024 * 4 * 7, cache)
     found = run(x, w, labels, upstream, dtype=dtype, vocab_size=1003)
     tolerance = 1e-5 if dtype == torch.float32 else 3e-3
     assert relative(found[1], expected[1]) <= tolerance
     assert relative(found[2], expected[2]) <= tolerance
 
 
-@pytest.mark.parametrize("backend", CHUNKED)
+@pytest.mark.parametrize("backend", IN_TILES)
 @pytest.mark.parametrize("cache", [0, 2**24], ids=["recomputed", "cached"])
 def test_rows_without_upstream_gradient_get_none(backend, cache):
     x, w, labels, upstream = problem()
@@ -176,7 +176,7 @@ def test_gradient_goes_straight_into_main_grad(operator, tied):
     """As Megatron's parameters ask for it; the tensor that autograd carries is zero where the embedding adds to it."""
     x, w, labels, upstream = problem()
     expected = oracle(x, w, labels, upstream, vocab=1003, temperature=1.0)
-    use("chunked", 1024 * 4 * 7)
+    use("torch", 1024 * 4 * 7)
     weight = torch.nn.Parameter(w.float())
     weight.main_grad, weight.grad_added_to_main_grad, weight.zero_out_wgrad = torch.ones_like(weight), False, tied
     hidden = x.float().requires_grad_()
@@ -193,7 +193,7 @@ def test_gradient_goes_straight_into_main_grad(operator, tied):
 
 def test_loss_in_main_grad_must_not_be_scaled_afterwards():
     x, w, labels, upstream = problem()
-    use("chunked")
+    use("torch")
     weight = torch.nn.Parameter(w.float())
     weight.main_grad, weight.grad_added_to_main_grad = torch.zeros_like(weight), False
     loss = linear_loss(x.float().requires_grad_(), weight, labels, weighted(upstream), vocab_size=1003)[0]
@@ -220,16 +220,16 @@ def test_cross_check_runs_at_its_interval_only():
 
 
 def test_cross_check_notices_a_wrong_implementation(monkeypatch):
-    from megatron_lwz.kernels.linear_logprob import chunked
+    from megatron_lwz.kernels.linear_logprob import plain
 
     def wrong(self, z, labels, scale, running):
         right(self, z, labels, scale, running)
         running[3] += 0.5
 
-    right = chunked.TorchEpilogue.statistics
-    monkeypatch.setattr(chunked.TorchEpilogue, "statistics", wrong)
+    right = plain.TorchEpilogue.statistics
+    monkeypatch.setattr(plain.TorchEpilogue, "statistics", wrong)
     x, w, labels, upstream = problem()
-    use("chunked", 2**30)
+    use("torch", 2**30)
     with settings.using(cross_check_interval=2), cross_check.watch(4) as found:
         run(x, w, labels, upstream, vocab_size=1003)
     assert found.largest() == pytest.approx(0.5, abs=1e-4)
@@ -238,7 +238,7 @@ def test_cross_check_notices_a_wrong_implementation(monkeypatch):
 def test_backend_is_resolved_once_and_refused_when_unknown(caplog):
     with caplog.at_level("INFO"):
         chosen = dispatch.set_backend(KernelsSection(workspace_mib=3))
-    assert chosen in ("cpp", "chunked") and settings.settings().workspace_bytes == 3 * 2**20
+    assert chosen in ("cpp", "torch") and settings.settings().workspace_bytes == 3 * 2**20
     assert f"kernels: {chosen}" in caplog.text
     with pytest.raises(ConfigError, match=r"kernels\.backend"):
         dispatch.select("fastest")

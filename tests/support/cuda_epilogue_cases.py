@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from megatron_lwz.kernels.linear_logprob.cuda import ClippedObjective, CudaEpilogue
+from megatron_lwz.kernels.linear_logprob.cuda import CudaEpilogue
 from megatron_lwz.kernels.linear_logprob.epilogue import Epilogue, RowGradients, combine, empty_statistics
 
 DTYPES = [torch.float32, torch.bfloat16]
 PAIRS = [(z, gradient) for z in DTYPES for gradient in DTYPES]
-NARROWING = [pair for pair in PAIRS if pair != (torch.bfloat16, torch.float32)]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-3}
 """Of gradients, relative; log-probs have 1e-5 absolute whatever the logits are stored in, being compared with the same logits."""
 TEMPERATURE = 0.7
@@ -49,15 +48,6 @@ def make(
     if rows > 1:
         buffer[1, start + labels[1]] += 15
     return Case(buffer.to(dtype).to(device)[:, start : start + columns], labels.to(device))
-
-
-def objective(logprob: Tensor) -> ClippedObjective:
-    """For rows with these log-probs [n]: ratios inside and outside the clip range, both signs, the second row of weight 0."""
-    rows = torch.arange(len(logprob), device=logprob.device)
-    shifts = logprob.new_tensor([0.1, 0.0, -0.5, 0.5, -0.1])[rows % 5]
-    advantage = logprob.new_tensor([-1.3, 0.8, -0.6])[rows % 3]
-    weight = logprob.new_tensor([0.7, 1.4])[rows % 2].where(rows != 1, 0)
-    return ClippedObjective((logprob + shifts).float(), advantage.float(), weight.float(), 0.2, 0.28)
 
 
 def statistics(epilogue: Epilogue, case: Case, *, tile: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -104,30 +94,6 @@ def check_gradient(epilogue: CudaEpilogue, case: Case, dtype: torch.dtype) -> No
         assert (first.double() - expected).norm() / expected.norm() < TOLERANCE[dtype]
 
 
-def check_one_read(epilogue: CudaEpilogue, case: Case, dtype: torch.dtype) -> None:
-    """Against fp64 autograd, against the two-pass way, and bitwise against itself."""
-    y, (logprob, entropy, lse, mean) = exact(case)
-    terms = objective(logprob)
-    runs = [case.copy() for _ in range(3)]
-    (found, gradient), (again, repeated) = (
-        epilogue.grpo(run.z, run.labels, run.scale, terms, dtype) for run in runs[:2]
-    )
-    assert torch.equal(found, again) and torch.equal(gradient, repeated)
-
-    leaf = logprob.clone().requires_grad_()
-    loss = _loss(leaf, terms)
-    (g,) = torch.autograd.grad(loss.sum(), leaf)
-    expected = torch.stack([logprob, entropy, lse, loss.detach()])
-    assert (found.double() - expected).abs().max() < 2e-5  # the loss multiplies by r · A
-    rows = RowGradients(lse.float(), mean.float(), g.float(), None, None)
-    wanted = _gradient(case, y, rows)
-    two_pass = epilogue.gradient(runs[2].z, case.labels, case.scale, rows, dtype)
-    size = wanted.norm().clamp(min=0.1)  # a row of one column has none but rounding
-    for other in (wanted, two_pass.double()):
-        assert (gradient.double() - other).norm() / size < TOLERANCE[dtype]
-    assert not gradient[terms.weight == 0].any()
-
-
 def check_idle_rows(epilogue: CudaEpilogue, device: str = "cpu") -> None:
     """Zero gradients write exact zeros, whatever the logits are."""
     z = torch.full((2, 1030), float("nan"), device=device)
@@ -147,11 +113,3 @@ def _gradient(case: Case, y: Tensor, rows: RowGradients) -> Tensor:
     own = (case.labels < y.shape[1]).nonzero().squeeze(1)
     dy[own, case.labels[own]] += rows.logprob.double()[own]
     return dy * case.scale
-
-
-def _loss(logprob: Tensor, terms: ClippedObjective) -> Tensor:
-    """fp64 [n], as in algorithms/grpo.py."""
-    ratio = (logprob - terms.old.double()).clamp(-20, 20).exp()
-    advantage, weight = terms.advantage.double(), terms.weight.double()
-    clipped = ratio.clamp(1 - terms.clip_low, 1 + terms.clip_high)
-    return torch.maximum(-ratio * advantage, -clipped * advantage) * weight

@@ -19,7 +19,7 @@ from megatron_lwz.kernels.settings import settings
 __all__ = ["AutogradTokenLoss", "RowGradients", "TokenLoss", "TokenStep", "linear_logprob", "linear_loss"]
 
 
-def linear_logprob(  # noqa: PLR0913 (the signature is shared by every implementation)
+def linear_logprob(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
@@ -29,7 +29,6 @@ def linear_logprob(  # noqa: PLR0913 (the signature is shared by every implement
     vocab_size: int,
     tp_group: torch.distributed.ProcessGroup | None = None,
     sequence_parallel: bool = False,
-    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(logprob, entropy, lse), each [T] fp32 in nats, all differentiable in `hidden` and `weight`.
 
@@ -38,8 +37,6 @@ def linear_logprob(  # noqa: PLR0913 (the signature is shared by every implement
     weight: [V / TP, H], rows `vocab_start …` of the padded vocabulary. Rows from `vocab_size` (the true vocabulary)
         on take no part and get exactly zero gradient. A parameter with Megatron's `main_grad` gets its gradient there.
     labels: [T] int64, the same on all ranks of `tp_group`. Rows labelled IGNORED_LABEL cost nothing; their outputs are 0.
-    shift: [T], for storage of logits below fp32 (rounding around an earlier lse). Logits are fp32 here, and the
-        cache rounds around their own maximum, so it is not read.
 
     Products accumulate in fp32 for bf16 inputs; fp64 inputs stay fp64 (the oracle of the tests). Outputs are bitwise equal
     on all ranks of `tp_group` and from run to run.

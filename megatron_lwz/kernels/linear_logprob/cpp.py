@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.kernels.linear_logprob.chunked import TorchEpilogue
 from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients
+from megatron_lwz.kernels.linear_logprob.plain import TorchEpilogue
 
 _reason: str | None = None
 try:

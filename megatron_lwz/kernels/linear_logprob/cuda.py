@@ -1,6 +1,6 @@
 """The epilogue in CUDA C++ for Hopper (`csrc/cuda`), through a plain C ABI: needs no headers of torch to build.
 
-Compiled, not yet measured on a GPU. `auto` never picks it: it has to be asked for with `kernels.backend: cuda`.
+Compiled, not yet measured on a GPU. `auto` never picks it; `kernels.backend: cuda` does.
 """
 
 from __future__ import annotations
@@ -9,22 +9,21 @@ import ctypes
 import shutil
 import subprocess
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from megatron_lwz.kernels.linear_logprob.chunked import TorchEpilogue
 from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients
+from megatron_lwz.kernels.linear_logprob.plain import TorchEpilogue
 
 _KERNELS = Path(__file__).resolve().parents[1]
 LIBRARY = _KERNELS / "_cuda_sm90.so"
 SOURCES = _KERNELS.parents[1] / "csrc" / "cuda"
 MAIN = "row_epilogue_sm90.cu"
 FLAGS = ("-arch=sm_90a", "-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC")
-"""No --use_fast_math: e^x, the one hot function, is approximate by name; log and division stay exact, once per row."""
-FUNCTIONS = ("lwz_row_statistics", "lwz_row_gradient", "lwz_row_grpo", "lwz_max_columns", "lwz_error_name")
+"""No --use_fast_math: e^x, the one hot function, is approximate by name; all else is IEEE arithmetic."""
+FUNCTIONS = ("lwz_row_statistics", "lwz_row_gradient", "lwz_error_name")
 _HOPPER = (9, 0)
 
 
@@ -77,17 +76,6 @@ class _Target(ctypes.Structure):
     _fields_ = (("gradient", ctypes.c_void_p), ("stride", ctypes.c_int64), ("is_bf16", ctypes.c_int32))
 
 
-@dataclass(frozen=True)
-class ClippedObjective:
-    """The plain GRPO objective, each tensor [n] fp32: weight · max(−r·A, −clip(r, 1 − low, 1 + high)·A), r = e^(logprob − old)."""
-
-    old: Tensor
-    advantage: Tensor
-    weight: Tensor
-    clip_low: float
-    clip_high: float
-
-
 class CudaEpilogue:
     """See `epilogue.Epilogue`. Tiles of fp32 and bf16; fp64 runs in plain torch.
 
@@ -119,28 +107,6 @@ class CudaEpilogue:
         vectors = _vectors(rows.lse, rows.mean, rows.logprob, rows.entropy, rows.lse_gradient)
         self._call("lwz_row_gradient", z, _tile(z, labels, scale), _target(out), _pointers(vectors))
         return out
-
-    def grpo(
-        self, z: Tensor, labels: Tensor, scale: float, objective: ClippedObjective, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        """Whole rows (TP = 1), read once: ([4, n] fp32: logprob, entropy, lse, loss; dL/dz [n, v] in the memory of z).
-
-        A row of weight 0 gets loss and gradient 0. Raises RuntimeError for more than `max_columns` columns, for rows that do
-        not start at multiples of 16 bytes, and for fp32 gradients of bf16 logits.
-        """
-        assert dtype.itemsize <= z.element_size(), "the gradient takes the memory of z"
-        out = _in_memory_of(z, dtype)
-        outputs = torch.empty(4, len(z), dtype=torch.float32, device=z.device)
-        labels = labels.contiguous()
-        vectors = _vectors(objective.old, objective.advantage, objective.weight)
-        clip = ctypes.c_float(objective.clip_low), ctypes.c_float(objective.clip_high)
-        arguments = _tile(z, labels, scale), _target(out), _pointers(vectors), *clip, _pointer(outputs)
-        self._call("lwz_row_grpo", z, *arguments)
-        return outputs, out
-
-    def max_columns(self) -> int:
-        """The widest rows of `grpo`: what a cluster holds in registers."""
-        return self._functions.lwz_max_columns()
 
     def _call(self, name: str, z: Tensor, *arguments: object) -> None:
         """Launches on the current stream of z's device. Raises RuntimeError with CUDA's name of the error."""

@@ -8,10 +8,16 @@ from functools import cache
 
 from megatron_lwz.kernels.linear_logprob.epilogue import Epilogue
 
-_CLASSES = {"chunked": "TorchEpilogue", "cpp": "CppEpilogue", "triton": "TritonEpilogue", "cuda": "CudaEpilogue"}
-"""Module of this package → its class."""
+_CLASSES = {
+    "torch": ("plain", "TorchEpilogue"),
+    "cpp": ("cpp", "CppEpilogue"),
+    "triton": ("triton", "TritonEpilogue"),
+    "cuda": ("cuda", "CudaEpilogue"),
+}
+"""Name of an implementation → (module of this package, its class)."""
 
 NAMES = tuple(_CLASSES)
+"""As `kernels.backend` names them."""
 
 
 def available(name: str) -> str | None:
@@ -25,8 +31,8 @@ def available(name: str) -> str | None:
 @cache
 def epilogue(name: str) -> Epilogue:
     """The named implementation, which must be available."""
-    return getattr(_module(name), _CLASSES[name])()
+    return getattr(_module(name), _CLASSES[name][1])()
 
 
 def _module(name: str) -> types.ModuleType:
-    return importlib.import_module(f"{__package__}.{name}")
+    return importlib.import_module(f"{__package__}.{_CLASSES[name][0]}")

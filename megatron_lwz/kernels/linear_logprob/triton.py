@@ -7,8 +7,8 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from megatron_lwz.kernels.linear_logprob.chunked import TorchEpilogue
 from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients
+from megatron_lwz.kernels.linear_logprob.plain import TorchEpilogue
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
 if _INSTALLED:

@@ -53,6 +53,17 @@ def test_save_and_load_round_trip(tmp_path):
     assert load_config(tmp_path) == config
 
 
+def test_the_earlier_name_of_a_kernel_backend_becomes_todays(tmp_path):
+    path = write(tmp_path, "config.yaml", "kernels: {backend: chunked}\n")
+    assert load_config(path).kernels.backend == "torch"
+    config = load_config(None, ["kernels.backend=chunked"])
+    assert config == load_config(None, ["kernels.backend=torch"])
+    save_config(config, path)
+    assert "chunked" not in path.read_text() and load_config(tmp_path) == config
+    with pytest.raises(ConfigError, match=r"kernels\.backend.*'torch'"):
+        load_config(None, ["kernels.backend=[chunked]"])
+
+
 def test_overrides_take_lists_and_null(tmp_path):
     path = write(tmp_path, "c.yaml", "grpo: {dual_clip: 3.0}\n")
     config = load_config(path, ["rollout.urls=[http://a,http://b]", "grpo.dual_clip=null", "run.resume=must"])

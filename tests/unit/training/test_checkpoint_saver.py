@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,6 +130,15 @@ def test_an_error_that_ends_the_run_leaves_the_checkpoint_in_flight_complete(tmp
         raise ZeroDivisionError
     assert (tmp_path / LATEST).read_text() == "step_00000000"
     load_checkpoint(state, tmp_path / "step_00000000")
+
+
+def test_a_checkpoint_that_names_a_kernel_backend_of_earlier_is_read(tmp_path: Path) -> None:
+    state = state_of(config_of())
+    with CheckpointSaver(state, tmp_path) as saver:
+        saver.save({"cursor": 7})
+    record = tmp_path / "step_00000000" / "state.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"kernels": "chunked"}))
+    assert load_checkpoint(state, record.parent) == {"cursor": 7}
 
 
 def test_a_save_in_flight_completes_between_steps(tmp_path: Path) -> None:

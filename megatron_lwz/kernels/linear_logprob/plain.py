@@ -1,4 +1,4 @@
-"""The epilogue in plain torch, on any device and in any dtype: what runs when nothing faster is there."""
+"""The epilogue in plain torch, for any device and dtype. It runs where no faster implementation can."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor
 from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients
 
 _CELLS = 2**19
-"""Size of a step: on a CPU its two temporaries stay in the cache."""
+"""Logits per step, so that on a CPU the two temporaries of a step stay in the cache."""
 
 
 def _parts(z: Tensor) -> tuple[Tensor, ...]:
-    """Column slices of about that size."""
+    """z [n, v] in column slices of about `_CELLS` logits each."""
     return z.split(max(256, _CELLS // len(z)), 1)
 
 
 def available() -> None:
-    """It always can run."""
+    """None: plain torch runs everywhere."""
 
 
 class TorchEpilogue:
@@ -40,7 +40,7 @@ class TorchEpilogue:
             running[0] = highest
 
     def gradient(self, z: Tensor, labels: Tensor, scale: float, rows: RowGradients, dtype: torch.dtype) -> Tensor:
-        """dL/dz [n, v], in the memory of z where `dtype` is its own."""
+        """dL/dz [n, v], in the memory of z if z has the dtype `dtype`, else in new memory."""
         lse, mean = rows.lse[:, None], rows.mean[:, None]
         base = -rows.logprob if rows.lse_gradient is None else rows.lse_gradient - rows.logprob
         for part in _parts(z):
