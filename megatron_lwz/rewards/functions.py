@@ -14,16 +14,15 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from megatron_lwz.config.sections import FunctionReward
-from megatron_lwz.errors import ConfigError
 from megatron_lwz.types import ComponentScore, Prompt, Rollout
+from megatron_lwz.user_function import load_function
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class FunctionComponent:
 
     def __init__(self, section: FunctionReward) -> None:
         """Imports the function. Raises ConfigError."""
-        self._function = _load(section.path)
+        self._function = load_function(KEY, section.path)
         self.name = section.title
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
@@ -55,21 +54,6 @@ class FunctionComponent:
             logger.warning("reward %s failed on prompt %s, masked: %r", self.name, prompt.id, error)
             return [ComponentScore(0.0, valid=False) for _ in rollouts]
         return scores
-
-
-def _load(path: str) -> Callable[..., Any]:
-    module, colon, name = path.partition(":")
-    if not colon or not module or not name:
-        raise ConfigError(KEY, path, "must read package.module:function")
-    try:
-        function = importlib.import_module(module)
-        for part in name.split("."):
-            function = getattr(function, part)
-    except Exception as error:  # a module of the user's may raise anything while it is imported
-        raise ConfigError(KEY, path, f"cannot be imported ({type(error).__name__}: {error})") from error
-    if not callable(function):
-        raise ConfigError(KEY, path, "is not a function")
-    return function
 
 
 def _to_score(value: Any) -> ComponentScore:
