@@ -56,14 +56,14 @@ class Case:
         return self.section.mismatch != "sequence" and (self.section.ratio == "token" or self.old_is_policy)
 
 
-def cases(count: int) -> list[Case]:
-    """`count` different combinations, the same ones every time, and a fifth as many of CISPO.
+def cases(count: int, cispo: int = 8) -> list[Case]:
+    """`count` different combinations, the same ones every time, and `cispo` of CISPO.
 
     Every value of every option is among the former; the latter have no lower bound in place of `clip_low` 0.2.
     """
     combinations = list(itertools.product(*CHOICES.values()))
     drawn = [(values, "clip") for values in random.Random(7).sample(combinations, count)]
-    drawn += [(values, "cispo") for values in random.Random(8).sample(combinations, count // 5)]
+    drawn += [(values, "cispo") for values in random.Random(8).sample(combinations, cispo)]
     chosen = []
     for values, objective in drawn:
         options = dict(zip(CHOICES, values, strict=True)) | {"objective": objective}

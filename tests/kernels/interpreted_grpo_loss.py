@@ -13,7 +13,7 @@ from megatron_lwz.kernels.grpo_loss import FusedGrpoLoss, TokenInputs, fused_grp
 from megatron_lwz.kernels.linear_logprob.epilogue import combine
 from tests.kernels import grpo_loss_cases as grid
 
-CASES = grid.cases(120)
+CASES = grid.cases(120, cispo=14)
 TOKENS = 150
 TOKEN_LEVEL = [case for case in CASES if case.token_level]
 
