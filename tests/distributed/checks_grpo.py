@@ -33,7 +33,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sequence": {"ratio": "sequence", "aggregation": "sequence", "mismatch": "sequence", "mismatch_mode": "mask"},
     "constant": {"aggregation": "constant", "constant_length": 64, "kl_coefficient": 0.1, "kl_placement": "reward"},
 }
-
 USER_LOSSES = "tests.unit.algorithms.user_losses"
 SAME: dict[str, dict[str, Any]] = {
     "examples.custom.cispo:cispo": {"objective": "cispo", "clip_high": 0.1, "entropy_coefficient": 0.01},
@@ -41,6 +40,7 @@ SAME: dict[str, dict[str, Any]] = {
     f"{USER_LOSSES}:gspo_through_the_mean": {"ratio": "sequence", "clip_high": 0.1, "mismatch": "none"},
 }
 """A loss function of the user's own → the options of the same built-in loss."""
+THROUGH_THE_MEAN = {"loss_function": f"{USER_LOSSES}:gspo_through_the_mean", "aggregation": "sequence"}
 
 
 def updates(layouts: dict[str, dict[str, Any]], *, cap: int = 128) -> dict[str, list[dict[str, float]]]:

@@ -20,7 +20,7 @@ from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import StepResult
 from megatron_lwz.types import Prompt, Rollout, SequenceBatch
-from tests.distributed.checks_grpo import ARCHITECTURE, OPTIONS, gradients_of, make_batch
+from tests.distributed.checks_grpo import ARCHITECTURE, OPTIONS, THROUGH_THE_MEAN, gradients_of, make_batch
 
 PARTS = (range(5), range(5, 6), range(6, 12))
 """Sequences of each part; the one of the second has weight 0."""
@@ -44,7 +44,7 @@ def compare(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
                 "parallel": parallel,
                 "training": {"precision": "fp32", "tokens_per_micro_batch": 128},
                 "optimizer": {"lr": 1e-2},
-                "grpo": OPTIONS[name.split()[0]],
+                "grpo": (OPTIONS | {"function": THROUGH_THE_MEAN})[name.split()[0]],
             }
         )
         found[name] = _compare(config)

@@ -102,7 +102,7 @@ def test_loss_and_gradient_norm_do_not_depend_on_the_layout(results: Results, mo
 @pytest.mark.parametrize("path", SAME)
 def test_a_loss_function_of_the_users_own_is_the_built_in_one(results: Results, path: str) -> None:
     for rank in results[4]:
-        check_loss_function(rank["loss_functions"][f"TP2 CP2/{path}"])
+        check_loss_function(rank["loss_functions"][f"TP2 CP2/{path}"], path)
 
 
 def test_recompute_changes_nothing(results: Results) -> None:

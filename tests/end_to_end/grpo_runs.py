@@ -9,7 +9,10 @@ from typing import Any
 
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 
+from megatron_lwz.algorithms.grpo import LossInputs
+from megatron_lwz.config.sections import GrpoSection
 from megatron_lwz.types import Prompt, Rollout
 from tests.end_to_end import stages
 from tests.end_to_end.stages import ROOT, variables
@@ -23,6 +26,13 @@ END_OF_TEXT = len(BYTES)
 def share_of_spaces(prompt: Prompt, rollouts: Sequence[Rollout]) -> list[float]:
     """A reward that a random policy already varies in: the share of tokens below 128."""
     return [sum(token < 128 for token in rollout.tokens) / len(rollout.tokens) for rollout in rollouts]
+
+
+def fails_on_a_batch(inputs: LossInputs, section: GrpoSection) -> Tensor:
+    """A loss function that the check before the run cannot find fault with."""
+    if inputs.sequences == 2 * section.group_size:
+        raise RuntimeError("no such batch")
+    return -inputs.advantage * inputs.logprob
 
 
 def write_example(folder: Path, *, vocab_size: int | None = None, words: Sequence[str] = (), **sections: Any) -> Path:
