@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from tests.unit.algorithms.test_grpo_loss import inputs
 
 HERE = "tests.unit.algorithms.user_losses"
 EXAMPLE = "examples.custom.cispo:cispo"
+FIELDS = {field.name for field in dataclasses.fields(LossInputs)}
 CPU = torch.device("cpu")
 THROUGH_THE_MEAN = f"{HERE}:gspo_through_the_mean"
 AROUND = {
@@ -66,6 +70,19 @@ def test_a_function_with_the_same_maths_has_the_same_loss_and_gradients(path, ar
         assert own[name] == metrics[name], name
     if path == EXAMPLE:
         assert own["loss/clipped"] == metrics["clip_fraction_low"] + metrics["clip_fraction_high"] > 0
+
+
+def test_the_page_shows_the_example_and_its_sequence_level_function_passes_the_check(tmp_path, monkeypatch):
+    root = Path(__file__).resolve().parents[3]
+    page = (root / "docs" / "losses.md").read_text(encoding="utf-8")
+    example = root / EXAMPLE.partition(":")[0].replace(".", "/")
+    shown = textwrap.indent(example.with_suffix(".py").read_text(encoding="utf-8"), "    ")
+    assert f"    # {EXAMPLE.partition(':')[0].replace('.', '/')}.py\n{shown}\n" in page
+    (code,) = re.findall(r"^    def gspo.*\n(?:     .*\n)+", page, re.MULTILINE)
+    (tmp_path / "of_the_page.py").write_text("import torch\n" + textwrap.dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    check_loss_function(GrpoSection(loss_function="of_the_page:gspo"), CPU)
+    assert {name for name in re.findall(r"`(\w+)`", page) if name in FIELDS} == FIELDS
 
 
 def test_kl_and_entropy_may_be_the_functions_own():
