@@ -11,7 +11,7 @@ Metrics are sums over tokens with weight > 0; `tokens` counts them, and every me
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,21 +30,46 @@ class LossInputs:
     """Per-token tensors of one packed micro-batch (this rank's context-parallel share), all [T] fp32 but the ids."""
 
     logprob: torch.Tensor
-    """Of the policy; carries gradient."""
+    """Of the policy, ln p(token) at the sampling temperature; carries gradient."""
     entropy: torch.Tensor
-    """Of the policy's full softmax; carries gradient."""
+    """Of the policy's full softmax, in nats; carries gradient."""
     old: torch.Tensor
-    """With one update per batch this is `logprob.detach()`."""
+    """The trainer's log-prob before this batch's updates; with one update per batch this is `logprob.detach()`."""
     behaviour: torch.Tensor
+    """The engine's log-prob, when it sampled the token."""
     reference: torch.Tensor | None
-    """None when the KL coefficient is 0."""
+    """The reference model's log-prob; None when the KL coefficient is 0."""
     advantage: torch.Tensor
+    """Of the token's sequence; with reward-side KL less that token's KL."""
     weight: torch.Tensor
     """Loss weight ≥ 0 (`token_weights`); 0 on prompt tokens, padding and dropped sequences, constant in a sequence."""
     sequence_ids: torch.Tensor
     """int64, −1 on padding."""
     sequences: int
     """Exclusive upper bound of the ids, the same on all context-parallel ranks (N of the SequenceBatch)."""
+
+
+class SequenceMean:
+    """Mean over the weighted tokens of each token's sequence, over all context-parallel ranks.
+
+    Every rank must call it equally often. Differentiable as far as `context_sum` is.
+    """
+
+    def __init__(self, inputs: LossInputs, context_sum: ContextSum) -> None:
+        self._ids = inputs.sequence_ids.clamp(min=0)
+        self._used = (inputs.weight > 0).to(inputs.old.dtype)
+        self._inputs, self._context_sum = inputs, context_sum
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """Values [T] → the mean of each token's sequence [T]."""
+        zeros = values.new_zeros(2, self._inputs.sequences)
+        sums = zeros.index_add(1, self._ids, torch.stack([values * self._used, self._used]))
+        total, count = self._context_sum(sums)
+        return (total / count.clamp(min=1))[self._ids]
+
+
+PolicyLoss = Callable[[LossInputs, GrpoSection, ContextSum], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""→ (loss per token [T], any value where the weight is 0; metric sums). `algorithms/loss_function.py` makes one."""
 
 
 def token_weights(batch: SequenceBatch, section: GrpoSection) -> tuple[torch.Tensor, int]:
@@ -70,38 +95,55 @@ def token_weights(batch: SequenceBatch, section: GrpoSection) -> tuple[torch.Ten
 
 
 def grpo_loss(
-    inputs: LossInputs, section: GrpoSection, *, context_sum: ContextSum
+    inputs: LossInputs, section: GrpoSection, *, context_sum: ContextSum, policy_loss: PolicyLoss | None = None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(Σ weight · token loss, metric sums): eq. of the clipped objective with its options.
+    """(Σ weight · token loss, metric sums): the policy loss with its corrections.
 
     `context_sum` adds a [2, N] tensor over context-parallel ranks (identity without them); it is called only for
-    sequence-level means, the same number of times on every rank, and needs no gradient.
+    sequence-level means, the same number of times on every rank. `policy_loss` takes the place of the built-in
+    objective; only it may need the sum's gradient.
     """
-    mean = _SequenceMean(inputs, context_sum)
+    mean = SequenceMean(inputs, context_sum)
     ratio = policy_ratio(inputs, section, mean)
     correction, kept = mismatch_weight(inputs, section, mean)
-    advantage = inputs.advantage
     if section.kl_coefficient and section.kl_placement == "reward":
-        advantage = advantage_after_kl(advantage, inputs.old, _reference(inputs), section.kl_coefficient)
+        lowered = advantage_after_kl(inputs.advantage, inputs.old, _reference(inputs), section.kl_coefficient)
+        inputs = replace(inputs, advantage=lowered)
 
-    low, high = 1 - section.clip_low, 1 + section.clip_high
-    loss = torch.maximum(-ratio * advantage, -ratio.clamp(low, high) * advantage)
-    if section.dual_clip is not None:
-        loss = torch.where(advantage < 0, torch.minimum(loss, -section.dual_clip * advantage), loss)
+    if policy_loss is None:
+        loss, objective_metrics = _objective(inputs, section, ratio)
+    else:
+        loss, objective_metrics = policy_loss(inputs, section, context_sum)
     loss = loss * correction
     if section.kl_coefficient and section.kl_placement == "loss":
         loss = loss + section.kl_coefficient * kl_term(inputs, section, correction)
     if section.entropy_coefficient:
         loss = loss - section.entropy_coefficient * inputs.entropy
-    metrics = _metrics(inputs, ratio.detach(), correction, kept)
-    metrics["clip_fraction_low"] = _count(inputs, (ratio < low) & (advantage < 0))
-    metrics["clip_fraction_high"] = _count(inputs, (ratio > high) & (advantage > 0))
+    metrics = _metrics(inputs, ratio.detach(), correction, kept) | objective_metrics
     return (loss * inputs.weight).where(inputs.weight > 0, loss.new_zeros(())).sum(), metrics
 
 
-def policy_ratio(
-    inputs: LossInputs, section: GrpoSection, mean: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
+def _objective(
+    inputs: LossInputs, section: GrpoSection, ratio: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of the policy per token [T], and how many tokens the clip acts on.
+
+    clip: max(−r·A, −clip(r)·A), with dual clip for negative A; tokens whose loss is the clipped one get no gradient.
+    cispo: −sg(clip(r))·A·log policy (2506.13585, eq. 4 and 5); every token gets a gradient, of bounded weight.
+    """
+    advantage, low, high = inputs.advantage, 1 - section.clip_low, 1 + section.clip_high
+    below, above = ratio < low, ratio > high
+    if section.objective == "cispo":
+        loss = -ratio.detach().clamp(low, high) * advantage * inputs.logprob
+    else:
+        loss = torch.maximum(-ratio * advantage, -ratio.clamp(low, high) * advantage)
+        if section.dual_clip is not None:
+            loss = torch.where(advantage < 0, torch.minimum(loss, -section.dual_clip * advantage), loss)
+        below, above = below & (advantage < 0), above & (advantage > 0)
+    return loss, {"clip_fraction_low": _count(inputs, below), "clip_fraction_high": _count(inputs, above)}
+
+
+def policy_ratio(inputs: LossInputs, section: GrpoSection, mean: SequenceMean) -> torch.Tensor:
     """Policy / old probability [T], per token or as the sequence's geometric mean.
 
     The sequence ratio (GSPO, 2507.18071, its token form) has the value of the geometric mean and the gradient of the
@@ -114,9 +156,7 @@ def policy_ratio(
     return log_ratio.exp()
 
 
-def mismatch_weight(
-    inputs: LossInputs, section: GrpoSection, mean: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def mismatch_weight(inputs: LossInputs, section: GrpoSection, mean: SequenceMean) -> tuple[torch.Tensor, torch.Tensor]:
     """Importance weight old / behaviour [T], without gradient, and which tokens it left untouched [T] bool.
 
     Per token or the sequence's geometric mean. truncate: min(w, C); mask: w inside [1/C, C], else 0.
@@ -162,21 +202,6 @@ def average_metrics(totals: Mapping[str, float]) -> dict[str, float]:
     """Reduced metric sums → means per token, maxima and `tokens` as they are."""
     tokens = max(1.0, totals["tokens"])
     return {k: v if k == "tokens" or k.endswith(MAX_SUFFIX) else v / tokens for k, v in totals.items()}
-
-
-class _SequenceMean:
-    """Mean over the weighted tokens of each token's sequence, broadcast back to [T]; crosses context-parallel ranks."""
-
-    def __init__(self, inputs: LossInputs, context_sum: ContextSum) -> None:
-        self._ids = inputs.sequence_ids.clamp(min=0)
-        self._used = (inputs.weight > 0).to(inputs.old.dtype)
-        self._inputs, self._context_sum = inputs, context_sum
-
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        zeros = values.new_zeros(2, self._inputs.sequences)
-        sums = zeros.index_add(1, self._ids, torch.stack([values * self._used, self._used]))
-        total, count = self._context_sum(sums)
-        return (total / count.clamp(min=1))[self._ids]
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -102,6 +102,7 @@ class Config(s.Section):
         """What the GRPO stage needs beyond single fields. Raises ConfigError."""
         if self.data.prompts is None:
             raise ConfigError("data.prompts", None, "name the JSONL file of prompts")
+        self.grpo.check()
         if self.grpo.kl_placement == "loss" and self.grpo.kl_coefficient > 0 and self.grpo.kl_estimator == "k1":
             raise ConfigError(
                 "grpo.kl_estimator",
@@ -115,7 +116,8 @@ class Config(s.Section):
         if self.rollout.urls and self.rollout.engines_file is not None:
             advice = "lists the engines that rollout.urls lists too: leave one of them out"
             raise ConfigError("rollout.engines_file", self.rollout.engines_file, advice)
-        if self.rollout.top_p < 1 and self.grpo.mismatch == "none":
+        corrected = self.grpo.mismatch != "none" or self.grpo.loss_function is not None  # which may read `behaviour`
+        if self.rollout.top_p < 1 and not corrected:
             raise ConfigError(
                 "rollout.top_p",
                 self.rollout.top_p,
@@ -159,7 +161,7 @@ class Config(s.Section):
     def _check_staleness(self) -> None:
         """What asynchronous rollouts need beyond single fields. Raises ConfigError."""
         stale, ahead = self.rollout.max_staleness, self.rollout.over_sampling
-        if stale > 0 and self.grpo.mismatch == "none":
+        if stale > 0 and self.grpo.mismatch == "none" and self.grpo.loss_function is None:
             advice = "older weights wrote a part of what is trained on: set grpo.mismatch"
             raise ConfigError("rollout.max_staleness", stale, advice)
         if ahead is not None and ahead > stale:

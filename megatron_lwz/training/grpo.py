@@ -9,8 +9,9 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
+from megatron_lwz.algorithms.loss_function import check_loss_function
 from megatron_lwz.config import Config
-from megatron_lwz.distributed import groups, launch
+from megatron_lwz.distributed import groups, launch, platform
 from megatron_lwz.metrics import MetricsWriter, Timer
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.best import mark_best
@@ -39,6 +40,7 @@ def train(config: Config, display: Display) -> RunFolder:
     """Runs or resumes GRPO; every rank calls it. Returns the run folder. Raises LwzError."""
     launch.initialize(config)
     config.check_grpo()
+    check_loss_function(config.grpo, platform.device())
     started = time.monotonic()
     run = RunFolder(config)
     state = build_train_state(config)

@@ -1,6 +1,7 @@
 """The GRPO loss of an update's micro-batches, in the two forms a step can use.
 
-On a GPU with Triton each form is one launch (`kernels/grpo_loss`); the maths of `algorithms/grpo.py` runs elsewhere.
+On a GPU with Triton each form is one launch (`kernels/grpo_loss`); the maths of `algorithms/grpo.py` runs elsewhere, and
+around a loss function of the user's own.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
 
 from megatron_lwz.algorithms.grpo import LossInputs, grpo_loss
+from megatron_lwz.algorithms.loss_function import load_loss_function
 from megatron_lwz.config.sections import GrpoSection
 from megatron_lwz.distributed import groups
 from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, TokenLoss
@@ -38,13 +40,16 @@ class GrpoObjective:
         self._sequences = sequences
         self._old = old
         self._reference = reference
-        self._fused = settings().backend in ("triton", "cuda")
+        self._function = load_loss_function(section.loss_function)
+        self._fused = settings().backend in ("triton", "cuda") and self._function is None
         self._launched: dict[int, FusedGrpoLoss] = {}
 
     @property
     def token_loss(self) -> TokenLossFn | None:
         """The loss for the gradient in the forward pass; None when a token's loss depends on its whole sequence."""
         if not self._section.is_token_level(old_is_policy=self._old is None):
+            return None
+        if self._function is not None and self._function.sequence_level:
             return None
         return self._fused_token_loss if self._fused else self._token_loss
 
@@ -55,7 +60,7 @@ class GrpoObjective:
             return logprob.new_zeros(()), self._launched.pop(index).metrics()
         if not self._fused:
             inputs = self._inputs(micro, index, logprob, entropy, None)
-            return grpo_loss(inputs, self._section, context_sum=_context_sum)
+            return grpo_loss(inputs, self._section, context_sum=_context_sum, policy_loss=self._function)
         from megatron_lwz.kernels.grpo_loss import fused_grpo_loss  # needs Triton
 
         return fused_grpo_loss(
@@ -72,7 +77,7 @@ class GrpoObjective:
         def loss(logprob: Tensor, entropy: Tensor, _lse: Tensor, rows: Tensor) -> Tensor:
             inputs = self._inputs(micro, index, logprob, entropy, rows)
             # No sum over ranks: a sequence's ratio is asked for only where it is 1 for each of its tokens.
-            return grpo_loss(inputs, self._section, context_sum=lambda values: values)[0]
+            return grpo_loss(inputs, self._section, context_sum=lambda sums: sums, policy_loss=self._function)[0]
 
         return AutogradTokenLoss(loss, micro.labels.numel())
 
@@ -115,6 +120,7 @@ class GrpoObjective:
 
 
 def _context_sum(values: Tensor) -> Tensor:
-    if groups.context_size() > 1:
-        dist.all_reduce(values, group=groups.context_group())
-    return values
+    """Over context-parallel ranks. The step's loss is the sum of theirs, so the gradient is summed on its way back."""
+    if groups.context_size() == 1:
+        return values
+    return all_reduce(values, group=groups.context_group())

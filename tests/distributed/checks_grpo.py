@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import launch
-from megatron_lwz.training.grpo_update import PolicyUpdates, prepare_updates
+from megatron_lwz.training.grpo_objective import GrpoObjective
+from megatron_lwz.training.grpo_update import PolicyUpdates, Update, prepare_updates
 from megatron_lwz.training.initial import build_train_state
+from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.reference import ReferenceWeights
+from megatron_lwz.training.state import TrainState
+from megatron_lwz.training.step import AccumulatingStep, StepResult, forward_statistics
 from megatron_lwz.types import SequenceBatch
 
 ARCHITECTURE = {
@@ -27,6 +33,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sequence": {"ratio": "sequence", "aggregation": "sequence", "mismatch": "sequence", "mismatch_mode": "mask"},
     "constant": {"aggregation": "constant", "constant_length": 64, "kl_coefficient": 0.1, "kl_placement": "reward"},
 }
+USER_LOSSES = "tests.support.user_losses"
+SAME: dict[str, dict[str, Any]] = {
+    "examples.custom.cispo:cispo": {"objective": "cispo", "clip_high": 0.1, "entropy_coefficient": 0.01},
+    f"{USER_LOSSES}:sequence_cispo": {"objective": "cispo", "ratio": "sequence", "clip_high": 0.01},
+    f"{USER_LOSSES}:gspo_through_the_mean": {"ratio": "sequence", "clip_high": 0.1, "mismatch": "none"},
+}
+"""A loss function of the user's own → the options of the same built-in loss."""
+THROUGH_THE_MEAN = {"loss_function": f"{USER_LOSSES}:gspo_through_the_mean", "aggregation": "sequence"}
 
 
 def updates(layouts: dict[str, dict[str, Any]], *, cap: int = 128) -> dict[str, list[dict[str, float]]]:
@@ -45,6 +59,75 @@ def updates(layouts: dict[str, dict[str, Any]], *, cap: int = 128) -> dict[str, 
             )
             found[f"{layout}/{name}"] = _train(config)
     return found
+
+
+def updates_and_loss_functions(layouts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Both in one launch."""
+    return {"updates": updates(layouts), "loss_functions": loss_functions(layouts)}
+
+
+def loss_functions(layouts: dict[str, dict[str, Any]], *, cap: int = 128) -> dict[str, dict[str, float]]:
+    """`layout/function` → how far a loss function's step is from the built-in one's, off policy and packed.
+
+    `loss`: relative; `gradient`: the largest difference over the largest gradient; `smallest`: that gradient; `metrics`:
+    relative, of those that both have; `own`: how many metrics are the function's.
+    """
+    found = {}
+    for layout, parallel in layouts.items():
+        base = {
+            "model": {"architecture": ARCHITECTURE, "vocab_padding": 8},
+            "parallel": parallel,
+            "training": {"precision": "fp32", "tokens_per_micro_batch": cap},
+        }
+        launch.initialize(validate(base))
+        state = build_train_state(validate(base))
+        for path, options in SAME.items():
+            around = {key: value for key, value in options.items() if key not in ("objective", "ratio")}
+            (built_in, expected), (own, gradients) = (
+                gradients_of(state, [_off_policy(state, config)], config, last=True)
+                for config in (validate(base | {"grpo": grpo}) for grpo in (options, around | {"loss_function": path}))
+            )
+            scale = max(float(gradient.abs().max()) for gradient in expected)
+            pairs = zip(gradients, expected, strict=True)
+            both = (set(built_in.metrics) & set(own.metrics)) - {"ratio", "ratio/max"}
+            found[f"{layout}/{path}"] = {
+                "loss": abs(own.loss / built_in.loss - 1),
+                "gradient": max(float((a - b).abs().max()) for a, b in pairs) / scale,
+                "smallest": scale,
+                "metrics": max(abs(own.metrics[k] - built_in.metrics[k]) / (1 + abs(own.metrics[k])) for k in both),
+                "own": sum(name.startswith("loss/") and value > 0 for name, value in own.metrics.items()),
+            }
+    return found
+
+
+def gradients_of(
+    state: TrainState, updates: Iterable[Update], config: Config, *, last: bool
+) -> tuple[StepResult, list[torch.Tensor]]:
+    """A step that is refused at its end, and the reduced, divided gradients that it had: this rank's shards.
+
+    The updates are the step's parts; `last`: there is only one. Without it the reduction begins when the step is finished.
+    """
+    step, denominator = AccumulatingStep(state), 0
+    for update in updates:
+        objective = GrpoObjective(config.grpo, update.sequences, update.old, update.reference)
+        step.add(update.micro_batches, objective.loss, objective.token_loss, last=last)
+        denominator += update.denominator
+    result = step.finish(denominator, accept=lambda loss, norm: False)
+    shards = (group["params"] for part in parts(state.optimizer) for group in part.optimizer.param_groups)
+    return result, [parameter.grad.clone() for params in shards for parameter in params]
+
+
+def _off_policy(state: TrainState, config: Config) -> Update:
+    """One update whose old log-probs are not the policy's."""
+    (update,) = prepare_updates(state, make_batch(0), config, None)
+    statistics = forward_statistics(state, update.micro_batches)
+    if statistics is None:
+        return update
+    old = [
+        values[0] + 0.2 * torch.sin(micro.positions * 1.0)
+        for values, micro in zip(statistics, update.micro_batches, strict=True)
+    ]
+    return replace(update, old=old)
 
 
 def _train(config: Config) -> list[dict[str, float]]:
@@ -75,3 +158,10 @@ def make_batch(seed: int) -> SequenceBatch:
         advantages=torch.randn(12, generator=random),
         weights=weights,
     )
+
+
+def check_loss_function(found: dict[str, float], path: str) -> None:
+    """A step with a function of the user's own is the built-in one. A gradient through means adds up in another order."""
+    assert found["smallest"] > 1e-3, found
+    assert found["loss"] < 1e-6 and found["metrics"] < 1e-6, found
+    assert found["gradient"] < (1e-5 if path.endswith("through_the_mean") else 1e-6), found

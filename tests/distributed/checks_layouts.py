@@ -17,13 +17,16 @@ from megatron_lwz.distributed.launch import initialize
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.step import forward_statistics, train_step
 from megatron_lwz.types import IGNORED_LABEL, MicroBatch
+from tests.distributed.checks_grpo import loss_functions
 from tests.support.layout_oracle import LEARNING_RATE, LENGTHS
 
 Oracle = dict[str, torch.Tensor]
 
 
-def measure(folders: dict[str, str], layouts: dict[str, dict[str, Any]], tied: list[str]) -> dict[str, Any]:
-    """Per `model layout` the distances from the oracle, and `exchange`.
+def measure(
+    folders: dict[str, str], layouts: dict[str, dict[str, Any]], tied: list[str], losses: list[str]
+) -> dict[str, Any]:
+    """Per `model layout` the distances from the oracle, and `exchange`; `loss_functions` under the layouts `losses`.
 
     Layouts hold config sections; the model `tied` runs under those named in `tied`.
     """
@@ -34,6 +37,7 @@ def measure(folders: dict[str, str], layouts: dict[str, dict[str, Any]], tied: l
             if model == "tied" and name not in tied:
                 continue
             results[f"{model} {name}"] = _measure_one(_config(folder, layout), oracle)
+    results["loss_functions"] = loss_functions({name: layouts[name]["parallel"] for name in losses})
     return results | {"exchange": _measure_exchange()}
 
 

@@ -14,15 +14,13 @@ from megatron_lwz.distributed import groups, launch
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.training import grpo
-from megatron_lwz.training.grpo_objective import GrpoObjective
 from megatron_lwz.training.grpo_update import PolicyUpdates, prepare_updates, select
 from megatron_lwz.training.initial import build_train_state
-from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.state import TrainState
-from megatron_lwz.training.step import AccumulatingStep, StepResult
+from megatron_lwz.training.step import StepResult
 from megatron_lwz.types import Prompt, Rollout, SequenceBatch
-from tests.distributed.checks_grpo import ARCHITECTURE, OPTIONS, make_batch
+from tests.distributed.checks_grpo import ARCHITECTURE, OPTIONS, THROUGH_THE_MEAN, gradients_of, make_batch
 
 PARTS = (range(5), range(5, 6), range(6, 12))
 """Sequences of each part; the one of the second has weight 0."""
@@ -46,7 +44,7 @@ def compare(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
                 "parallel": parallel,
                 "training": {"precision": "fp32", "tokens_per_micro_batch": 128},
                 "optimizer": {"lr": 1e-2},
-                "grpo": OPTIONS[name.split()[0]],
+                "grpo": (OPTIONS | {"function": THROUGH_THE_MEAN})[name.split()[0]],
             }
         )
         found[name] = _compare(config)
@@ -89,16 +87,8 @@ def _gradients(
     state: TrainState, batches: Sequence[SequenceBatch], config: Config, reference: ReferenceWeights | None
 ) -> tuple[StepResult, list[torch.Tensor]]:
     """A step that is refused at its end, and the reduced, divided gradients that it had: this rank's shards."""
-    step, denominator = AccumulatingStep(state), 0
-    for batch in batches:
-        (update,) = prepare_updates(state, batch, config, reference)
-        objective = GrpoObjective(config.grpo, update.sequences, update.old, update.reference)
-        # without `last`: the reduction begins only when the step is finished
-        step.add(update.micro_batches, objective.loss, objective.token_loss, last=len(batches) == 1)
-        denominator += update.denominator
-    result = step.finish(denominator, accept=lambda loss, norm: False)
-    shards = (group["params"] for part in parts(state.optimizer) for group in part.optimizer.param_groups)
-    return result, [parameter.grad.clone() for params in shards for parameter in params]
+    updates = (update for batch in batches for update in prepare_updates(state, batch, config, reference))
+    return gradients_of(state, updates, config, last=len(batches) == 1)
 
 
 class _Silent:

@@ -1,10 +1,12 @@
-"""A GRPO update does not depend on the layout, whatever the loss's options."""
+"""A GRPO update does not depend on the layout, whatever the loss's options; nor on who wrote the loss."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tests.distributed.checks_grpo import OPTIONS
+from tests.distributed.checks_grpo import OPTIONS, SAME, check_loss_function
 from tests.support.ranks import run_ranks
 
 LAYOUTS = {
@@ -18,14 +20,23 @@ EXACT = ("clip_fraction_low", "clip_fraction_high", "mismatch/clipped", "trained
 
 
 @pytest.fixture(scope="module")
-def one_rank() -> dict[str, list[dict[str, float]]]:
-    (found,) = run_ranks("tests.distributed.checks_grpo:updates", ranks=1, layouts={"one": {}})
-    return found
+def measured() -> dict[str, list[dict[str, Any]]]:
+    """What every rank found, on one and on two ranks."""
+    target = "tests.distributed.checks_grpo:updates_and_loss_functions"
+    return {
+        name: run_ranks(target, ranks=ranks, layouts=layouts)
+        for name, ranks, layouts in (("one", 1, {"one": {}}), ("two", 2, LAYOUTS))
+    }
 
 
 @pytest.fixture(scope="module")
-def two_ranks() -> dict[str, list[dict[str, float]]]:
-    found = run_ranks("tests.distributed.checks_grpo:updates", ranks=2, layouts=LAYOUTS)
+def one_rank(measured) -> dict[str, list[dict[str, float]]]:
+    return measured["one"][0]["updates"]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(measured) -> dict[str, list[dict[str, float]]]:
+    found = [rank["updates"] for rank in measured["two"]]
     assert found[0] == found[1]  # every rank reports the same
     return found[0]
 
@@ -47,3 +58,15 @@ def test_second_update_of_a_batch_is_off_policy_and_the_reference_stays(one_rank
     assert rows[0]["ratio/max"] == pytest.approx(1, abs=1e-5)
     assert rows[1]["ratio/max"] > 1.01
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[3]["kl"] > 1e-4
+
+
+@pytest.mark.parametrize("path", SAME)
+@pytest.mark.parametrize("layout", ["one", *LAYOUTS])
+def test_a_loss_function_of_the_users_own_is_the_built_in_one(measured, layout: str, path: str) -> None:
+    for rank in measured["one" if layout == "one" else "two"]:
+        check_loss_function(rank["loss_functions"][f"{layout}/{path}"], path)
+
+
+def test_metrics_of_a_loss_function_come_back(measured) -> None:
+    own = {path.partition(":")[2]: measured["two"][1]["loss_functions"][f"cp2/{path}"]["own"] for path in SAME}
+    assert own == {"cispo": 1, "sequence_cispo": 0, "gspo_through_the_mean": 1}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from tests.distributed.checks_grpo import SAME, check_loss_function
 from tests.support.layout_oracle import LENGTHS, write_tiny_qwen
 from tests.support.ranks import run_ranks
 
@@ -57,8 +58,8 @@ def results(folders: dict[str, Path]) -> Results:
     paths = {name: str(folder) for name, folder in folders.items()}
     target = "tests.distributed.checks_layouts:measure"
     return {
-        ranks: run_ranks(target, ranks=ranks, folders=paths, layouts=layouts, tied=TIED)
-        for ranks, layouts in ((2, TWO_RANKS), (4, FOUR_RANKS))
+        ranks: run_ranks(target, ranks=ranks, folders=paths, layouts=layouts, tied=TIED, losses=losses)
+        for ranks, layouts, losses in ((2, TWO_RANKS, []), (4, FOUR_RANKS, ["TP2 CP2"]))
     }
 
 
@@ -95,6 +96,12 @@ def test_loss_and_gradient_norm_do_not_depend_on_the_layout(results: Results, mo
     measured = _measured(results, model, layout)
     assert measured["loss"] <= MAX_LOSS_ERROR
     assert measured["grad_norm"] <= MAX_GRAD_NORM_ERROR
+
+
+@pytest.mark.parametrize("path", SAME)
+def test_a_loss_function_of_the_users_own_is_the_built_in_one(results: Results, path: str) -> None:
+    for rank in results[4]:
+        check_loss_function(rank["loss_functions"][f"TP2 CP2/{path}"], path)
 
 
 def test_recompute_changes_nothing(results: Results) -> None:

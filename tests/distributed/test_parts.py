@@ -23,8 +23,10 @@ CASES = {
     "token dp2 overlap": {"overlap": True},
     "sequence cp2": {"context": 2},
     "sequence vpp2": {"pipeline": 2, "virtual_pipeline": 2},
+    "function cp2": {"context": 2},
 }
-"""token: with the gradient in the forward pass, and a reference; sequence: with the gradient after it."""
+"""token: with the gradient in the forward pass, and a reference; sequence: with the gradient after it; function: the
+user's own, of whole sequences."""
 MORE = {
     "sequence tp2": {"tensor": 2},
     "sequence pp2": {"pipeline": 2},

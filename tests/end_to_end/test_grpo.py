@@ -104,7 +104,8 @@ def test_resumed_run_repeats_the_loss_bit_for_bit(controller: str, undisturbed: 
 
 def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    overrides = (f"run.dir={run}", "training.steps=5", "rollout.max_new_tokens=400")
+    function = "examples.custom.cispo:cispo"  # a loss of the user's own goes through a kill like any other
+    overrides = (f"run.dir={run}", "training.steps=5", "rollout.max_new_tokens=400", f"grpo.loss_function={function}")
     process = subprocess.Popen(
         command(undisturbed / "config.yaml", *overrides), cwd=ROOT, env=variables(), start_new_session=True
     )
@@ -122,7 +123,9 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(undisturbed: P
         assert sorted(journal.consumed().values()) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
         assert sorted(journal.consumed()) == [group.id for group in groups]
     assert all(len(rollout.tokens) == len(rollout.logprobs) for group in groups for rollout in group.rollouts)
-    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert load_config(run).grpo.loss_function == function and all("loss/clipped" in row for row in rows)
 
 
 @pytest.fixture(scope="module")

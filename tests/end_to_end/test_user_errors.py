@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_lwz.cli import common, pretrain, score, serve_engine, train_grpo
+from tests.support import stages
 from tests.support.grpo_runs import write_example
 
 
@@ -40,6 +41,8 @@ def error_of(capsys: pytest.CaptureFixture[str], main, *argv: object) -> str:
         ("reward.length.maximum=40", "L_max is 40"),
         ("reward.functions=[no.such:function]", "'reward.functions' = 'no.such:function'"),
         ("reward.advantage_function=no.such:function", "'reward.advantage_function' = 'no.such:function'"),
+        ("grpo.loss_function=no.such:loss", "'grpo.loss_function' = 'no.such:loss': cannot be imported"),
+        ("grpo.loss_function=tests.support.user_losses:scalar", "the loss has shape [] for 40 tokens"),
         ("rollout.over_sampling=1", "at most rollout.max_staleness = 0"),
         ("rollout.urls=['http://127.0.0.1:9']", "http://127.0.0.1:9"),
         ("training.tokens_per_micro_batch=80", "must hold the longest rollout"),
@@ -47,6 +50,17 @@ def error_of(capsys: pytest.CaptureFixture[str], main, *argv: object) -> str:
 )
 def test_bad_setting_of_the_main_job(config: Path, capsys, tmp_path: Path, override: str, said: str) -> None:
     assert said in error_of(capsys, train_grpo.main, config, f"run.dir={tmp_path}/run", override)
+
+
+def test_a_loss_function_that_fails_during_the_run_ends_it_in_one_line(config: Path, tmp_path: Path) -> None:
+    function = "tests.support.grpo_runs:fails_on_a_batch"
+    done = stages.run("train_grpo", str(config), f"run.dir={tmp_path}/run", f"grpo.loss_function={function}")
+    (error,) = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
+    assert done.returncode == 2, done.stderr
+    assert error.startswith(
+        f"error: config key 'grpo.loss_function' = '{function}': raised RuntimeError: no such batch ("
+    )
+    assert "grpo_runs.py, line" in error
 
 
 def test_broken_line_of_a_prompt_file_is_named(config: Path, capsys, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from megatron_lwz.kernels.grpo_loss import FusedGrpoLoss, TokenInputs, fused_grp
 from megatron_lwz.kernels.linear_logprob.epilogue import combine
 from tests.support import grpo_loss_cases as grid
 
-CASES = grid.cases(120)
+CASES = grid.cases(120, cispo=14)
 TOKENS = 150
 TOKEN_LEVEL = [case for case in CASES if case.token_level]
 
@@ -29,9 +29,15 @@ def test_the_interpreter_is_on():
 
 def test_the_grid_covers_every_option():
     assert len(TOKEN_LEVEL) >= 60
+    clip = [case for case in CASES if case.section.objective == "clip"]
+    cispo = [case for case in CASES if case.section.objective == "cispo"]
     for name, choices in grid.CHOICES.items():
         if hasattr(CASES[0].section, name):
-            assert {getattr(case.section, name) for case in CASES} == set(choices), name
+            assert {getattr(case.section, name) for case in clip} == set(choices), name
+            if name not in ("dual_clip", "clip_low"):
+                assert {getattr(case.section, name) for case in cispo} == set(choices), name
+    assert {case.section.clip_low for case in cispo} == {1.0, 0.05}
+    assert len({(case.token_level, case.old_is_policy) for case in cispo}) == 4
     for group in (TOKEN_LEVEL, [case for case in CASES if not case.token_level]):
         kinds = {(c.section.kl_coefficient, c.section.kl_estimator, c.section.kl_placement) for c in group}
         assert kinds == set(grid.CHOICES["kl"])

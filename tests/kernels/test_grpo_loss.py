@@ -26,14 +26,20 @@ SEQUENCE_SUMS = (
     | dict.fromkeys(("tokens", "sequences"), "i32")
 )
 NO_SEQUENCES = dict.fromkeys(("entropies", "sequence_ids", "ratio_sums", "mismatch_sums"))
-EVERYTHING = {"MISMATCH": "mask", "KL": "k3", "KL_IMPORTANCE": True}
-DEFAULTS = {"MISMATCH": "truncate", "KL": "none", "KL_IMPORTANCE": True}
+EVERYTHING = {"OBJECTIVE": "clip", "MISMATCH": "mask", "KL": "k3", "KL_IMPORTANCE": True}
+DEFAULTS = {"OBJECTIVE": "clip", "MISMATCH": "truncate", "KL": "none", "KL_IMPORTANCE": True}
 OFF = dict.fromkeys(("old", "reference", "dual_clip", "entropy_coefficient"))
 
 KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
     "one_shard": (kernels.token_loss, TOKEN_LOSS, {**NO_SEQUENCES, **EVERYTHING, "SHARDS": 1}, 40),
     "eight_shards": (kernels.token_loss, TOKEN_LOSS, {**NO_SEQUENCES, **EVERYTHING, "SHARDS": 8}, 64),
     "defaults": (kernels.token_loss, TOKEN_LOSS, {**NO_SEQUENCES, **DEFAULTS, **OFF, "SHARDS": 8}, 64),
+    "cispo": (
+        kernels.token_loss,
+        TOKEN_LOSS,
+        {**NO_SEQUENCES, **EVERYTHING, "OBJECTIVE": "cispo", "dual_clip": None, "SHARDS": 8},
+        64,
+    ),
     "from_logprobs": (kernels.token_loss, TOKEN_LOSS, {"rows": None, **EVERYTHING, "SHARDS": 0}, 40),
     "sequence_sums": (kernels.sequence_sums, SEQUENCE_SUMS, {}, 128),
 }

@@ -56,12 +56,19 @@ class Case:
         return self.section.mismatch != "sequence" and (self.section.ratio == "token" or self.old_is_policy)
 
 
-def cases(count: int) -> list[Case]:
-    """`count` different combinations, the same ones every time; every value of every option is among them."""
+def cases(count: int, cispo: int = 8) -> list[Case]:
+    """`count` different combinations, the same ones every time, and `cispo` of CISPO.
+
+    Every value of every option is among the former; the latter have no lower bound in place of `clip_low` 0.2.
+    """
     combinations = list(itertools.product(*CHOICES.values()))
+    drawn = [(values, "clip") for values in random.Random(7).sample(combinations, count)]
+    drawn += [(values, "cispo") for values in random.Random(8).sample(combinations, cispo)]
     chosen = []
-    for values in random.Random(7).sample(combinations, count):
-        options = dict(zip(CHOICES, values, strict=True))
+    for values, objective in drawn:
+        options = dict(zip(CHOICES, values, strict=True)) | {"objective": objective}
+        if objective == "cispo":
+            options |= {"dual_clip": None, "clip_low": 1.0 if options["clip_low"] == 0.2 else options["clip_low"]}
         options["kl_coefficient"], options["kl_estimator"], options["kl_placement"] = options.pop("kl")
         rest = {name: options.pop(name) for name in ("old_is_policy", "with_reference", "spread", "shards")}
         rest["with_reference"] |= options["kl_coefficient"] > 0
@@ -90,7 +97,8 @@ def problem(case: Case, tokens: int, *, seed: int, sequences: int = 5, device: s
         edges += [options.mismatch_cap, 1 / options.mismatch_cap, math.exp(20), math.exp(-20)]
         drawn = torch.randn(tokens, generator=generator) * spread
         for edge in edges:
-            drawn[(drawn - math.log(edge)).abs() < 1e-3] += 2e-3
+            if edge > 0:
+                drawn[(drawn - math.log(edge)).abs() < 1e-3] += 2e-3
         return drawn
 
     logits = torch.randn(tokens, 40, generator=generator).double() * 3

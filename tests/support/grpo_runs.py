@@ -10,7 +10,10 @@ from typing import Any
 
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 
+from megatron_lwz.algorithms.grpo import LossInputs
+from megatron_lwz.config.sections import GrpoSection
 from megatron_lwz.types import Prompt, Rollout
 from tests.support import stages
 from tests.support.stages import ROOT, variables
@@ -29,6 +32,13 @@ def share_of_spaces(prompt: Prompt, rollouts: Sequence[Rollout]) -> list[float]:
 def holds_megatron(prompt: Prompt, rollouts: Sequence[Rollout]) -> list[float]:
     """1 where the process that scores rollouts has imported Megatron-Core."""
     return [float(any(name.partition(".")[0] == "megatron" for name in sys.modules))] * len(rollouts)
+
+
+def fails_on_a_batch(inputs: LossInputs, section: GrpoSection) -> Tensor:
+    """A loss function that the check before the run cannot find fault with."""
+    if inputs.sequences == 2 * section.group_size:
+        raise RuntimeError("no such batch")
+    return -inputs.advantage * inputs.logprob
 
 
 def write_example(folder: Path, *, vocab_size: int | None = None, words: Sequence[str] = (), **sections: Any) -> Path:

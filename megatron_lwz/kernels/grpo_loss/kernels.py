@@ -147,6 +147,7 @@ def token_loss(  # noqa: PLR0913, PLR0915
     cap,
     lowest,  # 1 / cap
     SHARDS: tl.constexpr,
+    OBJECTIVE: tl.constexpr,  # clip, cispo
     MISMATCH: tl.constexpr,  # none, truncate, mask
     KL: tl.constexpr,  # none, reward, k2, k3
     KL_IMPORTANCE: tl.constexpr,
@@ -210,16 +211,25 @@ def token_loss(  # noqa: PLR0913, PLR0915
         if KL == "reward":
             advantage -= kl_coefficient * (before - behind)
 
-    # The clipped objective. Inside the clip both sides are equal and have the same slope.
-    unclipped = -ratio * advantage
+    below = ratio < low
+    above = ratio > high
     clipped = -tl.minimum(tl.maximum(ratio, low), high) * advantage
-    loss = tl.maximum(unclipped, clipped)
-    slope = tl.where(unclipped >= clipped, -advantage * ratio_slope, 0.0)
-    if dual_clip is not None:
-        bound = -dual_clip * advantage
-        beyond = (advantage < 0.0) & (loss > bound)
-        loss = tl.where(beyond, bound, loss)
-        slope = tl.where(beyond, 0.0, slope)
+    if OBJECTIVE == "cispo":
+        # The clipped ratio is a weight without gradient.
+        loss = clipped * logprob
+        slope = clipped
+    else:
+        # Inside the clip both sides are equal and have the same slope.
+        unclipped = -ratio * advantage
+        loss = tl.maximum(unclipped, clipped)
+        slope = tl.where(unclipped >= clipped, -advantage * ratio_slope, 0.0)
+        below = below & (advantage < 0.0)
+        above = above & (advantage > 0.0)
+        if dual_clip is not None:
+            bound = -dual_clip * advantage
+            beyond = (advantage < 0.0) & (loss > bound)
+            loss = tl.where(beyond, bound, loss)
+            slope = tl.where(beyond, 0.0, slope)
     loss *= correction
     slope *= correction
 
@@ -254,7 +264,7 @@ def token_loss(  # noqa: PLR0913, PLR0915
     tl.store(cell + 6 * blocks, tl.sum(tl.where(used, correction, 0.0), 0))
     tl.store(cell + 7 * blocks, tl.sum(tl.where(used & (kept == 0), 1.0, 0.0), 0))
     tl.store(cell + 8 * blocks, tl.sum(tl.where(used, away, 0.0), 0))
-    tl.store(cell + 9 * blocks, tl.sum(tl.where(used & (ratio < low) & (advantage < 0.0), 1.0, 0.0), 0))
-    tl.store(cell + 10 * blocks, tl.sum(tl.where(used & (ratio > high) & (advantage > 0.0), 1.0, 0.0), 0))
+    tl.store(cell + 9 * blocks, tl.sum(tl.where(used & below, 1.0, 0.0), 0))
+    tl.store(cell + 10 * blocks, tl.sum(tl.where(used & above, 1.0, 0.0), 0))
     tl.store(cell + 11 * blocks, tl.max(tl.where(used, ratio, 0.0), 0))
     tl.store(cell + 12 * blocks, tl.max(tl.where(used, away, 0.0), 0))

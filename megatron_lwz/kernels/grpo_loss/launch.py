@@ -69,6 +69,7 @@ def has_sequence_ratio(inputs: TokenInputs, section: GrpoSection) -> bool:
 
 def check(inputs: TokenInputs, section: GrpoSection) -> None:
     """Refuses what no launch could compute."""
+    assert section.loss_function is None, "a function of the user's own has no fused twin"
     if section.kl_coefficient and inputs.reference is None:
         raise ValueError("a KL coefficient above 0 needs the reference model's log-probs")
     given = [value for value in vars(inputs).values() if value is not None]
@@ -201,6 +202,7 @@ def _modes(section: GrpoSection) -> dict[str, str | bool]:
     if section.kl_coefficient:
         kl = "reward" if section.kl_placement == "reward" else ("k2" if section.kl_estimator == "k2" else "k3")
     return {
+        "OBJECTIVE": section.objective,
         "MISMATCH": "none" if section.mismatch == "none" else section.mismatch_mode,
         "KL": kl,
         "KL_IMPORTANCE": section.kl_importance,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -10,30 +11,7 @@ import torch
 from megatron_lwz.algorithms.grpo import LossInputs, average_metrics, grpo_loss, token_weights
 from megatron_lwz.config.sections import GrpoSection
 from megatron_lwz.types import SequenceBatch
-
-LENGTHS = (3, 5, 2)
-
-
-def inputs(seed=0, lengths=LENGTHS, spread=0.3, **changes) -> LossInputs:
-    """Packed sequences with two prompt tokens each (weight 0) and three padding tokens at the end."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.cat([torch.full((n + 2,), i) for i, n in enumerate(lengths)] + [torch.full((3,), -1)])
-    weight = torch.cat([torch.tensor([0.0, 0.0] + [1.0] * n) for n in lengths] + [torch.zeros(3)])
-    old = -torch.rand(len(ids), generator=generator) * 3
-    noise = torch.randn(4, len(ids), generator=generator) * spread
-    advantage = torch.randn(len(lengths) + 1, generator=generator)[ids]
-    values = {
-        "logprob": (old + noise[0]).requires_grad_(),
-        "entropy": torch.rand(len(ids), generator=generator).requires_grad_(),
-        "old": old,
-        "behaviour": old + noise[1],
-        "reference": old + noise[2],
-        "advantage": advantage,
-        "weight": weight,
-        "sequence_ids": ids,
-        "sequences": len(lengths),
-    }
-    return LossInputs(**(values | changes))
+from tests.unit.algorithms.loss_inputs import LENGTHS, inputs
 
 
 def section(**options) -> GrpoSection:
@@ -73,8 +51,36 @@ def test_clipped_tokens_have_no_gradient():
 def test_on_policy_gradient_is_the_policy_gradient():
     data = inputs()
     data = dataclasses.replace(data, old=data.logprob.detach())
-    for ratio in ("token", "sequence"):
-        torch.testing.assert_close(gradient(data, section(ratio=ratio)), -data.advantage * data.weight)
+    for ratio, objective in itertools.product(("token", "sequence"), ("clip", "cispo")):
+        options = section(ratio=ratio, objective=objective)
+        torch.testing.assert_close(gradient(data, options), -data.advantage * data.weight)
+
+
+def test_cispo_weights_every_token_by_its_clipped_ratio():
+    """No lower bound with clip_low 1, and no token without gradient but those of advantage 0."""
+    data = inputs(spread=1.0)
+    ratio = (data.logprob - data.old).exp().detach()
+    for low, bound in ((0.1, 0.9), (1.0, 0.0)):
+        options = section(objective="cispo", clip_low=low, clip_high=0.3)
+        expected = -ratio.clamp(bound, 1.3) * data.advantage * data.weight
+        torch.testing.assert_close(gradient(data, options), expected)
+        loss, metrics = loss_of(data, options)
+        torch.testing.assert_close(loss, (expected * data.logprob).sum())
+        used = data.weight > 0
+        assert metrics["clip_fraction_low"] == (used & (ratio < bound)).sum()
+        assert metrics["clip_fraction_high"] == (used & (ratio > 1.3)).sum() > 0
+        assert expected[used].all()
+
+
+def test_cispo_of_a_sequence_ratio_gives_a_sequence_one_weight():
+    data = inputs(spread=0.5)
+    used, expected = data.weight > 0, torch.zeros(len(data.old))
+    for i in range(len(LENGTHS)):
+        rows = (data.sequence_ids == i) & used
+        weight = (data.logprob - data.old).detach()[rows].mean().exp().clamp(0.98, 1.02)
+        expected[rows] = -weight * data.advantage[rows]
+    options = section(objective="cispo", ratio="sequence", clip_low=0.02, clip_high=0.02)
+    torch.testing.assert_close(gradient(data, options), expected)
 
 
 def test_dual_clip_bounds_the_loss_of_negative_advantages():
@@ -179,6 +185,7 @@ OPTIONS = [
     section(ratio="sequence", mismatch="sequence", kl_coefficient=0.1, entropy_coefficient=0.01),
     section(mismatch="sequence", mismatch_mode="mask", mismatch_cap=1.1),
     section(ratio="sequence", mismatch="token", clip_low=0.01, clip_high=0.01),
+    section(objective="cispo", ratio="sequence", clip_low=0.01, clip_high=0.01),
 ]
 
 
