@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each is one line: what is wrong (key or file), the value, and what to do."""
+"""The errors that a user can cause. Each message is one line: the key or file at fault, the value, and what to do."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 class LwzError(Exception):
-    """Base of every error that a user can mend. `cli` prints it as one line and exits with status 2."""
+    """Base of every error that a user can fix. `cli` prints it as one line and exits with status 2."""
 
 
 class ConfigError(LwzError):
-    """A config key holds something that cannot run."""
+    """A config key has a value that cannot be used."""
 
     def __init__(self, key: str, value: object, advice: str) -> None:
         super().__init__(f"config key '{key}' = {value!r}: {advice}")
@@ -18,7 +18,7 @@ class ConfigError(LwzError):
 
 
 class DataError(LwzError):
-    """A row or file of data that cannot be read. `line` counts from 1."""
+    """A row or file of data cannot be read. `line` counts from 1."""
 
     def __init__(self, path: Path | str, advice: str, *, line: int | None = None) -> None:
         where = f"{path}, line {line}" if line is not None else str(path)
@@ -26,14 +26,14 @@ class DataError(LwzError):
 
 
 class CheckpointError(LwzError):
-    """A checkpoint or weight folder that cannot be used."""
+    """A checkpoint or weight folder cannot be used."""
 
     def __init__(self, path: Path | str, advice: str) -> None:
         super().__init__(f"checkpoint {path}: {advice}")
 
 
 class EngineError(LwzError):
-    """An inference engine, judge or reward server that does not answer as its contract says."""
+    """An inference engine, judge or reward server does not answer as its API contract requires."""
 
     def __init__(self, url: str, advice: str) -> None:
         super().__init__(f"engine {url}: {advice}")
@@ -41,4 +41,4 @@ class EngineError(LwzError):
 
 
 class EnvironmentSetupError(LwzError):
-    """The machine, launcher or an installed package cannot run what the config asks for."""
+    """The machine, the launcher or an installed package cannot run the configuration."""

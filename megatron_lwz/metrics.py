@@ -1,4 +1,4 @@
-"""What a run writes about itself: metrics.jsonl, evaluation.jsonl, TensorBoard files, summary.json; and a timer."""
+"""Writes and reads a run's metrics: metrics.jsonl, evaluation.jsonl, TensorBoard files, summary.json. Also a timer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from megatron_lwz.run_paths import RunPaths
 
 _WINDOW = 3
-"""Steps over which summary.json averages at both ends of a run."""
+"""Number of steps at each end of a run over which summary.json averages."""
 
 Row = dict[str, float]
 Item = TypeVar("Item")
@@ -23,8 +23,8 @@ Item = TypeVar("Item")
 class MetricsWriter:
     """Writes `metrics.jsonl`, one flat JSON object per training step, and `evaluation.jsonl`, one per evaluation.
 
-    Only one process of a run may hold it. A value that is not finite is written as null. A resumed run drops the rows
-    of the steps it does again.
+    Only one process of a run may use it. A value that is not finite is written as null. A resumed run drops the rows of
+    the steps that it repeats.
     """
 
     def __init__(self, run_dir: Path | str, tensorboard: bool = True) -> None:
@@ -45,8 +45,9 @@ class MetricsWriter:
         self._append(self._paths.metrics, step, values)
 
     def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends what was measured on held-out prompts after `step` updates (from 0), in place of what was there before;
-        nothing if there is nothing. Evaluations may come later than the steps after them.
+        """Writes the metrics of the held-out prompts after `step` updates (from 0). Replaces an earlier row of `step`.
+
+        Writes nothing if `values` is empty. An evaluation may be written after later training steps.
         """
         if values:
             self._keep(self._paths.evaluations, lambda row: row["step"] != step)
@@ -54,7 +55,7 @@ class MetricsWriter:
             self._append(self._paths.evaluations, step, values)
 
     def close(self, seconds: float) -> None:
-        """Writes `summary.json`; `seconds` is the wall-clock time of this process."""
+        """Writes `summary.json`. `seconds` is the wall-clock time of this process."""
         if self._events:
             self._events.close()
         write_json(self._paths.summary, summarize(read_history(self._paths.root)) | {"seconds": round(seconds, 3)})
@@ -66,7 +67,7 @@ class MetricsWriter:
             self._events.add_event(_scalars(step, values))
 
     def _keep(self, path: Path, wanted: Callable[[Row], bool]) -> None:
-        """Forgets all other rows, and what a kill left of one."""
+        """Removes all rows that are not `wanted`, and a line that a kill truncated."""
         if path.exists():
             kept = b"".join(_line(row) for row in read_metrics(path) if wanted(row))
             temporary = path.with_name(f".{path.name}.tmp")
@@ -82,7 +83,7 @@ class MetricsWriter:
 
 
 class Timer:
-    """Adds up seconds by name, and gives them as metrics `seconds/<name>`.
+    """Adds up seconds by name, and returns them as metrics `seconds/<name>`.
 
     >>> timer = Timer()
     >>> with timer("rollout"):
@@ -96,7 +97,7 @@ class Timer:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Counts the time of the block, also when it raises."""
+        """Adds the time of the block, also when it raises."""
         started = time.perf_counter()
         try:
             yield
@@ -104,7 +105,7 @@ class Timer:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; counts the time that each is waited for."""
+        """Yields the items and adds the time spent waiting for each."""
         source = iter(items)
         while True:
             with self(name):
@@ -115,14 +116,14 @@ class Timer:
             yield item
 
     def take(self) -> Row:
-        """The seconds since the last call, by metric name; starts again at 0."""
+        """Returns the seconds since the last call, by metric name, and resets them to 0."""
         taken = {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
         self._seconds = {}
         return taken
 
 
 def read_metrics(path: Path | str) -> list[Row]:
-    """The rows of a `metrics.jsonl`, null as nan. A torn last line (the run was killed) is passed over.
+    """Reads the rows of a `metrics.jsonl`, null as nan. Skips a truncated last line (the run was killed).
 
     Raises OSError, or ValueError that names the line.
     """
@@ -143,7 +144,10 @@ def read_metrics(path: Path | str) -> list[Row]:
 
 
 def read_history(run_dir: Path | str) -> list[Row]:
-    """Training steps and evaluations of a run as one table: a row per step, row 0 being the evaluation before the first."""
+    """Reads training steps and evaluations of a run into one table with a row per step.
+
+    Row 0 is the evaluation before the first step.
+    """
     merged: dict[float, Row] = {}
     paths = RunPaths(run_dir)
     for path in (paths.metrics, paths.evaluations):
@@ -153,9 +157,9 @@ def read_history(run_dir: Path | str) -> list[Row]:
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, Any]:
-    """`steps`, and for every metric its mean over the `first` and the `last` three steps.
+    """Returns the number of `steps`, and every metric's mean over the `first` and the `last` three steps.
 
-    `rows` as of `read_history`. Row 0 counts with the first steps. Non-finite values are left out.
+    `rows` come from `read_history`. Row 0 counts as one of the first steps. Non-finite values are left out.
     """
     steps = sorted({int(row["step"]) for row in rows if row["step"] > 0})
     begin, end = steps[:_WINDOW], steps[-_WINDOW:]
@@ -167,7 +171,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file that is there whole or not at all."""
+    """Writes a JSON file atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
@@ -201,7 +205,7 @@ def _scalars(step: int, values: Mapping[str, float]) -> Any:
 
 
 def _restart(step: int) -> Any:
-    """Tells TensorBoard to hide what an earlier process wrote for `step` and later."""
+    """Returns an event that makes TensorBoard hide an earlier process's values for `step` and later steps."""
     from tensorboard.compat.proto import event_pb2
 
     session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)

@@ -1,4 +1,4 @@
-"""The nouns that rooms exchange: frozen, with shape, dtype and unit per field.
+"""The data types that packages exchange: frozen, with shape, dtype and unit per field.
 
 Shape legend: P prompts, G rollouts per prompt (group size), R reward components, T tokens of a packed
 micro-batch on this rank, N sequences of a batch, S segments of a pack.
@@ -14,11 +14,15 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 
 IGNORED_LABEL = -100
-"""A position whose log-prob nobody needs: prompt tokens, padding. The log-prob op skips it at no cost."""
+"""Label of a position that needs no log-prob: prompt tokens, padding. The log-prob op skips it at no cost."""
 
 
 class FinishReason(str, Enum):
-    """Why a rollout ended. `LENGTH`: truncated, it hit its token limit. `GUARD`: we stopped it; no engine ever says so."""
+    """Why a rollout ended.
+
+    `LENGTH`: it was truncated at its token limit. `GUARD`: the stream guard stopped it; engines never report this
+    value.
+    """
 
     STOP = "stop"
     LENGTH = "length"
@@ -28,7 +32,7 @@ class FinishReason(str, Enum):
 
 @dataclass(frozen=True)
 class LengthRange:
-    """The asked length, inclusive, in the length reward's unit (by default CJK characters + words)."""
+    """The requested length, inclusive, in the length reward's unit (by default CJK characters + words)."""
 
     lower: int
     upper: int
@@ -36,7 +40,7 @@ class LengthRange:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of a prompt file. `template` picks think-then-answer or direct; unknown keys stay in `extra`."""
+    """One row of a prompt file. `template` selects think-then-answer or direct. Unknown keys are kept in `extra`."""
 
     id: str
     text: str
@@ -48,7 +52,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class WeightVersion:
-    """Which weights wrote a token: the optimizer step, the attempt (a rewind makes another), and a checksum (hex)."""
+    """Identity of the weights that generated a token.
+
+    It consists of the optimizer step, the attempt (each rewind starts another) and a checksum (hex).
+    """
 
     step: int
     attempt: int = 0
@@ -59,14 +66,14 @@ class WeightVersion:
 
     @classmethod
     def parse(cls, text: str) -> WeightVersion:
-        """Inverse of `str`. Raises ValueError on any other text."""
+        """Parses the text that `str` returns. Raises ValueError for any other text."""
         step, attempt, checksum = text.split(".", 2)
         return cls(int(step), int(attempt), checksum)
 
 
 @dataclass(frozen=True)
 class VersionSegment:
-    """Run-length code: the tokens from `start` (index into the response) on were written by `version`."""
+    """Run-length code of versions: `version` generated the tokens from `start` (index into the response) on."""
 
     start: int
     version: WeightVersion
@@ -74,7 +81,7 @@ class VersionSegment:
 
 @dataclass(frozen=True)
 class TokenDelta:
-    """What one streamed message adds to a rollout: ids and natural-log probabilities, equally many."""
+    """The tokens that one streamed message adds to a rollout: ids and natural-log probabilities, equally many."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -83,10 +90,10 @@ class TokenDelta:
 
 @dataclass(frozen=True)
 class Alarm:
-    """A rule of the stream guard held for the first time when a rollout had `position` tokens.
+    """The first time that a rule of the stream guard held for a rollout, which then had `position` tokens.
 
-    `stopped`: the rollout was ended there; else it went on. `scores`: what a stopped rollout is given in place of a
-    component's own score, None masks it; empty where every component was determined.
+    `stopped`: whether the guard stopped the rollout there. `scores` replaces the scores of components for a stopped
+    rollout; None masks a component. It is empty if every component's score was already determined.
     """
 
     rule: str
@@ -100,8 +107,8 @@ class Rollout:
     """One finished response. `tokens` includes the tokens of the stop string and the EOS, if sampled.
 
     `logprobs` are the engine's (behaviour) log-probs: full softmax at the sampling temperature, natural log.
-    `text` decodes `tokens` without special tokens; when `stop` names a stop string, `text` still ends with it.
-    `alarms` in order of position; the last one of a rollout that the guard stopped is `stopped`.
+    `text` decodes `tokens` without special tokens. If `stop` names a stop string, `text` still ends with it.
+    `alarms` are in order of position. If the guard stopped the rollout, the last alarm is `stopped`.
     """
 
     id: str
@@ -118,20 +125,20 @@ class Rollout:
 
     @property
     def truncated(self) -> bool:
-        """Whether the token limit cut the text off."""
+        """Whether the rollout was truncated at the token limit."""
         return self.finish_reason is FinishReason.LENGTH
 
     @property
     def given_scores(self) -> Mapping[str, float | None]:
-        """Component → the score that a stopped rollout is given instead of its own; None: masked."""
+        """Scores by component that replace those of a stopped rollout; None masks a component."""
         return self.alarms[-1].scores if self.alarms and self.alarms[-1].stopped else {}
 
 
 @dataclass(frozen=True)
 class ComponentScore:
-    """One reward component's verdict on one rollout. An invalid score is masked out, never counted as 0.
+    """One reward component's score of one rollout. An invalid score is masked out, never counted as 0.
 
-    `details` are plain numbers worth a metric (`{"words": 412.0, "in_range": 1.0}`); `version` names judge or rule.
+    `details` are numbers to report as metrics (`{"words": 412.0, "in_range": 1.0}`). `version` names the judge or rule.
     """
 
     value: float
@@ -141,7 +148,7 @@ class ComponentScore:
 
 
 class RewardFn(Protocol):
-    """A named reward component: scores a whole group so that pairwise judges fit the same shape."""
+    """A named reward component. It scores a whole group, so that pairwise judges fit the same interface."""
 
     @property
     def name(self) -> str:
@@ -149,20 +156,20 @@ class RewardFn(Protocol):
         ...
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> Sequence[ComponentScore]:
-        """One score per rollout, in order. A failure returns `valid=False`; it never raises for a bad answer."""
+        """Returns one score per rollout, in order. A failure gives `valid=False`; a bad answer never raises."""
         ...
 
 
 @runtime_checkable
 class PerRolloutReward(RewardFn, Protocol):
-    """A component whose score of a rollout depends on no other one: asked as soon as a rollout is finished."""
+    """A component that scores each rollout independently of the others, as soon as the rollout is finished."""
 
     async def score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
-        """The score of one rollout; `settle` of all of them is what `score` gives."""
+        """Scores one rollout. `settle` of all these scores equals `score` of the group."""
         ...
 
     def settle(self, scores: Sequence[ComponentScore]) -> Sequence[ComponentScore]:
-        """The group's column, when every rollout has its score: where one failure masks the whole group."""
+        """Returns the group's final scores from those of all rollouts. One failure may mask the whole group here."""
         ...
 
 
@@ -186,24 +193,27 @@ class ReportingReward(RewardFn, Protocol):
 
 @dataclass(frozen=True)
 class StreamVerdict:
-    """What a guard thinks of a rollout so far: which rules hold, and which components' scores are still open."""
+    """A guard's verdict on a rollout so far: the rules that hold, and the components whose scores are still open."""
 
     rules: tuple[str, ...] = ()
     open: tuple[str, ...] = ()
-    """Components whose score the text to come can still change; not worked out while no rule holds."""
+    """Components whose score further text can still change. It is computed only while a rule holds."""
 
 
 class StreamGuard(Protocol):
-    """Watches one rollout while it is written."""
+    """Watches one rollout while it is generated."""
 
     def feed(self, text: str) -> StreamVerdict:
-        """Takes the next piece of text. What it says of a text does not depend on how that was cut into pieces."""
+        """Adds the next piece of text and returns the verdict. This does not depend on where the text is cut."""
         ...
 
 
 @dataclass(frozen=True)
 class Group:
-    """All G rollouts of one prompt with their scores: `scores[g][component]`. `admitted` is the trainer step then."""
+    """A prompt group: all G rollouts of one prompt with their scores, `scores[g][component]`.
+
+    `admitted` is the trainer's step when the group was admitted.
+    """
 
     id: int
     prompt: Prompt
@@ -235,9 +245,9 @@ class RewardColumns:
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """The N sequences of one training step, flat, the same on every rank (host memory).
+    """The N sequences of one training step, concatenated, in host memory. The same on every rank.
 
-    Per-token tensors are indexed like `tokens`; values on prompt tokens are 0 and unused.
+    Per-token tensors are indexed like `tokens`. Their values on prompt tokens are 0 and unused.
     """
 
     tokens: torch.Tensor
@@ -245,11 +255,11 @@ class SequenceBatch:
     offsets: torch.Tensor
     """[N + 1] int64: sequence i is tokens[offsets[i]:offsets[i + 1]]."""
     prompt_lengths: torch.Tensor
-    """[N] int64: the first tokens of each sequence that were given, not written."""
+    """[N] int64: number of prompt tokens at the start of each sequence."""
     behaviour_logprobs: torch.Tensor
     """[sum of lengths] fp32: the engine's log-prob of each response token."""
     advantages: torch.Tensor
-    """[N] fp32."""
+    """[N] fp32: advantage of each sequence."""
     weights: torch.Tensor
     """[N] fp32: loss weight of the sequence; 0 drops it (truncated and masked, zero variance …)."""
 
@@ -257,25 +267,25 @@ class SequenceBatch:
         return int(self.prompt_lengths.numel())
 
     def lengths(self) -> list[int]:
-        """Tokens per sequence, prompt included."""
+        """Returns the number of tokens of each sequence, prompt included."""
         return (self.offsets[1:] - self.offsets[:-1]).tolist()
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Sequences packed into one row for one forward pass; this rank's context-parallel share, T tokens.
+    """Sequences packed into one row for one forward pass: this rank's context-parallel share of T tokens.
 
     `labels[t]` is the token that position t must predict, or IGNORED_LABEL. All [T] tensors follow `tokens`.
     """
 
     tokens: torch.Tensor
-    """[T] int64 inputs."""
+    """[T] int64: input tokens."""
     labels: torch.Tensor
-    """[T] int64, the next token, IGNORED_LABEL where no log-prob is needed."""
+    """[T] int64: the next token, IGNORED_LABEL where no log-prob is needed."""
     positions: torch.Tensor
-    """[T] int64, counted from 0 in every segment."""
+    """[T] int64: position ids, counted from 0 in every segment."""
     cu_seqlens: torch.Tensor
-    """[S + 1] int32 starts of the segments in the whole pack (before the context-parallel split), padding included."""
+    """[S + 1] int32: bounds of the segments in the whole pack (before the context-parallel split), padding included."""
     max_seqlen: int
     """Longest segment of the whole pack, in tokens."""
     sequence_ids: torch.Tensor
@@ -283,8 +293,11 @@ class MicroBatch:
     source: torch.Tensor
     """[T] int64: index of the *label* token in SequenceBatch.tokens, −1 where the label is ignored."""
     behaviour_logprobs: torch.Tensor
-    """[T] fp32, of the label token."""
+    """[T] fp32: the engine's log-prob of the label token."""
     advantages: torch.Tensor
-    """[T] fp32, of the label's sequence."""
+    """[T] fp32: advantage of the label's sequence."""
     weights: torch.Tensor
-    """[T] fp32: loss weight of the label token, aggregation (token / sequence / constant) folded in; 0 on ignored labels."""
+    """[T] fp32: loss weight of the label token, including the aggregation (token / sequence / constant).
+
+    It is 0 on ignored labels.
+    """

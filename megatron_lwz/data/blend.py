@@ -1,9 +1,9 @@
-"""Which source gives the next piece: shares kept exact, counted in predictions.
+"""The order in which pieces are taken from several sources, so that each source keeps its share of the predictions.
 
 The rule is worst-case fair weighted queueing (Bennett and Zhang, 1996). With weights w that sum to 1, a source is due
 when it has given at most w times all predictions so far. Of the due sources, the one whose next piece would be finished
-first at its own pace takes the turn. After any number of pieces, what a source has given differs from its share by at
-most one piece.
+first at its own pace gives the next piece. After any number of pieces, the predictions that a source has given differ
+from its share by at most one piece.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from megatron_lwz.data.indexed import IndexedPieces
 
 _SCALE = 10**9
-"""Weights become whole numbers: exact sums, whatever the number of pieces."""
+"""Factor that turns weights into whole numbers, so that sums stay exact for any number of pieces."""
 
 
 class Blend:
-    """Pieces of several sources in one endless order; `Pieces` of corpus.py.
+    """Pieces of several sources in one endless order. Implements `Pieces` of corpus.py.
 
-    Every source runs through its own epochs. The order is found piece by piece: to reach a position takes about
-    ten microseconds per piece before it, and 9 bytes of host memory.
+    Every source runs through its own epochs. The order is computed piece by piece: reaching a position takes about ten
+    microseconds and 9 bytes of host memory per piece before it.
     """
 
     def __init__(self, sources: Sequence[IndexedPieces], weights: Sequence[float]) -> None:
-        """`weights`: positive, one per source; only their proportions count."""
+        """Takes one positive weight per source. Only their proportions count."""
         total = sum(weights)
         self._sources = sources
         self._weights = [max(1, round(weight / total * _SCALE)) for weight in weights]
@@ -36,7 +36,7 @@ class Blend:
         self._which, self._what = array("B"), array("Q")
 
     def __len__(self) -> int:
-        """Pieces of all sources, each counted once."""
+        """Returns the number of pieces of all sources, each counted once."""
         return sum(map(len, self._sources))
 
     def __getitem__(self, k: int) -> NDArray:
@@ -44,12 +44,12 @@ class Blend:
         return self._sources[source][piece]
 
     def label(self, k: int) -> str:
-        """Source, document and first token of the k-th piece."""
+        """Returns source, document and first token of the k-th piece."""
         source, piece = self.draw(k)
         return self._sources[source].label(piece)
 
     def draw(self, k: int) -> tuple[int, int]:
-        """Source of the k-th piece, and how many pieces that source gave before it."""
+        """Returns the source of the k-th piece and how many pieces that source gave before it."""
         while len(self._which) <= k:
             self._extend()
         return self._which[k], self._what[k]

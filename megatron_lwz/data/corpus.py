@@ -1,15 +1,19 @@
 """Text for pretraining: documents → tokens → pieces → the batch of a step.
 
-A document is its text's tokens and one EOS. A piece is a document, or a part of one that is longer than
-`training.sequence_length`; a piece of n + 1 tokens trains n predictions, and parts overlap by one token so that no
-prediction is lost. A step takes `training.sequences_per_step` sequences, each filled with whole pieces up to
-`training.sequence_length` predictions. Attention and positions never cross a piece, unless `data.reset_attention` is
-off: then a piece sees those before it in its sequence. The order depends on the seed alone, never on the layout, and
-the position in it is one number: the pieces taken so far.
+A document is its text's tokens and one EOS. A piece is a document, or a part of a document that is longer than
+`training.sequence_length`. A piece of n + 1 tokens trains n predictions. Parts overlap by one token so that no
+prediction is lost.
+
+A step takes `training.sequences_per_step` sequences, each filled with whole pieces up to `training.sequence_length`
+predictions. Attention and positions are reset at each piece. If `data.reset_attention` is off, a piece attends to the
+pieces before it in its sequence.
+
+The order depends on the seed alone, never on the parallel layout. The position in it is one number: the pieces taken so
+far.
 
 `data.corpus` names JSONL files, which rank 0 tokenises into a file of the run folder, or the manifest of a corpus that
-tools/prepare_corpus.py wrote: indexed datasets, blended by weight. Both are memory-mapped, so that all ranks of a
-machine share them.
+tools/prepare_corpus.py wrote: indexed datasets, blended by weight. Both kinds of file are memory-mapped, so that all
+ranks of a machine share them.
 """
 
 from __future__ import annotations
@@ -39,33 +43,33 @@ from megatron_lwz.types import SequenceBatch
 
 
 class Pieces(Protocol):
-    """Pieces in an order without end."""
+    """Pieces in an endless order, epoch after epoch."""
 
     def __len__(self) -> int:
-        """Pieces of one epoch."""
+        """Returns the number of pieces in one epoch."""
         ...
 
     def __getitem__(self, k: int) -> NDArray:
-        """Token ids of the k-th piece, over all epochs; at least two."""
+        """Returns the token ids of the k-th piece, counted over all epochs. A piece has at least two tokens."""
         ...
 
     def label(self, k: int) -> str:
-        """Where the k-th piece comes from."""
+        """Returns where the k-th piece comes from."""
         ...
 
 
 @dataclass(frozen=True)
 class PackedBatch(SequenceBatch):
-    """Pieces as sequences: each its own, or, where attention is not reset, those packed together as one."""
+    """Pieces as sequences. Each piece is one sequence; without attention reset, pieces packed together are one."""
 
     members: tuple[tuple[int, ...], ...]
-    """Per sequence the numbers of its pieces, counted from the batch's cursor."""
+    """Numbers of the pieces of each sequence, counted from the batch's cursor."""
     starts: torch.Tensor
-    """[pieces] int64: where in `tokens` each piece begins; that token is not trained, as nothing foretells it."""
+    """[pieces] int64: where in `tokens` each piece begins. That first token is not trained: nothing predicts it."""
 
 
 class PackedCorpus:
-    """Fills the sequences of a step with pieces. Every rank holds the same one and gets the same batches."""
+    """Fills the sequences of a step with pieces. Every rank holds the same corpus and gets the same batches."""
 
     def __init__(
         self,
@@ -75,9 +79,9 @@ class PackedCorpus:
         reset: bool = True,
         validation: Mapping[str, Pieces] | None = None,
     ) -> None:
-        """No piece is longer than `sequence_length` + 1 tokens; `reset`: `data.reset_attention`.
+        """Takes pieces of at most `sequence_length` + 1 tokens. `reset` is `data.reset_attention`.
 
-        `validation`: held-back pieces by name of source; each of them is always read apart.
+        `validation` maps the name of a source to its held-back pieces. Each of those is always a sequence of its own.
         """
         self._pieces = pieces
         self._sequence_length = sequence_length
@@ -85,32 +89,32 @@ class PackedCorpus:
         self._validation = dict(validation or {})
 
     def __len__(self) -> int:
-        """Pieces of one epoch; of several sources: of one epoch of each."""
+        """Returns the number of pieces in one epoch (of several sources: in one epoch of each)."""
         return len(self._pieces)
 
     def take(self, cursor: int, sequences: int) -> tuple[PackedBatch, int]:
-        """The batch of one step and the cursor after it.
+        """Returns the batch of one step and the cursor after it.
 
-        `cursor` is the number of pieces taken before, over all epochs; each epoch is shuffled anew. The batch ends
+        `cursor` is the number of pieces taken before, over all epochs. Each epoch has its own order. The batch ends
         before the first piece that fits into none of its sequences.
         """
         batch = _fill((self._pieces[k] for k in count(cursor)), sequences, self._sequence_length, apart=self._reset)
         return batch, cursor + len(batch.starts)
 
     def labels(self, start: int, stop: int) -> list[str]:
-        """Where the pieces between two cursors come from (`source:document:first token`), to find a bad batch."""
+        """Returns where the pieces between two cursors come from (`source:document:first token`), to find bad data."""
         return [self._pieces.label(k) for k in range(start, stop)]
 
     @property
     def validation_sources(self) -> tuple[str, ...]:
-        """Names of the sources that hold documents back for validation; none of a JSONL corpus does."""
+        """Names of the sources that have validation documents. A corpus of JSONL files has none."""
         return tuple(self._validation)
 
     def validation(self, source: str, sequences: int, limit: int | None = None) -> Iterator[PackedBatch]:
-        """Batches of a source's held-back documents, each like one of `take` with reset; at most `limit` of them.
+        """Yields at most `limit` batches of a source's held-back documents, with attention reset at each piece.
 
-        The order is that of the files: the same batches at every call, in every run and layout. The last batch may hold
-        fewer sequences. Raises KeyError for a name that is not among `validation_sources`.
+        The pieces come in file order, so the batches are the same at every call, in every run and layout. The last
+        batch may hold fewer sequences. Raises KeyError for a name that is not among `validation_sources`.
         """
         pieces = self._validation[source]
         cursor = batches = 0
@@ -124,8 +128,9 @@ class PackedCorpus:
 def _fill(pieces: Iterator[NDArray], sequences: int, length: int, *, apart: bool) -> PackedBatch:
     """Takes pieces until the next one fits into none of `sequences` sequences of `length` predictions, or none is left.
 
-    Pieces `apart` are sequences of their own that share the room. Joined, each begins behind a prediction that is not
-    trained, its first token; so that the inputs of the whole still fit `length`, they share a room in tokens.
+    With `apart`, each piece becomes its own sequence in the batch, and room is counted in predictions. Without it, the
+    pieces of a sequence are joined, and room is counted in tokens: the first token of each joined piece is a prediction
+    that is not trained, and the inputs of the joined sequence must still fit `length`.
     """
     taken: list[NDArray] = []
     filled: list[list[int]] = [[] for _ in range(sequences)]
@@ -158,10 +163,13 @@ def _fill(pieces: Iterator[NDArray], sequences: int, length: int, *, apart: bool
 
 
 class ArrayPieces:
-    """Pieces of documents that lie one after the other in an array, in a seeded order."""
+    """Pieces, in a seeded order, of documents that lie one after the other in an array."""
 
     def __init__(self, tokens: NDArray, lengths: NDArray, *, sequence_length: int, seed: int, shuffle: bool) -> None:
-        """Token ids and tokens per document, EOS included; documents of fewer than two train nothing and are left out."""
+        """Takes the token ids and the number of tokens of each document, EOS included.
+
+        Documents of fewer than two tokens train nothing and are left out.
+        """
         self._tokens = tokens
         stops = np.cumsum(lengths)
         counts = -(-np.maximum(lengths - 1, 0) // sequence_length)  # pieces per document
@@ -179,13 +187,13 @@ class ArrayPieces:
         return self._tokens[self._starts[piece] : self._stops[piece]]
 
     def label(self, k: int) -> str:
-        """Number of the document, and where in all tokens the piece begins."""
+        """Returns the number of the document and the offset in all tokens at which the piece begins."""
         piece = self._order[k]
         return f"corpus:{self._documents[piece]}:{self._starts[piece]}"
 
 
 def open_corpus(config: Config) -> PackedCorpus:
-    """What `data.corpus` names, ready for `take`. Every rank calls it. Raises LwzError."""
+    """Opens the corpus that `data.corpus` names. Every rank must call it. Raises LwzError."""
     paths, length = config.data.corpus, config.training.sequence_length
     seed, shuffle, reset = config.run.seed, config.data.shuffle, config.data.reset_attention
     if any(map(is_manifest, paths)):
@@ -206,7 +214,7 @@ def open_corpus(config: Config) -> PackedCorpus:
 def corpus_of(
     manifest: Manifest, folder: Path, *, sequence_length: int, seed: int, shuffle: bool, reset: bool = True
 ) -> PackedCorpus:
-    """The blend that a manifest in `folder` describes. Raises DataError when a file is not what the manifest says."""
+    """Opens the blend that a manifest in `folder` describes. Raises DataError when a file does not match it."""
 
     def pieces(part: Part, name: str, mixed: bool) -> IndexedPieces:
         found = IndexedPieces(
@@ -234,7 +242,7 @@ def _check_tokenizer(manifest: Manifest, path: Path, folder: Path) -> None:
 
 
 def read_documents(paths: Sequence[Path], encode: Callable[[str], list[int]], eos: int) -> list[list[int]]:
-    """The token ids of every row's `text`, EOS appended, in file order. Raises DataError naming file and line."""
+    """Reads every row's `text` as token ids, EOS appended, in file order. Raises DataError naming file and line."""
     documents = list(tokenized(paths, encode, eos))
     if max(map(len, documents), default=0) < 2:
         raise DataError(", ".join(map(str, paths)) or "data.corpus", "no documents: name JSONL files with a `text` key")
@@ -242,12 +250,12 @@ def read_documents(paths: Sequence[Path], encode: Callable[[str], list[int]], eo
 
 
 def tokenized(paths: Iterable[Path], encode: Callable[[str], list[int]], eos: int) -> Iterator[list[int]]:
-    """What `read_documents` gives, one after the other."""
+    """Yields the documents of `read_documents` one after the other."""
     return ([*encode(text), eos] for path in paths for text in read_texts(path))
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """The `text` of every row of a JSONL file; blank lines are passed over. Raises DataError naming the line."""
+    """Yields the `text` of every row of a JSONL file. Skips blank lines. Raises DataError naming the line."""
     try:
         with path.open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, start=1):

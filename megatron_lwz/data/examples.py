@@ -1,4 +1,4 @@
-"""Tokenised conversations in a seeded order, as the batches of supervised fine-tuning."""
+"""Reads and tokenises conversations, and makes batches of them in a seeded order for supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from megatron_lwz.types import SequenceBatch
 
 @dataclass(frozen=True)
 class ReadExamples:
-    """What the files held. Each kept example is (id, tokens [n] int32, trained [n] bool)."""
+    """The examples of all files. Each kept example is (id, tokens [n] int32, trained [n] bool)."""
 
     kept: Sequence[tuple[str, torch.Tensor, torch.Tensor]]
     dropped: int
-    """Conversations left out: too long, or cut so short that nothing of them is trained."""
+    """Number of conversations left out: too long, or truncated so that no trained token is left."""
     truncated: int
 
 
@@ -36,7 +36,7 @@ def read_examples(
     maximum_tokens: int,
     long_rows: Literal["drop", "truncate"],
 ) -> ReadExamples:
-    """Reads and tokenises JSONL files in order. Raises DataError naming file and line, or when nothing is left."""
+    """Reads and tokenises JSONL files in order. Raises DataError naming file and line, or when no example is left."""
     kept, dropped, truncated = [], 0, 0
     for path in paths:
         for conversation in read_conversations(path):
@@ -59,7 +59,7 @@ def read_examples(
 
 
 class ExampleSource:
-    """Epoch after epoch of the examples, each in its own order, which depends on the seed alone."""
+    """The examples epoch after epoch. Each epoch has its own order, which depends on the seed alone."""
 
     def __init__(
         self,
@@ -70,19 +70,19 @@ class ExampleSource:
         shuffle: bool,
         epochs: float | None = None,
     ) -> None:
-        """`epochs` bounds what is taken in all; None: no end."""
+        """Takes the number of `epochs` after which the examples are used up; None for no limit."""
         self._examples = examples
         self._weighting = weighting
         self._order = PromptOrder(len(examples), seed, shuffle)
         self.total = None if epochs is None else math.ceil(round(epochs * len(examples), 6))
-        """Conversations in all epochs."""
+        """Number of conversations in all epochs; None for no limit."""
 
     def __len__(self) -> int:
-        """Conversations of one epoch."""
+        """Returns the number of conversations in one epoch."""
         return len(self._examples)
 
     def take(self, cursor: int, count: int) -> tuple[SupervisedBatch, int]:
-        """The next `count` conversations (fewer at the end of the last epoch) and the cursor after them.
+        """Returns the next `count` conversations (fewer at the end of the last epoch) and the cursor after them.
 
         Raises DataError when the last epoch is over.
         """
@@ -97,7 +97,7 @@ class ExampleSource:
 def supervised_batch(
     examples: Sequence[tuple[str, torch.Tensor, torch.Tensor]], weighting: Weighting
 ) -> SupervisedBatch:
-    """Examples as one batch, each sequence on its own: packing them into micro-batches changes nothing."""
+    """Makes one batch of the examples. Sequences are independent, so packing them does not change the loss."""
     ids, tokens, trained = zip(*examples, strict=True)
     lengths = torch.tensor([len(values) for values in tokens])
     sequences = SequenceBatch(

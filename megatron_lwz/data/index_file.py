@@ -1,8 +1,8 @@
-"""The files of Megatron's indexed dataset: tokens in `.bin`, where documents lie in `.idx`.
+"""The files of Megatron's indexed dataset: `.bin` holds the tokens, `.idx` the positions of the documents.
 
-The index, little endian: magic, version 1, dtype code, number of sequences, number of document bounds; then int32 lengths,
-int64 byte offsets, int64 document bounds. Each document is one sequence here. Written without Megatron, so that
-preparing data needs no torch.
+The index is little endian: magic, version 1, dtype code, number of sequences, number of document bounds; then int32
+lengths, int64 byte offsets, int64 document bounds. Each document is one sequence here. The files are written without
+Megatron, so that data preparation needs no torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 def token_dtype(vocabulary: int) -> np.dtype:
-    """What Megatron stores ids of this vocabulary as."""
+    """Returns the dtype in which Megatron stores token ids of a vocabulary of this size."""
     return np.dtype(np.uint16 if vocabulary < 65500 else np.int32)
 
 

@@ -1,6 +1,6 @@
 """Pieces of the documents of Megatron's indexed dataset, in a seeded order.
 
-Megatron's own class reads the files; they are memory-mapped, so that all ranks of a machine share them.
+Megatron's own class reads the files. They are memory-mapped, so that all ranks of a machine share them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset  # noqa: E402
 
 
 class IndexedPieces:
-    """The pieces of an indexed dataset, epoch after epoch; `Pieces` of corpus.py.
+    """The pieces of an indexed dataset, epoch after epoch. Implements `Pieces` of corpus.py.
 
-    A document of n tokens has n − 1 predictions; every `sequence_length` of them are one piece. The order of an epoch is
-    a function of seed and epoch alone. Host memory per rank: 8 bytes per document and 8 per piece.
+    A document of n tokens has n − 1 predictions. Every `sequence_length` of them are one piece. The order of an epoch
+    depends on seed and epoch alone. Each rank needs 8 bytes of host memory per document and 8 per piece.
     """
 
     def __init__(self, prefix: Path, *, sequence_length: int, seed: str, shuffle: bool) -> None:
-        """`prefix` is the path without `.bin`. Raises DataError when a file is missing or cut off."""
+        """Opens the dataset at `prefix`, a path without `.bin`. Raises DataError if a file is missing or truncated."""
         self.name = prefix.name
         try:
             self._data = IndexedDataset(str(prefix))
@@ -53,16 +53,16 @@ class IndexedPieces:
         return int(self._bounds[-1])
 
     def __getitem__(self, k: int) -> NDArray:
-        """Tokens of the k-th piece, int32 or uint16: a view of the mapped file."""
+        """Returns the tokens of the k-th piece, int32 or uint16, as a view of the mapped file."""
         document, begin, tokens = self._locate(k)
         return self._data.get(document, begin, tokens)
 
     def predictions(self, k: int) -> int:
-        """Predictions of the k-th piece, without reading it."""
+        """Returns the number of predictions of the k-th piece without reading its tokens."""
         return self._locate(k)[2] - 1
 
     def label(self, k: int) -> str:
-        """Where the k-th piece lies: `name:document:first token`."""
+        """Returns where the k-th piece lies: `name:document:first token`."""
         document, begin, _ = self._locate(k)
         return f"{self.name}:{document}:{begin}"
 
@@ -78,6 +78,6 @@ class IndexedPieces:
 
 
 def permutation(count: int, seed: str) -> NDArray[np.int64]:
-    """A random order of range(count) that depends on no library's generator: indices sorted by their hash."""
+    """Returns a random order of range(count): indices sorted by their hash, independent of any library's generator."""
     key = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=8).digest(), "little")
     return np.argsort(mix(mix(np.arange(count, dtype=np.uint64)) ^ np.uint64(key)), kind="stable")

@@ -1,7 +1,7 @@
 """Instruction rows for supervised fine-tuning: JSONL in the usual formats → conversations → tokens with a loss mask.
 
-A prompt is rendered as in reinforcement learning (`data/templates.py`) and tokenised apart from its reply, where a
-rollout would begin; the reply's tokens and an end-of-text token are trained, everything else is only read.
+A prompt is rendered as in reinforcement learning (`data/templates.py`). Prompt and reply are tokenised separately, so
+that the reply begins where a rollout would. Only the reply's tokens and an end-of-text token are trained.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EXPECTED = "messages, conversations, prompt + response, or instruction (+ input
 
 @dataclass(frozen=True)
 class Conversation:
-    """Questions and replies in turns, as many of each. `id` names its file and line."""
+    """Alternating questions and replies, equally many of each. `id` names file and line."""
 
     id: str
     questions: tuple[str, ...]
@@ -35,7 +35,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a conversation becomes tokens (`data.template`, `sft.*`)."""
+    """Settings for turning a conversation into tokens (`data.template`, `sft.*`)."""
 
     style: Style = "paper"
     turns: Literal["all", "last"] = "all"
@@ -45,7 +45,7 @@ class Rendering:
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation as tokens: `trained` says which of them, as labels, carry the loss."""
+    """A conversation as tokens. `trained` marks the tokens that carry the loss as labels."""
 
     id: str
     tokens: tuple[int, ...]
@@ -53,7 +53,7 @@ class Example:
 
 
 def read_conversations(path: str | Path) -> Iterator[Conversation]:
-    """Every row of a JSONL file; blank lines are passed over. Raises DataError naming the file and line."""
+    """Yields the conversation in each row of a JSONL file. Skips blank lines. Raises DataError naming file and line."""
     path = Path(path)
     try:
         with path.open(encoding="utf-8") as stream:
@@ -70,7 +70,7 @@ def read_conversations(path: str | Path) -> Iterator[Conversation]:
 
 
 def parse_conversation(row: Any, identity: str) -> Conversation:
-    """One decoded row. Raises ValueError saying what is wrong, and which keys a row of unknown format has."""
+    """Parses one decoded row. Raises ValueError that names the fault; for an unknown format it lists the row's keys."""
     if not isinstance(row, dict):
         raise ValueError(f"a row must be a JSON object, not {type(row).__name__}")
     template = row.get("template")
@@ -95,7 +95,7 @@ def parse_conversation(row: Any, identity: str) -> Conversation:
 def tokenize(
     conversation: Conversation, encode: Callable[[str], list[int]], eos_ids: Sequence[int], rendering: Rendering
 ) -> Example:
-    """Tokens and loss mask of a conversation: each reply ends with one end-of-text token, `min(eos_ids)`."""
+    """Returns tokens and loss mask of a conversation. Each reply ends with one end-of-text token, `min(eos_ids)`."""
     tokens: list[int] = []
     trained: list[bool] = []
     last = len(conversation.replies) - 1
@@ -105,7 +105,7 @@ def tokenize(
         prompt = Prompt(conversation.id, text, template=template)
         given = encode(render(prompt, rendering.style) if turn == 0 else "\n" + render_turn(text))
         written = encode(rendering.separator + (_wrap(reply) if rendering.wrap_answer else reply))
-        while written and written[-1] in eos_ids:  # a row that already names it must not train it twice
+        while written and written[-1] in eos_ids:  # a reply that already ends with it must not train it twice
             written.pop()
         written.append(min(eos_ids))
         tokens += given + written
@@ -129,7 +129,7 @@ def _from_turns(turns: Any, key: str, role_key: str, text_key: str, empty: Conve
     if said and said[0][0] == "system":
         system = said.pop(0)[1] or system
     if said and said[-1][0] == "user":
-        said.pop()  # a question nobody answered trains nothing
+        said.pop()  # a question without a reply trains nothing
     roles = [role for role, _ in said]
     if not said or roles != ["user", "assistant"] * (len(said) // 2):
         raise ValueError(
@@ -157,7 +157,7 @@ def _template_of(reply: str) -> Literal["think", "direct"]:
 
 
 def _wrap(reply: str) -> str:
-    """The reply in the form that the templates ask for: a bare piece is put inside the answer tags."""
+    """Returns the reply in the form that the templates ask for: a reply without tags is put inside the answer tags."""
     if "<answer>" in reply:
         return reply
     think, closed, piece = reply.partition("</think>") if reply.lstrip().startswith("<think>") else ("", "", reply)

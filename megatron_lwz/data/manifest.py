@@ -1,6 +1,6 @@
-"""manifest.json of a prepared corpus: what `tools/prepare_corpus.py` wrote and what pretraining reads.
+"""manifest.json of a prepared corpus: `tools/prepare_corpus.py` writes it, pretraining reads it.
 
-The weights may be edited: shares of the trained predictions, in proportion to their sum.
+The weights may be edited. A source's share of the trained predictions is its weight divided by the sum of all weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Part(Section):
 
 
 class SourceEntry(Section):
-    """A source: its parts, and what became of everything that was read."""
+    """A source: its parts, and counts of the documents read, removed and kept."""
 
     name: str
     weight: float = Field(gt=0, description="share of the trained predictions")
@@ -54,7 +54,7 @@ class TokenizerEntry(Section):
 
 
 class Manifest(Section):
-    """The whole file."""
+    """The whole manifest file."""
 
     format: Literal["megatron_lwz corpus 1"] = "megatron_lwz corpus 1"
     fingerprint: str = Field(description="of inputs and settings; weights are not part of it")
@@ -65,12 +65,12 @@ class Manifest(Section):
 
 
 def is_manifest(path: str) -> bool:
-    """Whether an entry of `data.corpus` names a manifest, or its folder, rather than JSONL."""
+    """Returns whether an entry of `data.corpus` names a manifest or its folder, rather than a JSONL file."""
     return path.endswith(".json") or Path(path).is_dir()
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Reads the file, or the one in the folder. Raises DataError."""
+    """Reads the manifest at `path`, a file or its folder. Raises DataError."""
     path = path / NAME if path.is_dir() else path
     try:
         return Manifest.model_validate_json(path.read_bytes())
@@ -83,7 +83,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Writes manifest.json, whole or not at all."""
+    """Writes manifest.json atomically."""
     text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False)
     temporary = folder / (NAME + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
@@ -94,5 +94,5 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def tokenizer_checksum(folder: Path) -> str:
-    """SHA-256 of tokenizer.json."""
+    """Returns the SHA-256 of tokenizer.json."""
     return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()

@@ -1,8 +1,8 @@
-"""From a step's sequences to packed micro-batches: the schedule (a pure function) and the tensors of one pack.
+"""Packs a step's sequences into micro-batches: the schedule (a pure function) and the tensors of one pack.
 
-A pack is one row of segments. Each sequence is one segment: its tokens but the last are inputs, its tokens but the
-first are labels. Segments are padded to what the context-parallel split needs, and one segment of padding at the end
-fills the row to what sequence parallelism needs.
+A pack is one row of segments. Each sequence is one segment: all tokens but the last are inputs, all tokens but the
+first are labels. Each segment is padded for the context-parallel split. A segment of padding at the end makes the row's
+length divisible for sequence parallelism.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ def plan_micro_batches(
     align: int = 1,
     cost: Callable[[int], float],
 ) -> list[list[list[int]]]:
-    """Indices of the sequences in each micro-batch: [data rank][micro-batch][sequence]; every index exactly once.
+    """Returns the indices of the sequences in each micro-batch: [data rank][micro-batch][sequence], each index once.
 
     All data ranks get equally many micro-batches, a multiple of `multiple_of` (pipeline size, interleaved schedule).
-    No micro-batch holds more than `token_cap` tokens, each segment counted as padded to a multiple of `align`.
-    `cost(length)` balances: micro-batches first, then ranks, whose totals differ by at most the dearest micro-batch.
+    No micro-batch holds more than `token_cap` tokens, with each segment padded to a multiple of `align`.
+    `cost(length)` balances first the micro-batches, then the ranks. The ranks' total costs differ by at most the cost
+    of the most expensive micro-batch.
     A micro-batch is empty (a pack of padding) only when there are fewer sequences than micro-batches.
     Raises ConfigError for a sequence longer than `token_cap`.
     """
@@ -49,7 +50,7 @@ def plan_micro_batches(
 def pack_units(
     sizes: Sequence[int], costs: Sequence[float], *, data_size: int, token_cap: int, multiple_of: int = 1
 ) -> list[list[list[int]]]:
-    """`plan_micro_batches` of units whatever they are: `sizes` in tokens, none over `token_cap`."""
+    """Does the packing of `plan_micro_batches` for any kind of unit. `sizes` are in tokens, none over `token_cap`."""
     step = data_size * multiple_of
     count = max(1, math.ceil(sum(sizes) / (token_cap * step))) * step
     while (packs := _fill(sizes, costs, count, token_cap)) is None:
@@ -58,7 +59,10 @@ def pack_units(
 
 
 def _fill(sizes: Sequence[int], costs: Sequence[float], count: int, cap: int) -> list[list[int]] | None:
-    """Dearest sequence first into the cheapest of `count` packs with room for it; None when one finds no room."""
+    """Puts each sequence, most expensive first, into the cheapest of `count` packs that has room for it.
+
+    Returns None when a sequence finds no room.
+    """
     packs: list[list[int]] = [[] for _ in range(count)]
     room = [cap] * count
     cheapest = [(0.0, pack) for pack in range(count)]
@@ -77,7 +81,10 @@ def _fill(sizes: Sequence[int], costs: Sequence[float], count: int, cap: int) ->
 
 
 def _deal(packs: list[list[int]], costs: Sequence[float], data_size: int) -> list[list[list[int]]]:
-    """Rounds of one pack per rank, dearest packs first; in each round the rank with least work takes the dearest."""
+    """Distributes the packs in rounds of one pack per rank, most expensive packs first.
+
+    In each round, the rank with the least work takes the most expensive pack.
+    """
     price = [sum(costs[i] for i in pack) for pack in packs]
     order = sorted(range(len(packs)), key=lambda p: (-price[p], p))
     ranks: list[list[list[int]]] = [[] for _ in range(data_size)]
@@ -100,11 +107,11 @@ def build_micro_batch(
     sequence_parallel: bool,
     token_weights: torch.Tensor,
 ) -> MicroBatch:
-    """Packs sequences `indices` and takes the zigzag share of one context-parallel rank.
+    """Packs the sequences `indices` and takes the zigzag share of one context-parallel rank.
 
-    Labels are the response tokens (those from `prompt_lengths` on) of weight above 0, each once over all context-parallel
-    ranks. `token_weights` [sum of lengths] fp32 are the loss weights of the tokens as labels. Every rank's share has at
-    least one token, and with `sequence_parallel` a multiple of `tensor_size`.
+    Labels are the response tokens (those from `prompt_lengths` on) whose weight is above 0. Each is a label on exactly
+    one context-parallel rank. `token_weights` [sum of lengths] fp32 are the loss weights of the tokens as labels. Every
+    rank's share has at least one token; with `sequence_parallel` its length is a multiple of `tensor_size`.
     """
     source, ids, positions, lengths = [], [], [], []
     for i in indices:
@@ -150,7 +157,7 @@ def build_micro_batch(
 
 
 def unpack(values: torch.Tensor, micro_batch: MicroBatch, out: torch.Tensor) -> None:
-    """Writes `values` [T] of a micro-batch's labels to their places in `out` [sum of lengths], indexed like the batch."""
+    """Writes `values` [T] of a micro-batch's labels to `out` [sum of lengths], at the labels' places in the batch."""
     labelled = micro_batch.source >= 0
     out[micro_batch.source[labelled].to(out.device)] = values[labelled.to(values.device)].to(out)
 

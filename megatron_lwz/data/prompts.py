@@ -14,10 +14,10 @@ _KNOWN = {"id", "prompt", "length", "language", "template"}
 
 
 def read_prompts(path: str | Path, *, maximum_length: int | None = None) -> list[Prompt]:
-    """Reads every row; keys we do not know stay in `Prompt.extra`, blank lines are skipped.
+    """Reads every row. Unknown keys are kept in `Prompt.extra`; blank lines are skipped.
 
-    `maximum_length` is the length reward's L_max: a row that asks for as much or more is refused, because its
-    over-length slope would divide by zero or turn round. Raises DataError naming the file and line.
+    `maximum_length` is the length reward's L_max. A row whose upper bound reaches it is refused: the slope of its
+    over-length reward would divide by zero or change sign. Raises DataError naming the file and line.
     """
     path = Path(path)
     try:
@@ -44,7 +44,7 @@ def read_prompts(path: str | Path, *, maximum_length: int | None = None) -> list
 
 
 def parse_prompt(row: Any, *, maximum_length: int | None = None) -> Prompt:
-    """One decoded row as a Prompt. Raises ValueError saying which key is wrong and how."""
+    """Parses one decoded row. Raises ValueError that names the wrong key and what it must be."""
     if not isinstance(row, dict):
         raise ValueError(f"a row must be a JSON object, not {type(row).__name__}")
     identity, text = row.get("id"), row.get("prompt")
@@ -85,10 +85,10 @@ def _reason(error: ValueError) -> str:
 
 
 class PromptOrder:
-    """Which prompt comes k-th, for ever: epoch after epoch, each in its own order. Needs no state to resume."""
+    """The endless order of the prompts, epoch after epoch. Each epoch has its own order. Resuming needs no state."""
 
     def __init__(self, count: int, seed: int, shuffle: bool = True) -> None:
-        """`count` prompts; the order depends on `seed` and the epoch only."""
+        """Takes the number of prompts. The order depends only on `seed` and the epoch."""
         self._count = count
         self._seed = seed
         self._shuffle = shuffle
@@ -96,7 +96,7 @@ class PromptOrder:
         self._order = list(range(count))
 
     def index(self, k: int) -> int:
-        """Index into the prompt list of the k-th prompt drawn, k from 0."""
+        """Returns the index into the prompt list of the k-th prompt drawn, k from 0."""
         epoch, position = divmod(k, self._count)
         if self._shuffle and epoch != self._epoch:
             self._order = list(range(self._count))

@@ -1,4 +1,4 @@
-"""What one supervised step trains on, whatever stage it belongs to."""
+"""The batch of one supervised step, in any stage (pretraining, fine-tuning, reward model)."""
 
 from __future__ import annotations
 
@@ -16,38 +16,40 @@ Weighting = Literal["token", "sequence"]
 
 @dataclass(frozen=True)
 class SupervisedBatch:
-    """The sequences of one step with the loss weights of their tokens, the same on every rank (host memory).
+    """The sequences of one step with the loss weights of their tokens, in host memory. The same on every rank.
 
-    The step's loss is Σ weights · (−log p) / denominator over the whole step, so that it does not depend on how the
-    sequences are packed, split over ranks or cut into micro-batches.
+    The loss is Σ weights · (−log p) / denominator over the whole step. So it does not depend on how the sequences are
+    packed, distributed over ranks or split into micro-batches.
     """
 
     sequences: SequenceBatch
     weights: Tensor
     """[sum of lengths] fp32: weight of each token as a label; 0 where it is not trained."""
     denominator: int
-    """Trained tokens (weighting: token) or sequences that hold any (weighting: sequence)."""
+    """Number of trained tokens (weighting: token), or of sequences with trained tokens (weighting: sequence)."""
     ids: Sequence[str]
-    """Where each sequence comes from, for a person who looks for what went wrong."""
+    """Origin of each sequence, for finding bad data."""
 
     @property
     def predictions(self) -> int:
-        """Trained tokens of the step."""
+        """Number of trained tokens in the step."""
         return int((self.weights > 0).sum())
 
 
 class BatchSource(Protocol):
-    """Batches as a pure function of a cursor, which is all that a checkpoint keeps of the data."""
+    """Batches as a pure function of a cursor. The cursor is the only data state in a checkpoint."""
 
     def take(self, cursor: int, count: int) -> tuple[SupervisedBatch, int]:
-        """The batch that starts at `cursor`, of size `count` (the stage says of what), and the cursor after it."""
+        """Returns the batch that starts at `cursor`, and the cursor after it. The stage sets the unit of `count`."""
         ...
 
 
 def weigh(batch: SequenceBatch, trained: Tensor, weighting: Weighting) -> tuple[Tensor, int]:
-    """(weights [sum of lengths] fp32, denominator) of a batch whose `trained` [sum of lengths] bool tokens are learnt.
+    """Returns (weights [sum of lengths] fp32, denominator) of a batch.
 
-    token: every trained token of the step counts the same. sequence: every sequence does, its tokens sharing its weight.
+    `trained` [sum of lengths] bool marks the tokens that are trained.
+    With weighting `token`, every trained token of the step has the same weight. With `sequence`, every sequence has the
+    same weight, which its trained tokens share equally.
     """
     if weighting == "token":
         return trained.float(), int(trained.sum())

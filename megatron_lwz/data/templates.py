@@ -1,7 +1,8 @@
-"""The text a policy is given: a plain string with the model card's markers, no chat markup.
+"""The prompt text that the policy continues: a plain string with the model card's markers, no chat markup.
 
-paper: an instruction paragraph (our words, the card's substance: plan, question oneself, weigh style, tone, audience and
-purpose, review and refine inside think, then the piece inside answer), then the markers.
+paper: an instruction paragraph, then the markers. The paragraph is in our words and has the substance of the card:
+    plan, question oneself, weigh style, tone, audience and purpose, review and refine inside think; then the piece
+    inside answer.
 bare: the markers alone, for small models that were pretrained on them.
 """
 
@@ -46,12 +47,12 @@ _INSTRUCTIONS = {
 
 
 def detect_language(text: str) -> Literal["english", "chinese"]:
-    """Chinese if the text holds any character in U+4E00–U+9FFF (the model card's rule)."""
+    """Returns "chinese" if the text holds any character in U+4E00–U+9FFF (the model card's rule), else "english"."""
     return "chinese" if _CJK.search(text) else "english"
 
 
 def render(prompt: Prompt, style: Style = "paper") -> str:
-    """The string whose tokens the policy continues. The language follows the question, not `Prompt.language`."""
+    """Returns the string whose tokens the policy continues, in the question's language (not `Prompt.language`)."""
     turn = render_turn(prompt.text)
     if style == "bare":
         return turn
@@ -59,7 +60,7 @@ def render(prompt: Prompt, style: Style = "paper") -> str:
 
 
 def render_turn(question: str) -> str:
-    """One question between the role markers of its language, up to where the reply begins."""
+    """Returns one question between the role markers of its language, up to where the reply begins."""
     if detect_language(question) == "chinese":
         return f"<|用户|>: {question} <|助手|>:"
     return f"<|user|>: {question} <|assistant|>:"

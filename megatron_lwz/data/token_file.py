@@ -1,4 +1,4 @@
-"""Token ids of documents in one file that all ranks map into memory: tokenised once, by rank 0."""
+"""A file with the token ids of all documents. Rank 0 writes it once; all ranks map it into memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _TOKENS, _LENGTHS = "tokens.bin", "lengths.npy"
 
 
 def shared_documents(folder: Path, documents: Iterable[list[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """(all token ids, mapped; tokens of each document) of `documents`, which rank 0 alone goes through.
+    """Writes `documents` on rank 0 and returns (all token ids, memory-mapped; number of tokens of each document).
 
-    `folder` must be seen by all ranks; rank 0 replaces its files. Collective where there are ranks. Raises on every
-    rank what reading the documents raised on rank 0.
+    `documents` is read on rank 0 only. `folder` must be visible to all ranks; rank 0 replaces its files. This is a
+    collective when several ranks run. An error while reading the documents on rank 0 is raised on every rank.
     """
     error = None
     if groups.is_rank_zero():

@@ -13,10 +13,10 @@ from megatron_lwz.errors import DataError
 
 
 class Tokenizer:
-    """Text to token ids and back, from `tokenizer.json` alone. Nothing is added: no BOS, no EOS."""
+    """Converts text to token ids and back, from `tokenizer.json` alone. Adds no BOS and no EOS."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Reads `folder`. Raises DataError when tokenizer.json is missing or broken, or no EOS is named anywhere."""
+        """Reads `folder`. Raises DataError when tokenizer.json is missing or broken, or when no file names an EOS."""
         folder = Path(folder)
         path = folder / "tokenizer.json"
         if not path.is_file():
@@ -26,7 +26,10 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise DataError(path, f"not a tokenizers file ({error})") from error
         self.eos_ids: frozenset[int] = self._read_eos(folder)
-        """Every id that ends a text. Qwen2.5's files name different ones; a stop set that misses one runs to the cap."""
+        """All ids that end a text. Qwen2.5's files name different ones.
+
+        If a stop set lacks one of them, generation can run to its token limit.
+        """
 
     @property
     def vocab_size(self) -> int:
@@ -34,11 +37,11 @@ class Tokenizer:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; special tokens written out in `text` (`<|endoftext|>`) become their ids."""
+        """Returns the token ids of `text`. Special tokens written out in it (`<|endoftext|>`) become their ids."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text; bytes that are not UTF-8 become U+FFFD."""
+        """Returns the text of `ids`. Bytes that are not UTF-8 become U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
 
     def _read_eos(self, folder: Path) -> frozenset[int]:
@@ -60,7 +63,7 @@ class Tokenizer:
 
 
 def read_pad_id(folder: Path) -> int | None:
-    """The padding token that a Hugging Face folder names in config.json or tokenizer_config.json, None without one."""
+    """Returns the id of the padding token that config.json or tokenizer_config.json names, None if neither does."""
     given = _read_object(folder / "config.json").get("pad_token_id")
     if given is not None:
         return given

@@ -1,1 +1,1 @@
-"""How well a model writes: measured without a judge, and on the public benchmarks with one."""
+"""Evaluates how well a model writes: by measurements without a judge, and on the public benchmarks with one."""

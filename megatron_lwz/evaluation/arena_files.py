@@ -1,4 +1,4 @@
-"""Arena-Write's file and the players of a tournament."""
+"""Reads Arena-Write's file and the players of a tournament."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ BASELINE_KEY = "baseline_response"
 
 
 def read_baselines(tasks: Sequence[Task], path: Path) -> dict[str, dict[str, str]]:
-    """Player → task id → text, from the `baseline_response` of the rows.
+    """Reads player → task id → text from the `baseline_response` of the rows.
 
-    The card says that it holds the outputs of six models, and shows an empty text: so a text (player `baseline`), a list,
-    a {name: text}, and a list of {model, response} are all read. Raises DataError for anything else.
+    The data set card says that this key holds the outputs of six models, but shows an empty text. So four forms are
+    accepted: a text (player `baseline`), a list, a {name: text}, and a list of {model, response}. Raises DataError for
+    anything else.
     """
     found: dict[str, dict[str, str]] = {}
     for task in tasks:
@@ -35,7 +36,10 @@ def read_baselines(tasks: Sequence[Task], path: Path) -> dict[str, dict[str, str
 
 
 def read_player(path: Path, tasks: Sequence[Task]) -> dict[str, str]:
-    """Task id → text of a response file. Raises DataError for responses to other prompts, and for several per prompt."""
+    """Reads task id → text from a response file.
+
+    Raises DataError for a response to an unknown prompt, and for several responses to one prompt.
+    """
     known = {task.id for task in tasks}
     found: dict[str, str] = {}
     for response in read_responses(path, tasks):

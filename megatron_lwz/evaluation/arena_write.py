@@ -1,4 +1,4 @@
-"""Arena-Write: pairs judged in both orders, Elo with intervals, win rates, and how far the judge can be trusted."""
+"""Arena-Write: pairs judged in both orders, Elo with intervals, win rates, and the judge's bias and consistency."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LABELS = {
     "second_place_won_both": "the second place won in both orders",
     "same_verdict_when_asked_again": "same verdict when asked again",
 }
-"""What is known of the judge → its name in tables; shares of 1 but for the Elo points."""
+"""Maps each figure about the judge to its name in tables. All are shares of 1, except the Elo points."""
 
 
 @dataclass(frozen=True)
 class Game:
-    """One verdict: the score of `first` against `second` on a prompt; `sample` counts repeated askings."""
+    """One verdict: the score of `first` against `second` on a prompt. `sample` numbers repeated questions."""
 
     prompt: str
     first: str
@@ -42,7 +42,10 @@ class Game:
 
 @dataclass(frozen=True)
 class ArenaReport:
-    """`elo` per player with its interval; `online` Elo; `win_rates[a][b]`, ties half; `bias` and `consistency` of the judge."""
+    """Results of a tournament: Elo per player with its interval, online Elo, win rates, and figures about the judge.
+
+    `win_rates[a][b]` is the score of a against b; a tie counts half.
+    """
 
     elo: Mapping[str, Estimate]
     online: Mapping[str, float]
@@ -52,14 +55,14 @@ class ArenaReport:
     games: int
 
     def as_json(self) -> dict[str, Any]:
-        """For arena_write.json; games are kept apart."""
+        """Returns the content of arena_write.json. Games are stored in a separate file."""
         estimates = {name: getattr(self, name) for name in ("elo", "bias", "consistency")}
         found: dict[str, Any] = {k: {n: e.as_json() for n, e in v.items()} for k, v in estimates.items()}
         return found | {"online_elo": dict(self.online), "win_rates": self.win_rates, "games": self.games}
 
 
 def pairs(models: Sequence[str], baselines: Sequence[str], *, every: bool = False) -> list[tuple[str, str]]:
-    """Who meets whom: each model each baseline; with `every`, or without baselines, everybody everybody."""
+    """Returns the pairs of players: each model with each baseline; with `every` or without baselines, all pairs."""
     if every or not baselines:
         return list(combinations([*models, *baselines], 2))
     return [(model, baseline) for model in models for baseline in baselines]
@@ -74,10 +77,10 @@ async def play(
     repeats: int = 1,
     shown: Shown = lambda *_: None,
 ) -> tuple[list[Game], int]:
-    """Judges every pair on every prompt that both wrote to, in both orders, `repeats` times.
+    """Judges every pair on every prompt that both players answered, in both orders, `repeats` times.
 
-    Returns the games, and how many pairs were left out because an order got no verdict: one order alone would carry the
-    judge's liking for a place into the result. Raises EngineError for a judge that answers nothing.
+    Returns the games and the number of pairs left out because one order got no verdict. A single order would carry the
+    judge's position bias into the result. Raises EngineError for a judge that answers nothing.
     """
     asked = [
         (task, order, sample)
@@ -94,7 +97,7 @@ async def play(
     verdicts = await ask_all(judge, questions, read_winner, shown)
     games: list[Game] = []
     incomplete = 0
-    for place in range(0, len(asked), 2):  # the two orders stand side by side
+    for place in range(0, len(asked), 2):  # the two orders of a pair are adjacent
         both = [
             Game(task.id, *order, sample, verdict.value, verdict.judge, verdict.text)
             for (task, order, sample), verdict in zip(
@@ -110,7 +113,7 @@ async def play(
 def report(
     games: Sequence[Game], players: Sequence[str], *, anchor: str, anchor_elo: float = 1000.0, resamples: int = 1000
 ) -> ArenaReport:
-    """Ratings of the players that have games, the anchor at `anchor_elo`. Intervals resample whole prompts."""
+    """Rates the players that have games, with the anchor at `anchor_elo`. Intervals resample whole prompts."""
     met = {game.first for game in games} | {game.second for game in games}
     names = [name for name in players if name in met]
     place = {name: k for k, name in enumerate(names)}
@@ -139,7 +142,7 @@ def report(
 
 @dataclass(frozen=True)
 class Tournament:
-    """The judged games of a run whose rated model is `player`; the anchor is whom ratings are relative to."""
+    """The judged games of a run whose rated model is `player`. Ratings are relative to the player `anchor`."""
 
     player: str
     anchor: str
@@ -147,10 +150,11 @@ class Tournament:
 
 
 def elo_difference(mine: Tournament, theirs: Tournament, *, resamples: int = 1000) -> Estimate | None:
-    """Elo of one tournament's player minus that of another's, over the prompts that both judged.
+    """Returns the Elo of one tournament's player minus that of another's, over the prompts judged in both.
 
-    Every resample draws the same prompts for both: what is hard for everybody cancels out, as in a paired test. None where
-    they share no prompt or anchor, or one of the four has no game there. `count` is the number of prompts.
+    Every resample draws the same prompts for both, so the difficulty of a prompt cancels out, as in a paired test.
+    Returns None if the tournaments share no prompt or no anchor, or if one of the players or anchors has no game on the
+    shared prompts. `count` is the number of prompts.
     """
     sides = (mine, theirs)
     shared = set.intersection(*({game.prompt for game in side.games} for side in sides))
@@ -186,7 +190,7 @@ def _win_rates(games: Sequence[Game], names: Sequence[str]) -> dict[str, dict[st
 
 
 def _consistency(games: Sequence[Game]) -> dict[str, Estimate]:
-    """Shares over pairs judged in both orders (same winner, the place won), and over repeated askings (same verdict)."""
+    """Computes shares over pairs judged in both orders (same winner, place that won) and over repeated questions."""
     verdicts = {(g.prompt, g.first, g.second, g.sample): g.score for g in games}
     orders: dict[str, list[tuple[float, str]]] = {
         "same_winner_in_both_orders": [],

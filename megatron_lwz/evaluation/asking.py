@@ -1,4 +1,4 @@
-"""Asks a judge many questions, and gives up at once on a judge that answers none."""
+"""Asks a judge many questions, and fails early if the judge answers none of the first ones."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from megatron_lwz.rewards.judge_client import Judge, Question, Verdict
 
 T = TypeVar("T")
 Shown = Callable[[int, int], None]
-"""Called with how many questions are done, and how many there are."""
+"""Callback that receives the number of questions done and the total number."""
 
 
 async def ask_all(
     judge: Judge, questions: Sequence[Question], read: Callable[[str], T | None], shown: Shown = lambda *_: None
 ) -> list[Verdict[T] | None]:
-    """The verdicts, in order; None for a question that got none.
+    """Returns the verdicts, in order, with None for a question that got none.
 
-    Raises EngineError when the server fails the first questions one and all: the key, the name or the address is wrong.
+    Raises EngineError when all of the first questions fail: then the key, the name or the address is wrong.
     """
     verdicts: list[Verdict[T] | None] = [None] * len(questions)
     patience = min(judge.concurrency, len(questions))
@@ -45,6 +45,6 @@ async def ask_all(
                 group.create_task(worker())
     except* EngineError as failed:
         lost = failed.exceptions[0]
-    if lost is not None:  # raised in there, early releases of Python 3.11 would wrap it into a group again
+    if lost is not None:  # if raised inside `except*`, early releases of Python 3.11 would wrap it into a group again
         raise lost
     return verdicts

@@ -1,7 +1,7 @@
-"""Strengths from pairwise verdicts: Bradley–Terry with a position effect, by regularised maximum likelihood.
+"""Estimates strengths from pairwise verdicts: Bradley–Terry with a position effect, by regularised maximum likelihood.
 
-P(first beats second) = σ(θ_first − θ_second + β); a tie is half a win. β is the judge's liking for the first place, so the
-strengths are those that an impartial judge would show. Elo = anchor + 400/ln 10 · (θ − θ_anchor).
+P(first beats second) = σ(θ_first − θ_second + β); a tie is half a win. β is the judge's bias for the first place, so
+the strengths θ are free of position bias. Elo = anchor + 400/ln 10 · (θ − θ_anchor).
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 
 ELO = 400 / math.log(10)
-"""Elo points per unit of θ: 400 points are odds of 10 to 1."""
+"""Elo points per unit of θ: 400 points correspond to odds of 10 to 1."""
 PRIOR_GAMES = 0.25
-"""Virtual ties per pair that met and order: they keep a player that lost every game finite, and move others hardly."""
+"""Virtual ties added per order of each pair that has games.
+
+They keep the strength of a player that lost every game finite and hardly change the others.
+"""
 _STEPS = 100
 _LONGEST_STEP = 2.0
 
 
 @dataclass(frozen=True)
 class Games:
-    """Verdicts as arrays of equal length G: prompt and players as indices, `score` of the first: 1, 0.5 or 0."""
+    """Verdicts as arrays of equal length G: prompt and player indices, and `score` of the first player: 1, 0.5 or 0."""
 
     prompts: np.ndarray
     first: np.ndarray
@@ -31,7 +34,7 @@ class Games:
 
     @classmethod
     def of(cls, rows: Sequence[tuple[int, int, int, float]]) -> Games:
-        """From (prompt, first, second, score) of every game."""
+        """Builds the arrays from (prompt, first, second, score) of every game."""
         prompts, first, second, score = np.array(rows, np.float64).reshape(-1, 4).T
         return cls(prompts.astype(np.int64), first.astype(np.int64), second.astype(np.int64), score)
 
@@ -39,7 +42,7 @@ class Games:
         return len(self.score)
 
     def tables(self, players: int) -> tuple[np.ndarray, np.ndarray]:
-        """(scores of the first, games) per prompt, [P, K, K] each: row is first, column second."""
+        """Returns (scores of the first, numbers of games) per prompt, [P, K, K] each: row first, column second."""
         prompts = int(self.prompts.max()) + 1 if len(self) else 0
         shape = (prompts, players, players)
         won, played = np.zeros(shape), np.zeros(shape)
@@ -51,14 +54,14 @@ class Games:
 
 @dataclass(frozen=True)
 class Fit:
-    """`theta` [B, K] with 0 for the anchor, `beta` [B]; B tables were fitted at once."""
+    """Fitted strengths `theta` [B, K], 0 for the anchor, and position effects `beta` [B] of B tables."""
 
     theta: np.ndarray
     beta: np.ndarray
 
 
 def fit(won: np.ndarray, played: np.ndarray, anchor: int, *, prior: float = PRIOR_GAMES) -> Fit:
-    """Newton's method on B tables [B, K, K] together; the likelihood is concave, so there is one maximum.
+    """Fits B tables [B, K, K] together by Newton's method. The likelihood is concave, so there is one maximum.
 
     Players without any game stay at 0.
     """
@@ -89,7 +92,7 @@ def fit(won: np.ndarray, played: np.ndarray, anchor: int, *, prior: float = PRIO
 
 
 def bootstrap(games: Games, players: int, anchor: int, *, resamples: int = 1000, seed: int = 0) -> tuple[Fit, Fit]:
-    """(the fit of all games [1], the fits of `resamples` drawings of whole prompts)."""
+    """Returns (fit of all games, B = 1; fits of bootstrap samples of whole prompts, B = `resamples`)."""
     won, played = games.tables(players)
     prompts = len(won)
     drawn = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
@@ -106,9 +109,10 @@ def bootstrap(games: Games, players: int, anchor: int, *, resamples: int = 1000,
 def online_elo(
     games: Games, players: int, anchor: int, *, anchor_elo: float, k: float = 16.0, orders: int = 50, seed: int = 0
 ) -> np.ndarray:
-    """[K] ratings that follow the games one by one, as chess does; the mean over shuffled orders.
+    """Returns ratings [K] that are updated after each game, as in chess, averaged over shuffled orders of the games.
 
-    It depends on the order and on `k` and never quite settles: for comparison with published numbers made this way.
+    They depend on the order and on `k` and do not converge. They serve for comparison with published numbers that were
+    computed this way.
     """
     rng = np.random.default_rng(seed)
     total = np.zeros(players)

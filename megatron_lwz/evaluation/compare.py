@@ -1,4 +1,4 @@
-"""Evaluations of several runs side by side. Figures that were made differently never share a row."""
+"""Compares the evaluations of several runs. Figures from different evaluation conditions never share a row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILES = ("arena_write.json", "writing_bench.json", "longbench_write.json", "text
 
 @dataclass(frozen=True, order=True)
 class Row:
-    """A figure: the benchmark, what it was made under (era, judge, judge prompt, anchor), and its name."""
+    """The key of a figure: its benchmark, its condition (era, judge, judge prompt, anchor), and its name."""
 
     benchmark: str
     condition: str
@@ -28,8 +28,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """The evaluations of one run. `values`: prompt → its value, of the figures that are means over prompts;
-    `tournaments`: the games behind an Elo.
+    """The evaluations of one run.
+
+    `values` maps a figure that is a mean over prompts to prompt → value. `tournaments` maps an Elo to its games.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Run:
 
 
 def read_run(folder: Path, name: str = "") -> Run:
-    """Reads every result file that the evaluation commands left in `folder`. Raises DataError."""
+    """Reads every result file of the evaluation commands in `folder`. Raises DataError."""
     figures: dict[Row, Estimate] = {}
     values: dict[Row, dict[str, float]] = {}
     tournaments: dict[Row, Tournament] = {}
@@ -60,9 +61,10 @@ def read_run(folder: Path, name: str = "") -> Run:
 
 
 def difference(run: Run, reference: Run, row: Row) -> Estimate | None:
-    """Run − reference over the prompts that both have: paired, so it is surer than two intervals side by side.
+    """Returns run − reference over the prompts that both have.
 
-    The mean of the prompts' differences; of Elo the difference of the ratings under the same drawings of prompts.
+    It is the mean of the prompts' differences. For Elo, it is the difference of the ratings under the same resamples of
+    prompts. This pairing gives a surer result than two separate intervals.
     """
     if row in run.tournaments and row in reference.tournaments:
         return elo_difference(run.tournaments[row], reference.tournaments[row])
@@ -71,7 +73,7 @@ def difference(run: Run, reference: Run, row: Row) -> Estimate | None:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """Every row that some run has: in the order of benchmarks, then of the first run's figures."""
+    """Returns every row that some run has, by benchmark, then by condition, then in the order of the runs' figures."""
     found = list(dict.fromkeys(row for run in runs for row in run.figures))
     order = {"arena_write": 0, "writing_bench": 1, "longbench_write": 2, "text": 3}
     conditions = list(dict.fromkeys(row.condition for row in found))
@@ -79,17 +81,17 @@ def rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def mixed(found: Sequence[Row]) -> list[str]:
-    """Benchmarks whose runs were evaluated under different conditions, so that their rows do not compare."""
+    """Returns the benchmarks whose runs were evaluated under different conditions. Their rows cannot be compared."""
     conditions: dict[str, set[str]] = {}
     for row in found:
-        if not row.condition:  # measured, not judged
+        if not row.condition:  # a measurement without a judge
             continue
         conditions.setdefault(row.benchmark, set()).add(row.condition)
     return [name for name, several in conditions.items() if len(several) > 1]
 
 
 def label(row: Row) -> str:
-    """The metric's name in tables."""
+    """Returns the metric's name in tables."""
     if row.benchmark == "longbench_write":
         return longbench_write.LABELS.get(row.metric, row.metric)
     return measure.LABELS.get(row.metric, row.metric) if row.benchmark == "text" else row.metric
@@ -108,7 +110,7 @@ def _figures(result: Mapping[str, Any]) -> dict[Row, Estimate]:
 
 
 def _values(folder: Path, result: Mapping[str, Any], figures: Mapping[Row, Estimate]) -> dict[Row, dict[str, float]]:
-    """Per prompt, from the rows that stand beside a result; several responses to a prompt are averaged."""
+    """Reads the value of each prompt from the rows beside a result. Several responses to a prompt are averaged."""
     kind = result["kind"]
     collected: dict[Row, dict[str, list[float]]] = {}
     if kind == "writing_bench":
@@ -133,7 +135,7 @@ def _tournaments(folder: Path, result: Mapping[str, Any], figures: Mapping[Row, 
 
 
 def _condition(result: Mapping[str, Any]) -> str:
-    """What must be the same for judged figures to compare."""
+    """Returns the conditions that must be equal for judged figures to be comparable."""
     judge = result.get("judge") or {}
     parts = [result.get("era"), judge.get("model"), judge.get("wording") or result.get("wording")]
     parts.append(result.get("prompt_version"))

@@ -1,4 +1,4 @@
-"""Has a model write to every prompt of a file, in parallel, each response exactly once."""
+"""Generates a response to every prompt of a file, in parallel, each response exactly once."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ from megatron_lwz.http.retry import RequestFailure, RetryBudget
 from megatron_lwz.types import Prompt
 
 FLUSH_SECONDS = 0.5
-"""Between two writes of what unfinished responses hold."""
+"""Seconds between two writes of the unfinished responses."""
 LEFT_OUT = frozenset({"checklist", "criteria", "baseline_response"})
-"""Keys of prompt rows that are not copied into responses: long, and the benchmark's own business."""
+"""Keys of prompt rows that are not copied into responses: they are long and only the benchmark needs them."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How responses are made. `template` None: the prompt goes out as it is, for chat models; row: what each row says
-    (think without a word). `count` counts a text's tokens and `context` how many the engine takes; None: only the server knows.
+    """How responses are generated.
+
+    With `template` None, the prompt is sent as it is, for chat models. With `row`, each row names its template (think
+    by default). `count` returns the number of tokens of a text. `context` is the engine's context length in tokens.
+    Both are None when only the server knows.
     """
 
     sampling: Sampling
@@ -50,7 +53,7 @@ class Plan:
 
 @dataclass
 class Progress:
-    """How far `generate` is. `characters` counts everything written, also of responses that are not finished."""
+    """Progress of `generate`. `characters` counts all generated text, including that of unfinished responses."""
 
     total: int
     done: int = 0
@@ -67,8 +70,10 @@ async def generate(
     plan: Plan,
     shown: Callable[[Progress], None] = lambda _: None,
 ) -> Progress:
-    """Adds every response that `file` lacks. Raises EngineError when none of the first requests is answered, and at the
-    end when some responses failed: the others are kept, and the same call tries those again.
+    """Adds every response that `file` lacks.
+
+    Raises EngineError early when none of the first requests is answered, and at the end when some responses failed. The
+    other responses are kept. Calling it again retries the failed ones.
     """
     wanted = [(task, sample) for sample in range(plan.samples) for task in tasks]
     missing = [(task, sample) for task, sample in wanted if (task.id, sample) not in file.done]
@@ -84,7 +89,7 @@ async def generate(
 
     async def worker() -> None:
         nonlocal last, answered
-        for task, sample in work:  # all workers share one iterator: each item is taken once
+        for task, sample in work:  # all workers share one iterator, so each item is taken once
             try:
                 row = await _respond(client, task, sample, plan, file.partials, heard)
             except RequestFailure as failure:
@@ -111,7 +116,7 @@ async def generate(
         lost = failed.exceptions[0]
     finally:
         flushing.cancel()
-    if lost is not None:  # raised in there, early releases of Python 3.11 would wrap it into a group again
+    if lost is not None:  # if raised inside `except*`, early releases of Python 3.11 would wrap it into a group again
         raise lost
     if last is not None:
         kinds = ", ".join(f"{count} {name}" for name, count in failures.most_common())
@@ -123,7 +128,7 @@ async def generate(
 
 
 def template_of(task: Task, plan: Plan) -> Template | None:
-    """The template that a task's prompt is put into."""
+    """Returns the template of a task's prompt."""
     if plan.template == "row":
         return "direct" if task.row.get("template") == "direct" else "think"
     return plan.template
@@ -143,7 +148,11 @@ async def _respond(
     partials: Partials,
     heard: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Goes on from what was received before, in this process or in one that was killed, where the server can."""
+    """Generates one response and returns its row.
+
+    If the server can continue a text, generation resumes after the text received so far, by this process or by one that
+    was killed.
+    """
     template = template_of(task, plan)
     text = render(Prompt(task.id, task.prompt, template=template), plan.style) if template else task.prompt
     key, begin = (task.id, sample), time.monotonic()
@@ -154,7 +163,7 @@ async def _respond(
         def take(piece: str, tokens: int) -> None:
             nonlocal counted
             heard(len(piece))
-            if client.continues and (piece or tokens):  # a server that counts nothing streams a token at a time
+            if client.continues and (piece or tokens):  # a server that sends no count streams one token at a time
                 partials.add(key, piece, tokens - counted if tokens else 1)
                 counted = tokens
 
@@ -182,7 +191,7 @@ def _settings(
     left = sampling.max_tokens - _tokens(before, plan)
     if plan.count is not None and plan.context is not None:
         left = min(left, max(1, plan.context - plan.count(text)) - _tokens(before, plan))
-    if before.text:  # the noise of a request begins anew: it must not be that of the text's beginning
+    if before.text:  # a new request restarts the sampler, which must not repeat the random numbers of the first one
         seed = _seed(seed, task.id, len(before.text))
     settings = replace(sampling, max_tokens=left).as_json() | {"seed": seed}
     if not sampling.top_k:
@@ -197,7 +206,7 @@ def _tokens(before: Partial, plan: Plan) -> int:
 
 
 def _seed(seed: int, identity: str, sample: int) -> int:
-    """A seed of its own for every response, 31 bits; the same in every run."""
+    """Returns a 31-bit seed that differs between responses and is the same in every run."""
     digest = hashlib.sha256(f"{seed}/{identity}/{sample}".encode("utf-8", "replace")).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
@@ -208,7 +217,7 @@ def _row(task: Task, sample: int, template: Template | None, done: Completion) -
     row |= {"id": task.id, "sample": sample, "response": written.answer, "response_length": count_units(written.answer)}
     if done.text != written.answer:
         row["raw"] = done.text
-    if done.thinking:  # the server kept it apart
+    if done.thinking:  # the server returned it separately
         row["thinking"] = done.thinking
     if template is not None:
         row |= {"template": template, "raw": done.text, "fault": written.fault}
@@ -219,7 +228,7 @@ def _row(task: Task, sample: int, template: Template | None, done: Completion) -
 
 
 def settings_of(plan: Plan, model: str) -> Mapping[str, Any]:
-    """What a response file remembers of how it was made."""
+    """Returns the settings that a response file records about its generation."""
     return {
         "model": model,
         "template": plan.template,

@@ -1,7 +1,8 @@
-"""Evaluation beside training: held-out prompts, written by one version of the weights while the loop goes on.
+"""Evaluation beside training: rollouts of held-out prompts by one version of the weights while training continues.
 
-A thread takes evaluations one after the other: it has the engine serve the pinned weights, the prompts written to and scored,
-and gives the metrics to the loop. All that it receives is in the run's journal, so a killed run goes on with it.
+A thread runs evaluations one after the other. It makes the engine serve the pinned weights, generates and scores the
+rollouts, and passes the metrics to the loop. All generated tokens are in the run's journal, so a killed run resumes its
+evaluations.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from megatron_lwz.types import Group, Prompt, WeightVersion
 
 POLL_SECONDS = 0.2
 CLOSE_SECONDS = 15.0
-"""Patience with engines of others that are loading weights; nothing that they have written is lost."""
+"""Seconds that `close` waits for the thread: external engines may be loading weights. No generated token is lost."""
 ATTEMPTS = 2
-"""Times that an evaluation beside training is begun in one process before it is left to the next start of the run."""
+"""Maximum number of attempts of an evaluation in one process. After that, the next start of the run retries it."""
 
 log = logging.getLogger(__name__)
 
@@ -36,22 +37,22 @@ Measure = Callable[[Sequence[Group]], Awaitable[Metrics]]
 
 
 class EvaluationEngines(Protocol):
-    """What writes evaluations. Called from the evaluation's thread, but for `close`."""
+    """The engines that generate evaluation rollouts. All methods but `close` are called in the evaluation thread."""
 
     keeps_weights: bool
-    """Whether training may go on meanwhile: an evaluation then has weights of its own."""
+    """Whether training may continue during an evaluation. Each evaluation then keeps its own copy of the weights."""
 
     def serve(self, version: WeightVersion, weights: Path | None) -> EnginePool:
-        """A pool whose engines run these weights under this name, until the next call. Raises EngineError."""
+        """Returns a pool whose engines serve these weights as this version, until the next call. Raises EngineError."""
         ...
 
     def close(self) -> None:
-        """Stops what was started; also ends a `serve` that is waiting."""
+        """Stops the engines that were started, and ends a waiting `serve`."""
         ...
 
 
 class InLoopEvaluation:
-    """Call its methods from the loop's main thread."""
+    """Runs evaluations in a thread beside training. Its methods must be called from the loop's main thread."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class InLoopEvaluation:
         samples: int,
         most_begun: int,
     ) -> None:
-        """`measure` makes metrics of an evaluation's groups. `most_begun`: see `settle`."""
+        """Takes `measure`, which computes metrics of an evaluation's groups. `most_begun` is the limit of `settle`."""
         self._pinned = PinnedEvaluations(run_dir)
         self._held_out = held_out
         self._engines = engines
@@ -81,9 +82,10 @@ class InLoopEvaluation:
         self._thread: threading.Thread | None = None
 
     def take_up(self, version: WeightVersion, weights: Path) -> None:
-        """Begins again what an earlier process left, without waiting for it. `version` and `weights`: the run's own now.
+        """Resumes the evaluations that an earlier process left unfinished, without waiting for them.
 
-        Evaluations of later steps are forgotten: those steps are done again. One whose weights are gone is told.
+        `version` and `weights` are the run's current ones. Evaluations of later steps are discarded, because those
+        steps are done again. An evaluation whose weights are gone is discarded with a warning in the log.
         """
         for pinned in self._pinned.begun():
             same = pinned.version.checksum == version.checksum
@@ -99,9 +101,9 @@ class InLoopEvaluation:
     def begin(
         self, version: WeightVersion, weights: Path, *, waiting: Callable[[Progress], None] = lambda _: None
     ) -> None:
-        """Has the prompts written to by `version`, exported in `weights`; returns when training may go on: see `settle`.
+        """Begins an evaluation of `version`, exported in `weights`. Returns when training may continue (see `settle`).
 
-        Raises what ended the evaluations.
+        Raises the error that ended the evaluations, if there was one.
         """
         with self._changed:
             known = {pinned.step for pinned in self._unfinished()} | {pinned.step for pinned, _ in self._done}
@@ -110,13 +112,15 @@ class InLoopEvaluation:
         self.settle(waiting)
 
     def settle(self, waiting: Callable[[Progress], None] = lambda _: None) -> None:
-        """Returns when training may go on: `most_begun` evaluations or fewer are unfinished, and none if training's own
-        engines write them. Raises what ended the evaluations.
+        """Returns when training may continue: at most `most_begun` evaluations are unfinished.
+
+        If training's own engines run the evaluations, it waits until none is unfinished. Raises the error that ended
+        the evaluations, if there was one.
         """
         self.wait(self._most_begun if self._engines.keeps_weights else 0, waiting)
 
     def wait(self, most: int = 0, waiting: Callable[[Progress], None] = lambda _: None) -> None:
-        """Returns when at most so many evaluations are unfinished. Raises what ended the evaluations."""
+        """Waits until at most `most` evaluations are unfinished. Raises the error that ended evaluations, if any."""
         while True:
             with self._changed:
                 if self._error is not None:
@@ -129,7 +133,10 @@ class InLoopEvaluation:
                 waiting(progress)
 
     def finished(self) -> Iterator[tuple[int, Metrics]]:
-        """(step, metrics) of evaluations that are done, each once; asking for the next says that the last is recorded."""
+        """Yields (step, metrics) of each finished evaluation once.
+
+        When the next one is requested, the previous one counts as recorded and is removed.
+        """
         while self._done:
             pinned, metrics = self._done[0]
             yield pinned.step, metrics
@@ -137,7 +144,7 @@ class InLoopEvaluation:
             self._pinned.end(pinned.step)
 
     def close(self) -> None:
-        """Stops; what was written is in the journal, and the next start of the run goes on with it."""
+        """Stops the evaluations. Generated tokens are in the journal; the next start of the run resumes from them."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -163,7 +170,7 @@ class InLoopEvaluation:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner() as runner:  # one loop for all: what a component keeps may belong to its loop
+            with asyncio.Runner() as runner:  # one loop for all evaluations: a component's state may belong to its loop
                 while (pinned := self._next()) is not None:
                     metrics = self._try(runner, pinned)
                     with self._changed:
@@ -177,14 +184,17 @@ class InLoopEvaluation:
                 self._changed.notify_all()
 
     def _next(self) -> Pinned | None:
-        """Waits for an evaluation; None when the run ends."""
+        """Waits for the next evaluation and returns it, or None when the run ends."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._waiting)
             self._running = None if self._closing else self._waiting.popleft()
             return self._running
 
     def _try(self, runner: asyncio.Runner, pinned: Pinned) -> Metrics | None:
-        """The metrics; None when engines failed that training does not need. The next start of the run tries again."""
+        """Returns the metrics, or None when engines failed that training does not need.
+
+        In that case, the next start of the run tries again.
+        """
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._evaluate(runner, pinned)

@@ -1,4 +1,4 @@
-"""The rollouts that a run's journal holds, as responses: a run is evaluated without anything being written again."""
+"""Reads the rollouts in a run's journal as responses, so that a run is evaluated without generating anything again."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from megatron_lwz.types import Group
 
 
 def read_run(run_dir: Path, step: int | None = None) -> tuple[list[Response], str]:
-    """Rollouts of a run, and a word on which: on the held-out prompts after `step` updates (None: the newest evaluation that
-    is complete), else, in a run without held-out prompts, those that training step `step` used. Raises DataError.
+    """Returns rollouts of a run as responses, and a note that says which rollouts they are.
+
+    They are the rollouts of the held-out prompts after `step` updates; None takes the newest complete evaluation. In a
+    run without held-out prompts, they are those that training step `step` used. Raises DataError.
     """
     path = RunPaths(run_dir).journal
     with JournalReader(path) as reader:
         held_out: dict[int, dict[str, Group]] = {}
         for group in reader.groups("evaluation"):
-            # a step that was redone after a kill was evaluated again; ids fall, so the latest comes first
+            # A step that was redone after a kill was evaluated again. Ids decrease, so the latest comes first.
             held_out.setdefault(group.admitted, {}).setdefault(group.prompt.id, group)
         if held_out:
             begun = unfinished(run_dir)
@@ -43,7 +45,7 @@ def _pick(path: Path, there: list[int], step: int | None, what: str) -> int:
 
 
 def responses_of(groups: Iterable[Group]) -> list[Response]:
-    """The finished rollouts of groups; several to one prompt are its samples."""
+    """Returns the finished rollouts of groups as responses. Several rollouts of one prompt are its samples."""
     found: list[Response] = []
     samples: dict[str, int] = {}
     for group in groups:

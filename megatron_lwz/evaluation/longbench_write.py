@@ -1,4 +1,4 @@
-"""LongBench-Write: the length score S_l, the quality score S_q through a judge, and LongWrite-Ruler's longest lengths."""
+"""LongBench-Write: the length score S_l, the quality score S_q by a judge, and LongWrite-Ruler's longest lengths."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from megatron_lwz.rewards.judge_client import Judge
 from megatron_lwz.rewards.judge_json import as_score, read_object
 
 RATED = ("s_q", *QUALITY_DIMENSIONS)
-"""The metrics that a judge's ratings give."""
+"""The metrics that come from a judge's ratings."""
 LABELS = {
     "s_mean": "mean of S_l and S_q",
     "s_l": "length score S_l",
     "s_q": "quality score S_q",
     **{name: name for name in QUALITY_DIMENSIONS},
 }
-"""Metric → its name in tables; all are 0 to 100."""
+"""Maps each metric to its name in tables. All are 0 to 100."""
 
 
 @dataclass(frozen=True)
 class LongBenchReport:
-    """Estimates overall and by asked length, and a row per response. `unjudged`: responses that got no verdict."""
+    """Estimates overall and by requested length, and a row per response. `unjudged` counts rows without a verdict."""
 
     metrics: Mapping[str, Estimate]
     by_length: Mapping[str, Mapping[str, Estimate]]
@@ -38,7 +38,7 @@ class LongBenchReport:
     unjudged: int
 
     def as_json(self) -> dict[str, Any]:
-        """For longbench_write.json; rows are kept apart."""
+        """Returns the content of longbench_write.json. Rows are stored in a separate file."""
         by_length = {name: _as_json(found) for name, found in self.by_length.items()}
         metrics = _as_json(self.metrics)
         return {"kind": "longbench_write", "metrics": metrics, "by_length": by_length, "unjudged": self.unjudged}
@@ -49,7 +49,8 @@ async def evaluate(
 ) -> LongBenchReport:
     """Scores responses that have prompt and length. Without a judge there is no S_q.
 
-    `public`: the text of the benchmark's judge.txt, so that scores compare with published ones. Raises EngineError.
+    `public` is the text of the benchmark's judge.txt. With it, scores can be compared with published ones. Raises
+    EngineError.
     """
     rows: list[dict[str, Any]] = [_length_row(response) for response in responses]
     if judge is not None:
@@ -66,12 +67,12 @@ async def evaluate(
 
 
 def evaluate_now(responses: Sequence[Response]) -> LongBenchReport:
-    """`evaluate` without a judge."""
+    """Runs `evaluate` without a judge."""
     return asyncio.run(evaluate(responses, None))
 
 
 def read_quality(reply: str) -> dict[str, int] | None:
-    """The six scores of a reply; None when one is missing or is not a whole number from 1 to 5."""
+    """Returns the six scores of a reply, None when one is missing or is not a whole number from 1 to 5."""
     found = read_object(reply, QUALITY_DIMENSIONS)
     scores = {name: as_score(found[name], 1, 5) for name in QUALITY_DIMENSIONS} if found else {}
     whole = {name: score for name, score in scores.items() if score is not None}
@@ -80,7 +81,7 @@ def read_quality(reply: str) -> dict[str, int] | None:
 
 @dataclass(frozen=True)
 class RulerStep:
-    """LongWrite-Ruler's prompts of one asked length: what was written to them, in words + CJK characters."""
+    """Response lengths to LongWrite-Ruler's prompts of one requested length, in words + CJK characters."""
 
     asked: int
     mean: float
@@ -89,7 +90,7 @@ class RulerStep:
 
 
 def ruler(responses: Sequence[Response]) -> list[RulerStep]:
-    """How long the responses became, by asked length: the point where they stop growing is the model's longest output."""
+    """Returns the responses' lengths by requested length. The length where they stop growing is the model's limit."""
     written: dict[int, list[int]] = {}
     for response in responses:
         if response.length is not None:

@@ -1,4 +1,4 @@
-"""The evaluation that needs no judge: length following, repetition, truncation, format, language."""
+"""Measurements without a judge: length following, repetition, truncation, format, language."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ LABELS = {
     "near_duplicates": "near-duplicate paragraphs",
     "language_consistent": "in the prompt's language",
 }
-"""Metric → what it is called in tables. All but the length are shares of 1 unless they say otherwise."""
+"""Maps each metric to its name in tables. All but the length are shares of 1 unless the name says otherwise."""
 
 BUCKETS = (0, 500, 2000, 4000, 20000)
-"""Lower ends of the asked lengths that the curve groups, as LongBench-Write reports them; the last one is open."""
+"""Lower bounds of the curve's groups of requested lengths, as in LongBench-Write. The last group has no upper bound."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """The responses to prompts whose asked length (middle of the range) lies in [lower, upper)."""
+    """The responses to prompts whose requested length (middle of the range) lies in [lower, upper)."""
 
     lower: int
     upper: int | None
@@ -46,7 +46,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class TextReport:
-    """Metric → estimate, the length-following curve, format faults by name, and the numbers of every response."""
+    """Estimates by metric, the length-following curve, counts of format faults, and the metrics of every response."""
 
     metrics: Mapping[str, Estimate]
     curve: Sequence[Bucket]
@@ -54,7 +54,7 @@ class TextReport:
     rows: Sequence[Mapping[str, Any]]
 
     def as_json(self) -> dict[str, Any]:
-        """For text.json; rows are kept apart."""
+        """Returns the content of text.json. Rows are stored in a separate file."""
         curve = [
             {"lower": b.lower, "upper": b.upper}
             | {name: getattr(b, name).as_json() for name in ("asked", "written", "score")}
@@ -65,7 +65,7 @@ class TextReport:
 
 
 def measure(responses: Sequence[Response], section: FormatReward | None = None) -> TextReport:
-    """Measures every response. A metric is a mean over the responses that can have it; `section` defines duplicates."""
+    """Measures every response. A metric is the mean over the responses it applies to. `section` defines duplicates."""
     rows = [measure_one(response, section or FormatReward()) for response in responses]
     metrics = {name: found for name in LABELS if (found := _mean(rows, name)) is not None}
     faults = Counter(response.fault for response in responses if response.fault)
@@ -73,7 +73,7 @@ def measure(responses: Sequence[Response], section: FormatReward | None = None) 
 
 
 def measure_one(response: Response, section: FormatReward) -> dict[str, Any]:
-    """The numbers of one response; those that do not apply are left out."""
+    """Measures one response. Metrics that do not apply are left out."""
     text, asked = response.text, response.length
     length = count_units(text)
     row: dict[str, Any] = {"id": response.id, "sample": response.sample, "length": length, "empty": float(not text)}

@@ -1,4 +1,4 @@
-"""What responses that are still being written hold so far, so that a killed process goes on with them."""
+"""Stores unfinished responses, so that generation can resume them after the process was killed."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from typing import IO, Any
 from megatron_lwz.errors import DataError
 
 Key = tuple[str, int]
-"""(task, sample)."""
+"""Key of a response: (task id, sample)."""
 
 
 @dataclass(frozen=True)
 class Partial:
-    """The beginning of a response, and how many tokens it is."""
+    """The beginning of a response, and its number of tokens."""
 
     text: str = ""
     tokens: int = 0
 
 
 class Partials:
-    """`<responses>.partial.jsonl`: pieces of text in the order received. `flush` makes them durable; a line that a kill cut
-    in two is dropped. What was written under other settings is not gone on with. The owner of the responses has it alone.
+    """The file `<responses>.partial.jsonl`: pieces of text in the order received.
+
+    `flush` makes them durable. A line that a kill truncated is dropped. Responses with other settings are not resumed.
+    Only the process that holds the response file may use it.
     """
 
     def __init__(self, responses: Path, settings: Mapping[str, Any], done: Collection[Key]) -> None:
-        """Reads what is there, but for the responses that are `done`. Raises DataError."""
+        """Reads the existing file, if any, without the responses that are `done`. Raises DataError."""
         self._path = responses.with_name(responses.name + ".partial.jsonl")
         self._settings = json.loads(json.dumps(dict(settings)))
         self._held: dict[Key, Partial] = {}
@@ -40,22 +42,22 @@ class Partials:
             self._compact()
 
     def get(self, key: Key) -> Partial:
-        """What the response holds so far."""
+        """Returns the response so far."""
         return self._held.get(key, Partial())
 
     def add(self, key: Key, text: str, tokens: int) -> None:
-        """The next piece of a response."""
+        """Appends the next piece of a response."""
         for pieces in (self._held, self._waiting):
             before = pieces.get(key, Partial())
             pieces[key] = Partial(before.text + text, before.tokens + tokens)
 
     def drop(self, key: Key) -> None:
-        """The response is done."""
+        """Removes a response that is done."""
         self._held.pop(key, None)
         self._waiting.pop(key, None)
 
     def flush(self) -> None:
-        """All pieces added so far are on disk at return. Raises DataError."""
+        """Writes all pieces added so far to disk, durably. Raises DataError."""
         waiting, self._waiting = self._waiting, {}
         if not waiting:
             return
@@ -70,7 +72,7 @@ class Partials:
             raise DataError(self._path, f"cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
-        """Flushes; the file goes when no response is unfinished."""
+        """Flushes and closes the file. Deletes it when no response is unfinished."""
         self.flush()
         if self._file is not None:
             self._file.close()
@@ -79,7 +81,7 @@ class Partials:
             self._path.unlink(missing_ok=True)
 
     def _read(self, done: Collection[Key]) -> None:
-        lines = self._path.read_bytes().split(b"\n")[:-1]  # what follows the last line end was cut off
+        lines = self._path.read_bytes().split(b"\n")[:-1]  # text after the last newline is a truncated line
         try:
             if not lines or json.loads(lines[0])["settings"] != self._settings:
                 return

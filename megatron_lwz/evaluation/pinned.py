@@ -1,7 +1,8 @@
-"""Which evaluations of a run have begun, and the weights that each of them keeps until it is done.
+"""Records which evaluations of a run have begun, and keeps the weights of each until it is done.
 
-`<run>/evaluation/step_00000010.json` says that the evaluation after 10 updates has begun, and with which weights; beside
-it stand those weights where training goes on meanwhile. Hard links: they cost no space while the weights are there anyway.
+`<run>/evaluation/step_00000010.json` records that the evaluation after 10 updates has begun, and its weight version. If
+training continues meanwhile, the weights lie beside it. They are hard links, so they take no extra space while the
+original files exist.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from megatron_lwz.types import WeightVersion
 
 
 def unfinished(run_dir: Path) -> set[int]:
-    """The steps whose evaluation has begun and is not recorded; their checkpoints are still needed."""
+    """Returns the steps whose evaluation has begun and is not recorded yet. Their checkpoints are still needed."""
     return {step_of(path.stem) for path in RunPaths(run_dir).pinned.glob(f"{STEPS}.json")}
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """An evaluation that has begun. `weights`: a Hugging Face folder of its own; None: those that the engines have."""
+    """An evaluation that has begun. `weights` is its own Hugging Face folder; None means the weights in the engines."""
 
     version: WeightVersion
     weights: Path | None
 
     @property
     def step(self) -> int:
-        """After how many updates."""
+        """Number of updates before the evaluation."""
         return self.version.step
 
 
@@ -43,7 +44,7 @@ class PinnedEvaluations:
         self._root = RunPaths(run_dir).pinned.resolve()
 
     def begin(self, version: WeightVersion, weights: Path | None) -> Pinned:
-        """Notes an evaluation; `weights` (an exported folder, None: do not keep them) are linked into the folder."""
+        """Records an evaluation. Links `weights`, an exported folder, into the folder; None keeps no weights."""
         self._root.mkdir(parents=True, exist_ok=True)
         target = self._weights(version.step)
         shutil.rmtree(target, ignore_errors=True)
@@ -56,7 +57,7 @@ class PinnedEvaluations:
         return Pinned(version, None if weights is None else target)
 
     def begun(self) -> list[Pinned]:
-        """Evaluations that an earlier process left, by step. Raises DataError."""
+        """Returns the unfinished evaluations of an earlier process, by step. Raises DataError."""
         found = []
         for path in sorted(self._root.glob(f"{STEPS}.json")):
             try:
@@ -68,7 +69,7 @@ class PinnedEvaluations:
         return found
 
     def end(self, step: int) -> None:
-        """Forgets an evaluation and lets go of its weights."""
+        """Removes the record of an evaluation and its weights."""
         self._record(step).unlink(missing_ok=True)
         shutil.rmtree(self._weights(step), ignore_errors=True)
 
@@ -82,5 +83,5 @@ class PinnedEvaluations:
 def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one without hard links
         shutil.copy2(source, target)

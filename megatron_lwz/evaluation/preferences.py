@@ -1,4 +1,4 @@
-"""How well scores tell the better text of a pair: accuracy by kind, source and language, calibration, a length baseline."""
+"""Evaluates a reward model on pairs: accuracy by kind, source and language, calibration, and a length baseline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_lwz.evaluation.statistics import Estimate, estimate
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """A held-out pair with its two scores; lengths in words + CJK characters, and in tokens."""
+    """A held-out pair with its two scores. Lengths are in words + CJK characters, and in tokens."""
 
     id: str
     kind: str
@@ -29,7 +29,7 @@ class ScoredPair:
 
     @property
     def difference(self) -> float:
-        """r_chosen − r_rejected."""
+        """Score difference r_chosen − r_rejected."""
         return self.chosen - self.rejected
 
     @property
@@ -39,7 +39,7 @@ class ScoredPair:
 
 
 def accuracies(pairs: Sequence[ScoredPair], key: Callable[[ScoredPair], str]) -> dict[str, Estimate]:
-    """Accuracy with a 95 % interval for every value of `key`, by name."""
+    """Returns the accuracy with a 95 % interval for every value of `key`, sorted by name."""
     found: defaultdict[str, list[ScoredPair]] = defaultdict(list)
     for pair in pairs:
         found[key(pair)].append(pair)
@@ -47,7 +47,7 @@ def accuracies(pairs: Sequence[ScoredPair], key: Callable[[ScoredPair], str]) ->
 
 
 def length_baseline(pairs: Sequence[ScoredPair]) -> float:
-    """The best accuracy that a rule on length alone reaches here: longer or shorter wins, by words or by tokens."""
+    """Returns the best accuracy of a rule on length alone: the longer or the shorter text wins, in words or tokens."""
     rules = [
         sum(_win(pair.chosen_length - pair.rejected_length) for pair in pairs),
         sum(_win(pair.chosen_tokens - pair.rejected_tokens) for pair in pairs),
@@ -57,7 +57,7 @@ def length_baseline(pairs: Sequence[ScoredPair]) -> float:
 
 
 def summarize_pairs(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    """Everything that the report shows, as JSON; `by_…`: {name: {value, low, high, count}}."""
+    """Returns all figures of the report as JSON. The keys `by_…` hold {name: {value, low, high, count}}."""
     bins, error = calibration([pair.difference for pair in pairs])
 
     def table(key: Callable[[ScoredPair], str]) -> Mapping[str, Any]:
@@ -78,7 +78,7 @@ def summarize_pairs(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
 
 
 def _accuracy(pairs: Sequence[ScoredPair]) -> Estimate:
-    """Pairs of one document are not independent: whole documents are resampled."""
+    """Returns the accuracy. Resamples whole documents, because pairs of one document are not independent."""
     found = estimate([pair.win for pair in pairs], [pair.document for pair in pairs])
     return found or Estimate(0.0, 0.0, 0.0, 0)
 

@@ -1,4 +1,4 @@
-"""How each benchmark has its responses sampled."""
+"""Sampling settings of each benchmark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_lwz.config.sections import RolloutSection
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling of responses. `top_k` 0: no bound."""
+    """Sampling settings of responses. `top_k` 0 means no limit."""
 
     temperature: float
     top_p: float
@@ -18,7 +18,7 @@ class Sampling:
     max_tokens: int
 
     def as_json(self) -> dict[str, Any]:
-        """For files and requests."""
+        """Returns the settings as a dict, for files and requests."""
         return asdict(self)
 
 
@@ -31,5 +31,8 @@ PRESETS = {
     "longwriter-zero": Sampling(0.6, 0.95, 0, 15500),
     "training": Sampling(_ROLLOUT.temperature, _ROLLOUT.top_p, 0, _ROLLOUT.max_new_tokens),
 }
-"""writing-bench: its README of 2025-04-29. longbench-write (also for LongWrite-Ruler): its `pred.py`, which names no
-top-p or top-k. longwriter-zero: the model card's inference code; Arena-Write names none, so it takes the same."""
+"""Sampling settings by name, with these sources.
+
+writing-bench: its README of 2025-04-29. longbench-write (also for LongWrite-Ruler): its `pred.py`, which names no top-p
+or top-k. longwriter-zero: the model card's inference code. Arena-Write names no settings, so it uses the same.
+"""

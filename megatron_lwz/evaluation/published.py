@@ -1,4 +1,4 @@
-"""Published figures, to be shown beside runs of ours as what they are: other judges, another era, other prompts."""
+"""Published figures, shown beside our runs for orientation only: their judges, era and prompts differ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """A row of the paper's tables (arXiv 2506.18841). None: not given."""
+    """A row of the paper's tables (arXiv 2506.18841). None if the paper gives no value."""
 
     model: str
     writing_bench: float | None

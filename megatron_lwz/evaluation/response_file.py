@@ -1,4 +1,4 @@
-"""A file of responses that grows while they are written, and goes on where a killed process left it."""
+"""A file of responses that grows during generation. Generation resumes with it after the process was killed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from megatron_lwz.evaluation.tasks import PROMPT_KEYS, Task, read_rows, row_id
 
 
 class ResponseFile:
-    """JSONL of responses, one per (task, sample). A row is on disk when `add` returns.
+    """A JSONL file of responses, one per (task, sample). A row is on disk when `add` returns.
 
-    `<path>.settings.json` remembers how the first of them were made: others are refused, so that a file never mixes two
-    models or samplings. `partials` keeps what is not finished. One process at a time may hold the file.
+    `<path>.settings.json` records the settings of the first responses. Other settings are refused, so that a file never
+    mixes two models or samplings. `partials` holds the unfinished responses. One process at a time may hold the file.
     """
 
     def __init__(self, path: Path, tasks: Sequence[Task], settings: Mapping[str, Any]) -> None:
-        """Opens or creates it; a last line that was cut off is dropped. Raises DataError."""
+        """Opens or creates the file. Drops a truncated last line. Raises DataError."""
         self.path = path
         self.done: set[tuple[str, int]] = set()
         try:
@@ -53,7 +53,7 @@ class ResponseFile:
         self._file.close()
 
     def add(self, key: tuple[str, int], row: Mapping[str, Any]) -> None:
-        """Appends the row of a (task, sample) that is not there yet."""
+        """Appends the row of a (task, sample) that the file does not hold yet."""
         assert key not in self.done
         self._file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
         self._file.flush()

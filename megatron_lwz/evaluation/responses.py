@@ -1,4 +1,4 @@
-"""Responses: how a written text is cut into thinking and answer, and the files they are kept in."""
+"""Splits a generated text into thinking and answer, and reads response files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ THINK_START, THINK_END = "<think>", "</think>"
 
 @dataclass(frozen=True)
 class Written:
-    """A response cut up. `fault` names the first thing wrong with the format, where one was asked for."""
+    """The parts of a response. `fault` names the first format fault, if a format was requested."""
 
     thinking: str
     answer: str
@@ -26,9 +26,9 @@ class Written:
 
 @dataclass(frozen=True)
 class Response:
-    """One row of a response file. What the file does not tell is None.
+    """One row of a response file. A field that the file does not give is None.
 
-    `text` is what is judged and measured: the answer alone. `raw` is what the model wrote, all of it.
+    `text` is the answer alone, which is judged and measured. (`raw` in the file is the model's whole output.)
     """
 
     id: str
@@ -43,11 +43,12 @@ class Response:
 
 
 def cut(raw: str, template: Template | None, *, stop: str | None = None, prompt: str = "") -> Written:
-    """Thinking and answer of what a model wrote.
+    """Splits a model's output into thinking and answer.
 
-    With a template (our policies): by the grammar, so an answer that the stop `</answer>` ended is closed, and tags that
-    `prompt` names are text. Without one (chat models): an `<answer>` segment where there is one after the thinking; else
-    all that follows the first `</think>`; nothing when the thinking never ended. White space around the answer is left out.
+    With a template (our policies), the text is parsed by the grammar: an answer that the stop `</answer>` ended is
+    closed, and tags that `prompt` names are text. Without a template (chat models), the answer is the `<answer>`
+    segment after the thinking if there is one, else all text after the first `</think>`, and empty when the thinking
+    never ended. White space around the answer is removed.
     """
     if template is not None:
         parsed = parse_response(raw, template, stop=stop, quoted=quoted_tags(prompt))
@@ -64,10 +65,11 @@ def cut(raw: str, template: Template | None, *, stop: str | None = None, prompt:
 
 
 def read_responses(path: Path | str, tasks: Sequence[Task] = ()) -> list[Response]:
-    """The rows of a response file, in its order: ours, or any with `response` and the benchmark's own keys.
+    """Reads the rows of a response file, in order.
 
-    `tasks` supply prompt and length to rows that lack them, by id, or by prompt for rows without one. A
-    response that stands there twice is an error: which of them counts is not ours to choose. Raises DataError.
+    The file may be one of ours, or any with the key `response` and the benchmark's own keys.
+    `tasks` supply prompt and length to rows that lack them. They are matched by id, or by prompt for rows without an
+    id. A duplicate response is an error, because it is unclear which one counts. Raises DataError.
     """
     known = {task.id: task for task in tasks}
     by_prompt = {task.prompt: task.id for task in tasks}
@@ -91,7 +93,7 @@ def read_responses(path: Path | str, tasks: Sequence[Task] = ()) -> list[Respons
 
 def _response(row: dict[str, Any], position: int, known: Mapping[str, Task], by_prompt: Mapping[str, str]) -> Response:
     identity = row_id(row, position)
-    if not any(key in row for key in ID_KEYS):  # LongBench-Write has no ids, and its script's output no order
+    if not any(key in row for key in ID_KEYS):  # LongBench-Write has no ids, and its script's output has no order
         identity = by_prompt.get(str(row.get("prompt")), identity)
     text, sample = row.get("response"), row.get("sample", 0)
     if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""Means with confidence intervals, by bootstrap over prompts."""
+"""Computes means with confidence intervals, by bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 RESAMPLES = 2000
 _Z = 1.959964
-"""The 97.5 % point of the normal distribution."""
+"""97.5 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, the ends of its 95 % interval, and how many values it is the mean of."""
+    """A mean, the bounds of its 95 % interval, and the number of values."""
 
     value: float
     low: float
@@ -24,15 +24,15 @@ class Estimate:
     count: int
 
     def as_json(self) -> dict[str, Any]:
-        """For a result file."""
+        """Returns the estimate as a dict, for a result file."""
         return asdict(self)
 
 
 def levels(prompts: int) -> tuple[float, float]:
-    """The percentiles of the bootstrap that bound a 95 % interval: 2.5 and 97.5, further out for few prompts.
+    """Returns the bootstrap percentiles that bound a 95 % interval: 2.5 and 97.5, further apart for few prompts.
 
-    The plain percentiles give intervals that are too narrow by √((n − 1)/n), and by the difference between Student's t
-    and the normal distribution (the expanded percentile interval: Hesterberg 2015, section 4.2).
+    The plain percentiles give intervals that are too narrow by √((n − 1)/n) and by the difference between Student's t
+    and the normal distribution. This is the expanded percentile interval (Hesterberg 2015, section 4.2).
     """
     if prompts < 3:
         return 0.0, 100.0
@@ -43,10 +43,10 @@ def levels(prompts: int) -> tuple[float, float]:
 
 
 def estimate(values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, seed: int = 0) -> Estimate | None:
-    """Mean of `values` and its bootstrap interval; None without any.
+    """Returns the mean of `values` and its bootstrap interval, None without values.
 
-    `clusters` names the prompt of each value: whole prompts are resampled, because samples of one prompt, or criteria of
-    one query, are not independent. The same values give the same interval.
+    `clusters` names the prompt of each value. Whole prompts are resampled, because samples of one prompt, or criteria
+    of one query, are not independent. The same values always give the same interval.
     """
     if not values:
         return None

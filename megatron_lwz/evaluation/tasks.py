@@ -1,4 +1,4 @@
-"""Prompt files of ours and of the public benchmarks, read unchanged into one noun."""
+"""Reads prompt files, ours and those of the public benchmarks unchanged, into tasks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ PROMPT_KEYS = ("prompt", "query", "question", "instruction")
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to write. `length` is the asked range in words + CJK characters; a single number N is [N, N].
+    """A prompt to answer. `length` is the requested range in words + CJK characters; a single number N is [N, N].
 
-    `row` is the whole row as it was read, `line` where (from 1). `id` is its `id`, `index` or `idx`, else its position.
+    `row` is the whole row as it was read, `line` its line number (from 1). `id` is its `id`, `index` or `idx`, else its
+    position.
     """
 
     id: str
@@ -30,7 +31,7 @@ class Task:
 
 
 def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every JSONL row, blank lines skipped. Raises DataError."""
+    """Yields (line number, object) of every JSONL row. Skips blank lines. Raises DataError."""
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -48,7 +49,7 @@ def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_tasks(path: Path | str) -> list[Task]:
-    """The prompts of a file: ours, WritingBench's, Arena-Write's or LongBench-Write's. Raises DataError."""
+    """Reads the prompts of a file: ours, WritingBench's, Arena-Write's or LongBench-Write's. Raises DataError."""
     tasks: list[Task] = []
     lines: dict[str, int] = {}
     for number, row in read_rows(path):
@@ -66,7 +67,7 @@ def read_tasks(path: Path | str) -> list[Task]:
 
 
 def row_id(row: Mapping[str, Any], position: int) -> str:
-    """The row's own id as text; its position (from 0) without one. Raises ValueError for an id that is no id."""
+    """Returns the row's own id as text, or its position (from 0) without one. Raises ValueError for an invalid id."""
     for key in ID_KEYS:
         value = row.get(key)
         if value is None:
@@ -78,7 +79,7 @@ def row_id(row: Mapping[str, Any], position: int) -> str:
 
 
 def asked_length(row: Mapping[str, Any]) -> LengthRange | None:
-    """The row's `length`: {"lower", "upper"}, a number, or nothing. Raises ValueError."""
+    """Parses the row's `length`: {"lower", "upper"}, a number, or nothing. Raises ValueError."""
     value = row.get("length")
     if value is None or value == "" or value == 0:
         return None

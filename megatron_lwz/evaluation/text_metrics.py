@@ -1,4 +1,4 @@
-"""What can be said of a text without a judge: pure functions of the text."""
+"""Text metrics that need no judge: pure functions of the text."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from megatron_lwz.data.templates import detect_language
 from megatron_lwz.rewards.length import longbench_reward
 from megatron_lwz.types import LengthRange
 
-# As in data/text/near_duplicates: a CJK character is a unit of its own, any other run of word characters is one.
+# As in data/text/near_duplicates: each CJK character is one unit, and so is any other run of word characters.
 _UNIT = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
 _CJK = re.compile(r"[\u4e00-\u9fff]")
 _WORD = re.compile(r"\b[a-zA-Z]+\b")
 
 
 def range_score(asked: LengthRange, written: int) -> float:
-    """S_l of LongBench-Write, 0 to 100, against the nearest length of the range: 100 inside it.
+    """Returns S_l of LongBench-Write, 0 to 100, for the nearest length in the range. It is 100 inside the range.
 
     A range [N, N] is LongBench-Write's N. An empty text scores 0 (the public script divides by zero there).
     """
@@ -24,14 +24,14 @@ def range_score(asked: LengthRange, written: int) -> float:
 
 
 def distinct(text: str, size: int) -> float | None:
-    """Distinct-n: different n-grams per n-gram, in units of words and CJK characters, lower case. None if too short."""
+    """Returns Distinct-n: the share of distinct n-grams of words and CJK characters, lower case. None if too short."""
     units = _UNIT.findall(text.lower())
     grams = [tuple(units[place : place + size]) for place in range(len(units) - size + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def language_share(text: str, language: Literal["english", "chinese"]) -> float | None:
-    """The share of words + CJK characters that are of `language`; None for a text with neither."""
+    """Returns the share of words + CJK characters that are in `language`, None for a text with neither."""
     chinese, english = len(_CJK.findall(text)), len(_WORD.findall(text))
     if not chinese + english:
         return None
@@ -39,7 +39,7 @@ def language_share(text: str, language: Literal["english", "chinese"]) -> float 
 
 
 def expected_language(prompt: str, named: str | None) -> Literal["english", "chinese"] | None:
-    """The language to write in: what the row names, else the prompt's; None for a named one we cannot tell."""
+    """Returns the language to write in: the one the row names, else the prompt's. None for an unsupported name."""
     if named is None:
         return detect_language(prompt)
     name = named.lower()

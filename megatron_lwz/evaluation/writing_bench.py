@@ -1,4 +1,4 @@
-"""WritingBench: every criterion of every query judged, and the public script's aggregation."""
+"""WritingBench: judges every criterion of every query, and aggregates scores as the public script does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_lwz.rewards.judge_json import as_score, read_object
 
 @dataclass(frozen=True)
 class Judged:
-    """Scores of the queries whose criteria all got one, and the indices of those that did not."""
+    """Scores of the queries with a score for every criterion, and the indices of the incomplete queries."""
 
     scores: Mapping[int, Scores]
     incomplete: Sequence[int]
@@ -32,10 +32,10 @@ async def judge_responses(
     evaluations: int = 1,
     shown: Shown = lambda *_: None,
 ) -> Judged:
-    """One question per criterion and evaluation. `public`: the benchmark's own (system, template), see judge_prompts.
+    """Asks one question per criterion and evaluation. `public` is the benchmark's own (system, template).
 
-    A query with a criterion that got no verdict is left out whole: the mean of the rest would not compare. Raises
-    EngineError for a judge that answers nothing.
+    If a criterion gets no verdict, its whole query is left out: the mean of the other criteria would not be comparable.
+    Raises EngineError for a judge that answers nothing.
     """
     asked = [
         (int(response.id), name, sample, response.text)
@@ -61,18 +61,18 @@ async def judge_responses(
 
 
 def read_score(reply: str) -> dict[str, Any] | None:
-    """{"score": 1 … 10, "reason": text} of a reply."""
+    """Returns {"score": 1 … 10, "reason": text} of a reply, None if the reply has no valid score."""
     found = read_object(reply, ("score", "reason"))
     score = as_score(found["score"], 1, 10) if found else None
     return {"score": score, "reason": str(found["reason"])} if found and score is not None else None
 
 
 def aggregate(benchmark: Benchmark, scores: Mapping[int, Scores]) -> dict[str, Estimate]:
-    """The public calculate_scores.py's figures, on the scale of 1 to 10, in its columns' names.
+    """Computes the figures of the public calculate_scores.py, on the scale of 1 to 10, under its column names.
 
     Overall: mean over all evaluations pooled. Domain: mean over its queries of their mean over all their evaluations.
-    {requirement}_R: mean over the subset's queries. {requirement}_C: mean over the subset's own criteria, each the mean of
-    its evaluations. Intervals resample queries. A figure without any query is left out (the script gives 0).
+    {requirement}_R: mean over the subset's queries. {requirement}_C: mean over the subset's own criteria, each the mean
+    of its evaluations. Intervals resample queries. A figure without any query is left out (the script gives 0).
     """
     means = {index: _mean([e["score"] for es in found.values() for e in es]) for index, found in scores.items()}
     every = [(e["score"], index) for index, found in scores.items() for es in found.values() for e in es]
@@ -97,7 +97,7 @@ def aggregate(benchmark: Benchmark, scores: Mapping[int, Scores]) -> dict[str, E
 
 
 def _domains(benchmark: Benchmark) -> list[tuple[str, Callable[[int], str], list[str]]]:
-    """(column prefix, index → its domain, domains in order) of both levels."""
+    """Returns (column prefix, function from index to domain, domains in order) for both levels of domains."""
     queries = benchmark.queries.values()
     first = [*DOMAINS, *sorted({query.domain for query in queries} - {*DOMAINS, ""})]
     second = sorted(

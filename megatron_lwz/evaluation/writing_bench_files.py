@@ -1,4 +1,4 @@
-"""WritingBench's public files, read unchanged: queries with criteria, requirement subsets, score files; both eras."""
+"""Reads WritingBench's public files of both eras unchanged: queries with criteria, requirement subsets, score files."""
 
 from __future__ import annotations
 
@@ -12,23 +12,29 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation.tasks import read_rows
 
 Era = Literal["2025-03", "2025-04"]
-"""2025-03: 1,239 queries and a lenient prompt. 2025-04 (from the 28th): 1,000 other queries and a strict prompt.
-Scores of one do not compare with scores of the other."""
+"""Version of the benchmark.
+
+2025-03: 1,239 queries and a lenient prompt. 2025-04 (from the 28th): 1,000 other queries and a strict prompt. Scores of
+one era cannot be compared with scores of the other.
+"""
 
 ERA_KEYS: Mapping[Era, str] = {"2025-04": "checklist", "2025-03": "criteria"}
-"""Era → the key that holds a query's criteria; this tells the files apart."""
+"""Maps each era to the key that holds a query's criteria. The key identifies the era of a file."""
 
 PROMPT_ERAS: Mapping[str, Era] = {
     "writing-bench@251699697e7d": "2025-03",
     "writing-bench@ca71715a9b01": "2025-04",
 }
-"""Version of the public prompt.py's wording → era (commits cf2827a and 2f3650b of X-PLUG/WritingBench)."""
+"""Maps the version of the public prompt.py's wording to its era (commits cf2827a, 2f3650b of X-PLUG/WritingBench)."""
 
 JUDGE_SAMPLING: Mapping[Era, Mapping[str, Any]] = {
     "2025-03": {"temperature": 0.7, "top_p": 0.8, "max_tokens": 2048},
     "2025-04": {"temperature": 1.0, "top_p": 0.95, "max_tokens": 2048},
 }
-"""Of the scorer, as each era's scripts have it (the first one's top-k of 20 is no key of OpenAI's)."""
+"""Sampling settings of the judge in each era's scripts.
+
+The first era's top-k of 20 is left out, because OpenAI's API has no such key.
+"""
 
 REQUIREMENTS = ("style", "format", "length")
 DOMAINS = (
@@ -39,15 +45,15 @@ DOMAINS = (
     "Education",
     "Advertising & Marketing",
 )
-"""D1 to D6, in the order of the public table."""
+"""Domains D1 to D6, in the order of the public table."""
 
 Scores = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Criterion → its evaluations, each with at least `score` and `reason`."""
+"""Maps each criterion to its evaluations, each with at least `score` and `reason`."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One query. `criteria` by name, each as the file has it; a name that comes twice counts once, as in the scripts."""
+    """One query. `criteria` maps names to criteria as in the file. A repeated name counts once, as in the scripts."""
 
     index: int
     text: str
@@ -58,7 +64,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Subset:
-    """Queries with a requirement, and for each the names of the criteria that are about it."""
+    """The queries with a requirement, and for each query the names of the criteria about this requirement."""
 
     queries: Sequence[int]
     criteria: Mapping[int, Sequence[str]]
@@ -76,7 +82,7 @@ class Benchmark:
 def read_benchmark(path: Path) -> Benchmark:
     """Reads the repository's folder, its benchmark_query folder, or benchmark_all.jsonl (with `requirement` beside it).
 
-    Raises DataError, also when subsets and queries are of different eras.
+    Raises DataError, for example when subsets and queries are of different eras.
     """
     file = next((file for file in _candidates(path) if file.is_file()), None)
     if file is None:
@@ -91,16 +97,16 @@ def read_benchmark(path: Path) -> Benchmark:
 
 
 def find_prompt(path: Path) -> Path | None:
-    """The public prompt.py of the copy that `path` belongs to."""
+    """Returns the public prompt.py of the copy that `path` belongs to, None if there is none."""
     folders = (path, path.parent, path.parent.parent)
     return next((folder / "prompt.py" for folder in folders if (folder / "prompt.py").is_file()), None)
 
 
 def read_scores(path: Path, benchmark: Benchmark) -> tuple[dict[int, Scores], int]:
-    """Scores by query index, and how many rows were left out because a later row has the same index.
+    """Returns scores by query index, and the number of rows left out because a later row has the same index.
 
-    The public script's resume scores the last row again: the later one counts, once. Raises DataError for scores that are
-    not of this benchmark.
+    When the public script resumes, it scores the last row again. Only the later row counts. Raises DataError for scores
+    that are not of this benchmark.
     """
     found: dict[int, Scores] = {}
     repeated = 0
@@ -186,5 +192,5 @@ def _read_subset(folder: Path, name: str, era: Era, queries: Mapping[int, Query]
 
 
 def scores_as_row(index: int, scores: Scores) -> str:
-    """One line of a score file that the public calculate_scores.py reads."""
+    """Returns one line of a score file that the public calculate_scores.py can read."""
     return json.dumps({"index": index, "scores": scores}, ensure_ascii=False)

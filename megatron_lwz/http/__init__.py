@@ -1,1 +1,1 @@
-"""What every server and client of ours shares: app factory, token, limits, retries, event streams, process launcher."""
+"""Shared parts of HTTP servers and clients: app factory, token, limits, retries, event streams, process launcher."""

@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible server, chat or completions, whole or streamed; failures come by class."""
+"""Client for an OpenAI-compatible server: chat or completions, whole or streamed answers, failures with a class."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from megatron_lwz.http.sse import EventParser
 
 Api = Literal["chat", "completions"]
 Heard = Callable[[str, int], None]
-"""Called with every piece of a streamed answer, and its tokens so far as the server counts them (0: it does not tell)."""
+"""Callback that receives every piece of a streamed answer, and the server's token count so far (0: not given)."""
 
 CONNECT_SECONDS = 10.0
 MAX_ANSWER_BYTES = 32 << 20
 LONGEST_WAIT = 120.0
-"""Seconds: a server that asks for more patience than this gets no more than this."""
+"""Maximum wait in seconds that is granted to a server's Retry-After."""
 
 _MOST_TOKENS = 1 << 31
 _NOT_AS_AGREED = (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
-"""What reading JSON of another shape raises."""
+"""Exceptions that reading JSON of an unexpected shape can raise."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a server wrote. `thinking` is what it keeps apart as reasoning; `stop` is the stop string, if it says which.
+    """A server's answer. `thinking` is reasoning that the server returns separately.
 
-    `finish_reason` is the server's own word ("stop", "length" …). Token counts are 0 when the server does not tell.
+    `stop` is the stop string, if the server names it. `finish_reason` is the server's own value ("stop", "length" …).
+    Token counts are 0 when the server does not give them.
     """
 
     text: str
@@ -47,7 +48,7 @@ class Completion:
 
 
 class CompletionFailure(RequestFailure):
-    """A RequestFailure; `retry_after` is how many seconds the server asked to wait (0: it did not)."""
+    """A RequestFailure with `retry_after`, the seconds that the server asked to wait (0 if it did not ask)."""
 
     def __init__(self, url: str, advice: str, kind: Failure, retry_after: float = 0.0) -> None:
         super().__init__(url, advice, kind)
@@ -55,12 +56,12 @@ class CompletionFailure(RequestFailure):
 
 
 class CompletionClient(HttpSession):
-    """Requests to one server, inside one event loop.
+    """Client of one server, inside one event loop.
 
     `url` is the address with or without its path: `http://host:8000` means `http://host:8000/v1`.
-    `timeout`: seconds for a whole answer, or without a byte of a streamed one. Redirects are not followed: the key goes
-    to `url` only. `key_name` is the variable that the key came from, for the error message. Raises EngineError for what is
-    no address.
+    `timeout` is in seconds: for a whole answer, or between two bytes of a streamed one. Redirects are not followed, so
+    the key is sent to `url` only. `key_name` is the environment variable of the key, for the error message. Raises
+    EngineError if `url` is no address.
     """
 
     def __init__(
@@ -83,9 +84,10 @@ class CompletionClient(HttpSession):
         settings: Mapping[str, Any],
         heard: Heard | None = None,
     ) -> Completion:
-        """Has the server write after `prompt`. `settings` go into the body as they are (`max_tokens`, `temperature` …).
+        """Requests a completion of `prompt`. `settings` go into the body unchanged (`max_tokens`, `temperature` …).
 
-        With `heard` the answer is streamed; thinking that a server keeps apart is heard too. Raises CompletionFailure.
+        With `heard`, the answer is streamed, and `heard` is called with each piece, including thinking that the server
+        returns separately. Raises CompletionFailure.
         """
         body = {"model": self.model, **self._input(prompt, system), **settings}
         if heard is not None:
@@ -111,7 +113,7 @@ class CompletionClient(HttpSession):
 
     @property
     def continues(self) -> bool:
-        """Whether the server goes on with a text that it was given: chat begins a message of its own."""
+        """Whether the server continues a given text. With the chat API, it begins a new message instead."""
         return self._api == "completions"
 
     def _input(self, prompt: str, system: str | None) -> dict[str, Any]:
@@ -125,7 +127,7 @@ class CompletionClient(HttpSession):
         if status == 200:
             return
         said = (await read_bounded(response, MAX_ANSWER_BYTES)).decode("utf-8", "replace")
-        if self._key:  # some servers quote it
+        if self._key:  # some servers quote the key in the error
             said = said.replace(self._key, "***")
         said = " ".join(said[:300].split())
         advice = f"{response.method} {response.url.path} answered {status}: {said or response.reason}"
@@ -180,7 +182,7 @@ class CompletionClient(HttpSession):
         return Completion(_clean("".join(texts)), reason, stop, _clean("".join(thoughts)), model, *tokens)
 
     def _written(self, choice: Mapping[str, Any], where: str) -> tuple[str, str]:
-        """(text, thinking) of one choice: a message or delta of chat, the text of a completion."""
+        """Returns (text, thinking) of one choice: a message or delta of chat, or the text of a completion."""
         if self._api == "completions":
             return str(choice.get("text") or ""), ""
         message = choice.get(where) or {}
@@ -208,7 +210,7 @@ class CompletionClient(HttpSession):
 
 
 def _clean(text: str) -> str:
-    """Text that can be stored: halves of surrogate pairs joined, lone ones replaced."""
+    """Makes a text storable: joins the halves of surrogate pairs, replaces lone surrogates."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -234,7 +236,7 @@ def _stop(choice: Mapping[str, Any]) -> str | None:
 
 
 def _seconds(header: str | None) -> float:
-    """Retry-After in seconds; 0 for its date form, or anything else."""
+    """Parses Retry-After in seconds. Returns 0 for its date form and for anything else."""
     try:
         return min(max(float(header or 0), 0.0), LONGEST_WAIT)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Embeddings from an OpenAI-compatible server: POST /v1/embeddings."""
+"""Client for embeddings from an OpenAI-compatible server: POST /v1/embeddings."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MAX_ANSWER_BYTES = 64 << 20
 
 
 class EmbeddingClient(CompletionClient):
-    """A CompletionClient that asks for vectors: the same address, key and classes of failures."""
+    """A CompletionClient that requests embedding vectors, with the same address, key and classes of failures."""
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector per text, in order, all of one length. Raises CompletionFailure or RequestFailure."""
+        """Returns one vector per text, in order, all of one length. Raises CompletionFailure or RequestFailure."""
         body = {"model": self.model, "input": list(texts), "encoding_format": "float"}
         timeout = aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_SECONDS)
         try:
@@ -39,7 +39,7 @@ class EmbeddingClient(CompletionClient):
 
 
 def _read(answer: Any, count: int) -> list[list[float]]:
-    """The vectors in the order of their texts. Raises what reading JSON of another shape raises."""
+    """Reads the vectors, in the order of their texts. Raises ValueError, KeyError … for JSON of another shape."""
     rows = {int(row["index"]): row["embedding"] for row in answer["data"]}
     vectors = [[float(value) for value in rows[place]] for place in range(count)]
     if len(answer["data"]) != count or len({len(vector) for vector in vectors}) > 1 or not all(vectors):

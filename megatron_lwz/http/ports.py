@@ -1,4 +1,4 @@
-"""TCP ports: find a free one, and say in one line when one is taken."""
+"""Finds free TCP ports and binds them, with a one-line error for a port that is taken."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import socket
 from megatron_lwz.errors import EnvironmentSetupError
 
 BELOW_EPHEMERAL = range(20_000, 32_000)
-"""Linux gives 32768 … 60999, others 49152 and above."""
+"""Ports below the ephemeral range, which is 32768 … 60999 on Linux, 49152 and above on other systems."""
 PORTS_TRIED = 100
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port nobody listens on now, outside the range from which systems give ports to whoever asks for any.
+    """Returns a TCP port that is free now, outside the ephemeral range from which systems assign ports.
 
-    So only a program that wants this very port can take it before a server that needs seconds to start.
+    A server may need seconds to start. Until then, only a program that requests exactly this port can take it.
     """
     for port in random.SystemRandom().sample(BELOW_EPHEMERAL, PORTS_TRIED):  # a seeded run must not repeat its ports
         try:
@@ -30,9 +30,10 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound TCP socket, ready to be served (port 0: any free one).
+    """Returns a bound TCP socket, ready for a server (port 0: any free port).
 
-    Raises EnvironmentSetupError if the port is taken, not ours to take, or the host is not an address of this machine.
+    Raises EnvironmentSetupError if the port is taken or not permitted, or if the host is not an address of this
+    machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)

@@ -20,10 +20,10 @@ LOG_LINES_SHOWN = 5
 
 
 class ServerProcess:
-    """A server that lives as long as the thread that started it: start it from the main thread.
+    """A server as a child process. It ends with the thread that started it, so start it from the main thread.
 
-    `env` is the child's whole environment. Its output goes to `log_path` (appended). The child leads a session of its
-    own, so Ctrl-C in the terminal reaches only the trainer, which then stops its servers in order.
+    `env` is the child's whole environment. Its output is appended to `log_path`. The child leads its own session, so
+    Ctrl-C in the terminal reaches only the trainer, which then stops its servers in order.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class ServerProcess:
 
     @property
     def port(self) -> int | None:
-        """The port in its URL."""
+        """Port in the URL, None if it has none."""
         return urlsplit(self.url).port
 
     @property
     def pid(self) -> int | None:
-        """The process id, None before `start`."""
+        """Process id, None before `start`."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
@@ -66,11 +66,11 @@ class ServerProcess:
                 raise EngineError(self.url, f"cannot start {self._command[0]}: {error.strerror}") from error
 
     def alive(self) -> bool:
-        """Whether the process runs (it may not answer yet)."""
+        """Returns whether the process runs (it may not answer yet)."""
         return self._process is not None and self._process.poll() is None
 
     def wait_ready(self, timeout: float = 120.0, *, interval: float = 0.1) -> None:
-        """Polls /health until it answers 200. Raises EngineError, with the child's last words, if it dies or hangs."""
+        """Polls /health until it answers 200. Raises EngineError with the end of the log if the child dies or hangs."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if not self.alive():
@@ -82,7 +82,7 @@ class ServerProcess:
         raise EngineError(self.url, f"no answer within {timeout:.0f} s; {self.last_words()}")
 
     def healthy(self, timeout: float = 2.0) -> bool:
-        """Whether /health answers 200 now."""
+        """Returns whether /health answers 200 now."""
         try:
             with self._opener.open(f"{self.url}/health", timeout=timeout) as answer:
                 return answer.status == 200
@@ -90,11 +90,11 @@ class ServerProcess:
             return False
 
     def stop(self, timeout: float = 10.0) -> None:
-        """SIGTERM to the server and its children, SIGKILL after `timeout` seconds. Does nothing if it has ended."""
+        """Sends SIGTERM to the server and its children, SIGKILL after `timeout` seconds. No effect if they ended."""
         if self._process is None:
             return
         for number, patience in ((signal.SIGTERM, timeout), (signal.SIGKILL, None)):
-            # the session's leader may be gone while its children live, so the group is signalled in any case
+            # The session leader may have ended while its children live, so the group is signalled in any case.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -103,7 +103,7 @@ class ServerProcess:
                     return
 
     def last_words(self) -> str:
-        """The end of its log, in one line."""
+        """Returns the end of the server's log, in one line."""
         with self._log_path.open("rb") as log:
             log.seek(0, os.SEEK_END)
             log.seek(max(0, log.tell() - 16384))

@@ -1,4 +1,4 @@
-"""Classes of failed requests, and how often each may be tried again."""
+"""Classes of failed requests, and how often a request may be retried after each."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from megatron_lwz.errors import EngineError
 
 
 class Failure(str, Enum):
-    """Why a request gave nothing; decides whether to try again."""
+    """Class of a failed request. It decides whether to retry."""
 
     CONNECTION = "connection"
-    """Refused, reset, or the stream broke off."""
+    """The connection was refused or reset, or the stream ended early."""
     TIMEOUT = "timeout"
-    """Nothing came for too long."""
+    """No data arrived within the timeout."""
     SERVER = "server"
-    """The server said it failed or is busy (5xx, 429)."""
+    """The server reported a failure or is busy (5xx, 429)."""
     CONTRACT = "contract"
-    """An answer that our contract does not know."""
+    """The answer does not follow the API contract."""
     REFUSED = "refused"
-    """The request itself is wrong (other 4xx): the same answer would come again."""
+    """The request itself is wrong (other 4xx), so a retry would fail in the same way."""
 
 
 class RequestFailure(EngineError):
-    """An EngineError with its class."""
+    """An EngineError of a request, with its class of failure."""
 
     def __init__(self, url: str, advice: str, kind: Failure) -> None:
         super().__init__(url, advice)
@@ -34,15 +34,16 @@ class RequestFailure(EngineError):
 
 
 MOST = {Failure.REFUSED: 0, Failure.CONTRACT: 1}
-"""Retries after failures of these classes, where nothing else is asked for: they would mostly come again."""
+"""Maximum retries after failures of these classes, unless `limits` sets another: a retry mostly fails again."""
 
 
 @dataclass
 class RetryBudget:
-    """How many failures in a row one piece of work may have, each class by itself. Progress resets the counts.
+    """The number of consecutive failures that are allowed for one piece of work, counted per class.
 
-    `default` holds for every class, but at most MOST where that names one; `limits` says otherwise per class. Waits begin at
-    `base_seconds`, or the class's `backoff`, and double up to `max_seconds`.
+    Progress resets the counts. `default` is the limit for every class, reduced to MOST for the classes listed there.
+    `limits` overrides it per class. Waits begin at `base_seconds`, or at the class's `backoff`, and double up to
+    `max_seconds`.
     """
 
     default: int
@@ -53,7 +54,7 @@ class RetryBudget:
     _spent: dict[Failure, int] = field(default_factory=dict)
 
     def spend(self, failure: RequestFailure) -> float:
-        """Seconds to wait before the next attempt, with jitter. Raises the failure if its class's budget is spent."""
+        """Returns the seconds to wait before the next attempt, with jitter. Raises `failure` if its budget is spent."""
         kind = failure.kind
         spent = self._spent[kind] = self._spent.get(kind, 0) + 1
         if spent > self.limits.get(kind, min(MOST.get(kind, self.default), self.default)):
@@ -62,5 +63,5 @@ class RetryBudget:
         return longest * random.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """Something new arrived: failures are counted from 0 again."""
+        """Resets the failure counts to 0 after progress."""
         self._spent.clear()

@@ -15,13 +15,13 @@ from megatron_lwz.http.ports import bind
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 OPEN_PATHS = frozenset({"/health"})
-"""Answered without a token: a load balancer or a launcher may ask whether the server lives."""
+"""Paths that need no token, so that a load balancer or a launcher can check whether the server is alive."""
 
 log = logging.getLogger(__name__)
 
 
 def error_response(status: int, message: str) -> web.Response:
-    """The error body that OpenAI's clients understand."""
+    """Returns an error response in the shape that OpenAI's clients understand."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return web.json_response({"error": {"message": message, "type": kind, "code": status}}, status=status)
 
@@ -36,7 +36,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return error_response(error.status, error.text or error.reason)
     except LwzError as error:
         return error_response(400, str(error))
-    except ConnectionError:  # the client went away: nobody is there to read an answer
+    except ConnectionError:  # the client disconnected, so no answer can be delivered
         return web.Response(status=499)
     except Exception:  # one bad request must not end the server; the log has the traceback
         log.exception("%s %s failed", request.method, request.path)
@@ -59,7 +59,10 @@ def _require_token(token: str) -> Any:
 def make_app(
     routes: Iterable[web.AbstractRouteDef], *, token: str | None, max_body_bytes: int = 64 << 20
 ) -> web.Application:
-    """An app over `routes`: with a token all but /health need it; longer bodies answer 413; errors are JSON."""
+    """Returns an app with `routes`. If a token is given, all paths but /health require it.
+
+    Bodies above `max_body_bytes` are answered with 413. Errors are JSON.
+    """
     middlewares = [_errors_as_json] + ([_require_token(token)] if token else [])
     app = web.Application(client_max_size=max_body_bytes, middlewares=middlewares)
     app.add_routes(routes)
@@ -67,7 +70,7 @@ def make_app(
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
-    """The request's JSON object. Answers 400 for anything else."""
+    """Reads the request's JSON object. Answers 400 for any other body."""
     try:
         body = json.loads(await request.read())
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What every HTTP client of ours is built on: one session to one server, opened when it is first needed."""
+"""Base of all our HTTP clients: one session to one server, opened on first use."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import aiohttp
 
 
 def is_address(url: str) -> bool:
-    """Whether this is http://host or https://host, with whatever follows."""
+    """Returns whether `url` begins with http://host or https://host."""
     parts = urlsplit(url)
     return parts.scheme in ("http", "https") and bool(parts.netloc)
 
 
 class Closing(ABC):
-    """Something that `async with` closes at its end."""
+    """Base of objects that `async with` closes at its end."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Lets go of what is held; may be called again."""
+        """Releases all resources. May be called more than once."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -33,17 +33,17 @@ class Closing(ABC):
 
 
 class HttpSession(Closing):
-    """Connections to one server, inside one event loop, as many as there are requests."""
+    """Connections to one server, inside one event loop. Their number is not limited."""
 
     def __init__(self, key: str | None, timeout: aiohttp.ClientTimeout | None = None) -> None:
-        """`key` goes with every request as a bearer token. `timeout` holds for requests that bring none."""
+        """Takes the bearer token `key` of every request, and the default `timeout` of requests."""
         self._key = key
         self._limits = timeout
         self._connections: aiohttp.ClientSession | None = None
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """The open session. Needs a running loop."""
+        """The open session. Needs a running event loop."""
         if self._connections is None:
             self._connections = aiohttp.ClientSession(
                 headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
@@ -53,14 +53,14 @@ class HttpSession(Closing):
         return self._connections
 
     async def close(self) -> None:
-        """Ends all connections; servers drop the requests that were running on them."""
+        """Closes all connections. Servers then drop the requests that were running on them."""
         if self._connections is not None:
             await self._connections.close()
             self._connections = None
 
 
 async def read_bounded(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """The body. Raises ValueError beyond `most` bytes."""
+    """Reads the body of a response. Raises ValueError beyond `most` bytes."""
     data = bytearray()
     async for chunk in response.content.iter_any():
         data += chunk

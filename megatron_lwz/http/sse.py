@@ -1,12 +1,13 @@
-"""Server-sent events from bytes, however the network cut them."""
+"""Parses server-sent events from byte chunks, which may end anywhere."""
 
 from __future__ import annotations
 
 
 class EventParser:
-    """Feeds on byte chunks, gives the data of whole events (the part of the SSE standard that engines use).
+    """Parses byte chunks into the data of whole events (the part of the SSE standard that engines use).
 
-    Lines are joined before they are decoded, so a chunk may end inside a UTF-8 character. CR LF and comments are fine.
+    Lines are joined before they are decoded, so a chunk may end inside a UTF-8 character. CR LF and comments are
+    accepted.
     """
 
     def __init__(self, *, max_event_bytes: int = 16 << 20) -> None:
@@ -16,14 +17,14 @@ class EventParser:
         self._size = 0
 
     def feed(self, chunk: bytes) -> list[str]:
-        """The data of every event that this chunk completes.
+        """Returns the data of every event that this chunk completes.
 
         Raises ValueError if an event grows beyond the limit or is not UTF-8.
         """
         events: list[str] = []
         self._line += chunk
         lines: list[bytearray] = []
-        if b"\n" in chunk:  # else there is nothing new to find: a line of many chunks is read once
+        if b"\n" in chunk:  # else no line is complete; so a line of many chunks is split only once
             *lines, rest = self._line.split(b"\n")
             self._line = bytearray(rest)
         for line in lines:

@@ -1,1 +1,1 @@
-"""Preparing a corpus: texts of several sources → deduplicated, split and tokenised indexed datasets and a manifest."""
+"""Prepares a corpus: texts of several sources → deduplicated, split and tokenised indexed datasets and a manifest."""

@@ -1,4 +1,4 @@
-"""From finished units to the indexed datasets: which documents stay, on which side, and the files of both."""
+"""Builds the indexed datasets from finished units: decides which documents stay, splits them and writes the files."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ from megatron_lwz.data.index_file import write_index
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of each of the n documents, in the order of the units."""
+    """Decision on each of the n documents, in the order of the units: removed, training or validation."""
 
     exact: NDArray[np.bool]
-    """[n] removed as a copy of an earlier document."""
+    """[n] whether the document is removed as an exact copy of an earlier one."""
     near: NDArray[np.bool]
-    """[n] removed as a near copy of one."""
+    """[n] whether the document is removed as a near copy of an earlier one."""
     validation: NDArray[np.bool]
-    """[n] held back, if not removed."""
+    """[n] whether the document is held back for validation, unless it is removed."""
 
     def selected(self, validation: bool) -> NDArray[np.bool]:
-        """[n]: the documents of one side."""
+        """Returns a mask [n] of the documents on one side of the split."""
         return ~self.exact & ~self.near & (self.validation == validation)
 
 
 def judge(rows: list[UnitRows], spec: CorpusSpec) -> Verdict:
-    """Compares all documents of all units. Takes about 1.5 KB of host memory per document."""
+    """Finds copies among all documents of all units and splits the rest.
+
+    Takes about 1.5 KB of host memory per document.
+    """
     hashes = np.concatenate([unit.hashes for unit in rows])
     first = first_copies(hashes)
     originals = np.flatnonzero(first == np.arange(len(first)))
@@ -52,7 +55,7 @@ def judge(rows: list[UnitRows], spec: CorpusSpec) -> Verdict:
 
 @dataclass(frozen=True)
 class Assembly:
-    """One indexed dataset to write: documents of some units, as they follow each other."""
+    """One indexed dataset to write: documents of some units, in order."""
 
     prefix: Path
     dtype: np.dtype
@@ -61,12 +64,12 @@ class Assembly:
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        """[documents] tokens of each."""
+        """Number of tokens of each document to take, [documents]."""
         return np.concatenate([lengths[taken] for _, lengths, taken in self.units])
 
 
 def write(assembly: Assembly) -> None:
-    """Writes `prefix`.bin, then `prefix`.idx, whose presence says that both are complete."""
+    """Writes `prefix`.bin, then `prefix`.idx. Once `prefix`.idx exists, both files are complete."""
     prefix = assembly.prefix
     index = prefix.with_name(prefix.name + ".idx")
     if index.exists():
@@ -82,7 +85,7 @@ def write(assembly: Assembly) -> None:
 
 
 def _spans(lengths: NDArray[np.int32], taken: NDArray[np.bool]) -> Iterator[tuple[int, int]]:
-    """[start, stop) in tokens of every run of documents to take."""
+    """Yields [start, stop) in tokens for every run of consecutive documents to take."""
     bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
     edges = np.flatnonzero(np.diff(np.concatenate([[0], taken.astype(np.int8), [0]])))
     yield from zip(bounds[edges[::2]].tolist(), bounds[edges[1::2]].tolist(), strict=True)

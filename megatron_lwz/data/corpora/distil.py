@@ -1,4 +1,4 @@
-"""The chain-of-thought slice: thinking and answer of a run's best-rewarded rollouts as documents."""
+"""The chain-of-thought part of a corpus: thinking and answer of a run's best-rewarded rollouts as documents."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING
 from megatron_lwz.data.corpora.spec import JournalChoice
 from megatron_lwz.data.text.grammar import parse_rollout
 
-if TYPE_CHECKING:  # the types bring torch, which preparing data does not need
+if TYPE_CHECKING:  # these types import torch, which data preparation does not need
     from megatron_lwz.types import Group, Prompt, Rollout
 
 
 def best_rollouts(
     groups: Callable[[], Iterable[Group]], choice: JournalChoice, decode: Callable[[tuple[int, ...]], str]
 ) -> Iterator[str]:
-    """The chosen rollouts as texts, in the journal's order.
+    """Yields the texts of the chosen rollouts, in the journal's order.
 
-    A rollout can be chosen when it is finished (not cut off), follows the think-and-answer form and has a valid value of
-    every component that its group has (one masked for the whole group does not count). Its reward here is the mean over
-    components of the value's distance from the component's mean, in standard deviations over the whole journal, so that
-    no component's scale decides. `groups` is read twice.
+    A rollout can be chosen when it is finished (not truncated), follows the think-and-answer form and has a valid value
+    of every reward component of its prompt group. A component that is masked for the whole group does not count.
+
+    For the ranking, each component's value is standardised by its mean and standard deviation over the whole journal,
+    so that no component's scale dominates. The reward is the mean of these values. `groups` is read twice.
     """
     rewards = _rewards(groups(), choice)
     by_group: defaultdict[int, list[tuple[float, int]]] = defaultdict(list)

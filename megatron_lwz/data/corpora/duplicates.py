@@ -1,4 +1,4 @@
-"""Copies among all documents: exact ones by hash, near ones by locality-sensitive hashing of their MinHash values."""
+"""Finds copies among all documents: exact ones by hash, near ones by locality-sensitive hashing of MinHash values."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SPLIT_RULE = (
 
 
 def first_copies(text_hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """[n, 2] hashes → [n]: the first document with the same text (itself, where it is the first)."""
+    """Maps hashes [n, 2] to the index [n] of the first document with the same text (its own if it is the first)."""
     rows = np.ascontiguousarray(text_hashes).view([("a", np.uint64), ("b", np.uint64)])[:, 0]
     _, first, which = np.unique(rows, return_index=True, return_inverse=True)
     return first[which].astype(np.int64)
 
 
 def near_clusters(values: NDArray[np.uint32], threshold: float) -> NDArray[np.int64]:
-    """MinHash values [n, VALUES] → [n]: the first document of everyone's cluster (itself, where it is the first).
+    """Maps MinHash values [n, VALUES] to the index [n] of the first document of each document's cluster.
 
-    Documents that share a band are compared, each with the first and the previous one of those; a cluster is what
-    near copies of near copies connect.
+    Among the documents that share a band, each is compared with the first and with the previous one. A cluster is a
+    connected component: near copies of near copies belong to it.
     """
     leaders = np.arange(len(values))
     comparable = np.flatnonzero((values != 0xFFFFFFFF).any(axis=1))
@@ -71,7 +71,10 @@ def _leader(leaders: NDArray[np.int64], i: int) -> int:
 
 
 def held_back(text_hashes: NDArray[np.uint64], leaders: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool]:
-    """[n]: SPLIT_RULE. A function of text and seed alone, so it stays when other documents come or go."""
+    """Returns a mask [n] of the documents held back by SPLIT_RULE.
+
+    The decision depends on text and seed alone, so it does not change when other documents are added or removed.
+    """
     key = int.from_bytes(hashlib.blake2b(f"validation/{seed}".encode(), digest_size=8).digest(), "little")
     draw = mix(text_hashes[:, 0] ^ np.uint64(key)).astype(np.float64) / 2.0**64
     return draw[leaders] < share

@@ -1,4 +1,4 @@
-"""What is compared of a document: a hash of its text, and MinHash values of its n-grams (Broder, 1997)."""
+"""Fingerprints for comparing documents: a hash of the text, and MinHash values of its n-grams (Broder, 1997)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from megatron_lwz.data.hashing import mix
 from megatron_lwz.data.text.near_duplicates import UNIT
 
 BANDS, ROWS = 20, 6
-"""Two documents are compared when all values of one band agree. Of pairs with similarity 0.8 that finds 99.8 %."""
+"""Bands, and values per band. Two documents are compared when all values of one band agree.
+
+This finds 99.8 % of the pairs with similarity 0.8.
+"""
 VALUES = BANDS * ROWS
 
 _CHUNK = 4096
@@ -22,22 +25,28 @@ _MOST_WORDS = 1_000_000
 
 
 def text_hash(text: str) -> NDArray[np.uint64]:
-    """[2] numbers, equal for equal texts up to white space."""
+    """Returns a hash [2] that is equal for texts that differ only in white space."""
     digest = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
     return np.frombuffer(digest, "<u8")
 
 
 class MinHash:
-    """MinHash values of documents; remembers the words it has seen."""
+    """Computes the MinHash values of documents. Caches the hashes of words."""
 
     def __init__(self, shingle: int, minimum: int) -> None:
-        """`shingle`: n-gram size in words (CJK: characters); documents of fewer than `minimum` n-grams get no values."""
+        """Takes the n-gram size `shingle` in words (CJK: characters).
+
+        Documents of fewer than `minimum` n-grams get no values.
+        """
         self._shingle = shingle
         self._minimum = minimum
         self._words = _Words()
 
     def __call__(self, text: str) -> NDArray[np.uint32]:
-        """[VALUES]: the share of equal values estimates the Jaccard similarity. All bits set: not to be compared."""
+        """Returns MinHash values [VALUES]. All bits are set if the text is too short to be compared.
+
+        The share of equal values of two documents estimates their Jaccard similarity.
+        """
         units = UNIT.findall(text.lower())
         count = len(units) - self._shingle + 1
         if count < self._minimum:
@@ -56,7 +65,7 @@ class MinHash:
 
 
 class _Words(dict[str, int]):
-    """Word → 64-bit hash, the same in every process (Python's own is not)."""
+    """Maps a word to a 64-bit hash that is the same in every process (Python's own hash is not)."""
 
     def __missing__(self, word: str) -> int:
         digest = hashlib.blake2b(word.encode(), digest_size=8).digest()

@@ -1,7 +1,7 @@
-"""The whole preparation: units → workers → verdict on copies and split → indexed datasets → manifest.
+"""Prepares a whole corpus: units → workers → verdict on copies and split → indexed datasets → manifest.
 
-Everything unfinished lies in OUT/work. A unit that is finished stays finished, so a preparation that was killed goes on
-where it was; the result does not depend on how often that happened, nor on the number of workers.
+Intermediate files lie in OUT/work. A finished unit is never redone, so a preparation that was killed resumes with the
+unfinished ones. The result depends neither on the number of restarts nor on the number of workers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import DataError, LwzError
 
 Distil = Callable[[SourceSpec, Path, Tokenizer], Iterable[str]]
-"""The documents that a journal gives (a source of format journal, the file, the tokenizer of its tokens)."""
+"""Reads the documents of a journal, given a source of format journal, the journal file and its tokenizer."""
 
 
 def prepare(
@@ -45,9 +45,9 @@ def prepare(
     distil: Distil,
     say: Callable[[str], None],
 ) -> Manifest:
-    """Writes the corpus into `out`, or goes on with it. A finished one only takes over changed weights.
+    """Writes the corpus into `out`, or resumes writing it. If the corpus is complete, only its weights are updated.
 
-    `say` is told of the progress, one line at a time. Raises LwzError; what is finished stays.
+    `say` is called with each line of progress. Raises LwzError; finished units are kept.
     """
     tokenizer = Tokenizer(spec.tokenizer)
     inputs = [find_files(source) for source in spec.sources]
@@ -93,7 +93,10 @@ def prepare(
 
 
 def _fingerprint(spec: CorpusSpec, inputs: list[tuple[Format, list[Path]]], unit_bytes: int) -> str:
-    """Of all that decides the tokens. A journal counts by name alone: it grows while its run goes on."""
+    """Returns a hash of all inputs and settings that determine the tokens.
+
+    Of a journal only the name is included, because the file grows while its run goes on.
+    """
     sources = []
     for source, (kind, files) in zip(spec.sources, inputs, strict=True):
         stats = [(str(file), *_size_and_time(file)) if kind != "journal" else str(file) for file in files]
@@ -140,7 +143,7 @@ def _jobs(
     tokenizer: Tokenizer,
     distil: Distil,
 ) -> list[Job]:
-    """All units of all sources, in order of the documents."""
+    """Returns the jobs for all units of all sources, in the order of the documents."""
     units: list[Unit] = []
     for number, (source, (kind, files)) in enumerate(zip(spec.sources, inputs, strict=True)):
         if kind == "journal":
@@ -161,7 +164,10 @@ def _jobs(
 
 
 def _export(source: SourceSpec, files: list[Path], work: Path, tokenizer: Tokenizer, distil: Distil) -> Path:
-    """The journals' documents as JSONL, written once: a resumed preparation sees the same ones."""
+    """Writes the journals' documents to a JSONL file and returns its path.
+
+    The file is written only once, so that a resumed preparation reads the same documents.
+    """
     path = work / f"{source.name}.jsonl"
     if not path.exists():
         with replacing(path) as file:
@@ -190,13 +196,16 @@ def _tokenize(jobs: list[Job], workers: int, say: Callable[[str], None]) -> None
 
 
 def _run_all(work: Callable[[Any], Any], items: list[Any], workers: int, on_done: Callable[[Any], None]) -> None:
-    """Every item in one of `workers` fresh processes, a single one in this process; stops at the first error."""
+    """Runs `work` on every item in `workers` new processes, or in this process if only one is needed.
+
+    Calls `on_done` with each result. Stops at the first error.
+    """
     size = min(workers, len(items))
     if size <= 1:
         for item in items:
             on_done(work(item))
         return
-    context = multiprocessing.get_context("spawn")  # tokenizers and Parquet readers have threads: no fork
+    context = multiprocessing.get_context("spawn")  # tokenizers and Parquet readers start threads, so fork is unsafe
     with ProcessPoolExecutor(size, mp_context=context, initializer=tokenize.die_with_parent) as pool:
         try:
             for future in as_completed([pool.submit(work, item) for item in items]):
@@ -212,7 +221,7 @@ def _run_all(work: Callable[[Any], Any], items: list[Any], workers: int, on_done
 def _assemblies(
     spec: CorpusSpec, jobs: list[Job], rows: list[UnitRows], verdict: Verdict, out: Path, vocabulary: int
 ) -> list[Assembly]:
-    """The datasets that hold anything: a training part, then a validation part per source."""
+    """Returns the datasets that are not empty: per source a training part, then a validation part."""
     found = []
     for number, source in enumerate(spec.sources):
         for side in ("train", "validation"):

@@ -1,4 +1,4 @@
-"""The manifest's entries: exact counts per source, and blend weights."""
+"""Builds the manifest's entries: exact counts per source, and blend weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def source_entries(
     verdict: Verdict,
     assemblies: list[Assembly],
 ) -> tuple[SourceEntry, ...]:
-    """One entry per source, in order; weights are still to be filled in."""
+    """Returns one entry per source, in order. Weights are filled in later by `with_weights`."""
     parts = {
         assembly.prefix.name: Part(
             prefix=assembly.prefix.name,
@@ -54,10 +54,10 @@ def source_entries(
 
 
 def with_weights(manifest: Manifest, spec: CorpusSpec) -> Manifest:
-    """The manifest with weights that sum to 1 over the sources that hold training documents.
+    """Returns the manifest with weights that sum to 1 over the sources that hold training documents.
 
-    Sources without a weight share what the others leave in proportion to their tokens. Raises DataError when a source
-    with a weight has nothing to train on: the shares of the others would not be what was asked for.
+    Sources without a given weight split the remaining share in proportion to their tokens. Raises DataError when a
+    source with a given weight has no training document: the shares of the others would not be the requested ones.
     """
     asked = {source.name: source.weight for source in spec.sources}
     for entry in manifest.sources:
@@ -80,7 +80,10 @@ def with_weights(manifest: Manifest, spec: CorpusSpec) -> Manifest:
 
 
 def table(manifest: Manifest) -> Iterator[str]:
-    """What a person wants to know, one line per source. `epochs`: passes over it while the whole corpus is seen once."""
+    """Yields the lines of a readable table, one per source.
+
+    The column `epochs` is the number of passes over the source while the whole corpus is read once.
+    """
     columns = ("documents", "tokens", "held back", "copies", "near", "empty", "broken", "weight", "epochs")
     yield f"{'source':20}" + "".join(f"{name:>14}" for name in columns)
     everything = sum(entry.train.tokens for entry in manifest.sources if entry.train)

@@ -1,4 +1,4 @@
-"""What a corpus is made of: the YAML file that tools/prepare_corpus.py reads. Field descriptions are its reference."""
+"""The YAML file that tools/prepare_corpus.py reads: what a corpus is made of. Field descriptions are its reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT_ENDINGS = (".txt", ".md")
 
 
 class JournalChoice(Section):
-    """Which rollouts of a run's journal become documents (format: journal)."""
+    """Choice of the rollouts of a run's journal that become documents (format: journal)."""
 
     per_group: int = Field(1, gt=0, description="best-rewarded rollouts per prompt")
     keep: float = Field(1.0, gt=0, le=1, description="share of those to keep, best first over the whole journal")
@@ -51,7 +51,7 @@ class SourceSpec(Section):
 
 
 class DuplicateSpec(Section):
-    """What counts as a copy. The earlier document stays, in the order of the sources."""
+    """Definition of a copy. Of two copies, the earlier document in the order of the sources is kept."""
 
     exact: bool = Field(True, description="remove documents with the same text up to white space")
     near: bool = Field(True, description="remove near copies; if false they are still kept on one side of the split")
@@ -63,7 +63,7 @@ class DuplicateSpec(Section):
 
 
 class CorpusSpec(Section):
-    """The whole file."""
+    """The whole YAML file."""
 
     tokenizer: str = Field(description="folder with tokenizer.json, relative to the YAML file")
     validation: Fraction = Field(0.001, description="share of the documents held back")
@@ -83,7 +83,7 @@ class CorpusSpec(Section):
 
 
 def read_spec(path: Path) -> CorpusSpec:
-    """Reads the YAML file; its paths come back absolute. Raises DataError naming the key."""
+    """Reads the YAML file and makes its paths absolute. Raises DataError naming the key."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         spec = CorpusSpec.model_validate(tree)
@@ -100,7 +100,10 @@ def read_spec(path: Path) -> CorpusSpec:
 
 
 def find_files(source: SourceSpec) -> tuple[Format, list[Path]]:
-    """The source's format and files, in sorted order per entry of `paths`. Raises DataError when an entry has none."""
+    """Returns the source's format and its files, sorted per entry of `paths`.
+
+    Raises DataError when an entry matches no file.
+    """
     formats: set[Format] = set()
     files: list[Path] = []
     for entry in source.paths:

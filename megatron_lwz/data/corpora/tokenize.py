@@ -1,4 +1,7 @@
-"""One unit of work in a process of its own: texts → tokens, hashes and MinHash values, durable or not there at all."""
+"""Processes one unit in its own process: texts → tokens, hashes and MinHash values.
+
+The files of a unit are either complete and durable, or absent.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _COUNTS = ("read", "broken", "empty", "bytes")
 
 @dataclass(frozen=True)
 class Job:
-    """A unit, and where its files go: `target`.bin (tokens) and `target`.npz (one row per document)."""
+    """A unit and the path of its output files: `target`.bin (tokens) and `target`.npz (one row per document)."""
 
     unit: Unit
     source: SourceSpec
@@ -39,20 +42,20 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether both files are complete; the .npz is put in place last."""
+        """Whether both files are complete. The .npz file is written last."""
         return self.target.with_suffix(".npz").exists()
 
 
 @dataclass(frozen=True)
 class UnitRows:
-    """The documents of a finished unit, n in number; empty ones are only counted."""
+    """The n documents of a finished unit. Empty documents are only counted."""
 
     lengths: NDArray[np.int32]
-    """[n] tokens, end of text included."""
+    """[n] number of tokens, end-of-text token included."""
     hashes: NDArray[np.uint64]
     """[n, 2] hash of the text."""
     values: NDArray[np.uint32]
-    """[n, VALUES] MinHash."""
+    """[n, VALUES] MinHash values."""
     read: int
     broken: int
     empty: int
@@ -61,7 +64,10 @@ class UnitRows:
 
 
 def run(job: Job) -> str | None:
-    """Does the job; gives the message of an error that the user can mend (exceptions with arguments do not travel)."""
+    """Runs the job. Returns the message of an error that the user can fix, None on success.
+
+    The message is returned because exceptions with several arguments cannot be sent between processes.
+    """
     try:
         _write(job)
     except LwzError as error:
@@ -70,14 +76,14 @@ def run(job: Job) -> str | None:
 
 
 def load_rows(target: Path) -> UnitRows:
-    """What `run` wrote beside the tokens."""
+    """Loads the document rows that `run` wrote beside the tokens."""
     with np.load(target.with_suffix(".npz"), allow_pickle=False) as file:
         counts = dict(zip(_COUNTS, file["counts"].tolist(), strict=True))
         return UnitRows(file["lengths"], file["hashes"], file["values"], **counts)
 
 
 def die_with_parent() -> None:
-    """Initialiser of a worker process: ends it when the process that started it is gone, also when that was killed."""
+    """Initialises a worker process so that it exits when its parent process ends, even if the parent was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C reaches the whole group; the parent lets us finish our unit
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -90,7 +96,7 @@ def die_with_parent() -> None:
 
 
 _open: dict[tuple[str, bool], Any] = {}
-"""Tokenizers of this process, which takes seconds to build for a large vocabulary."""
+"""Cache of this process's tokenizers: building one with a large vocabulary takes seconds."""
 
 
 def _tokenizer(folder: str, special_tokens: bool) -> Any:

@@ -1,4 +1,7 @@
-"""Sources cut into units of work, each read on its own: a range of a JSONL file, row groups of Parquet, some text files."""
+"""Cuts sources into units of work, and reads a unit.
+
+A unit is a byte range of a JSONL file, some row groups of a Parquet file, or some text files.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Unit:
-    """What one worker reads at a time.
+    """The part of a source that one worker reads at a time.
 
-    `start` and `stop` are bytes of a JSONL file (lines that begin there) or row groups of a Parquet file.
+    `start` and `stop` bound a range: byte offsets of a JSONL file (the lines that begin in it are read), or row groups
+    of a Parquet file.
     """
 
     source: int
@@ -32,7 +36,7 @@ class Unit:
 
 
 def cut(source: int, kind: Format, files: list[Path], unit_bytes: int) -> Iterator[Unit]:
-    """The units of one source, in the order of its documents, of about `unit_bytes` each."""
+    """Yields the units of one source, about `unit_bytes` each, in the order of its documents."""
     if kind == "text":
         yield from _cut_texts(source, files, unit_bytes)
         return
@@ -48,7 +52,7 @@ def cut(source: int, kind: Format, files: list[Path], unit_bytes: int) -> Iterat
 
 
 def read(unit: Unit, source: SourceSpec) -> Iterator[str | DataError]:
-    """The texts of a unit in order; a document that cannot be read comes as the error that says why."""
+    """Yields the texts of a unit in order. For a document that cannot be read, yields the error instead."""
     if unit.format == "text":
         yield from (_read_text(Path(file), source.encoding) for file in unit.files)
     elif unit.format == "parquet":
@@ -102,7 +106,7 @@ def _read_parquet(unit: Unit, source: SourceSpec) -> Iterator[str | DataError]:
 
 def _open_parquet(path: Path) -> Any:
     try:
-        parquet = importlib.import_module("pyarrow.parquet")  # by name: it is optional
+        parquet = importlib.import_module("pyarrow.parquet")  # imported by name because pyarrow is optional
     except ImportError as error:
         raise EnvironmentSetupError("reading Parquet needs pyarrow: pip install 'megatron-lwz[data]'") from error
     try:
@@ -125,10 +129,10 @@ def _read_jsonl(unit: Unit, source: SourceSpec) -> Iterator[str | DataError]:
 
 
 def _lines_between(stream: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """Offset and bytes of every line that begins in [start, stop)."""
+    """Yields the offset and the bytes of every line that begins in [start, stop)."""
     stream.seek(max(0, start - 1))
     if start:
-        stream.readline()  # the line that began before
+        stream.readline()  # skips the line that began before `start`
     while (offset := stream.tell()) < stop:
         yield offset, stream.readline()
 
@@ -139,7 +143,7 @@ def _parse_lines(lines: Iterator[tuple[int, bytes]], path: Path, unit: str, key:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:  # also bytes that are not UTF-8
+        except ValueError as error:  # also raised for bytes that are not UTF-8
             yield DataError(path, f"{unit} {where}: not valid JSON ({error})")
             continue
         text = row.get(key) if isinstance(row, dict) else None

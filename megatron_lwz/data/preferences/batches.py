@@ -1,7 +1,7 @@
-"""Tokenised pairs in a seeded order, as the batches of a reward model's training.
+"""Tokenises preference pairs and makes batches of them in a seeded order for training a reward model.
 
-Sequences 2p and 2p + 1 of a batch are the chosen and the rejected text of pair p. Each ends with one token more than its
-text: the label of the text's last token, and so the mark of where the score is read. It is never an input.
+Sequences 2p and 2p + 1 of a batch are the chosen and the rejected text of pair p. Each sequence has one extra token
+after its text. It is the label of the text's last token and marks where the score is read. It is never an input.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MARK = 0
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A pair as tokens [n] int32 of both whole texts."""
+    """A preference pair with the tokens of both texts, each [n] int32."""
 
     pair: PreferencePair
     chosen: torch.Tensor
@@ -33,13 +33,13 @@ class TokenPair:
 
 @dataclass(frozen=True)
 class PairBatch(SupervisedBatch):
-    """A SupervisedBatch of pairs: `denominator` counts pairs, `ids` name them, `margins` [pairs] fp32 are theirs."""
+    """A SupervisedBatch of pairs: `denominator` counts pairs, `ids` names them. `margins` is [pairs] fp32."""
 
     margins: torch.Tensor
 
     @property
     def predictions(self) -> int:
-        """Tokens of the texts: all of them are read, and trained through their last one."""
+        """Number of tokens of all texts, without the marks. The score at a text's last token trains all of them."""
         return int(self.sequences.tokens.numel()) - len(self.sequences)
 
 
@@ -51,7 +51,11 @@ def tokenize_pairs(
     maximum_tokens: int,
     fits: Callable[[tuple[int, int]], bool] = lambda _: True,
 ) -> tuple[list[TokenPair], int]:
-    """(pairs as tokens, pairs left out): a pair with a text over `maximum_tokens`, or that does not fit, is left out."""
+    """Returns (tokenised pairs, number of pairs left out).
+
+    A pair is left out if one of its texts is empty or has more than `maximum_tokens` tokens, or if `fits` rejects its
+    two sizes.
+    """
     kept, dropped = [], 0
     for pair in pairs:
         texts = (rendering(pair.prompt, split_reply(text)) for text in (pair.chosen, pair.rejected))
@@ -65,7 +69,7 @@ def tokenize_pairs(
 
 
 def pair_batch(pairs: Sequence[TokenPair]) -> PairBatch:
-    """Pairs as one batch; packing them into micro-batches changes nothing."""
+    """Makes one batch of the pairs. Packing them into micro-batches does not change the loss."""
     sequences = text_batch([text for pair in pairs for text in (pair.chosen, pair.rejected)])
     margins = torch.tensor([1.0 if pair.pair.margin is None else pair.pair.margin for pair in pairs])
     weights = torch.ones(len(sequences.tokens))
@@ -73,7 +77,7 @@ def pair_batch(pairs: Sequence[TokenPair]) -> PairBatch:
 
 
 def text_batch(texts: Sequence[torch.Tensor]) -> SequenceBatch:
-    """Texts [n] int32 to be scored, each with the mark behind it."""
+    """Makes a batch of texts [n] int32 to be scored, with the mark after each text."""
     lengths = torch.tensor([len(text) + 1 for text in texts])
     mark = torch.tensor([_MARK], dtype=torch.int32)
     tokens = torch.cat([part for text in texts for part in (text, mark)]).long()
@@ -88,23 +92,26 @@ def text_batch(texts: Sequence[torch.Tensor]) -> SequenceBatch:
 
 
 class PairSource:
-    """Epoch after epoch of the pairs, each in its own order, which depends on the seed alone."""
+    """The pairs epoch after epoch. Each epoch has its own order, which depends on the seed alone."""
 
     def __init__(
         self, pairs: Sequence[TokenPair], *, seed: int, shuffle: bool = True, epochs: float | None = None
     ) -> None:
-        """`epochs` bounds what is taken in all; None: no end."""
+        """Takes the number of `epochs` after which the pairs are used up; None for no limit."""
         self._pairs = pairs
         self._order = PromptOrder(len(pairs), seed, shuffle)
         self.total = None if epochs is None else math.ceil(round(epochs * len(pairs), 6))
-        """Pairs in all epochs."""
+        """Number of pairs in all epochs; None for no limit."""
 
     def __len__(self) -> int:
-        """Pairs of one epoch."""
+        """Returns the number of pairs in one epoch."""
         return len(self._pairs)
 
     def take(self, cursor: int, count: int) -> tuple[PairBatch, int]:
-        """The next `count` pairs (fewer at the end of the last epoch) and the cursor after them. Raises DataError."""
+        """Returns the next `count` pairs (fewer at the end of the last epoch) and the cursor after them.
+
+        Raises DataError when the last epoch is over.
+        """
         stop = cursor + count if self.total is None else min(cursor + count, self.total)
         if stop <= cursor:
             raise DataError(

@@ -1,7 +1,8 @@
-"""What can be wrong with a reply: each corruption makes a (good, bad) pair of texts out of a good one.
+"""Corruptions of a reply: each one makes a (good, bad) pair of texts out of a good text.
 
-None means that this text cannot be spoilt that way (one paragraph has no order), or not this time: the caller draws again.
-With a `tolerance` a corruption keeps the length where it can; the caller checks it in the end.
+A corruption returns None when it does not apply to the text (a single paragraph has no order) or when this random draw
+failed. The caller then draws again. With a `tolerance`, a corruption keeps the length where it can; the caller checks
+the lengths.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _CUT = {"en": re.compile(r"\s+"), "zh": re.compile(r"(?<=[\u4e00-\u9fff])")}
 
 
 def shuffled(document: Document, pool: Pool, rng: random.Random, tolerance: float | None) -> tuple[str, str] | None:
-    """The same pieces in another order."""
+    """Puts the same pieces in another order."""
     pieces = document.pieces
     if len(set(pieces.items)) < 2:
         return None
@@ -53,7 +54,10 @@ def shuffled(document: Document, pool: Pool, rng: random.Random, tolerance: floa
 
 
 def repeated(document: Document, pool: Pool, rng: random.Random, tolerance: float | None) -> tuple[str, str] | None:
-    """From some piece on, earlier ones come again under the later ones' leads (without length: they are added)."""
+    """Replaces the last pieces by copies of one earlier piece, under the leads of the pieces that are replaced.
+
+    Without a `tolerance`, half of the draws append copies of random pieces instead.
+    """
     pieces = document.pieces
     if len(pieces) < 2:
         return None
@@ -69,7 +73,10 @@ def repeated(document: Document, pool: Pool, rng: random.Random, tolerance: floa
 
 
 def truncated(document: Document, pool: Pool, rng: random.Random, tolerance: float | None) -> tuple[str, str] | None:
-    """Cut off within a sentence. With `tolerance` the good text is one of about that length that ends with a sentence."""
+    """Cuts the text off within a sentence.
+
+    With a `tolerance`, the good text is cut to about the same length, at the end of a sentence.
+    """
     text, cut = document.reply, _CUT[document.language]
     starts = [match.end() for match in cut.finditer(text) if match.end() < len(text)]
     ends = set()
@@ -93,7 +100,7 @@ def truncated(document: Document, pool: Pool, rng: random.Random, tolerance: flo
 
 
 def off_topic(document: Document, pool: Pool, rng: random.Random, tolerance: float | None) -> tuple[str, str] | None:
-    """A reply to another request, or this one with its second half from another."""
+    """Takes the reply to another request, or replaces the second half of this reply by part of another."""
     other = pool.other(document, rng, tolerance)
     if other is None:
         return None
@@ -106,7 +113,7 @@ def off_topic(document: Document, pool: Pool, rng: random.Random, tolerance: flo
 
 
 def contradicted(document: Document, pool: Pool, rng: random.Random, tolerance: float | None) -> tuple[str, str] | None:
-    """A later piece denies an earlier one."""
+    """Makes later pieces deny earlier ones."""
     pieces = document.pieces
     if len(pieces) < 2:
         return None
@@ -119,7 +126,7 @@ def contradicted(document: Document, pool: Pool, rng: random.Random, tolerance: 
 
 
 def requirement(document: Document, pool: Pool, rng: random.Random, tolerance: float | None) -> tuple[str, str] | None:
-    """What the request asks for is left out: its subject, the structure, or (where lengths may differ) the length."""
+    """Drops something that the request asks for: its subject, the structure, or (without a `tolerance`) the length."""
     ways = [_without_subject]
     if _ASKS_STRUCTURE.search(document.prompt) and _MARK.search(document.reply):
         ways.append(_without_structure)
@@ -129,7 +136,7 @@ def requirement(document: Document, pool: Pool, rng: random.Random, tolerance: f
 
 
 def _without_subject(document: Document, pool: Pool, rng: random.Random) -> tuple[str, str] | None:
-    """The subject is never named: a pronoun stands in its place, or other pieces do."""
+    """Removes every mention of the subject: replaces it by a pronoun, or the pieces that name it by other pieces."""
     subjects = pool.subjects(document)
     if not subjects:
         return None
@@ -163,14 +170,14 @@ def _without_structure(document: Document, pool: Pool, rng: random.Random) -> tu
 
 
 def _without_length(document: Document, pool: Pool, rng: random.Random) -> tuple[str, str] | None:
-    """Whole pieces, but about half as much as there is."""
+    """Keeps only the first half of the pieces."""
     pieces = document.pieces
     kept = pieces.with_items(pieces.items[: max(1, len(pieces) // 2)])
     return None if len(kept) == len(pieces) else (document.reply, kept.text)
 
 
 def deny(text: str, language: str) -> str:
-    """The opposite statement: the first word that can be turned is, else the whole sentence is denied."""
+    """Returns the opposite statement: negates the first word that a rule matches, else denies the whole sentence."""
     rules = _NEGATED_CHINESE if language == "zh" else _NEGATED_ENGLISH
     for pattern, turned in rules:
         changed, count = pattern.subn(turned, text, count=1)
@@ -192,4 +199,4 @@ CORRUPTIONS: dict[str, Corruption] = {
     "off_topic": off_topic,
     "contradicted": contradicted,
 }
-"""Kind of a pair → how it is made."""
+"""Maps the kind of a pair to the corruption that makes it."""

@@ -1,4 +1,4 @@
-"""Texts to make pairs of: a request with a good reply, indexed so that others of like length are found fast."""
+"""Documents from which pairs are made: a request with a good reply. An index finds others of similar length fast."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _WORD = re.compile(r"[a-z]{4,}")
 _CJK_RUN = re.compile(r"[\u4e00-\u9fff]+")
 _CJK_SIZES = (2, 3, 4)
 _COMMON = 0.3
-"""A word that stands in more than this share of the requests is not what one of them is about."""
+"""Maximum share of the requests in which a word occurs if it is to count as the subject of one of them."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A request and a good reply to it; `id` is the same in every run."""
+    """A request and a good reply to it. `id` is the same in every run."""
 
     id: str
     prompt: str
@@ -47,14 +47,15 @@ class Document:
 
     @cached_property
     def language(self) -> Language:
-        """Of the request."""
+        """Language of the request."""
         return language_of(self.prompt)
 
 
 def read_documents(path: Path) -> Iterator[Document | None]:
-    """Rows of prompt + response, messages, conversations …; None for a row that cannot be used (several turns, empty).
+    """Yields a document per row (prompt + response, messages, conversations …).
 
-    Raises DataError naming the row; for an unknown format it lists the columns.
+    Yields None for a row that cannot be used (several turns, empty). Raises DataError naming the row; for an unknown
+    format it lists the columns.
     """
     for number, row in enumerate(read_objects(path), start=1):
         if row is None:
@@ -70,7 +71,7 @@ def _document(row: Mapping[str, Any], identity: str, source: str) -> Document | 
     conversation = parse_conversation(row, identity)
     if len(conversation.replies) != 1:
         return None
-    # Both texts of a pair are put together from pieces: nothing but what was spoilt may tell them apart.
+    # Both texts of a pair are joined from pieces, so that they differ only in the corruption.
     reply = split_pieces(split_reply(conversation.replies[0]).answer).text
     return Document(identity, conversation.questions[0].strip(), reply, source) if reply else None
 
@@ -95,14 +96,17 @@ class Pool:
                 self._frequency[language].update(set(_terms(prompt)))
 
     def subjects(self, document: Document) -> Sequence[str]:
-        """What the request is about: its terms that few requests share and that the reply takes up, longest first."""
+        """Returns the subjects of the request, longest first: terms that few requests share and that the reply has."""
         reply, frequency = document.reply.lower(), self._frequency[document.language]
         most = max(2.0, _COMMON * self._prompts.get(document.language, 0))
         found = [term for term in _terms(document.prompt) if frequency[term] <= most and term in reply]
         return sorted(dict.fromkeys(found), key=lambda term: (-len(term), term))
 
     def other(self, document: Document, rng: random.Random, tolerance: float | None) -> Document | None:
-        """Another document in the same language about something else; of like length with `tolerance`."""
+        """Draws another document in the same language about something else, or None if no draw finds one.
+
+        With a `tolerance`, its length differs by at most this share.
+        """
         found, sizes = self._by_size[document.language], self._sizes[document.language]
         low, high = 0, len(found)
         if tolerance is not None:
@@ -119,7 +123,7 @@ class Pool:
 
 
 def _terms(prompt: str) -> Iterator[str]:
-    """Words of four letters and more; Chinese: all runs of two to four characters."""
+    """Yields words of four or more letters, and all substrings of two to four Chinese characters."""
     yield from _WORD.findall(prompt.lower())
     for run in _CJK_RUN.findall(prompt):
         for length in _CJK_SIZES:

@@ -1,7 +1,8 @@
-"""Preference pairs in the usual formats: JSONL or Parquet rows → PreferencePair.
+"""Reads preference pairs in the usual formats: JSONL or Parquet rows → PreferencePair.
 
-Known: `chosen` + `rejected` as texts, message lists or transcripts (Anthropic HH), with the request beside or inside them;
-`completions` with scores (UltraFeedback); two replies with a winner (LMSYS arena, PKU-SafeRLHF and the like).
+Known formats: `chosen` + `rejected` as texts, message lists or transcripts (Anthropic HH), with the request beside or
+inside them; `completions` with scores (UltraFeedback); two replies with a winner (LMSYS arena, PKU-SafeRLHF and
+others).
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ _HUMAN = "\n\nHuman:"
 
 
 class _Unknown(ValueError):
-    """The row has none of the known shapes."""
+    """A row in none of the known formats."""
 
 
 def read_pairs(path: Path) -> Iterator[PreferencePair | None]:
-    """The pairs of one file, in order; None for a row that prefers nothing (a tie, two equal replies, an empty one).
+    """Yields the pairs of one file, in order. Yields None for a row without a preference (tie, equal or empty replies).
 
     Raises DataError naming the file and row; for an unknown format it lists the columns present.
     """
@@ -57,7 +58,7 @@ def read_pairs(path: Path) -> Iterator[PreferencePair | None]:
 
 
 def parse_pair(row: Mapping[str, Any], identity: str, *, source: str = "") -> PreferencePair | None:
-    """One decoded row. Raises ValueError saying what is wrong; see `read_pairs`."""
+    """Parses one decoded row; returns None for one without a preference. Raises ValueError that names the fault."""
     found = _replies(row)
     if found is None:
         return None
@@ -82,7 +83,7 @@ def parse_pair(row: Mapping[str, Any], identity: str, *, source: str = "") -> Pr
 
 
 def _replies(row: Mapping[str, Any]) -> tuple[str, str, str, float | None] | None:
-    """(request or "", chosen, rejected, margin), None when neither is better."""
+    """Returns (request or "", chosen, rejected, margin), or None when neither reply is better."""
     for better, worse in _CHOICES:
         if row.get(better) is not None and row.get(worse) is not None:
             prompt, chosen, rejected = _said(row[better], row[worse], better, worse)
@@ -112,7 +113,7 @@ def _said(better: Any, worse: Any, better_name: str, worse_name: str) -> tuple[s
 
 
 def _transcripts(better: str, worse: str) -> tuple[str, str, str]:
-    """HH: the conversation so far stands in both; what follows the last `Assistant:` is the reply."""
+    """Splits HH transcripts: the reply follows the last `Assistant:`, the conversation before it is the request."""
     head, _, chosen = better.rpartition(_ASSISTANT)
     rejected = worse.rpartition(_ASSISTANT)[2]
     asked = head.removeprefix(_HUMAN) if head.count(_HUMAN) == 1 else head
@@ -120,7 +121,7 @@ def _transcripts(better: str, worse: str) -> tuple[str, str, str]:
 
 
 def _messages(turns: Sequence[Any], name: str) -> tuple[str, str]:
-    """(what was said before, the last reply) of a message list."""
+    """Returns (conversation before the last reply, last reply) of a message list."""
     said: list[tuple[str, str]] = []
     for turn in turns:
         text = turn.get("content", turn.get("value")) if isinstance(turn, Mapping) else None
@@ -152,7 +153,7 @@ def _best_and_worst(completions: Sequence[Any]) -> tuple[str, str, str, float | 
 
 
 def _winner(row: Mapping[str, Any]) -> int | None:
-    """0 or 1; None for a tie. Raises ValueError for anything else."""
+    """Returns the index of the better reply, 0 or 1; None for a tie. Raises ValueError for any other value."""
     name = next((key for key in _WINNERS if row.get(key) is not None), None)
     if name is None:
         raise _Unknown(f"two replies, but no column says which is better ({', '.join(_WINNERS)})")

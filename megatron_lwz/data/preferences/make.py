@@ -1,4 +1,4 @@
-"""Pairs without human labels: documents split into two sides, then spoilt in controlled ways on each side alone."""
+"""Makes pairs without human labels: splits documents into two sides, then corrupts replies on each side separately."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class MakeRules:
-    """`tolerance`: how much the lengths of a pair may differ, as a share of the chosen text's; None: as it comes.
+    """Rules for making pairs.
 
-    `per_document`: pairs of each document, of different kinds. `tries`: draws before a kind is given up for a document.
+    `tolerance`: maximum difference of a pair's lengths, as a share of the chosen text's length; None for no limit.
+    `per_document`: number of pairs per document, each of a different kind. `tries`: maximum number of draws for one
+    kind of pair from one document.
     """
 
     kinds: tuple[str, ...] = tuple(CORRUPTIONS)
@@ -34,10 +36,10 @@ class MakeRules:
 def split_documents(
     items: Sequence[T], keys: Callable[[T], Sequence[Hashable]], *, held_out: float, seed: int
 ) -> tuple[list[T], list[T]]:
-    """(training, held-out) items: those that share a key, directly or through others, are on one side.
+    """Splits items into (training, held-out). Items that share a key, directly or through others, are on one side.
 
-    The side of a group depends on its keys and the seed alone, so that more items later leave the others where they are
-    as long as they join no two groups.
+    The side of a group depends on its keys and the seed alone. So adding items does not move the others, as long as the
+    new items do not join two groups.
     """
     parent: dict[Hashable, Hashable] = {}
 
@@ -61,19 +63,20 @@ def split_documents(
 
 
 def document_keys(document: Document) -> tuple[str, str]:
-    """Documents with the same request or the same reply must not be parted."""
+    """Returns keys for `split_documents` that keep documents with the same request or the same reply together."""
     return f"prompt {_plain(document.prompt)}", f"reply {_plain(document.reply)}"
 
 
 def pair_keys(pair: PreferencePair) -> tuple[str, str, str]:
-    """The same for pairs that were read."""
+    """Returns keys for `split_documents` that keep pairs with the same request or a shared reply together."""
     return f"prompt {_plain(pair.prompt)}", f"reply {_plain(pair.chosen)}", f"reply {_plain(pair.rejected)}"
 
 
 def make_pairs(documents: Iterable[Document], rules: MakeRules) -> tuple[list[PreferencePair], Counter[str]]:
-    """(pairs, counts of what could not be made) of the documents of one side.
+    """Makes pairs from the documents of one side. Returns (pairs, counts of the pairs that could not be made).
 
-    Which of a pair is the longer is kept even for every kind, as far as the draws allow, so that length tells nothing.
+    For every kind, the chosen text is the longer one as often as the shorter one, as far as the draws allow. So length
+    does not predict the preference.
     """
     pool, missed = Pool(documents), Counter[str]()
     balance: defaultdict[tuple[str, str], int] = defaultdict(int)
@@ -125,13 +128,13 @@ def _draw(
 
 
 def _sign(texts: tuple[str, str]) -> int:
-    """1 where the rejected text is longer, −1 where it is shorter."""
+    """Returns 1 if the rejected text is longer, −1 if it is shorter, 0 if the lengths are equal."""
     difference = size(texts[1]) - size(texts[0])
     return (difference > 0) - (difference < 0)
 
 
 def describe(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
-    """What a person wants to know of a file of pairs: counts, lengths, and how well length alone would tell them apart."""
+    """Summarises a file of pairs: counts, mean lengths, and the accuracy of guessing the preference by length alone."""
     sizes = [(size(pair.chosen), size(pair.rejected)) for pair in pairs]
     longer = sum((c > r) + 0.5 * (c == r) for c, r in sizes) / max(1, len(sizes))
     return {
@@ -149,13 +152,13 @@ def describe(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
 
 
 def without_shared(train: Iterable[PreferencePair], held_out: Iterable[PreferencePair]) -> list[PreferencePair]:
-    """The held-out pairs of which no text stands in a training pair: short pieces of texts may come out the same."""
+    """Returns the held-out pairs that share no text with a training pair. Short corrupted texts can coincide."""
     seen = {_plain(text) for pair in train for text in (pair.chosen, pair.rejected)}
     return [pair for pair in held_out if _plain(pair.chosen) not in seen and _plain(pair.rejected) not in seen]
 
 
 def leaks(train: Iterable[PreferencePair], held_out: Iterable[PreferencePair]) -> dict[str, int]:
-    """How many requests and texts stand on both sides: 0, unless the split is broken."""
+    """Counts the requests and texts that are on both sides. Both counts are 0 if the split is correct."""
     sides = [
         ({_plain(p.prompt) for p in pairs if p.prompt}, {_plain(t) for p in pairs for t in (p.chosen, p.rejected)})
         for pairs in (list(train), list(held_out))

@@ -1,4 +1,4 @@
-"""One preference pair, and its row in a file of ours."""
+"""A preference pair, and its row in a file of pairs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Language = Literal["en", "zh"]
 class PreferencePair:
     """Two replies to one request, the better one first.
 
-    `kind` says what is wrong with the rejected one (a corruption, or `human`), `source` which file or data set it comes from,
-    `document` the source text that must not stand on both sides of a split. `margin` is how much better the chosen one
-    is, on the data set's own scale; None where nobody said.
+    `kind` names the fault of the rejected reply (a corruption, or `human`). `source` is the file or data set of the
+    pair. `document` is the source text; it must not be on both sides of a split. `margin` is how much better the chosen
+    reply is, on the data set's own scale; None if the data set has no margin.
     """
 
     id: str
@@ -31,11 +31,11 @@ class PreferencePair:
 
     @property
     def language(self) -> Language:
-        """Of the request, or of the chosen reply where there is no request."""
+        """Language of the request, or of the chosen reply if there is no request."""
         return language_of(self.prompt or self.chosen)
 
     def row(self) -> dict[str, Any]:
-        """The pair as a row of a file."""
+        """Returns the pair as a row of a file."""
         row: dict[str, Any] = {
             "id": self.id,
             "prompt": self.prompt,
@@ -50,11 +50,11 @@ class PreferencePair:
 
 
 def language_of(text: str) -> Language:
-    """`zh` for a text with Chinese characters, else `en`."""
+    """Returns `zh` for a text with Chinese characters, else `en`."""
     return "zh" if detect_language(text) == "chinese" else "en"
 
 
 def text_of(row: Mapping[str, Any], key: str, otherwise: str) -> str:
-    """A string of a row, `otherwise` where it has none."""
+    """Returns the non-empty string under `key` of a row, or `otherwise` if there is none."""
     value = row.get(key)
     return value if isinstance(value, str) and value else otherwise

@@ -1,4 +1,4 @@
-"""A text as pieces that can be moved, dropped and replaced: its paragraphs, or its sentences where it has few."""
+"""Splits a text into pieces that can be moved, dropped and replaced: paragraphs, or sentences if there are few."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FEW = 3
 
 @dataclass(frozen=True)
 class Pieces:
-    """The pieces and what stands between them; `"".join` of both gives the text back but for outer white space."""
+    """The pieces of a text and the separator between them. Joining them gives the text, up to white space."""
 
     items: tuple[str, ...]
     joint: str
@@ -29,12 +29,12 @@ class Pieces:
         return len(self.items)
 
     def with_items(self, items: Iterable[str]) -> Pieces:
-        """Other pieces, put together in the same way."""
+        """Returns other pieces with the same separator."""
         return Pieces(tuple(items), self.joint)
 
 
 def split_pieces(text: str) -> Pieces:
-    """Paragraphs (lines that are not blank) if there are at least three or as many as sentences, else sentences."""
+    """Splits into paragraphs (non-blank lines) if there are at least three or as many as sentences, else sentences."""
     text = text.strip()
     paragraphs = tuple(line.strip() for line in text.splitlines() if line.strip())
     found = sentences(text)
@@ -45,21 +45,21 @@ def split_pieces(text: str) -> Pieces:
 
 
 def sentences(text: str) -> tuple[str, ...]:
-    """The sentences, each with the white space behind it."""
+    """Returns the sentences, each with the white space after it."""
     return tuple(found for found in _SENTENCE.findall(text) if found.strip())
 
 
 def lead_of(piece: str) -> str:
-    """How a piece announces itself (`First, `, `第一，`, `1. `, `## `); empty when it does not."""
+    """Returns the lead of a piece (`First, `, `第一，`, `1. `, `## `), or "" if it has none."""
     found = _LEAD.match(piece)
     return found.group() if found else ""
 
 
 def with_lead(lead: str, piece: str) -> str:
-    """The piece under another lead: `Second, ` + `First, the boats …` = `Second, the boats …`."""
+    """Returns the piece with another lead: `Second, ` + `First, the boats …` = `Second, the boats …`."""
     return lead + piece[len(lead_of(piece)) :]
 
 
 def size(text: str) -> int:
-    """Length in words and CJK characters."""
+    """Returns the length in words and CJK characters."""
     return count_units(text)

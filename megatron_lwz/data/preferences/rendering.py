@@ -1,6 +1,6 @@
-"""The text that a reward model reads: a request and a reply, closed by a token that is not padding.
+"""The text that a reward model reads: a request and a reply, followed by an end token that is not the padding token.
 
-transformers finds the end of a text as its last token that is not padding, so a text must not end in the padding token.
+transformers reads the score at the last token that is not padding, so a text must not end in the padding token.
 """
 
 from __future__ import annotations
@@ -17,23 +17,26 @@ from megatron_lwz.data.tokenizer import Tokenizer, read_pad_id
 from megatron_lwz.errors import DataError
 
 FILE = "reward_model.json"
-"""Beside the exported weights: how texts are rendered for them."""
+"""File beside the exported weights that holds the rendering of texts for them."""
 
 _TURN_END = "<|im_end|>"
 _CHAT_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-"""What Qwen2.5's own chat template puts first when nobody gives a system message."""
+"""System message that Qwen2.5's own chat template uses when none is given."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """`template`: the policy's markers or Qwen's chat markup. `end` closes a text under markers; empty: nothing does."""
+    """How a request and its reply are rendered as one text.
+
+    `template`: the policy's markers or Qwen's chat markup. `end` is appended to a text with markers; it may be empty.
+    """
 
     template: Literal["markers", "chat"] = "markers"
     thinking: bool = False
     end: str = _TURN_END
 
     def __call__(self, prompt: str, reply: Reply) -> str:
-        """The whole text of a request and its reply. The think segment is left out unless the model reads it."""
+        """Returns the text of a request and its reply. The think segment is left out unless `thinking` is set."""
         said = reply.answer.strip()
         if self.thinking and reply.thinking:
             said = f"<think>{reply.thinking}</think> <answer>{said}</answer>"
@@ -45,14 +48,14 @@ class Rendering:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, and the thinking before it where there is any."""
+    """An answer, and the thinking before it if there is any."""
 
     answer: str
     thinking: str = ""
 
 
 def split_reply(text: str) -> Reply:
-    """The parts of a reply with tags; a text without an answer tag is all answer."""
+    """Splits a reply at its tags. A text without an answer tag is all answer, except a think segment before it."""
     if "<answer>" not in text:
         thinking, closed, rest = text.partition("</think>")
         return Reply(rest, thinking.replace("<think>", "", 1)) if closed else Reply(text)
@@ -61,10 +64,10 @@ def split_reply(text: str) -> Reply:
 
 
 def rendering_for(folder: Path, template: Literal["markers", "chat"], *, thinking: bool) -> Rendering:
-    """The rendering of a new reward model on the tokenizer in `folder`."""
+    """Returns the rendering of a new reward model for the tokenizer in `folder`."""
     tokenizer = Tokenizer(folder)
     known = tokenizer.encode(_TURN_END)
-    if len(known) == 1 and tokenizer.decode(known, skip_special=False) == _TURN_END:  # not the unknown word
+    if len(known) == 1 and tokenizer.decode(known, skip_special=False) == _TURN_END:  # not the unknown token
         return Rendering(template, thinking, _TURN_END)
     free = sorted(tokenizer.eos_ids - {read_pad_id(folder)})
     return Rendering(template, thinking, tokenizer.decode(free[:1], skip_special=False))
@@ -76,7 +79,7 @@ def save_rendering(folder: Path, rendering: Rendering) -> None:
 
 
 def load_rendering(folder: Path) -> Rendering | None:
-    """What `save_rendering` wrote; None for a folder of another origin. Raises DataError."""
+    """Reads the file that `save_rendering` wrote. Returns None if the folder has none. Raises DataError."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -88,7 +91,7 @@ def load_rendering(folder: Path) -> Rendering | None:
 
 
 def parse_rendering(found: object) -> Rendering:
-    """Checks a decoded `reward_model.json`. Raises ValueError."""
+    """Parses and checks a decoded `reward_model.json`. Raises ValueError."""
     if not isinstance(found, Mapping) or set(found) != {"template", "thinking", "end"}:
         raise ValueError('needs {"template", "thinking", "end"}')
     template, thinking, end = found["template"], found["thinking"], found["end"]

@@ -1,1 +1,1 @@
-"""Requests of people out of conversation data sets: read, tagged, de-duplicated, given a range of length."""
+"""Makes prompt rows from conversation data sets: reads requests, tags and deduplicates them, sets length ranges."""

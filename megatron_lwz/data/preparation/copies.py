@@ -1,7 +1,7 @@
-"""Requests that were seen before, exactly or nearly: MinHash values in bands, as for corpora, one request at a time.
+"""Finds exact and near copies of earlier requests, one request at a time, by MinHash values in bands as for corpora.
 
-Memory per request kept: 480 bytes of values and 20 keys. Nothing depends on the process, so the same files give the same
-rows again.
+Each kept request takes memory for 480 bytes of values and 20 keys. The result is the same in every process, so the same
+files always give the same rows.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Copy = Literal["exact", "near"]
 
 
 class CopyFinder:
-    """Says of each request whether one before it was the same."""
+    """Finds for each request whether an earlier one is a copy of it."""
 
     def __init__(self, *, threshold: float = 0.8, shingle: int = 3) -> None:
-        """`threshold`: Jaccard similarity of word (CJK: character) n-grams, as the values estimate it, of near copies.
+        """Takes the estimated Jaccard similarity `threshold` from which two requests are near copies.
 
-        Requests shorter than one n-gram are compared exactly only.
+        `shingle` is the n-gram size in words (CJK: characters). Shorter requests are compared exactly only.
         """
         self._threshold = threshold
         self._minhash = MinHash(shingle, minimum=1)
@@ -34,9 +34,9 @@ class CopyFinder:
         self._buckets: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
 
     def add(self, text: str) -> Copy | None:
-        """Adds a request; "exact" or "near" when an earlier one is its like (case, width and spaces aside)."""
+        """Adds a request. Returns "exact" or "near" if an earlier one is a copy (ignoring case, width and spaces)."""
         plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-        plain = plain.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair has no hash
+        plain = plain.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be encoded
         digest = hashlib.blake2b(plain.encode("utf-8"), digest_size=16).digest()
         if digest in self._exact:
             return "exact"
@@ -47,7 +47,7 @@ class CopyFinder:
         keys = [(band, row.tobytes()) for band, row in enumerate(values.reshape(BANDS, ROWS))]
         candidates = {earlier for key in keys for earlier in self._buckets.get(key, ())}
         if any((values == self._kept[earlier]).mean() >= self._threshold for earlier in candidates):
-            return "near"  # what it resembles stands for it, so its own values are not kept
+            return "near"  # the earlier request represents it, so its own values are not kept
         for key in keys:
             self._buckets[key].append(len(self._kept))
         self._kept.append(values)

@@ -1,4 +1,4 @@
-"""Which of the two languages of the recipe a request is in, if any: by script, then by the commonest words."""
+"""Detects whether a request is in one of the recipe's two languages, by its script, then by its most common words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 Language = Literal["en", "zh"]
 
 _LONGEST = 4000
-"""Characters looked at."""
+"""Number of characters of a request that are examined."""
 _CJK = re.compile(r"[\u3400-\u9fff]")
 _KANA_HANGUL = re.compile(r"[\u3040-\u30ff\uac00-\ud7af\u1100-\u11ff]")
 _LATIN = re.compile(r"[a-z\u00c0-\u024f]+(?:'[a-z]+)?")
@@ -32,10 +32,11 @@ _UNSURE = ("", "unknown", "und", "other")
 
 
 def tell_language(text: str, tag: str | None = None) -> Language | None:
-    """en, zh, or None for any other. `tag`, the data set's word for it, can only rule a request out: text decides.
+    """Returns en, zh, or None for any other language.
 
-    Chinese: at least 30 % of the letters are CJK, and no more than a few are kana or hangul. English: Latin letters, and
-    more of its commonest words than of those of other languages.
+    `tag` is the data set's own language label. It can only exclude a request; otherwise the text decides. Chinese: at
+    least 30 % of the letters are CJK, and at most 5 % are kana or hangul. English: Latin letters, and more common words
+    of English than of other languages.
     """
     if tag is not None and tag.strip().lower() not in (*_UNSURE, *_TAGS):
         return None
@@ -53,5 +54,5 @@ def tell_language(text: str, tag: str | None = None) -> Language | None:
     english = sum(word in _ENGLISH for word in words)
     others = sum(word in _OTHERS and word not in _ENGLISH for word in words)
     plain = sum(word.isascii() for word in words) / len(words)
-    # A few words without any common one among them ("cyberpunk noir opening") are English if they are plain letters.
+    # Few words with no common word among them ("cyberpunk noir opening") count as English if they are plain ASCII.
     return "en" if plain > 0.8 and (english > others or (others == 0 and len(words) < 8)) else None

@@ -1,4 +1,4 @@
-"""What a range of length must obey (LongWriter-Zero, section 3.1), and whether a token budget can hold it."""
+"""Rules for length ranges (LongWriter-Zero, section 3.1), and a check that a range fits a token budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Trouble = Literal[
 
 @dataclass(frozen=True)
 class Settled:
-    """A range that obeys the rules, or the rule it breaks. `rounded`, `wide`: what a warning should count."""
+    """A range that obeys the rules, or the rule it breaks. `rounded` and `wide` are flags to count as warnings."""
 
     range: LengthRange | None
     trouble: Trouble | None = None
@@ -28,9 +28,10 @@ class Settled:
 
 @dataclass(frozen=True)
 class RangeRules:
-    """Bounds in units of the length reward. `step`, `largest`, `widest`: the paper's (B).
+    """Rules for ranges, in units of the length reward. `step`, `largest` and `widest` are the paper's (B).
 
-    `wide`: what becomes of a range wider than `widest`. The paper's own example [6000, 10000] is one, so it is kept.
+    `wide` decides what happens to a range wider than `widest`. The default keeps it, because the paper's own example
+    [6000, 10000] is that wide.
     """
 
     step: int = 100
@@ -39,13 +40,17 @@ class RangeRules:
     wide: Literal["keep", "narrow", "drop"] = "keep"
 
     def settle(self, lower: int, upper: int, *, firm: tuple[bool, bool] = (False, False)) -> Settled:
-        """Checks and rounds a range. `firm`: bounds that were asked for as such are rounded inwards, others outwards."""
+        """Checks and rounds a range.
+
+        `firm` marks the bounds that the request states explicitly. They are rounded inwards, others outwards.
+        """
         if lower == upper == 0:
             return Settled(None, "[0, 0]: impossible or oversized")
         if not 0 <= lower <= upper:
             return Settled(None, "bounds below 0 or in the wrong order")
         down, up = self._round(lower, upper, firm)
-        # "About 11,500" is [10300, 12000]: what exceeds the largest length is cut, unless its middle or a firm bound does.
+        # "About 11,500" becomes [10300, 12000]: the upper bound is cut to the largest length. A range is refused only
+        # if its lower bound, its middle or a firm upper bound exceeds the largest length.
         if lower + upper > 2 * self.largest or down > self.largest or (firm[1] and upper > self.largest):
             return Settled(None, "longer than the largest length")
         up = min(up, self.largest)
@@ -57,7 +62,7 @@ class RangeRules:
         return Settled(LengthRange(down, up), rounded=(down, up) != (lower, upper), wide=wide)
 
     def settle_request(self, request: LengthRequest) -> Settled:
-        """The same for a range out of plain numbers."""
+        """Checks and rounds a range that the request states in numbers."""
         firm = (request.kind in ("at least", "between"), request.kind in ("at most", "between"))
         return self.settle(request.lower, request.upper, firm=firm)
 
@@ -75,9 +80,9 @@ class RangeRules:
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """Whether a response with thinking can reach a length. The rates are estimates for Qwen2.5's vocabulary, to be set.
+    """The token budget of a response with thinking. The token rates are estimates for Qwen2.5's vocabulary.
 
-    `new_tokens`: rollout.max_new_tokens; `thinking`: what the think segment takes (2–3k in the paper's plots, C).
+    `new_tokens`: rollout.max_new_tokens. `thinking`: tokens of the think segment (2–3k in the paper's plots, C).
     """
 
     new_tokens: int = 14_000
@@ -86,6 +91,6 @@ class TokenBudget:
     per_character: float = 0.8
 
     def fits(self, lower: int, unit: Unit) -> bool:
-        """Whether the shortest answer in range, in words or (Chinese) characters, leaves room for the thinking."""
+        """Returns whether the shortest answer in range, in words or (Chinese) characters, leaves room for thinking."""
         rate = self.per_character if unit == "characters" else self.per_word
         return self.thinking + lower * rate <= self.new_tokens

@@ -1,4 +1,4 @@
-"""From requests to prompt rows: what is kept, with which range and where it comes from, and why the rest is dropped."""
+"""Turns requests into prompt rows: filters them, settles their length ranges, and counts why requests are dropped."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from megatron_lwz.data.preparation.sources import Source
 from megatron_lwz.data.text.length_request import LengthRequest, Unit, find_length_request
 
 RULES_VERSION = "lwz-length-rules-1"
-"""Of `find_length_request` and `RangeRules`; kept in every row."""
+"""Version of `find_length_request` and `RangeRules`, written to every row."""
 
 _CJK = re.compile(r"[\u3400-\u9fff]")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A request that passed the filters. `explicit`: the range out of its plain numbers, in a unit the reward counts."""
+    """A request that passed the filters. `explicit` is the range that its text states, in a unit the reward counts."""
 
     id: str
     source: Source
@@ -33,13 +33,13 @@ class Candidate:
 
     @property
     def needs_judge(self) -> bool:
-        """A range that came with the data set was decided there."""
+        """Whether a judge must decide the range. A range that came with the data set needs no judge."""
         return self.source.asked is None
 
 
 @dataclass(frozen=True)
 class JudgedLength:
-    """What a judge said: whether the request needs a long, careful reply, and how long; `judge` = model/prompt version."""
+    """A judge's verdict: whether a request needs a long, careful reply, and how long. `judge`: model/prompt version."""
 
     keep: bool
     lower: int
@@ -49,7 +49,10 @@ class JudgedLength:
 
 @dataclass(frozen=True)
 class Filters:
-    """What is a candidate at all. Lengths of requests in characters without white space, and in estimated tokens."""
+    """Conditions for a request to be a candidate.
+
+    The shortest request is in characters without white space, the longest in estimated tokens.
+    """
 
     language: Literal["en", "zh", "both"] = "both"
     keep_flagged: bool = False
@@ -60,7 +63,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class Settings:
-    """How ranges are settled. `shortest_answer`: rows whose upper bound is lower ask for too little to be worth training."""
+    """Settings for settling ranges. Rows whose upper bound is below `shortest_answer` are dropped as too short."""
 
     rules: RangeRules = field(default_factory=RangeRules)
     budget: TokenBudget = field(default_factory=TokenBudget)
@@ -69,19 +72,19 @@ class Settings:
 
 
 class Tally(Counter[str]):
-    """How many rows were read, dropped for which reason ("dropped: …"), noted ("note: …") and kept, in that order."""
+    """Counts of rows: read, dropped by reason ("dropped: …"), noted ("note: …") and kept."""
 
     def drop(self, reason: str) -> None:
-        """One row is gone."""
+        """Counts a dropped row under its reason."""
         self[f"dropped: {reason}"] += 1
 
     def note(self, text: str) -> None:
-        """Something worth counting about a row that is kept."""
+        """Counts a note about a row that is kept."""
         self[f"note: {text}"] += 1
 
 
 def find_candidates(sources: Iterable[Source | None], filters: Filters, tally: Tally) -> Iterator[Candidate]:
-    """The requests that are worth a judge's time. The cheap filters come first, the search for copies last."""
+    """Yields the requests that pass all filters. The cheap filters run first, the search for copies last."""
     copies = CopyFinder(threshold=filters.copy_threshold)
     for source in sources:
         tally["read"] += 1
@@ -104,7 +107,10 @@ def find_candidates(sources: Iterable[Source | None], filters: Filters, tally: T
 def settle(
     candidate: Candidate, judged: JudgedLength | None, settings: Settings, tally: Tally, *, date: str
 ) -> dict[str, Any] | None:
-    """The prompt row of a candidate, or None, with the reason in `tally`. `judged` None: not asked, or no verdict."""
+    """Returns the prompt row of a candidate, or None if it is dropped; the reason is counted in `tally`.
+
+    `judged` is None if the judge was not asked or gave no verdict.
+    """
     source = candidate.source
     origin, settled, unit = _range(candidate, judged, settings.rules)
     reason = _unusable(candidate, judged, settings) or _unfit_range(origin, settled, unit, settings)
@@ -154,7 +160,7 @@ def _unfit_range(origin: str, settled: Settled | None, unit: Unit, settings: Set
 
 
 def _range(candidate: Candidate, judged: JudgedLength | None, rules: RangeRules) -> tuple[str, Settled | None, Unit]:
-    """Whose range counts: the data set's, else the request's own numbers, else the judge's."""
+    """Returns (origin, range, unit): the data set's range, else the request's own numbers, else the judge's range."""
     unit: Unit = "characters" if candidate.language == "zh" else "words"
     if candidate.source.asked is not None:
         return "data set", rules.settle(*candidate.source.asked), unit
@@ -178,13 +184,13 @@ def _unfit(source: Source, filters: Filters) -> tuple[str | None, Language | Non
 
 
 def estimate_tokens(text: str) -> int:
-    """About how many tokens of Qwen2.5's vocabulary: 0.8 per CJK character, one per 4 other characters."""
+    """Estimates the number of tokens in Qwen2.5's vocabulary: 0.8 per CJK character, one per 4 other characters."""
     cjk = len(_CJK.findall(text))
     return round(0.8 * cjk + (len(text) - cjk) / 4)
 
 
 def _identity(source: Source) -> str:
-    """The same request has the same id in every run."""
+    """Returns an id that is the same for the same request in every run."""
     digest = hashlib.sha256(source.text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     stem = re.sub(r"[^\w-]+", "-", Path(source.file).name.split(".")[0])
     return f"{stem}-{digest}"

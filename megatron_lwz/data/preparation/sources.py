@@ -1,6 +1,7 @@
-"""Requests in JSONL, JSON and Parquet files: WildChat, LMSYS-Chat, LongWriter-Zero-RLData, or any with the usual columns.
+"""Reads requests from JSONL, JSON and Parquet files.
 
-Parquet needs pyarrow (the extra `data`).
+WildChat, LMSYS-Chat, LongWriter-Zero-RLData and any data set with the usual columns can be read. Parquet needs pyarrow
+(the extra `data`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import IO, Any
 from megatron_lwz.errors import DataError, EnvironmentSetupError
 
 TALKS = ("conversation", "conversations", "messages", "chat")
-"""Columns that hold turns, `{"role", "content"}` or `{"from", "value"}`; the first turn of the user is the request."""
+"""Columns that hold turns, `{"role", "content"}` or `{"from", "value"}`. The user's first turn is the request."""
 TEXTS = ("prompt", "query", "instruction", "question", "request", "input", "user", "text")
 """Columns that hold the request itself, or turns."""
 IDS = ("id", "conversation_id", "conversation_hash", "uid", "uuid", "idx", "index")
@@ -26,12 +27,12 @@ _FLAGS = ("toxic", "flagged", "openai_moderation")
 _USERS = ("user", "human", "prompter")
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 _BATCH = 256
-"""Parquet rows in memory at once; a conversation may be long."""
+"""Number of Parquet rows in memory at once. It is small because a conversation may be long."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One request as a data set has it. `tag`: the set's own word for its language; `asked`: a range that it came with."""
+    """One request of a data set. `tag`: the data set's own language label. `asked`: the data set's own length range."""
 
     text: str
     file: str
@@ -42,7 +43,7 @@ class Source:
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and those in the folders named, in a fixed order. Raises DataError."""
+    """Returns the named files and the files in the named folders, in a fixed order. Raises DataError."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -60,9 +61,10 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_sources(path: Path, column: str | None = None) -> Iterator[Source | None]:
-    """The requests of one file; None for a row that holds none. `column` names the request's, None finds it.
+    """Yields the requests of one file, None for a row without one.
 
-    Raises DataError when no column is known (it lists those present) or the file cannot be read.
+    `column` names the column of the request; None searches the known names. Raises DataError when no column is found
+    (it lists those present) or when the file cannot be read.
     """
     rows = _parquet_rows(path, column) if path.suffix.lower() == ".parquet" else _json_rows(path)
     chosen: str | None = None
@@ -76,7 +78,7 @@ def read_sources(path: Path, column: str | None = None) -> Iterator[Source | Non
 
 
 def read_objects(path: Path) -> Iterator[Mapping[str, Any] | None]:
-    """Every row of one file with all its columns; None for a line that is no JSON object. Raises DataError."""
+    """Yields every row of one file with all its columns, None for a line that is no JSON object. Raises DataError."""
     if path.suffix.lower() != ".parquet":
         yield from _json_rows(path)
         return
@@ -85,7 +87,7 @@ def read_objects(path: Path) -> Iterator[Mapping[str, Any] | None]:
 
 
 def choose_column(path: Path, present: Sequence[str], asked: str | None) -> str:
-    """The column with the request. Raises DataError that lists the columns present."""
+    """Returns the name of the column with the request. Raises DataError that lists the columns present."""
     known = (asked,) if asked is not None else (*TALKS, *TEXTS)
     for name in known:
         if name in present:
@@ -110,7 +112,7 @@ def _source(row: Mapping[str, Any], column: str, file: str) -> Source | None:
 
 
 def _request(value: Any) -> str | None:
-    """A text as it is; of turns, the first of the user."""
+    """Returns a text unchanged; of a list of turns, returns the user's first one."""
     if isinstance(value, str):
         return value
     for turn in value if isinstance(value, list) else ():
@@ -122,7 +124,7 @@ def _request(value: Any) -> str | None:
 
 
 def _is_flagged(value: Any) -> bool:
-    """LMSYS and WildChat list a moderation verdict per turn; the first is the request's."""
+    """Returns whether the request is flagged. LMSYS and WildChat have one verdict per turn; the first is used."""
     if isinstance(value, list):
         value = value[0] if value else False
     if isinstance(value, Mapping):
@@ -143,7 +145,7 @@ def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def _json_rows(path: Path) -> Iterator[Mapping[str, Any] | None]:
-    """JSONL, or one JSON array; a line that is no object is None."""
+    """Yields the objects of a JSONL file or of one JSON array, None for a line or element that is no object."""
     try:
         with _open(path) as file:
             start = file.read(1)
@@ -172,7 +174,7 @@ def _open(path: Path) -> IO[str]:
 
 
 def _parquet_rows(path: Path, column: str | None) -> Iterator[Mapping[str, Any]]:
-    """Rows with the columns that we read, and no others."""
+    """Yields rows with only the columns that are needed."""
     file = _parquet_file(path)
     present = file.schema_arrow.names
     wanted = {choose_column(path, present, column), *IDS, *LANGUAGES, *RANGES, *_FLAGS}
@@ -184,7 +186,7 @@ def _parquet_file(path: Path) -> Any:
     parquet = _pyarrow()
     try:
         return parquet.ParquetFile(path)
-    except Exception as error:  # pyarrow's own classes, which cannot be named without it
+    except Exception as error:  # pyarrow's own exception classes cannot be named without importing it
         raise DataError(path, f"not a Parquet file ({error})") from error
 
 

@@ -1,1 +1,1 @@
-"""What is measured in a written text: its length, its think/answer structure, its near-duplicate paragraphs."""
+"""Measurements of a written text: its length, its think/answer structure, its near-duplicate paragraphs."""

@@ -1,11 +1,11 @@
-"""The shape of a response: one think segment, then one answer segment, and white space around them.
+"""The grammar of a response: one think segment, then one answer segment, with white space around them.
 
     response = space "<think>" text "</think>" space "<answer>" text "</answer>" space      (template think)
     response = space "<answer>" text "</answer>" space                                      (template direct)
 
-`text` is not blank and holds none of the four tags, except those that the prompt itself holds: a text about tags must be
-able to name them. The closing tag of a segment always closes it. Everything else is a fault, which is remembered by name;
-the parser then goes on, so that the answer of a malformed response can still be measured.
+`text` is not blank and holds none of the four tags, except those that the prompt itself holds: a text about tags must
+be able to name them. The closing tag of a segment always closes it. Everything else is a fault. The parser records the
+name of the first fault and continues, so that the answer of a malformed response can still be measured.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _TAG = re.compile("|".join(TAGS))
 _TAG_STARTS = frozenset(tag[:size] for tag in TAGS for size in range(1, len(tag)))
 _LONGEST_START = max(map(len, _TAG_STARTS))
 _EXPECTED: dict[Segment, str] = {"before": "<think>", "think": "</think>", "between": "<answer>", "answer": ANSWER_END}
-"""The only tag that may come next; none after the answer."""
+"""The only tag that may come next in each segment; none may follow the answer."""
 
 OUTSIDE = "text outside think and answer"
 
 
 @dataclass(frozen=True)
 class ParsedResponse:
-    """The segments of one response. `fault` names the first thing wrong with it, None when it is well formed.
+    """The segments of one response. `fault` names its first fault, None when it is well formed.
 
-    `answer` is None when no answer was opened. An answer that was cut off is given as far as it goes.
+    `answer` is None when no answer was opened. A truncated answer is kept as far as it goes.
     """
 
     think: str | None
@@ -50,14 +50,14 @@ class ParsedResponse:
 
 
 class ResponseParser:
-    """Reads a response as it is written. Where the text is cut into pieces makes no difference, to any of its answers."""
+    """Parses a response while it is generated. The results do not depend on how the text is cut into pieces."""
 
     def __init__(self, template: Template = "think", quoted: Collection[str] = ()) -> None:
-        """`quoted`: tags that are plain text inside think and answer, because the prompt names them."""
+        """Takes the tags `quoted` as plain text inside think and answer, because the prompt names them."""
         self.segment: Segment = "before" if template == "think" else "between"
-        """Where the text read so far ends (a tag that is only half there counts when it is complete)."""
+        """Segment in which the text read so far ends. A tag counts only when it is complete."""
         self.fault: str | None = None
-        """The first thing wrong with the text so far, whatever comes next; None: nothing yet."""
+        """First fault of the text so far, whatever text follows; None if there is none yet."""
         self._template = template
         self._quoted = frozenset(quoted)
         self._pieces: dict[Segment, list[str]] = {}
@@ -66,14 +66,14 @@ class ResponseParser:
 
     @property
     def hopeless(self) -> bool:
-        """Whether no text to come can make the response valid: exact, so a rollout may be ended on it."""
+        """Whether no further text can make the response valid. This is exact, so a rollout may be stopped on it."""
         if self.fault is not None:
             return True
         inside = self.segment in ("think", "answer")
         return bool(self._held) and not inside and not _EXPECTED.get(self.segment, "").startswith(self._held)
 
     def feed(self, text: str) -> None:
-        """Takes the next piece of text."""
+        """Parses the next piece of text."""
         text = self._held + text
         position = 0
         for tag in _TAG.finditer(text):
@@ -81,15 +81,15 @@ class ResponseParser:
             self._take_tag(tag.group())
             position = tag.end()
         rest = text[position:]
-        # A tag may be cut by the end of the piece: hold back what could still become one.
+        # The end of the piece may cut a tag: hold back text that could still become a tag.
         held = next((n for n in range(min(_LONGEST_START, len(rest)), 0, -1) if rest[-n:] in _TAG_STARTS), 0)
         self._take_text(rest[: len(rest) - held])
         self._held = rest[len(rest) - held :]
 
     def verdict(self, *, stop: str | None = None) -> str | None:
-        """The fault that the response would have if it ended here, None: it would be valid. More may be fed afterwards.
+        """Returns the fault that the response would have if it ended here, None if it would be valid.
 
-        `stop` is the stop string that ends it, as in `finish`.
+        More text may be fed afterwards. `stop` is the stop string that ends the response, as in `finish`.
         """
         inside = self.segment in ("think", "answer")
         if self.fault is not None:
@@ -105,7 +105,7 @@ class ResponseParser:
         return None if self._held or "answer" in self._written else "no answer"
 
     def finish(self, *, stop: str | None = None) -> ParsedResponse:
-        """Ends the text. `stop` is the stop string that ended it; `</answer>` closes an answer left open."""
+        """Ends the text and returns its segments. `stop` is the stop string; `</answer>` closes an answer left open."""
         fault = self.verdict(stop=stop)
         self._take_text(self._held)
         self._held = ""
@@ -156,7 +156,7 @@ class ResponseParser:
 
 
 def quoted_tags(prompt: str) -> frozenset[str]:
-    """The tags that a prompt holds, which a response to it may therefore name."""
+    """Returns the tags in a prompt. A response to it may name them."""
     return frozenset(_TAG.findall(prompt))
 
 
@@ -172,10 +172,10 @@ def parse_response(
 
 
 def parse_rollout(prompt: Prompt, rollout: Rollout) -> ParsedResponse:
-    """The segments of a rollout to `prompt`."""
+    """Parses a rollout of `prompt`."""
     return parse_response(rollout.text, prompt.template, stop=rollout.stop, quoted=quoted_tags(prompt.text))
 
 
 def parser_for(prompt: Prompt) -> ResponseParser:
-    """Reads a rollout to `prompt` while it is written: agrees with `parse_rollout`."""
+    """Returns a parser for a rollout of `prompt` that is still being generated. It agrees with `parse_rollout`."""
     return ResponseParser(prompt.template, quoted_tags(prompt.text))

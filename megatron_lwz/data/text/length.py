@@ -1,4 +1,4 @@
-"""How long a text is, counted as LongBench-Write counts: CJK characters plus alphabetic words."""
+"""The length of a text, counted as in LongBench-Write: CJK characters plus alphabetic words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LETTERS = re.compile(r"[a-zA-Z]+")
 
 
 def count_units(text: str, unit: Unit = "words") -> int:
-    """Length of `text`.
+    """Returns the length of `text`.
 
     words: characters U+4E00–U+9FFF plus matches of `\\b[a-zA-Z]+\\b` (so "don't" is 2 and "x1" is 0).
     characters: every character that is not white space.
@@ -25,19 +25,19 @@ def count_units(text: str, unit: Unit = "words") -> int:
 
 
 class UnitCounter:
-    """`count_units` of a text that arrives in pieces; the count never depends on where the pieces were cut."""
+    """Computes `count_units` of a text that arrives in pieces. The count does not depend on where the text was cut."""
 
     def __init__(self, unit: Unit = "words") -> None:
         self._unit = unit
         self._closed = 0
-        # The run of \w characters at the end of the text so far. It is a word as long as all of it is a-z letters,
-        # because \b stands only at the ends of such runs.
+        # State of the run of \w characters at the end of the text so far. The run is a word if it has only the letters
+        # a-z and A-Z, because \b matches only at the ends of such runs.
         self._run_open = False
         self._run_letters = False
 
     @property
     def count(self) -> int:
-        """Units in everything fed so far."""
+        """Number of units in the text fed so far."""
         return self._closed + (self._run_open and self._run_letters)
 
     def feed(self, text: str) -> int:

@@ -1,4 +1,4 @@
-"""The expressions that `length_request` reads requests with; for text in lower case and half width."""
+"""The regular expressions of `length_request`, for text in lower case and half width."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LABEL = re.compile(
     r"(?:(?P<name>word)[ -]?(?:count|limit|length|total|target|range|requirement|goal|minimum|maximum)s?|number of words|"
     r"length in words|\bwords? ?(?=[:=])|字数|词数)(?P<rest>[^.。!?\n]{0,40})$"
 )
-"""What makes a bare number a length. `rest` must be filler and comparisons only, see RESTS."""
+"""Label that makes a number without a unit a length. `rest` must hold only filler and comparisons (RESTS)."""
 OTHER_UNIT = re.compile(
     r" ?(?:pages?|paragraphs?|chapters?|sentences?|%|dollars?|minutes?|tokens?|[年页段章分元句行岁万])"
 )
@@ -55,7 +55,7 @@ BEFORE: tuple[tuple[re.Pattern[str], Bound, Bound | None], ...] = (
     (re.compile(rf"(?:{_MORE}){_FILL}$"), "at least", "at most"),
     (re.compile(rf"(?:{_LESS}){_FILL}$"), "at most", "at least"),
 )
-"""(what stands before the number, what it says, what it says after a "not")."""
+"""(text before the number, the bound it states, the bound it states after a "not")."""
 NEGATION = re.compile(rf"(?:{_NOT})$")
 FILLER = re.compile(rf"(?<![a-z]){_FILL}$")
 RESTS = re.compile(rf"(?:{_NOT}|{_MORE}|{_LESS}|{_LEAST}|{_MOST}|{_TOKEN})*+")
@@ -88,7 +88,7 @@ PART_BEFORE = re.compile(
 PART_AFTER = re.compile(
     r"[- ]?(?:introduction|intro|conclusion|abstract|opening|title)\b|的?(?:开头|结尾|摘要|引言|导语|前言|标题)"
 )
-"""A part of a longer text, if a count without these stands beside it."""
+"""A count next to these words is the length of a part, if the request also has a count without them."""
 GIVEN_BEFORE = re.compile(
     r"(?:\b(?:th(?:is|ese|ose|at)|my|his|her|our|their|its|following|(?:the )?(?:above|below)|attached|existing|original|last|"
     r"top|new|common|key|difficult|hard|random|important|other|unique|different|basic|frequent|list|list of|"
@@ -98,7 +98,7 @@ GIVEN_BEFORE = re.compile(
     r"(?:这|那|该|此)(?:一?[篇段个份本些])? ?|(?:下面|以下|上面|上述|前面|下列)(?:的|这[篇段])? ?|原文|我的|"
     r"(?:写了|有|写的)(?:一?[篇段个份]|大?约|大概|快)? ?|背|记住?|认识|掌握|学会?|列出|常用的?|阅读|读完?)$"
 )
-"""Before a plain count: the length of a text that exists, or a number of words to list or learn."""
+"""A plain count after these words is the length of an existing text, or a number of words to list or learn."""
 VAGUE = re.compile(r"\b(?:several|few|many|couple(?: of)?) (?:hundred|thousand)$|[几数] ?[百千万]$")
 NOT_A_LENGTH_AFTER = re.compile(
     r" ?(?:were\b|documents|docs|files|list\b|lists\b|bank\b|problems?\b|search\b|puzzles?\b|vocab|that (?:start|begin|end|rhyme|"

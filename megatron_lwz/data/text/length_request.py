@@ -1,7 +1,7 @@
-"""The length that a request asks for in plain numbers: "at least 2,000 words", "不少于800字", "一千五百字左右".
+"""Finds the length that a request states in numbers: "at least 2,000 words", "不少于800字", "一千五百字左右".
 
-Rules only, no model, and cautious: when a count may mean something else (the length of a given text, of one part of
-several, a vocabulary), or two counts disagree, there is no range.
+It uses rules only, no model, and is cautious: if a count may mean something else (the length of a given text, of one of
+several parts, a vocabulary), or if two counts disagree, it finds no range.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from megatron_lwz.data.text.length_patterns import Bound
 from megatron_lwz.data.text.numerals import adjacent_pair, parse_number, simplify
 
 SMALLEST = 50
-"""Smaller counts are titles, slogans and lists of words rather than texts."""
+"""Smallest count that is taken as a length. Smaller ones are of titles, slogans and word lists rather than of texts."""
 LARGEST = 1_000_000
 TOLERANCE = 0.1
-"""An explicit N means N ± 10 %; a single bound opens a range of 10 % on its free side (docs/recipe.md)."""
+"""Width of a range: N means N ± 10 %, a single bound gets a range of 10 % on its free side (docs/recipe.md)."""
 
 Kind = Literal["about", "at least", "at most", "between"]
 Unit = Literal["words", "characters"]
@@ -27,7 +27,7 @@ Unit = Literal["words", "characters"]
 
 @dataclass(frozen=True)
 class LengthRequest:
-    """The asked range, inclusive and not rounded. characters: Chinese 字, or letters in an English request."""
+    """The requested range, inclusive and not rounded. Characters are Chinese 字, or letters in an English request."""
 
     lower: int
     upper: int
@@ -37,7 +37,7 @@ class LengthRequest:
 
 @dataclass(frozen=True)
 class _Count:
-    """One number or pair of numbers in the text; `unit` None: a bare number with a comparison, a unit may follow later."""
+    """One number or pair of numbers in the text. `unit` is None for a comparison whose unit may follow later."""
 
     kind: Kind
     low: float
@@ -48,7 +48,7 @@ class _Count:
 
 
 def find_length_request(text: str) -> LengthRequest | None:
-    """The range that `text` asks for, or None when it names none, or none that is certain."""
+    """Returns the range that `text` asks for, or None when it states none or none that is certain."""
     text = _normalize(text)
     counts: list[_Count] = []
     following: tuple[int, _Count] | None = None
@@ -69,7 +69,7 @@ def find_length_request(text: str) -> LengthRequest | None:
 
 
 def _combine(counts: list[_Count]) -> LengthRequest | None:
-    """One range out of all counts: the same one said twice, or a minimum and a maximum."""
+    """Combines all counts into one range: a count, possibly stated twice, or a minimum and a maximum. Else None."""
     units = {count.unit for count in counts}
     distinct = list(dict.fromkeys((count.kind, count.low, count.high) for count in counts))
     if len(distinct) == 2:
@@ -89,7 +89,7 @@ def _combine(counts: list[_Count]) -> LengthRequest | None:
 
 
 def _read(text: str, match: re.Match[str]) -> _Count | None:
-    """What one number (or pair of numbers) asks for, by what stands around it; None if it is not the length to write."""
+    """Reads one number (or pair) in its context. Returns None if it is not the length of the text to write."""
     values = _values(match, text)
     if values is None or not SMALLEST <= values[0] <= values[1] <= LARGEST:
         return None
@@ -115,7 +115,7 @@ def _read(text: str, match: re.Match[str]) -> _Count | None:
 
 
 def _unit(found: re.Match[str] | None, left: str, right: str) -> Unit | None:
-    """The unit behind the number, or that of a label before it ("word count:")."""
+    """Returns the unit after the number, or that of a label before it ("word count:")."""
     if found is not None:
         return "words" if found["unit"].startswith(("word", "英", "单", "词")) else "characters"
     label = patterns.LABEL.search(left)
@@ -147,7 +147,7 @@ def _values(match: re.Match[str], text: str) -> tuple[float, float] | None:
 
 
 def _bound_before(left: str) -> tuple[str, Bound | None]:
-    """Splits off the comparison that ends `left`: what stands before it, and what it says."""
+    """Splits off the comparison at the end of `left`. Returns (text before it, the bound it states)."""
     for pattern, bound, opposite in patterns.BEFORE:
         found = pattern.search(left)
         if found is None:
@@ -182,6 +182,9 @@ _SAME = str.maketrans(
 
 
 def _normalize(text: str) -> str:
-    """Lower case, half width, one kind of dash, no emphasis marks, the traditional characters that matter simplified."""
+    """Converts to lower case, half width and one kind of dash, and removes emphasis marks.
+
+    Traditional characters that the patterns use become simplified ones.
+    """
     text = simplify(unicodedata.normalize("NFKC", text).lower()).translate(_SAME)
     return re.sub(r"[ \t]+", " ", re.sub(r"[*_`]", "", text))

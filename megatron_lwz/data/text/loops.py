@@ -1,6 +1,7 @@
-"""Text that goes round in circles: does the end of a text repeat one unit again and again?
+"""Detects repetition loops: whether the end of a text repeats one unit again and again.
 
-The rule, exact: some p ≤ `unit` exists so that in the last max(`characters`, `repeats` · p) characters each equals the one p before it.
+The exact rule: there is a p ≤ `unit` such that each of the last max(`characters`, `repeats` · p) characters of the
+text, except the first p of them, equals the character p places before it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ _PROBE = 64
 
 
 def loop_unit(text: str, *, characters: int, repeats: int, unit: int) -> int:
-    """Length of the shortest unit that the end of `text` repeats by the rule above, 0: none. `repeats` must be 3 or more.
+    """Returns the length of the shortest unit that the end of `text` repeats by the rule above, 0 if there is none.
 
-    Linear in the length of what the rule reads: candidates are the places where the text's end stands once more, nearest
-    first. One that fails after a run of r characters rules out every p ≤ r − p' (Fine and Wilf 1965), and the next one must
-    repeat the run with the character that broke it. So what is searched for grows by half or more each time.
+    `repeats` must be 3 or more. The time is linear in the length of the text that the rule reads. Candidates p' are the
+    distances at which the end of the text occurs once more, nearest first. A candidate that fails after a run of r
+    characters rules out every p ≤ r − p' (Fine and Wilf 1965). The next candidate must repeat the run together with the
+    character that broke it. So the string to search for grows by half or more each time.
     """
     end = len(text)
     size = characters * (repeats - 1) // repeats  # max(characters, repeats · p) − p is never less
@@ -21,8 +23,8 @@ def loop_unit(text: str, *, characters: int, repeats: int, unit: int) -> int:
         return 0
     probe = min(size, _PROBE)
     if text.find(text[end - probe :], max(0, end - probe - unit), end - 1) < 0:
-        return 0  # nearly always: nothing is copied
-    text, smallest = text[: -max(characters, repeats * unit) - 1 : -1], 1  # reversed: the end is where we search from
+        return 0  # the usual case, decided without copying text
+    text, smallest = text[: -max(characters, repeats * unit) - 1 : -1], 1  # reversed: the search begins at the end
     while True:
         period = text.find(text[:size], smallest, unit + size)
         if period < 0:
@@ -35,7 +37,7 @@ def loop_unit(text: str, *, characters: int, repeats: int, unit: int) -> int:
 
 
 def _agree(text: str, shift: int, most: int) -> int:
-    """How many characters from the start on equal those `shift` later; counts to `most`."""
+    """Returns how many characters from the start equal those `shift` places later, at most `most`."""
     low, most, step = 0, min(most, len(text) - shift), 64
     while low < most:
         high = min(most, low + step)
@@ -54,7 +56,7 @@ def _agree(text: str, shift: int, most: int) -> int:
 
 
 class LoopFinder:
-    """`loop_unit` of a text that arrives in pieces; keeps only as much of its end as the rule reads."""
+    """Computes `loop_unit` of a text that arrives in pieces. Keeps only the part of its end that the rule reads."""
 
     def __init__(self, *, characters: int, repeats: int, unit: int) -> None:
         self._characters, self._repeats, self._unit = characters, repeats, unit
@@ -62,7 +64,7 @@ class LoopFinder:
         self._end = ""
 
     def feed(self, text: str) -> int:
-        """Takes the next piece: the length of the unit that is repeated at the end now, 0: none."""
+        """Adds the next piece. Returns the length of the unit that the end of the text now repeats, 0 if none."""
         self._end += text
         if len(self._end) > 2 * self._read:
             self._end = self._end[-self._read :]

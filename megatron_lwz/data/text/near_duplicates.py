@@ -1,8 +1,9 @@
-"""Paragraphs that say nearly the same as an earlier one: the Jaccard similarity of their word or character n-grams.
+"""Finds paragraphs that nearly repeat an earlier one, by the Jaccard similarity of their word or character n-grams.
 
-Exact, through an inverted index from n-gram to paragraphs. Only paragraphs that share one of a new paragraph's rarest
-n-grams can be similar enough (prefix filtering: Chaudhuri et al. 2006), and the search ends at the first that is.
-docs/format.md compares it with MinHash and LSH, which pay for whole corpora (`data.corpora`), not for one text.
+The search is exact and uses an inverted index from n-gram to paragraphs. Only paragraphs that share one of a new
+paragraph's rarest n-grams can be similar enough (prefix filtering: Chaudhuri et al. 2006). The search ends at the first
+similar paragraph. docs/format.md compares it with MinHash and LSH, which are worthwhile for whole corpora
+(`data.corpora`) but not for one text.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# A CJK character is a unit of its own, any other run of word characters is one: English and Chinese in one pattern.
+# Each CJK character is one unit, and so is any other run of word characters: one pattern for English and Chinese.
 UNIT = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
 """A word, or one CJK character."""
-# Where a sentence ends: after its mark and a closing quote; no repetition inside, so hostile text costs linear time.
+# A sentence ends after its mark and any closing quote. The lookarounds hold no repetition, so any text is linear time.
 _SENTENCE_END = re.compile(
     r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+|(?<=[。！？；])(?![。！？；…”’」』）])|(?<=[。！？；][”’」』）])"
 )
@@ -24,28 +25,28 @@ _SENTENCE_END = re.compile(
 
 @dataclass(frozen=True)
 class DuplicateReport:
-    """`compared` paragraphs were long enough to compare; `duplicates` of them repeat an earlier one."""
+    """Number of paragraphs that were long enough to compare, and of those that repeat an earlier one."""
 
     compared: int
     duplicates: int
 
     @property
     def share(self) -> float:
-        """Near-duplicates per compared paragraph, 0 when none was compared."""
+        """Share of near-duplicates among the compared paragraphs, 0 when none was compared."""
         return self.duplicates / self.compared if self.compared else 0.0
 
 
 def shingles(text: str, size: int) -> frozenset[int]:
-    """Hashes of the n-grams of `size` words (CJK: characters), lower case, punctuation left out."""
+    """Returns the hashes of the n-grams of `size` words (CJK: characters), in lower case and without punctuation."""
     units = UNIT.findall(text.lower())
     return frozenset(hash(tuple(units[i : i + size])) for i in range(len(units) - size + 1))
 
 
 def paragraphs(text: str, *, longest: int = 0, shortest: int = 10) -> Iterator[str]:
-    """The lines of `text` that are not blank; one of more than `longest` words + CJK characters, sentence by sentence.
+    """Yields the non-blank lines of `text`. Splits a line of more than `longest` words + CJK characters into sentences.
 
-    Text that repeats itself without a line break would otherwise be one paragraph without an equal. Sentences of fewer than
-    `shortest` units are joined to the next. `longest` 0: lines are never cut.
+    Otherwise text that repeats itself without a line break would be a single paragraph without a duplicate. Sentences
+    of fewer than `shortest` units are joined to the next. With `longest` 0, lines are never split.
     """
     for line in text.splitlines():
         if not line.strip():
@@ -63,10 +64,13 @@ def paragraphs(text: str, *, longest: int = 0, shortest: int = 10) -> Iterator[s
 
 
 class ParagraphIndex:
-    """Tells of each new paragraph whether it is a near-duplicate of one added before."""
+    """Finds for each new paragraph whether it is a near-duplicate of an earlier one."""
 
     def __init__(self, *, threshold: float = 0.6, shingle: int = 3, minimum_shingles: int = 8) -> None:
-        """`threshold`: similarity from which two are near-duplicates; paragraphs below `minimum_shingles` are skipped."""
+        """Takes the similarity from which two paragraphs are near-duplicates, and the n-gram size.
+
+        Paragraphs of fewer than `minimum_shingles` n-grams are skipped.
+        """
         self._threshold = threshold
         self._shingle = shingle
         self._minimum = minimum_shingles
@@ -78,20 +82,20 @@ class ParagraphIndex:
 
     @property
     def report(self) -> DuplicateReport:
-        """The counts so far."""
+        """Counts of the paragraphs added so far."""
         return DuplicateReport(self._compared, self._duplicates)
 
     def add(self, paragraph: str) -> bool:
-        """Adds a paragraph; True when it nearly repeats an earlier one."""
+        """Adds a paragraph. Returns True if it nearly repeats an earlier one."""
         units = UNIT.findall(paragraph.lower())
         grams = [hash(tuple(units[i : i + self._shingle])) for i in range(len(units) - self._shingle + 1)]
-        if len(grams) < self._minimum:  # n-grams that repeat count: a loop of two words is long, not short
+        if len(grams) < self._minimum:  # repeated n-grams count, so that a loop of two words is not too short
             return False
         found = frozenset(grams)
         self._compared += 1
         duplicate = found in self._seen or self._resembles_earlier(found)
         self._duplicates += duplicate
-        if found not in self._seen:  # exact copies need no second entry: a text of one line repeated stays linear
+        if found not in self._seen:  # exact copies get no second entry, so one line repeated takes linear time
             self._seen.add(found)
             for gram in found:
                 self._where[gram].append(len(self._sets))
@@ -99,7 +103,10 @@ class ParagraphIndex:
         return duplicate
 
     def _resembles_earlier(self, found: frozenset[int]) -> bool:
-        """A similar paragraph shares at least `needed` n-grams, so at least one of any `len(found) - needed + 1`."""
+        """Returns whether an earlier paragraph is similar enough.
+
+        A similar one shares at least `needed` n-grams, and so at least one of any `len(found) - needed + 1` of them.
+        """
         needed = math.ceil(self._threshold * len(found))
         known = sorted((places for gram in found if (places := self._where.get(gram))), key=len)
         unknown = len(found) - len(known)
@@ -119,7 +126,7 @@ class ParagraphIndex:
 def find_duplicates(
     text: str, *, threshold: float = 0.6, shingle: int = 3, minimum_shingles: int = 8, longest: int = 0
 ) -> DuplicateReport:
-    """Counts near-duplicate paragraphs (see `paragraphs` for `longest`)."""
+    """Counts near-duplicate paragraphs. `longest` is that of `paragraphs`."""
     index = ParagraphIndex(threshold=threshold, shingle=shingle, minimum_shingles=minimum_shingles)
     for paragraph in paragraphs(text, longest=longest, shortest=minimum_shingles + shingle - 1):
         index.add(paragraph)

@@ -1,4 +1,4 @@
-"""Numbers as people write them in requests: "2,000", "3k", "two thousand", "一千五百", "1.5万", "1万2千"."""
+"""Parses numbers as people write them in requests: "2,000", "3k", "two thousand", "一千五百", "1.5万", "1万2千"."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SPELLED = (
     rf"(?: and (?:{_NAMES})(?:[ -](?:{_NAMES}))?(?![ -](?:hundred|thousand)))?"
 )
 _LONGEST = 100
-"""Characters of a number; the rest of the world's digits are no length."""
+"""Maximum number of characters of a number. Longer strings of digits are no length."""
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 
 _HAN_DIGITS = {c: v for v, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
@@ -33,16 +33,16 @@ _FORMAL = str.maketrans("壹贰叁肆伍陆柒捌玖拾佰仟萬兩", "一二三
 NUMBER = (
     rf"(?:{_DIGITS}(?:[ -]?(?:k(?![a-z])|thousand|hundred)|\s?[百千万](?:\d[百千]?)?)?|\b{_SPELLED}(?![a-z])|{_HAN}+)"
 )
-"""Matches one number in lower-case text whose formal and traditional numerals were mapped by `simplify`."""
+"""Pattern of one number in lower-case text whose formal and traditional numerals were mapped by `simplify`."""
 
 
 def simplify(text: str) -> str:
-    """Formal (壹仟) and traditional (萬, 兩) numerals as the plain simplified ones; the length stays the same."""
+    """Maps formal (壹仟) and traditional (萬, 兩) numerals to plain simplified ones. The length stays the same."""
     return text.translate(_FORMAL)
 
 
 def parse_number(text: str) -> tuple[float, int] | None:
-    """The value of what NUMBER matched, and the scale it ends with (1000 in "3k", else 1); None if it means no number."""
+    """Returns the value of a match of NUMBER and its last scale (1000 in "3k", else 1), None if it is no number."""
     text = text.strip()
     if len(text) > _LONGEST:
         return None
@@ -62,7 +62,7 @@ def parse_number(text: str) -> tuple[float, int] | None:
 
 
 def adjacent_pair(text: str) -> tuple[int, int] | None:
-    """The two bounds of "两三千" (2000, 3000) and "五六百" (500, 600); None for any other numeral."""
+    """Returns the two bounds of "两三千" (2000, 3000) or "五六百" (500, 600), None for any other numeral."""
     found = re.fullmatch(r"([一二两三四五六七八])([二三四五六七八九])([百千万])", text)
     if found is None:
         return None
@@ -71,7 +71,7 @@ def adjacent_pair(text: str) -> tuple[int, int] | None:
 
 
 def _parse_spelled(words: list[str]) -> float:
-    """ "fifteen hundred" is 1500, "a thousand two hundred and fifty" 1250; 0 for a lone "a"."""
+    """Parses words: "fifteen hundred" is 1500, "a thousand two hundred and fifty" 1250. Returns 0 for no number."""
     total = current = 0
     for word in words:
         if word in _SMALL:
@@ -86,7 +86,10 @@ def _parse_spelled(words: list[str]) -> float:
 
 
 def _parse_han(text: str) -> int:
-    """一千五 is 1500 (the last digit takes the next scale down), 一五〇〇 is 1500 (digit by digit), 千 alone is 1000."""
+    """Parses Chinese numerals.
+
+    一千五 is 1500 (the last digit takes the next scale down), 一五〇〇 is 1500 (digit by digit), 千 alone is 1000.
+    """
     if not any(c in _HAN_SCALES for c in text):
         return int("".join(str(_HAN_DIGITS[c]) for c in text))
     total = section = digit = 0

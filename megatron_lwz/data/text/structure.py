@@ -1,6 +1,6 @@
-"""Headings and lists of a text, and what is wrong with them: Markdown, "Chapter 3", "第三章", "1.", "（二）", "一、".
+"""Finds the headings and lists of a text, and their faults: Markdown, "Chapter 3", "第三章", "1.", "（二）", "一、".
 
-Text inside code fences is left out. Every function reads a line in linear time.
+Text inside code fences is ignored. Every function reads a line in linear time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _ROMAN = {"i": 1, "v": 5, "x": 10, "l": 50}
 
 @dataclass(frozen=True)
 class Heading:
-    """`level` 1 to 6 by Markdown's marks, 0: a line like "Chapter 3". `line` counts from 0 among the lines that are not blank."""
+    """A heading. `level` is 1 to 6 by Markdown's marks, or 0 for a line like "Chapter 3".
+
+    `line` is its number among the non-blank lines, from 0.
+    """
 
     level: int
     title: str
@@ -40,7 +43,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Item:
-    """One item of a list. `style` is its bullet or the form of its number; `number` None: a bullet."""
+    """One item of a list. `style` is its bullet or the form of its number. `number` is None for a bullet."""
 
     indent: int
     style: str
@@ -48,12 +51,12 @@ class Item:
     text: str
     line: int
     apart: bool = False
-    """Whether a blank line stands before it."""
+    """Whether a blank line precedes the item."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What a text is made of, in order; `paragraphs` are the lines that are neither heading nor item nor code."""
+    """The headings and items of a text, in order. `paragraphs` counts lines that are neither heading, item nor code."""
 
     parts: tuple[Heading | Item, ...]
     lines: int
@@ -66,12 +69,12 @@ class Structure:
 
     @property
     def lists(self) -> list[list[Item]]:
-        """Items on neighbouring lines belong together, deeper ones with those around them.
+        """The lists of the text. Items on neighbouring lines belong to one list, whatever their depth.
 
-        After a blank line another marker at the same depth begins a new list.
+        After a blank line, a different marker at the same depth begins a new list.
         """
         found: list[list[Item]] = []
-        styles: dict[int, str] = {}  # of the last list, by depth
+        styles: dict[int, str] = {}  # markers of the last list, by depth
         for part in self.parts:
             if not isinstance(part, Item):
                 continue
@@ -87,19 +90,19 @@ class Structure:
 
 @dataclass(frozen=True)
 class Check:
-    """`faults` at `places`, with the first one in words."""
+    """Result of a check: the number of places checked, and a description of each fault."""
 
     places: int
     faults: tuple[str, ...]
 
     @property
     def value(self) -> float | None:
-        """The share of places without a fault; None where the text gave no occasion."""
+        """Share of places without a fault; None if the text has no place to check."""
         return 1 - min(len(self.faults), self.places) / self.places if self.places else None
 
 
 def read_structure(text: str) -> Structure:
-    """Finds headings and items."""
+    """Finds the headings and list items of a text."""
     parts: list[Heading | Item] = []
     count = paragraphs = 0
     fence = ""
@@ -116,13 +119,13 @@ def read_structure(text: str) -> Structure:
         part = _heading(plain, count - 1) or _item(line, plain, count - 1, apart)
         if part is not None:
             parts.append(part)
-        elif plain.strip("-*_= ") or len(plain) < 3:  # not a rule
+        elif plain.strip("-*_= ") or len(plain) < 3:  # not a horizontal rule
             paragraphs += 1
     return Structure(tuple(parts), count, paragraphs)
 
 
 def check_headings(found: Structure) -> Check:
-    """A fault: no title; a level that is skipped on the way down; nothing below it; a sibling of the same name."""
+    """Checks headings. Faults: no title; a level skipped on the way down; no text below; a sibling of the same name."""
     headings = found.headings
     faults: list[str] = []
     path: list[tuple[int, set[str]]] = [(-1, set())]  # open levels, with the names below each
@@ -148,7 +151,7 @@ def check_headings(found: Structure) -> Check:
 
 
 def check_numbering(found: Structure) -> Check:
-    """A fault: a chapter or an item whose number is not one more than the last; both may begin again at 1."""
+    """Checks numbering. A fault is a chapter or item number that is not the last one plus 1. Both may restart at 1."""
     faults: list[str] = []
     places = 0
     last: dict[str, int] = {}
@@ -172,7 +175,7 @@ def check_numbering(found: Structure) -> Check:
 
 
 def check_lists(found: Structure) -> Check:
-    """A fault: an item without text, a list of one, another marker among neighbours of the same depth."""
+    """Checks lists. Faults: an item without text, a list of one item, different markers at the same depth of a list."""
     faults: list[str] = []
     places = 0
     for items in found.lists:
@@ -191,7 +194,10 @@ def check_lists(found: Structure) -> Check:
 
 
 def check_asked(found: Structure, asked: Sequence[tuple[str, int, int]]) -> Check:
-    """A fault: a count outside its range. `asked`: (headings, lists, items or paragraphs; lower; upper), inclusive."""
+    """Checks requested counts. A fault is a count outside its range.
+
+    `asked` holds tuples (headings, lists, items or paragraphs; lower; upper) with inclusive bounds.
+    """
     counts = {
         "headings": len(found.headings),
         "lists": len(found.lists),
@@ -221,14 +227,14 @@ def _heading(plain: str, line: int) -> Heading | None:
 
 
 def _is_sentence(title: str, chapter: re.Match[str]) -> bool:
-    """Whether a line only begins like a chapter's name: "Part one of the story was …", "第一章写的是他，" """
+    """Returns whether a line only begins like a chapter title: "Part one of the story was …", "第一章写的是他，"."""
     runs_on = chapter["word"] is not None and title[chapter.end() :].lstrip()[:1].islower()
     return runs_on or title[-1] in "。,，;；!！?？"
 
 
 def _item(line: str, plain: str, line_number: int, apart: bool) -> Item | None:
     found = _ITEM.match(line)
-    if found is None or (found["bullet"] and len(plain) >= 3 and not plain.strip("-*_ ")):  # a rule: * * *
+    if found is None or (found["bullet"] and len(plain) >= 3 and not plain.strip("-*_ ")):  # a horizontal rule: * * *
         return None
     text = line[found.end() :].strip()
     if found["bullet"]:
