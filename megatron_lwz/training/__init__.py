@@ -1,1 +1,4 @@
-"""The stages: state, step, optimizer, checkpoints, and one flat loop per stage. Only this room knows the order."""
+"""The training stages: state, step, optimizer, checkpoints, and one flat loop per stage.
+
+Only this package knows the order.
+"""
