@@ -108,7 +108,7 @@ class PackedSelfAttention(SelfAttention):
         packed_seq_params: PackedSeqParams | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """[T (/ TP), 1, H] → the same; `rotary_pos_emb` [longest segment, 1, 1, D] holds angles, in two equal halves."""
+        """[T (/ TP), 1, H] → the same; `rotary_pos_emb` [longest segment, 1, 1, D]: angles in two equal halves."""
         if packed_seq_params is not None:
             assert rotary_pos_emb is not None
             self._plan(packed_seq_params, rotary_pos_emb)

@@ -124,7 +124,7 @@ class RowCache:
 
 @dataclass(eq=False)
 class Prefix:
-    """A prompt's keys and values [L, G, 2, N, D], its next-token logits [V], and `done`, the number of computed tokens."""
+    """A prompt's keys and values [L, G, 2, N, D] and next-token logits [V]; `done` counts its computed tokens."""
 
     tokens: tuple[int, ...]
     cached: Tensor
