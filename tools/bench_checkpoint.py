@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""What a checkpoint costs the run: seconds that training waits, asynchronous and not, and until it is on disk.
+"""Measures the cost of a checkpoint: how long training waits, asynchronous and not, and how long until it is on disk.
 
     python tools/bench_checkpoint.py [--hidden 512] [--layers 8] [--vocabulary 32768] [--repeats 5] [--folder DIR]
     torchrun --nproc-per-node 2 tools/bench_checkpoint.py …          data parallel, state sharded over the ranks
 
-A Qwen2 with random weights, fp32, with its Adam state; nothing else runs while the asynchronous save is written, so the
-last columns are what the disk and one thread need. The first save of each kind is not counted. On a busy machine compare
-the CPU seconds.
+The model is a Qwen2 with random weights, fp32, with its Adam state. Nothing else runs while the asynchronous save is
+written, so the last columns show what the disk and one thread need. The first save of each kind is not counted. On a
+busy machine compare the CPU seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from megatron_lwz.training.initial import build_train_state
 
 
 def main() -> None:
-    """Prints a table, on rank 0."""
+    """Measures both kinds of save and prints a table, on rank 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("hidden", 512), ("layers", 8), ("vocabulary", 32_768), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def config_of(options: argparse.Namespace, asynchronous: bool) -> Config:
-    """A Qwen2 of the asked size."""
+    """Returns the config of a Qwen2 of the requested size."""
     architecture = {
         "hidden_size": options.hidden, "intermediate_size": 4 * options.hidden, "num_hidden_layers": options.layers,
         "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": options.vocabulary,
@@ -55,7 +55,7 @@ def config_of(options: argparse.Namespace, asynchronous: bool) -> Config:
 
 
 def measure(options: argparse.Namespace, folder: Path, asynchronous: bool) -> tuple[int, list[float]]:
-    """(bytes, medians of: seconds and CPU seconds that `save` took, seconds and CPU seconds until complete)."""
+    """Returns (bytes, medians of: seconds and CPU seconds that `save` took, seconds and CPU seconds until complete)."""
     config = config_of(options, asynchronous)
     launch.initialize(config)
     folder = Path(exchange.broadcast_json(str(folder)), str(asynchronous))

@@ -1,11 +1,11 @@
-"""Tokens per second of the embedded engine, beside transformers' generate on the same weights, threads and prompts.
+"""Tokens per second of the embedded engine, beside transformers' generate with the same weights, threads and prompts.
 
     python tools/bench_engine.py [--model DIR] [--batch 16 64] [--new 128] [--threads 2] [--repeat 3]
     python tools/bench_engine.py --url http://127.0.0.1:8000 [--batch 16] [--new 512]     a running server, by its streams
 
-Without --model a random Qwen2 of 4 layers × 256 with a vocabulary of 4096 is made (fp32). The best of the repeats
-counts, engines take turns. `engine, HTTP` streams through `lwz serve-engine` in a process of its own. The token of a
-server at --url is read from LWZ_ENGINE_TOKEN.
+Without --model it creates a random Qwen2 of 4 layers × 256 with a vocabulary of 4096 (fp32). The engines take turns,
+and the best of the repeats counts. `engine, HTTP` streams through `lwz serve-engine` in a separate process. The token
+of a server at --url is read from LWZ_ENGINE_TOKEN.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _generate(model: Any, prompts: list[list[int]], new: int) -> None:
 
 
 def _stream_rate(url: str, token: str | None, prompts: list[list[int]], options: argparse.Namespace) -> float:
-    """Tokens that arrived over the time from the first request to the last token; every request streams log-probs."""
+    """Returns the rate over the time from the first request to the last token; every request streams log-probs."""
     import aiohttp
 
     async def read(session: aiohttp.ClientSession, index: int, prompt: list[int]) -> None:

@@ -1,10 +1,10 @@
-"""Times what surrounds the matrix products: statistics and gradient of one tile of logits, by every implementation that runs here.
+"""Times the passes around the matrix products: statistics and gradient of one tile of logits, by all implementations.
 
     python tools/bench_epilogues.py [--tile 1024x152064] [--json out.json]
 
-Both passes are bound by memory, so their ceiling is a copy of the tile, timed in the same run: `of copy` compares bytes per
-second. The implementations take turns; the fastest repeat counts. `cuda` is among them on a Hopper GPU with
-`python tools/build_cuda.py` run before.
+Both passes are bound by memory, so their ceiling is a copy of the tile, timed in the same run: `of copy` compares bytes
+per second. Implementations that cannot run on this machine are left out. `cuda` runs on a Hopper GPU after
+`python tools/build_cuda.py`. The implementations take turns. The fastest repeat counts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Job = tuple[str, float, Callable[[], object]]
 
 
 class Tile:
-    """Logits z [n, v], restored before each call that spends them; labels, weights, and the dtype of the gradient."""
+    """Logits z [n, v], restored before each call that overwrites them; labels, weights, and the gradient's dtype."""
 
     def __init__(self, rows: int, columns: int, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -46,12 +46,15 @@ class Tile:
         self.with_entropy = RowGradients(lse, mean, self.slope, self.slope, None)
 
     def restore(self) -> None:
-        """The logits as they were."""
+        """Restores the original logits."""
         self.z.copy_(self.logits)
 
 
 def jobs(tile: Tile) -> list[Job]:
-    """What to time. The gradient's time includes restoring the logits, which the copy's time is taken from afterwards."""
+    """Returns the jobs to time.
+
+    The gradient's time includes restoring the logits; the copy's time is subtracted later.
+    """
     size = tile.z.numel() * 4
     both = size + tile.z.numel() * tile.dtype.itemsize
     found: list[Job] = [("copy", 2 * size, tile.restore)]
@@ -67,13 +70,13 @@ def jobs(tile: Tile) -> list[Job]:
 
 
 def spend(tile: Tile, epilogue: Epilogue, rows: RowGradients) -> Tensor:
-    """The gradient of fresh logits."""
+    """Computes the gradient of freshly restored logits."""
     tile.restore()
     return epilogue.gradient(tile.z, tile.labels, 1.0, rows, tile.dtype)
 
 
 def measure(tile: Tile, repeats: int) -> dict[str, dict[str, float]]:
-    """Per job: seconds (without the restoring copy), nanoseconds per logit, gigabytes per second."""
+    """Returns per job: seconds (without the restoring copy), nanoseconds per logit, gigabytes per second."""
     todo = jobs(tile)
     best = {name: float("inf") for name, _, _ in todo}
     for _ in range(repeats):
@@ -91,7 +94,7 @@ def measure(tile: Tile, repeats: int) -> dict[str, dict[str, float]]:
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Of one call, on an idle device."""
+    """Returns the seconds of one call on an idle device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -102,7 +105,7 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 
 def main() -> None:
-    """Parses, measures, prints, writes."""
+    """Parses the command line, measures, prints the table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     gpu = torch.cuda.is_available()
     parser.add_argument("--tile", default="1024x152064" if gpu else "256x32768", help="rows x columns")

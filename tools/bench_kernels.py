@@ -1,14 +1,14 @@
-"""Times our log-prob op beside plain torch, the bare matrix products and other libraries, and measures its memory and error.
+"""Times our log-prob op beside plain torch, bare matrix products and other libraries; measures memory and error.
 
     python tools/bench_kernels.py [--shapes 2048x896x151936,…] [--ways in\\ forward,plain] [--peers] [--json out.json] [--markdown out.md]
 
-A shape is tokens × hidden × vocabulary; `--shapes gpu` are those of a 32B policy at TP 8, a 7B and a 0.5B policy. Every way
-computes log-probs and, ours, entropy and log-sum-exp. `extra` is the peak beyond the inputs (resident memory on a CPU, allocated
-memory on a GPU) during forward + backward; `workspace` is that less the two gradients, which every way must hold.
-`of ceiling` compares 6·T·H·V FLOP, what the products need without computing anything twice, with the rate of the bare
-products in the same run. `error` is the largest difference of a log-prob from fp64, `dX error` the gradient's relative one, both on
-16 rows. Seconds are wall time on a GPU and CPU time over all threads on a CPU, which other work disturbs least. The ways take
-turns inside one process; the fastest repeat counts.
+A shape is tokens × hidden × vocabulary; `--shapes gpu` are those of a 32B policy at TP 8, a 7B and a 0.5B policy. Every
+way computes log-probs and, ours, entropy and log-sum-exp. `extra` is the peak memory beyond the inputs (resident memory
+on a CPU, allocated memory on a GPU) during forward + backward; `workspace` is `extra` minus the two gradients, which
+every way must hold. `of ceiling` compares 6·T·H·V FLOP, which the products need without recomputation, with the rate of
+the bare products in the same run. `error` is the largest difference of a log-prob from fp64, `dX error` the gradient's
+relative one, both on 16 rows. Seconds are wall time on a GPU. On a CPU they are CPU time over all threads, which other
+work disturbs least. The ways take turns inside one process. The fastest repeat counts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAMPLE = slice(0, 16)
 
 @dataclass(frozen=True)
 class Figure:
-    """One way on one shape. Seconds, MiB, nats; None where a way has no such figure."""
+    """Results of one way on one shape, in seconds, MiB and nats. None where a way has no such figure."""
 
     shape: str
     way: str
@@ -54,7 +54,7 @@ class Figure:
 
 
 class PeakMemory:
-    """`with PeakMemory(device) as peak: …` → `peak.bytes` used beyond what was in use on entry."""
+    """Peak memory: `with PeakMemory(device) as peak: …` → `peak.bytes` used beyond the memory in use on entry."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda, self.bytes = device.type == "cuda", 0
@@ -83,7 +83,7 @@ class PeakMemory:
 
 
 def make_inputs(shape: str, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Random, the same in every run: logits of a standard deviation near 1."""
+    """Creates random inputs, the same in every run: logits with a standard deviation near 1."""
     tokens, width, vocab = (int(number) for number in shape.split("x"))
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, width, generator=generator).to(device, dtype).requires_grad_()
@@ -93,7 +93,7 @@ def make_inputs(shape: str, dtype: torch.dtype, device: torch.device) -> Inputs:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once a GPU has finished what it was given; on a CPU those that this process's threads have computed."""
+    """Returns the time in seconds: on a GPU after its work has finished, on a CPU the CPU time of this process."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         return time.perf_counter()
@@ -101,7 +101,7 @@ def now(device: torch.device) -> float:
 
 
 def forward_backward(way: Way, inputs: Inputs) -> tuple[float, int]:
-    """Seconds and peak extra bytes; the gradients are left on the inputs."""
+    """Returns seconds and peak extra bytes; the gradients are left on the inputs."""
     inputs.hidden.grad = inputs.weight.grad = None
     device = inputs.hidden.device
     with way.context(), PeakMemory(device) as peak:
@@ -113,7 +113,7 @@ def forward_backward(way: Way, inputs: Inputs) -> tuple[float, int]:
 
 @torch.no_grad()
 def forward_only(way: Way, inputs: Inputs) -> float | None:
-    """Seconds of the log-probs alone."""
+    """Returns the seconds of the log-probs alone."""
     if way.logprob is None:
         return None
     with way.context():
@@ -124,7 +124,7 @@ def forward_only(way: Way, inputs: Inputs) -> float | None:
 
 @torch.no_grad()
 def exact(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """fp64 log-probs [16] and gradients of hidden [16, H] of the sample, a part of the vocabulary at a time."""
+    """Computes fp64 log-probs [16] and gradients of hidden [16, H] of the sample, by parts of the vocabulary."""
     x, labels = inputs.hidden[SAMPLE].double(), inputs.labels[SAMPLE]
     parts = inputs.weight.split(16384)
     every = torch.cat([x @ part.double().t() for part in parts], 1).log_softmax(-1)
@@ -134,7 +134,7 @@ def exact(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def errors(way: Way, inputs: Inputs, expected: tuple[torch.Tensor, torch.Tensor]) -> tuple[float | None, float | None]:
-    """The largest difference of a log-prob, and the relative one of dX, which the last backward pass left."""
+    """Returns the largest difference of a log-prob, and the relative one of dX, which the last backward pass left."""
     logprob = gradient = None
     if way.logprob is not None:
         sample = Inputs(inputs.hidden[SAMPLE], inputs.weight, inputs.labels[SAMPLE], inputs.weights[SAMPLE])
@@ -147,7 +147,10 @@ def errors(way: Way, inputs: Inputs, expected: tuple[torch.Tensor, torch.Tensor]
 
 
 def measure(shape: str, ways: Sequence[Way], inputs: Inputs, repeats: int) -> list[Figure]:
-    """Every way on one shape. A way that fails here (another machine's kernel, out of memory) is named and left out."""
+    """Measures every way on one shape.
+
+    A way that fails here (kernel for another machine, out of memory) is reported and skipped.
+    """
     expected = exact(inputs)
     times: dict[str, list[tuple[float, int]]] = {}
     forwards: dict[str, list[float]] = {}
@@ -194,7 +197,7 @@ COLUMNS = (
 
 
 def rows_of(figures: list[Figure]) -> list[tuple[str, ...]]:
-    """The cells of one shape's table; time and memory also as a ratio to `plain`."""
+    """Returns the cells of one shape's table; time and memory also as a ratio to `plain`."""
     plain = next((figure for figure in figures if figure.way == "plain"), None)
     return [
         (
@@ -208,7 +211,7 @@ def rows_of(figures: list[Figure]) -> list[tuple[str, ...]]:
 
 
 def by_shape(figures: list[Figure]) -> dict[str, list[Figure]]:
-    """Title → the figures of one shape."""
+    """Returns title → the figures of one shape."""
     found: dict[str, list[Figure]] = {}
     for figure in figures:
         found.setdefault(f"T x H x V = {figure.shape}, {figure.dtype}", []).append(figure)
@@ -216,7 +219,7 @@ def by_shape(figures: list[Figure]) -> dict[str, list[Figure]]:
 
 
 def show(figures: list[Figure]) -> None:
-    """One table per shape."""
+    """Prints one table per shape."""
     for title, of_shape in by_shape(figures).items():
         table = Table(*COLUMNS, title=title)
         for row in rows_of(of_shape):
@@ -225,7 +228,7 @@ def show(figures: list[Figure]) -> None:
 
 
 def write_markdown(figures: list[Figure], made: dict[str, object], path: Path) -> None:
-    """The same tables as a page, with what they were measured on."""
+    """Writes the same tables as a page, with the machine that they were measured on."""
     lines = ["# The log-prob op, measured", "", ", ".join(f"{key}: {value}" for key, value in made.items()), ""]
     for title, of_shape in by_shape(figures).items():
         lines += [f"## {title}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
@@ -236,12 +239,12 @@ def write_markdown(figures: list[Figure], made: dict[str, object], path: Path) -
 
 
 def number(value: float | None, form: str) -> str:
-    """A figure, or a dash where there is none."""
+    """Formats a figure, or a dash where there is none."""
     return "–" if value is None or value != value else format(value, form)
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", help="TxHxV,… or gpu; default: gpu on a GPU, else two small ones")
     parser.add_argument("--ways", default="", help="only ways whose name contains one of these, comma-separated")
@@ -257,7 +260,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Parses, measures, prints, writes."""
+    """Parses the command line, measures, prints the tables and writes the files."""
     options = parse()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Throughput of the reward path: finished rollouts in, scores out, as the controller asks for them.
+"""Throughput of the reward path: finished rollouts in, scores out, called as the controller calls it.
 
     python tools/bench_rewards.py [--rollouts 256] [--group 32] [--tokens 14000] [--repeats 3] [--tokenizer DIR] [--latency 0]
 
-Made-up texts, half English, half Chinese, of about that many tokens (1.35 a word, 0.8 a character). All groups are scored at the
-same time. Judges are asked over HTTP: a server in a process of its own answers `--latency` seconds after it has read the question.
-CPU seconds are this process's, and do not suffer from what else the machine does. `held up` is the most CPU time that the event loop's
-thread, which also reads the rollouts' streams, spent in one piece. The best of the repeats counts. `guard` is what the stream guard
-costs that thread, detokenisation included, in deltas of 16 tokens; without --tokenizer by a byte-level BPE of 8,000 tokens, trained
-on the texts.
+The texts are made up, half English, half Chinese, of about `--tokens` tokens (1.35 a word, 0.8 a character). All groups
+are scored at the same time. Judges are called over HTTP: a server in a separate process answers `--latency` seconds
+after it has read the question. CPU seconds are those of this process, so other work on the machine does not disturb
+them. `held up` is the longest CPU time that the event loop's thread, which also reads the rollouts' streams, spent
+without a break. The best of the repeats counts. `guard` is the cost of the stream guard on that thread, detokenisation
+included, in deltas of 16 tokens. Without --tokenizer it uses a byte-level BPE of 8,000 tokens, trained on the texts.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main() -> None:
 async def score(
     groups: Sequence[Group], rewards: Sequence[RewardFn | JudgeReward], url: str, options: argparse.Namespace
 ) -> tuple[float, float, float]:
-    """(seconds, CPU seconds, longest time held up) of scoring all groups at once."""
+    """Scores all groups at once; returns (seconds, CPU seconds, longest time held up)."""
     section = JudgeSection(url=url, model="bench", concurrency=options.concurrency)
     judge = Judge.as_reward(section, KEY)
     columns = [
@@ -117,7 +117,7 @@ async def score(
 
 
 async def longest_hold() -> float:
-    """Most CPU seconds of this thread between two wake-ups that should be 5 ms apart; ends when cancelled."""
+    """Returns, when cancelled, the most CPU seconds of this thread between two wake-ups that should be 5 ms apart."""
     longest, last = 0.0, time.thread_time()
     try:
         while True:
@@ -129,7 +129,7 @@ async def longest_hold() -> float:
 
 
 def meter(groups: Sequence[Group], tokens: int) -> tuple[float, float, float]:
-    """All rollouts at once through the counter that reads a stream, one piece of about a token at a time."""
+    """Feeds all rollouts at once to the counter that reads a stream, in pieces of about one token."""
     texts = [rollout.text for _, rollouts in groups for rollout in rollouts]
     meters = [LengthMeter() for _ in texts]
     size = max(1, len(texts[0]) // tokens)
@@ -141,7 +141,7 @@ def meter(groups: Sequence[Group], tokens: int) -> tuple[float, float, float]:
 
 
 def guard(written: Sequence[tuple[Prompt, list[int]]], decode: Callable[..., str]) -> tuple[float, float, float]:
-    """All rollouts at once under the guard as configured by default, but observing."""
+    """Runs all rollouts at once through the guard with its default config, in observing mode."""
     config = validate({"rollout": {"guard": {"mode": "observe"}}})
     make, section = response_guards(config), config.rollout
     stops = section.stop
@@ -157,7 +157,7 @@ def guard(written: Sequence[tuple[Prompt, list[int]]], decode: Callable[..., str
 
 
 def train_tokenizer(groups: Sequence[Group]) -> Reader:
-    """A byte-level BPE of the texts."""
+    """Trains a byte-level BPE on the texts."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -168,19 +168,19 @@ def train_tokenizer(groups: Sequence[Group]) -> Reader:
 
 
 class Reader:
-    """A tokenizer of the library as ours are."""
+    """A tokenizer of the `tokenizers` library with the interface of our tokenizers."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self.decode = tokenizer.decode
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Token ids."""
+        """Returns the token ids."""
         return self._tokenizer.encode(text).ids
 
 
 def compose(options: argparse.Namespace) -> float:
-    """Seconds from the columns of three components to advantages and the gradient's shares."""
+    """Returns the seconds from the columns of three components to advantages and the gradient's shares."""
     shape = (options.rollouts // options.group, options.group)
     rewards = torch.rand(*shape, 3, generator=torch.Generator().manual_seed(0))
     there = torch.ones(*shape, 3, dtype=torch.bool)
@@ -193,13 +193,16 @@ def compose(options: argparse.Namespace) -> float:
 
 
 def show(name: str, tokens: int, found: Sequence[tuple[float, float, float]]) -> None:
-    """One line: the best of each."""
+    """Prints one line: the best of each figure."""
     wall, cpu, held = (min(column) for column in zip(*found, strict=True))
     print(f"{name:28}{wall:9.3f}{cpu:8.2f}{tokens / wall:12.0f}{tokens / cpu:14.0f}{1000 * held:13.0f}", flush=True)
 
 
 def make_groups(options: argparse.Namespace) -> list[Group]:
-    """Prompts with rollouts of about the asked number of tokens, a fifth of them thinking."""
+    """Creates prompts with rollouts of about the requested number of tokens.
+
+    A fifth of the rollouts have a thinking part.
+    """
     noise = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["".join(noise.choices(letters, k=noise.randint(2, 9))) for _ in range(5000)]
@@ -225,7 +228,7 @@ def make_groups(options: argparse.Namespace) -> list[Group]:
 
 
 def serve(pipe: Connection, latency: float) -> None:
-    """A judge that likes everything; sends its port through `pipe`."""
+    """Serves a judge that gives every text a good score; sends its port through `pipe`."""
     verdict = json.dumps({"reason": "fine", **{str(number): 7 for number in range(1, 7)}, "winner": "tie"})
 
     async def answer(request: web.Request) -> web.Response:

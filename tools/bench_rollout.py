@@ -1,21 +1,23 @@
 #!/usr/bin/env python
-"""What client, controller, journal and rewards sustain: n streams at a time, from the engine's bytes to the disk.
+"""Measures the sustained rate of client, controller, journal and rewards: n streams, from engine bytes to the disk.
 
     python tools/bench_rollout.py [--streams 256] [--rate 250] [--seconds 60] [--median 4000 --sigma 0.6 --cap 30000]
     python tools/bench_rollout.py --beside [--controller process]   # how much slower a training loop in the main thread gets
     python tools/bench_rollout.py --asynchrony [--steps 20]  # step times and utilisation, synchronous and not, at equal data
     python tools/bench_rollout.py --url http://127.0.0.1:8000 --tokenizer DIR      # any of them against a real engine
 
-Without --url a synthetic engine (rate_engine.py) in a process of its own writes `--rate` tokens per second on each stream, in
-deltas of `--delta` tokens, lengths from a log-normal law. `lag` is the time from a delta's arrival to the commit that makes it
-durable. `memory` is this process's, sampled every second; `growth` compares the last tenth of the run with the second one. A core
-that is fully used is what bounds the rate: this process, its event loop's thread, or the engine.
+Without --url a synthetic engine (rate_engine.py) in a separate process writes `--rate` tokens per second on each
+stream, in deltas of `--delta` tokens, with log-normal lengths. `lag` is the time from a delta's arrival to the commit
+that makes it durable. `memory` is that of this process, sampled every second; `growth` compares the last tenth of the
+run with the second one. The core that is fully used limits the rate: this process, its event loop's thread, or the
+engine.
 
---beside runs rank 0's side of the main job, its controller in a thread or in a process of its own, beside a training loop. It holds
-the engine and lets it go in turns of seconds, and compares a step's mean time beside the load with that just before.
+--beside runs rank 0's side of the main job, with the controller in a thread or in a separate process, beside a training
+loop. It pauses and resumes the engine in turns of a few seconds, and compares a step's mean time under the load with
+that just before.
 
---asynchrony trains the same groups, of the same lengths, in every mode: steps sleep as long as a trainer of `--train-rate`
-tokens per second would take. Time is scaled: the synthetic engine is many times as fast as a real one.
+--asynchrony trains the same groups, of the same lengths, in every mode. Steps sleep as long as a trainer of
+`--train-rate` tokens per second would take. Time is scaled: the synthetic engine is many times as fast as a real one.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ PAGE = "# Rollouts under load, on a CPU"
 
 @dataclass(frozen=True)
 class Result:
-    """One run under load. Seconds, MiB, tokens; shares are of a core."""
+    """Results of one run under load, in seconds, MiB, tokens, and shares of a core."""
 
     streams: int
     seconds: float
@@ -69,14 +71,14 @@ class Result:
     lag_p99: float
     process_share: float
     loop_share: float
-    """The controller's thread alone."""
+    """Share of the controller's thread alone."""
     engine_share: float
     memory_mib: float
     memory_growth_mib: float
     journal_bytes_per_token: float
 
     def rows(self) -> list[tuple[str, str]]:
-        """Name and value, to read."""
+        """Returns (name, value) pairs for display."""
         most = f", {self.offered:,.0f} offered" if self.offered else ""
         cores = f"{self.process_share:.2f}, its event loop {self.loop_share:.2f}, the engine {self.engine_share:.2f}"
         return [
@@ -90,7 +92,7 @@ class Result:
 
 
 def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result:
-    """Keeps all streams busy for the asked seconds."""
+    """Keeps all streams busy for `options.seconds`."""
     batch = max(1, options.streams // options.group)
     load = make_load(options, server.url, server.key, folder, Admission(batch, MOST_BEHIND, carried=BATCHES_AHEAD))
     load.controller.start()
@@ -135,7 +137,7 @@ def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result
 
 
 def compare(options: argparse.Namespace, server: Server, folder: Path) -> tuple[list[dict], list[tuple[str, ...]]]:
-    """(figures, table) of all modes."""
+    """Returns (figures, table) of all modes."""
     from rollout_asynchrony import MODES, run_mode
 
     outcomes = [run_mode(mode, options, server, folder / str(place)) for place, mode in enumerate(MODES)]
@@ -155,7 +157,7 @@ def compare(options: argparse.Namespace, server: Server, folder: Path) -> tuple[
 
 
 def write_section(page: Path, title: str, note: str, rows: list[tuple[str, ...]]) -> None:
-    """Puts the table into the page, instead of the section of this title if there is one."""
+    """Writes the table into the page. A section with the same title is replaced."""
     head, *body = rows
     lines = [f"## {title}", "", note, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in body]
@@ -167,7 +169,7 @@ def write_section(page: Path, title: str, note: str, rows: list[tuple[str, ...]]
 
 
 def parse() -> argparse.Namespace:
-    """The command line; what it leaves open depends on the mode."""
+    """Parses the command line. Defaults depend on the mode."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in LOAD.items():
         default = f"default {value:g}, {ASYNCHRONY[name]:g} with --asynchrony"
@@ -198,7 +200,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measures, prints the table and writes the files."""
     options = parse()
     figures: list[dict[str, Any]] | dict[str, Any]
     if options.folder:

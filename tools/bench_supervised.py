@@ -3,10 +3,10 @@
 
     python tools/bench_supervised.py [--vocabulary 151936] [--hidden 64] [--layers 2] [--sequences 8] [--length 256] …
 
-Same random weights, same documents of one length (so that the plain loop wastes nothing on padding), same AdamW, fp32.
-Each side runs in a process of its own, one after the other, `--repeats` times in turns. Peak memory is the process's
-maximum resident set, and the part of it beyond what was resident before the first step. On a busy machine compare the
-CPU seconds, not the tokens/s.
+Both sides use the same random weights, the same documents of one length (so that the plain loop wastes nothing on
+padding), the same AdamW, and fp32. Each side runs in a separate process, one after the other, `--repeats` times in
+turns. Peak memory is the process's maximum resident set, and the part of it beyond the memory that was resident before
+the first step. On a busy machine compare the CPU seconds, not the tokens/s.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def show(found: dict[str, list[dict[str, Any]]]) -> None:
-    """A table: the medians over the repeats of tokens/s and CPU seconds, the largest peak, the last loss."""
+    """Prints a table: the medians over the repeats of tokens/s and CPU seconds, the largest peak, the last loss."""
     print("| side | tokens/s | CPU s per step | peak memory, MiB | of it in the steps, MiB | last loss |")
     print("|---|---|---|---|---|---|")
     for side, rows in found.items():
@@ -69,7 +69,7 @@ def show(found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def write_model(folder: Path, options: argparse.Namespace) -> None:
-    """The common start: a Qwen2 with random weights."""
+    """Writes the common initial model: a Qwen2 with random weights."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
@@ -86,13 +86,13 @@ def write_model(folder: Path, options: argparse.Namespace) -> None:
 
 
 def batch_of(options: argparse.Namespace, step: int) -> torch.Tensor:
-    """[sequences, length + 1] int64: the documents of one step."""
+    """Returns the documents of one step, [sequences, length + 1] int64."""
     generator = torch.Generator().manual_seed(step)
     return torch.randint(0, options.vocabulary, (options.sequences, options.length + 1), generator=generator)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """One side: losses, tokens/s and bytes."""
+    """Measures one side: losses, tokens/s and bytes."""
     step = SIDES[options.side](options)
     resident = psutil.Process().memory_info().rss
     losses, seconds, cpu = [], [], []
@@ -109,7 +109,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def plain(options: argparse.Namespace) -> Callable[[torch.Tensor], float]:
-    """Transformers' own loss and torch's AdamW, the whole batch at once."""
+    """Returns the step of the plain loop: transformers' own loss and torch's AdamW, the whole batch at once."""
     from transformers import Qwen2ForCausalLM
 
     model = Qwen2ForCausalLM.from_pretrained(options.model).float()
@@ -132,7 +132,7 @@ def plain(options: argparse.Namespace) -> Callable[[torch.Tensor], float]:
 
 
 def ours(options: argparse.Namespace) -> Callable[[torch.Tensor], float]:
-    """The step of `pretrain`, one micro-batch."""
+    """Returns the step of `pretrain` with one micro-batch."""
     from megatron_lwz.config import validate
     from megatron_lwz.data.examples import supervised_batch
     from megatron_lwz.distributed import launch

@@ -9,7 +9,7 @@ from megatron_lwz.kernels.linear_logprob import cuda
 
 
 def main() -> int:
-    """Prints where the library is, or why there is none."""
+    """Builds the library; prints its path, or why there is none."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nvcc", help="the compiler, if it is not on PATH ($CUDA_HOME/bin/nvcc)")
     try:

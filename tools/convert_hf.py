@@ -1,15 +1,17 @@
 #!/usr/bin/env python
-"""Converts between Hugging Face folders and Megatron checkpoints, and proves that both are the same model.
+"""Converts between Hugging Face folders and Megatron checkpoints, and verifies that both are the same model.
 
     python tools/convert_hf.py import --hf DIR --out DIR          Hugging Face → checkpoint + config.yaml
     python tools/convert_hf.py export --checkpoint DIR --out DIR  checkpoint (or run folder) → Hugging Face
     python tools/convert_hf.py verify --hf DIR --checkpoint DIR   largest difference of log-probs on random tokens
 
-Reward models (Qwen2ForSequenceClassification with one label) go the same way; `verify` then compares scores.
+Reward models (Qwen2ForSequenceClassification with one label) are converted in the same way; `verify` then compares
+scores.
 
 A checkpoint does not depend on the layout: `--tensor` and `--pipeline` of `import` only fill in the `parallel` section
-of config.yaml. One process holds the whole model once; for models beyond one machine's memory start the tool with
-torchrun and it works in the layout that the options give: `torchrun --nproc-per-node 8 tools/convert_hf.py … --tensor 8`.
+of config.yaml. One process holds the whole model once. For models that do not fit into one machine's memory, start the
+tool with torchrun, and it uses the layout that the options give: `torchrun --nproc-per-node 8 tools/convert_hf.py …
+--tensor 8`.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses and runs one of the three commands."""
+    """Parses the command line and runs one of the three commands."""
     parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     options = {
@@ -75,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def import_hf(arguments: argparse.Namespace) -> None:
-    """Hugging Face folder → checkpoint folder with a config.yaml that every stage accepts."""
+    """Converts a Hugging Face folder to a checkpoint folder with a config.yaml that every stage accepts."""
     hf, out = arguments.hf, arguments.out
     tree = _config_tree(hf, arguments)
     config = validate({**tree, "model": {**tree["model"], "tokenizer": None}, "checkpoint": {}})
@@ -95,7 +97,7 @@ def import_hf(arguments: argparse.Namespace) -> None:
 
 
 def export_hf(arguments: argparse.Namespace) -> None:
-    """Checkpoint or run folder → Hugging Face folder."""
+    """Converts a checkpoint or run folder to a Hugging Face folder."""
     config = _layout_here(_config_of(arguments.checkpoint), arguments)
     launch.initialize(config)
     policies = build_policy(config)
@@ -109,7 +111,7 @@ def export_hf(arguments: argparse.Namespace) -> None:
         shard_bytes=arguments.shard_bytes,
     )
     if groups.is_rank_zero() and config.architecture().head == "scalar" and config.reward_model.pairs:
-        section = config.reward_model  # a run's own model: how it was trained to read
+        section = config.reward_model  # a run's own model: rendered as in its training
         save_rendering(arguments.out, rendering_for(Path(str(carried)), section.template, thinking=section.thinking))
     _say(f"wrote {arguments.out}; checksum {checksum}")
 
@@ -149,7 +151,10 @@ def _say(text: str) -> None:
 
 
 def _config_tree(hf: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What config.yaml of an imported checkpoint says; `${config_dir}` is resolved when it is read."""
+    """Returns the content of an imported checkpoint's config.yaml.
+
+    `${config_dir}` is resolved when the file is read.
+    """
     model: dict[str, Any] = {"architecture": read_hf_architecture(hf).model_dump()}
     if (hf / "tokenizer.json").is_file():
         model["tokenizer"] = "${config_dir}"
@@ -165,7 +170,7 @@ def _config_tree(hf: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _config_of(checkpoint: Path) -> Config:
-    """The config.yaml in the checkpoint's folder, or in the run folder that holds it."""
+    """Reads the config.yaml in the checkpoint's folder, or in the run folder that holds it."""
     for folder in (checkpoint, *list(checkpoint.resolve().parents)[:2]):
         if RunPaths(folder).config.is_file():
             return load_config(folder)
@@ -175,14 +180,14 @@ def _config_of(checkpoint: Path) -> Config:
 
 
 def _layout_here(config: Config, arguments: argparse.Namespace) -> Config:
-    """The layout of this process: one rank without torchrun, else what the options say."""
+    """Returns the config with the layout of this process: one rank without torchrun, else the layout of the options."""
     alone = environment.world_size() == 1
     layout = {"tensor": 1 if alone else arguments.tensor, "pipeline": 1 if alone else arguments.pipeline}
     return config.model_copy(update={"parallel": type(config.parallel)(**layout)})
 
 
 def _transformers_logprobs(hf: Path, tokens: torch.Tensor) -> torch.Tensor:
-    """[sequences, length − 1] log-probs of each next token."""
+    """Returns [sequences, length − 1] log-probs of each next token."""
     from transformers import Qwen2ForCausalLM
 
     model = Qwen2ForCausalLM.from_pretrained(hf, dtype=torch.float32, use_safetensors=True).eval()
@@ -197,7 +202,7 @@ def _transformers_logprobs(hf: Path, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _transformers_scores(hf: Path, tokens: torch.Tensor) -> torch.Tensor:
-    """[sequences] scores of the rows."""
+    """Returns [sequences] scores of the rows."""
     from transformers import Qwen2ForSequenceClassification
 
     model = Qwen2ForSequenceClassification.from_pretrained(hf, dtype=torch.float32, use_safetensors=True).eval()
@@ -206,14 +211,14 @@ def _transformers_scores(hf: Path, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _megatron_scores(config: Config, checkpoint: Path, tokens: torch.Tensor) -> torch.Tensor:
-    """The same from the checkpoint, on every rank."""
+    """Returns the same scores from the checkpoint, on every rank."""
     models = build_policy(config)
     load_model(models, checkpoint)
     return score_sequences(models, text_batch(list(tokens)), config)
 
 
 def _megatron_logprobs(config: Config, checkpoint: Path, tokens: torch.Tensor) -> torch.Tensor:
-    """The same from the checkpoint, on every rank."""
+    """Returns the same log-probs from the checkpoint, on every rank."""
     policies = build_policy(config)
     load_model(policies, checkpoint)
     rows = [TokenRow(str(index), tuple(row), 1) for index, row in enumerate(tokens.tolist())]

@@ -1,7 +1,7 @@
-"""The ways of computing a log-prob under a large vocabulary that `bench_kernels.py` puts side by side.
+"""The ways of computing a log-prob under a large vocabulary that `bench_kernels.py` compares.
 
-Ours, plain torch, the bare matrix products that none of them can do without, and other libraries' where they are installed
-(Liger-Kernel, cut-cross-entropy, TRL, verl, and torch's own linear_cross_entropy).
+They are ours, plain torch, the bare matrix products that every way needs, and those of other libraries where they are
+installed (Liger-Kernel, cut-cross-entropy, TRL, verl, and torch's own linear_cross_entropy).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Way:
     name: str
     loss: Callable[[Inputs], Tensor]
     logprob: Callable[[Inputs], Tensor] | None = None
-    """Log-probs [T], for the error and for the forward-only time; None: the way gives a loss only."""
+    """Returns log-probs [T], for the error and for the forward-only time. None: the way gives a loss only."""
     same_loss: bool = True
-    """Whether the loss is L, so that the gradient's error means something."""
+    """Whether the loss is L, so that the gradient's error is meaningful."""
     context: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -48,12 +48,12 @@ def of_logprob(
     logprob: Callable[[Inputs], Tensor],
     context: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Way:
-    """A way whose log-probs are differentiable."""
+    """Returns a way whose log-probs are differentiable."""
     return Way(name, lambda inputs: (logprob(inputs) * inputs.weights).sum(), logprob, context=context)
 
 
 def standard() -> Iterator[Way]:
-    """Bare products, plain torch, and every implementation of ours that runs here."""
+    """Yields bare products, plain torch, and every implementation of ours that runs here."""
     yield Way("products only", bare_products, same_loss=False)
     yield of_logprob("plain", plain)
     yield of_logprob("plain + entropy", plain_with_entropy)
@@ -63,7 +63,7 @@ def standard() -> Iterator[Way]:
 
 
 def ours(backend: str) -> Iterator[Way]:
-    """Both modes of one implementation; each computes entropy and log-sum-exp too."""
+    """Yields both modes of one implementation; each computes entropy and log-sum-exp too."""
 
     def context() -> AbstractContextManager[None]:
         return settings.using(backend=backend)
@@ -95,17 +95,17 @@ class _Products(torch.autograd.Function):
 
 
 def bare_products(inputs: Inputs) -> Tensor:
-    """The three products of forward and backward, nothing else: the floor of the time."""
+    """Runs the three products of forward and backward and nothing else: the lower bound of the time."""
     return _Products.apply(inputs.hidden, inputs.weight)
 
 
 def plain(inputs: Inputs) -> Tensor:
-    """By way of whole logits [T, V], in fp32 from there on."""
+    """Computes log-probs from whole logits [T, V], in fp32 after the product."""
     return (inputs.hidden @ inputs.weight.t()).float().log_softmax(-1).gather(1, inputs.labels[:, None]).squeeze(1)
 
 
 def plain_with_entropy(inputs: Inputs) -> Tensor:
-    """The same, and the entropy, which then carries no gradient."""
+    """Computes the same log-probs, and the entropy without gradient."""
     every = (inputs.hidden @ inputs.weight.t()).float().log_softmax(-1)
     with torch.no_grad():
         entropy = -(every.exp() * every).sum(-1)
@@ -113,7 +113,7 @@ def plain_with_entropy(inputs: Inputs) -> Tensor:
 
 
 def peers() -> Iterator[Way]:
-    """Other libraries' ways, of those installed."""
+    """Yields the ways of other libraries that are installed."""
     if hasattr(F, "linear_cross_entropy"):
         yield of_logprob("torch linear_cross_entropy", _torch)
     for package, ways in (("cut_cross_entropy", _cce), ("liger_kernel", _liger), ("trl", _trl), ("verl", _verl)):

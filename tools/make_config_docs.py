@@ -27,7 +27,7 @@ Grades after a source: **A** a primary artefact, **B** two or more independent w
 
 
 def render() -> str:
-    """The whole page."""
+    """Returns the whole page."""
     parts = [HEAD]
     for name, field in Config.model_fields.items():
         parts += _section(name, _model(field))

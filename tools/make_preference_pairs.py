@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Makes preference pairs for a writing reward model, without human labels, and reads human ones.
+"""Makes preference pairs for a writing reward model without human labels, and reads human-labelled pairs.
 
     python tools/make_preference_pairs.py --documents texts.jsonl --out DIR
     python tools/make_preference_pairs.py --pairs human.parquet --out DIR
 
---documents: requests with good replies (prompt + response, messages …). Each reply is spoilt in controlled ways: a
-requirement left out, shuffled, repeated, truncated, off-topic, contradicted. --pairs: pairs by people (chosen + rejected
-as texts or messages, Anthropic HH, UltraFeedback, two replies with a winner). Both may be given, each several times.
-Writes DIR/train.jsonl, DIR/held_out.jsonl and DIR/report.json; documents that share a request or a text are on one side.
-docs/reward_model.md explains the kinds.
+--documents: requests with good replies (prompt + response, messages …). Each reply is damaged in controlled ways: a
+requirement left out, shuffled, repeated, truncated, off-topic, contradicted. --pairs: human-labelled pairs (chosen +
+rejected as texts or messages, Anthropic HH, UltraFeedback, two replies with a winner). Both may be given, each several
+times. Writes DIR/train.jsonl, DIR/held_out.jsonl and DIR/report.json. Documents that share a request or a text go to
+the same side. docs/reward_model.md explains the kinds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Reads, splits, spoils, writes. Raises LwzError."""
+    """Reads the inputs, splits them, makes the pairs and writes them. Raises LwzError."""
     options = _parser().parse_args(list(argv))
     if not options.documents and not options.pairs:
         raise common.UsageError("give --documents, --pairs or both")
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
 def _sides(
     options: argparse.Namespace, rules: MakeRules, counts: Counter[str]
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """(training, held-out) pairs: made ones, then human ones."""
+    """Returns (training, held-out) pairs: generated ones first, then human-labelled ones."""
     documents = list(_read(options.documents, read_documents, "documents", counts))
     human = list(_read(options.pairs, read_pairs, "pairs", counts))
     sides: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
@@ -115,7 +115,7 @@ def _read(
 
 
 def _replace(path: Path, text: str) -> None:
-    """Writes a whole file or leaves the old one."""
+    """Writes the whole file, or leaves the old one in place on an error."""
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(text, encoding="utf-8", errors="replace")

@@ -1,15 +1,13 @@
-"""Makes what `make demo` learns from: a small bilingual corpus, good texts, and a byte-level BPE tokenizer like Qwen2.5's.
+"""Makes the data of `make demo`: a small bilingual corpus, good texts, and a byte-level BPE tokenizer like Qwen2.5's.
 
     python tools/make_tiny_data.py --out DIR [--documents 8000] [--good 3200] [--vocabulary 1280] [--seed 1]
 
-Writes DIR/corpus.jsonl, DIR/good.jsonl, DIR/tokenizer.json and DIR/tokenizer_config.json; the same arguments give the
-same bytes. good.jsonl holds requests with texts of the asked length that do not repeat themselves: what preference pairs
-are made of.
-A document is a rendered prompt (bare template), a response and the end-of-text token. The responses are what a careless
-author would write: less than a third of them follow the think/answer form, half have the asked length, and some
-repeat a paragraph.
-Reinforcement learning then has something to choose from, and nothing but the rewards tells it what. Pairs of topic and
-length that the held-out prompts ask for do not occur in the corpus.
+Writes DIR/corpus.jsonl, DIR/good.jsonl, DIR/tokenizer.json and DIR/tokenizer_config.json. The same arguments give the
+same bytes. good.jsonl holds requests with texts of the requested length that do not repeat themselves. Preference pairs
+are made from them. A document is a rendered prompt (bare template), a response and the end-of-text token. The responses
+are those of a careless author: less than a third of them follow the think/answer form, half have the requested length,
+and some repeat a paragraph. So reinforcement learning has something to choose from, and only the rewards tell it what
+to prefer. Pairs of topic and length that the held-out prompts ask for do not occur in the corpus.
 """
 
 from __future__ import annotations
@@ -34,9 +32,9 @@ END_OF_TEXT = "<|endoftext|>"
 SPECIAL = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
 
 RIGHT_LENGTH = 0.5
-"""Share of the documents whose number of paragraphs fits the asked range."""
+"""Share of the documents whose number of paragraphs fits the requested range."""
 REPEATING = 0.35
-"""Share of the documents that get stuck: from some paragraph on, all are the same."""
+"""Share of the documents that repeat one paragraph from some point to the end."""
 FORMS = {
     "good": 0.25,
     "two answers": 0.02,
@@ -49,7 +47,7 @@ FORMS = {
     "think not closed": 0.05,
     "no tags": 0.05,
 }
-"""How the documents treat the asked form. A stop at `</answer>` cuts the second and third back to good: 0.30 in all."""
+"""Shares of the forms of a document. A stop at `</answer>` turns the second and third into good ones: 0.30 in all."""
 
 # Qwen2.5's pre-tokenizer: single digits, contractions, one leading non-letter kept with a word.
 QWEN_PATTERN = (
@@ -59,7 +57,7 @@ QWEN_PATTERN = (
 
 @dataclass(frozen=True)
 class Request:
-    """One task: write about `topic` in `lower` to `upper` words (Chinese: characters)."""
+    """One task: write about `topic` in `lower` to `upper` words (in Chinese: characters)."""
 
     language: str
     topic: str
@@ -78,7 +76,7 @@ class Author:
         self._rng = rng
 
     def request(self) -> Request:
-        """A random topic, range and wording."""
+        """Returns a request with random topic, range and wording."""
         lower, upper = self._rng.choice(self._ranges)
         topic = self._rng.choice(list(self._words["topics"]))
         text = self._rng.choice(self._words["requests"]).format(topic=topic, lower=lower, upper=upper)
@@ -87,12 +85,12 @@ class Author:
         return Request(self._language, topic, lower, upper, text + gap + extra)
 
     def good(self, request: Request) -> str:
-        """A text as the request wants it: the right length, nothing said twice, no tags."""
+        """Returns a text as requested: the right length, no repetition, no tags."""
         aspects = self._rng.sample(self._words["topics"][request.topic], self._right_count(request))
         return self._body(request, aspects, repeating=0.0)
 
     def respond(self, request: Request) -> str:
-        """A response of random form and, more often than not, of another length than the asked one."""
+        """Returns a response of random form. Its length fits the request with probability RIGHT_LENGTH."""
         count = self._count(request)
         aspects = self._rng.sample(self._words["topics"][request.topic], count)
         form = self._rng.choices(list(FORMS), list(FORMS.values()))[0]
@@ -145,15 +143,15 @@ class Author:
 
 
 def documents(count: int, *, seed: int, held_out: Set[tuple[str, int]] = frozenset()) -> Iterator[str]:
-    """`count` documents, half English and half Chinese; `held_out` (topic, lower) pairs are left out."""
+    """Yields `count` documents, half English and half Chinese; `held_out` (topic, lower) pairs are left out."""
     for number, (author, request) in enumerate(_requests(count, seed=seed, held_out=held_out)):
         prompt = render(Prompt(str(number), request.text), "bare")
-        # The space keeps the prompt's last token whole: "<|assistant|>:" is cut the same with and without a response.
+        # With the space, the prompt's tokens are the same with and without a response: "<|assistant|>:" stays whole.
         yield f"{prompt} {author.respond(request)}{END_OF_TEXT}"
 
 
 def good_texts(count: int, *, seed: int, held_out: Set[tuple[str, int]] = frozenset()) -> Iterator[dict[str, str]]:
-    """`count` rows {"id", "prompt", "response"} of good texts, half English and half Chinese."""
+    """Yields `count` rows {"id", "prompt", "response"} of good texts, half English and half Chinese."""
     for number, (author, request) in enumerate(_requests(count, seed=seed, held_out=held_out)):
         yield {"id": f"good-{number}", "prompt": request.text, "response": author.good(request)}
 
@@ -172,13 +170,13 @@ def _requests(count: int, *, seed: int, held_out: Set[tuple[str, int]]) -> Itera
 
 
 def held_out_pairs(path: Path) -> set[tuple[str, int]]:
-    """The (topic, lower) pairs of a held-out prompt file."""
+    """Returns the (topic, lower) pairs of a held-out prompt file."""
     rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     return {(row["topic"], row["length"]["lower"]) for row in rows}
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> tokenizers.Tokenizer:
-    """A byte-level BPE like Qwen2.5's (NFC, same pre-tokenizer and specials), of `vocabulary` ids, specials last."""
+    """Trains a byte-level BPE of `vocabulary` ids like Qwen2.5's: NFC, same pre-tokenizer and specials, specials last."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated")

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Precision, recall and speed of the near-duplicate detector on a generated set, English and Chinese: for docs/format.md.
+"""Precision, recall and speed of the near-duplicate detector on generated texts, for docs/format.md.
 
     python tools/measure_duplicates.py [--paragraphs N] [--speed]
 
-Paragraphs are put together from word lists, several share a topic and its phrases. Copies are made by known edits, and so
-are paragraphs that only look alike. Everything is seeded: the same numbers come out on every machine.
+Paragraphs in English and Chinese are composed from word lists; several share a topic and its phrases. Known edits make
+copies of them, and also paragraphs that only look similar. Everything is seeded: the numbers are the same on every
+machine.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ NEW = "new, partly on the same topic"
 
 @dataclass(frozen=True)
 class Case:
-    """A paragraph, and whether it repeats an earlier one. `kind` says how it was made."""
+    """A paragraph, and whether it repeats an earlier one. `kind` is the edit that made it."""
 
     text: str
     kind: str
@@ -81,15 +82,15 @@ class Writer:
         self._random = random.Random(f"{language} {seed}")
 
     def paragraph(self, topic: int) -> list[str]:
-        """Three to six sentences; those of one topic draw half of their words from a few."""
+        """Returns three to six sentences. Those of one topic draw half of their words from a small subset."""
         return [self._sentence(topic) for _ in range(self._random.randint(3, 6))]
 
     def join(self, sentences: list[str]) -> str:
-        """The sentences as one line."""
+        """Returns the sentences as one line."""
         return (" " if self.language == "English" else "").join(sentences)
 
     def edits(self) -> dict[str, tuple[Callable[[list[str]], str], bool]]:
-        """Kind → (how it is made from an earlier paragraph, whether that is a near-duplicate)."""
+        """Returns kind → (function that edits an earlier paragraph, whether the result is a near-duplicate)."""
         return {
             "the same": (self.join, True),
             "case, spaces, punctuation": (lambda s: self._restyled(self.join(s)), True),
@@ -121,7 +122,7 @@ class Writer:
         return self.join([*kept, *(self._sentence(0) for _ in sentences[len(kept) :])])
 
     def _form(self) -> str:
-        """An entry of a log: always the same frame, with other names and numbers."""
+        """Returns an entry of a log: always the same frame, with other names and numbers."""
         pick = {key: self._random.choice(words) for key, words in self._lists.items()}
         one, two = self._random.randrange(100), self._random.randrange(1000)
         if self.language == "English":
@@ -147,7 +148,7 @@ class Writer:
         return self._units(text, lambda w: self._random.choice(words) if self._random.random() < share else w)
 
     def _reworded(self, text: str) -> str:
-        """Every word that has a synonym becomes it: the same things said in other words."""
+        """Replaces every word that has a synonym, so that the text says the same in other words."""
         known = sorted(self._synonyms, key=len, reverse=True)
         edge = r"\b" if self.language == "English" else ""
         pattern = re.compile("|".join(rf"{edge}{re.escape(word)}{edge}" for word in known))
@@ -155,7 +156,7 @@ class Writer:
 
 
 def texts(language: str, count: int, *, seed: int = 0) -> Iterator[list[Case]]:
-    """Texts of 24 paragraphs, 12 new and 12 made from them, in random order; `count` paragraphs in all."""
+    """Yields texts of 24 paragraphs, 12 new and 12 made from them, in random order; `count` paragraphs in all."""
     for number in range(count // 24):
         writer, shuffled = Writer(language, seed * 1_000_000 + number), random.Random(number)
         originals = [writer.paragraph(number if shuffled.random() < 0.5 else topic) for topic in range(12)]
@@ -170,7 +171,7 @@ def texts(language: str, count: int, *, seed: int = 0) -> Iterator[list[Case]]:
 def measure(
     language: str, count: int, *, threshold: float = 0.6, shingle: int = 3
 ) -> tuple[dict[str, tuple[int, int]], float, float]:
-    """Kind → (paragraphs, called near-duplicates); precision; recall over all kinds that are copies."""
+    """Returns kind → (paragraphs, those called near-duplicates); precision; recall over all kinds that are copies."""
     found: dict[str, tuple[int, int]] = {}
     hits = called = copies = 0
     for cases in texts(language, count):
@@ -184,7 +185,7 @@ def measure(
 
 
 class Banded:
-    """MinHash and LSH in place of the index, with the same exact comparison of the candidates: for the speed table."""
+    """MinHash and LSH instead of the index, with the same exact comparison of the candidates, for the speed table."""
 
     def __init__(self, threshold: float = 0.6, bands: int = 20, rows: int = 3) -> None:
         self._threshold, self._bands, self._rows = threshold, bands, rows
@@ -193,7 +194,7 @@ class Banded:
         self._sets: list[frozenset[int]] = []
 
     def add(self, paragraph: str) -> bool:
-        """As ParagraphIndex.add."""
+        """Works like ParagraphIndex.add."""
         values = self._minhash(paragraph)
         keys = [
             np.ascontiguousarray(values[i * self._rows : (i + 1) * self._rows]).tobytes() for i in range(self._bands)
@@ -211,7 +212,10 @@ class Banded:
 
 
 def _lines(kind: str, count: int) -> list[str]:
-    """`count` paragraphs of 100 words from a Zipf vocabulary: all different, near-copies of one, or 2 in 3 words shared."""
+    """Returns `count` paragraphs of 100 words from a Zipf vocabulary.
+
+    `kind` is "all different", "near-copies" of one paragraph, or any other text for 2 in 3 words shared.
+    """
     rng = random.Random(0)
     words, weights = [f"w{i}" for i in range(20_000)], [1 / (i + 5) for i in range(20_000)]
     base = rng.choices(words, weights, k=100)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""How often the guard's rule `loop` takes a legitimate text for an endless loop, and how soon it finds real ones: for docs/guard.md.
+"""False alarms and delay of the guard's rule `loop`, on legitimate texts and on real endless loops, for docs/guard.md.
 
     python tools/measure_loops.py [FOLDER …] [--ends]
 
-Made-up texts of kinds that repeat themselves by rights, in English and Chinese, and the .txt files of the folders, each file a
-text. Every text is read as a rollout is, 256 characters at a time. Everything is seeded. `--ends` prints the end of each file that
-raised an alarm at the defaults.
+It uses made-up texts of kinds that legitimately repeat themselves, in English and Chinese, and the .txt files of the
+folders, each file as one text. Every text is read like a rollout, 256 characters at a time. Everything is seeded.
+`--ends` prints the end of each file that raised an alarm with the default settings.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from megatron_lwz.data.text.loops import LoopFinder
 PIECE = 256
 DEFAULT = GuardSection()
 SETTINGS = [(500, 3), (500, 5), (1000, 5), (DEFAULT.loop_characters, DEFAULT.loop_repeats), (4000, 5)]
-"""(characters, repeats) that are compared."""
+"""(characters, repeats) settings that are compared."""
 EACH = 200
-"""Made-up texts of each kind and language."""
+"""Number of made-up texts of each kind and language."""
 PHRASES = {
     "English": "the river|a cold morning|my father's house|the long road home|an empty chair|the sound of bells|a letter|"
     "the harbour lights|an old song|the garden gate|winter wheat|a borrowed coat|the last train|a quiet street",
@@ -33,31 +33,31 @@ PHRASES = {
 
 
 def phrase(noise: random.Random, language: str) -> str:
-    """One of the language's."""
+    """Returns a random phrase of the language."""
     return noise.choice(PHRASES[language].split("|"))
 
 
 def line(noise: random.Random, language: str) -> str:
-    """A line of three phrases."""
+    """Returns a line of three phrases."""
     return (", " if language == "English" else "，").join(phrase(noise, language) for _ in range(3))
 
 
 def poem(noise: random.Random, language: str) -> str:
-    """Twelve stanzas, each followed by the same refrain of two to four lines."""
+    """Returns twelve stanzas, each followed by the same refrain of two to four lines."""
     refrain = "\n".join(line(noise, language) for _ in range(noise.randint(2, 4)))
     stanzas = ("\n".join(line(noise, language) for _ in range(4)) for _ in range(12))
     return "\n\n".join(f"{stanza}\n\n{refrain}" for stanza in stanzas)
 
 
 def song(noise: random.Random, language: str) -> str:
-    """A chorus sung two to four times at the end of each verse, and a line of la la la."""
+    """Returns verses, each followed by a chorus sung two to four times and a line of la la la."""
     chorus = "\n".join(line(noise, language) for _ in range(4)) + "\n"
     la = ("la " if language == "English" else "啦") * noise.randint(8, 60) + "\n"
     return "".join(line(noise, language) + "\n" + chorus * noise.randint(2, 4) + la for _ in range(5))
 
 
 def table(noise: random.Random, language: str) -> str:
-    """A Markdown table whose cells are mostly empty."""
+    """Returns a Markdown table whose cells are mostly empty."""
     columns = noise.randint(3, 8)
     rows = (
         "| " + " | ".join(phrase(noise, language) if noise.random() < 0.1 else "—" for _ in range(columns)) + " |"
@@ -67,38 +67,38 @@ def table(noise: random.Random, language: str) -> str:
 
 
 def numbered(noise: random.Random, language: str) -> str:
-    """A list whose items begin alike."""
+    """Returns a list whose items begin alike."""
     start = phrase(noise, language)
     return "\n".join(f"{n}. {start}: {phrase(noise, language)}" for n in range(1, noise.randint(30, 120)))
 
 
 def contents(noise: random.Random, language: str) -> str:
-    """A table of contents with dots up to the page number."""
+    """Returns a table of contents with dots up to the page number."""
     rows = (f"{phrase(noise, language)} " + "." * noise.randint(20, 80) + f" {7 * n}" for n in range(40))
     return "\n".join(rows)
 
 
 def rules(noise: random.Random, language: str) -> str:
-    """Sections between long lines of dashes, with laughter and dots."""
+    """Returns sections between long lines of dashes, with laughter and dots."""
     laughter = "ha" if language == "English" else "哈"
     marks = ("-" * 80, "=" * 120, "…" * 40, laughter * 60, "_" * 200)
     return "\n".join(f"{line(noise, language)}\n{noise.choice(marks)}" for _ in range(40))
 
 
 def checklist(noise: random.Random, language: str) -> str:
-    """A page of boxes to fill in, all alike."""
+    """Returns a page of boxes to fill in, all alike."""
     box = "- [ ] __________" if language == "English" else "□ ________"
     return line(noise, language) + "\n" + f"{box}\n" * noise.randint(10, 60)
 
 
 def litany(noise: random.Random, language: str) -> str:
-    """Names, each with the same answer."""
+    """Returns names, each with the same response."""
     answer = "remember us" if language == "English" else "请记得我们"
     return "\n".join(f"{line(noise, language)}\n{answer}" for _ in range(60))
 
 
 def lines_to_write(noise: random.Random, language: str) -> str:
-    """The same sentence a hundred times, as a pupil's punishment: nobody can tell it from a loop."""
+    """Returns the same sentence a hundred times, as a pupil's punishment. It cannot be distinguished from a loop."""
     return (line(noise, language) + "\n") * 100
 
 
@@ -119,7 +119,7 @@ MADE_UP = {f"{name} ({language})" for name in KINDS for language in PHRASES}
 
 
 def first_alarm(text: str, characters: int, repeats: int, unit: int = DEFAULT.loop_unit) -> int | None:
-    """Characters read when the rule first holds."""
+    """Returns the number of characters read when the rule first holds."""
     finder = LoopFinder(characters=characters, repeats=repeats, unit=unit)
     for start in range(0, len(text), PIECE):
         if finder.feed(text[start : start + PIECE]):
@@ -128,7 +128,7 @@ def first_alarm(text: str, characters: int, repeats: int, unit: int = DEFAULT.lo
 
 
 def sources(folders: list[Path]) -> Iterator[tuple[str, list[str]]]:
-    """(name, texts): made up, then read."""
+    """Yields (name, texts): made-up kinds first, then the files."""
     for language in PHRASES:
         for name, make in KINDS.items():
             noise = random.Random(f"{name} {language}")
@@ -138,7 +138,7 @@ def sources(folders: list[Path]) -> Iterator[tuple[str, list[str]]]:
 
 
 def delays() -> Iterator[tuple[int, float]]:
-    """(characters of the unit, repeats of it until the alarm) of endless loops at the defaults."""
+    """Yields (characters of the unit, repeats of it until the alarm) of endless loops with the default settings."""
     noise = random.Random(0)
     for length in (10, 50, 200, 500, 1000, 2000):
         unit = "".join(noise.choices("abcdefghijklmnopqrstuvwxyz   .\n", k=length))

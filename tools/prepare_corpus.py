@@ -4,7 +4,8 @@
     python tools/prepare_corpus.py SPEC.yaml --out DIR [--workers N] [--unit-mib 32]
 
 SPEC names the tokenizer and the sources (JSONL, Parquet, folders of text, a run's journal) with their blend weights;
-docs/corpus.md describes it. The same command goes on after a kill. `data.corpus: [DIR/manifest.json]` trains on it.
+docs/corpus.md describes it. After a kill the same command resumes. `data.corpus: [DIR/manifest.json]` trains on the
+result.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from megatron_lwz.data.tokenizer import Tokenizer
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the command line, prepares, and prints one line per source."""
+    """Parses the command line, prepares the corpus, and prints one line per source."""
     parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spec", type=Path, metavar="SPEC.yaml")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -47,9 +48,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def distil(source: SourceSpec, path: Path, tokenizer: Tokenizer) -> Iterator[str]:
-    """The best-rewarded rollouts of a journal."""
+    """Yields the best-rewarded rollouts of a journal."""
     from megatron_lwz.rollout.journal_reader import (
-        JournalReader,  # brings torch, which the workers would import for nothing
+        JournalReader,  # imports torch, which the workers do not need
     )
 
     with JournalReader(path) as reader:

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Turns conversations of people into prompt rows for GRPO: de-duplicated, language-tagged, each with a range of length.
+"""Turns conversations with users into prompt rows for GRPO: de-duplicated, language-tagged, each with a length range.
 
     python tools/prepare_prompts.py --input WildChat-1M/ --output prompts.jsonl judge.url=http://host:8000/v1 judge.model=NAME
     python tools/prepare_prompts.py --input requests.jsonl --output prompts.jsonl --rules-only
 
-Inputs: WildChat-1M, LMSYS-Chat-1M, LongWriter-Zero-RLData, any JSONL or Parquet file or folder of such. The judge is any
-OpenAI-compatible server; every reply is kept in a cache beside the output, so that a run that was stopped goes on, and
-the same run again asks nothing. With --rules-only no judge is needed and only requests with an explicit length are kept.
-docs/prompts.md explains the rules.
+Inputs: WildChat-1M, LMSYS-Chat-1M, LongWriter-Zero-RLData, any JSONL or Parquet file or folder of such files. The judge
+is any OpenAI-compatible server. Every reply is kept in a cache beside the output, so a stopped run can be resumed, and
+repeating a finished run sends no questions. With --rules-only no judge is needed and only requests with an explicit
+length are kept. docs/prompts.md explains the rules.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from megatron_lwz.rewards.judge_client import Judge
 from megatron_lwz.rewards.length_judge import VERSIONS, length_question, read_length
 
 CHUNK = 4096
-"""Questions and whole replies in memory at once."""
+"""Number of questions and whole replies in memory at once."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Reads, filters, asks, writes. Raises LwzError."""
+    """Reads the inputs, filters them, asks the judge and writes the rows. Raises LwzError."""
     options = _parser().parse_intermixed_args(list(argv))
     config = load_config(options.config, options.overrides)
     settings = _settings(options, config)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     files = find_files(options.input)
     if any(file.resolve() == options.output.resolve() for file in files):
         raise DataError(options.output, "is one of the inputs; name another output")
-    if not settings.rules_only and not config.judge.url:  # said before an hour of reading, not after it
+    if not settings.rules_only and not config.judge.url:  # fail before an hour of reading, not after it
         raise ConfigError(
             "judge.url", config.judge.url, "name the judge's server and judge.model, or give --rules-only"
         )
@@ -96,7 +96,7 @@ def _all_sources(files: Sequence[Path], column: str | None, bar: Bar) -> Iterato
 
 
 def _judge(candidates: Sequence[Candidate], section: JudgeSection) -> tuple[list[JudgedLength | None], dict[str, Any]]:
-    """The verdicts in order, None where none was needed or given, and what they cost."""
+    """Returns the verdicts in order and their cost. A verdict is None where none was needed or given."""
     asked = [place for place, candidate in enumerate(candidates) if candidate.needs_judge]
     found: list[JudgedLength | None] = [None] * len(candidates)
 
@@ -161,7 +161,7 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Writes a whole file or leaves the old one."""
+    """Writes the whole file, or leaves the old one in place on an error."""
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
-"""An engine without a model: streams made-up tokens at a given rate, with a long-tailed law of lengths.
+"""An engine without a model: streams made-up tokens at a given rate, with a long-tailed distribution of lengths.
 
-It speaks the part of vLLM's contract that the controller uses, with chunks as large as vLLM's, and costs as little as a server
-can: events are written once, framed for HTTP, and sent again and again; one task paces all streams. Run in a process of its own.
+It implements the part of vLLM's HTTP interface that the controller uses, with chunks as large as vLLM's. It uses little
+CPU time: events are serialised once, framed for HTTP, and sent repeatedly, and one task paces all streams. Run it in a
+separate process.
 """
 
 from __future__ import annotations
@@ -23,27 +24,30 @@ EOS = 0
 _VARIANTS = 64
 _LETTERS = (97, 122)
 _SLOTS = 8
-"""Parts of the time between two deltas of a stream; each serves an eighth of the streams."""
+"""Number of parts of the time between two deltas of a stream. Each part serves an eighth of the streams."""
 _MOST_UNSENT = 1 << 18
-"""Bytes; a client that reads too slowly gets no more until it has read."""
+"""Limit in bytes. A client that reads too slowly gets no more data until it has read."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """Lengths of responses in tokens: log-normal with this median and sigma (0: all equal), at most `cap`."""
+    """Distribution of response lengths: log-normal with this median and sigma (0: all equal), at most `cap` tokens."""
 
     median: int
     sigma: float
     cap: int
 
     def draw(self, seed: int) -> int:
-        """The length that belongs to a request's seed."""
+        """Returns the length for a request's seed."""
         normal = random.Random(seed).gauss(0.0, 1.0)
         return max(1, min(self.cap, round(self.median * math.exp(self.sigma * normal))))
 
 
 class Stream:
-    """A response that is being written: `left` tokens are missing. `over`: only its last event is, or nobody reads it."""
+    """A response in progress: `left` tokens are still to be sent.
+
+    `over` is set when only the last event remains, or when the client has disconnected.
+    """
 
     def __init__(self, transport: asyncio.WriteTransport, number: int, left: int) -> None:
         self.transport = transport
@@ -53,7 +57,7 @@ class Stream:
 
 
 class RateEngine:
-    """`rate`: tokens per second of one stream, 0 for no bound; `delta`: tokens per event."""
+    """The engine's HTTP server. `rate`: tokens per second of one stream, 0 for no limit; `delta`: tokens per event."""
 
     def __init__(self, law: Law, rate: float, delta: int) -> None:
         self._law = law
@@ -66,7 +70,7 @@ class RateEngine:
         self._frames: list[bytes] = []
 
     def app(self) -> web.Application:
-        """The application; every route but /health asks for KEY."""
+        """Returns the application. Every route but /health requires KEY."""
         answers = ("/reset_prefix_cache", "/abort_requests", "/collective_rpc")
         routes = [web.post(path, self._done) for path in answers]
         routes += [
@@ -82,8 +86,8 @@ class RateEngine:
         return make_app(routes, token=KEY)
 
     async def pace(self) -> None:
-        """Gives every stream its deltas in time, until cancelled."""
-        if not self._rate:  # each stream goes as fast as it is read
+        """Sends every stream its deltas on time, until cancelled."""
+        if not self._rate:  # each stream runs as fast as it is read
             await asyncio.Event().wait()
         loop = asyncio.get_running_loop()
         due = loop.time()
@@ -128,7 +132,7 @@ class RateEngine:
             try:
                 await stream.over.wait()
             finally:
-                stream.over.set()  # where the client went away, the pacer forgets it
+                stream.over.set()  # after a disconnect, the pacer drops the stream
         while stream.left > self._delta:
             await self._going.wait()
             await response.write(self._event(_letters(stream.number, self._delta), None))
@@ -137,7 +141,7 @@ class RateEngine:
         await response.write(self._event(last, reason) + b"data: [DONE]\n\n")
 
     def _events(self) -> list[bytes]:
-        """Full deltas of the present version, each as a chunk of an HTTP body."""
+        """Returns full deltas of the current version, each as a chunk of an HTTP body."""
         if not self._frames:
             events = [self._event(_letters(number, self._delta), None) for number in range(_VARIANTS)]
             self._frames = [b"%x\r\n%b\r\n" % (len(event), event) for event in events]

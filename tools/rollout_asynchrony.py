@@ -1,4 +1,4 @@
-"""Sync against async at equal data: the same groups, with the same lengths, trained by a simulated trainer."""
+"""Compares synchronous and asynchronous training at equal data: the same groups and lengths, a simulated trainer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from megatron_lwz.types import Group
 
 @dataclass(frozen=True)
 class Mode:
-    """`staleness` k and `over_sampling` x, as in the config."""
+    """A mode: `staleness` k and `over_sampling` x, as in the config."""
 
     staleness: int
     over_sampling: float | None = None
 
     @property
     def name(self) -> str:
-        """For a table."""
+        """Name of the mode for a table."""
         carried = f", over-sampling {self.over_sampling:g}" if self.over_sampling else ""
         return f"k = {self.staleness}{carried}" if self.staleness else "synchronous"
 
@@ -33,7 +33,7 @@ MODES = (Mode(0), Mode(1), Mode(2), Mode(2, 1.0))
 
 @dataclass(frozen=True)
 class Outcome:
-    """One mode. Seconds; shares of the time from the first request to the end of the last step."""
+    """Results of one mode. Seconds; shares of the time from the first request to the end of the last step."""
 
     mode: str
     seconds_per_step: float
@@ -42,12 +42,12 @@ class Outcome:
     """Share of slot-seconds in which a request occupied its slot."""
     trainer_utilisation: float
     largest_gap: float
-    """Largest over the steps: all lengths trained on so far against as many groups in order of admission."""
+    """Largest gap over the steps: the lengths trained on so far against as many groups in order of admission."""
     gap_at_end: float
 
 
 def run_mode(mode: Mode, options: argparse.Namespace, server: Server, folder: Path) -> Outcome:
-    """Trains `options.steps` steps. A step sleeps as long as its tokens would take, so that it costs no CPU time."""
+    """Trains `options.steps` steps. A step sleeps as long as its tokens would take, so that it uses no CPU time."""
     folder.mkdir()
     batch = max(1, options.streams // options.group)
     admission = Admission(batch, mode.staleness, carried=mode.over_sampling, last_step=options.steps)
@@ -84,7 +84,10 @@ def _tokens(groups: list[Group]) -> int:
 
 
 def _gaps(trained: list[list[Group]]) -> list[float]:
-    """For each step: what was trained on until then against what was sampled, the same number of groups as admitted."""
+    """Returns the gap after each step.
+
+    It compares the lengths trained on so far with the lengths of the same number of groups in order of admission.
+    """
     lengths = {group.id: [len(r.tokens) for r in group.rollouts] for groups in trained for group in groups}
     admitted, until, gaps = sorted(lengths), list[int](), []
     for groups in trained:

@@ -1,4 +1,4 @@
-"""A training loop in the main thread, as a trainer has one, to see what the rollouts beside it cost it."""
+"""Measures how much rollouts slow down a training loop that runs in the main thread beside them, as in a trainer."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from megatron_lwz.types import WeightVersion
 
 TURN_SECONDS = 3.0
 SETTLE_SECONDS = 1.0
-"""What was on its way is read and written by then."""
+"""Time after which all data in flight is read and written."""
 ENDLESS, PROMPTS = 1_000_000, 100
-"""Steps and prompts of the run."""
+"""Number of steps and prompts of the run."""
 SIZES = {"small kernels": (64, 64), "large kernels": (256, 512)}
-"""Name → (hidden size, rows). With small kernels the interpreter bounds a step, as where a GPU waits for launches."""
+"""Name → (hidden size, rows). With small kernels the interpreter limits a step, as when a GPU waits for launches."""
 
 
 class TrainingLoop:
@@ -50,13 +50,13 @@ class TrainingLoop:
         self._rows = torch.randn(1, rows, hidden)
 
     def step(self) -> None:
-        """One update."""
+        """Runs one update."""
         self._optimizer.zero_grad()
         self._model(self._rows).square().mean().backward()
         self._optimizer.step()
 
     def seconds_per_step(self, seconds: float) -> float:
-        """Mean over the steps of so many seconds."""
+        """Returns the mean time per step, measured for `seconds`."""
         began, steps = time.perf_counter(), 0
         while (taken := time.perf_counter() - began) < seconds or not steps:
             self.step()
@@ -65,19 +65,19 @@ class TrainingLoop:
 
 
 class Beside:
-    """Time per step beside a load against that without it, for each of SIZES.
+    """Time per step under a load against that without it, for each of SIZES.
 
-    The load is held and let go in turns of a few seconds, because a machine's own speed changes over minutes.
+    The load is paused and resumed in turns of a few seconds, because a machine's own speed changes over minutes.
     """
 
     def __init__(self) -> None:
         self._loops = {name: TrainingLoop(*size) for name, size in SIZES.items()}
         self._ratios: dict[str, list[float]] = {name: [] for name in SIZES}
         self.seconds_held = 0.0
-        """How long the load did not run."""
+        """How long the load was paused."""
 
     def measure(self, seconds: float, hold: Callable[[bool], None]) -> None:
-        """While a load runs that `hold(True)` holds. The load runs for at least `seconds` in all."""
+        """Measures while a load runs that `hold(True)` pauses. The load runs for at least `seconds` in all."""
         for loop in self._loops.values():
             loop.seconds_per_step(TURN_SECONDS)  # warm
         end = time.monotonic() + seconds
@@ -95,13 +95,16 @@ class Beside:
         return loop.seconds_per_step(TURN_SECONDS)
 
     def slowdown(self) -> dict[str, tuple[float, float]]:
-        """Name → (mean, its standard error): 0.1 where a step takes 10 % longer beside the load."""
+        """Returns name → (mean, its standard error): 0.1 where a step takes 10 % longer beside the load."""
         return {name: (mean(found) - 1, stdev(found) / len(found) ** 0.5) for name, found in self._ratios.items()}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run beside a training loop. Tokens and seconds of the time in which the engine wrote; shares are of a core."""
+    """Results of one run beside a training loop.
+
+    Tokens and seconds cover the time when the engine wrote; shares are of a core.
+    """
 
     controller: str
     streams: int
@@ -110,13 +113,13 @@ class Result:
     offered: float | None
     rollouts: int
     controller_share: float
-    """The process, or the thread of the event loop alone."""
+    """Share of the process, or of the event loop's thread alone."""
     engine_share: float
     training_slowdown: dict[str, tuple[float, float]]
-    """0.1: a step takes 10 % longer, by its kind; with the mean's standard error."""
+    """Slowdown by kind of step, with the mean's standard error. 0.1: a step takes 10 % longer."""
 
     def rows(self) -> list[tuple[str, str]]:
-        """Name and value, to read."""
+        """Returns (name, value) pairs for display."""
         most = f", {self.offered:,.0f} offered" if self.offered else ""
         return [
             ("streams", f"{self.streams}, for {self.seconds:.0f} s: {self.rollouts} rollouts done"),
@@ -129,7 +132,7 @@ class Result:
 
 
 def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result:
-    """Keeps all streams busy for the asked seconds, in a run as the main job has it but for its policy."""
+    """Keeps all streams busy for `options.seconds`, in a run like the main job's, but without its policy."""
     beside, config = Beside(), run_config(options, server.url, folder)
     run = RunPaths(config.run.dir)
     with environment.lent(config.rollout.api_key_env, server.key or ""), hosted(config, run) as host:
@@ -164,7 +167,7 @@ def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result
 
 @contextmanager
 def hosted(config: Config, run: RunPaths) -> Iterator[Host]:
-    """Rank 0's half of the rollouts, connected."""
+    """Yields rank 0's rollout host, connected."""
     run.root.mkdir()
     save_config(config, run.config)
     with open_host(config, run, 0, lambda _: None) as host:
@@ -173,7 +176,7 @@ def hosted(config: Config, run: RunPaths) -> Iterator[Host]:
 
 
 def run_config(options: argparse.Namespace, url: str, folder: Path) -> Config:
-    """Length and format are scored, as in a run without a judge; steps take what is ready."""
+    """Returns a config in which length and format are scored, as in a run without a judge; steps take what is ready."""
     rows = [{"id": f"p{i}", "prompt": f"prompt {i}: write.", "length": asdict(asked(options))} for i in range(PROMPTS)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return validate(
@@ -198,7 +201,7 @@ def run_config(options: argparse.Namespace, url: str, folder: Path) -> Config:
 
 
 def write_tokenizer(folder: Path) -> Path:
-    """One token per byte, with its number: the synthetic engine writes letters."""
+    """Writes a tokenizer with one token per byte, numbered by the byte: the synthetic engine writes letters."""
     folder.mkdir()
     tokenizer = Tokenizer(models.BPE(vocab={piece: byte for byte, piece in bytes_to_unicode().items()}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -210,7 +213,7 @@ def write_tokenizer(folder: Path) -> Path:
 
 
 def hold(server: Server, still: bool) -> None:
-    """Has the engine pause, or go on."""
+    """Pauses the engine (`still`), or resumes it."""
 
     async def tell() -> None:
         async with EngineClient(server.url, server.key) as client:
@@ -220,7 +223,7 @@ def hold(server: Server, still: bool) -> None:
 
 
 def controller_cpu_seconds(controller: str) -> float:
-    """CPU time of the controller's process, or of its thread, so far."""
+    """Returns the CPU time of the controller's process, or of its thread, so far."""
     if controller == "thread":
         return loop_cpu_seconds()
     children = psutil.Process().children()
@@ -229,6 +232,6 @@ def controller_cpu_seconds(controller: str) -> float:
 
 
 def durable_tokens(journal: Path) -> int:
-    """On disk."""
+    """Returns the number of tokens in the journal on disk."""
     with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as db:
         return db.execute("SELECT coalesce(sum(length(tokens)), 0) / 4 FROM deltas").fetchone()[0]

@@ -1,4 +1,4 @@
-"""What the modes of bench_rollout.py share: an engine to load, a controller over a journal that keeps time, and watches."""
+"""Code shared by the modes of bench_rollout.py: an engine under load, a controller over a timed journal, monitors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import LengthRange, Prompt, TokenDelta
 
 BATCHES_AHEAD, MOST_BEHIND = 2.0, 50
-"""Batches admitted beyond the one awaited, whose groups may overtake each other by so many steps: no stream waits for a straggler."""
+"""Batches admitted beyond the awaited one, and the most steps by which their groups may overtake each other.
+
+With these values no stream waits for a straggler.
+"""
 
 
 class Letters:
@@ -41,16 +44,16 @@ class Letters:
     eos_ids = frozenset({EOS})
 
     def encode(self, text: str) -> list[int]:
-        """Token ids."""
+        """Returns the token ids."""
         return [ord(character) for character in text]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Text."""
+        """Returns the text."""
         return "".join(map(chr, ids)).replace(chr(EOS), "")
 
 
 class TimedJournal(Journal):
-    """Counts, per millisecond, how long deltas wait until they are durable."""
+    """A journal that counts, per millisecond, how long deltas wait until they are durable."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -59,12 +62,12 @@ class TimedJournal(Journal):
         self._arrived: list[tuple[float, int]] = []
 
     def extend(self, draft: Draft, start: int, delta: TokenDelta) -> None:
-        """As the journal's."""
+        """Records the arrival of the delta, then works like the journal's method."""
         super().extend(draft, start, delta)
         self._arrived.append((time.monotonic(), len(delta.tokens)))
 
     def commit(self) -> None:
-        """As the journal's."""
+        """Works like the journal's method, and records the lag of the deltas that became durable."""
         arrived, self._arrived = self._arrived, []
         super().commit()
         now = time.monotonic()
@@ -73,20 +76,20 @@ class TimedJournal(Journal):
             self.durable_tokens += tokens
 
     def lag(self, share: float) -> float:
-        """Seconds within which this share of the deltas was durable."""
+        """Returns the number of seconds within which this share of the deltas was durable."""
         counts = self.lags.cumsum()
         return float(np.searchsorted(counts, share * counts[-1])) / 1000
 
 
 class TimedClient(EngineClient):
-    """Adds up the seconds that its streams are open: what a slot of the engine is occupied."""
+    """A client that adds up the seconds in which its streams are open: the time that engine slots are occupied."""
 
     def __init__(self, url: str, token: str | None) -> None:
         super().__init__(url, token)
         self.busy = 0.0
 
     async def stream(self, *arguments: Any, **options: Any) -> AsyncGenerator[StreamEvent, None]:
-        """As the client's."""
+        """Works like the client's method."""
         began = time.monotonic()
         try:
             async for event in super().stream(*arguments, **options):
@@ -97,7 +100,7 @@ class TimedClient(EngineClient):
 
 @dataclass
 class Load:
-    """A controller that is ready to start, and what watches it."""
+    """A controller that is ready to start, with its journal and client."""
 
     controller: RolloutController
     journal: TimedJournal
@@ -105,7 +108,7 @@ class Load:
 
 
 def make_load(options: argparse.Namespace, url: str, key: str | None, folder: Path, admission: Admission) -> Load:
-    """Length and format are scored, as in a run without a judge. The journal lies in `folder`."""
+    """Builds a controller that scores length and format, as in a run without a judge. The journal lies in `folder`."""
     section = RolloutSection(max_new_tokens=options.cap, concurrency=options.streams, commit_interval=options.commit)
     length = LengthComponent(LengthReward(maximum=10 * options.cap), None)
     journal, client = TimedJournal(RunPaths(folder).journal), TimedClient(url, key)
@@ -127,17 +130,20 @@ def _prompt(place: int, options: argparse.Namespace) -> Prompt:
 
 
 def asked(options: argparse.Namespace) -> LengthRange:
-    """The length that prompts ask for."""
+    """Returns the length that prompts ask for."""
     return LengthRange(max(1, options.median // 2), max(2, options.median))
 
 
 def offered(options: argparse.Namespace) -> float | None:
-    """Tokens per second that a synthetic engine writes when all streams are busy; None where nobody knows."""
+    """Returns tokens per second of a synthetic engine with all streams busy; None where the rate is not known."""
     return options.streams * options.rate if not options.url and options.rate else None
 
 
 class Feeder(threading.Thread):
-    """Takes the batch of each step, as rank 0 does, until `over`. `take` does it, and gives its number of rollouts."""
+    """Takes the batch of each step, as rank 0 does, until `over`.
+
+    `take` takes a batch and returns its number of rollouts.
+    """
 
     def __init__(self, take: Callable[[int], int]) -> None:
         super().__init__(daemon=True)
@@ -146,7 +152,7 @@ class Feeder(threading.Thread):
         self._take = take
 
     def run(self) -> None:
-        """Step after step."""
+        """Takes one batch after another."""
         step = 0
         while not self.over.is_set():
             step += 1
@@ -155,20 +161,20 @@ class Feeder(threading.Thread):
 
 @dataclass(frozen=True)
 class Server:
-    """An engine to load. `process`: None where it is not ours."""
+    """An engine under load. `process` is None for an engine that this tool did not start."""
 
     url: str
     key: str | None
     process: psutil.Process | None
 
     def cpu_seconds(self) -> float:
-        """What it has used so far; 0 for one that is not ours."""
+        """Returns the CPU time that it has used so far; 0 for an engine that this tool did not start."""
         return sum(self.process.cpu_times()[:2]) if self.process is not None else 0.0
 
 
 @contextmanager
 def engine(options: argparse.Namespace) -> Iterator[Server]:
-    """The asked engine, or a synthetic one in a process of its own that lives as long as the block."""
+    """Yields the requested engine, or a synthetic one in a separate process that ends with the block."""
     if options.url:
         yield Server(options.url, os.environ.get(options.api_key_env), None)
         return
@@ -185,7 +191,7 @@ def engine(options: argparse.Namespace) -> Iterator[Server]:
 
 
 class Watch:
-    """Resident memory of this process, once a second."""
+    """Samples the resident memory of this process once a second."""
 
     def __init__(self) -> None:
         self.samples: list[int] = []
@@ -206,13 +212,13 @@ class Watch:
             self.samples.append(process.memory_info().rss)
 
     def growth(self) -> float:
-        """Bytes, from the second tenth of the samples to the last one."""
+        """Returns the growth in bytes from the second tenth of the samples to the last one."""
         tenth = max(1, len(self.samples) // 10)
         first, last = self.samples[tenth : 2 * tenth] or self.samples[-1:], self.samples[-tenth:]
         return float(np.mean(last) - np.mean(first))
 
 
 def loop_cpu_seconds() -> float:
-    """CPU time of the controller's thread so far."""
+    """Returns the CPU time of the controller's thread so far."""
     ids = {thread.native_id for thread in threading.enumerate() if thread.name == "rollouts"}
     return sum(thread.user_time + thread.system_time for thread in psutil.Process().threads() if thread.id in ids)

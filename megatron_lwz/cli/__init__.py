@@ -1,7 +1,7 @@
 """The commands: each parses its command line, then makes one call.
 
-Warnings inside torch, megatron and transformers are not the user's to mend, and several come while those packages are
-imported: they are silenced here, before any command module is. `--traceback` shows them.
+Users cannot fix warnings inside torch, megatron and transformers, and several appear while those packages are imported.
+They are silenced here, before any command module is imported. `--traceback` shows them.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What every command shares: reading CONFIG, one-line errors, signals, and the console of rank 0."""
+"""Code shared by all commands: reading CONFIG, one-line errors, signals, and the console of rank 0."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from megatron_lwz.errors import DataError, LwzError
 
 USER_ERROR = 2
 GOES_ON = "the same command goes on from the last checkpoint"
-"""What a training stage says when a signal ends it."""
+"""Advice that a training stage prints when a signal ends it."""
 
 _GRACE_SECONDS = 5.0
-"""How long a rank above 0 holds its error back: when rank 0 fails too, torchrun ends this rank before it speaks."""
+"""How long a rank above 0 delays its error. When rank 0 fails too, torchrun ends this rank before it prints."""
 
 
 class UsageError(LwzError):
-    """The command line itself cannot be read."""
+    """Raised when the command line itself cannot be read."""
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None, *, advice: str = "") -> int:
     """Runs `main(argv)` and returns the exit status: 0, 2 after an LwzError, 130 after ^C, 143 after SIGTERM.
 
-    An LwzError is one line on stderr, said once for all ranks. `--traceback` anywhere in `argv` shows the whole stack.
-    A signal lets `finally` blocks run, for 30 s at most; then one line says so, with `advice` on how to go on.
+    An LwzError is printed as one line on stderr, once for all ranks. `--traceback` anywhere in `argv` shows the whole
+    stack. After a signal `finally` blocks run, for at most 30 s. Then one line reports the signal, with `advice` on how
+    to resume.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--traceback" in arguments
@@ -53,7 +54,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             return 0
         except BaseException as error:
             number = termination.requested() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
-            # After a signal an error may be its consequence, for peers and engines end too; a disk that refuses is not.
+            # After a signal, most errors only follow from it: peers and engines end too. A disk error does not.
             if isinstance(error, LwzError if not number else DataError):
                 _report(error, verbose=verbose)
                 return USER_ERROR
@@ -67,7 +68,10 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 @contextmanager
 def imports_frozen() -> Iterator[None]:
-    """Garbage collections leave out what was imported before: it stays, and Megatron collects at every checkpoint."""
+    """Excludes the modules imported so far from garbage collection.
+
+    They stay loaded anyway, and Megatron runs a collection at every checkpoint.
+    """
     gc.freeze()
     try:
         yield
@@ -76,12 +80,12 @@ def imports_frozen() -> Iterator[None]:
 
 
 def load(argv: Sequence[str]) -> Config:
-    """The Config of a command line `CONFIG [section.key=value …]`. Raises LwzError."""
+    """Returns the Config of a command line `CONFIG [section.key=value …]`. Raises LwzError."""
     return parse(parser(), argv)[0]
 
 
 def parser(description: str = "") -> argparse.ArgumentParser:
-    """A parser that knows `CONFIG [section.key=value …]`; a command adds its own options to it."""
+    """Returns a parser for `CONFIG [section.key=value …]`; a command adds its own options to it."""
     built = Parser(description=description)
     built.add_argument("config", metavar="CONFIG", help="a YAML file, or a folder that holds config.yaml")
     built.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that win over the file's")
@@ -89,13 +93,13 @@ def parser(description: str = "") -> argparse.ArgumentParser:
 
 
 def parse(with_options: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
-    """Reads `argv` with a parser made by `parser`, options and overrides in any order. Raises LwzError."""
+    """Parses `argv` with a parser made by `parser`, options and overrides in any order. Raises LwzError."""
     arguments = with_options.parse_intermixed_args(list(argv))
     return load_config(arguments.config, arguments.overrides), arguments
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line like all others, and that speaks on rank 0 only."""
+    """An argument parser that reports errors in one line, like all other errors, and prints on rank 0 only."""
 
     def error(self, message: str) -> NoReturn:
         """Raises UsageError instead of leaving the process."""
@@ -108,12 +112,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """An option that counts from 1."""
+    """Parses an option that must be at least 1."""
     return _at_least(1, text)
 
 
 def not_negative(text: str) -> int:
-    """An option that counts from 0."""
+    """Parses an option that must be at least 0."""
     return _at_least(0, text)
 
 
@@ -125,7 +129,10 @@ def _at_least(least: int, text: str) -> int:
 
 
 def serving_parser(command: str, description: str, model: str) -> Parser:
-    """The options that every server of ours has. `model`: its name for clients unless `--served-model-name` says another."""
+    """Returns a parser with the options that all our servers share.
+
+    `model` is the model's name for clients unless `--served-model-name` gives another.
+    """
     parser = Parser(prog=f"lwz {command}", description=description)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder with tokenizer.json")
     parser.add_argument("--port", type=int, required=True)
@@ -137,19 +144,19 @@ def serving_parser(command: str, description: str, model: str) -> Parser:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that writes on rank 0 and is quiet on all others."""
+    """Returns a console that prints on rank 0 and is quiet on all others."""
     return Console(stderr=stderr, quiet=environment.rank() != 0, soft_wrap=True, highlight=False)
 
 
 def progress_bar(on: Console) -> Progress:
-    """A bar with counts, a field `note` and times; it shows on a terminal only."""
+    """Returns a bar with counts, a field `note` and times. It shows on a terminal only."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(*columns, *times, console=on, disable=not on.is_terminal)
 
 
 class StepProgress:
-    """Shows how far a run is: a bar on a terminal, a plain line per step elsewhere, nothing on ranks above 0."""
+    """Shows the progress of a run: a bar on a terminal, a plain line per step elsewhere, nothing on ranks above 0."""
 
     def __init__(self, title: str, total: int, *, completed: int = 0) -> None:
         self._console = console()
@@ -158,14 +165,14 @@ class StepProgress:
         self._task = self._bar.add_task(title, total=total, completed=completed, note="")
 
     def __call__(self, step: int, shown: Mapping[str, float]) -> None:
-        """Says that `step` is done, with a few of its metrics."""
+        """Shows that `step` is done, with a few of its metrics."""
         note = "  ".join(f"{name} {value:.3g}" for name, value in shown.items())
         self._bar.update(self._task, completed=step, note=note)
         if not self._console.is_terminal:
             self._console.print(f"{self._title} {step}/{self._total}  {note}", markup=False)
 
     def note(self, text: str) -> None:
-        """Shows what the step is waiting for; on a terminal only."""
+        """Shows what the step is waiting for, on a terminal only."""
         self._bar.update(self._task, note=text)
 
     def __enter__(self) -> StepProgress:
@@ -177,7 +184,10 @@ class StepProgress:
 
 
 def start_log() -> None:
-    """Our own log: what was chosen goes to stdout, on rank 0 only; warnings of every rank go to stderr."""
+    """Sets up our own log.
+
+    Information such as the choices made goes to stdout, on rank 0 only. Warnings of every rank go to stderr.
+    """
     log = logging.getLogger("megatron_lwz")
     log.setLevel(logging.INFO if environment.rank() == 0 else logging.WARNING)
     for handler in list(log.handlers):  # `run` may be called again with other streams

@@ -1,4 +1,4 @@
-"""`lwz evaluate <what> …`: writing measured, with and without a judge."""
+"""`lwz evaluate <what> …`: evaluations of writing, with and without a judge."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Calls the evaluation `argv[0]` with the rest. Raises LwzError."""
+    """Runs the evaluation `argv[0]` with the other arguments. Raises LwzError."""
     if argv and argv[0] in COMMANDS:
         importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
         return

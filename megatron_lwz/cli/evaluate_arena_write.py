@@ -18,7 +18,7 @@ from megatron_lwz.report.evaluation import arena_sections, write_page
 from megatron_lwz.rewards.judge_prompts import PAIR_VERSIONS
 
 SAMPLING = {"temperature": 0.0, "max_tokens": 1024}
-"""Open in the paper; greedy, so that asking again changes as little as may be."""
+"""The paper does not state it. Greedy, so that repeated questions differ as little as possible."""
 
 Texts = Mapping[str, Mapping[str, str]]
 
@@ -54,7 +54,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _players(options: argparse.Namespace, tasks: Sequence[Task]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(models, baselines): name → task id → text. Baselines come from the prompts' file and from --baseline."""
+    """Returns (models, baselines), each name → task id → text.
+
+    Baselines come from the prompts' file and from --baseline.
+    """
     models: dict[str, Any] = {}
     baselines = read_baselines(tasks, options.prompts)
     for target, given in ((models, options.responses), (baselines, options.baseline)):

@@ -1,4 +1,7 @@
-"""The embedded engine for an evaluation: serves a Hugging Face folder, a run folder or a checkpoint while it is needed."""
+"""The embedded engine for an evaluation.
+
+It serves a Hugging Face folder, a run folder or a checkpoint inside a block.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ START_SECONDS = 600.0
 
 @contextmanager
 def serving(folder: Path, log_path: Path, *, slots: int, dtype: str, threads: int) -> Iterator[ServerProcess]:
-    """An engine that serves `folder` until the end. Raises EngineError when it does not start."""
+    """Starts an engine that serves `folder` and stops when the block ends.
+
+    Raises EngineError when it does not start.
+    """
     server = engine_process(folder, slots=slots, dtype=dtype, threads=threads, log_path=log_path)
     server.start()
     try:
@@ -32,7 +38,7 @@ def serving(folder: Path, log_path: Path, *, slots: int, dtype: str, threads: in
 
 
 def identity(model: Path) -> str:
-    """A name that changes with the weights: a run folder that has a newer checkpoint is another model."""
+    """Returns a name that changes with the weights: a run folder with a newer checkpoint counts as another model."""
     patterns = ("*.safetensors", "*.distcp", "checkpoints/latest")
     files = sorted(path for pattern in patterns for path in model.glob(pattern))
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
@@ -41,9 +47,9 @@ def identity(model: Path) -> str:
 
 @contextmanager
 def servable(model: Path, work: Path) -> Iterator[Path]:
-    """`model` as a Hugging Face folder: itself, or an export of the checkpoint under `work` that goes in the end.
+    """Yields `model` as a Hugging Face folder: itself, or an export of the checkpoint.
 
-    Raises CheckpointError when `model` is neither.
+    The export lies under `work` and is deleted when the block ends. Raises CheckpointError when `model` is neither.
     """
     if (model / "config.json").is_file() and list(model.glob("*.safetensors")):
         yield model

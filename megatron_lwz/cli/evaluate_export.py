@@ -1,6 +1,7 @@
-"""`python -m megatron_lwz.cli.evaluate_export CHECKPOINT OUT`: a checkpoint as a Hugging Face folder, on one rank.
+"""`python -m megatron_lwz.cli.evaluate_export CHECKPOINT OUT`: exports a checkpoint as a Hugging Face folder.
 
-A process of its own, because it must be a rank of Megatron's, and the evaluation that needs it must not.
+It runs on one rank, in a separate process, because it must be a Megatron rank, and the evaluation that calls it must
+not be one.
 """
 
 from __future__ import annotations

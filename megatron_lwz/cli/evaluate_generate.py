@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the responses that the file lacks. Raises LwzError."""
+    """Writes the responses that are missing in the file. Raises LwzError."""
     options = _parser().parse_args(list(argv))
     if (options.url is None) == (options.model is None):
         raise common.UsageError("give --url and --served-model, or --model: one engine writes the responses")
@@ -68,7 +68,7 @@ async def _run(tasks: Sequence[Task], client: CompletionClient, file: ResponseFi
 
 
 def _embedded(options: argparse.Namespace, plan: Plan, stack: ExitStack) -> tuple[CompletionClient, Plan]:
-    """A client of an engine started here, and the plan with what fits its context."""
+    """Starts an engine; returns its client, and the plan with the engine's tokenizer and context length."""
     folder = stack.enter_context(evaluate_engine.servable(options.model, options.output.parent))
     tokenizer, longest = Tokenizer(folder), read_hf_architecture(folder).max_position_embeddings
     server = stack.enter_context(

@@ -1,4 +1,4 @@
-"""The judge of an evaluation command: its options, its settings, and what it cost."""
+"""The judge of an evaluation command: its options, its settings, and a summary of its cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """`--config FILE` and `judge.key=value …`: the `judge` section of a config says who judges."""
+    """Adds `--config FILE` and `judge.key=value …`: the `judge` section of a config selects the judge."""
     parser.add_argument("--config", metavar="CONFIG", type=Path, help="a config whose `judge` section names the judge")
     parser.add_argument(
         "overrides", metavar="judge.key=value", nargs="*", help="e.g. judge.url=http://host:8000 judge.model=NAME"
@@ -29,9 +29,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def section_of(options: argparse.Namespace, folder: Path, sampling: Mapping[str, Any]) -> JudgeSection:
-    """The judge's settings: `sampling` is the benchmark's own, for what neither config nor command line sets.
+    """Returns the judge's settings.
 
-    Replies are kept under `folder` unless `judge.cache` names another file. Raises LwzError.
+    `sampling` holds the benchmark's own values for settings that neither config nor command line gives. Replies are
+    kept under `folder` unless `judge.cache` names another file. Raises LwzError.
     """
     section = load_config(options.config, options.overrides).judge
     given = section.model_fields_set
@@ -42,8 +43,10 @@ def section_of(options: argparse.Namespace, folder: Path, sampling: Mapping[str,
 
 
 def judged(section: JudgeSection, title: str, work: Callable[[Judge, Shown], Awaitable[T]]) -> tuple[T, dict[str, Any]]:
-    """Does `work(judge, shown)` under a bar, prints what it cost; its result, and for result files who judged, how it was
-    sampled and what became of the questions. Never the key. Raises LwzError.
+    """Runs `work(judge, shown)` under a progress bar, prints its cost, and returns its result and the judge's record.
+
+    The record is for result files: model and sampling settings of the judge, and counts of the questions' outcomes. It
+    never contains the key. Raises LwzError.
     """
 
     async def run() -> tuple[T, Counter[str]]:

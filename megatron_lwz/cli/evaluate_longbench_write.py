@@ -18,7 +18,7 @@ from megatron_lwz.evaluation.tasks import Task, read_tasks
 from megatron_lwz.report.evaluation import longbench_sections, write_page
 
 SAMPLING = {"temperature": 0.5, "max_tokens": 1024}
-"""Of the judge in the public eval_quality.py."""
+"""Sampling settings of the judge in the public eval_quality.py."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _responses(path: Path, tasks: Sequence[Task]) -> tuple[list[Response], int]:
-    """The responses to the benchmark's prompts, and how many prompts have none."""
+    """Returns the responses to the benchmark's prompts, and the number of prompts without one."""
     known = {task.id for task in tasks}
     responses = read_responses(path, tasks)
     strange = [response.id for response in responses if response.id not in known]
@@ -59,7 +59,7 @@ def _responses(path: Path, tasks: Sequence[Task]) -> tuple[list[Response], int]:
 
 
 def _wording(options: argparse.Namespace) -> tuple[str | None, str]:
-    """The public judge prompt when there is one, and where it came from."""
+    """Returns the public judge prompt, if there is one, and its origin."""
     path = options.judge_prompt
     if path == "ours":
         return None, "ours"

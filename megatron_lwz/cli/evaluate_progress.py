@@ -11,7 +11,10 @@ LINE_SECONDS = 10.0
 
 
 class Bar:
-    """Call it with how many are done and a note. Elsewhere than on a terminal it speaks every few seconds at most."""
+    """Shows the number of finished items and a note when called.
+
+    Without a terminal it prints at most every few seconds.
+    """
 
     def __init__(self, title: str) -> None:
         self._console = console()

@@ -1,4 +1,4 @@
-"""What evaluation commands share: where results go, and the table on the console."""
+"""Code shared by evaluation commands: the output folder, result files, and the table on the console."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_lwz.report.evaluation import number
 
 
 def output_folder(path: Path) -> Path:
-    """The folder, created. Raises UsageError."""
+    """Creates the folder and returns it. Raises UsageError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -24,7 +24,7 @@ Wording = tuple[str, str] | None
 
 
 def main(argv: Sequence[str]) -> None:
-    """Judges responses, or takes scores that exist, and writes the benchmark's figures. Raises LwzError."""
+    """Judges responses, or reads existing scores, and writes the benchmark's figures. Raises LwzError."""
     options = _parser().parse_intermixed_args(list(argv))
     if (options.responses is None) == (options.scores is None):
         raise common.UsageError("give --responses (to be judged) or --scores (judged already), one of them")
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _judge(options: argparse.Namespace, benchmark: Benchmark, folder: Path, result: dict[str, Any]) -> Judged:
-    """Has the responses judged; notes in `result` by whom, in which words, and what is missing."""
+    """Judges the responses. Records in `result` the judge, the wording of its prompt, and what is missing."""
     public, wording = _wording(options, benchmark)
     section = evaluate_judge.section_of(options, folder, files.JUDGE_SAMPLING[benchmark.era])
     responses = _responses(options.responses, benchmark)
@@ -88,7 +88,10 @@ def _responses(path: Path, benchmark: Benchmark) -> list[Response]:
 
 
 def _wording(options: argparse.Namespace, benchmark: Benchmark) -> tuple[Wording, str]:
-    """The public prompt of the benchmark's era, and what it is called; ours when the copy holds none, or if asked for."""
+    """Returns the public prompt of the benchmark's era, and its name.
+
+    Falls back to our prompt when the copy of the benchmark holds none, or if asked for.
+    """
     if options.judge_prompt == "ours":
         return None, "ours"
     path = Path(options.judge_prompt) if options.judge_prompt else files.find_prompt(options.benchmark)

@@ -1,4 +1,7 @@
-"""The console script `lwz <command>`: everything that is one process. Stages run under torchrun instead."""
+"""The console script `lwz <command>`, for all commands that run in one process.
+
+Training stages run under torchrun instead.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ COMMANDS = {
     "report": ("megatron_lwz.cli.report", "write report.html of a run folder again"),
     "rescore": ("megatron_lwz.cli.rescore", "stored rollouts under another reward config: what would change"),
 }
-"""Name → (module with `main(argv)`, what it does). A module is imported when its command is called."""
+"""Name → (module with `main(argv)`, description). A module is imported only when its command is called."""
 
 
 def main() -> int:
-    """Entry point of `lwz`. Returns the exit status."""
+    """Runs `lwz`. Returns the exit status."""
     return common.run(dispatch)
 
 
 def dispatch(argv: Sequence[str]) -> None:
-    """Calls the command `argv[0]` with the rest. Raises UsageError for one that does not exist."""
+    """Runs the command `argv[0]` with the other arguments. Raises UsageError for an unknown command."""
     if argv and argv[0] in COMMANDS:
         importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
         return

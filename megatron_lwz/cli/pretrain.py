@@ -11,7 +11,7 @@ from megatron_lwz.training.pretrain import pretrain
 
 
 def main(argv: Sequence[str]) -> None:
-    """Pretrains as CONFIG says; plain `python -m` runs it on one rank."""
+    """Pretrains as CONFIG says. Plain `python -m` runs it on one rank."""
     config = common.load(argv)
     try:
         with common.StepProgress("pretrain", config.training.steps) as progress:

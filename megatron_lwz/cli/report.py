@@ -1,4 +1,4 @@
-"""`lwz report RUN_DIR`: writes report.html of a run folder, also of one that still runs."""
+"""`lwz report RUN_DIR`: writes report.html of a run folder, also while the run is still going on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_lwz.report import build_report
 
 
 def main(argv: Sequence[str]) -> None:
-    """Builds the report and says where it lies. Raises LwzError."""
+    """Builds the report and prints its path. Raises LwzError."""
     parser = common.Parser(prog="lwz report", description="Write report.html of a run folder.")
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="a run folder: it holds metrics.jsonl")
     path = build_report(parser.parse_args(argv).run_dir)

@@ -1,4 +1,4 @@
-"""`lwz rescore RUN [section.key=value …]`: stored rollouts under another reward config, and what would change."""
+"""`lwz rescore RUN [section.key=value …]`: scores stored rollouts with another reward config and compares."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.run_paths import RunPaths
 
 _SECTIONS = ("reward", "judge", "grpo")
-"""Sections that decide rewards and advantages; all others stay the run's."""
+"""Sections that determine rewards and advantages. All other sections stay those of the run."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the comparison; writes JSON and CSV where asked. Raises LwzError."""
+    """Prints the comparison; writes JSON and CSV if asked to. Raises LwzError."""
     parser = common.Parser(
         prog="lwz rescore",
         description="Rewards and advantages of a run's stored rollouts under another reward config. Reads only, also while "

@@ -1,4 +1,4 @@
-"""What a finished run shows on the console: before → after, and where to look."""
+"""The results of a finished run on the console: a table of metrics before and after."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS = {
     "rollout/think_length": "thinking, words",
     "rollout/truncated": "truncated",
 }
-"""Metric → what it is called in the table."""
+"""Metric → its label in the table."""
 
 
 def show_results(run_dir: Path) -> None:

@@ -16,7 +16,10 @@ from megatron_lwz.orchestrator.service import serve
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serves the trainer at the other end of the inherited socket, which hears what goes wrong. Returns the exit status."""
+    """Serves the trainer at the other end of the inherited socket. Returns the exit status.
+
+    An LwzError is sent to the trainer over the socket.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("config")
     parser.add_argument("--socket", type=int, required=True)

@@ -20,7 +20,7 @@ from megatron_lwz.rollout.engine.server import EngineServer
 def main(argv: Sequence[str]) -> None:
     """Serves until SIGINT or SIGTERM."""
     options = _parser().parse_args(list(argv))
-    bind(options.host, options.port).close()  # a taken port is said at once, not after the model is loaded
+    bind(options.host, options.port).close()  # reports a taken port at once, not after the model is loaded
     if options.threads:
         torch.set_num_threads(options.threads)
     policy = ServedPolicy(options.model, dtype=options.dtype, max_length=options.max_length)

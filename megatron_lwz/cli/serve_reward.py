@@ -19,7 +19,7 @@ from megatron_lwz.rewards.scorer import ScoringThread, ServedRewardModel
 def main(argv: Sequence[str]) -> None:
     """Serves until SIGINT or SIGTERM."""
     options = _parser().parse_args(list(argv))
-    bind(options.host, options.port).close()  # a taken port is said at once, not after the model is loaded
+    bind(options.host, options.port).close()  # reports a taken port at once, not after the model is loaded
     if options.threads:
         torch.set_num_threads(options.threads)
     model = ServedRewardModel(

@@ -21,11 +21,11 @@ SHOWN = (
     "rollout/mean_length",
     "kl",
 )
-"""The metrics worth a place on the progress line."""
+"""The metrics on the progress line."""
 
 
 class ConsoleDisplay:
-    """The run's progress on the console of rank 0."""
+    """Shows the run's progress on the console of rank 0."""
 
     def __init__(self, bar: common.StepProgress) -> None:
         self._bar = bar
@@ -35,7 +35,7 @@ class ConsoleDisplay:
         self._bar(step, {name.rpartition("/")[2]: metrics[name] for name in SHOWN if name in metrics})
 
     def waiting(self, progress: Progress) -> None:
-        """Shows how many rollouts are written."""
+        """Shows how many rollouts are finished."""
         rate = f"{progress.tokens_per_second:.0f} tok/s"
         self._bar.note(f"rollouts {progress.finished}/{progress.rollouts}  {progress.tokens} tokens  {rate}")
 

@@ -1,4 +1,7 @@
-"""`torchrun --nproc-per-node N -m megatron_lwz.cli.train_reward_model CONFIG [section.key=value …]`: learns from pairs."""
+"""`torchrun --nproc-per-node N -m megatron_lwz.cli.train_reward_model CONFIG [section.key=value …]`.
+
+Trains a writing reward model on preference pairs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from megatron_lwz.training import reward_model
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains as CONFIG says, then writes the report; plain `python -m` runs it on one rank."""
+    """Trains as CONFIG says, then writes the report. Plain `python -m` runs it on one rank."""
     config = common.load(argv)
     try:
         config, task = reward_model.prepare(config)
@@ -29,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _show(root: Path) -> None:
-    """Accuracy on the held-out pairs, by kind, beside what length alone would tell."""
+    """Prints the accuracy on the held-out pairs, by kind, beside that of a rule that only compares lengths."""
     summary = read_summary(root)
     if summary is None:
         return

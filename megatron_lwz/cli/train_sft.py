@@ -11,7 +11,7 @@ from megatron_lwz.training import sft
 
 
 def main(argv: Sequence[str]) -> None:
-    """Fine-tunes as CONFIG says; plain `python -m` runs it on one rank."""
+    """Fine-tunes as CONFIG says. Plain `python -m` runs it on one rank."""
     config = common.load(argv)
     try:
         config, source = sft.prepare(config)

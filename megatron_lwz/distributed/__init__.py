@@ -1,1 +1,1 @@
-"""Ranks, groups and exchange: torchrun start-up, the CPU platform for Megatron-Core, context-parallel indices."""
+"""Ranks, process groups and data exchange: start-up, the CPU platform for Megatron-Core, context-parallel indices."""

@@ -1,7 +1,7 @@
 """Which tokens a context-parallel rank holds: pure index arithmetic.
 
-Every segment of a pack is cut into 2·CP equal chunks; rank r takes chunks r and 2·CP − 1 − r. Under a causal mask
-an early chunk is cheap and a late one dear, so each rank gets the same work (the "zigzag" split of Megatron-Core).
+Every segment of a pack is cut into 2·CP equal chunks; rank r takes chunks r and 2·CP − 1 − r. Under a causal mask an
+early chunk is cheap and a late one expensive, so each rank gets the same work (the "zigzag" split of Megatron-Core).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from torch import Tensor
 
 
 def chunks(cu_seqlens: Tensor, cp_size: int, cp_rank: int) -> Iterator[tuple[int, int, int]]:
-    """(segment start, chunk start, chunk end) of this rank's chunks in local order, as indices into the full pack.
+    """Yields (segment start, chunk start, chunk end) of this rank's chunks in local order.
 
-    `cu_seqlens` [S + 1] are the segments' starts. Raises ValueError when a length is no multiple of 2·CP (CP > 1).
+    All three are indices into the full pack. `cu_seqlens` [S + 1] holds the start of every segment and the end of the
+    last. Raises ValueError when a length is not a multiple of 2·CP (CP > 1).
     """
     starts = cu_seqlens.tolist()
     for start, end in pairwise(starts):
@@ -33,11 +34,14 @@ def chunks(cu_seqlens: Tensor, cp_size: int, cp_rank: int) -> Iterator[tuple[int
 
 
 def shard_indices(cu_seqlens: Tensor, cp_size: int, cp_rank: int) -> Tensor:
-    """[T / CP] int64: indices into the full pack of the tokens that rank `cp_rank` holds, in its local order."""
+    """Returns [T / CP] int64: the indices in the full pack of the tokens that rank `cp_rank` holds, in local order."""
     pieces = [torch.arange(start, end) for _, start, end in chunks(cu_seqlens, cp_size, cp_rank)]
     return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
 
 
 def gathered_order(cu_seqlens: Tensor, cp_size: int) -> Tensor:
-    """[T] int64 such that `gathered[gathered_order]` is the full pack, `gathered` being all shards in rank order."""
+    """Returns [T] int64 such that `gathered[gathered_order]` is the full pack.
+
+    `gathered` is the concatenation of all shards in rank order.
+    """
     return torch.cat([shard_indices(cu_seqlens, cp_size, rank) for rank in range(cp_size)]).argsort()

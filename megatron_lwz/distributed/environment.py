@@ -11,22 +11,22 @@ _LAUNCHER_PREFIXES = ("LOCAL_", "MASTER_", "TORCHELASTIC_", "TORCH_NCCL_ASYNC")
 
 
 def get(name: str, default: str | None = None) -> str | None:
-    """The variable's value, or `default`."""
+    """Returns the variable's value, or `default` when it is not set."""
     return os.environ.get(name, default)
 
 
 def rank() -> int:
-    """This process's rank as torchrun set it; 0 without torchrun."""
+    """Returns this process's rank as torchrun set it; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """Number of processes torchrun started; 1 without torchrun."""
+    """Returns the number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """This process's rank on its machine; 0 without torchrun."""
+    """Returns this process's rank on its machine; 0 without torchrun."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -37,7 +37,7 @@ def under_torchrun() -> bool:
 
 @contextmanager
 def lent(name: str, value: str) -> Iterator[None]:
-    """Within the block the variable has this value, for this process and its children; then what it had before."""
+    """Sets the variable inside the block, for this process and its children; restores the old value afterwards."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -50,7 +50,7 @@ def lent(name: str, value: str) -> Iterator[None]:
 
 
 def child_environment(**extra: str) -> dict[str, str]:
-    """The environment for a subprocess that must not think itself a rank: torchrun's variables left out, `extra` put in."""
+    """Returns the environment for a subprocess that is not a rank: without torchrun's variables, with `extra` added."""
     kept = {
         name: value
         for name, value in os.environ.items()

@@ -1,4 +1,4 @@
-"""Plain data from one rank to all: tensors and JSON, never pickles; and waiting outside collectives."""
+"""Plain data from one rank to all (tensors and JSON, never pickles), and waiting outside collectives."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from torch import Tensor
 
 _POLL_SECONDS = 0.05
 PIECE_BYTES = 64 * 2**20
-"""The most that one broadcast moves: what a backend holds beside the tensors stays small, however long the rollouts."""
+"""Upper bound of one broadcast. It keeps a backend's own buffers small, however long the rollouts are."""
 
 
 def broadcast_json(value: Any = None, *, source: int = 0) -> Any:
-    """What rank `source` passes, on every rank. The value must survive JSON; other ranks' argument is not read."""
+    """Returns the value of rank `source` on every rank.
+
+    The value must survive a round trip through JSON. The argument of the other ranks is not read.
+    """
     mine = dist.get_rank() == source
     content = json.dumps(value).encode() if mine else b""
     length = torch.tensor([len(content)], dtype=torch.int64)
@@ -29,7 +32,10 @@ def broadcast_json(value: Any = None, *, source: int = 0) -> Any:
 
 
 def broadcast_tensors(tensors: dict[str, Tensor] | None = None, *, source: int = 0) -> dict[str, Tensor]:
-    """The CPU tensors of rank `source`, on every rank: names, dtypes and shapes go as JSON, then the bytes, in pieces."""
+    """Returns the CPU tensors of rank `source` on every rank.
+
+    Names, dtypes and shapes are sent as JSON, then the bytes, in pieces of at most PIECE_BYTES.
+    """
     mine = dist.get_rank() == source
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors or {}).items()} if mine else {}
     header = broadcast_json(
@@ -46,21 +52,22 @@ def broadcast_tensors(tensors: dict[str, Tensor] | None = None, *, source: int =
 
 
 def largest(value: float) -> float:
-    """The largest of all ranks' values, on every rank."""
+    """Returns the largest of all ranks' values, on every rank."""
     held = torch.tensor(value, dtype=torch.float64)
     dist.all_reduce(held, op=dist.ReduceOp.MAX)
     return float(held)
 
 
 def post(key: str) -> None:
-    """Marks `key` as reached in the rendezvous store. Use a key once in a run, such as `batch/17`."""
+    """Marks `key` as reached in the rendezvous store. Use each key only once in a run, for example `batch/17`."""
     _store().set(key, "posted")
 
 
 def wait_until_posted(key: str, timeout: float) -> None:
-    """Sleeps until some rank posts `key`. No collective is entered, so no watchdog counts while rollouts are awaited.
+    """Sleeps until some rank posts `key`.
 
-    Raises TimeoutError after `timeout` seconds.
+    It enters no collective, so no watchdog timeout runs while the ranks wait for rollouts. Raises TimeoutError after
+    `timeout` seconds.
     """
     end = time.monotonic() + timeout
     store = _store()

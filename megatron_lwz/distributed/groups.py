@@ -12,57 +12,57 @@ from megatron.core import parallel_state  # noqa: E402
 
 
 def tensor_group() -> dist.ProcessGroup:
-    """Ranks that share every layer of a stage."""
+    """Returns the group of ranks that share every layer of a pipeline stage."""
     return parallel_state.get_tensor_model_parallel_group()
 
 
 def pipeline_group() -> dist.ProcessGroup:
-    """Ranks that hold the stages of one copy of the model."""
+    """Returns the group of ranks that hold the stages of one copy of the model."""
     return parallel_state.get_pipeline_model_parallel_group()
 
 
 def context_group() -> dist.ProcessGroup:
-    """Ranks that share the tokens of one micro-batch."""
+    """Returns the group of ranks that share the tokens of one micro-batch."""
     return parallel_state.get_context_parallel_group()
 
 
 def data_context_group() -> dist.ProcessGroup:
-    """Ranks with the same weights: over them gradients are summed."""
+    """Returns the group of ranks with the same weights. Gradients are summed over it."""
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
 def tensor_rank() -> int:
-    """Place in `tensor_group`."""
+    """Returns this rank's index in `tensor_group`."""
     return parallel_state.get_tensor_model_parallel_rank()
 
 
 def tensor_size() -> int:
-    """Ranks in `tensor_group`."""
+    """Returns the number of ranks in `tensor_group`."""
     return parallel_state.get_tensor_model_parallel_world_size()
 
 
 def pipeline_size() -> int:
-    """Number of pipeline stages."""
+    """Returns the number of pipeline stages."""
     return parallel_state.get_pipeline_model_parallel_world_size()
 
 
 def context_rank() -> int:
-    """Place in `context_group`."""
+    """Returns this rank's index in `context_group`."""
     return parallel_state.get_context_parallel_rank()
 
 
 def context_size() -> int:
-    """Ranks in `context_group`."""
+    """Returns the number of ranks in `context_group`."""
     return parallel_state.get_context_parallel_world_size()
 
 
 def data_rank() -> int:
-    """Place among the ranks with the same weights and different micro-batches."""
+    """Returns this rank's index among the ranks with the same weights and different micro-batches."""
     return parallel_state.get_data_parallel_rank()
 
 
 def data_size() -> int:
-    """Number of copies of the model."""
+    """Returns the number of copies of the model."""
     return parallel_state.get_data_parallel_world_size()
 
 
@@ -77,10 +77,10 @@ def is_last_stage(chunk: int | None = None) -> bool:
 
 
 def last_stage_rank() -> int:
-    """Global rank of the last stage of this rank's pipeline."""
+    """Returns the global rank of the last stage of this rank's pipeline."""
     return parallel_state.get_pipeline_model_parallel_last_rank()
 
 
 def is_rank_zero() -> bool:
-    """Whether this is rank 0 of all; True also before any group exists."""
+    """Whether this is global rank 0. Also True before any process group exists."""
     return not dist.is_initialized() or dist.get_rank() == 0

@@ -17,9 +17,9 @@ _SEED_STEP_PER_STAGE = 100
 
 
 def initialize(config: Config) -> None:
-    """Joins the ranks of this run and splits them by `config.parallel`.
+    """Joins the ranks of this run and divides them into groups by `config.parallel`.
 
-    Works under torchrun, and alone (one rank, on a free port). Every rank must call it with the same config.
+    Works under torchrun, and without it (one rank, on a free port). Every rank must call it with the same config.
     Raises ConfigError when the layout does not fit the model or the number of ranks, before any group exists.
     """
     config.check_layout(environment.world_size())
@@ -32,7 +32,7 @@ def initialize(config: Config) -> None:
 
 
 def shutdown() -> None:
-    """Leaves the groups. Safe to call twice, or before `initialize`."""
+    """Destroys the process groups. Safe to call twice, or before `initialize`."""
     from megatron.core import parallel_state
 
     if parallel_state.model_parallel_is_initialized():
@@ -42,7 +42,7 @@ def shutdown() -> None:
 
 
 def _join(timeout: datetime.timedelta) -> None:
-    """One process group over all ranks; with a GPU it moves CPU tensors by gloo and CUDA tensors by NCCL."""
+    """Creates one process group over all ranks. With a GPU it moves CPU tensors by gloo and CUDA tensors by NCCL."""
     if dist.is_initialized():
         return
     if platform.has_gpu():
@@ -71,7 +71,10 @@ def _split(config: Config) -> None:
 
 
 def _seed(seed: int) -> None:
-    """Different noise per pipeline stage; per tensor rank only where Megatron's tracker says so."""
+    """Seeds the random generators, differently per pipeline stage.
+
+    Tensor ranks differ only where Megatron's tracker makes them differ.
+    """
     from megatron.core import parallel_state, tensor_parallel
 
     seed += _SEED_STEP_PER_STAGE * parallel_state.get_pipeline_model_parallel_rank()

@@ -1,6 +1,6 @@
-"""A communicator of its own between this process and processes outside the run, by NCCL's C interface.
+"""A separate NCCL communicator between this process and processes outside the run, through NCCL's C interface.
 
-torch.distributed can only join processes that it started together; NCCL needs no more than a unique id that all know.
+torch.distributed can only join processes that were started together. NCCL needs only a unique id that all of them know.
 The calls and their types are those of nccl.h, which have not changed since NCCL 2.0.
 """
 
@@ -19,14 +19,14 @@ _UINT8, _FLOAT32, _SUM = 1, 7, 0  # ncclDataType_t, ncclRedOp_t
 
 
 class UniqueId(ctypes.Structure):
-    """ncclUniqueId, passed by value."""
+    """NCCL's ncclUniqueId, passed by value."""
 
     _fields_ = (("internal", ctypes.c_byte * UNIQUE_ID_BYTES),)
 
 
 _HANDLE = ctypes.c_void_p
 _COLLECTIVE = [_HANDLE, _HANDLE, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, _HANDLE, _HANDLE]
-"""From, to, number of elements, type, reduction (or root), communicator, stream."""
+"""Argument types: source, destination, number of elements, data type, reduction (or root), communicator, stream."""
 _ARGUMENTS: dict[str, list[Any]] = {
     "ncclGetVersion": [ctypes.POINTER(ctypes.c_int)],
     "ncclGetUniqueId": [ctypes.POINTER(UniqueId)],
@@ -38,7 +38,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
 
 
 class NcclLibrary:
-    """libnccl, loaded; raises EnvironmentSetupError when it cannot be, and for every call that fails."""
+    """The loaded libnccl. Raises EnvironmentSetupError when it cannot be loaded, and for every call that fails."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -54,7 +54,7 @@ class NcclLibrary:
             raise EnvironmentSetupError(f"NCCL cannot be loaded from {path!r} ({error}): {advice}") from error
 
     def call(self, name: str, *arguments: Any) -> None:
-        """Calls a function of `_ARGUMENTS`; other threads run meanwhile."""
+        """Calls a function of `_ARGUMENTS`. Other threads can run during the call."""
         code = getattr(self._functions, name)(*arguments)
         if code:
             reason = self._functions.ncclGetErrorString(code).decode(errors="replace")
@@ -64,21 +64,21 @@ class NcclLibrary:
             )
 
     def version(self) -> str:
-        """Such as 2.27.5."""
+        """Returns the version of NCCL, for example 2.27.5."""
         found = ctypes.c_int()
         self._functions.ncclGetVersion(ctypes.byref(found))
         number = found.value
         return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
     def unique_id(self) -> bytes:
-        """A new id of 128 bytes; communicators that are made with it find each other."""
+        """Returns a new id of 128 bytes. Processes that create a communicator with the same id find each other."""
         found = UniqueId()
         self.call("ncclGetUniqueId", ctypes.byref(found))
         return bytes(found)
 
 
 class NcclCommunicator:
-    """This process as rank 0 of `size`, on the current CUDA device, with a stream of its own. Every call is asynchronous."""
+    """This process as rank 0 of `size`, on the current CUDA device, with its own stream. Every call is asynchronous."""
 
     def __init__(self, library: NcclLibrary, unique_id: bytes, *, size: int, device: torch.device) -> None:
         """Blocks until all ranks have joined. Raises EnvironmentSetupError."""
@@ -96,15 +96,18 @@ class NcclCommunicator:
         self._enqueue("ncclAllReduce", data, data, tensor.numel(), _FLOAT32, _SUM)
 
     def broadcast(self, data: Tensor) -> None:
-        """Sends this rank's bytes, a contiguous uint8 CUDA tensor; it must stay as it is until `done`."""
+        """Sends this rank's bytes, a contiguous uint8 CUDA tensor.
+
+        The tensor must not change until `done` returns True.
+        """
         self._enqueue("ncclBroadcast", data.data_ptr(), data.data_ptr(), data.numel(), _UINT8, 0)
 
     def done(self) -> bool:
-        """Whether everything enqueued so far has run."""
+        """Whether all operations enqueued so far have run."""
         return bool(self._stream.query())
 
     def abort(self) -> None:
-        """Gives up: what is enqueued ends, and the communicator with it. May be called again."""
+        """Aborts the communicator and the operations that are still enqueued. May be called again."""
         handle, self._handle = self._handle, None
         if handle is not None:
             self._library.call("ncclCommAbort", handle)

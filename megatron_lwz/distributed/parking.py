@@ -1,4 +1,4 @@
-"""Tensors moved out of the GPU's memory and back, in place."""
+"""Moves tensors out of the GPU's memory and back, in place."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Parked:
-    """The memory behind tensors: `out` copies it to host memory and frees it, `back` restores it, bit for bit.
+    """The memory behind tensors: `out` copies it to host memory and frees it, `back` restores it bit for bit.
 
-    The tensors stay what they are, and so do all views of them; none may be read while it is out. Memory that several
-    tensors share moves once. With `keep` False nothing is copied, and zeros come back. Host memory that was shared with
-    numpy (an export on a CPU does that) cannot be freed: it stays, as it is.
+    The tensors and all their views stay valid objects, but none of them may be read between `out` and `back`. Memory
+    that several tensors share moves once. With `keep` False nothing is copied, and `back` returns zeros. Host memory
+    that is shared with numpy (after an export on a CPU) cannot be freed: it stays in place, unchanged.
     """
 
     def __init__(self, tensors: Iterable[Tensor], *, keep: bool = True) -> None:
@@ -27,14 +27,14 @@ class Parked:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are moved."""
+        """Number of bytes that are moved."""
         return sum(self._sizes)
 
     def out(self) -> None:
-        """Frees the memory. Nothing that uses it may still be running."""
+        """Frees the memory. No running operation may still use it."""
         if self.is_out:
             return
-        if self._keep and not self._copies:  # the host's share is kept: pinning it anew would cost more than the copy
+        if self._keep and not self._copies:  # kept for reuse: pinning host memory costs more than the copy
             self._copies = [
                 torch.empty(size, dtype=torch.uint8, pin_memory=storage.device.type == "cuda")
                 for storage, size in zip(self._storages, self._sizes, strict=True)
@@ -46,7 +46,7 @@ class Parked:
         self.is_out = True
 
     def back(self) -> None:
-        """Takes the memory again."""
+        """Allocates the memory again and restores its content."""
         if not self.is_out:
             return
         for index, storage in enumerate(self._storages):

@@ -1,4 +1,4 @@
-"""Servers of ours as child processes: on a free loopback port, with a fresh token, outside torchrun's world."""
+"""Our own servers as child processes: on a free loopback port, with a fresh token, outside torchrun's world."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def server_process(
     log_path: Path,
     successor_of: ServerProcess | None = None,
 ) -> ServerProcess:
-    """`python -m module` with these options and `--port` and `--threads`; not started yet.
+    """Returns the process `python -m module` with these options and `--port` and `--threads`; it is not started yet.
 
-    `token_name` is the variable in which the server looks for its token. `threads` 0: all cores. A successor has the port
-    and the token of the server that ended.
+    `token_name` is the environment variable from which the server reads its token. `threads` 0 means all cores. A
+    server with `successor_of` takes over the port and the token of that earlier server.
     """
     port = successor_of.port if successor_of else free_port()
     token = (successor_of.token if successor_of else None) or secrets.token_urlsafe(24)

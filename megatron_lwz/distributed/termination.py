@@ -1,8 +1,9 @@
-"""SIGTERM and Ctrl-C: the main thread unwinds, and a watching thread sees to it that the process ends in time.
+"""Handling of SIGTERM and Ctrl-C: the main thread unwinds, a watcher thread makes sure that the process ends in time.
 
-torchrun passes SIGTERM on to its ranks and kills them after 30 s; Slurm sends it to every process, so a rank may get it
-twice. The main thread can be inside a collective, a kernel or a write, where Python delivers no signal: the watching
-thread hears of it at once, has what was received made durable, and ends the process if the main thread does not.
+torchrun passes SIGTERM on to its ranks and kills them after 30 s. Slurm sends it to every process, so a rank may
+receive it twice. The main thread can be inside a collective, a kernel or a write, where Python delivers no signal. The
+watcher thread receives the signal at once, makes the received tokens durable, and ends the process if the main thread
+does not.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 GRACE_SECONDS = 24.0
-"""From the signal to the forced end: together with the last attempt below less than torchrun's 30 s."""
+"""Time from the signal to the forced exit. Together with LAST_SECONDS it stays below torchrun's 30 s."""
 LAST_SECONDS = 3.0
-"""Patience with a disk before a forced end."""
+"""Longest wait for the disk before a forced exit."""
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ _keepers: list[Callable[[], None]] = []
 
 
 class _Notice:
-    """The signal that ends this process, and when it came. One per `watched` block."""
+    """The signal that ends this process, and the time when it arrived. One per `watched` block."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -37,7 +38,7 @@ class _Notice:
         self.over = threading.Event()
 
     def note(self, number: int) -> None:
-        """Remembers the first signal."""
+        """Records the first signal; later ones are ignored."""
         if not self.number:
             self.number, self.since = number, time.monotonic()
 
@@ -46,18 +47,21 @@ _notice = _Notice()
 
 
 class Terminated(SystemExit):
-    """SIGTERM as an exception, so that `finally` blocks run. asyncio lets a SystemExit through its loop, and no other."""
+    """SIGTERM as an exception, so that `finally` blocks run.
+
+    A subclass of SystemExit, because asyncio re-raises only that (and KeyboardInterrupt) out of its event loop.
+    """
 
 
 def requested() -> int:
-    """The signal that told this process to end, 0 if none did."""
+    """Returns the signal that asked this process to end, 0 if there was none."""
     return _notice.number
 
 
 def patience(seconds: float = math.inf, *, reserve: float = 0.0) -> float | None:
-    """How long something may still be waited for: `seconds` (None: for ever), or less once the process was told to end.
+    """Returns how many seconds a wait may still last: `seconds`, or less once the process was asked to end.
 
-    `reserve`: seconds that what comes after it needs.
+    None means no limit. `reserve` is the time in seconds that must remain for the steps after the wait.
     """
     if _notice.number:
         seconds = min(seconds, max(0.0, _notice.since + GRACE_SECONDS - reserve - time.monotonic()))
@@ -66,7 +70,10 @@ def patience(seconds: float = math.inf, *, reserve: float = 0.0) -> float | None
 
 @contextmanager
 def kept(keeper: Callable[[], None]) -> Iterator[None]:
-    """Within the block a signal, and a forced end, have `keeper` make durable what was received; from another thread."""
+    """Inside the block, a signal and a forced exit call `keeper` from another thread.
+
+    `keeper` makes the data that was received so far durable.
+    """
     _keepers.append(keeper)
     try:
         yield
@@ -75,7 +82,7 @@ def kept(keeper: Callable[[], None]) -> Iterator[None]:
 
 
 def keep() -> threading.Thread:
-    """Has everything `kept`, in a thread: a disk may hang."""
+    """Calls every keeper that `kept` registered, in a new thread, because a disk may hang. Returns the thread."""
 
     def work() -> None:
         for keeper in list(_keepers):
@@ -91,10 +98,11 @@ def keep() -> threading.Thread:
 
 @contextmanager
 def watched(*, forced: Callable[[], None], until_exit: bool = False) -> Iterator[None]:
-    """The first SIGTERM raises Terminated in the main thread, the first SIGINT KeyboardInterrupt; later ones do nothing.
+    """Turns the first SIGTERM into Terminated and the first SIGINT into KeyboardInterrupt, both in the main thread.
 
-    After GRACE_SECONDS `forced` is called and the process ends with status 128 + signal. With `until_exit` that holds
-    beyond the block too, while the interpreter waits for threads. Main thread only.
+    Later signals have no effect. GRACE_SECONDS after the first one, `forced` is called and the process exits with
+    status 128 + signal. With `until_exit` the limit also holds after the block, while the interpreter waits for
+    threads. Main thread only.
     """
     global _notice
     _notice = notice = _Notice()
@@ -106,7 +114,7 @@ def watched(*, forced: Callable[[], None], until_exit: bool = False) -> Iterator
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated(128 + number)
 
     numbers = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell makes it ignored
         numbers.append(signal.SIGINT)
     previous = {number: signal.signal(number, hear) for number in numbers}
     near, far = os.pipe()
@@ -121,7 +129,7 @@ def watched(*, forced: Callable[[], None], until_exit: bool = False) -> Iterator
             for number, handler in previous.items():
                 signal.signal(number, handler)
             notice.over.set()
-            os.close(far)  # the thread reads the end of the pipe
+            os.close(far)  # the watcher thread then reads the end of the pipe and returns
             _notice = _Notice()
 
 

@@ -1,12 +1,12 @@
 """Causal core attention without Transformer Engine: flash-attn, torch's varlen kernel, or torch's SDPA.
 
-Packed micro-batches (`thd`) are cut at `cu_seqlens`, so no token sees another document. Under context parallelism
-every rank gathers all keys and values and attends from its own two chunks of each segment, each to the segment's
-start. Every case is then the same one: pieces of queries that see a piece of keys, aligned at the end (the last
-query sees the last key, the one before it one key less …).
+Packed micro-batches (`thd`) are cut at `cu_seqlens`, so no token sees another document. Under context parallelism every
+rank gathers all keys and values. It attends from its own two chunks of each segment, each back to the segment's start.
+So every case has one form: pieces of queries that see a piece of keys, aligned at the end (the last query sees the last
+key, the one before it one key less …).
 
-What depends on the segments alone is planned once per micro-batch: layers neither read lengths back from the GPU nor
-walk over segments in Python.
+The plan depends on the segments alone and is made once per micro-batch. Layers neither read lengths back from the GPU
+nor iterate over segments in Python.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def has_flash_attention() -> bool:
-    """Whether the flash-attn package and a GPU to run it on are here."""
+    """Whether the flash-attn package and a GPU that can run it are available."""
     return platform.has_gpu() and importlib.util.find_spec("flash_attn") is not None
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """How queries meet keys: queries cu_q[i]:cu_q[i + 1] see keys cu_k[i]:cu_k[i + 1], causal, aligned at the end.
+    """Which keys each query sees: queries cu_q[i]:cu_q[i + 1] see keys cu_k[i]:cu_k[i + 1], causal, aligned at the end.
 
-    `key_index` [sum of key lengths] int64 first picks the keys from the gathered ones; None takes them as they are.
-    `positions` [T] int64: each query's place in its segment.
+    `key_index` [sum of key lengths] int64 selects the keys from the gathered ones first; None uses them unchanged.
+    `positions` [T] int64 is each query's position in its segment.
     """
 
     cu_q: list[int]
@@ -59,13 +59,13 @@ class Pieces:
 
     @property
     def longest(self) -> tuple[int, int]:
-        """Most queries and most keys of a piece."""
+        """Returns the largest number of queries and the largest number of keys of a piece."""
         queries, keys = (max(b - a for a, b in pairwise(starts)) for starts in (self.cu_q, self.cu_k))
         return queries, keys
 
 
 def plan_pieces(cu_seqlens: Tensor, cp_size: int = 1, cp_rank: int = 0) -> Pieces:
-    """The pieces of a pack with segment starts `cu_seqlens` [S + 1] for one context-parallel rank."""
+    """Returns the pieces of a pack with segment starts `cu_seqlens` [S + 1] for one context-parallel rank."""
     device = cu_seqlens.device
     cu_seqlens = cu_seqlens.cpu()  # the only wait for the GPU, once per micro-batch
     found = list(chunks(cu_seqlens, cp_size, cp_rank))
@@ -85,7 +85,7 @@ def plan_pieces(cu_seqlens: Tensor, cp_size: int = 1, cp_rank: int = 0) -> Piece
 
 @dataclass(frozen=True)
 class _Plan:
-    """What every layer needs of a packed micro-batch: its pieces, and cos and sin [T, D/2] fp32 of its tokens' angles."""
+    """Data of a packed micro-batch for every layer: its pieces, and cos and sin [T, D/2] fp32 of its RoPE angles."""
 
     pieces: Pieces
     cos: Tensor
@@ -95,7 +95,8 @@ class _Plan:
 class PackedSelfAttention(SelfAttention):
     """Megatron's self-attention, except that packed queries and keys are rotated in the core attention slot.
 
-    Upstream walks over the segments in Python, for queries and keys of each layer, and computes cosines anew each time.
+    Upstream iterates over the segments in Python, for queries and keys of each layer, and recomputes the cosines each
+    time.
     """
 
     def forward(
@@ -107,7 +108,7 @@ class PackedSelfAttention(SelfAttention):
         packed_seq_params: PackedSeqParams | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """[T (/ TP), 1, H] → the same; `rotary_pos_emb` [longest segment, 1, 1, D]: angles, both halves alike."""
+        """[T (/ TP), 1, H] → the same; `rotary_pos_emb` [longest segment, 1, 1, D]: angles in two equal halves."""
         if packed_seq_params is not None:
             assert rotary_pos_emb is not None
             self._plan(packed_seq_params, rotary_pos_emb)
@@ -122,7 +123,7 @@ class PackedSelfAttention(SelfAttention):
         )
 
     def _plan(self, params: PackedSeqParams, angles: Tensor) -> None:
-        """Made once per micro-batch and kept on its `PackedSeqParams`, for all layers and the recompute."""
+        """Makes the plan once per micro-batch, stored on its `PackedSeqParams` for all layers and the recomputation."""
         if getattr(params, "plan", None) is None:
             group = self.pg_collection.cp
             pieces = plan_pieces(params.cu_seqlens_q, group.size(), group.rank())
@@ -131,10 +132,10 @@ class PackedSelfAttention(SelfAttention):
 
 
 class CausalAttention(MegatronModule):
-    """Megatron's core attention slot: queries, keys and values of this rank's heads in, context vectors out.
+    """Megatron's core attention slot: takes this rank's heads of queries, keys and values, returns context vectors.
 
-    Packed queries and keys come without their rotary embedding (see PackedSelfAttention).
-    `flash` lets packed bf16 micro-batches on a GPU run through flash-attn; otherwise torch's varlen kernel takes them.
+    Packed queries and keys arrive without their rotary embedding (see PackedSelfAttention). With `flash`, packed bf16
+    micro-batches on a GPU run through flash-attn; otherwise through torch's varlen kernel.
     """
 
     def __init__(
@@ -190,7 +191,10 @@ class CausalAttention(MegatronModule):
 def attend_pieces(
     query: Tensor, key: Tensor, value: Tensor, pieces: Pieces, *, scale: float | None = None, flash: bool = False
 ) -> Tensor:
-    """[Tq, heads, d] queries over [Tk, key-value heads, d] keys and values, piece by piece → [Tq, heads, d]."""
+    """Attends piece by piece; returns [Tq, heads, d].
+
+    `query` is [Tq, heads, d]; `key` and `value` are [Tk, key-value heads, d].
+    """
     if query.is_cuda and query.dtype in _HALF:
         kernel = _flash_attention if flash else _torch_varlen  # both align the causal mask at the end
         return kernel(query, key, value, (pieces.starts_q, pieces.starts_k, *pieces.longest), scale)
@@ -204,7 +208,7 @@ def attend_pieces(
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, hidden: Tensor | None = None) -> Tensor:
-    """Torch's SDPA on [b, heads, s, d], fewer key-value heads allowed; causal, the last query sees all keys.
+    """Torch's SDPA on [b, heads, s, d]. Causal: the last query sees all keys. Fewer key-value heads are allowed.
 
     `hidden` (bool, broadcast to [b, heads, s, t], True = masked) replaces the causal mask.
     """
@@ -234,7 +238,7 @@ def _flash_attention(query: Tensor, key: Tensor, value: Tensor, layout: tuple[An
 def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, layout: tuple[Any, ...], scale: float | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    # Torch 2.11 takes fewer key-value heads without being told; later releases want the word.
+    # Torch 2.11 accepts fewer key-value heads as they are; later releases need `enable_gqa`.
     grouped: dict[str, Any] = {}
     if query.shape[1] != key.shape[1] and _must_say_grouped():
         grouped["enable_gqa"] = True

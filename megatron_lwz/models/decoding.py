@@ -1,9 +1,9 @@
 """Continuous batching on the policy's own Megatron model: prompts are computed once, then all sequences step together.
 
-The model's own modules do the maths (embedding, norms, linear layers, output layer), so engine and trainer share
-weights and kernels; only attention over cached keys and values is written here. One rank (no tensor or pipeline
-parallelism). Shape legend: T tokens of a pass, H hidden, G key-value heads, Q query heads per key-value head,
-D head dimension, V true vocabulary.
+The model's own modules do the computation (embedding, norms, linear layers, output layer), so engine and trainer share
+weights and kernels. Only attention over cached keys and values is written here. One rank (no tensor or pipeline
+parallelism). Shape legend: T tokens of a pass, H hidden, G key-value heads, Q query heads per key-value head, D head
+dimension, V true vocabulary.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ class Sampled:
 
 
 class Decoder:
-    """Writes up to `slots` sequences at once, further ones wait. Not thread-safe.
+    """Decodes up to `slots` sequences at once; other sequences wait. Not thread-safe.
 
-    `max_length` bounds prompt + response in tokens; the caller removes a sequence before it would grow beyond.
-    `prefill_tokens`: prompt tokens computed per step, so that a long prompt does not hold up the others for long.
+    `max_length` bounds prompt + response in tokens; the caller removes a sequence before it would exceed it.
+    `prefill_tokens` is the number of prompt tokens computed per step; it limits how long a long prompt delays the other
+    sequences.
     """
 
     def __init__(self, model: PolicyModel, *, max_length: int, slots: int, prefill_tokens: int = 2048) -> None:
@@ -59,12 +60,12 @@ class Decoder:
 
     @property
     def writing(self) -> int:
-        """Sequences that hold a slot."""
+        """Number of sequences that hold a slot."""
         return len(self._writing)
 
     @property
     def cache_use(self) -> float:
-        """Tokens whose keys and values the slots hold, as a fraction of all that they could: slots × longest sequence."""
+        """Fraction of the cache in use: cached tokens of all slots over slots × longest sequence."""
         return sum(sequence.length for sequence in self._writing) / self._capacity
 
     def add(self, sequence: CachedSequence) -> None:
@@ -73,7 +74,7 @@ class Decoder:
 
     @torch.inference_mode()
     def remove(self, sequence: CachedSequence) -> None:
-        """Ends a sequence, waiting or writing, and frees its slot. Unknown ones are ignored."""
+        """Ends a waiting or running sequence and frees its slot. Unknown sequences are ignored."""
         if sequence in self._writing:
             self._writing.remove(sequence)
             self._rows.remove(sequence)
@@ -83,19 +84,19 @@ class Decoder:
             self._pending.pop(sequence, None)
 
     def forget_prefixes(self) -> None:
-        """Drops cached prompts, half-computed ones too: call it when the weights change."""
+        """Drops cached prompts, also partly computed ones. Call it when the weights change."""
         self._prefixes.clear()
         self._pending.clear()
 
     def release(self) -> None:
-        """Lets go of all keys and values; no sequence may be left. Memory is taken again as it is needed."""
+        """Frees all keys and values. No sequence may be left. Memory is allocated again when it is needed."""
         assert not len(self), "sequences would lose their keys and values"
         self.forget_prefixes()
         self._rows, self._batch = RowCache(self._forward.cache_shape), None
 
     @torch.inference_mode()
     def step(self) -> list[Sampled]:
-        """One token for every sequence that is being written, and the first token of those that start."""
+        """Returns one token for every running sequence, and the first token of those that start."""
         return self._decode() + self._start()
 
     def _decode(self) -> list[Sampled]:
@@ -106,7 +107,7 @@ class Decoder:
         return self._batch.step()
 
     def _start(self) -> list[Sampled]:
-        """Computes waiting prompts and gives finished ones a row and their first token."""
+        """Computes waiting prompts. Gives each sequence whose prompt is complete a row and its first token."""
         free = self.slots - len(self._writing)
         candidates = [self._waiting[i] for i in range(min(free, len(self._waiting)))]
         if not candidates:
@@ -129,7 +130,7 @@ class Decoder:
 
 
 class _Batch:
-    """The sequences of a decode step in row order, with everything that stays the same from step to step."""
+    """The sequences of a decode step in row order, with all tensors that stay the same from step to step."""
 
     def __init__(self, rows: RowCache, forward: DecodingForward) -> None:
         self._forward = forward
@@ -179,7 +180,7 @@ class _Batch:
 
 
 class DecodingForward:
-    """Passes of the policy's modules over tokens of many sequences, attention left to the caller."""
+    """Forward passes of the policy's modules over tokens of many sequences; the caller supplies attention."""
 
     def __init__(self, model: PolicyModel, max_length: int) -> None:
         settings = model.config
@@ -192,11 +193,11 @@ class DecodingForward:
             settings.num_layers, self._groups, self._head_dim, settings.params_dtype, weight.device
         )
         angles = model.rotary_pos_emb.get_emb(max_length)[:, 0].to(weight.device)  # [max_length, 1, D]
-        self._cos, self._sin = angles.cos(), angles.sin()  # fp32 also for bf16 weights, as the trainer turns them
-        self._sin[..., : self._head_dim // 2].neg_()  # the minus of "rotate half", folded in
+        self._cos, self._sin = angles.cos(), angles.sin()  # fp32 also for bf16 weights, as the trainer rotates them
+        self._sin[..., : self._head_dim // 2].neg_()  # the minus sign of "rotate half", folded in
 
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, last: Tensor | None = None) -> Tensor:
-        """Logits [T, V] fp32 after each token [T], or only after those at the indices `last`."""
+        """Returns logits [T, V] fp32 after each token [T], or only after those at the indices `last`."""
         model = self._model
         cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
         hidden = model.embedding.word_embeddings(tokens)[:, None]
@@ -212,7 +213,7 @@ class DecodingForward:
         """[T, 1, H] → [T, 1, H]. Megatron's fused projection holds, per key-value head, its queries, key and value."""
         mixed = module.linear_qkv(hidden)[0].view(hidden.shape[0], self._groups, -1, self._head_dim)
         half = self._head_dim // 2
-        turned = mixed[:, :, :-1]  # queries and key; RoPE leaves the value alone
+        turned = mixed[:, :, :-1]  # queries and key; RoPE does not rotate the value
         mixed[:, :, :-1] = turned * cos + torch.cat((turned[..., half:], turned[..., :half]), -1) * sin
         output = attend(index, mixed[:, :, :-2], mixed[:, :, -2:])
         return module.linear_proj(output.reshape(hidden.shape[0], 1, -1))[0]

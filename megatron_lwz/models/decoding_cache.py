@@ -1,4 +1,4 @@
-"""Keys and values of the sequences being written: rows in buckets of equal capacity, and prompts kept for sharing.
+"""Keys and values of running sequences, in rows of buckets with equal capacity, and prompts cached for sharing.
 
 Shape legend: L layers, G key-value heads (query groups), D head dimension, R rows of a bucket, N tokens.
 """
@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 SMALLEST_CAPACITY = 512
-"""Tokens per row of the first bucket; rows of each further bucket are twice as long."""
+"""Tokens per row of the first bucket. Rows of each further bucket are twice as long."""
 SHORTEST_SHARED = 16
-"""Common prefixes of fewer tokens are not worth a copy."""
+"""Common prefixes with fewer tokens are not copied: computing them is cheap."""
 
 
 @dataclass(eq=False)
 class CachedSequence:
-    """One sequence being written. Sampling noise is a function of `seed` and the absolute position alone.
+    """One sequence being decoded. Sampling noise is a function of `seed` and the absolute position alone.
 
-    `temperature` 0 is greedy. `length` counts the tokens whose keys and values are cached; `last_token` comes next.
+    `temperature` 0 is greedy. `length` counts the tokens whose keys and values are cached; `last_token` is the next
+    input.
     """
 
     prompt: tuple[int, ...]
@@ -35,7 +36,7 @@ class CachedSequence:
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What one token's keys and values take: layers, key-value heads, head dimension, type, device."""
+    """Size and type of one token's keys and values: layers, key-value heads, head dimension, dtype, device."""
 
     layers: int
     groups: int
@@ -44,15 +45,20 @@ class CacheShape:
     device: torch.device
 
     def zeros(self, *, rows: int | None = None, length: int) -> Tensor:
-        """[L, R, G, 2, N, D], or [L, G, 2, N, D] for one sequence. Zeros: masked garbage must stay finite."""
+        """Returns zeros [L, R, G, 2, N, D], or [L, G, 2, N, D] for one sequence.
+
+        Zeros, because masked values must be finite.
+        """
         row = () if rows is None else (rows,)
         shape = (self.layers, *row, self.groups, 2, length, self.head_dim)
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
 
 class Bucket:
-    """Sequences whose rows hold up to `capacity` tokens. Used rows lie together at the front, so that attention
-    works on plain views."""
+    """Sequences whose rows hold up to `capacity` tokens.
+
+    Used rows lie together at the front, so that attention works on plain views.
+    """
 
     def __init__(self, shape: CacheShape, capacity: int) -> None:
         self.capacity = capacity
@@ -72,7 +78,7 @@ class Bucket:
         self.sequences.append(sequence)
 
     def remove(self, sequence: CachedSequence) -> Tensor:
-        """Takes the row out, the last row moves into the hole. Returns what was cached, [L, G, 2, length, D]."""
+        """Removes the row and moves the last row into its place. Returns the cached values, [L, G, 2, length, D]."""
         row, last = self.sequences.index(sequence), self.sequences.pop()
         cached = self.store[:, row, :, :, : sequence.length]
         if last is not sequence:
@@ -85,14 +91,14 @@ class Bucket:
 
 
 class RowCache:
-    """All rows. Memory follows what is written: a row that outgrows its bucket moves to one twice as long."""
+    """All rows. Memory grows with the sequences: a row that outgrows its bucket moves to one twice as long."""
 
     def __init__(self, shape: CacheShape) -> None:
         self._shape = shape
         self._buckets: list[Bucket] = []
 
     def buckets(self) -> list[Bucket]:
-        """The buckets in use, shortest rows first."""
+        """Returns the buckets in use, shortest rows first."""
         return [bucket for bucket in self._buckets if bucket.sequences]
 
     def add(self, sequence: CachedSequence, cached: Tensor) -> None:
@@ -109,7 +115,7 @@ class RowCache:
         next(bucket for bucket in self._buckets if sequence in bucket.sequences).remove(sequence)
 
     def move_grown(self) -> bool:
-        """Moves the rows that are full; whether there were any."""
+        """Moves full rows to the next bucket. Returns whether there were any."""
         full = [(b, s) for b in self._buckets for s in b.sequences if s.length == b.capacity]
         for bucket, sequence in full:
             self.add(sequence, bucket.remove(sequence))
@@ -118,7 +124,7 @@ class RowCache:
 
 @dataclass(eq=False)
 class Prefix:
-    """A prompt's keys and values [L, G, 2, N, D], of which `done` tokens are computed, and its next-token logits [V]."""
+    """A prompt's keys and values [L, G, 2, N, D] and next-token logits [V]; `done` counts its computed tokens."""
 
     tokens: tuple[int, ...]
     cached: Tensor
@@ -127,7 +133,10 @@ class Prefix:
 
 
 class PrefixCache:
-    """Prompts computed once for all samples of a group, the least recently used dropped beyond `max_tokens`."""
+    """Prompts computed once for all samples of a group.
+
+    Beyond `max_tokens` the least recently used ones are dropped.
+    """
 
     def __init__(self, shape: CacheShape, *, max_tokens: int) -> None:
         self._shape = shape
@@ -135,7 +144,10 @@ class PrefixCache:
         self._entries: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
 
     def get(self, tokens: tuple[int, ...]) -> Prefix:
-        """The prompt's entry; a new one starts from the longest prefix that it shares with a finished entry."""
+        """Returns the prompt's entry.
+
+        A new entry starts from the longest prefix that it shares with a finished entry.
+        """
         if tokens in self._entries:
             self._entries.move_to_end(tokens)
             return self._entries[tokens]
@@ -149,7 +161,7 @@ class PrefixCache:
         return entry
 
     def clear(self) -> None:
-        """Forgets everything: the weights have changed."""
+        """Drops all entries, because the weights have changed."""
         self._entries.clear()
 
     def _closest(self, tokens: tuple[int, ...]) -> tuple[Prefix | None, int]:

@@ -1,4 +1,4 @@
-"""Drawing tokens from logits, with noise that is a pure function of (seed, position).
+"""Draws tokens from logits, with noise that is a pure function of (seed, position).
 
 Shape legend: N rows (sequences), V true vocabulary.
 """
@@ -16,9 +16,10 @@ _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
 def uniform_noise(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """[N] fp32 in [0, 1): splitmix64 (Steele et al. 2014), a counter-based hash of seed and position (uint64 each).
+    """Returns [N] fp32 noise in [0, 1), a counter-based hash of seed and position (uint64 each).
 
-    Nothing else enters, so a sequence draws the same noise alone, in any batch, and when it is continued elsewhere.
+    The hash is splitmix64 (Steele et al. 2014). It has no other input, so a sequence draws the same noise alone, in any
+    batch, and when another process continues it.
     """
     return (_mix(_mix(seeds + _STEP) + positions * _STEP) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
@@ -30,7 +31,7 @@ def _mix(state: np.ndarray) -> np.ndarray:
 
 
 class Sampler:
-    """Draws one token per row; settings are fixed for a batch, so that a step computes only what it needs."""
+    """Draws one token per row. Settings are fixed for a batch, so that a step computes only what they require."""
 
     def __init__(
         self, temperatures: Sequence[float], top_ps: Sequence[float], seeds: Sequence[int], *, device: torch.device
@@ -46,10 +47,10 @@ class Sampler:
         self._seeds = np.array([seed % 2**64 for seed in seeds], dtype=np.uint64)
 
     def draw(self, logits: Tensor, positions: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(tokens [N] int64, log-probs [N] fp32) from logits [N, V] fp32 for the tokens at `positions` [N].
+        """Returns (tokens [N] int64, log-probs [N] fp32) for the tokens at `positions` [N], from logits [N, V] fp32.
 
-        The log-prob is that of the full softmax at the row's temperature, before top-p; at temperature 0 (the most
-        likely token) that of the plain softmax. Sampling inverts the cumulative distribution in vocabulary order.
+        The log-prob is that of the full softmax at the row's temperature, before top-p. At temperature 0 (the most
+        likely token) it is that of the plain softmax. Sampling inverts the cumulative distribution in vocabulary order.
         """
         scaled = logits if self._plain else logits / self._temperatures
         if self._all_greedy:

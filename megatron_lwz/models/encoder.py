@@ -1,4 +1,4 @@
-"""A small sentence encoder on the CPU: any Hugging Face encoder folder, the mean of its last hidden states."""
+"""A small sentence encoder on the CPU: the mean of the last hidden states of any Hugging Face encoder folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SentenceEncoder:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """[N, D] fp32, rows of length 1."""
+        """Returns [N, D] fp32, rows of length 1."""
         batch = self._tokenizer(
             list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self._longest
         )

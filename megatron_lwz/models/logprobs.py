@@ -1,4 +1,4 @@
-"""The policy model: a GPTModel whose output layer answers with log-probs instead of logits."""
+"""The policy model: a GPTModel whose output layer returns log-probs instead of logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_lwz.types import MicroBatch
 
 
 def packed_params(micro_batch: MicroBatch) -> PackedSeqParams:
-    """What attention and RoPE must know of the packed segments. Every pipeline stage passes it along."""
+    """Returns the packed segments in the form that attention and RoPE need. Every pipeline stage passes it on."""
     starts, longest = micro_batch.cu_seqlens, micro_batch.max_seqlen
     return PackedSeqParams(
         qkv_format="thd", cu_seqlens_q=starts, cu_seqlens_kv=starts, max_seqlen_q=longest, max_seqlen_kv=longest
@@ -28,12 +28,12 @@ def packed_params(micro_batch: MicroBatch) -> PackedSeqParams:
 class PolicyModel(GPTModel):
     """One model chunk of the policy.
 
-    `forward(tokens [1, T], positions [1, T], None, labels=[1, T], packed_seq_params=…)` returns on the last stage
-    fp32 [3, T]: log-prob, entropy and log-sum-exp at each label (0 where the label is IGNORED_LABEL), of the full
-    softmax over the true vocabulary with logits divided by `temperature`. T is this rank's context-parallel share;
-    all tensor-parallel ranks return the same values. Without labels it returns the logits, like GPTModel. With
-    `token_loss`, which makes a loss that is differentiated in the forward pass, it returns (loss, those [3, T] without
-    gradient).
+    `forward(tokens [1, T], positions [1, T], None, labels=[1, T], packed_seq_params=…)` returns on the last stage fp32
+    [3, T]: log-prob, entropy and log-sum-exp at each label (0 where the label is IGNORED_LABEL). They are those of the
+    full softmax over the true vocabulary, with logits divided by `temperature`. T is this rank's context-parallel
+    share; all tensor-parallel ranks return the same values. Without labels it returns the logits, like GPTModel.
+    `token_loss` creates a loss that is differentiated in the forward pass; with it the result is (loss, those [3, T]
+    without gradient).
     """
 
     def __init__(self, config: TransformerConfig, arch: Architecture, **kwargs: Any) -> None:
@@ -44,7 +44,7 @@ class PolicyModel(GPTModel):
         self._token_loss: Callable[[], TokenLoss] | None = None
 
     def forward(self, *args: Any, token_loss: Callable[[], TokenLoss] | None = None, **kwargs: Any) -> Any:
-        """See the class."""
+        """Runs the chunk; the class docstring describes arguments and result."""
         self._token_loss = token_loss
         try:
             return super().forward(*args, **kwargs)
@@ -52,7 +52,7 @@ class PolicyModel(GPTModel):
             self._token_loss = None
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        """Upstream's hook between the decoder and its output; `hidden_states` is [T (/ TP), 1, H]."""
+        """Overrides the hook between the decoder and its output; `hidden_states` is [T (/ TP), 1, H]."""
         if labels is None or not self.post_process:
             return super()._postprocess(hidden_states, *args, labels=labels, **kwargs)
         weight = self.output_weight()
@@ -70,7 +70,7 @@ class PolicyModel(GPTModel):
         return loss, torch.stack(statistics)
 
     def output_weight(self) -> Tensor:
-        """[padded vocabulary / TP, H] this rank's rows of the output layer; the embedding's where they are tied."""
+        """Returns this rank's rows of the output layer, or of the embedding if tied: [padded vocabulary / TP, H]."""
         if self.share_embeddings_and_output_weights:
             return self.shared_embedding_or_output_weight()
         return self.output_layer.weight

@@ -14,8 +14,8 @@ from megatron_lwz.kernels.layers import PLAIN, LayerOps
 class RMSNorm(torch.nn.Module):
     """y = w · x / sqrt(mean(x²) + eps) over the last dimension, computed in fp32 (Zhang & Sennrich 2019, eq. 4).
 
-    The weight is flagged `sequence_parallel` so that its gradient is summed over the tensor-parallel ranks, each of
-    which saw other tokens; without the flag the gradient norm is silently wrong.
+    The weight is flagged `sequence_parallel` so that its gradient is summed over the tensor-parallel ranks, because
+    each of them sees different tokens. Without the flag the gradient norm would be wrong without an error.
     """
 
     def __init__(

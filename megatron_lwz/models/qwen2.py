@@ -35,12 +35,15 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def padded_vocab_size(arch: Architecture, padding: int) -> int:
-    """Rows of embedding and output layer: the vocabulary rounded up to a multiple of `padding`, under any layout."""
+    """Returns the number of rows of embedding and output layer: the vocabulary rounded up to a multiple of `padding`.
+
+    It is the same under any layout.
+    """
     return -(-arch.vocab_size // padding) * padding
 
 
 def attention_backend(config: Config) -> str:
-    """`transformer_engine`, `flash` or `torch`: what `model.attention` means on this machine.
+    """Returns `transformer_engine`, `flash` or `torch`: the meaning of `model.attention` on this machine.
 
     Raises ConfigError for an explicit choice that cannot run here.
     """
@@ -59,7 +62,7 @@ def attention_backend(config: Config) -> str:
 
 
 def transformer_config(arch: Architecture, config: Config) -> TransformerConfig:
-    """Megatron's settings for this architecture, layout, precision and machine."""
+    """Returns Megatron's settings for this architecture, layout, precision and machine."""
     layout, dtype = config.parallel, _DTYPES[config.training.precision]
     settings: dict[str, Any] = {
         "num_layers": arch.num_hidden_layers,
@@ -86,13 +89,13 @@ def transformer_config(arch: Architecture, config: Config) -> TransformerConfig:
         "sequence_parallel": layout.sequence and layout.tensor > 1,
         "calculate_per_token_loss": True,  # losses are sums; the step's denominator divides once
         "variable_seq_lengths": True,  # packs differ in length …
-        "moe_token_dispatcher_type": "alltoall",  # … which Megatron only believes with this, even without experts
-        # Freed while it is sent: safe in a CUDA stream's order, but gloo may still be reading it.
+        "moe_token_dispatcher_type": "alltoall",  # … which Megatron accepts only with this, even without experts
+        # Frees outputs while they are sent. Safe in a CUDA stream's order, but gloo may still be reading them.
         "deallocate_pipeline_outputs": platform.has_gpu(),
-        # The interleaved schedule's two neighbours are one and the same rank when there are two stages.
+        # With two stages, both neighbours in the interleaved schedule are the same rank.
         "overlap_p2p_comm": layout.virtual_pipeline is not None,
         "batch_p2p_comm": layout.virtual_pipeline is None,
-        # Weights are always read or drawn afterwards (models/hf), independent of the layout.
+        # Weights are always loaded or drawn afterwards (models/hf), independent of the layout.
         "init_method": _leave_as_is,
         "output_layer_init_method": _leave_as_is,
         "embedding_init_method": _leave_as_is,
@@ -103,9 +106,9 @@ def transformer_config(arch: Architecture, config: Config) -> TransformerConfig:
 def layer_spec(
     settings: TransformerConfig, *, backend: str, ops: LayerOps | None = None, chunk: int | None = None
 ) -> TransformerBlockSubmodules:
-    """Spec of the layers of virtual chunk `chunk` on this pipeline stage, for an `attention_backend`.
+    """Returns the spec of the layers of virtual chunk `chunk` on this pipeline stage, for an `attention_backend`.
 
-    `ops` are for layers without Transformer Engine, which brings its own.
+    `ops` apply to layers without Transformer Engine, which has its own.
     """
     if backend == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TENorm
@@ -120,15 +123,15 @@ def layer_spec(
         parts.self_attention.submodules.core_attention = partial(CausalAttention, flash=backend == "flash", ops=ops)
         parts.mlp.submodules.activation_func = ops.swiglu
     layers = get_num_layers_to_build(settings, vp_stage=chunk)
-    # A bare layer spec would get Megatron's own final norm, which refuses sequence parallelism.
+    # With a bare layer spec Megatron would use its own final norm, which refuses sequence parallelism.
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)
 
 
 def build_policy(config: Config) -> list[PolicyModel]:
-    """This rank's model chunks (one, or one per virtual pipeline stage) with uninitialised weights.
+    """Returns this rank's model chunks (one, or one per virtual pipeline stage) with uninitialised weights.
 
-    An architecture with a scalar head gives `RewardModel`s, which are filled, saved and exported in the same ways. Fill
-    them with `models.hf.load_policy`. Raises ConfigError for an attention back end that cannot run here.
+    An architecture with a scalar head gives `RewardModel`s. They are loaded, saved and exported in the same way. Load
+    the weights with `models.hf.load_policy`. Raises ConfigError for an attention back end that cannot run here.
     """
     arch = config.architecture()
     settings = transformer_config(arch, config)
@@ -165,7 +168,10 @@ def build_policy(config: Config) -> list[PolicyModel]:
 
 
 def _recompute(kind: str) -> dict[str, Any]:
-    """`selective` redoes the feed-forward blocks, whose activations are the largest; our attention keeps few."""
+    """Returns Megatron's recomputation settings.
+
+    `selective` recomputes the feed-forward blocks, whose activations are the largest; our attention stores few.
+    """
     if kind == "full":
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     if kind == "selective":
@@ -174,7 +180,10 @@ def _recompute(kind: str) -> dict[str, Any]:
 
 
 def _layer_ops(asked: str, backend: str) -> LayerOps | None:
-    """What `kernels.layers` means beside an `attention_backend`; None under Transformer Engine. Raises ConfigError."""
+    """Returns the layer operations that `kernels.layers` selects for an `attention_backend`. Raises ConfigError.
+
+    Returns None under Transformer Engine.
+    """
     if backend != "transformer_engine":
         return layer_ops(asked)
     if asked != "auto":
@@ -185,7 +194,7 @@ def _layer_ops(asked: str, backend: str) -> LayerOps | None:
 
 
 def _fusions(backend: str) -> dict[str, bool]:
-    """Megatron's switches for fused kernels: used where they are installed, never needed.
+    """Returns Megatron's switches for fused kernels: used where they are installed, never required.
 
     Without dropout and bias there is nothing to fuse into the residual addition, so `bias_dropout_fusion` stays off.
     """
@@ -193,7 +202,7 @@ def _fusions(backend: str) -> dict[str, bool]:
     apex = platform.has_gpu() and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
     return {
         "bias_activation_fusion": engine,
-        "use_te_activation_func": not engine,  # by its name Transformer Engine's, in effect the layer spec's: ours
+        "use_te_activation_func": not engine,  # despite its name it selects the layer spec's function: ours
         "apply_rope_fusion": engine,
         "gradient_accumulation_fusion": apex,
     }

@@ -20,7 +20,8 @@ from megatron_lwz.types import MicroBatch
 class ScalarHead(torch.nn.Module):
     """score = w · h in fp32, the whole weight [1, H] on every tensor-parallel rank.
 
-    With sequence parallelism each rank sees other tokens, so the weight is flagged: its gradient is summed over the ranks.
+    With sequence parallelism each rank sees different tokens. The weight is flagged, so its gradient is summed over the
+    ranks.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -37,9 +38,10 @@ class ScalarHead(torch.nn.Module):
 class RewardModel(GPTModel):
     """One model chunk of a reward model.
 
-    `forward(tokens [1, T], positions [1, T], None, labels=…, packed_seq_params=…)` returns on the last stage a score
-    fp32 [T] for every token: what the text would score if it ended there. T is this rank's context-parallel share; all
-    tensor-parallel ranks return the same values. `labels` are not read: they only tell the caller which tokens are last.
+    `forward(tokens [1, T], positions [1, T], None, labels=…, packed_seq_params=…)` returns on the last stage fp32 [T]:
+    for every token the score of the text if it ended there. T is this rank's context-parallel share; all
+    tensor-parallel ranks return the same values. `labels` are not read: they only tell the caller which tokens are
+    last.
     """
 
     post_process: bool
@@ -52,17 +54,17 @@ class RewardModel(GPTModel):
             self.score = ScalarHead(config)
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        """Upstream's hook between the decoder and its output; `hidden_states` is [T (/ TP), 1, H]."""
+        """Overrides the hook between the decoder and its output; `hidden_states` is [T (/ TP), 1, H]."""
         if not self.post_process:
             return super()._postprocess(hidden_states, *args, labels=labels, **kwargs)
         scores = self.score(hidden_states.squeeze(1))
         if self.config.sequence_parallel:
-            # Every rank goes on with the same scores, so each needs its own share of their gradient, not a sum.
+            # Every rank continues with the same scores, so each needs its own share of their gradient, not a sum.
             scores = gather_from_sequence_parallel_region(scores, tensor_parallel_output_grad=False)
         return scores
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Upstream's, which would look for an output layer on a last stage."""
+        """Overrides the upstream method, which expects an output layer on the last stage."""
         last, self.post_process = self.post_process, False
         try:
             return super().sharded_state_dict(*args, **kwargs)
@@ -71,9 +73,10 @@ class RewardModel(GPTModel):
 
 
 def last_token_scores(scores: Tensor, micro_batch: MicroBatch, count: int) -> Tensor:
-    """[2, count]: the score [T] at each sequence's last token, and 1 for the sequences that have it on this rank, else 0.
+    """Returns [2, count]: the score of each sequence, and 1 for sequences that this rank scored, else 0.
 
-    Only a text's last token has a label, whose value is never read.
+    A sequence's score is the entry of `scores` [T] at its last token. Only a text's last token has a label, whose value
+    is never read.
     """
     at_end = (micro_batch.source >= 0).to(scores.device)
     place = micro_batch.sequence_ids.to(scores.device)[at_end]

@@ -1,4 +1,4 @@
-"""report.html of a run folder: one self-contained file, no network, our own small SVG charts."""
+"""report.html of a run folder: one self-contained file that needs no network, with our own small SVG charts."""
 
 from megatron_lwz.report.build import build_report
 

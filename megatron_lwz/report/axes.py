@@ -20,15 +20,15 @@ class Frame:
     y1: float
 
     def x(self, value: float) -> float:
-        """Pixels from the left."""
+        """Returns the distance from the left edge in pixels."""
         return _LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
-        """Pixels from the top."""
+        """Returns the distance from the top edge in pixels."""
         return HEIGHT - _BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - _TOP - _BOTTOM)
 
     def draw(self, content: Iterable[str], *, x_label: str, title: str) -> str:
-        """The finished `<svg>`: grid and tick labels under `content`. `title` must be escaped already."""
+        """Returns the finished `<svg>`: grid and tick labels under `content`. `title` must be escaped already."""
         parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">']
         bottom = self.y(self.y0)
         marks = ticks(self.y0, self.y1, 4)
@@ -49,7 +49,7 @@ class Frame:
 def frame_around(
     xs: Sequence[float], ys: Sequence[float], *, y_bounds: tuple[float, float] | None = None, zero: bool = False
 ) -> Frame:
-    """A frame that shows all points, with a little air above and below; `zero` keeps y = 0 in it."""
+    """Returns a frame that shows all points, with a small margin above and below. `zero` keeps y = 0 in the frame."""
     x0, x1 = _widen(min(xs), max(xs))
     if y_bounds is not None:
         return Frame(x0, x1, *y_bounds)
@@ -62,7 +62,7 @@ def frame_around(
 
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """About `count` round numbers between `low` and `high`: multiples of 1, 2, 2.5 or 5 times a power of ten.
+    """Returns about `count` round numbers between `low` and `high`: multiples of 1, 2, 2.5 or 5 times a power of ten.
 
     `whole`: whole numbers only.
     """
@@ -78,7 +78,7 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[f
 
 
 def short(value: float) -> str:
-    """A number in a few characters: 12,000 is 12k, 0.00031 is 3.1e-4."""
+    """Formats a number in a few characters: 12,000 is 12k, 0.00031 is 3.1e-4."""
     size = abs(value)
     if size < 1e-15:
         return "0"
@@ -93,7 +93,7 @@ def short(value: float) -> str:
 
 
 def _tick_labels(values: Sequence[float]) -> list[str]:
-    """`short` where it tells neighbours apart, as many decimals as that takes elsewhere (1.00001 and 1.00002)."""
+    """Labels ticks by `short`, or with more decimals where `short` makes two labels equal (1.00001 and 1.00002)."""
     labels = [short(value) for value in values]
     if len(set(labels)) == len(labels):
         return labels
@@ -102,7 +102,7 @@ def _tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def _widen(low: float, high: float) -> tuple[float, float]:
-    """A range of some width: a constant gets a tenth of its size on both sides, 0 the range 0 … 1."""
+    """Widens an empty range: a constant gets a tenth of its size on both sides, 0 becomes the range 0 … 1."""
     if high > low:
         return low, high
     if low == 0:

@@ -1,4 +1,4 @@
-"""Puts the page together. Works on a finished run, a killed one, and one that still goes on."""
+"""Builds the page of a run that is finished, was killed, or is still going on."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _header(config: Config, root: Path, rows: Sequence[Row]) -> str:
 
 
 def _best(paths: RunPaths, config: Config, rows: Sequence[Row]) -> str:
-    """Which checkpoint is best, where the run was asked for it."""
+    """Returns a note that names the best checkpoint, if the run selects one."""
     pointer, metric = paths.best, config.checkpoint.best_metric
     if metric is None or not pointer.is_file():
         return ""
@@ -137,7 +137,7 @@ def _duration(seconds: float) -> str:
 
 
 def _versions() -> list[tuple[str, str]]:
-    """Versions of what is installed where the report is built."""
+    """Returns the versions of the packages installed where the report is built."""
     found = [("megatron-lwz", __version__), ("python", platform.python_version())]
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Kinds of chart as HTML figures: curves over steps, dots, asked against written length, a histogram."""
+"""Charts as HTML figures: curves over steps, dots, asked against written length, histograms."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from megatron_lwz.report.axes import Frame, frame_around, short
 
 Points = Sequence[tuple[float, float]]
 Band = tuple[float, float, float, float]
-"""x, and the lower edge, the middle and the upper edge of what is spread there."""
+"""(x, lower edge, middle, upper edge) of the values at x."""
 
 _SMOOTH_FROM = 60
-"""Points from which a curve is drawn as a moving average over the faint raw values."""
+"""Minimum number of points for drawing a curve as a moving average over the faint raw values."""
 _HOVERS = 150
 _BINS = 24
 
 
 @dataclass(frozen=True)
 class LengthPoint:
-    """One rollout: the asked range and the length it wrote, in the length reward's unit."""
+    """One rollout: its asked range and its written length, in the length reward's unit."""
 
     lower: float
     upper: float
@@ -31,7 +31,7 @@ class LengthPoint:
 def curves(
     title: str, series: Mapping[str, Points], *, unit: str = "", share: bool = False, x_label: str = "step"
 ) -> str:
-    """Named curves over training steps; `share` fixes the y axis to 0 … 1. Non-finite points are left out."""
+    """Draws named curves over training steps. `share` fixes the y axis to 0 … 1. Non-finite points are left out."""
     kept = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
     kept = {name: points for name, points in kept.items() if points}
     if not kept:
@@ -44,7 +44,7 @@ def curves(
 
 
 def bands(title: str, series: Mapping[str, Sequence[Band]], *, unit: str, x_label: str) -> str:
-    """Named bands with a middle line: the first filled, the others as outlines upon it. Empty without any."""
+    """Draws named bands with a middle line: the first filled, the others as outlines over it. Empty without data."""
     kept = {name: points for name, points in series.items() if points}
     every = [point for points in kept.values() for point in points]
     if not every:
@@ -64,7 +64,7 @@ def bands(title: str, series: Mapping[str, Sequence[Band]], *, unit: str, x_labe
 
 
 def lengths_scatter(title: str, points: Sequence[LengthPoint], *, unit: str, largest: float) -> str:
-    """Length asked (x, middle of the range) against length written (y); the bars are the asked ranges."""
+    """Plots asked length (x, middle of the range) against written length (y). The bars are the asked ranges."""
     frame = Frame(0.0, largest, 0.0, largest)
     corner = f"M{frame.x(0):.1f},{frame.y(0):.1f} L{frame.x(largest):.1f},{frame.y(largest):.1f}"
     parts = [f'<path class="diagonal" d="{corner}"/>']
@@ -84,7 +84,7 @@ def lengths_scatter(title: str, points: Sequence[LengthPoint], *, unit: str, lar
 
 
 def scatter(title: str, samples: Mapping[str, Points], *, x_label: str) -> str:
-    """One dot per point, coloured by named sample. Non-finite points are left out; empty without any."""
+    """Draws one dot per point, coloured by named sample. Non-finite points are left out. Empty without data."""
     kept = {name: [p for p in points if math.isfinite(p[0] + p[1])] for name, points in samples.items()}
     every = [point for points in kept.values() for point in points]
     if not every:
@@ -100,7 +100,7 @@ def scatter(title: str, samples: Mapping[str, Points], *, x_label: str) -> str:
 
 
 def histogram(title: str, samples: Mapping[str, Sequence[float]], *, x_label: str) -> str:
-    """How often each length was written, as a share of each named sample; the samples share their bins."""
+    """Draws the distribution of written lengths, as a share of each named sample. All samples use the same bins."""
     kept = {name: values for name, values in samples.items() if values}
     if not kept:
         return ""
@@ -134,7 +134,7 @@ def _curve(frame: Frame, points: Points, name: str, index: int, *, smooth: bool 
 
 
 def _path(frame: Frame, points: Points) -> str:
-    """A polyline; values outside a fixed y range are drawn at its edge."""
+    """Returns a polyline. Values outside a fixed y range are drawn at its edge."""
     inside = [(frame.x(x), frame.y(min(max(y, frame.y0), frame.y1))) for x, y in points]
     return "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in inside)
 

@@ -1,4 +1,4 @@
-"""The page that shows several runs side by side, and the published figures apart from them."""
+"""The page that compares several runs, with the published figures shown separately."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _NAMES = {
     "text": "Without a judge",
 }
 _DRAWN = {"Elo", "Overall", "s_l", "s_q", "near_duplicates", "format_valid"}
-"""Metrics that get a drawing."""
+"""Metrics that get a chart."""
 
 
 def comparison_sections(runs: Sequence[Run], found: Sequence[Row]) -> dict[str, str]:
-    """One section per benchmark and condition, then what was published."""
+    """Returns one section per benchmark and condition, then the published figures."""
     sections: dict[str, list[str]] = {}
     for (benchmark, condition), group in groupby(found, key=lambda row: (row.benchmark, row.condition)):
         rows = list(group)
@@ -51,7 +51,10 @@ def _table(runs: Sequence[Run], rows: Sequence[Row]) -> str:
 
 
 def _differences(runs: Sequence[Run], rows: Sequence[Row]) -> str:
-    """Each run minus the first, paired by prompt; those whose interval leaves out 0 are marked."""
+    """Returns the table of each run minus the first, paired by prompt.
+
+    Differences whose interval excludes 0 are marked.
+    """
     lines = []
     for row in rows:
         found = [difference(run, runs[0], row) for run in runs[1:]]

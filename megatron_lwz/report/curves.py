@@ -1,4 +1,4 @@
-"""What metrics.jsonl says: headline tiles, tables before → after, and the curves."""
+"""The content of metrics.jsonl as HTML: headline tiles, tables before → after, and curves."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ _ORDER = (*_SHARES, *_TOKENS, *_UNITS, *_HEALTH)
 _CLIPS = ("clip_fraction_low", "clip_fraction_high")
 _EVALUATION = "eval/"
 _TEXT, _QUALITY = "text/", "quality/"
-"""After `eval/`: what the texts show without a judge, and a judge's ratings of them."""
+"""Prefixes after `eval/`: properties of the texts measured without a judge, and a judge's ratings."""
 _OWN = ("eval/seconds", "eval/steps_behind")
-"""What an evaluation says of itself."""
+"""Metrics of the evaluation itself."""
 _REWARD = "reward/"
 _SECONDS = "seconds/"
 _GRADIENT, _GRADIENT_LENGTH, _MASKED = "gradient/", "gradient_length/", "rollout/masked_groups/"
@@ -58,7 +58,7 @@ _JUDGE = "judge/total_"
 
 
 def tiles(rows: Sequence[Row]) -> str:
-    """The main figures, first three steps → last three."""
+    """Returns tiles with the main figures, first three steps → last three."""
     summary = summarize(rows)
     first, last = summary["first"], summary["last"]
     shown = [key for key in _TILES if key in first and key in last][:4]
@@ -70,7 +70,7 @@ def tiles(rows: Sequence[Row]) -> str:
 
 
 def reward_charts(rows: Sequence[Row]) -> str:
-    """What the policy learns: rewards, shares, lengths."""
+    """Returns the charts of rewards, shares and lengths."""
     rewards = _series(rows, _keys(rows, _REWARD), lambda key: key.removeprefix(_REWARD))
     charts = [
         curves("Reward by component", rewards),
@@ -82,7 +82,11 @@ def reward_charts(rows: Sequence[Row]) -> str:
 
 
 def composition_charts(rows: Sequence[Row]) -> str:
-    """Who pulls: the gradient's shares by component and by length, in each length, and groups without a score."""
+    """Returns charts of what drives the gradient.
+
+    They show its shares by component, by length and by both, the groups without a score, and rollouts that break a
+    rule.
+    """
     shares = [key for key in _keys(rows, _GRADIENT) if key.count("/") == 1]
     lengths = _keys(rows, _GRADIENT_LENGTH)
     masked = [key for key in _keys(rows, _MASKED) if any(row.get(key) for row in rows)]
@@ -104,7 +108,10 @@ def composition_charts(rows: Sequence[Row]) -> str:
 
 
 def judge_table(rows: Sequence[Row]) -> str:
-    """What became of the judge's questions up to the last step: counts of this process that are not 0."""
+    """Returns a table of the judge's counters that are not 0, as of the last step.
+
+    The counters belong to one process.
+    """
     last = next((row for row in reversed(rows) if _JUDGE + "asked" in row), {})
     counts = [(key.removeprefix(_JUDGE), last[key]) for key in last if key.startswith(_JUDGE) and last[key]]
     body = "".join(f"<tr><td>{escape(name)}</td><td>{count:g}</td></tr>" for name, count in counts)
@@ -112,7 +119,7 @@ def judge_table(rows: Sequence[Row]) -> str:
 
 
 def health_charts(rows: Sequence[Row]) -> str:
-    """Whether the training is well: loss, gradient, entropy, KL, engine against trainer, speed."""
+    """Returns the charts of the training's health: loss, gradient, entropy, KL, engine against trainer, speed."""
     names = [*_HEALTH, *_keys(rows, "mismatch/")]
     charts = [curves(label(key), _series(rows, [key], label)) for key in names]
     seconds = _series(rows, _keys(rows, _SECONDS), lambda key: key.removeprefix(_SECONDS))
@@ -121,12 +128,15 @@ def health_charts(rows: Sequence[Row]) -> str:
 
 
 def evaluations(rows: Sequence[Row]) -> str:
-    """Held-out prompts: the table of both ends, and the curves."""
+    """Returns the results on held-out prompts: the table of first and last evaluation, and the curves."""
     return _evaluation_table(rows) + _evaluation_charts(rows)
 
 
 def _evaluation_charts(rows: Sequence[Row]) -> str:
-    """Held-out curves; nothing when there are only the two ends, which the table shows."""
+    """Returns curves of the held-out metrics.
+
+    Empty with fewer than three evaluations, because the table shows both ends.
+    """
     keys = [key for key in _keys(rows, _EVALUATION) if key not in _OWN]
     found = _series(rows, [*keys, *_OWN], lambda key: key)
     if max((len(points) for points in found.values()), default=0) < 3:
@@ -135,7 +145,7 @@ def _evaluation_charts(rows: Sequence[Row]) -> str:
 
 
 def _evaluation_table(rows: Sequence[Row]) -> str:
-    """Held-out prompts: the first evaluation against the last. Empty when the run made fewer than two."""
+    """Returns the table of first and last evaluation on held-out prompts. Empty when the run made fewer than two."""
     wanted = [_EVALUATION + key for key in (*_SHARES, *_TOKENS, *_UNITS)]
     rewards = _keys(rows, _EVALUATION + _REWARD)
     more = [key for prefix in (_QUALITY, _TEXT) for key in _keys(rows, _EVALUATION + prefix)]
@@ -149,7 +159,7 @@ def _evaluation_table(rows: Sequence[Row]) -> str:
 
 
 def training_table(rows: Sequence[Row]) -> str:
-    """Every metric of the training steps: mean of the first three steps against the last three."""
+    """Returns every metric of the training steps: mean of the first three steps against the last three."""
     summary = summarize(rows)
     first, last = summary["first"], summary["last"]
     keys = [key for key in first if key in last and not key.startswith(_EVALUATION)]
@@ -163,7 +173,7 @@ def is_seconds(key: str) -> bool:
 
 
 def label(key: str) -> str:
-    """A metric's name in words; `eval/` is left out, unknown names stay as they are."""
+    """Returns a metric's display name without `eval/`. Unknown names stay as they are."""
     name = key.removeprefix(_EVALUATION)
     if name.startswith(_REWARD):
         return f"{name.removeprefix(_REWARD)} reward"
@@ -195,7 +205,7 @@ def _series(rows: Sequence[Row], keys: Sequence[str], name: Callable[[str], str]
 
 
 def _keys(rows: Sequence[Row], prefix: str) -> list[str]:
-    """Metric names with this prefix, in order of first appearance."""
+    """Returns the metric names with this prefix, in order of first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row if key.startswith(prefix)))
 
 

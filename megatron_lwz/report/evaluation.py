@@ -15,13 +15,13 @@ from megatron_lwz.evaluation.statistics import Estimate
 from megatron_lwz.report.evaluation_charts import intervals, length_scatter, matrix
 
 _POINTS = 3000
-"""Most points of one scatter, so that the file stays small."""
+"""Most points of one scatter plot, so that the file stays small."""
 _LEVELS = ("Domain1", "Domain2")
-"""How the columns of WritingBench's domains begin."""
+"""Prefixes of the column names of WritingBench's two levels of domains."""
 
 
 def write_page(path: Path, title: str, lead: str, sections: Mapping[str, str]) -> None:
-    """Writes the page, whole or not at all. `sections`: heading → HTML; empty ones are left out."""
+    """Writes the page, whole or not at all. `sections` maps heading → HTML; empty ones are left out."""
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     body = "".join(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in sections.items() if html)
     page = (
@@ -35,25 +35,25 @@ def write_page(path: Path, title: str, lead: str, sections: Mapping[str, str]) -
 
 
 def charts(*figures: str) -> str:
-    """Figures side by side."""
+    """Places figures side by side."""
     kept = "".join(figures)
     return f'<div class="charts">{kept}</div>' if kept else ""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A plain table, everything escaped."""
+    """Returns a plain table with every cell escaped."""
     top = "".join(f"<th>{escape(text)}</th>" for text in head)
     lines = ("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><tr>{top}</tr>{"".join(lines)}</table></div>'
 
 
 def number(value: float) -> str:
-    """A figure of a table."""
+    """Formats a figure for a table."""
     return f"{value:.3f}" if abs(value) < 2 else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def estimates_table(estimates: Mapping[str, Estimate], labels: Mapping[str, str] | None = None) -> str:
-    """Name, mean, 95 % interval, count."""
+    """Returns a table of name, mean, 95 % interval, count."""
     rows = [
         ((labels or {}).get(name, name), number(e.value), f"{number(e.low)} … {number(e.high)}", e.count)
         for name, e in estimates.items()
@@ -62,7 +62,7 @@ def estimates_table(estimates: Mapping[str, Estimate], labels: Mapping[str, str]
 
 
 def text_sections(found: TextReport) -> dict[str, str]:
-    """The sections of an evaluation without a judge."""
+    """Returns the sections of an evaluation without a judge."""
     points = [((row["asked_lower"] + row["asked_upper"]) / 2, row["length"]) for row in found.rows if "s_l" in row]
     curve = [(bucket.asked.value, bucket.written.value) for bucket in found.curve]
     scores = {_range(bucket.lower, bucket.upper): bucket.score for bucket in found.curve}
@@ -84,7 +84,7 @@ def _range(lower: int, upper: int | None) -> str:
 
 
 def longbench_sections(found: LongBenchReport, steps: Sequence[RulerStep]) -> dict[str, str]:
-    """The sections of LongBench-Write and LongWrite-Ruler."""
+    """Returns the sections of LongBench-Write and LongWrite-Ruler."""
     points = [(row["asked"], row["length"]) for row in found.rows if "asked" in row]
     by_length = {
         f"{name} by length asked": {group: metrics[key] for group, metrics in found.by_length.items() if key in metrics}
@@ -107,7 +107,7 @@ def longbench_sections(found: LongBenchReport, steps: Sequence[RulerStep]) -> di
 
 
 def writing_bench_sections(found: Mapping[str, Estimate]) -> dict[str, str]:
-    """The sections of WritingBench: overall with requirements, the two levels of domains."""
+    """Returns the sections of WritingBench: overall scores with requirements, and the two levels of domains."""
     levels = {
         level: {n.removeprefix(f"{level}_"): e for n, e in found.items() if n.startswith(level)} for level in _LEVELS
     }
@@ -122,7 +122,7 @@ def writing_bench_sections(found: Mapping[str, Estimate]) -> dict[str, str]:
 
 
 def arena_sections(found: ArenaReport) -> dict[str, str]:
-    """The sections of a tournament: ratings, win rates, and what is known of the judge."""
+    """Returns the sections of a tournament: ratings, win rates, and statistics about the judge."""
     names = list(found.elo)
     shares = [[found.win_rates[a].get(b) for b in names] for a in names]
     rows = [

@@ -14,15 +14,15 @@ _ROW = 26
 
 
 def figure(title: str, content: str, note: str = "") -> str:
-    """A captioned figure; `content` is HTML already."""
+    """Returns a captioned figure. `content` is HTML already."""
     small = f" <small>{escape(note)}</small>" if note else ""
     return f"<figure><figcaption>{escape(title)}{small}</figcaption>{content}</figure>"
 
 
 def length_scatter(title: str, points: Sequence[tuple[float, float]], curve: Sequence[tuple[float, float]] = ()) -> str:
-    """Length asked (x) against length written (y), both logarithmic; the dashes are y = x, the line is `curve`.
+    """Plots asked length (x) against written length (y), both logarithmic; the dashes are y = x, the line is `curve`.
 
-    Points of length 0 stand on the lower edge.
+    Points of length 0 lie on the lower edge.
     """
     kept = [(x, y) for x, y in points if x > 0]
     if not kept:
@@ -61,7 +61,7 @@ def length_scatter(title: str, points: Sequence[tuple[float, float]], curve: Seq
 
 
 def intervals(title: str, estimates: Mapping[str, Estimate], *, note: str = "95 % intervals") -> str:
-    """One dot with its interval per name, on one axis."""
+    """Draws one dot with its interval per name, on one axis."""
     if not estimates:
         return ""
     low = min(e.low for e in estimates.values())
@@ -91,7 +91,7 @@ def intervals(title: str, estimates: Mapping[str, Estimate], *, note: str = "95 
 
 
 def matrix(title: str, names: Sequence[str], shares: Sequence[Sequence[float | None]], *, note: str = "") -> str:
-    """A table of shares, row against column; empty where there is none."""
+    """Returns a table of shares, row against column. A cell without a value is empty."""
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     lines = []
     for name, row in zip(names, shares, strict=True):
@@ -106,7 +106,7 @@ def matrix(title: str, names: Sequence[str], shares: Sequence[Sequence[float | N
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between 10^low and 10^high; only powers where that would be many."""
+    """Returns 1, 2 and 5 times powers of ten between 10^low and 10^high; only the powers if there would be too many."""
     steps = (1, 2, 5) if high - low <= 3 else (1,)
     marks = [step * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
     return [mark for mark in marks if low - 1e-9 <= math.log10(mark) <= high + 1e-9]

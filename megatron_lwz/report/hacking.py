@@ -1,7 +1,7 @@
-"""What the rewards may be paying for besides good writing: length, repetition, stock openings.
+"""Signs of reward hacking: what the rewards may pay for besides good writing (length, repetition, stock openings).
 
-A sample of the journal's groups is read. Correlations are Spearman's, inside groups, where the prompt is the same: that is
-what advantages compare.
+The figures come from a sample of the journal's groups. Correlations are Spearman's, computed inside groups, where the
+prompt is the same, because advantages compare rollouts inside groups.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import Group
 
 _ENDS = 3
-"""Training steps at each end of the run that are compared."""
+"""Number of training steps compared at each end of the run."""
 _STEPS, _GROUPS_BETWEEN, _GROUPS_AT_ENDS = 30, 4, 12
-"""Most steps that are read, and groups of a step in between and at the ends: a run may hold gigabytes of text."""
+"""Limits of the sample, because a run may hold gigabytes of text.
+
+In order: the most steps read, the most groups per step in between, and the most groups per step at the ends.
+"""
 _POINTS = 1000
 _OPENINGS = 8
 _ADVANTAGE = "advantage"
@@ -37,23 +40,23 @@ _FEATURES = {"length": "length", "repetition": "repetition", "opening": "stock o
 
 @dataclass(frozen=True)
 class Written:
-    """One rollout: its rewards, and what they might be paying for. `rewards` None where masked."""
+    """One rollout: its rewards, and features that the rewards may depend on. `rewards` None where masked."""
 
     group: int
     step: int
     length: float
     """Words + CJK characters of the answer."""
     repetition: float | None
-    """Share of its 4-grams that it already used; None for an answer shorter than one."""
+    """Share of its 4-grams that occurred before in the answer; None for an answer shorter than one 4-gram."""
     start: str
-    """The answer's first words, in lower case; empty when it has none."""
+    """The answer's first words, in lower case; empty when there are too few."""
     rewards: Mapping[str, float | None]
     included: bool
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rollouts of some steps; `first` and `last` are the steps that are compared."""
+    """Rollouts of some steps. `first` and `last` are the steps that are compared."""
 
     rollouts: Sequence[Written]
     names: tuple[str, ...]
@@ -62,7 +65,7 @@ class Sample:
 
 
 def read_sample(journal: Path, config: Config) -> Sample | None:
-    """Reads up to 30 steps; None when fewer than two were consumed. Raises DataError."""
+    """Reads up to 30 steps. Returns None when fewer than two were consumed. Raises DataError."""
     with JournalReader(journal) as reader, reader.still():
         scored = set(reader.scored())
         by_step: defaultdict[int, list[int]] = defaultdict(list)
@@ -88,7 +91,7 @@ def read_sample(journal: Path, config: Config) -> Sample | None:
 
 
 def panel(sample: Sample) -> str:
-    """The section's content; empty without rollouts that took part."""
+    """Returns the section's content; empty without rollouts that took part in training."""
     if not any(written.included for written in sample.rollouts):
         return ""
     note = (
@@ -120,7 +123,10 @@ def _measure(group: Group, step: int, config: Config, names: Sequence[str]) -> l
 
 
 def opening(answer: str) -> str:
-    """The first 5 words or 8 CJK characters of the first line that is no heading, lower case; empty if there are fewer."""
+    """Returns the first 5 words or 8 CJK characters of the first line that is not a heading, in lower case.
+
+    Returns an empty string if the line has fewer.
+    """
     for line in answer.splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
             units = UNIT.findall(line.lower())
@@ -147,7 +153,7 @@ Row = tuple[Written, Mapping[str, float | None]]
 
 
 def _features(sample: Sample, steps: Sequence[int]) -> list[Row]:
-    """The rollouts of some steps that took part, each with its features."""
+    """Returns the rollouts of some steps that took part in training, each with its features."""
     found = [written for written in sample.rollouts if written.step in steps and written.included]
     users: defaultdict[str, set[int]] = defaultdict(set)
     for written in found:
@@ -167,7 +173,7 @@ def _features(sample: Sample, steps: Sequence[int]) -> list[Row]:
 
 
 def _correlation(rows: Sequence[Row], reward: str, feature: str) -> float | None:
-    """Mean over groups; None where no group has both sides varying."""
+    """Returns the mean correlation over groups; None where both sides vary in no group."""
     groups: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
     for written, features in rows:
         value, other = written.rewards[reward], features[feature]
@@ -179,7 +185,7 @@ def _correlation(rows: Sequence[Row], reward: str, feature: str) -> float | None
 
 
 def _between(sample: Sample) -> str:
-    """Components against each other in the last steps; empty with a single one."""
+    """Returns the correlations between components in the last steps; empty with a single component."""
     if len(sample.names) < 2:
         return ""
     rows = _features(sample, sample.last)
@@ -222,7 +228,7 @@ def _scatters(sample: Sample) -> list[str]:
 
 
 def _openings(sample: Sample) -> str:
-    """Openings that answers to different prompts share in the last steps, the most frequent first."""
+    """Returns the openings that answers to different prompts share in the last steps, the most frequent first."""
     first, last = (_features(sample, steps) for steps in (sample.first, sample.last))
     counts = [Counter(written.start for written, _ in rows if written.start) for rows in (first, last)]
     shared = {written.start for written, features in last if features["opening"]}

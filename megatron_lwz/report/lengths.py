@@ -1,4 +1,7 @@
-"""Length honesty: what the policy wrote against what training saw of it, by the weights that began it; and what waits."""
+"""Lengths that the policy wrote against lengths that training saw, by the weights that started them.
+
+Also shows the rollouts that are still waiting.
+"""
 
 from __future__ import annotations
 
@@ -28,23 +31,26 @@ _NAMES = {
     "failed": "group failed",
     "prompts changed": "prompts changed",
 }
-"""What became of a rollout that training did not see, in words."""
+"""Labels for the reasons why training did not see a rollout."""
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """What one trainer step admitted, all of it accounted for."""
+    """The rollouts that one trainer step admitted, once every group is trained on or dropped."""
 
     version: int
     sample: Sample
     truncated: float
-    """Share that hit the token limit."""
+    """Share that reached the token limit."""
     stopped: float
-    """Share that the stream guard ended."""
+    """Share that the stream guard stopped."""
 
 
 def panel(journal: Path, rows: Sequence[Row], config: Config) -> str:
-    """Warning and charts of the section. Empty when no batch is complete. Raises DataError when the journal cannot be read."""
+    """Returns warning and charts of the section. Empty when no batch is complete.
+
+    Raises DataError when the journal cannot be read.
+    """
     with JournalReader(journal) as reader, reader.still():
         groups = sorted(reader.lengths(), key=lambda group: group.admitted)
     batches = [_batch(*found) for found in _complete(groups)]
@@ -67,7 +73,10 @@ def panel(journal: Path, rows: Sequence[Row], config: Config) -> str:
 
 
 def _complete(groups: Sequence[GroupLengths]) -> list[tuple[int, list[GroupLengths]]]:
-    """(step that admitted them, groups) where every group is trained on or dropped, and something was written."""
+    """Returns (step that admitted them, groups) of complete batches.
+
+    In a complete batch every group is trained on or dropped, and at least one rollout was written.
+    """
     found = [(step, list(batch)) for step, batch in groupby(groups, key=lambda group: group.admitted)]
     return [(s, b) for s, b in found if all(g.accounted for g in b) and any(g.rollouts for g in b)]
 
@@ -89,7 +98,7 @@ def _band(version: int, tokens: Integers) -> Band:
 
 
 def _newest(groups: Sequence[GroupLengths], batches: Sequence[_Batch]) -> str:
-    """How long the rollouts of the newest complete batches are, and what waits now, so far."""
+    """Returns the length histogram of the newest complete batches, and of the unfinished rollouts so far."""
     sampled = np.concatenate([batch.sample.tokens for batch in batches]).tolist()
     trained = np.concatenate([batch.sample.trained for batch in batches]).tolist()
     waiting = [float(r.tokens) for g in groups if not g.accounted for r in g.rollouts if r.end is None]
@@ -100,7 +109,10 @@ def _newest(groups: Sequence[GroupLengths], batches: Sequence[_Batch]) -> str:
 
 
 def _shares(batches: Sequence[_Batch]) -> Mapping[str, Points]:
-    """What hit the limit or was stopped, and what training did not see, by reason; reasons that occur."""
+    """Returns the shares of truncated, stopped and untrained rollouts, the last by reason.
+
+    Series of zeros are left out.
+    """
     series: dict[str, Points] = {
         "at the token limit": [(batch.version, batch.truncated) for batch in batches],
         "stopped": [(batch.version, batch.stopped) for batch in batches],
@@ -112,7 +124,7 @@ def _shares(batches: Sequence[_Batch]) -> Mapping[str, Points]:
 
 
 def _gaps(rows: Sequence[Row], config: Config) -> Mapping[str, Points]:
-    """Empty where no step says anything of gaps."""
+    """Returns the gaps between the two length distributions. Empty where no step reports them."""
     section = config.rollout.lengths
     found = [row for row in rows if "length/gap" in row]
     series = {
@@ -124,7 +136,7 @@ def _gaps(rows: Sequence[Row], config: Config) -> Mapping[str, Points]:
 
 
 def _waiting(rows: Sequence[Row]) -> Mapping[str, Points]:
-    """Empty where nothing ever waits when a step is done, as in a synchronous run."""
+    """Returns the lengths of waiting rollouts. Empty where none ever waits after a step, as in a synchronous run."""
     series = {
         name: [(row["step"], row[key]) for row in rows if key in row]
         for name, key in (("longest", "length/waiting/max"), ("mean", "length/waiting/mean"))
@@ -133,7 +145,7 @@ def _waiting(rows: Sequence[Row]) -> Mapping[str, Points]:
 
 
 def _alarm(rows: Sequence[Row], batches: Sequence[_Batch]) -> str:
-    """Says so when training did not see the lengths that were sampled, in the newest batch for which it was found."""
+    """Returns a warning when training did not see the lengths that were sampled; it describes the newest such step."""
     parted = [row for row in rows if row.get("length/parted")]
     if not parted:
         return ""

@@ -36,7 +36,7 @@ def build_reward_report(root: Path) -> Path:
 
 
 def read_summary(root: Path) -> dict[str, Any] | None:
-    """The run's held_out.json; None for a run without held-out pairs. Raises DataError."""
+    """Returns the run's held_out.json; None for a run without held-out pairs. Raises DataError."""
     path = RunPaths(root).held_out_summary
     if not path.is_file():
         return None
@@ -63,7 +63,7 @@ def _held_out(root: Path, summary: Mapping[str, Any]) -> str:
 
 
 def calibration_chart(bins: Sequence[Mapping[str, Any]], error: float) -> str:
-    """How often the better-scored text was the chosen one, against the probability that the scores give it."""
+    """Plots how often the better-scored text was the chosen one, against the probability that the scores imply."""
     frame = Frame(50.0, 100.0, 0.0, 1.0)
     parts = [f'<path class="diagonal" d="M{frame.x(50)},{frame.y(0.5)} L{frame.x(100)},{frame.y(1.0)}"/>']
     most = max((found["pairs"] for found in bins), default=1) or 1
@@ -111,6 +111,6 @@ def _scores(root: Path) -> tuple[list[float], list[float]]:
 
 
 def _shifted(chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, list[float]]:
-    """Histograms begin at 0; scores have no zero of their own."""
+    """Shifts the scores to start at 0, as histograms do. Scores have no natural zero."""
     low = min([*chosen, *rejected], default=0.0)
     return {"chosen": [value - low for value in chosen], "rejected": [value - low for value in rejected]}

@@ -1,4 +1,4 @@
-"""What the journal says: length asked against length written, and rollouts to read. All model text is escaped."""
+"""The content of the journal as HTML: asked against written length, and rollouts to read. All model text is escaped."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import Alarm, ComponentScore, Group
 
 _WINDOW = 3
-"""Training steps at each end of the run that are shown."""
+"""Number of training steps shown at each end of the run."""
 _POINTS = 2000
-"""Most rollouts in one scatter, so that the file stays small."""
+"""Most rollouts in one scatter plot, so that the file stays small."""
 
 
 @dataclass(frozen=True)
 class Ends:
-    """The groups that the `first` and the `last` training steps consumed, with those steps' numbers."""
+    """The groups consumed by the `first` and by the `last` training steps, with those steps' numbers."""
 
     first: Sequence[Group]
     last: Sequence[Group]
@@ -31,9 +31,9 @@ class Ends:
 
 
 def read_ends(journal: Path) -> Ends | None:
-    """The groups of the first and last three training steps; None when no step has consumed any.
+    """Returns the groups of the first and last three training steps; None when no step has consumed any.
 
-    Short runs share no step between the two ends. Raises DataError when the journal cannot be read.
+    In short runs the two ends share no step. Raises DataError when the journal cannot be read.
     """
     with JournalReader(journal) as reader:
         steps = sorted(set(reader.consumed().values()))
@@ -45,7 +45,10 @@ def read_ends(journal: Path) -> Ends | None:
 
 
 def length_charts(ends: Ends, unit: str) -> str:
-    """Two scatters on the same axes, first and last steps, and the histogram of both. Empty without length scores."""
+    """Returns two scatter plots on the same axes, first and last steps, and the histogram of both.
+
+    Empty without length scores.
+    """
     sides = {
         f"Steps {_span(ends.first_steps)}": _points(ends.first),
         f"Steps {_span(ends.last_steps)}": _points(ends.last),
@@ -64,9 +67,9 @@ def length_charts(ends: Ends, unit: str) -> str:
 
 
 def readings(groups: Sequence[Group], count: int) -> str:
-    """`count` rollouts in full, from different prompts, in as many languages as there are.
+    """Returns `count` rollouts in full, from different prompts, in as many languages as there are.
 
-    From each group the rollout of median total reward is taken: neither the best nor the worst.
+    From each group it takes the rollout of median total reward: neither the best nor the worst.
     """
     by_language: dict[str, list[Group]] = {}
     for group in groups:

@@ -1,4 +1,7 @@
-"""The log of a run's starts: a rewound step is done again by another attempt, and weight versions say which one."""
+"""The log of a run's starts.
+
+A run that was rewound repeats steps in a new attempt; weight versions name the attempt.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ _PACKAGES = ("megatron-lwz", "torch", "megatron-core", "transformers")
 
 
 def record_attempt(run: RunPaths, step: int) -> int:
-    """Appends this start, at `step` finished updates, to `attempts.jsonl`; returns its number from 0. Collective."""
+    """Appends this start, at `step` finished updates, to `attempts.jsonl`; returns its number, counted from 0.
+
+    Collective.
+    """
     return int(exchange.broadcast_json(_append(run.attempts, step) if groups.is_rank_zero() else None))
 
 

@@ -1,4 +1,4 @@
-"""This rank's micro-batches of a step: packed under the token cap, balanced over data-parallel ranks by FLOPs."""
+"""The micro-batches of this rank in a step: packed under the token cap, balanced over data-parallel ranks by FLOPs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from megatron_lwz.types import MicroBatch, SequenceBatch
 
 
 def make_micro_batches(batch: SequenceBatch, config: Config, token_weights: Tensor) -> list[MicroBatch]:
-    """The micro-batches of this rank, equally many on every rank.
+    """Returns the micro-batches of this rank; every rank gets the same number.
 
-    `token_weights` [sum of lengths] fp32 are the loss weights of the tokens of `batch`. Raises ConfigError for a
+    `token_weights` [sum of lengths] fp32 holds the loss weights of the tokens of `batch`. Raises ConfigError for a
     sequence longer than `training.tokens_per_micro_batch`.
     """
     arch = config.architecture()
@@ -32,9 +32,9 @@ def make_micro_batches(batch: SequenceBatch, config: Config, token_weights: Tens
 
 
 def make_pair_batches(batch: SequenceBatch, config: Config, token_weights: Tensor) -> list[MicroBatch]:
-    """`make_micro_batches` in which sequences 2p and 2p + 1 always meet in one micro-batch.
+    """Works like `make_micro_batches`, but keeps sequences 2p and 2p + 1 in one micro-batch.
 
-    The caller has left out pairs that do not fit `training.tokens_per_micro_batch` (`pair_size`).
+    The caller must leave out pairs that do not fit into `training.tokens_per_micro_batch` (`pair_size`).
     """
     arch, lengths = config.architecture(), [length - 1 for length in batch.lengths()]
     pairs = list(zip(lengths[0::2], lengths[1::2], strict=True))
@@ -52,13 +52,13 @@ def make_pair_batches(batch: SequenceBatch, config: Config, token_weights: Tenso
 
 
 def pair_size(inputs: tuple[int, int], config: Config) -> int:
-    """Tokens that a pair takes in a micro-batch, padding of its segments included."""
+    """Returns the number of tokens that a pair takes in a micro-batch, including the padding of its segments."""
     align = segment_align(config)
     return sum(-(-length // align) * align for length in inputs)
 
 
 def segment_align(config: Config) -> int:
-    """Every segment's length is a multiple of this."""
+    """Returns the number of which every segment's length is a multiple."""
     return 2 * config.parallel.context if config.parallel.context > 1 else 1
 
 

@@ -1,4 +1,7 @@
-"""Which of a run's checkpoints is best on the held-out prompts. What `checkpoints/best` names is not dropped."""
+"""Selects the run's best checkpoint on the held-out prompts.
+
+The checkpoint that `checkpoints/best` names is not deleted.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def mark_best(run: RunPaths, config: Config, step: int) -> None:
-    """Has `checkpoints/best` name the checkpoint, up to `step`, whose evaluation is best; the earliest of equals.
+    """Writes the name of the best-evaluated checkpoint up to `step` into `checkpoints/best`; the earliest of equals.
 
-    Nothing without `checkpoint.best_metric`, and before any checkpoint is evaluated. Rank 0 only. Raises ConfigError for
-    a metric that the evaluations do not have.
+    Does nothing without `checkpoint.best_metric`, or before any checkpoint is evaluated. Rank 0 only. Raises
+    ConfigError for a metric that the evaluations do not have.
     """
     metric, path = config.checkpoint.best_metric, run.evaluations
     if metric is None or not path.is_file():

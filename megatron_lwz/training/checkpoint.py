@@ -1,10 +1,10 @@
 """Checkpoints in Megatron's distributed format: complete or absent, and readable under another layout.
 
-`<run>/checkpoints/step_00000010/` holds the tensors (`*.distcp`, `.metadata`), `state.json` (step, layout, which
-kernels ran, and the stage's own `extra`: data cursor, journal marker) and each rank's random state. `<run>/checkpoints/latest` names the
-newest. A folder gets its name only when everything in it is on disk. Tensors may be read under any TP × PP × VPP × DP;
-random states are restored when the layout is the same, otherwise the run's seeds stand. A run saves through
-checkpoint_saver.py.
+`<run>/checkpoints/step_00000010/` holds the tensors (`*.distcp`, `.metadata`), each rank's random state, and
+`state.json` (step, layout, the kernels that ran, and the stage's own `extra`: data cursor, journal marker).
+`<run>/checkpoints/latest` names the newest checkpoint. A folder gets its final name only when everything in it is on
+disk. Tensors may be read under any TP × PP × VPP × DP. Random states are restored only when the layout is the same;
+otherwise the seeds of the run apply. A run saves through checkpoint_saver.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from megatron_lwz.training.safe_unpickle import restricted
 from megatron_lwz.training.state import TrainState
 
 _STATE_FILE = "state.json"
-# Megatron's default sharding needs Transformer Engine or Apex; this one also survives any change of layout.
+# Megatron's default sharding needs Transformer Engine or Apex. This one does not, and allows any change of layout.
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 _READ_ERRORS = (
     CheckpointingException,
@@ -52,9 +52,9 @@ _READ_ERRORS = (
 
 
 def run_state(state: TrainState, extra: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """All that a run needs to go on: Megatron's sharded state dict, and this rank's further files. Collective.
+    """Returns all state that a run needs to resume: Megatron's sharded state dict, and this rank's other files.
 
-    `extra` is JSON: what the stage itself needs (the same on all ranks).
+    Collective. `extra` is JSON: the state that the stage itself needs (the same on all ranks).
     """
     model = _model_state(state.policies)
     optimizer = state.optimizer.sharded_state_dict(model, metadata=_SHARDING)
@@ -69,7 +69,7 @@ def run_state(state: TrainState, extra: dict[str, Any]) -> tuple[dict[str, Any],
 def load_checkpoint(state: TrainState, folder: Path) -> dict[str, Any]:
     """Restores weights, optimizer, step and random state from one checkpoint folder; returns its `extra`.
 
-    Collective. Raises CheckpointError for a folder that is missing, damaged or of another model.
+    Collective. Raises CheckpointError for a folder that is missing, is damaged or belongs to another model.
     """
     record = _read_record(folder)
     model = _model_state(state.policies)
@@ -90,7 +90,7 @@ def save_model(policies: Sequence[PolicyModel], folder: Path) -> None:
 
 
 def load_model(policies: Sequence[PolicyModel], folder: Path) -> None:
-    """Fills model chunks from a checkpoint, a run folder (its newest) or a folder by `save_model`, any layout.
+    """Loads model chunks from a checkpoint, a run folder (its newest one) or a folder by `save_model`, in any layout.
 
     Collective. Raises CheckpointError.
     """
@@ -99,7 +99,7 @@ def load_model(policies: Sequence[PolicyModel], folder: Path) -> None:
 
 
 def latest(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder, None if it has none."""
+    """Returns the newest complete checkpoint of a run folder, None if it has none."""
     pointer = RunPaths(run_dir).latest
     if not pointer.is_file():
         return None
@@ -107,14 +107,14 @@ def latest(run_dir: Path) -> Path | None:
 
 
 def pointed_at(checkpoints: Path) -> set[str]:
-    """Names of the folders that stay: the latest and the best checkpoint's, and those still being evaluated."""
+    """Returns the names of the folders to keep: the latest and the best checkpoint, and those still being evaluated."""
     pointers = (checkpoints / name for name in (LATEST, BEST))
     named = {path.read_text(encoding="utf-8").strip() for path in pointers if path.is_file()}
     return named | {step_name(step) for step in unfinished(checkpoints.parent)}
 
 
 def resolve(folder: Path) -> Path:
-    """The folder that holds the tensors: `folder` itself, or the newest checkpoint of a run folder.
+    """Returns the folder that holds the tensors: `folder` itself, or the newest checkpoint of a run folder.
 
     Raises CheckpointError when there is neither.
     """
@@ -125,7 +125,10 @@ def resolve(folder: Path) -> Path:
 
 
 def _model_state(policies: Sequence[PolicyModel]) -> dict[str, Any]:
-    """The chunks' sharded tensors. Object entries (Transformer Engine's fp8 scales, pickles) are left out."""
+    """Returns the sharded tensors of the chunks.
+
+    Object entries (Transformer Engine's fp8 scales, pickles) are left out.
+    """
     names = ["model"] if len(policies) == 1 else [f"model{index}" for index in range(len(policies))]
     return {
         name: {key: value for key, value in policy.sharded_state_dict().items() if not isinstance(value, ShardedObject)}

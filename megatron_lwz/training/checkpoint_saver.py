@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written while training goes on, one at a time; the newest stay."""
+"""Saves the checkpoints of a run while training continues, one at a time, and keeps only the newest."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from megatron_lwz.training.checkpoint_writer import (
 from megatron_lwz.training.state import TrainState
 
 CLOSING_SECONDS = 12.0
-"""Of the time after a signal, what is left for closing engines and journal."""
+"""Part of the time after a signal that is reserved for closing the engines and the journal."""
 
 log = logging.getLogger(__name__)
 
 
 class CheckpointSaver:
-    """Saves `state` into `folder`; a context manager. All ranks use it alike.
+    """Saves `state` into `folder`; a context manager. All ranks make the same calls.
 
-    With `checkpoint.asynchronous` a save costs the run a copy into host memory. A thread of every rank then writes it,
-    over a process group of its own; rank 0's gives the folder its name, makes it the latest and drops old ones. A
-    write that fails is raised by the next call, on all ranks. Leaving the context waits for the last write, also
-    when an error ends the run; after a signal only as long as there is time.
+    With `checkpoint.asynchronous` training stops only while the state is copied into host memory. A thread on every
+    rank then writes the copy, over a separate process group. Rank 0's thread gives the folder its name, makes it the
+    latest and deletes old ones. When a write fails, the next call raises the error, on all ranks. Leaving the context
+    waits for the last write, also when an error ends the run. After a signal it waits only as long as there is time.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class CheckpointSaver:
                 shutil.rmtree(left, ignore_errors=True)
 
     def save(self, extra: dict[str, Any]) -> None:
-        """Begins to save the state as it is now, after an earlier save is complete. Collective.
+        """Starts to save the current state, once an earlier save is complete. Collective.
 
-        `extra` is JSON: what the stage needs to go on (the same on all ranks). Raises CheckpointError.
+        `extra` is JSON: the state that the stage needs to resume (the same on all ranks). Raises CheckpointError.
         """
         self.wait()
         asynchronous = self._group is not None
@@ -74,7 +74,7 @@ class CheckpointSaver:
             self.wait()
 
     def poll(self) -> None:
-        """Completes a save whose files are written; to be called after every step. Collective while one is in flight.
+        """Completes a save whose files are written. Call it after every step. Collective while a save is in flight.
 
         Raises CheckpointError.
         """
@@ -97,7 +97,7 @@ class CheckpointSaver:
         elif self._writing is not None:
             try:
                 self._writing.result(termination.patience(reserve=CLOSING_SECONDS))
-            except CheckpointError as failed:  # what ended the run is to be said first
+            except CheckpointError as failed:  # raising it would hide the error that ended the run
                 log.warning("%s", failed)
             except TimeoutError:
                 log.warning("no time to complete the checkpoint of step %d: the one before it stays", self._step)
@@ -111,11 +111,11 @@ class CheckpointSaver:
             done.set_result(None)
 
     def _publish(self, target: Path) -> None:
-        """Rank 0: makes `target` the latest and drops what `checkpoint.keep` does not cover."""
+        """On rank 0: makes `target` the latest checkpoint and deletes those that `checkpoint.keep` does not cover."""
         pointer = self._folder / f".{LATEST}.tmp"
         write_durably(pointer, target.name.encode())
         pointer.replace(self._folder / LATEST)
-        # Names after this step are of a time the run went back from; they go when it passes them.
+        # Folders of later steps are left from before the run was rewound; they are deleted when the run passes them.
         older = sorted(path for path in self._folder.glob(STEPS) if path.name < target.name)
         kept = pointed_at(self._folder)
         for path in older[: max(0, len(older) + 1 - self._state.config.checkpoint.keep)]:

@@ -1,8 +1,8 @@
-"""Writing a checkpoint folder: a snapshot of one moment, and its files, which appear together or not at all.
+"""Writes a checkpoint folder: a snapshot of one moment, and its files, which appear together or not at all.
 
-The format is Megatron's (`dist_checkpointing`), written by this process. Megatron's own writer starts helper
-processes: the first save takes seconds, forks a process that runs threads, and hangs without `psutil` or when the
-entry script has no `__main__` guard.
+The format is Megatron's (`dist_checkpointing`), but this process writes it. Megatron's own writer starts helper
+processes: the first save takes seconds, forks a process that runs threads, and hangs without `psutil` or when the entry
+script has no `__main__` guard.
 """
 
 from __future__ import annotations
@@ -39,29 +39,30 @@ _FORMAT = CheckpointingConfig("torch_dist", 1)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What this rank has to write of one moment."""
+    """The state that this rank has to write, as it was at one moment."""
 
     sharded: Mapping[str, Any]
     """Tensor name → torch's sharded tensor: the main replicas that this rank holds."""
     common: Mapping[str, Any]
-    """Everything that is not a sharded tensor, the same on all ranks; rank 0 writes it."""
+    """All entries that are not sharded tensors, the same on all ranks; rank 0 writes them."""
     files: Mapping[str, bytes]
-    """Further files of this rank: name → content."""
+    """Other files of this rank: name → content."""
 
 
 def take_snapshot(
     state: dict[str, Any], files: Mapping[str, bytes] | None = None, *, independent: bool = False
 ) -> Snapshot:
-    """The snapshot of Megatron's sharded state dict. Collective.
+    """Returns the snapshot of Megatron's sharded state dict. Collective.
 
-    An `independent` one lies in host memory and shares none with the run, which may go on while it is written.
+    An `independent` snapshot lies in host memory and shares none of it with the run, so training may continue while it
+    is written.
     """
     sharded, common = save_preprocess(state)
     main, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
     if independent:
         common = copy.deepcopy(common)
         for entry in nested_values(main):
-            assert isinstance(entry, ShardedTensor), entry  # object entries are left out of our checkpoints
+            assert isinstance(entry, ShardedTensor), entry  # checkpoints of this project hold no object entries
             entry.data = _in_host_memory(entry.data)
     return Snapshot(mcore_to_pyt_state_dict(main, False), common, files or {})
 
@@ -73,9 +74,9 @@ def write_snapshot(
     group: dist.ProcessGroup | None = None,
     on_disk: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes the folder `target`; all ranks of `group` (default: all) call it, from any one thread of theirs.
+    """Writes the folder `target`. All ranks of `group` (default: all ranks) call it, each from any one thread.
 
-    Rank 0 calls `on_disk` when the folder has its name. A failure on any rank, also in `on_disk`, raises
+    Rank 0 calls `on_disk` when the folder has its final name. A failure on any rank, also in `on_disk`, raises
     CheckpointError on every rank.
     """
     writer = _FolderWriter(snapshot, target, on_disk)
@@ -92,7 +93,7 @@ def write_snapshot(
 
 
 def half_written(folder: Path) -> list[Path]:
-    """Folders in `folder` that a run began to write and did not finish."""
+    """Returns the folders in `folder` that a run started to write and did not finish."""
     return sorted(folder.glob(f".{STEPS}.tmp"))
 
 
@@ -105,14 +106,14 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 class _FolderWriter(torch_checkpoint.FileSystemWriter):
-    """torch's writer, in a folder under a temporary name that gets its own when all ranks have written.
+    """torch's writer, in a folder with a temporary name that gets its final name when all ranks have written.
 
-    torch calls these methods inside steps whose failure on one rank becomes known to all.
+    torch calls these methods inside steps that report a failure on one rank to all ranks.
     """
 
     def __init__(self, snapshot: Snapshot, target: Path, on_disk: Callable[[], None]) -> None:
         self.temporary = target.with_name(f".{target.name}.tmp")
-        # Nothing is copied ahead: that would open a CUDA stream, in a thread that never chose its device.
+        # No copying ahead: it would open a CUDA stream in a thread that never chose its device.
         super().__init__(self.temporary, per_thread_copy_ahead=0)
         self._snapshot = snapshot
         self._target = target
@@ -122,13 +123,13 @@ class _FolderWriter(torch_checkpoint.FileSystemWriter):
         return plan  # the folder is made below, once
 
     def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
-        """Rank 0, before any rank writes."""
+        """Creates the folder, on rank 0, before any rank writes."""
         shutil.rmtree(self.temporary, ignore_errors=True)
         self.temporary.mkdir(parents=True)
         return super().prepare_global_plan(plans)
 
     def write_data(self, plan: Any, planner: Any) -> Any:
-        """Every rank: its own files."""
+        """Writes the files of this rank, on every rank."""
         try:
             for name, content in self._snapshot.files.items():
                 write_durably(self.temporary / name, content)
@@ -137,7 +138,7 @@ class _FolderWriter(torch_checkpoint.FileSystemWriter):
             raise OSError(_root_of(error)) from error
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
-        """Rank 0, after all ranks wrote."""
+        """Completes the folder and renames it, on rank 0, after all ranks have written."""
         super().finish(metadata, results)
         TorchCommonSaveStrategy("torch", 1).save_common(dict(self._snapshot.common), self.temporary)
         save_config(_FORMAT, str(self.temporary))
@@ -150,12 +151,15 @@ class _FolderWriter(torch_checkpoint.FileSystemWriter):
 
 
 def _in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy, unless the tensor was made for the save: beside a GPU everything that lives on lies on the GPU."""
+    """Copies the tensor to host memory, unless it was made for the save.
+
+    With a GPU, all lasting tensors lie on the GPU.
+    """
     return tensor.detach().to("cpu", copy=tensor.is_cuda or not platform.has_gpu())
 
 
 def _root_of(error: BaseException) -> str:
-    """What went wrong first: torch's own message about a broken stream hides the system's."""
+    """Returns the message of the first error: torch's own message about a broken stream hides the system's."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, OSError):
         found = found.__cause__ or found.__context__

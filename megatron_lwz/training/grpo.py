@@ -1,6 +1,6 @@
 """GRPO for long writing (LongWriter-Zero, section 3): the main loop.
 
-Every rank runs it. Rank 0 also talks to the engines; the others meet it when a rollout batch is ready.
+Every rank runs it. Only rank 0 talks to the engines; the other ranks join it when a rollout batch is ready.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from megatron_lwz.training.run_folder import RunFolder, due
 
 
 class Display(Protocol):
-    """What shows a person how far the run is."""
+    """The interface that shows a person the progress of the run."""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """`step` updates are done."""
+        """Shows that `step` updates are done."""
         ...
 
     def waiting(self, progress: Progress) -> None:
-        """Rollouts are awaited."""
+        """Shows the progress while the trainer waits for rollouts."""
         ...
 
 
@@ -97,7 +97,10 @@ def train(config: Config, display: Display) -> RunFolder:
 
 
 def _record(rollouts: Rollouts, writer: MetricsWriter) -> None:
-    """Writes down the evaluations that are done; those beside training end some steps after the one that they are of."""
+    """Writes the metrics of finished evaluations.
+
+    Concurrent ones finish some steps after the step whose weights they measure.
+    """
     for step, values in rollouts.evaluated():
         writer.write_evaluation(step, values)
 

@@ -1,4 +1,4 @@
-"""The state that a stage begins with: a model with its first weights, optimizer and schedule at step 0."""
+"""The initial state of a stage: a model with its first weights, optimizer and schedule, at step 0."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from megatron_lwz.training.state import TrainState
 
 
 def build_train_state(config: Config) -> TrainState:
-    """Model with its initial weights, optimizer and schedule, at step 0. Collective: all ranks call it."""
+    """Builds the model with its initial weights, the optimizer and the schedule, at step 0.
+
+    Collective: all ranks call it.
+    """
     chunks = wrap_data_parallel(initial_policy(config), config)
     return TrainState(chunks, build_optimizer(chunks, config), Schedule(config), 0, config)
 
 
 def initial_policy(config: Config) -> list[PolicyModel]:
-    """This rank's model chunks with weights from `checkpoint.load`, else `model.hf`, else a seeded random init.
+    """Returns this rank's model chunks with weights from `checkpoint.load`, else `model.hf`, else a seeded random init.
 
     The random init does not depend on the layout. A reward model that starts from a policy's folder gets a new head.
     Raises ConfigError, DataError or CheckpointError.

@@ -1,7 +1,8 @@
-"""The trainer leaves its GPU while engines write there, and comes back.
+"""Frees the trainer's GPU memory while engines generate on the same GPU, and restores it afterwards.
 
-Megatron-Core 0.16's own `offload_to_cpu` gives the optimizer's parameters new memory. Under the distributed optimizer fp32 ones
-are views of the model's weights, which it would then no longer update. Here memory is freed and taken again in place.
+Megatron-Core 0.16's own `offload_to_cpu` gives the optimizer's parameters new memory. Under the distributed optimizer,
+fp32 parameters are views of the model's weights, and after that call the model's weights would no longer be updated.
+Here memory is freed and allocated again in place.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from megatron_lwz.training.state import TrainState
 
 
 class TrainerMemory:
-    """This rank's weights, optimizer state and gradients. Gradients are dropped: they are 0 when it comes back."""
+    """This rank's weights, optimizer state and gradients. Gradients are not kept: they are 0 after `come_back`."""
 
     def __init__(self, state: TrainState) -> None:
         self._state = state
@@ -28,14 +29,17 @@ class TrainerMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that `leave` freed."""
+        """Number of bytes that `leave` frees."""
         return self._kept.nbytes + self._gradients.nbytes
 
     def leave(self) -> None:
-        """Frees it, for other processes too. Call it between two steps; nothing may train or save meanwhile."""
+        """Frees the memory, also for other processes.
+
+        Call it between two steps. Do not train or save before `come_back`.
+        """
         tensors = list(_kept(self._state))
         known = [tensor.untyped_storage()._cdata for tensor in tensors]
-        if known != self._known:  # fused optimizers make their state at the first step
+        if known != self._known:  # fused optimizers create their state at the first step
             self._known, self._kept = known, Parked(tensors)
         if platform.has_gpu():
             torch.cuda.synchronize()
@@ -45,7 +49,7 @@ class TrainerMemory:
             torch.cuda.empty_cache()
 
     def come_back(self) -> None:
-        """Everything is as it was."""
+        """Allocates the memory again and restores the weights and the optimizer state."""
         self._kept.back()
         self._gradients.back()
 

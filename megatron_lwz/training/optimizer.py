@@ -1,7 +1,7 @@
-"""Adam under Megatron-Core: data-parallel wrapping, the distributed optimizer, the schedule, and its state's repair.
+"""Adam under Megatron-Core: data-parallel wrapping, distributed optimizer, schedule, repairs of the optimizer's state.
 
-Parameters are fp32 or bf16; gradients are reduced in fp32, and bf16 parameters have fp32 masters. Weight decay is
-decoupled and, as in Megatron-LM, leaves biases and norm weights out.
+Parameters are fp32 or bf16. Gradients are reduced in fp32, and bf16 parameters have fp32 masters. Weight decay is
+decoupled and, as in Megatron-LM, does not apply to biases and norm weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Schedule:
     config: Config
 
     def lr(self, step: int) -> float:
-        """Learning rate of step `step`, counted from 0."""
+        """Returns the learning rate of step `step`, counted from 0."""
         section, steps = self.config.optimizer, self.config.training.steps
         warmup = section.warmup_steps or math.ceil(round(section.warmup_fraction * steps, 6))
         if step < warmup:
@@ -45,7 +45,7 @@ class Schedule:
     def apply(self, optimizer: MegatronOptimizer, step: int) -> float:
         """Writes the config's settings for `step` into every parameter group; returns the learning rate.
 
-        All settings are written, not only the rate: a checkpoint's groups must not outvote the config.
+        All settings are written, not only the rate, so that the config wins over the groups of a checkpoint.
         """
         section, lr = self.config.optimizer, self.lr(step)
         for group in optimizer.param_groups:
@@ -57,9 +57,9 @@ class Schedule:
 
 
 def wrap_data_parallel(policies: list[PolicyModel], config: Config) -> list[DistributedDataParallel]:
-    """Wraps this rank's model chunks for data parallelism; gradients are summed, not averaged, over DP × CP.
+    """Wraps this rank's model chunks for data parallelism. Gradients are summed, not averaged, over DP × CP.
 
-    The schedules leave that to the end of the step (`step.py`): they get no `finalize_model_grads_func`.
+    Megatron's schedules get no `finalize_model_grads_func`: gradients are finalised at the end of the step (`step.py`).
     """
     overlap = config.parallel.overlap
     settings = DistributedDataParallelConfig(
@@ -79,7 +79,7 @@ def wrap_data_parallel(policies: list[PolicyModel], config: Config) -> list[Dist
 
 
 def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> MegatronOptimizer:
-    """Adam over the chunks' present weights (bf16 masters are copied from them, so load weights first)."""
+    """Builds Adam over the chunks' current weights. Load weights first: bf16 masters are copied from them."""
     section = config.optimizer
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
@@ -105,15 +105,16 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> Me
 
 
 def parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
-    """The single Megatron optimizers inside a chained one."""
+    """Returns the single Megatron optimizers inside a chained one."""
     chained = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part for part in chained if part.optimizer is not None]
 
 
 def prime(optimizer: MegatronOptimizer) -> None:
-    """Gives torch's Adam its zero state now: Megatron's `state_dict` asserts on an optimizer that never stepped.
+    """Creates torch's Adam state, filled with zeros.
 
-    Fused Adams (Transformer Engine, Apex) keep no per-parameter `step`; they are left to themselves.
+    Without it Megatron's `state_dict` asserts on an optimizer that never stepped.
+    Fused Adams (Transformer Engine, Apex) keep no per-parameter `step`; they are left unchanged.
     """
     for part in parts(optimizer):
         if not isinstance(part.optimizer, torch.optim.AdamW):
@@ -130,8 +131,8 @@ def prime(optimizer: MegatronOptimizer) -> None:
 def _keep_bucket_padding(part: MegatronOptimizer) -> None:
     """Repairs what a distributed optimizer of megatron-core 0.16 saves when its buffer has more than one bucket.
 
-    It gathers the buckets without the padding between them but cuts parameters out at their padded offsets, so that
-    every bucket after the first (a tied embedding under pipeline parallelism, or any with overlap) is saved shifted
+    It gathers the buckets without the padding between them, but cuts parameters out at their padded offsets. So every
+    bucket after the first (a tied embedding under pipeline parallelism, or any with overlap) is saved shifted
     (Megatron-LM pull request 5077). Putting the padding back makes both sides agree.
     """
     gather = getattr(part, "get_parameter_state_dp_zero", None)
@@ -150,7 +151,7 @@ def _keep_bucket_padding(part: MegatronOptimizer) -> None:
 
 
 def _spread(packed: torch.Tensor, buffer: Any) -> torch.Tensor:
-    """[unpadded elements] → [elements of the buffer]: every bucket back at its own offset."""
+    """Copies [unpadded elements] to [elements of the buffer]: every bucket back at its own offset."""
     spread, start = packed.new_zeros(buffer.numel), 0
     for bucket in buffer.buckets:
         spread[bucket.offset :][: bucket.numel_unpadded] = packed[start : start + bucket.numel_unpadded]
@@ -160,10 +161,11 @@ def _spread(packed: torch.Tensor, buffer: Any) -> torch.Tensor:
 
 @torch.no_grad()
 def load_optimizer_state(optimizer: MegatronOptimizer, state: dict[Any, Any]) -> None:
-    """Loads what `sharded_state_dict` saved, around two faults of megatron-core 0.16 without a fused Adam.
+    """Loads a state that `sharded_state_dict` saved.
 
-    Its `fully_reshardable` loader looks for a `step` tensor that is not saved per parameter (KeyError), and its
-    `load_state_dict` gives all parameters one shared `step` tensor, which Adam then advances once per parameter.
+    Works around two faults of megatron-core 0.16 without a fused Adam. Its `fully_reshardable` loader looks for a
+    `step` tensor that is not saved per parameter (KeyError). Its `load_state_dict` gives all parameters one shared
+    `step` tensor, which Adam then advances once per parameter.
     """
     whole = getattr(optimizer, "chained_optimizers", [optimizer])
     states = [state] if len(whole) == 1 else [state[index] for index in range(len(whole))]

@@ -28,7 +28,7 @@ def pretrain(config: Config, on_step: OnStep = lambda _step, _shown: None) -> No
 
 
 def check_pretrain(config: Config) -> None:
-    """What pretraining needs beyond single fields. Raises ConfigError."""
+    """Checks the requirements of pretraining beyond single fields. Raises ConfigError."""
     if not config.data.corpus:
         raise ConfigError("data.corpus", [], "name the JSONL files with a `text` key")
     check_supervised(config)
@@ -41,14 +41,14 @@ class CorpusSource:
         self._corpus = corpus
 
     def take(self, cursor: int, count: int) -> tuple[SupervisedBatch, int]:
-        """`count` packed sequences from piece number `cursor` on, and the cursor after them."""
+        """Returns `count` packed sequences, starting at piece number `cursor`, and the cursor after them."""
         batch, after = self._corpus.take(cursor, count)
         labels = self._corpus.labels(cursor, after)
         return _every_prediction(batch, [" + ".join(labels[n] for n in each) for each in batch.members]), after
 
 
 def corpus_validation(corpus: PackedCorpus, config: Config) -> dict[str, list[SupervisedBatch]]:
-    """What the sources of a prepared corpus hold back, at most `evaluation.sequences` of each."""
+    """Returns the validation part of each source of a prepared corpus, at most `evaluation.sequences` of each."""
     size = config.training.sequences_per_step
     limit = math.ceil(config.evaluation.sequences / size)
     return {
@@ -58,7 +58,10 @@ def corpus_validation(corpus: PackedCorpus, config: Config) -> dict[str, list[Su
 
 
 def validation_batches(config: Config) -> dict[str, list[SupervisedBatch]]:
-    """The documents of `data.validation`, cut at the sequence length, in steps' sizes. Raises DataError."""
+    """Returns the documents of `data.validation`, cut at the sequence length, in batches of a step's size.
+
+    Raises DataError.
+    """
     if not config.data.validation:
         return {}
     length, size, tokenizer = (
@@ -80,7 +83,7 @@ def validation_batches(config: Config) -> dict[str, list[SupervisedBatch]]:
 
 
 def _every_prediction(batch: PackedBatch, ids: Sequence[str]) -> SupervisedBatch:
-    """Every token of a piece is trained but its first, and all count the same."""
+    """Trains every token of a piece except the first, all with the same weight."""
     weights = torch.ones(len(batch.tokens))
     weights[batch.starts] = 0.0
     return SupervisedBatch(batch, weights, len(batch.tokens) - len(batch.starts), ids)

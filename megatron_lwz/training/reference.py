@@ -12,10 +12,10 @@ from megatron_lwz.training.state import TrainState
 
 
 class ReferenceWeights:
-    """This rank's weights as they are now, copied once to host memory (pinned on a GPU machine).
+    """This rank's weights at construction, copied once to host memory (pinned on a GPU machine).
 
-    Build it before a checkpoint is loaded into the state: the reference is the run's starting point. It needs twice
-    the rank's weights in host memory: the copy, and room for the policy while the reference stands in for it.
+    Build it before a checkpoint is loaded into the state: the reference is the run's starting point. It needs twice the
+    rank's weights in host memory: the copy, and room for the policy while the reference is swapped in.
     """
 
     def __init__(self, state: TrainState) -> None:
@@ -24,21 +24,21 @@ class ReferenceWeights:
 
     @torch.no_grad()
     def swap_in(self, state: TrainState) -> None:
-        """Parks the policy's weights and puts the reference's in their place."""
+        """Moves the policy's weights to host memory and puts the reference's weights in their place."""
         for parameter, parked, reference in zip(_parameters(state), self._parked, self._reference, strict=True):
             parked.copy_(parameter)
             parameter.copy_(reference)
 
     @torch.no_grad()
     def swap_out(self, state: TrainState) -> None:
-        """Puts the parked weights back, bit for bit."""
+        """Puts the policy's weights back, bit for bit."""
         for parameter, parked in zip(_parameters(state), self._parked, strict=True):
             parameter.copy_(parked)
 
 
 @contextmanager
 def with_weights(state: TrainState, reference: ReferenceWeights) -> Iterator[None]:
-    """Inside, the model computes with the reference's weights; afterwards with its own again."""
+    """Inside the block the model computes with the reference's weights; afterwards with its own again."""
     reference.swap_in(state)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Training of the writing reward model: Bradley–Terry on preference pairs (LongWriter-Zero, section 3.1), in any layout."""
+"""Trains the writing reward model: Bradley–Terry on preference pairs (LongWriter-Zero, section 3.1), in any layout."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from megatron_lwz.types import MicroBatch, SequenceBatch
 
 log = logging.getLogger(__name__)
 
-"""Files of a run folder: every held-out pair with its scores, and what they add up to."""
+"""Files of a run folder: every held-out pair with its scores, and their summary."""
 
 _PAIRS_AT_A_TIME = 256
 
@@ -49,20 +49,20 @@ class PairTask:
     held_out: Sequence[TokenPair]
     rendering: Rendering
     scored: list[ScoredPair] = field(default_factory=list)
-    """The held-out pairs as they were scored last."""
+    """The held-out pairs with their most recent scores."""
     shown: Sequence[str] = ("loss", "accuracy", "difference", "tokens_per_second")
     token_loss: TokenLossFn | None = None
 
     def take(self, cursor: int, count: int) -> tuple[PairBatch, int]:
-        """The next pairs in their seeded order."""
+        """Returns the next pairs in their seeded order."""
         return self.source.take(cursor, count)
 
     def micro_batches(self, batch: PairBatch, config: Config) -> list[MicroBatch]:
-        """Both texts of a pair are in one micro-batch."""
+        """Returns this rank's micro-batches. Both texts of a pair are in one micro-batch."""
         return make_pair_batches(batch.sequences, config, batch.weights)
 
     def objective(self, batch: PairBatch) -> LossFn:
-        """The Bradley–Terry loss of the pairs of a micro-batch."""
+        """Returns the Bradley–Terry loss of the pairs of a micro-batch."""
 
         def loss(
             scores: torch.Tensor, micro_batch: MicroBatch, _index: int
@@ -83,7 +83,7 @@ class PairTask:
         return loss
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Loss and accuracy on the held-out pairs: all, and by kind."""
+        """Returns loss and accuracy on the held-out pairs: over all pairs, and by kind."""
         if not self.held_out:
             return {}
         self.scored = score_pairs(state, self.held_out)
@@ -96,14 +96,14 @@ class PairTask:
         return found | {f"validation/accuracy/{kind}": share.value for kind, share in by_kind.items()}
 
     def export(self, state: TrainState, folder: Path) -> None:
-        """A folder that transformers loads as Qwen2ForSequenceClassification, with our rendering beside it."""
+        """Writes a folder that transformers loads as Qwen2ForSequenceClassification, and the prompt rendering."""
         export_policy(state.policies, folder, config_files_from=state.config.tokenizer_dir())
         if groups.is_rank_zero():
             save_rendering(folder, self.rendering)
 
 
 def prepare(config: Config) -> tuple[Config, PairTask]:
-    """Starts the layout and reads the pairs; the config comes back with a scalar head and the steps of the epochs.
+    """Starts the layout and reads the pairs; returns the config with a scalar head and the steps of the epochs.
 
     All ranks call it. Raises LwzError.
     """
@@ -115,9 +115,10 @@ def prepare(config: Config) -> tuple[Config, PairTask]:
 
 
 def train(config: Config, task: PairTask, on_step: OnStep = lambda _step, _shown: None) -> Path:
-    """Runs or resumes the training that `prepare` made ready; returns the run folder. All ranks call it. Raises LwzError.
+    """Runs or resumes the training that `prepare` made ready; returns the run folder.
 
-    Besides what every stage leaves, `held_out.jsonl` and `held_out.json` say how each held-out pair was scored.
+    All ranks call it. Raises LwzError. Besides the usual files of a stage it writes `held_out.jsonl` and
+    `held_out.json`: the score of each held-out pair, and the summary.
     """
     root = run_task(config, task, on_step)
     if groups.is_rank_zero() and task.scored:
@@ -129,7 +130,7 @@ def train(config: Config, task: PairTask, on_step: OnStep = lambda _step, _shown
 
 
 def check_reward_model(config: Config) -> None:
-    """What the stage needs beyond single fields. Raises ConfigError."""
+    """Checks the requirements of the stage beyond single fields. Raises ConfigError."""
     if not config.reward_model.pairs:
         raise ConfigError("reward_model.pairs", [], "name files of preference pairs (tools/make_preference_pairs.py)")
     longest = config.training.sequence_length
@@ -144,7 +145,7 @@ def check_reward_model(config: Config) -> None:
 
 
 def build_task(config: Config) -> PairTask:
-    """Reads and tokenises the pairs; every rank holds them. Raises DataError."""
+    """Reads and tokenises the pairs. Every rank holds all of them. Raises DataError."""
     section, folder = config.reward_model, config.tokenizer_dir()
     rendering = rendering_for(folder, section.template, thinking=section.thinking)
     tokenizer = Tokenizer(folder)
@@ -164,7 +165,7 @@ def build_task(config: Config) -> PairTask:
 
 
 def score_pairs(state: TrainState, pairs: Sequence[TokenPair]) -> list[ScoredPair]:
-    """The pairs with their scores, on every rank. Collective, forward only."""
+    """Returns the pairs with their scores, on every rank. Collective, forward only."""
     found = []
     for start in range(0, len(pairs), _PAIRS_AT_A_TIME):
         window = pairs[start : start + _PAIRS_AT_A_TIME]
@@ -174,7 +175,10 @@ def score_pairs(state: TrainState, pairs: Sequence[TokenPair]) -> list[ScoredPai
 
 
 def score_sequences(chunks: Sequence[torch.nn.Module], batch: SequenceBatch, config: Config) -> torch.Tensor:
-    """[N] fp32 on the CPU of every rank: the score of each sequence, whose last token is a mark behind its text. Collective."""
+    """Returns the score of each sequence, [N] fp32 on the CPU of every rank. Collective.
+
+    The last token of each sequence is an extra mark after its text. The score is read at the token before it.
+    """
     micro_batches = make_micro_batches(batch, config, torch.ones(len(batch.tokens)))
     outputs = forward_chunks(chunks, micro_batches)
     scores = torch.zeros(len(batch), device=platform.device())

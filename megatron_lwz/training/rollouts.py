@@ -1,4 +1,4 @@
-"""The trainer's side of the rollouts: rank 0 has a host for engines, journal and controller; every rank gets the same batches."""
+"""The trainer's side of the rollouts: rank 0 hosts engines, journal and controller; all ranks get the same batches."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from megatron_lwz.types import SequenceBatch, WeightVersion
 
 @contextmanager
 def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Waiting) -> Iterator[Rollouts]:
-    """Exports the policy, starts (or meets) the engines with it, takes up the journal; closes all of it in the end.
+    """Exports the policy, starts (or connects to) the engines with it, opens the journal; closes everything on exit.
 
-    Collective. `waiting` hears on rank 0 how far awaited rollouts are. Raises LwzError.
+    Collective. On rank 0 `waiting` is called with the progress while the trainer waits for rollouts. Raises LwzError.
     """
     transport = partial(make_transport, config=config, root=run.weights, chunks=state.policies)
     with ExitStack() as stack:
@@ -52,14 +52,20 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
 
 
 def open_host(config: Config, run: RunPaths, step: int, waiting: Waiting) -> AbstractContextManager[Host]:
-    """The host that `rollout.controller` asks for; the run goes on from `step`. Rank 0 only, from the main thread."""
+    """Opens the host that `rollout.controller` names, for a run that continues from `step`.
+
+    Rank 0, main thread only.
+    """
     if config.rollout.controller == "process":
         return remote_host(config, run, step, waiting)
     return local_host(config, run, step, waiting)
 
 
 class Rollouts:
-    """What the loop asks for, on every rank. Ranks other than 0 wait outside collectives while engines write."""
+    """The rollout operations of the main loop, on every rank.
+
+    Other ranks than 0 wait outside collectives while engines write.
+    """
 
     def __init__(
         self, config: Config, host: Host | None, transport: Transport, turns: Turns, version: WeightVersion
@@ -72,9 +78,10 @@ class Rollouts:
         self._pushes = 0
 
     def stream(self, step: int) -> Iterator[Experience]:
-        """The rollout batch of `step`, scored, with advantages; the same on every rank.
+        """Yields the rollout batch of `step`, scored and with advantages; the same on every rank.
 
-        As one Experience, or with `training.accumulate_groups` in parts, each as soon as its groups are ready.
+        The batch is one Experience, or with `training.accumulate_groups` several parts, each as soon as its groups are
+        ready.
         """
         self._turns.engines()
         parts = self._host.experience(step) if self._host is not None else None
@@ -96,7 +103,10 @@ class Rollouts:
                 return
 
     def update_weights(self, step: int) -> None:
-        """Gives the engines the policy as it is after `step` updates; what that trained on is durable at return."""
+        """Sends the policy after `step` updates to the engines.
+
+        On return the rollouts that `step` trained on are durable.
+        """
         config = self._config
         evaluated = config.data.held_out_prompts is not None and due(step, config.evaluation.interval, config)
         self._version = self._transport.prepare(replace(self._version, step=step), folder=evaluated)
@@ -105,46 +115,52 @@ class Rollouts:
             self._host.settle()
 
     def push(self) -> None:
-        """Has the engines load the version last prepared; compares checksums the first time and every so often."""
+        """Makes the engines load the version last prepared.
+
+        Compares checksums the first time and at the configured interval.
+        """
         self._turns.weights()
         self._transport.push(self._version)
         interval = self._config.weight_sync.verify_interval
         due = self._pushes == 0 or (interval > 0 and self._pushes % interval == 0)
-        if due and self._config.rollout.engine == "embedded":  # vLLM has a checksum of its own making
+        if due and self._config.rollout.engine == "embedded":  # vLLM computes a different checksum
             self._transport.verify(self._version)
         self._pushes += 1
         if self._host is not None:
             self._host.set_version(self._version)
 
     def trained(self, step: int) -> None:
-        """The batch handed out last was trained on; the policy now has `step` updates."""
+        """Records that the batch handed out last was trained on; the policy now has `step` updates."""
         if self._host is not None:
             self._host.trained(step)
 
     def lengths(self, step: int) -> dict[str, float]:
-        """Metrics `length/…` once `step` is trained; may warn. Rank 0 alone has them."""
+        """Returns the metrics `length/…` once `step` is trained, on rank 0 alone; may log a warning."""
         return self._host.lengths(step) if self._host is not None else {}
 
     def checkpointed(self, step: int) -> None:
-        """The checkpoint of `step` is on disk: what it was trained on will not come back after a kill."""
+        """Records that the checkpoint of `step` is on disk: after a kill its rollouts are not trained on again."""
         if self._host is not None:
             self._host.checkpointed(step)
 
     def evaluate(self) -> None:
-        """Begins to evaluate the weights pushed last on the held-out prompts; waits for it if it is not concurrent."""
+        """Starts to evaluate the weights pushed last on the held-out prompts.
+
+        Waits for the result unless evaluation is concurrent.
+        """
         if self._host is not None and self._config.data.held_out_prompts is not None:
             if not self._config.evaluation.concurrent:
                 self._turns.engines()
             self._host.evaluate(self._version, self._transport.folder(self._version))
 
     def evaluated(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """(step, metrics `eval/…`) of evaluations that are done, each once."""
+        """Yields (step, metrics `eval/…`) of the finished evaluations, each once."""
         if self._host is not None:
             for step, metrics in self._host.evaluated():
                 yield step, metrics | {"eval/steps_behind": float(self._version.step - step)}
 
     def finish_evaluations(self) -> None:
-        """Waits for all evaluations that were begun. Collective: the other ranks wait outside collectives."""
+        """Waits for all evaluations that were started. Collective: the other ranks wait outside collectives."""
         if not self._config.evaluation.concurrent:
             self._turns.engines()
         done = f"evaluations/{self._version.attempt}"

@@ -1,4 +1,4 @@
-"""The run folder: where everything a run writes has its place, and whether the run starts or goes on."""
+"""The run folder: the place of everything a run writes, and the decision whether the run starts or resumes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from megatron_lwz.training.checkpoint import latest
 
 
 class RunFolder(RunPaths):
-    """The folder of a run that trains. `resume` is the checkpoint it goes on from, None for a fresh start."""
+    """The folder of a run that trains. `resume` is the checkpoint from which it continues, None for a fresh start."""
 
     def __init__(self, config: Config) -> None:
         """Decides about resuming, then rank 0 creates the folder and writes the resolved `config.yaml`. Collective.
 
-        `run.resume`: `auto` goes on from the newest checkpoint if there is one, `must` fails without one, `never`
+        `run.resume`: `auto` resumes from the newest checkpoint if there is one, `must` fails without one, `never`
         refuses a folder that a run already wrote to. Raises ConfigError, on every rank alike.
         """
         super().__init__(config.run.dir)
         self.resume = self._checkpoint(config)
-        dist.barrier()  # nobody writes before everybody has looked
+        dist.barrier()  # all ranks must have looked for a checkpoint before rank 0 writes
         if groups.is_rank_zero():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             save_config(config, self.config)
@@ -41,5 +41,5 @@ class RunFolder(RunPaths):
 
 
 def due(step: int, interval: int, config: Config) -> bool:
-    """Whether something that happens every `interval` steps (0: never) and after the last one happens after `step`."""
+    """Whether an action that runs every `interval` steps (0: never) and after the last step is due after `step`."""
     return step == config.training.steps or (interval > 0 and step % interval == 0)

@@ -1,7 +1,7 @@
-"""Loading Megatron checkpoints without running what they contain.
+"""Loads Megatron checkpoints without running code that they contain.
 
-Their `.metadata` file is a pickle, and torch's loader reads it with the plain unpickler; object entries are read with
-`weights_only=False`. Inside `restricted()` the first goes through a list of known names and the second is refused.
+Their `.metadata` file is a pickle, and torch's loader reads it with the plain unpickler. It reads object entries with
+`weights_only=False`. Inside `restricted()` the first is limited to a list of known names and the second is refused.
 """
 
 from __future__ import annotations
@@ -41,10 +41,13 @@ ALLOWED = frozenset(
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """Unpickles only what `ALLOWED` names. Raises UnpicklingError for anything else, before it is called."""
+    """Unpickles only the names in `ALLOWED`. Raises UnpicklingError for any other name, before it is called."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The global, if it is allowed; `getattr`, by which Python 3.11.0 to 3.11.3 pickle enum members, for those only."""
+        """Returns the global if it is allowed.
+
+        `getattr`, by which Python 3.11.0 to 3.11.3 pickle enum members, works for enums only.
+        """
         if (module, name) == ("builtins", "getattr"):
             return enum_member
         if (module, name) not in ALLOWED:
@@ -53,7 +56,10 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 
 def enum_member(*asked: Any) -> enum.Enum:
-    """The member of an enum class: (class, name). Raises UnpicklingError for any other attribute of anything."""
+    """Returns the member of an enum class, given as (class, name).
+
+    Raises UnpicklingError for any other attribute access.
+    """
     match asked:
         case (type() as owner, str() as name) if issubclass(owner, enum.Enum) and name in owner.__members__:
             return owner[name]
@@ -67,7 +73,7 @@ def restricted_load(stream: IO[bytes]) -> Any:
 
 @contextmanager
 def restricted() -> Iterator[None]:
-    """While open, torch's checkpoint reader unpickles restrictedly and every `torch.load` is `weights_only`."""
+    """Inside the block torch's checkpoint reader unpickles restrictedly and every `torch.load` is `weights_only`."""
     plain_pickle, plain_load = filesystem.pickle, torch.load
 
     def weights_only_load(*args: Any, **options: Any) -> Any:

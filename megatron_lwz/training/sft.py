@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the responses of instruction rows, under the templates of reinforcement learning."""
+"""Supervised fine-tuning on the responses of instruction rows, with the templates of reinforcement learning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def prepare(config: Config) -> tuple[Config, ExampleSource]:
-    """Starts the layout and reads the conversations; the config comes back with the steps that `sft.epochs` asks for.
+    """Starts the layout and reads the conversations; returns the config with the steps that `sft.epochs` needs.
 
     All ranks call it. Raises LwzError.
     """
@@ -35,14 +35,14 @@ def train(config: Config, source: ExampleSource, on_step: OnStep = lambda _step,
 
 
 def check_sft(config: Config) -> None:
-    """What fine-tuning needs beyond single fields. Raises ConfigError."""
+    """Checks the requirements of fine-tuning beyond single fields. Raises ConfigError."""
     if not config.data.instructions:
         raise ConfigError("data.instructions", [], "name the JSONL files of instruction rows")
     check_supervised(config)
 
 
 def build_source(config: Config) -> ExampleSource:
-    """Reads and tokenises `data.instructions`; every rank holds them. Raises DataError."""
+    """Reads and tokenises `data.instructions`. Every rank holds all rows. Raises DataError."""
     found = _read(config, config.data.instructions)
     log.info("%d conversations, %d left out, %d truncated", len(found.kept), found.dropped, found.truncated)
     return ExampleSource(
@@ -55,7 +55,7 @@ def build_source(config: Config) -> ExampleSource:
 
 
 def validation_batches(config: Config) -> dict[str, list[SupervisedBatch]]:
-    """The rows of `data.validation`, in steps' sizes. Raises DataError."""
+    """Returns the rows of `data.validation`, in batches of a step's size. Raises DataError."""
     size = config.training.sequences_per_step
     found = {}
     for name, files in config.data.validation.items():

@@ -1,4 +1,4 @@
-"""Steps that must not be taken: a loss or gradient that is not finite, or far over the recent median."""
+"""Detection of steps to skip: a loss or gradient norm that is not finite, or far above the recent median."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ log = logging.getLogger(__name__)
 
 
 class SpikeGuard:
-    """Judges steps by the ones taken before, and stops the run when its budget of skipped steps is spent.
+    """Compares each step with the accepted ones before it, and stops the run when its budget of skipped steps is spent.
 
-    Its state is plain numbers and travels in the checkpoint, so that a resumed run judges alike.
+    Its state consists of plain numbers and is saved in the checkpoint, so that a resumed run decides in the same way.
     """
 
     def __init__(self, section: TrainingSection, folder: Path, state: dict[str, Any] | None = None) -> None:
-        """`folder` receives the batches of skipped steps; `state` is what `state()` gave."""
+        """`folder` receives the batches of skipped steps; `state` is an earlier result of `state()`."""
         self._section = section
         self._folder = folder
         state = state or {}
         self.skipped: int = state.get("skipped", 0)
-        """Steps of the run that were skipped so far."""
+        """Number of steps that the run has skipped so far."""
         self._losses: list[float] = state.get("losses", [])
         self._norms: list[float] = state.get("grad_norms", [])
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep (JSON)."""
+        """Returns the state for a checkpoint (JSON)."""
         return {"skipped": self.skipped, "losses": list(self._losses), "grad_norms": list(self._norms)}
 
     def accept(self, loss: float, grad_norm: float) -> bool:
-        """Whether the step may be taken; if so it counts for the median."""
+        """Whether the step may be taken. An accepted step enters the median."""
         if self.fault(loss, grad_norm):
             return False
         for values, value in ((self._losses, loss), (self._norms, grad_norm)):
@@ -50,7 +50,7 @@ class SpikeGuard:
         return True
 
     def fault(self, loss: float, grad_norm: float) -> str:
-        """What is wrong with a step, empty if nothing."""
+        """Returns what is wrong with a step, or an empty string."""
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             return "not finite"
         for name, value, before, factor in (
@@ -65,7 +65,7 @@ class SpikeGuard:
         return ""
 
     def skip(self, step: int, result: StepResult, batch: SupervisedBatch, cursor: int) -> None:
-        """Counts a refused step and writes its batch down. Raises TrainingError when the budget is spent."""
+        """Counts a skipped step and writes its batch to the folder. Raises TrainingError when the budget is spent."""
         self.skipped += 1
         reason = self.fault(result.loss, result.grad_norm)
         stem = self._folder / step_name(step)

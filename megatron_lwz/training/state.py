@@ -1,4 +1,4 @@
-"""What a training stage carries from step to step: model chunks, optimizer, schedule, step count."""
+"""The state that a training stage keeps from step to step: model chunks, optimizer, schedule, step count."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from megatron_lwz.training.optimizer import Schedule
 class TrainState:
     """The trainer's state on this rank.
 
-    `chunks` are this rank's model chunks (one, or one per virtual pipeline stage), wrapped for data parallelism.
-    `step` counts finished steps of the stage (RL: rollout batches); the loop advances it.
+    `chunks` are this rank's model chunks (one, or one per virtual pipeline stage), wrapped for data parallelism. `step`
+    counts finished steps of the stage (in RL: rollout batches); the loop increments it.
     """
 
     chunks: list[DistributedDataParallel]

@@ -29,29 +29,29 @@ from megatron_lwz.types import MicroBatch
 LossFn = Callable[[torch.Tensor, MicroBatch, int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(statistics [3, T], micro-batch, its index) → (loss summed over tokens, metric sums).
 
-Every call of a step returns the same metric names. A name that ends with `/max` is max-reduced, others are summed.
+All calls within a step return the same metric names. A name that ends with `/max` is max-reduced, others are summed.
 """
 
 TokenLossFn = Callable[[MicroBatch, int], TokenLoss]
 """(micro-batch, its index) → the same loss as LossFn's, for differentiation in the forward pass."""
 
 Accept = Callable[[float, float], bool]
-"""(loss, gradient norm before clipping) → whether to take the step. Every rank asks it with the same numbers."""
+"""(loss, gradient norm before clipping) → whether to take the step. Every rank calls it with the same numbers."""
 
 Output = Callable[..., Any]
 
 
 class TrainingError(LwzError):
-    """A step that cannot go on: the gradient is not finite."""
+    """Raised when a step cannot continue: the gradient is not finite."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did; the same on every rank.
+    """The result of one optimizer step; the same on every rank.
 
-    `loss` is the summed loss over the denominator, `grad_norm` the global L2 norm before clipping, `metrics` the
-    loss function's sums (or maxima) over all micro-batches, data-parallel and context-parallel ranks. A step that was
-    refused is not `applied`: it changed no weight and no optimizer state.
+    `loss` is the summed loss over the denominator. `grad_norm` is the global L2 norm before clipping. `metrics` holds
+    the loss function's sums (or maxima) over all micro-batches, data-parallel and context-parallel ranks. A refused
+    step is not `applied`: it changed no weight and no optimizer state.
     """
 
     loss: float
@@ -62,10 +62,11 @@ class StepResult:
 
 
 class AccumulatingStep:
-    """One optimizer step whose micro-batches come in parts: gradients add up until `finish` reduces and divides them, once.
+    """One optimizer step over micro-batches that arrive in parts.
 
-    Made when the step begins: gradients are 0, and the learning rate is that of `state.step`, which the caller counts
-    (several updates of one rollout batch share it). All ranks make the same calls.
+    Gradients accumulate until `finish` reduces and divides them once. Create it when the step starts: it sets the
+    gradients to 0 and the learning rate to that of `state.step`, which the caller increments (several updates of one
+    rollout batch share it). All ranks make the same calls.
     """
 
     def __init__(self, state: TrainState) -> None:
@@ -86,10 +87,10 @@ class AccumulatingStep:
         *,
         last: bool,
     ) -> None:
-        """Forward and backward over this data rank's micro-batches (equally many on every rank).
+        """Runs forward and backward over this data rank's micro-batches (the same number on every rank).
 
-        With `token_loss` the gradient of the output layer is taken in the forward pass, and `loss_fn` only gives metrics.
-        `last`: no part follows, so that the reduction may overlap with this backward pass (`parallel.overlap`).
+        With `token_loss` the gradient of the output layer is computed in the forward pass, and `loss_fn` only gives
+        metrics. `last`: no part follows, so the reduction may overlap with this backward pass (`parallel.overlap`).
         """
 
         def finish(index: int, micro_batch: MicroBatch, output: Any) -> tuple[Any, ...]:
@@ -100,7 +101,7 @@ class AccumulatingStep:
                 with torch.no_grad():
                     _, metrics = loss_fn(statistics, micro_batch, index)
             sums = {"loss": loss.detach(), **{name: value.detach() for name, value in metrics.items()}}
-            return loss, torch.zeros((), dtype=torch.int, device=loss.device), sums  # the count is given at the end
+            return loss, torch.zeros((), dtype=torch.int, device=loss.device), sums  # `finish` gives Megatron the count
 
         self._reducing = last
         with cross_check.watch(self._state.step + 1) as found, nullcontext() if last else _held(self._state.chunks):
@@ -111,7 +112,7 @@ class AccumulatingStep:
     def finish(self, denominator: int, accept: Accept | None = None) -> StepResult:
         """Reduces the gradients over the ranks, divides them by `denominator` and steps the optimizer.
 
-        `denominator` is global: what the loss, summed over all parts and ranks, is divided by; 0 where no token counted.
+        `denominator` is global: it divides the loss summed over all parts and ranks. It is 0 when no token counted.
         `accept` may refuse the step. Raises TrainingError when the loss or the gradient is not finite.
         """
         state = self._state
@@ -141,23 +142,26 @@ def train_step(
     token_loss: TokenLossFn | None = None,
     accept: Accept | None = None,
 ) -> StepResult:
-    """An AccumulatingStep of one part; arguments and errors are those of its methods."""
+    """Runs an AccumulatingStep with a single part. Arguments and errors are those of its methods."""
     step = AccumulatingStep(state)
     step.add(micro_batches, loss_fn, token_loss, last=True)
     return step.finish(denominator, accept)
 
 
 def forward_statistics(state: TrainState, micro_batches: Sequence[MicroBatch]) -> list[torch.Tensor] | None:
-    """Log-prob, entropy and log-sum-exp of every label: one [3, T] fp32 tensor per micro-batch, without gradient.
+    """Returns log-prob, entropy and log-sum-exp of every label, without gradient.
 
-    None on ranks that do not hold the last pipeline stage.
+    The result has one [3, T] fp32 tensor per micro-batch. It is None on ranks that do not hold the last pipeline stage.
     """
     return forward_chunks(state.chunks, micro_batches)
 
 
 @torch.no_grad()
 def forward_metrics(state: TrainState, micro_batches: Sequence[MicroBatch], loss_fn: LossFn) -> dict[str, float]:
-    """The loss function's metrics and `loss` over all micro-batches and ranks, as `train_step` sums them, forward only."""
+    """Returns the loss function's metrics and `loss` over all micro-batches and ranks, summed as in `train_step`.
+
+    Forward only.
+    """
 
     def finish(index: int, micro_batch: MicroBatch, output: torch.Tensor, **_: bool) -> dict[str, torch.Tensor]:
         loss, metrics = loss_fn(output, micro_batch, index)
@@ -168,7 +172,7 @@ def forward_metrics(state: TrainState, micro_batches: Sequence[MicroBatch], loss
 
 @torch.no_grad()
 def forward_chunks(chunks: Sequence[torch.nn.Module], micro_batches: Sequence[MicroBatch]) -> list[torch.Tensor] | None:
-    """`forward_statistics` for model chunks without an optimizer."""
+    """Computes `forward_statistics` for model chunks without an optimizer."""
 
     def finish(_index: int, _micro_batch: MicroBatch, statistics: torch.Tensor, **_: bool) -> torch.Tensor:
         return statistics
@@ -183,9 +187,9 @@ def _run(
     finish: Output,
     token_loss: TokenLossFn | None = None,
 ) -> list[Any]:
-    """Megatron's schedule over the micro-batches; what `finish` reported, per micro-batch, on the last stage.
+    """Runs Megatron's schedule over the micro-batches; returns, on the last stage, the result of `finish` for each.
 
-    Forward and backward, or only forward where gradients are off.
+    Runs forward and backward, or only forward when gradients are disabled.
     """
 
     def forward_step(source: Iterator[tuple[int, MicroBatch]], chunk: torch.nn.Module) -> tuple[torch.Tensor, Output]:
@@ -218,11 +222,14 @@ def _run(
 
 @contextmanager
 def _held(chunks: Sequence[DistributedDataParallel]) -> Iterator[None]:
-    """Inside, no backward pass begins to reduce gradients, though the schedule takes its last micro-batch for the step's."""
+    """Prevents the gradient reduction inside the block.
+
+    Without it the schedule treats its last micro-batch as the last of the step and starts the reduction.
+    """
     functions = [chunk.config.no_sync_func for chunk in chunks]
     with ExitStack() as stack:
         for chunk in chunks:
-            chunk.config.no_sync_func = None  # the schedule would end ours before its last micro-batch
+            chunk.config.no_sync_func = None  # else the schedule would end our `no_sync` before its last micro-batch
             stack.enter_context(chunk.no_sync())
         try:
             yield
@@ -242,7 +249,7 @@ def _to_device(micro_batch: MicroBatch) -> MicroBatch:
 
 
 def _reduce(reports: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """Sums (or maxima) over micro-batches, DP and CP, from the last pipeline stage to every rank."""
+    """Sums (or maximises) over micro-batches, DP and CP, and broadcasts from the last pipeline stage to every rank."""
     totals: dict[str, float] | None = None
     if groups.is_last_stage():
         names = sorted(reports[0])

@@ -1,4 +1,7 @@
-"""The loop of every stage that learns from given text: batches → loss → update. Pretraining, SFT and reward models share it."""
+"""The loop of all stages that learn from given text: batches → loss → update.
+
+Shared by pretraining, SFT and reward models.
+"""
 
 from __future__ import annotations
 
@@ -32,41 +35,41 @@ from megatron_lwz.training.step import LossFn, StepResult, TokenLossFn, forward_
 from megatron_lwz.types import MicroBatch
 
 OnStep = Callable[[int, Mapping[str, float]], None]
-"""Told of every step and the metrics worth showing, on every rank."""
+"""Called after every step, on every rank, with the step and the metrics to show."""
 
 HeldOut = Mapping[str, Sequence[SupervisedBatch]]
-"""Validation source → its batches."""
+"""Batches by name of the validation source."""
 
 B = TypeVar("B", bound=SupervisedBatch)
 
 
 class Task(Protocol[B]):
-    """What one kind of training adds to the loop. Every rank calls everything alike."""
+    """The part of the loop that depends on the kind of training. All ranks make the same calls."""
 
     @property
     def shown(self) -> Sequence[str]:
-        """Metrics worth showing."""
+        """Names of the metrics to show."""
         ...
 
     @property
     def token_loss(self) -> TokenLossFn | None:
-        """The loss for the gradient in the forward pass; None: that of `objective` is differentiated."""
+        """The loss for the gradient in the forward pass. None: the loss of `objective` is differentiated instead."""
         ...
 
     def take(self, cursor: int, count: int) -> tuple[B, int]:
-        """The batch that starts at `cursor`, and the cursor after it."""
+        """Returns the batch that starts at `cursor`, and the cursor after it."""
         ...
 
     def micro_batches(self, batch: B, config: Config) -> list[MicroBatch]:
-        """This rank's share of the batch."""
+        """Returns this rank's micro-batches of the batch."""
         ...
 
     def objective(self, batch: B) -> LossFn:
-        """The summed loss of a micro-batch of this batch, and its metric sums."""
+        """Returns the loss function for micro-batches of this batch: summed loss and metric sums."""
         ...
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """What is measured on held-out data; empty without any."""
+        """Returns the metrics on held-out data; empty without such data."""
         ...
 
     def export(self, state: TrainState, folder: Path) -> None:
@@ -75,15 +78,15 @@ class Task(Protocol[B]):
 
 
 def train_supervised(config: Config, data: BatchSource, held_out: HeldOut, on_step: OnStep) -> Path:
-    """`run_task` of next-token prediction: pretraining and SFT."""
+    """Runs `run_task` on next-token prediction, for pretraining and SFT."""
     return run_task(config, LanguageModeling(data, held_out, config.training.z_loss), on_step)
 
 
 def run_task(config: Config, task: Task[B], on_step: OnStep) -> Path:
     """Runs or resumes the training of `config`; all ranks call it. Returns the run folder.
 
-    Leaves checkpoints, metrics.jsonl, evaluation.jsonl, summary.json and, in `hf/`, the trained weights in Hugging
-    Face's format. A resumed run repeats an undisturbed one bit for bit under the same layout. Raises LwzError.
+    Writes checkpoints, metrics.jsonl, evaluation.jsonl, summary.json and, in `hf/`, the trained weights in Hugging
+    Face's format. Under the same layout a resumed run repeats an uninterrupted one bit for bit. Raises LwzError.
     """
     started = time.monotonic()
     run = RunFolder(config)
@@ -130,28 +133,28 @@ class LanguageModeling:
     shown: Sequence[str] = ("loss", "tokens_per_second", "mfu")
 
     def take(self, cursor: int, count: int) -> tuple[SupervisedBatch, int]:
-        """The next batch of the data."""
+        """Returns the next batch of the data."""
         return self.data.take(cursor, count)
 
     def micro_batches(self, batch: SupervisedBatch, config: Config) -> list[MicroBatch]:
-        """Its sequences, each for itself."""
+        """Returns this rank's micro-batches; sequences may be packed in any combination."""
         return make_micro_batches(batch.sequences, config, batch.weights)
 
     def objective(self, _batch: SupervisedBatch) -> LossFn:
-        """The weighted cross-entropy."""
+        """Returns the weighted cross-entropy."""
         return Objective(self.z_loss).loss
 
     @property
     def token_loss(self) -> TokenLossFn:
-        """The same, in the forward pass."""
+        """The weighted cross-entropy, for the gradient in the forward pass."""
         return Objective(self.z_loss).token_loss
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """The loss of every validation source."""
+        """Returns the loss of every validation source."""
         return validation_losses(state, self.held_out)
 
     def export(self, state: TrainState, folder: Path) -> None:
-        """The policy with its tokenizer."""
+        """Writes the policy with its tokenizer."""
         export_policy(state.policies, folder, config_files_from=state.config.tokenizer_dir())
 
 
@@ -164,11 +167,11 @@ class Objective:
     def loss(
         self, statistics: torch.Tensor, micro_batch: MicroBatch, _index: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """(summed loss, metric sums) of the statistics [3, T]."""
+        """Returns (summed loss, metric sums) of the statistics [3, T]."""
         return language_modeling_loss(statistics, micro_batch.weights, z_loss=self.z_loss)
 
     def token_loss(self, micro_batch: MicroBatch, _index: int) -> TokenLoss:
-        """The same loss, for the gradient in the forward pass."""
+        """Returns the same loss, for the gradient in the forward pass."""
 
         def loss(*columns: torch.Tensor) -> torch.Tensor:
             *statistics, rows = columns
@@ -178,7 +181,7 @@ class Objective:
 
 
 def check_supervised(config: Config) -> None:
-    """What both stages need beyond single fields. Raises ConfigError."""
+    """Checks the requirements of both stages beyond single fields. Raises ConfigError."""
     training = config.training
     if training.tokens_per_micro_batch < training.sequence_length:
         raise ConfigError(
@@ -191,14 +194,14 @@ def check_supervised(config: Config) -> None:
 
 
 def sequences_of_step(section: TrainingSection, step: int) -> int:
-    """Size of the batch of step `step` (from 0): the ramp, then `sequences_per_step`."""
+    """Returns the batch size of step `step` (from 0): the ramp, then `sequences_per_step`."""
     if section.ramp_from is None or step >= section.ramp_steps:
         return section.sequences_per_step
     return section.ramp_from + (section.sequences_per_step - section.ramp_from) * step // section.ramp_steps
 
 
 def with_epochs(config: Config, total: int | None) -> Config:
-    """The config whose `training.steps` take `total` sequences, or pairs; None: as it is."""
+    """Returns the config with enough `training.steps` for `total` sequences or pairs; None leaves it unchanged."""
     if total is None:
         return config
     taken = steps = 0
@@ -209,11 +212,11 @@ def with_epochs(config: Config, total: int | None) -> Config:
 
 
 def step_metrics(config: Config, batch: SupervisedBatch, result: StepResult, seconds: float) -> dict[str, float]:
-    """One row of metrics.jsonl.
+    """Returns one row of metrics.jsonl.
 
-    What the loss function summed comes as means over the denominator: of a language model `loss` is the cross-entropy,
-    in nats like `z_loss` and `entropy`. `tokens` are the trained ones, and `tokens_per_second` counts those; `mfu` is
-    the share of the devices' peak that the model's own FLOPs reach.
+    Sums of the loss function become means over the denominator. For a language model `loss` is the cross-entropy, in
+    nats like `z_loss` and `entropy`. `tokens` counts the tokens trained on, and `tokens_per_second` is their rate.
+    `mfu` is the share of the devices' peak that the model's own FLOPs reach.
     """
     means = {name: value / max(1, batch.denominator) for name, value in result.metrics.items() if "/" not in name}
     metrics = {
@@ -235,7 +238,7 @@ def step_metrics(config: Config, batch: SupervisedBatch, result: StepResult, sec
 
 
 def validation_losses(state: TrainState, held_out: HeldOut) -> dict[str, float]:
-    """`validation/<source>`: the mean cross-entropy in nats of each source, forward only. Collective."""
+    """Returns `validation/<source>`: the mean cross-entropy of each source in nats, forward only. Collective."""
     found = {}
     for source, batches in held_out.items():
         total, denominator = 0.0, 0

@@ -1,4 +1,4 @@
-"""GPUs that trainer and engines share: one of them at a time. Without `rollout.colocated` nothing happens here."""
+"""Sharing of GPUs between trainer and engines: one of them at a time. Does nothing without `rollout.colocated`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from megatron_lwz.training.state import TrainState
 
 
 class Turns:
-    """Every rank calls `engines` and `trainer`, in turn; `engines` on rank 0 only. They raise EngineError."""
+    """Switches the shared GPUs between trainer and engines. All methods may raise EngineError.
+
+    Every rank calls `engines` and `trainer` alternately. The constructor gets `engines` on rank 0 only.
+    """
 
     def __init__(self, config: Config, state: TrainState, engines: EngineControl | None, attempt: int) -> None:
         self._memory = TrainerMemory(state) if config.rollout.colocated else None
@@ -24,14 +27,14 @@ class Turns:
         self._engines_write = False
 
     def weights(self) -> None:
-        """Before new weights are pushed: engines that sleep take memory for weights, and no more."""
+        """Wakes sleeping engines before new weights are pushed: they allocate memory for weights only."""
         if self._memory is not None and self._engines is not None:
             self._engines.wake("weights")
 
     def engines(self) -> None:
-        """The trainer leaves the GPUs; once all ranks have, the engines take memory for keys and values.
+        """Frees the trainer's GPU memory. Once all ranks have done so, the engines allocate memory for keys and values.
 
-        Rank 0 may get here before the others: it waits for them outside collectives.
+        Rank 0 may get here before the other ranks: it waits for them outside collectives.
         """
         if self._memory is None or self._engines_write:
             return
@@ -44,7 +47,7 @@ class Turns:
         self._engines_write = True
 
     def trainer(self) -> None:
-        """The engines sleep, the trainer takes its memory again. Other ranks call it when they know that rank 0 has."""
+        """Puts the engines to sleep and restores the trainer's memory. Other ranks call it only after rank 0 has."""
         if self._memory is None:
             return
         if self._engines is not None:

@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out of the policy: one name table, lazy loading, streaming export, checksums."""
+"""Import and export of Hugging Face folders: one name table, lazy loading, streaming export, checksums."""
 
 from megatron_lwz.models.hf.export import checksum_folder, checksum_policy, export_policy
 from megatron_lwz.models.hf.load import HfFolder, NewHead, RandomInit, TensorSource, load_policy

@@ -1,4 +1,4 @@
-"""One checksum for a model's weights: the same for a folder and for a policy in any layout that hold the same bits."""
+"""One checksum for a model's weights: equal for every folder and every policy layout that hold the same bits."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import torch
 from megatron_lwz.models.hf.write import DTYPE_NAMES, tensor_bytes
 
 _THREADS = 8
-"""Tensors hashed at a time (and so held in memory); hashing one takes seconds per GB and does not hold the GIL."""
+"""Number of tensors hashed (and so held in memory) at a time.
+
+Hashing takes seconds per GB and does not hold the GIL.
+"""
 
 
 def checksum_of(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Checksum (32 hex digits) of named CPU tensors: names, types, shapes, bytes; their order does not matter."""
+    """Returns the checksum (32 hex digits) of named CPU tensors: names, types, shapes, bytes; in any order."""
     digests: dict[str, Future[bytes]] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
         running: deque[Future[bytes]] = deque()

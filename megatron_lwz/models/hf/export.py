@@ -1,7 +1,8 @@
-"""Streaming a policy out of its ranks as a Hugging Face folder, and checksums that do not depend on the layout.
+"""Streams a policy out of its ranks as a Hugging Face folder, and computes checksums that do not depend on the layout.
 
-The ranks with data- and context-parallel rank 0 take part. Tensor by tensor: the tensor-parallel shares meet on the owning
-pipeline stage, its first rank sends the tensor to rank 0. So rank 0 holds a handful of whole tensors, never the model.
+The ranks with data- and context-parallel rank 0 take part. For each tensor, the tensor-parallel shares are gathered on
+the owning pipeline stage, and that stage's first rank sends the tensor to rank 0. So rank 0 holds a few whole tensors
+at a time, never the model.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def export_policy(
     """Writes the policy to `folder`; every rank calls it. Returns the checksum of the weights (hex), on every rank.
 
     Config, generation config and tokenizer files come from `config_files_from`; without a config.json there, one is
-    made. `dtype` None keeps the parameters' type (bit-exact). Padding rows are dropped. The folder appears whole or
+    created. `dtype` None keeps the parameters' type (bit-exact). Padding rows are dropped. The folder appears whole or
     not at all. Raises LwzError, on every rank alike.
     """
     arch = unwrap(chunks[0]).arch
@@ -54,7 +55,7 @@ def export_policy(
             outcome = {"error": str(error)}
         except OSError as error:
             outcome = {"error": str(CheckpointError(folder, f"cannot be written ({error})"))}
-    for _ in stream:  # the other ranks' share of the work; on rank 0 what a failed write left over
+    for _ in stream:  # on other ranks: their share of the work; on rank 0: the rest after a failed write
         pass
     outcome = exchange.broadcast_json(outcome)
     if "error" in outcome:
@@ -63,14 +64,20 @@ def export_policy(
 
 
 def checksum_policy(chunks: Sequence[torch.nn.Module], *, dtype: torch.dtype | None = None) -> str:
-    """Checksum (hex) of the policy's weights, cast to `dtype` first if given; every rank calls it and gets it."""
+    """Returns the checksum (hex) of the policy's weights, cast to `dtype` first if given.
+
+    Collective; every rank gets it.
+    """
     dtype = dtype or next(chunks[0].parameters()).dtype
     made = checksum_of((name, tensor) for name, tensor in stream_policy(chunks, dtype) if tensor is not None)
-    return exchange.broadcast_json(made)  # rank 0's: the others saw no tensor
+    return exchange.broadcast_json(made)  # from rank 0: the other ranks saw no tensor
 
 
 def checksum_folder(path: Path | str) -> str:
-    """Checksum (hex) of an HF folder's weights as stored. Raises CheckpointError, ConfigError or DataError."""
+    """Returns the checksum (hex) of an HF folder's weights as stored.
+
+    Raises CheckpointError, ConfigError or DataError.
+    """
     folder = HfFolder(path)
     shapes = tensor_shapes(read_hf_architecture(Path(path)))
     folder.check(shapes)
@@ -80,7 +87,7 @@ def checksum_folder(path: Path | str) -> str:
 def stream_policy(
     chunks: Sequence[torch.nn.Module], dtype: torch.dtype, *, device: torch.device = CPU
 ) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """Yields (HF name, whole tensor on `device`) in the order of `tensor_shapes`; collective.
+    """Yields (HF name, whole tensor on `device`) in the order of `tensor_shapes`. Collective.
 
     Only rank 0 gets tensors, other ranks None. Ranks that hold replicas yield nothing.
     """
@@ -102,7 +109,7 @@ def stream_policy(
 
 
 def _owners(held: Mapping[str, Placement], names: Sequence[str]) -> list[int]:
-    """The first pipeline stage that holds each tensor (the last stage has a copy of a tied embedding)."""
+    """Returns the first pipeline stage that holds each tensor (the last stage has a copy of a tied embedding)."""
     group = groups.pipeline_group()
     owners = torch.tensor([group.rank() if name in held else group.size() for name in names], device=_device(held))
     dist.all_reduce(owners, dist.ReduceOp.MIN, group=group)
@@ -114,7 +121,7 @@ def _device(held: Mapping[str, Placement]) -> torch.device:
 
 
 def _gather(placement: Placement, dtype: torch.dtype) -> torch.Tensor | None:
-    """The whole tensor on the first rank of the tensor-parallel group, padding dropped; None on the others."""
+    """Returns the whole tensor on the first rank of the tensor-parallel group, without padding; None on the others."""
     share = placement.view.to(dtype).reshape(placement.local_shape).contiguous()
     group = groups.tensor_group()
     first, split = group.rank() == 0, placement.split
@@ -131,7 +138,7 @@ def _gather(placement: Placement, dtype: torch.dtype) -> torch.Tensor | None:
 
 
 def _raw(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as bytes: no backend then needs to know the type."""
+    """Returns a view of the same memory as bytes, so that no backend needs to support the dtype."""
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""A Hugging Face weight folder, read lazily: headers first, then only the slices that are asked for."""
+"""A Hugging Face weight folder, read lazily: headers first, then only the requested slices."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class HfFolder:
             self._compare_with_index(listed)
 
     def names(self) -> list[str]:
-        """Names of all tensors in the files."""
+        """Returns the names of all tensors in the files."""
         return sorted(self._file_of)
 
     def check(self, shapes: Mapping[str, Shape]) -> None:
-        """Whether the folder holds exactly these tensors. Raises CheckpointError naming the first that does not fit."""
+        """Checks that the folder holds exactly these tensors. Raises CheckpointError that names the first mismatch."""
         for name, shape in shapes.items():
             if name not in self._file_of:
                 raise self._error(f"tensor {name} is missing; expected shape {list(shape)}")
@@ -53,24 +53,27 @@ class HfFolder:
                 raise self._error(f"tensor {name} is not part of the model that config.json describes")
 
     def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """The tensor, or its rows (split 0) or columns (split 1) [start, stop), as stored, on the CPU."""
+        """Returns the tensor, or its rows (split 0) or columns (split 1) [start, stop), as stored, on the CPU."""
         found = self._slice(name)
         start, stop = bounds
         if split is None:
             return found[:]
-        if start == stop:  # a share that is all padding
+        if start == stop:  # a share that consists of padding only
             return torch.empty([0 if dim == split else extent for dim, extent in enumerate(shape)])
         return found[start:stop] if split == 0 else found[:, start:stop]
 
     def dtype(self, name: str) -> str:
-        """How the tensor is stored: BF16, F16 or F32."""
+        """Returns the stored dtype of the tensor: BF16, F16 or F32."""
         return self._slice(name).get_dtype()
 
     def _slice(self, name: str) -> Any:
         return self._files[self._file_of[name]].get_slice(name)
 
     def _is_tied_copy(self, name: str) -> bool:
-        """Some exports of tied models save the head as well; a true copy does no harm."""
+        """Whether the tensor is a copy of the tied embedding, which some exports save.
+
+        Raises CheckpointError if it differs.
+        """
         if name != HEAD or EMBEDDING not in self._file_of:
             return False
         head, embedding = self._slice(HEAD), self._slice(EMBEDDING)

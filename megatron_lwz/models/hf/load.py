@@ -1,4 +1,4 @@
-"""Filling the local shards of a policy, whatever its tensor, pipeline and virtual-pipeline layout."""
+"""Loads the local shards of a policy, in any tensor, pipeline and virtual-pipeline layout."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["HfFolder", "NewHead", "RandomInit", "TensorSource", "load_policy"]
 
 
 class TensorSource(Protocol):
-    """Where weights come from, by HF tensor name."""
+    """A source of weights, addressed by HF tensor name."""
 
     def check(self, shapes: Mapping[str, Shape]) -> None:
         """Raises CheckpointError unless the source holds exactly these tensors."""
         ...
 
     def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """The whole tensor of `shape`, or its slice [start, stop) = `bounds` along dimension `split`; CPU."""
+        """Returns the tensor of `shape`, or its slice [start, stop) = `bounds` along dimension `split`, on the CPU."""
         ...
 
 
 class RandomInit:
-    """Fresh weights: normal(0, initializer_range), output projections divided by √(2 · layers), biases 0, norms 1.
+    """New weights: normal(0, initializer_range), output projections divided by √(2 · layers), biases 0, norms 1.
 
     Every tensor has its own random stream, seeded by `seed` and its name, so the layout does not change the model.
     """
@@ -40,10 +40,10 @@ class RandomInit:
         self._seed = seed
 
     def check(self, shapes: Mapping[str, Shape]) -> None:
-        """Any tensor can be made."""
+        """Accepts any shapes: every tensor can be drawn."""
 
     def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """Makes the whole tensor in fp32 and cuts the slice out."""
+        """Draws the whole tensor in fp32 and returns the slice."""
         if name.endswith(".bias"):
             whole = torch.zeros(shape)
         elif name.endswith("norm.weight"):
@@ -59,7 +59,7 @@ class RandomInit:
 
 
 class NewHead:
-    """A policy's trunk under a fresh scalar head: every tensor of `folder` but the output layer, and a drawn `score`."""
+    """A policy's trunk with a new scalar head: all tensors of `folder` but the output layer, and a drawn `score`."""
 
     def __init__(self, folder: HfFolder, fresh: RandomInit) -> None:
         self._folder = folder
@@ -73,7 +73,7 @@ class NewHead:
         self._folder.check(trunk)
 
     def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """The folder's tensor, or a drawn one for the head."""
+        """Returns the folder's tensor, or a drawn one for the head."""
         return (self._fresh if name == SCORE else self._folder).read(name, shape, split, bounds)
 
 
@@ -81,8 +81,8 @@ class NewHead:
 def load_policy(chunks: Sequence[torch.nn.Module], source: TensorSource) -> None:
     """Copies this rank's share of every tensor into `chunks` (bare or wrapped), cast to the parameters' type.
 
-    Reads only the shares. Padding rows of the vocabulary become 0. Raises CheckpointError, on every rank alike.
-    An optimizer that already holds fp32 masters must be told afterwards (`reload_model_params`).
+    Reads only this rank's shares. Padding rows of the vocabulary become 0. Raises CheckpointError, on every rank alike.
+    An optimizer that already holds fp32 masters must reload them afterwards (`reload_model_params`).
     """
     arch = unwrap(chunks[0]).arch
     source.check(tensor_shapes(arch))

@@ -1,8 +1,8 @@
-"""One table between Hugging Face's Qwen2 tensors and Megatron's parameters, read both ways.
+"""One table between Hugging Face's Qwen2 tensors and Megatron's parameters, used in both directions.
 
-A row says where the tensor-parallel share of one HF tensor lives inside a local Megatron parameter. That share is always
-a slice of the HF tensor along one dimension, and always a view of the parameter, so loading copies slice → view and
-exporting gathers the views along the same dimension. What looks special falls out of it:
+A row says where the tensor-parallel share of one HF tensor lies inside a local Megatron parameter. That share is always
+a slice of the HF tensor along one dimension, and always a view of the parameter. So loading copies slice → view, and
+exporting gathers the views along the same dimension. The special cases follow from this rule:
 
 - `linear_qkv` holds, per key-value group, the group's query heads, its key head, its value head;
 - `linear_fc1` holds the rank's gate rows, then its up rows;
@@ -28,7 +28,7 @@ Shape = tuple[int, ...]
 
 
 class Part(Enum):
-    """Which part of a Megatron parameter an HF tensor is."""
+    """The part of a Megatron parameter that an HF tensor corresponds to."""
 
     WHOLE = "whole"
     QUERY = "query"
@@ -40,15 +40,18 @@ class Part(Enum):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `{i}` in a name stands for the layer: global in `hf`, counted within the chunk in `megatron`."""
+    """One row of the table.
+
+    `{i}` in a name is the layer number: global in `hf`, counted within the chunk in `megatron`.
+    """
 
     hf: str
     megatron: tuple[str, ...]
-    """The parameter's name; further names are those of Transformer Engine's fused layers."""
+    """The parameter's name. Further names are those of Transformer Engine's fused layers."""
     shape: tuple[str, ...]
-    """Keys of `sizes`: the HF tensor's shape."""
+    """The HF tensor's shape, as keys of `sizes`."""
     split: int | None
-    """Dimension of the HF tensor that tensor parallelism cuts; None: every rank holds all of it."""
+    """Dimension of the HF tensor that tensor parallelism splits. None: every rank holds the whole tensor."""
     part: Part = Part.WHOLE
 
 
@@ -94,7 +97,7 @@ TABLE: tuple[Row, ...] = (
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one HF tensor's local share lives: `view` is a view of the parameter, `local_shape` its shape as HF rows."""
+    """The place of one HF tensor's local share: `view` of the parameter, and `local_shape`, its shape as HF rows."""
 
     name: str
     shape: Shape
@@ -103,7 +106,10 @@ class Placement:
     view: torch.Tensor
 
     def bounds(self, rank: int) -> tuple[int, int]:
-        """[start, stop) of tensor-parallel `rank`'s share along `split`; what the view has beyond is padding."""
+        """Returns [start, stop) of tensor-parallel `rank`'s share along `split`.
+
+        Rows of the view beyond it are padding.
+        """
         if self.split is None:
             return 0, self.shape[0]
         local, full = self.local_shape[self.split], self.shape[self.split]
@@ -111,12 +117,12 @@ class Placement:
 
 
 def head_size(arch: Architecture) -> int:
-    """Width of one attention head."""
+    """Returns the width of one attention head."""
     return arch.head_dim or arch.hidden_size // arch.num_attention_heads
 
 
 def tensor_shapes(arch: Architecture) -> dict[str, Shape]:
-    """Every tensor of the HF model and its shape, in the order of the layers. A tied model has no `lm_head.weight`."""
+    """Returns every tensor of the HF model with its shape, in layer order. A tied model has no `lm_head.weight`."""
     sizes, absent = _sizes(arch), {SCORE} if arch.head == "language" else {HEAD}
     if arch.tie_word_embeddings:
         absent.add(HEAD)
@@ -128,14 +134,14 @@ def tensor_shapes(arch: Architecture) -> dict[str, Shape]:
 
 
 def unwrap(chunk: Any) -> Any:
-    """The PolicyModel or RewardModel inside data-parallel or precision wrappers."""
+    """Returns the PolicyModel or RewardModel inside data-parallel or precision wrappers."""
     while not hasattr(chunk, "decoder"):
         chunk = chunk.module
     return chunk
 
 
 def placements(chunk: torch.nn.Module, arch: Architecture) -> list[Placement]:
-    """The HF tensors that this rank's chunk holds a share of. Every parameter of the chunk is covered.
+    """Returns the HF tensors of which this rank's chunk holds a share. They cover every parameter of the chunk.
 
     The copy of a tied embedding that the last pipeline stage holds is listed under the embedding's name.
     """
@@ -160,7 +166,10 @@ def placements(chunk: torch.nn.Module, arch: Architecture) -> list[Placement]:
 
 
 def _expand(layers: list[int]) -> Iterator[tuple[Row, int, int]]:
-    """(row, global layer, layer within the chunk), layer by layer; rows outside the layers come once, with zeros."""
+    """Yields (row, global layer, layer within the chunk), layer by layer.
+
+    Rows outside the layers come once, with zeros.
+    """
     for layered, rows in groupby(TABLE, lambda row: "{i}" in row.hf):
         group = list(rows)
         for index, layer in enumerate(layers if layered else [0]):
@@ -179,7 +188,7 @@ def _sizes(arch: Architecture) -> dict[str, int]:
 
 
 def _view(parameter: torch.Tensor, part: Part, arch: Architecture) -> torch.Tensor:
-    """The part's rows: [rows, …], or [groups, rows per group, …] where the parameter interleaves groups."""
+    """Returns the part's rows: [rows, …], or [groups, rows per group, …] where the parameter interleaves groups."""
     if part is Part.WHOLE:
         return parameter
     if part in (Part.GATE, Part.UP):

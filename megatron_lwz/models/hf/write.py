@@ -1,7 +1,7 @@
-"""Writing a Hugging Face folder: safetensors streamed tensor by tensor, config, tokenizer files; all or nothing.
+"""Writes a Hugging Face folder: safetensors streamed tensor by tensor, config, tokenizer files; all or nothing.
 
-The safetensors layout (8-byte header length, JSON header, raw little-endian data) is written here by hand because the
-library's writer wants a whole shard in memory at once.
+The safetensors layout (8-byte header length, JSON header, raw little-endian data) is written here directly, because the
+library's writer needs a whole shard in memory at once.
 """
 
 from __future__ import annotations
@@ -36,16 +36,19 @@ CARRIED_FILES = (
     "chat_template.jinja",
     "reward_model.json",
 )
-"""Copied unchanged from the folder that the policy came from, where present."""
+"""Files copied unchanged from the folder that the policy came from, where present."""
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The raw bytes of a CPU tensor, without a copy if it is contiguous."""
+    """Returns the raw bytes of a CPU tensor, without a copy if it is contiguous."""
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 class ShardWriter:
-    """Writes tensors, in the order of `shapes`, into shards of at most `shard_bytes` (a larger tensor gets its own)."""
+    """Writes tensors, in the order of `shapes`, into shards of at most `shard_bytes`.
+
+    A larger tensor gets its own shard.
+    """
 
     def __init__(self, folder: Path, shapes: Mapping[str, Shape], dtype: torch.dtype, shard_bytes: int) -> None:
         self._folder = folder
@@ -74,7 +77,7 @@ class ShardWriter:
             self._file = None
 
     def write_index(self) -> None:
-        """Writes the index of the shards; a single file needs none."""
+        """Writes the index of the shards. A single file needs none."""
         if set(self._plan.values()) != {SINGLE}:
             index = {"metadata": {"total_size": sum(self._sizes.values())}, "weight_map": self._plan}
             write_json(self._folder / INDEX, index)
@@ -91,12 +94,12 @@ class ShardWriter:
             }
             offset = end
         text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)  # the format wants aligned data
+        text += b" " * (-len(text) % 8)  # the format requires aligned data
         return len(text).to_bytes(8, "little") + text
 
 
 def _plan_shards(sizes: Mapping[str, int], shard_bytes: int) -> dict[str, str]:
-    """Tensor name → file name."""
+    """Returns the file name of each tensor."""
     shard_of, shard, filled = {}, 1, 0
     for name, size in sizes.items():
         if filled and filled + size > shard_bytes:
@@ -109,12 +112,12 @@ def _plan_shards(sizes: Mapping[str, int], shard_bytes: int) -> dict[str, str]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Indented JSON with a final newline."""
+    """Writes indented JSON with a final newline."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_config(folder: Path, arch: Architecture, dtype: torch.dtype, source: Path | None) -> None:
-    """Writes config.json: the source's, if there is one, with the architecture's numbers laid over it.
+    """Writes config.json: the source's, if there is one, with its numbers replaced by those of the architecture.
 
     `rope_theta` is written in both ways: on its own (transformers 4, vLLM) and in `rope_parameters` (transformers 5).
     """
@@ -134,7 +137,10 @@ def write_config(folder: Path, arch: Architecture, dtype: torch.dtype, source: P
 
 
 def _classifier(source: Path | None) -> dict[str, Any]:
-    """What makes transformers and vLLM read one score per text: one label, and the padding that it skips at the end."""
+    """Returns the settings that make transformers and vLLM read one score per text.
+
+    They are one label, and the padding token that is skipped at the end.
+    """
     found: dict[str, Any] = {
         "architectures": ["Qwen2ForSequenceClassification"],
         "num_labels": 1,
@@ -155,9 +161,9 @@ def copy_carried_files(source: Path, folder: Path) -> None:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields a temporary sibling that becomes `target` when the block ends well; an error leaves nothing behind.
+    """Yields a temporary sibling folder that becomes `target` when the block ends without an error; else it is deleted.
 
-    An existing weight folder is replaced; any other folder with files in it raises CheckpointError.
+    An existing weight folder is replaced. Any other folder with files in it raises CheckpointError.
     """
     refuse_foreign(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +183,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def refuse_foreign(target: Path, *, weights: str = "*.safetensors") -> None:
-    """Raises CheckpointError if `target` has files in it, but no `weights`: it is not ours to replace."""
+    """Raises CheckpointError if `target` has files in it, but no `weights`: such a folder must not be replaced."""
     if target.exists() and not target.is_dir():
         raise CheckpointError(target, "is a file; name a folder to write to")
     if target.is_dir() and any(target.iterdir()) and not any(target.glob(weights)):

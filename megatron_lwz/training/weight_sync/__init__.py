@@ -1,4 +1,4 @@
-"""Trainer to engines: three verbs, prepare(version), push(version), verify(version), over one of two ways."""
+"""Weight sync from trainer to engines: prepare(version), push(version), verify(version), over one of two transports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ __all__ = ["DiskTransport", "NcclTransport", "Transport", "make_transport"]
 def make_transport(
     engines: EngineControl | None, config: Config, *, root: Path, chunks: Sequence[torch.nn.Module]
 ) -> Transport:
-    """The way that `weight_sync.transport` names; `engines` on rank 0 only, folders under `root`. Raises LwzError."""
+    """Returns the transport that `weight_sync.transport` names. Raises LwzError.
+
+    `engines` is given on rank 0 only. Exported folders lie under `root`.
+    """
     section = config.weight_sync
     disk = DiskTransport(engines, root, chunks=chunks, config_files_from=config.tokenizer_dir())
     if section.transport == "disk":

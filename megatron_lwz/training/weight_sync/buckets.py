@@ -1,7 +1,8 @@
 """Named tensors packed into buckets of bounded size, as vLLM's packed broadcast cuts and reads them.
 
-Sender and receiver cut alike: tensors follow one another as raw bytes in one order that both know, and a bucket ends with
-the tensor that takes it over the limit. One type for all keeps every tensor aligned in its bucket.
+Sender and receiver cut in the same way. Tensors follow one another as raw bytes, in an order that both know, and a
+bucket ends with the tensor that takes it over the limit. One dtype for all tensors keeps each of them aligned in its
+bucket.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from megatron_lwz.models.hf.name_map import Shape
 
 
 class Buckets:
-    """The plan for tensors of these shapes, in this order, all of `dtype`.
+    """The bucket plan for tensors of these shapes, in this order, all of `dtype`.
 
-    `most_bytes` bounds a bucket where no tensor alone is larger; packing holds a bucket and one tensor.
+    `most_bytes` bounds the size of a bucket unless a single tensor is larger. Packing holds one bucket and one tensor.
     """
 
     def __init__(self, shapes: Mapping[str, Shape], dtype: torch.dtype, most_bytes: int) -> None:
@@ -27,13 +28,13 @@ class Buckets:
         self._dtype = dtype
         self._sizes = {name: prod(shape) * dtype.itemsize for name, shape in shapes.items()}
         self.limit = max(0, most_bytes - max(self._sizes.values()))
-        """Bytes beyond which a bucket ends: what the receiver has to know."""
+        """Number of bytes beyond which a bucket ends. The receiver needs it."""
         self.cuts = cut(self._sizes, self.limit)
         self.largest = max(sum(self._sizes[name] for name in names) for names in self.cuts)
-        """Bytes of the largest bucket."""
+        """Size of the largest bucket in bytes."""
 
     def describe(self) -> dict[str, Any]:
-        """What the receiver is told before the buckets come (`update_info` of vLLM)."""
+        """Returns the description that the receiver gets before the buckets (`update_info` of vLLM)."""
         return {
             "names": list(self._shapes),
             "dtype_names": [str(self._dtype).removeprefix("torch.")] * len(self._shapes),
@@ -41,7 +42,10 @@ class Buckets:
         }
 
     def pack(self, tensors: Iterable[tuple[str, Tensor | None]], device: torch.device) -> Iterator[Tensor]:
-        """Yields the buckets, [bytes] uint8 on `device`. They share memory: have one sent before you ask for the next."""
+        """Yields the buckets, [bytes] uint8 on `device`.
+
+        They share memory: send one completely before you ask for the next.
+        """
         store = torch.empty(self.largest, dtype=torch.uint8, device=device)
         source = iter(tensors)
         for names in self.cuts:
@@ -61,7 +65,7 @@ class Buckets:
 
 
 def cut(sizes: Mapping[str, int], limit: int) -> list[Sequence[str]]:
-    """Names of each bucket: it ends with the tensor that takes it beyond `limit` bytes."""
+    """Returns the tensor names of each bucket: a bucket ends with the tensor that takes it over `limit` bytes."""
     buckets: list[Sequence[str]] = []
     names: list[str] = []
     held = 0

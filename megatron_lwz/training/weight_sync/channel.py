@@ -1,4 +1,4 @@
-"""Rank 0's end of the group that joins it with every GPU of the engines."""
+"""Rank 0's end of the process group that connects it with every GPU of the engines."""
 
 from __future__ import annotations
 
@@ -18,52 +18,55 @@ class Channel(Protocol):
     """Sends bytes to all engines at once."""
 
     def send(self, data: Tensor) -> None:
-        """Begins to send contiguous uint8 data, which must stay as it is until `sent`. Raises LwzError."""
+        """Starts to send contiguous uint8 data, which must not change until `sent` returns True. Raises LwzError."""
         ...
 
     def sent(self) -> bool:
-        """Whether everything has been received. Raises LwzError."""
+        """Whether all data sent so far has been received. Raises LwzError."""
         ...
 
     def close(self) -> None:
-        """Leaves the group, whatever was being sent."""
+        """Leaves the group, even while data is being sent."""
         ...
 
 
 class Joining(Protocol):
-    """How rank 0 and the engines find each other."""
+    """The way in which rank 0 and the engines find each other and form a group."""
 
     def new_id(self) -> bytes:
-        """128 bytes that everyone has to know who joins; a new group each time. Raises LwzError."""
+        """Returns a new 128-byte id for each group; all members need it to join. Raises LwzError."""
         ...
 
     def open(self, unique_id: bytes, size: int) -> Channel:
-        """Joins as rank 0 of `size`; blocks until everyone is there, so it is called in a thread. Raises LwzError."""
+        """Joins as rank 0 of `size`. Raises LwzError.
+
+        Blocks until all members have joined, so the caller runs it in a thread.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class NcclJoining:
-    """By NCCL, on one GPU of this process."""
+    """Joins through NCCL, on one GPU of this process."""
 
     library: NcclLibrary
     device: torch.device
 
     def new_id(self) -> bytes:
-        """NCCL's unique id."""
+        """Returns NCCL's unique id."""
         return self.library.unique_id()
 
     def open(self, unique_id: bytes, size: int) -> Channel:
-        """Joins as vLLM's workers do: communicator, then one all-reduce of one number."""
+        """Joins as vLLM's workers do: creates the communicator, then runs one all-reduce of one number."""
         return NcclChannel(NcclCommunicator(self.library, unique_id, size=size, device=self.device), self.device)
 
 
 class NcclChannel:
-    """Broadcasts of a communicator, which all ranks have just joined."""
+    """Broadcasts over a communicator that all ranks have just joined."""
 
     def __init__(self, communicator: NcclCommunicator, device: torch.device) -> None:
         self._communicator = communicator
-        warm_up = torch.zeros(1, device=device)  # held until it is done
+        warm_up = torch.zeros(1, device=device)  # kept alive until the all-reduce is done
         communicator.all_reduce(warm_up)
         while not communicator.done():
             time.sleep(POLL_SECONDS)
@@ -77,5 +80,5 @@ class NcclChannel:
         return self._communicator.done()
 
     def close(self) -> None:
-        """Gives the communicator up."""
+        """Aborts the communicator."""
         self._communicator.abort()

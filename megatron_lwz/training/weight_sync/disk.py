@@ -1,4 +1,4 @@
-"""Weight sync through safetensors folders that trainer and engines both see: slow, simple, works everywhere."""
+"""Weight sync through safetensors folders that trainer and engines can both read: slow, simple, works everywhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEPT_VERSIONS = 2
 
 
 class DiskTransport:
-    """Exports each version to `root`/<step>.<attempt>/ and has the engines reload it.
+    """Exports each version to `root`/<step>.<attempt>/ and makes the engines reload it.
 
     `engines` is needed on rank 0 only. `prepare` is collective; `push` and `verify` work on rank 0 and return at once
     on the others.
@@ -39,7 +39,7 @@ class DiskTransport:
         self._config_files_from = config_files_from
 
     def folder(self, version: WeightVersion) -> Path:
-        """Where `prepare` puts this version."""
+        """Returns the folder into which `prepare` writes this version."""
         return self._root / f"{version.step}.{version.attempt}"
 
     def prepare(self, version: WeightVersion, *, folder: bool = True) -> WeightVersion:
@@ -50,7 +50,7 @@ class DiskTransport:
         return replace(version, checksum=checksum)
 
     def push(self, version: WeightVersion) -> None:
-        """Every engine loads the prepared folder; running requests go on under the new version."""
+        """Makes every engine load the prepared folder. Running requests continue under the new version."""
         if self._engines is None:
             return
         self._engines.push_weights(self.folder(version), version)
@@ -68,11 +68,11 @@ class DiskTransport:
                 )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: this transport holds no resources."""
 
     def _drop_old(self, *, keep: Path) -> None:
         others = [path for path in self._root.iterdir() if path.is_dir() and path != keep]
-        killed = [path for path in others if path.name.startswith(".")]  # exports that a killed run left half-written
+        killed = [path for path in others if path.name.startswith(".")]  # incomplete exports of a killed run
         older = sorted(set(others) - set(killed), key=lambda path: path.stat().st_mtime_ns)
         for path in killed + older[: 1 - KEPT_VERSIONS]:
             shutil.rmtree(path)

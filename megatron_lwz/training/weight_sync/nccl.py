@@ -1,6 +1,7 @@
-"""Weight sync from GPU to GPU: rank 0 broadcasts to every GPU of the vLLM engines, in bounded buckets, by vLLM's own routes.
+"""Weight sync from GPU to GPU: rank 0 broadcasts to every GPU of the vLLM engines, in bounded buckets.
 
-The tensors, their names and their order are those of an exported Hugging Face folder; they never touch a disk.
+The engines receive through vLLM's own HTTP routes for weight transfer. The tensors, their names and their order are
+those of an exported Hugging Face folder, but they are never written to disk.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ Stream = Iterator[tuple[str, Tensor | None]]
 
 
 class NcclTransport:
-    """`engines` on rank 0 only; every rank takes part in `prepare` and `push`.
+    """Broadcasts the weights to the engines. Every rank takes part in `prepare` and `push`.
 
-    `disk` writes the folders that others than the engines ask for. `joining`: how rank 0 meets the engines.
+    `engines` is given on rank 0 only. `disk` writes the folders that other readers than the engines ask for. `joining`
+    forms the group of rank 0 and the engines.
     """
 
     def __init__(
@@ -54,15 +56,18 @@ class NcclTransport:
         self._buckets = Buckets(shapes, self._dtype, section.bucket_mib * MIB)
 
     def folder(self, version: WeightVersion) -> Path:
-        """Where `prepare` puts a version whose folder was asked for."""
+        """Returns the folder of a version that was prepared with a folder."""
         return self._disk.folder(version)
 
     def prepare(self, version: WeightVersion, *, folder: bool = False) -> WeightVersion:
-        """Nothing to do before the push, unless a folder is asked for: then the version carries its checksum."""
+        """Writes the folder if one is asked for, and then returns the version with its checksum.
+
+        Otherwise does nothing.
+        """
         return self._disk.prepare(version) if folder else replace(version, checksum="")
 
     def push(self, version: WeightVersion) -> None:
-        """Sends the policy as it is now. Raises LwzError, on every rank alike, when any engine of the group fails."""
+        """Sends the current policy. Raises LwzError, on every rank alike, when any engine of the group fails."""
         device = next(self._chunks[0].parameters()).device
         stream = stream_policy(self._chunks, self._dtype, device=device)
         if self._engines is not None and self._sender is not None:
@@ -76,7 +81,7 @@ class NcclTransport:
             raise LwzError(failure)
 
     def verify(self, version: WeightVersion) -> None:
-        """Nothing: an engine that missed a byte does not answer, and its checksum is of vLLM's own making."""
+        """Does nothing: an engine that missed a byte does not answer, and vLLM computes a different checksum."""
 
     def close(self) -> None:
         """Leaves the group."""
@@ -86,9 +91,10 @@ class NcclTransport:
     def _push(
         self, engines: EngineControl, sender: Sender, stream: Stream, version: WeightVersion, device: torch.device
     ) -> str | None:
-        """Rank 0's part: what went wrong, "" or None. All ranks hear of it before they stream (None: go on), and after.
+        """Runs rank 0's part; returns the error text, or "" or None.
 
-        Where no engine answers nothing is sent; they get the next update.
+        All ranks receive it as JSON before they stream (None: stream the tensors), and again afterwards. When no engine
+        answers, nothing is sent; the engines get the next update.
         """
         began, failure = False, None
 
@@ -104,12 +110,15 @@ class NcclTransport:
         except LwzError as error:
             failure = str(error)
         if began:
-            _exhaust(stream)  # the other ranks send theirs in any case
+            _exhaust(stream)  # the other ranks send their tensors in any case
         return exchange.broadcast_json(failure if began else failure or "")
 
 
 def nccl_joining(section: WeightSyncSection) -> Joining:
-    """By NCCL on this rank's GPU. Raises ConfigError without one, EnvironmentSetupError without the library."""
+    """Returns the NCCL joining on this rank's GPU.
+
+    Raises ConfigError without a GPU, EnvironmentSetupError without the library.
+    """
     if not platform.has_gpu():
         raise ConfigError("weight_sync.transport", "nccl", "needs a GPU on rank 0; use disk")
     return NcclJoining(NcclLibrary(section.library), torch.device("cuda", torch.cuda.current_device()))

@@ -1,4 +1,4 @@
-"""What the loop asks of a transport."""
+"""The interface between the main loop and a weight transport."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from megatron_lwz.types import WeightVersion
 
 
 class Transport(Protocol):
-    """A way of the policy's weights to the engines. Every rank calls `prepare` and `push`. All raise LwzError."""
+    """Sends the policy's weights to the engines.
+
+    Every rank calls `prepare` and `push`. All methods may raise LwzError.
+    """
 
     def prepare(self, version: WeightVersion, *, folder: bool = False) -> WeightVersion:
-        """Makes the weights ready; returns the version with their checksum where one was taken.
+        """Makes the weights ready; returns the version, with its checksum if one was computed.
 
-        `folder`: they must also lie in `folder(version)`, for others than the engines to read.
+        With `folder` the weights are also written to `folder(version)`, for other readers than the engines.
         """
         ...
 
     def folder(self, version: WeightVersion) -> Path:
-        """Where the weights of a version lie that was prepared with a folder."""
+        """Returns the folder of a version that was prepared with a folder."""
         ...
 
     def push(self, version: WeightVersion) -> None:
-        """Every engine takes the weights last prepared; running requests go on under the new version."""
+        """Makes every engine load the weights last prepared. Running requests continue under the new version."""
         ...
 
     def verify(self, version: WeightVersion) -> None:
-        """Compares what the engines run with what was pushed. Raises EngineError for the first that differs."""
+        """Compares the engines' weights with the pushed ones. Raises EngineError for the first engine that differs."""
         ...
 
     def close(self) -> None:
-        """Lets go of what connects trainer and engines."""
+        """Closes the connection between trainer and engines."""
         ...

@@ -1,4 +1,4 @@
-"""Rank 0 hands the weights to all engines at once: HTTP requests in a thread, the tensors from here."""
+"""Rank 0 sends the weights to all engines at once: HTTP requests from a thread, tensors from the calling thread."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from megatron_lwz.types import WeightVersion
 Answer = TypeVar("Answer")
 OPENING = "joining the engines"
 LAG_SECONDS = 2.0
-"""Engines may answer that they have everything before this side has noticed the end of its last bucket."""
+"""Time allowed between the engines' answer that they have everything and the end of the last bucket on this side."""
 PARTING_SECONDS = 5.0
-"""Patience with engines that are told that the group ends; those that do not hear of it find out at the next one."""
+"""Longest wait for engines to confirm the end of the group. Engines that do not answer notice it at the next join."""
 
 
 class Sender:
-    """Joins the engines when they are not joined as they should be, and sends. Used on rank 0, from one thread.
+    """Joins the engines when the group is not as it should be, and sends the weights. Used on rank 0, from one thread.
 
-    Raises LwzError, in one line, for everything that goes wrong. Then the group is left; engines that had begun to
-    receive stay paused, for their weights are half old and half new.
+    Every failure raises LwzError with a one-line text. The group is then left. Engines that had started to receive stay
+    paused, because their weights are half old and half new.
     """
 
     def __init__(self, section: WeightSyncSection, joining: Joining) -> None:
@@ -43,14 +43,14 @@ class Sender:
         self._joining = joining
         self._channel: Channel | None = None
         self._joined: dict[str, str] = {}
-        """URL of each engine in the group → the weights that it got last."""
+        """URL of each engine in the group → the version of the weights that it received last."""
         self._limit = -1
         self._clients: Sequence[EngineClient] = ()
         self._receiving: Future[Any] | None = None
         self._calls = _Calls()
 
     def begin(self, clients: Sequence[EngineClient], buckets: Buckets) -> None:
-        """Has the engines pause and wait for the buckets."""
+        """Makes the engines pause and wait for the buckets."""
         self._clients = clients
         try:
             if self._channel is None or buckets.limit != self._limit or not self._all_as_left():
@@ -63,7 +63,7 @@ class Sender:
         self._receiving = self._start(lambda client: weight_routes.receive(client, description))
 
     def send(self, packed: Iterable[Tensor], version: WeightVersion) -> None:
-        """Sends the buckets in order; returns when every engine writes with the new weights."""
+        """Sends the buckets in order; returns when every engine generates with the new weights."""
         assert self._channel is not None and self._receiving is not None
         try:
             end = time.monotonic() + self._section.timeout
@@ -79,14 +79,14 @@ class Sender:
         self._joined = {client.url: str(version) for client in self._clients}
 
     def close(self) -> None:
-        """Leaves the group; the engines too."""
+        """Leaves the group; the engines leave it too."""
         self._give_up(resume=False)
         self._calls.close()
 
     def _join(self, buckets: Buckets) -> None:
-        """A new group: rank 0, then each engine's GPUs in turn."""
+        """Forms a new group: rank 0, then each engine's GPUs in turn."""
         self._give_up(resume=False)
-        self._all(weight_routes.leave)  # what an earlier run of the trainer may have left
+        self._all(weight_routes.leave)  # a group of an earlier run of the trainer may still exist
         sizes = self._all(weight_routes.world_size)
         size, unique_id = 1 + sum(sizes), self._joining.new_id()
         ranks = {c.url: 1 + sum(sizes[:index]) for index, c in enumerate(self._clients)}
@@ -104,13 +104,20 @@ class Sender:
         self._receiving, self._limit = None, buckets.limit
 
     def _all_as_left(self) -> bool:
-        """Whether the group is these engines, and each still has what it was sent: one that was started anew has not."""
+        """Whether the group has exactly these engines, each with the version last sent.
+
+        A restarted engine does not have it.
+        """
         if {client.url for client in self._clients} != self._joined.keys():
             return False
         return self._all(lambda client: client.weight_version()) == [self._joined[c.url] for c in self._clients]
 
     def _wait(self, done: Callable[[], bool], end: float, what: str, *, may_end: bool = False) -> None:
-        """Returns when `done`. Raises what a request raises meanwhile, and if all end although they `may_end` not yet."""
+        """Waits until `done` returns True; raises the error of a request that fails in the meantime.
+
+        Also raises when all requests end before `done` is True, unless they `may_end` early. Raises EngineError at time
+        `end`.
+        """
         requests, ended = self._receiving, math.inf
         while not done():
             now = time.monotonic()
@@ -124,14 +131,17 @@ class Sender:
             time.sleep(POLL_SECONDS)
 
     def _give_up(self, *, resume: bool) -> None:
-        """Leaves the group, so that nobody waits in it; with `resume` the engines go on with their old weights."""
+        """Leaves the group, so that no member waits in it.
+
+        With `resume` the engines continue with their old weights.
+        """
         if self._receiving is not None:
             self._receiving.cancel()
         if self._channel is not None:
             self._channel.close()
         known = self._channel is not None or bool(self._joined)
         self._channel, self._receiving, self._joined = None, None, {}
-        with suppress(LwzError):  # what led here is told, not what is lost on the way out
+        with suppress(LwzError):  # errors while leaving must not hide the error that led here
             if known:
                 self._all(weight_routes.leave, PARTING_SECONDS)
             if resume:
@@ -141,7 +151,10 @@ class Sender:
         return ", ".join(client.url for client in self._clients)
 
     def _all(self, action: Callable[[EngineClient], Awaitable[Answer]], seconds: float | None = None) -> list[Answer]:
-        """The action's answers from all engines, in order; when all are there, raises the first failure."""
+        """Returns the action's answers from all engines, in order.
+
+        Waits for all of them, then raises the first failure.
+        """
         answers = self._start(action, seconds, wait_for_all=True).result()
         for answer in answers:
             if isinstance(answer, BaseException):
@@ -155,7 +168,10 @@ class Sender:
         *,
         wait_for_all: bool = False,
     ) -> Future[list[Answer | BaseException]]:
-        """The action on all engines at once, in the thread; the first failure ends it, unless it is to `wait_for_all`."""
+        """Starts the action on all engines at once, in the thread.
+
+        With `wait_for_all` a failure does not end the other requests.
+        """
         clients, limit, names = self._clients, seconds or self._section.timeout, self._names()
 
         async def ask(client: EngineClient) -> Answer:
@@ -177,7 +193,10 @@ class Sender:
 
 
 def wire_format(unique_id: bytes, size: int, buckets: Buckets, section: WeightSyncSection) -> dict[str, Any]:
-    """What all engines of a group are told alike (`init_info` of vLLM); each also gets the rank of its first GPU."""
+    """Returns the settings that all engines of a group receive (`init_info` of vLLM).
+
+    Each engine also receives the rank of its first GPU.
+    """
     return {
         "nccl_unique_id_b64": base64.b64encode(unique_id).decode(),
         "world_size": size,
@@ -188,14 +207,14 @@ def wire_format(unique_id: bytes, size: int, buckets: Buckets, section: WeightSy
 
 
 class _Calls:
-    """An event loop in a thread of its own."""
+    """An event loop in its own thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="weight transfer", daemon=True).start()
 
     def start(self, work: Coroutine[Any, Any, Answer]) -> Future[Answer]:
-        """Begins; the future may be cancelled."""
+        """Starts the coroutine; returns a future that may be cancelled."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
