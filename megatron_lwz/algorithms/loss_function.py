@@ -68,13 +68,14 @@ class LossFunction:
         try:
             found = self._function(inputs, section, **extra)
         except Exception as error:  # a function of the user's may raise anything
-            raise self.error(f"raised {type(error).__name__}: {error}{_place(error)}") from error
+            given = "" if len(inputs.logprob) else "given no tokens, "
+            raise self.error(f"{given}raised {type(error).__name__}: {error}{_place(error)}") from error
         loss, values = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
         self._check_tensor("the loss", loss, like=inputs.logprob)
         if not isinstance(values, Mapping):
             raise self.error(f"returned {type(values).__name__} beside the loss: return a dict, name → values [T]")
         for name, value in values.items():
-            if not re.fullmatch(r"\w+", str(name)) or name == _MAX:
+            if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or name == _MAX:
                 raise self.error(f"returned a metric named {name!r}: use letters, digits and _, and not '{_MAX}'")
             self._check_tensor(f"the metric {name!r}", value, like=inputs.logprob)
         if self._names is None:
@@ -133,9 +134,14 @@ def check_loss_function(section: GrpoSection, device: torch.device) -> None:
 def _check_values(function: LossFunction, inputs: LossInputs, section: GrpoSection) -> Tensor:
     """The loss [T] without gradient. Raises ConfigError unless it, its gradients and its metrics are finite numbers."""
     loss, values = function.per_token(inputs, section, _one_rank)
-    if not loss.requires_grad:
+    gradients: tuple[Tensor | None, ...] = (None, None)
+    if loss.requires_grad:
+        try:
+            gradients = torch.autograd.grad(loss.sum(), (inputs.logprob, inputs.entropy), allow_unused=True)
+        except Exception as error:  # an autograd function of the user's may raise anything
+            raise function.error(f"its gradient raised {type(error).__name__}: {error}") from error
+    if all(gradient is None for gradient in gradients):
         raise function.error("the loss has no gradient: nothing would be trained (a detach, or torch.no_grad?)")
-    gradients = torch.autograd.grad(loss.sum(), (inputs.logprob, inputs.entropy), allow_unused=True)
     checked = {"the loss": loss, **{f"the metric {name!r}": value for name, value in values.items()}}
     checked |= dict(zip(("the gradient in logprob", "the gradient in entropy"), gradients, strict=True))
     for what, value in checked.items():

@@ -126,7 +126,7 @@ def test_a_function_sees_only_tokens_that_count():
         ("infinite_gradient", "the gradient in logprob is not finite"),
         ("whitened", "a token's loss depends on the other tokens"),
         ("whitened_sequences", "a sequence's loss depends on the other sequences"),
-        ("fails_without_tokens", "raised RuntimeError: max()"),
+        ("fails_without_tokens", "given no tokens, raised RuntimeError: max()"),
         ("metric_of_another_shape", "the metric 'mean' has shape [] for 40 tokens"),
         ("metric_with_a_slash", "returned a metric named 'share/max'"),
         ("metric_that_is_not_finite", "the metric 'inverse' is not finite"),
