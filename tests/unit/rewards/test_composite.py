@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 import torch
 
@@ -10,10 +12,12 @@ from megatron_lwz.rewards.composite import (
     component_normalizers,
     component_weights,
     find_violators,
+    reward_metrics,
     score_tensors,
     shuffle_scores,
 )
-from megatron_lwz.types import ComponentScore, Group
+from megatron_lwz.rollout.scoring import close_rewards
+from megatron_lwz.types import ClosableReward, ComponentScore, Group, ReportingReward
 from tests.support.scoring import prompt, rollout, score
 
 HERE = "tests.unit.rewards.user_rewards"
@@ -123,6 +127,17 @@ def test_a_function_that_cannot_be_loaded_is_a_config_error(path, part):
     with pytest.raises(ConfigError, match=r"reward\.functions") as caught:
         build_rewards(RewardSection(functions=(path,)))
     assert part in str(caught.value)
+
+
+def test_components_say_by_protocol_that_they_report_and_close():
+    """The judge's component does both, the length's neither; the user's own need to know nothing of it."""
+    section = RewardSection(judges=(JudgeReward(kind="rubric"),), functions=(f"{HERE}:words",))
+    length, _, judge, function = build_rewards(section, None, JudgeSection(url="http://127.0.0.1:9", model="m"))
+    assert isinstance(judge, ClosableReward) and isinstance(judge, ReportingReward)
+    assert not any(isinstance(plain, (ClosableReward, ReportingReward)) for plain in (length, function))
+    counted = reward_metrics([length, judge, function])
+    assert counted["judge/total_asked"] == 0.0 and counted == judge.metrics()
+    asyncio.run(close_rewards([length, judge, function]))
 
 
 def test_scores_become_tensors_with_their_validity():
