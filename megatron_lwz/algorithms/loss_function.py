@@ -142,8 +142,11 @@ def _check_values(function: LossFunction, inputs: LossInputs, section: GrpoSecti
             raise function.error(f"its gradient raised {type(error).__name__}: {error}") from error
     if all(gradient is None for gradient in gradients):
         raise function.error("the loss has no gradient: nothing would be trained (a detach, or torch.no_grad?)")
-    checked: dict[str, Tensor | None] = {f"the metric {name!r}": value for name, value in values.items()}
-    checked |= zip(("the loss", "the gradient in logprob", "the gradient in entropy"), (loss, *gradients), strict=True)
+    checked: dict[str, Tensor | None] = {
+        "the loss": loss,
+        **{f"the metric {name!r}": value for name, value in values.items()},
+    }
+    checked |= dict(zip(("the gradient in logprob", "the gradient in entropy"), gradients, strict=True))
     for what, value in checked.items():
         if value is not None and not value.isfinite().all():
             raise function.error(f"{what} is not finite for ordinary tokens")
