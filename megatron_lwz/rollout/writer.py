@@ -133,7 +133,7 @@ class RolloutWriter:
         self, client: EngineClient, group: GroupDraft, draft: Draft, seed: int, guarded: GuardedRollout | None
     ) -> None:
         section, start = self._section, len(draft.tokens)
-        if start and section.engine == "vllm":  # its random numbers restart with each request: never repeat them after a prefix
+        if start and section.engine == "vllm":  # its random numbers restart with each request: use new ones
             seed = derive_seed(seed, start)
         events = client.stream(
             (*group.prompt_tokens, *draft.tokens),
@@ -154,7 +154,7 @@ class RolloutWriter:
                     raise RequestFailure(client.url, "aborted the request", Failure.CONNECTION)
                 else:
                     end = self._named(draft, event)
-                if end is not None:  # an end that the engine did not report closes the stream, and so aborts the request
+                if end is not None:  # leaving closes the stream, which aborts a request that still runs
                     self._finish(draft, end, guarded)
                     return
 
