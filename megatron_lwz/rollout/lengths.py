@@ -45,7 +45,7 @@ class GroupLengths:
     id: int
     admitted: int
     step: int | None
-    """The training step that used it."""
+    """The training step that used the group, None if none did."""
     dropped: str | None
     """Why the group will never be trained on."""
     rollouts: tuple[RolloutLength, ...]

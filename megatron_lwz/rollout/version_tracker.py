@@ -67,7 +67,7 @@ async def _read_up_in(loop: asyncio.AbstractEventLoop, streams: Sequence[OpenStr
     answers = _all_caught_up(streams)
     try:
         future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(answers, loop))
-    except RuntimeError:  # closed just now
+    except RuntimeError:  # the loop has just closed
         answers.close()
         return
     try:
