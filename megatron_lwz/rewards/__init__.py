@@ -1,1 +1,4 @@
-"""Named reward components, each with a validity mask; `composite.build_rewards` makes the list of a run."""
+"""Named reward components, each with a validity mask.
+
+`composite.build_rewards` builds the list of a run's components.
+"""

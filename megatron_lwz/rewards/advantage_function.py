@@ -1,4 +1,4 @@
-"""Advantages by a function of the user's own (`reward.advantage_function`): how it is called, and its start-up check.
+"""Advantages by the user's own function (`reward.advantage_function`): how it is called, and its start-up check.
 
     # my_advantages.py
     import torch
@@ -11,8 +11,8 @@
         count = columns.included.sum(1, keepdim=True).clamp(min=1)
         return total - total.sum(1, keepdim=True) / count
 
-A group's advantages may depend on that group alone: groups are trained on in parts, and `grpo.zero_variance: refill` asks
-about one group at a time.
+A group's advantages may depend on that group alone. Groups are trained on in parts, and `grpo.zero_variance: refill`
+calls the function for one group at a time.
 """
 
 from __future__ import annotations
@@ -28,29 +28,30 @@ from megatron_lwz.user_functions import load_function
 
 KEY = "reward.advantage_function"
 WHOLE = "advantage_function"
-"""Stands in place of the components' names for a function that gives one number per rollout."""
+"""Column name for a function that returns one number per rollout, in place of the components' names."""
 
 _EQUAL = "a group of equal scores"
 _MADE_UP = 6
-"""Rollouts in a group of the start-up check."""
+"""Number of rollouts in a group of the start-up check."""
 _TOLERANCE = 1e-4
-"""Of the start-up check, relative and absolute: a function may compute in fp32."""
+"""Tolerance of the start-up check, relative and absolute: a function may compute in fp32."""
 _ZERO = 1e-12
-"""A part below this is rounding and counts as 0: the mean of equal fp64 numbers is off by as little as 1e-17."""
+"""A part below this is rounding and counts as 0. The mean of equal fp64 numbers is off by as little as 1e-17."""
 _NOISE = 1e-6
-"""What a function that computes in fp32 may give for equal scores; above this it means it."""
+"""Upper bound of the rounding noise that an fp32 function may give for equal scores. A larger value is intended."""
 _NAMED = 8
-"""Most prompts that an error names."""
+"""Maximum number of prompts that an error names."""
 
 
 def function_advantages(
     path: str, columns: RewardColumns, *, prompts: Sequence[str]
 ) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """What each column adds to each rollout's advantage, [P, G, C] fp64, and the C names.
+    """Returns each column's contribution to each rollout's advantage, [P, G, C] fp64, and the C names.
 
-    The function's [P, G, R] keeps the components' names, its [P, G] is one column named WHOLE. A rollout that is not
-    included gets 0, whatever the function says, and so does a part below 1e-12. `prompts`: the P prompts' ids, for errors.
-    Raises ConfigError if the function raises or gives anything but that many finite floating-point numbers.
+    A function's result [P, G, R] keeps the components' names. A result [P, G] is one column named WHOLE. A rollout that
+    is not included gets 0, whatever the function returns. A part below 1e-12 becomes 0 too. `prompts`: the P prompts'
+    ids, for errors. Raises ConfigError if the function raises, or if its result is not that many finite floating-point
+    numbers.
     """
     try:
         parts = _call(load_function(KEY, path), columns)
@@ -67,8 +68,9 @@ def function_advantages(
 def check_advantage_function(path: str, names: Sequence[str], weights: torch.Tensor) -> None:
     """Calls the function on made-up scores of the components `names` with `weights` [R]. Raises ConfigError.
 
-    Checked are what `function_advantages` checks, that equal scores do not give rounding noise (a group without variance is
-    one whose advantages are exactly 0), and that each group's advantages are the same alone as beside the others.
+    It checks what `function_advantages` checks. It also checks that equal scores do not give rounding noise (a group
+    without variance is one whose advantages are exactly 0), and that each group's advantages are the same alone as
+    beside other groups.
     """
     if WHOLE in names:
         raise ConfigError(
@@ -97,14 +99,17 @@ def check_advantage_function(path: str, names: Sequence[str], weights: torch.Ten
 
 
 class _Refused(Exception):
-    """What is wrong with the function or what it returned."""
+    """The fault of the function or of its result."""
 
 
 def _call(function: Callable[..., object], columns: RewardColumns, where: str = "") -> torch.Tensor:
-    """What the function adds per column, [P, G, R] or [P, G, 1] fp64, 0 where not included or rounding. Raises _Refused."""
+    """Returns the function's contributions, [P, G, R] or [P, G, 1] fp64, 0 where not included or rounding.
+
+    Raises _Refused.
+    """
     own = {name: getattr(columns, name).clone() for name in ("rewards", "valid", "included", "truncated", "weights")}
     try:
-        found = function(replace(columns, **own))  # copies: what a function does to them in place stays with it
+        found = function(replace(columns, **own))  # copies: changes that a function makes in place affect only these
     except Exception as error:
         raise _Refused(" ".join(f"raises {type(error).__name__}: {error}".split()) + where) from error
     if not isinstance(found, torch.Tensor):
@@ -120,18 +125,18 @@ def _call(function: Callable[..., object], columns: RewardColumns, where: str = 
 
 
 def _not_finite(parts: torch.Tensor) -> torch.Tensor:
-    """[P] bool: groups with a part, or a sum of parts, that fp32 cannot hold."""
+    """Returns [P] bool: whether a group has a part, or a sum of parts, that fp32 cannot hold."""
     return ~parts.abs().sum(-1).float().isfinite().all(-1)
 
 
 def _group(columns: RewardColumns, place: int) -> RewardColumns:
-    """One of the P groups, P = 1."""
+    """Returns the columns of one of the P groups, P = 1."""
     cut = {name: getattr(columns, name)[place : place + 1] for name in ("rewards", "valid", "included", "truncated")}
     return replace(columns, **cut)
 
 
 def _made_up_columns(names: tuple[str, ...], weights: torch.Tensor) -> tuple[RewardColumns, list[str]]:
-    """A group for each case that a run can bring, and what an error calls it."""
+    """Returns a group for each case that can occur in a run, and each group's title in errors."""
     rollout, component = torch.arange(_MADE_UP), torch.arange(len(names))
     every, nobody = torch.ones(_MADE_UP, len(names), dtype=torch.bool), torch.zeros(_MADE_UP, dtype=torch.bool)
     one_each = rollout.unsqueeze(1) == component % _MADE_UP

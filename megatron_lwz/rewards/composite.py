@@ -1,7 +1,7 @@
 """The reward components of a run, and their scores as tensors.
 
-Components stay apart up to the advantage: each is normalised in its own group before the average
-(`algorithms.advantages`), so that the component with the largest scale does not rule.
+Components stay separate up to the advantage. Each is normalised within its group before the average
+(`algorithms.advantages`), so that the component with the largest scale does not dominate.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from megatron_lwz.types import ComponentScore, Group, ReportingReward, RewardFn
 def build_rewards(
     section: RewardSection, tokenizer: Tokenizer | None = None, judge: JudgeSection | None = None
 ) -> list[RewardFn]:
-    """The components in the order of their columns. A `ClosableReward` must be closed in the loop that used it.
+    """Builds the components, in the order of their columns. A `ClosableReward` must be closed in the loop that used it.
 
-    `judge` is asked by `reward.judges`. Raises ConfigError for a component that cannot be made.
+    The components of `reward.judges` ask `judge`. Raises ConfigError for a component that cannot be built.
     """
     check_components(section)
     length = LengthComponent(section.length, tokenizer)
@@ -49,18 +49,18 @@ def build_rewards(
 
 
 def component_sections(section: RewardSection) -> dict[str, ComponentSection]:
-    """Name → settings of every component, in the order of `build_rewards`."""
+    """Returns name → settings of every component, in the order of `build_rewards`."""
     return {name: entry for _, name, entry in _named(section)}
 
 
 def component_weights(section: RewardSection, names: Sequence[str]) -> torch.Tensor:
-    """[R] fp32 weights of the named components."""
+    """Returns the [R] fp32 weights of the named components."""
     known = component_sections(section)
     return torch.tensor([known[name].weight for name in names], dtype=torch.float32)
 
 
 def component_normalizers(section: RewardSection, names: Sequence[str]) -> Normalizer | list[Normalizer]:
-    """One normaliser for each named component; the only one where rewards are averaged first."""
+    """Returns one normaliser for each named component, or the only one if rewards are averaged first."""
     known = component_sections(section)
     if section.combine == "rewards":
         return section.normalizer
@@ -70,13 +70,13 @@ def component_normalizers(section: RewardSection, names: Sequence[str]) -> Norma
 def find_violators(
     rewards: torch.Tensor, valid: torch.Tensor, names: Sequence[str], section: RewardSection
 ) -> torch.Tensor:
-    """[P, G] bool: rollouts with a valid score below what `reward.violators` asks of its component."""
+    """Returns [P, G] bool: whether a rollout has a valid score below its component's floor in `reward.violators`."""
     floors = torch.tensor([section.violators.get(name, -torch.inf) for name in names])
     return ((rewards < floors) & valid).any(-1)
 
 
 def reward_metrics(rewards: Sequence[RewardFn]) -> dict[str, float]:
-    """What the components count about themselves since the start of the process (those that are a `ReportingReward`)."""
+    """Returns the components' own counts since the start of the process (of those that are a `ReportingReward`)."""
     found: dict[str, float] = {}
     for reward in rewards:
         if isinstance(reward, ReportingReward):
@@ -85,7 +85,7 @@ def reward_metrics(rewards: Sequence[RewardFn]) -> dict[str, float]:
 
 
 def _named(section: RewardSection) -> list[tuple[str, str, ComponentSection]]:
-    """(config key, name, settings) of every component."""
+    """Returns (config key, name, settings) of every component."""
     return [
         ("reward.length", "length", section.length),
         ("reward.format", "format", section.format),
@@ -98,7 +98,7 @@ def _named(section: RewardSection) -> list[tuple[str, str, ComponentSection]]:
 
 
 def check_components(section: RewardSection) -> None:
-    """Raises ConfigError for names that are taken twice, unknown, or not a name, and for settings without effect.
+    """Raises ConfigError for names that are taken twice, unknown or invalid, and for settings without effect.
 
     Calls `reward.advantage_function` on made-up scores (`check_advantage_function`).
     """
@@ -138,7 +138,7 @@ def _check_unused(section: RewardSection) -> None:
 
 
 def score_tensors(groups: Sequence[Group], names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rewards [P, G, R] fp32 and their validity [P, G, R] bool; a component without a score is invalid, value 0."""
+    """Returns rewards [P, G, R] fp32 and their validity [P, G, R] bool. A missing score is invalid, with value 0."""
     missing = ComponentScore(0.0, valid=False)
     table = [[[scores.get(name, missing) for name in names] for scores in group.scores] for group in groups]
     rewards = torch.tensor([[[s.value if s.valid else 0.0 for s in row] for row in rows] for rows in table])
@@ -149,9 +149,10 @@ def score_tensors(groups: Sequence[Group], names: Sequence[str]) -> tuple[torch.
 def shuffle_scores(
     rewards: torch.Tensor, valid: torch.Tensor, *, seed: int, step: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The control experiment `reward.shuffle`: hands each rollout of the step another one's scores, all components together.
+    """Gives each rollout of the step another rollout's scores, all components together: the control `reward.shuffle`.
 
-    [P, G, R] in and out. The same seed and step give the same permutation on every rank and after a resume.
+    Takes and returns [P, G, R] tensors. The same seed and step give the same permutation on every rank and after a
+    resume.
     """
     prompts, group, components = rewards.shape
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)

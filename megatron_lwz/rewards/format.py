@@ -15,7 +15,7 @@ from megatron_lwz.types import ComponentScore, Prompt, Rollout
 
 
 def count_duplicates(text: str, section: FormatReward) -> DuplicateReport:
-    """The near-duplicate paragraphs of an answer, as the config defines them."""
+    """Returns the near-duplicate paragraphs of an answer, as the config defines them."""
     return find_duplicates(
         text,
         threshold=section.duplicate_threshold,
@@ -28,9 +28,9 @@ def count_duplicates(text: str, section: FormatReward) -> DuplicateReport:
 class FormatComponent(PerRollout):
     """1 for a well-formed response, else 0, minus `duplicate_penalty` × the share of near-duplicate paragraphs.
 
-    The penalty reads the answer, also that of a malformed response, so the value lies in [−duplicate_penalty, 1].
-    An answer that the stop string `</answer>` ended is closed; one that ended at EOS or at the token limit is not.
-    Details: `valid`, `duplicates` (share), `think_length` (in the length reward's unit), `think_tokens` (with a
+    The penalty applies to the answer, even of a malformed response, so the value lies in [−duplicate_penalty, 1]. An
+    answer that the stop string `</answer>` ended counts as closed. One that ended at EOS or at the token limit does
+    not. Details: `valid`, `duplicates` (share), `think_length` (in the length reward's unit), `think_tokens` (with a
     tokenizer), `answer_closed`.
     """
 
@@ -39,13 +39,16 @@ class FormatComponent(PerRollout):
     def __init__(
         self, section: FormatReward, measure: Callable[[str], int] = count_units, tokenizer: Tokenizer | None = None
     ) -> None:
-        """`measure` and `tokenizer` count the think segment for the metrics."""
+        """Takes `measure` and `tokenizer`, which count the think segment for the metrics."""
         self._section = section
         self._measure = measure
         self._tokenizer = tokenizer
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
-        """One score per rollout, always valid. In a thread: on long texts it must not hold up the rollouts' streams."""
+        """Returns one score per rollout, always valid.
+
+        Runs in a thread, so that long texts do not block the rollouts' streams.
+        """
         return await asyncio.to_thread(lambda: [self._score_one(prompt, rollout) for rollout in rollouts])
 
     def _score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:

@@ -1,14 +1,15 @@
-"""Reward components of the user's own: a Python function named in the config.
+"""Reward components of the user's own: Python functions named in the config.
 
     # my_rewards.py
     from collections.abc import Sequence
     from megatron_lwz.types import Prompt, Rollout
 
     def no_exclamation_marks(prompt: Prompt, rollouts: Sequence[Rollout]) -> Sequence[float | None]:
-        # one number for each rollout, in order; None where there is nothing to say
+        # one number for each rollout, in order; None for no score
         return [float("!" not in rollout.text) for rollout in rollouts]
 
-`reward.functions: [my_rewards:no_exclamation_marks]`, or with settings `{path: …, name: …, weight: 0.5, normalizer: range}`.
+`reward.functions: [my_rewards:no_exclamation_marks]`, or with settings `{path: …, name: …, weight: 0.5, normalizer:
+range}`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ KEY = "reward.functions"
 class FunctionComponent:
     """A user's `package.module:function`: plain or async, `(prompt, rollouts) -> [float or None, …]`.
 
-    None or a number that is not finite masks that rollout's score; an exception masks the whole group's and is logged.
+    None, or a number that is not finite, masks that rollout's score. An exception masks the scores of the whole group
+    and is logged.
     """
 
     def __init__(self, section: FunctionReward) -> None:
@@ -41,7 +43,10 @@ class FunctionComponent:
         self.name = section.title
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
-        """One score per rollout. A plain function runs in a thread: it must not hold up the rollouts' streams."""
+        """Returns one score per rollout.
+
+        A plain function runs in a thread, so that it does not block the rollouts' streams.
+        """
         try:
             if inspect.iscoroutinefunction(self._function):
                 values = await self._function(prompt, rollouts)
@@ -50,7 +55,7 @@ class FunctionComponent:
             scores = [_to_score(value) for value in values]
             if len(scores) != len(rollouts):
                 raise ValueError(f"{len(scores)} scores for {len(rollouts)} rollouts")
-        except Exception as error:  # whatever a user's function raises costs its own column, not the run
+        except Exception as error:  # an error of a user's function masks its own column and does not stop the run
             logger.warning("reward %s failed on prompt %s, masked: %r", self.name, prompt.id, error)
             return [ComponentScore(0.0, valid=False) for _ in rollouts]
         return scores

@@ -1,7 +1,7 @@
-"""What can be said of a rollout's scores before it has ended: rules that hold, and which scores are still open.
+"""Judges a rollout before it has ended: which rules hold, and which scores are still open.
 
-A component's score is determined when every way to go on and to end gives the same one. Then a rollout may be stopped
-without changing what it is worth. docs/guard.md has the whole table.
+A component's score is determined if every continuation and every end give the same score. Then a rollout may be stopped
+without changing its reward. docs/guard.md has the whole table.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from megatron_lwz.rewards.length import LengthMeter, settled_length
 from megatron_lwz.types import Prompt, StreamVerdict
 
 _UNFINISHED_WORDS = 2
-"""The last word of think and of the answer may yet turn out to be none: "abc" counts as one, "abc1" does not."""
+"""Units by which a count may still shrink. The last word of think and of the answer may become no word: "abc" counts
+as one, "abc1" does not.
+"""
 
 log = logging.getLogger(__name__)
 
 
 class ResponseGuard:
-    """Watches the response to `prompt`. Feed it no text that may be the beginning of a stop string: that may be cut off."""
+    """Watches the response to `prompt`. Do not feed text that may begin a stop string, because it may be cut off."""
 
     def __init__(
         self, prompt: Prompt, reward: RewardSection, guard: GuardSection, *, always_open: Sequence[str]
     ) -> None:
-        """`always_open`: components that are never determined, whatever is written."""
+        """Takes `always_open`: components that are never determined before the end, whatever is written."""
         self._reward = reward
         self._rules = guard.rules
         self._always_open = frozenset(always_open)
@@ -47,7 +49,10 @@ class ResponseGuard:
             self._loops = LoopFinder(characters=guard.loop_characters, repeats=guard.loop_repeats, unit=guard.loop_unit)
 
     def feed(self, text: str) -> StreamVerdict:
-        """Takes the next piece of text: the rules that hold now, in the config's order, and the open components."""
+        """Adds the next piece of text.
+
+        Returns the rules that hold now, in the config's order, and the open components.
+        """
         self._meter.feed(text)
         loops = self._loops is not None and self._loops.feed(text) > 0
         holds = {"format": self._meter.hopeless, "loop": loops, "length": self._too_long()}
@@ -55,10 +60,10 @@ class ResponseGuard:
         return StreamVerdict(rules, tuple(name for name in self._names if self._is_open(name))) if rules else _QUIET
 
     def _is_open(self, name: str) -> bool:
-        """Whether some continuation scores otherwise than another."""
+        """Returns whether two continuations can give the component different scores."""
         if name in self._always_open:
             return True
-        closed = self._meter.segment == "after"  # think and answer are as they will be
+        closed = self._meter.segment == "after"  # think and answer are final
         if name == "format":
             return not (self._meter.hopeless and (closed or self._reward.format.duplicate_penalty == 0))
         if name == "length":
@@ -76,7 +81,10 @@ _QUIET = StreamVerdict()
 
 
 def response_guards(config: Config) -> Callable[[Prompt], ResponseGuard]:
-    """Makes the guard of a prompt's rollouts, under the run's rewards. Raises ConfigError for what does not fit them."""
+    """Returns a function that makes the guard of a prompt's rollouts under the run's rewards.
+
+    Raises ConfigError for guard settings that do not fit the rewards.
+    """
     reward, guard = config.reward, config.rollout.guard
     names = tuple(component_sections(reward))
     for name in guard.scores:
@@ -99,10 +107,10 @@ def response_guards(config: Config) -> Callable[[Prompt], ResponseGuard]:
 
 
 def never_determined(config: Config) -> tuple[str, ...]:
-    """Components whose score is open until a rollout has ended, whatever it says.
+    """Returns the components whose score is open until a rollout has ended, whatever its text.
 
-    A function of the user's own may read anything, tokens too. And where `grpo.truncated` masks a rollout that reaches the
-    token limit, or has it pay, every component's part depends on whether the continuation would have reached it.
+    The user's own function may read anything, even tokens. If `grpo.truncated` masks or penalises a rollout that
+    reaches the token limit, every component's part depends on whether the continuation would have reached it.
     """
     if config.grpo.truncated != "keep":
         return tuple(component_sections(config.reward))

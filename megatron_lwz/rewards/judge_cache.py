@@ -1,4 +1,4 @@
-"""Every reply a judge ever gave, in one SQLite file, so that none is paid for twice."""
+"""Cache of every reply of a judge, in one SQLite file, so that no reply is paid for twice."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import Any
 
 from megatron_lwz.errors import DataError
 
-"""What the file is called in a run's folder, or an evaluation's."""
-
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (
   key TEXT PRIMARY KEY, prompt_version TEXT NOT NULL, model TEXT NOT NULL, text TEXT NOT NULL,
@@ -24,7 +22,7 @@ CREATE TABLE IF NOT EXISTS replies (
 
 @dataclass(frozen=True)
 class Reply:
-    """A judge's words, and the model that the server says spoke them."""
+    """A judge's reply, and the name of the model according to the server."""
 
     text: str
     model: str
@@ -33,18 +31,19 @@ class Reply:
 
 
 def cache_key(*parts: Any) -> str:
-    """A digest of JSON values: judge model, its sampling settings, prompt version, the texts, which sample and attempt."""
+    """Returns a digest of JSON values: judge model, sampling settings, prompt version, texts, sample and attempt."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class ReplyCache:
-    """Replies by key. A reply is in the file when `put` returns: a killed process loses none that it had received.
+    """Replies by key.
 
-    Several processes may share the file, on a local file system (WAL). `path` None keeps it in memory.
+    A reply is in the file when `put` returns, so a killed process loses no reply that it had received. Several
+    processes may share the file, on a local file system (WAL). `path` None keeps it in memory.
     """
 
     def __init__(self, path: Path | str | None) -> None:
-        """Opens or creates the file. Raises DataError when it is not ours to use."""
+        """Opens or creates the file. Raises DataError if that fails."""
         self._path = path
         try:
             if path is not None:
@@ -59,14 +58,14 @@ class ReplyCache:
             raise DataError(str(path), f"the judge's cache cannot be opened ({error})") from error
 
     def get(self, key: str) -> Reply | None:
-        """The reply kept under `key`."""
+        """Returns the reply stored under `key`, None if there is none."""
         row = self._database.execute(
             "SELECT text, model, prompt_tokens, completion_tokens FROM replies WHERE key = ?", (key,)
         ).fetchone()
         return Reply(*row) if row else None
 
     def put(self, key: str, prompt_version: str, reply: Reply) -> None:
-        """Keeps a reply; the first one under a key stays."""
+        """Stores a reply. The first one under a key stays. Raises DataError if it cannot be stored."""
         values = (reply.model, reply.text, reply.prompt_tokens, reply.completion_tokens, time.time())
         try:
             self._database.execute(

@@ -1,7 +1,7 @@
 """A language model that judges texts, behind any OpenAI-compatible server: parallel, cached, bounded in cost.
 
-A question that gets no usable answer gives None and is counted; it never raises, so a judge that is slow, silent, wrong or
-hostile costs verdicts, not the run.
+A question without a usable answer gives None and is counted. It never raises, so a slow, silent, wrong or hostile judge
+costs verdicts but does not stop the run.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _CHARACTERS_PER_TOKEN = 2
-"""For the budget only, before the server has counted: on the safe side for English, about right for Chinese."""
+"""Estimate for the budget only, before the server has counted: a safe estimate for English, about right for Chinese."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a judge is asked. `version` names the wording of the prompt; `sample` tells repeated askings apart."""
+    """One question to a judge.
+
+    `version` names the wording of the prompt; `sample` distinguishes repeats of a question.
+    """
 
     user: str
     version: str
@@ -42,14 +45,20 @@ class Question:
 
 
 def mark(text: str, name: str = "text") -> str:
-    """`text` between two lines that it cannot contain: they hold its digest. No text can speak to a judge from outside."""
+    """Returns `text` between two marker lines that it cannot contain, because they hold its digest.
+
+    So a judged text cannot pretend to have ended and then address the judge.
+    """
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"=== {name} {digest} ===\n{text}\n=== end of {name} {digest} ==="
 
 
 @dataclass(frozen=True)
 class Verdict(Generic[T]):
-    """A judge's answer, read. `judge` = model (as its server says) and prompt version; `text` is the whole reply."""
+    """A judge's parsed answer.
+
+    `judge` = model (as its server reports) and prompt version; `text` is the whole reply.
+    """
 
     value: T
     judge: str
@@ -58,15 +67,19 @@ class Verdict(Generic[T]):
 
 
 class Judge(Closing):
-    """Asks questions in parallel, inside one event loop; `async with` (or `close`) ends connections and cache.
+    """Asks questions in parallel, inside one event loop.
 
-    `counters`: asked, answered, cached, requests, retried, prompt_tokens, completion_tokens, malformed (replies that
-    could not be read), and questions without a verdict as failed/<class>: a Failure, malformed, budget, or resting (not
-    asked, because the judge had just failed too often in a row).
+    `async with` (or `close`) closes the connections and the cache. `counters`: asked, answered, cached, requests,
+    retried, prompt_tokens, completion_tokens, malformed (replies that could not be parsed). Questions without a verdict
+    are counted as failed/<class>: a Failure, malformed, budget, or resting (not asked, because the judge had just
+    failed too often in a row).
     """
 
     def __init__(self, section: JudgeSection, key: str | None = None) -> None:
-        """`key` None: read from the variable `judge.api_key_env`. Raises ConfigError, EngineError or DataError."""
+        """Takes `key`; None reads it from the variable `judge.api_key_env`.
+
+        Raises ConfigError, EngineError or DataError.
+        """
         if not section.url:
             raise ConfigError("judge.url", section.url, "name the judge's server, e.g. http://127.0.0.1:8000/v1")
         if not section.model:
@@ -84,7 +97,7 @@ class Judge(Closing):
         )
         self._cache = ReplyCache(section.cache)
         self.turns = asyncio.Semaphore(section.concurrency)
-        """For askers with many long questions, to put together no more of them than can be under way."""
+        """For callers with many long questions: limits the questions that are built to those that can be under way."""
         self._slots = asyncio.Semaphore(section.concurrency)
         self._budget = _Budget(section.max_requests, section.max_total_tokens)
         self._patience = _Patience(section.rest_after or 0, section.rest_seconds)
@@ -94,28 +107,31 @@ class Judge(Closing):
 
     @classmethod
     def as_reward(cls, section: JudgeSection, key: str | None = None) -> Judge:
-        """A judge that a run waits for: when it fails too often in a row it is left alone for a while."""
+        """Returns a judge for rewards, which a run waits for.
+
+        After too many failures in a row it is not asked for a while.
+        """
         if section.rest_after is None:
             section = section.model_copy(update={"rest_after": 2 * section.concurrency})
         return cls(section, key)
 
     @property
     def url(self) -> str:
-        """Where the judge answers."""
+        """Address of the judge."""
         return self._client.url
 
     @property
     def concurrency(self) -> int:
-        """Questions under way at once."""
+        """Maximum number of questions under way at once."""
         return self._section.concurrency
 
     async def close(self) -> None:
-        """Drops what is under way, then closes."""
+        """Cancels the questions under way, then closes the connections and the cache."""
         await self.disconnect()
         self._cache.close()
 
     async def disconnect(self) -> None:
-        """Drops what is under way and leaves the event loop; another one may then ask."""
+        """Cancels the questions under way and closes the connections. Another event loop may then ask."""
         for task in list(self._running.values()):
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -124,9 +140,9 @@ class Judge(Closing):
         self._slots = asyncio.Semaphore(self._section.concurrency)
 
     async def ask(self, question: Question, read: Callable[[str], T | None]) -> Verdict[T] | None:
-        """The verdict that `read` finds in the reply; None after every failure.
+        """Returns the verdict that `read` finds in the reply; None after every failure.
 
-        A reply that `read` gives None for is asked for again, `judge.malformed_retries` times.
+        If `read` returns None for a reply, the question is repeated, up to `judge.malformed_retries` times.
         """
         self.counters["asked"] += 1
         for attempt in range(self._section.malformed_retries + 1):
@@ -150,7 +166,10 @@ class Judge(Closing):
         return None
 
     async def _fetch_once(self, key: str, question: Question) -> Reply | None:
-        """The same question asked twice at once is sent once. A reply under way is kept even if nobody waits any more."""
+        """Fetches the reply, once for equal questions at the same time.
+
+        A reply under way is kept even if no caller waits for it any more.
+        """
         task = self._running.get(key)
         if task is None:
             task = self._running[key] = asyncio.create_task(self._fetch(key, question))
@@ -201,7 +220,7 @@ class Judge(Closing):
         name = f"failed/{kind}"
         self.counters[name] += 1
         self.last_failure = failure or self.last_failure
-        if self.counters[name] == 1:  # the first of each kind is told, all are counted
+        if self.counters[name] == 1:  # only the first of each kind is logged
             log.warning("judge %s: %s", self._section.model, failure or _REASONS[kind])
 
 
@@ -212,9 +231,9 @@ _REASONS = {
 
 
 class _Patience:
-    """Whether a judge is worth asking. After `limit` failures in a row it is not, for `seconds`; limit 0: it always is.
+    """Decides whether to ask a judge. After `limit` failures in a row it rests for `seconds`. Limit 0: it never rests.
 
-    After the rest a first wave of questions finds out; its first failure starts the next rest.
+    After the rest, a first wave of questions tests the judge. Its first failure starts the next rest.
     """
 
     def __init__(self, limit: int, seconds: float) -> None:
@@ -224,23 +243,23 @@ class _Patience:
         self._until = 0.0
 
     def resting(self) -> bool:
-        """Whether to leave it alone now."""
+        """Returns whether the judge rests now."""
         return time.monotonic() < self._until
 
     def failed(self, failure: CompletionFailure) -> None:
-        """One request failed. A refusal concerns that question alone and does not count."""
+        """Records a failed request. A refusal concerns that question alone and does not count."""
         if failure.kind in (Failure.CONNECTION, Failure.TIMEOUT, Failure.SERVER):
             self._failures += 1
             if self._limit and self._failures >= self._limit:
                 self._until = time.monotonic() + max(self._seconds, failure.retry_after)
 
     def answered(self) -> None:
-        """It answers again."""
+        """Records an answer, which resets the count of failures."""
         self._failures = 0
 
 
 class _Budget:
-    """Requests and tokens that may still be spent; 0 means no bound. What is under way counts with what it may cost."""
+    """The budget of requests and tokens; 0 means no limit. A request under way counts with its maximum cost."""
 
     def __init__(self, requests: int, tokens: int) -> None:
         self._requests = requests
@@ -249,7 +268,7 @@ class _Budget:
         self._spent = 0
 
     def reserve(self, tokens: int) -> bool:
-        """Whether a request of up to `tokens` is allowed; if so it counts from now on."""
+        """Returns whether a request of up to `tokens` is allowed. If so, it counts from now on."""
         if self._requests and self._sent >= self._requests:
             return False
         if self._tokens and self._spent + tokens > self._tokens:
@@ -259,5 +278,5 @@ class _Budget:
         return True
 
     def settle(self, reserved: int, used: int) -> None:
-        """Replaces a reservation by what the request really cost."""
+        """Replaces a reservation by the request's actual cost."""
         self._spent += used - reserved

@@ -1,8 +1,8 @@
-"""A language model's verdicts as reward components: rubric, checklist, pairwise in the group, pairwise against a reference.
+"""Reward components from a language model's verdicts: rubric, checklist, pairwise in the group or against a reference.
 
-The judge sees the request and the answer, never the thinking. A rollout without an answer gets 0 and costs no question. A
-question without a verdict masks the component, for its whole group unless told otherwise: were only that rollout masked, a
-text that upsets the judge would escape its verdict.
+The judge sees the request and the answer, never the thinking. A rollout without an answer gets 0 and costs no question.
+A question without a verdict masks the component for the whole group, unless the config says otherwise. If only that
+rollout were masked, a text that makes the judge fail would escape its verdict.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """What a group was asked to write."""
+    """The writing task of a group."""
 
     prompt: Prompt
     language: Language
 
     @property
     def request(self) -> str:
-        """The user's words."""
+        """Text of the user's request."""
         return self.prompt.text
 
 
 def judge_components(sections: Sequence[JudgeReward], judge: Judge) -> list[RewardFn]:
-    """One component for each section; they share the judge, its cache and its budget."""
+    """Returns one component for each section. They share the judge, its cache and its budget."""
     return [_KINDS[section.kind](section, judge) for section in sections]
 
 
 class JudgedComponent(Closing):
-    """What the four kinds share: answers out of rollouts, masks, counts."""
+    """Common part of the four kinds: extraction of answers, masks, counts."""
 
     def __init__(self, section: JudgeReward, judge: Judge) -> None:
         self.name = section.title
@@ -68,18 +68,21 @@ class JudgedComponent(Closing):
         self._counters: Counter[str] = Counter()
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
-        """One score in [0, 1] per rollout. Details depend on the kind; `version` is the judge's model and the prompt's version."""
+        """Returns one score in [0, 1] per rollout.
+
+        Details depend on the kind. `version` is the judge's model and the prompt's version.
+        """
         return self.settle(await self._score(prompt, rollouts))
 
     def settle(self, scores: Sequence[ComponentScore]) -> list[ComponentScore]:
-        """Masks the whole group where one verdict is missing, unless told otherwise."""
+        """Masks the whole group if one verdict is missing, unless the config says otherwise."""
         if self._section.failed == "group" and not all(score.valid for score in scores):
             scores = [replace(score, valid=False) for score in scores]
         self._counters["masked groups"] += not any(score.valid for score in scores)
         return list(scores)
 
     def metrics(self) -> dict[str, float]:
-        """Counts since the start of the process: the judge's own (for all components together), and masked groups."""
+        """Returns counts since the start of the process: the judge's (of all components together) and masked groups."""
         counted = {f"judge/total_{name}": float(self._judge.counters[name]) for name in _COUNTED}
         counted[f"judge/total_masked_groups/{self.name}"] = float(self._counters["masked groups"])
         if self._counters["pairs"]:
@@ -87,7 +90,7 @@ class JudgedComponent(Closing):
         return counted
 
     async def close(self) -> None:
-        """Leaves the event loop, with the judge of all components; another one may go on."""
+        """Closes the connections of the judge, which all components share. It may go on in another event loop."""
         await self._judge.disconnect()
 
     async def _score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
@@ -97,10 +100,13 @@ class JudgedComponent(Closing):
 
     @abstractmethod
     async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
-        """A score for each answer, None without a verdict."""
+        """Returns a score for each answer, None without a verdict."""
 
     async def _in_parallel(self, count: int, work: Callable[[int], Awaitable[T]]) -> list[T]:
-        """The results of `work(0 … count − 1)`. A question is put together only when its turn comes: texts are long."""
+        """Returns the results of `work(0 … count − 1)`.
+
+        Each question is built only when its turn comes, because texts are long.
+        """
 
         async def one(place: int) -> T:
             async with self._judge.turns:
@@ -111,7 +117,10 @@ class JudgedComponent(Closing):
         return [task.result() for task in tasks]
 
     async def _compare(self, task: Task, first: str, second: str) -> Pair | None:
-        """Both orders of a pair; None unless both got a verdict: one alone would carry the judge's liking for a place."""
+        """Compares a pair in both orders. Returns None unless both got a verdict.
+
+        One verdict alone would contain the judge's position bias.
+        """
         if not first or not second or first == second:
             return Pair((bool(first) - bool(second) + 1) / 2, agreed=True, judge="rule-1")
         orders = [(first, second), (second, first)]
@@ -131,7 +140,10 @@ class JudgedComponent(Closing):
 
 @dataclass(frozen=True)
 class Pair:
-    """The first text's share of the two verdicts, in 0, ¼, ½, ¾, 1; whether the two orders agree; and who judged."""
+    """Result of a pair: the first text's share of the two verdicts, whether the two orders agree, and the judge.
+
+    `score` is 0, ¼, ½, ¾ or 1.
+    """
 
     score: float
     agreed: bool
@@ -139,15 +151,15 @@ class Pair:
 
 
 class EachJudged(JudgedComponent, PerRollout):
-    """A judge that reads one answer at a time, and so can begin as soon as a rollout is finished."""
+    """A component that judges one answer at a time, and so can begin as soon as a rollout is finished."""
 
     async def score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
-        """Its score, invalid without a verdict; `settle` masks the group."""
+        """Returns the rollout's score, invalid without a verdict. `settle` masks the group."""
         (score,) = await self._score(prompt, [rollout])
         return score
 
     async def _each(self, answers: Sequence[str], score: Callable[[str], Awaitable[T]]) -> list[T | ComponentScore]:
-        """`score` of every answer that is not blank; 0 for the others."""
+        """Returns `score` of every answer that is not blank, and 0 for the others."""
 
         async def one(place: int) -> T | ComponentScore:
             return await score(answers[place]) if answers[place] else ComponentScore(0.0, version="no-answer")
@@ -156,7 +168,7 @@ class EachJudged(JudgedComponent, PerRollout):
 
 
 class RubricComponent(EachJudged):
-    """The mean mark of a rubric, 1 to 10 scaled to [0, 1]. Details: `criterion_1` …, the marks."""
+    """The mean mark of a rubric, 1 to 10 scaled to [0, 1]. Details: `criterion_1` … are the marks."""
 
     async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
         criteria = self._section.criteria
@@ -175,10 +187,10 @@ class RubricComponent(EachJudged):
 
 
 class ChecklistComponent(EachJudged):
-    """The share of a checklist's requirements that are met, partly counting half (ACE-RL, 2509.04903).
+    """The share of a checklist's requirements that are met; partly met counts half (ACE-RL, 2509.04903).
 
-    The list is the row's `checklist`, or what the judge reads out of the request; one list for the whole group.
-    Details: `requirements`, how many there are, and `met`, how many wholly.
+    The checklist is the row's `checklist`, or the requirements that the judge finds in the request. The whole group has
+    one checklist. Details: `requirements`, their number, and `met`, the number of wholly met ones.
     """
 
     async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
@@ -215,10 +227,11 @@ class ChecklistComponent(EachJudged):
 
 
 class PairwiseComponent(JudgedComponent):
-    """The share of verdicts won against other answers of the group, ties half, each pair in both orders.
+    """The share of verdicts won against other answers of the group.
 
-    Everyone meets `opponents` others (an odd number is rounded up), so a group costs G · opponents questions. Who meets whom depends
-    on the texts alone: a repeated run asks the same. Details: `pairs`, and `agreed`, those whose two orders agree.
+    A tie counts half. Each pair is judged in both orders. Each answer meets `opponents` others (an odd number is
+    rounded up), so a group costs G · opponents questions. The pairs depend on the texts alone, so a repeated run asks
+    the same questions. Details: `pairs`, and `agreed`, the pairs whose two orders agree.
     """
 
     async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
@@ -237,9 +250,9 @@ class PairwiseComponent(JudgedComponent):
 
 
 class ReferenceComponent(EachJudged):
-    """The share of two verdicts won against the row's `reference` text, in both orders. Details as in PairwiseComponent.
+    """The share of two verdicts won against the row's `reference` text, in both orders.
 
-    A row without a reference is masked and asks nothing.
+    Details as in PairwiseComponent. A row without a reference is masked and costs no question.
     """
 
     async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
@@ -255,9 +268,9 @@ class ReferenceComponent(EachJudged):
 
 
 def choose_pairs(texts: Sequence[str], opponents: int) -> list[tuple[int, int]]:
-    """Pairs of places so that each meets `opponents` others, or one more if that is odd; all, if there are no more.
+    """Returns index pairs in which each text meets `opponents` others (one more if odd), or all if there are no more.
 
-    The texts in order of their digests stand in a ring, and each meets its nearest neighbours.
+    The texts form a ring in the order of their digests, and each text meets its nearest neighbours.
     """
     count, reach = len(texts), (opponents + 1) // 2
     if 2 * reach >= count - 1:
@@ -269,7 +282,7 @@ def choose_pairs(texts: Sequence[str], opponents: int) -> list[tuple[int, int]]:
 
 
 def _language(prompt: Prompt) -> Language:
-    """The row's, if it is one that our questions are worded in, else by the characters of the request."""
+    """Returns the row's language if our questions exist in it, else that of the request's characters."""
     known: dict[str, Language] = {"en": "en", "zh": "zh", "english": "en", "chinese": "zh"}
     return known.get(prompt.language or "") or known[detect_language(prompt.text)]
 

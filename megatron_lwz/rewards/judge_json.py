@@ -1,7 +1,7 @@
-"""Reads the JSON object in a judge's reply, mending what models get wrong. Nothing is ever executed.
+"""Parses the JSON object in a judge's reply, and repairs the common faults of models. Nothing is ever executed.
 
-Mended: text and code fences around it, thinking before it, single or curly quotes, quotes inside a string, raw line breaks
-in a string, unquoted keys and words, trailing commas, True / False / None, and an end that was cut off.
+It accepts: text and code fences around the object, thinking before it, single or curly quotes, quotes inside a string,
+raw line breaks in a string, unquoted keys and words, trailing commas, True / False / None, and a truncated end.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 _LONGEST = 200_000
-"""Characters of a reply that are looked at, counted from its end."""
+"""Maximum number of characters of a reply that are read, counted from its end."""
 _TRIES = 32
-"""Opening braces that may turn out to open nothing, before the search ends: a hostile reply costs no more."""
+"""Maximum number of opening braces that do not begin an object. Then the search ends, which limits the cost of a
+hostile reply.
+"""
 _DEPTH = 16
 _LONGEST_KEY = 200
 
@@ -31,13 +33,13 @@ _VALUE_ENDS = re.compile(r"""\s*(?:[}\]]|$|,\s*(?:[}\]]|$|["'“‘][^"'“”�
 
 
 def read_object(reply: str, keys: Sequence[str]) -> dict[str, Any] | None:
-    """The last object of `reply` that has all `keys`; None when there is none.
+    """Returns the last object of `reply` that has all `keys`, None if there is none.
 
-    The last, because a judge may think aloud, or quote the judged text, before it gives its verdict.
+    It takes the last, because a judge may think aloud, or quote the judged text, before its verdict.
     """
     text = reply.lstrip()
     if text.startswith("<think>"):
-        text = text.partition("</think>")[2]  # a draft in it is no verdict, also if the thinking was cut off
+        text = text.partition("</think>")[2]  # a draft in the thinking is no verdict, even if truncated
     text = text[-_LONGEST:]
     found: dict[str, Any] | None = None
     position = tries = 0
@@ -52,7 +54,7 @@ def read_object(reply: str, keys: Sequence[str]) -> dict[str, Any] | None:
 
 
 def as_score(value: Any, low: int, high: int) -> int | None:
-    """A whole number in [low, high], also written as text or as 7.0; None for anything else."""
+    """Returns an integer in [low, high], even if written as text or as 7.0. None for anything else."""
     if isinstance(value, str):
         value = value.strip()
         if not re.fullmatch(r"\d{1,4}(?:\.0+)?", value):
@@ -77,7 +79,7 @@ def _object_at(text: str, start: int) -> tuple[dict[str, Any] | None, int]:
 
 
 class _Lenient:
-    """A recursive descent that accepts what looks like an object. Raises ValueError where it cannot."""
+    """A recursive-descent parser that accepts text resembling an object. Raises ValueError where it cannot parse."""
 
     def __init__(self, text: str, position: int) -> None:
         self.position = position
@@ -93,7 +95,7 @@ class _Lenient:
             if self._peek() != ":":
                 raise ValueError("no colon")
             self.position += 1
-            if not self._peek():  # cut off after the colon
+            if not self._peek():  # truncated after the colon
                 break
             result[str(key)] = self._value(depth, _VALUE_ENDS)
             if self._peek() == ",":
@@ -130,7 +132,7 @@ class _Lenient:
         return _LITERALS.get(word.lower(), word)
 
     def _string(self, ends: re.Pattern[str]) -> str:
-        """A quoted string; one that never ends goes to the end of the text."""
+        """Parses a quoted string. A string without an end extends to the end of the text."""
         closing = _CLOSING[self._text[self.position]]
         self.position += 1
         start = place = self.position
@@ -145,7 +147,7 @@ class _Lenient:
         return _unescape(self._text[start:end])
 
     def _escaped(self, start: int, place: int) -> bool:
-        """Whether an odd number of backslashes stands before `place`."""
+        """Returns whether an odd number of backslashes precedes `place`."""
         before = place
         while before > start and self._text[before - 1] == "\\":
             before -= 1
@@ -160,14 +162,14 @@ class _Lenient:
         return word.group().strip()
 
     def _peek(self) -> str:
-        """The next character that is not white space, "" at the end."""
+        """Returns the next character that is not white space, "" at the end."""
         space = _SPACE.match(self._text, self.position)
-        assert space is not None  # it may match nothing, but it matches
+        assert space is not None  # the pattern matches even an empty string
         self.position = space.end()
         return self._text[self.position : self.position + 1]
 
     def _ends(self, bracket: str) -> bool:
-        """Whether the container ends here: by its bracket, or because the text is cut off."""
+        """Returns whether the container ends here: by its bracket, or because the text is truncated."""
         following = self._peek()
         if following == bracket:
             self.position += 1

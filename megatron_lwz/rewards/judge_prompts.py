@@ -1,8 +1,9 @@
-"""What a judge is asked about a piece of writing, in English and Chinese, and how its replies are read.
+"""A judge's questions about a piece of writing, in English and Chinese, and the parsing of its replies.
 
-The wording is ours; a version names each and is kept with every verdict. Judged texts stand between lines that they cannot
-contain (`mark`), and the judge is told that they are material: a text that speaks to it speaks from inside. Criteria and
-requirements are answered by number, so that a reply need not repeat names.
+The wording is ours. Each wording has a version, which is kept with every verdict. Judged texts stand between lines that
+they cannot contain (`mark`), and the judge is told that they are material: so a text that addresses the judge is
+recognisably part of the material. Criteria and requirements are answered by number, so that a reply need not repeat
+names.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from megatron_lwz.rewards.judge_client import Question, mark
 from megatron_lwz.rewards.judge_json import as_score, read_object
 
 BEST_MARK = 10
-"""Of a rubric's marks, which begin at 1."""
+"""Best mark of a rubric. The worst is 1."""
 LONGEST_ITEM = 300
-"""Characters of one requirement of a checklist."""
+"""Maximum number of characters of one requirement of a checklist."""
 PAIR_VERSIONS: dict[Language, str] = {"en": "lwz-pair-en-2", "zh": "lwz-pair-zh-1"}
 
 _SYSTEM: dict[Language, str] = {
@@ -49,7 +50,7 @@ CRITERIA: dict[Language, tuple[str, ...]] = {
         "可读：让人愿意一直读到最后。",
     ),
 }
-"""The rubric of components that bring no criteria of their own."""
+"""The rubric of components whose config sets no criteria."""
 
 _RUBRIC: dict[Language, str] = {
     "en": """A writer was given this request:
@@ -188,7 +189,7 @@ _DEGREES = {
 
 
 def rubric_question(request: str, piece: str, language: Language, criteria: Sequence[str] = ()) -> Question:
-    """Marks for a piece, one for each of the `criteria` (none: ours)."""
+    """Returns the question for marks of a piece, one for each of the `criteria` (none: ours)."""
     version = f"lwz-rubric-{language}-1" + (f"@{_digest(criteria)}" if criteria else "")
     listed = criteria or CRITERIA[language]
     keys = ", ".join(f'"{number}": n' for number in range(1, len(listed) + 1))
@@ -199,7 +200,7 @@ def rubric_question(request: str, piece: str, language: Language, criteria: Sequ
 
 
 def read_marks(count: int) -> Callable[[str], list[int] | None]:
-    """Reads the marks of `count` criteria; None unless every one is there and from 1 to 10."""
+    """Returns a parser of the marks of `count` criteria. It gives None unless every mark is there and from 1 to 10."""
 
     def read(reply: str) -> list[int] | None:
         found = read_object(reply, _numbers(count))
@@ -211,13 +212,13 @@ def read_marks(count: int) -> Callable[[str], list[int] | None]:
 
 
 def requirements_question(request: str, language: Language, items: int) -> Question:
-    """What a reply to the request must fulfil: the checklist of a row that brings none (ACE-RL, 2509.04903)."""
+    """Returns the question for a request's requirements: the checklist of a row without one (ACE-RL, 2509.04903)."""
     asked = _REQUIREMENTS[language].format(request=mark(request), items=items)
     return Question(asked, f"lwz-requirements-{language}-1", _SYSTEM[language])
 
 
 def read_requirements(items: int) -> Callable[[str], tuple[str, ...] | None]:
-    """Reads a list of 1 to `items` short sentences, all different; None for anything else."""
+    """Returns a parser of a list of 1 to `items` short sentences, all different. It gives None for anything else."""
 
     def read(reply: str) -> tuple[str, ...] | None:
         found = read_object(reply, ("requirements",))
@@ -227,7 +228,10 @@ def read_requirements(items: int) -> Callable[[str], tuple[str, ...] | None]:
 
 
 def as_checklist(value: object, items: int) -> tuple[str, ...] | None:
-    """Requirements out of JSON: texts, or objects with `criteria_description` or `name`; the first `items` of them."""
+    """Returns the first `items` requirements of a JSON list. None if it is no such list.
+
+    Its entries are texts, or objects with `criteria_description` or `name`.
+    """
     if not isinstance(value, list):
         return None
     texts = [
@@ -241,7 +245,7 @@ def as_checklist(value: object, items: int) -> tuple[str, ...] | None:
 
 
 def check_question(request: str, piece: str, language: Language, checklist: Sequence[str]) -> Question:
-    """Which of the checklist's requirements a piece meets."""
+    """Returns the question which of the checklist's requirements a piece meets."""
     keys = ", ".join(f'"{number}": "…"' for number in range(1, len(checklist) + 1))
     asked = _CHECK[language].format(
         request=mark(request), piece=mark(piece), requirements=mark(_numbered(checklist), "requirements"), keys=keys
@@ -250,7 +254,10 @@ def check_question(request: str, piece: str, language: Language, checklist: Sequ
 
 
 def read_degrees(count: int) -> Callable[[str], list[float] | None]:
-    """Reads how far `count` requirements are met: 1, 0.5 or 0 each; None unless every one is there."""
+    """Returns a parser of how far `count` requirements are met: 1, 0.5 or 0 each.
+
+    It gives None unless every one is there.
+    """
 
     def read(reply: str) -> list[float] | None:
         found = read_object(reply, _numbers(count))
@@ -262,13 +269,13 @@ def read_degrees(count: int) -> Callable[[str], list[float] | None]:
 
 
 def pair_question(request: str, first: str, second: str, language: Language = "en", *, sample: int = 0) -> Question:
-    """Which of two pieces is better."""
+    """Returns the question which of two pieces is better."""
     asked = _PAIR[language].format(request=mark(request), first=mark(first), second=mark(second))
     return Question(asked, PAIR_VERSIONS[language], _SYSTEM[language], sample)
 
 
 def read_winner(reply: str) -> float | None:
-    """The first piece's score in a reply: 1, 0.5 or 0."""
+    """Returns the first piece's score in a reply: 1, 0.5 or 0; None if it cannot be parsed."""
     found = read_object(reply, ("winner",))
     return _PLACES.get(str(found["winner"]).strip().lower()) if found else None
 

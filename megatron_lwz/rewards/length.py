@@ -1,4 +1,4 @@
-"""The length reward (LongWriter-Zero, section 3.1): 1 inside the asked range, falling outside it."""
+"""The length reward (LongWriter-Zero, section 3.1): 1 inside the requested range, decreasing outside it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from megatron_lwz.types import ComponentScore, LengthRange, Prompt, Rollout
 
 
 def length_reward(length: int, asked: LengthRange, maximum: float, *, clip: bool = True) -> float:
-    """r(L) = 1 in [lower, upper]; L / lower below; (L_max − L) / (L_max − upper) above, `clip`: not below 0.
+    """Returns r(L): 1 in [lower, upper], L / lower below, (L_max − L) / (L_max − upper) above.
 
-    Needs L_max > upper.
+    With `clip` it is at least 0. Needs L_max > upper.
     """
     if length < asked.lower:
         return length / asked.lower
@@ -31,7 +31,10 @@ def length_reward(length: int, asked: LengthRange, maximum: float, *, clip: bool
 
 
 def longbench_reward(length: int, asked: LengthRange) -> float:
-    """LongBench-Write's S_l / 100 for the nearest bound: 1 − (L / upper − 1) / 3 above, 1 − (lower / L − 1) / 2 below, ≥ 0."""
+    """Returns LongBench-Write's S_l / 100 for the nearest bound.
+
+    It is 1 − (L / upper − 1) / 3 above the range, 1 − (lower / L − 1) / 2 below it, and at least 0.
+    """
     if length > asked.upper:
         return max(0.0, 1 - (length / asked.upper - 1) / 3)
     if length < asked.lower:
@@ -40,47 +43,53 @@ def longbench_reward(length: int, asked: LengthRange) -> float:
 
 
 def score_length(length: int, asked: LengthRange, section: LengthReward) -> float:
-    """The reward with every choice of the config: shape, L_max, clip, and a power for each side. Needs L_max > upper."""
+    """Returns the reward with all settings of the config: shape, L_max, clip, and a power for each side.
+
+    Needs L_max > upper.
+    """
     if section.shape == "longbench":
         reward = longbench_reward(length, asked)
     else:
         reward = length_reward(length, asked, largest_length(asked, section), clip=section.clip)
     power = section.under_power if length < asked.lower else section.over_power
-    return reward**power if reward > 0 else reward  # what is left unclipped below 0 stays linear
+    return reward**power if reward > 0 else reward  # an unclipped value below 0 stays linear
 
 
 def settled_length(asked: LengthRange, section: LengthReward) -> float:
-    """The length from which on `score_length` is 0 whatever is added; infinite where it never settles (`clip: false`)."""
+    """Returns the length from which on `score_length` stays 0; infinite if there is none (`clip: false`)."""
     if section.shape == "longbench":
         return 4.0 * asked.upper
     return largest_length(asked, section) if section.clip else math.inf
 
 
 def largest_length(asked: LengthRange, section: LengthReward) -> float:
-    """L_max of a prompt: one for all, or a multiple of its upper bound."""
+    """Returns L_max of a prompt: one value for all prompts, or a multiple of the prompt's upper bound."""
     if section.relative_maximum is not None:
         return section.relative_maximum * asked.upper
     return section.maximum
 
 
 class LengthComponent(PerRollout):
-    """Scores the length of the answer segment; a response that opened no answer has length 0.
+    """Scores the length of the answer segment. A response that opened no answer has length 0.
 
-    A prompt without a range gives invalid scores: the component is then masked out. Details: `words` (in the config's
-    unit) and `in_range`.
+    A prompt without a range gives invalid scores, so the component is masked. Details: `words` (in the config's unit)
+    and `in_range`.
     """
 
     name = "length"
 
     def __init__(self, section: LengthReward, tokenizer: Tokenizer | None = None) -> None:
-        """`tokenizer` is needed for the unit `tokens`. Raises ConfigError without it."""
+        """Takes `tokenizer`, which the unit `tokens` needs. Raises ConfigError without it."""
         if section.unit == "tokens" and tokenizer is None:
             raise ConfigError("reward.length.unit", section.unit, "needs the policy's tokenizer")
         self._section = section
         self._tokenizer = tokenizer
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
-        """One score per rollout, in a thread. Raises ConfigError when the prompt asks for L_max or more."""
+        """Returns one score per rollout, computed in a thread.
+
+        Raises ConfigError if the prompt asks for L_max or more.
+        """
         section = self._section
         if prompt.length is not None and prompt.length.upper >= largest_length(prompt.length, section):
             advice = f"must be larger than the {prompt.length.upper} that prompt {prompt.id!r} asks for"
@@ -99,7 +108,7 @@ class LengthComponent(PerRollout):
         return ComponentScore(value, details={"words": float(length), "in_range": in_range})
 
     def measure(self, text: str) -> int:
-        """Length of `text` in the config's unit."""
+        """Returns the length of `text` in the config's unit."""
         if self._section.unit != "tokens":
             return count_units(text, self._section.unit)
         assert self._tokenizer is not None  # checked by __init__
@@ -107,15 +116,16 @@ class LengthComponent(PerRollout):
 
 
 class LengthMeter(ResponseParser):
-    """The length of a response while it is written: what `LengthComponent` will measure, without reading it again.
+    """Measures the length of a response during generation, as `LengthComponent` measures the finished response.
 
-    Each piece is counted once; where the text is cut makes no difference. Tokens cannot be counted this way.
+    Each piece is counted once. The result does not depend on where the text is cut. Tokens cannot be counted in this
+    way.
     """
 
     def __init__(
         self, template: Template = "think", unit: Unit = "words", quoted: Collection[str] = frozenset()
     ) -> None:
-        """`quoted` as of `ResponseParser`: the tags that the prompt names."""
+        """Takes `quoted` as `ResponseParser` does: the tags that the prompt names."""
         super().__init__(template, quoted)
         self._counters: dict[Segment, UnitCounter] = {"think": UnitCounter(unit), "answer": UnitCounter(unit)}
 
@@ -126,11 +136,11 @@ class LengthMeter(ResponseParser):
 
     @property
     def answer(self) -> int:
-        """Units in the answer so far; a tag that is only half there counts when it turns out to be none."""
+        """Units in the answer so far. An incomplete tag counts once it turns out not to be a tag."""
         return self._counters["answer"].count
 
     def finish(self, *, stop: str | None = None) -> ParsedResponse:
-        """Ends the text and counts what was held back. `stop` names the stop string, which `text` should not hold."""
+        """Ends the text and counts the text held back. `stop` names the stop string, which `text` should not hold."""
         return super().finish(stop=stop)
 
     def _take_text(self, text: str) -> None:
@@ -151,10 +161,10 @@ class LengthMeter(ResponseParser):
 def rescale_by_length(
     rewards: torch.Tensor, valid: torch.Tensor, names: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Multiplies every other component by the length reward and masks that one out, in the manner of GR3 (2603.10535).
+    """Multiplies every other component by the length reward and masks the length component, after GR3 (2603.10535).
 
-    rewards [P, G, R] and valid [P, G, R] in and out. A product leaves nothing to trade: a good length cannot make up for
-    bad writing, nor the other way round. With s the length reward in [0, 1], r ≥ 0 becomes s·r and r < 0 becomes
+    Takes and returns rewards [P, G, R] and valid [P, G, R]. A product allows no trade-off: a good length cannot
+    compensate for bad writing, nor the reverse. With s the length reward in [0, 1], r ≥ 0 becomes s·r and r < 0 becomes
     (2 − s)·r, so that a wrong length never helps. A rollout without a valid length reward keeps its rewards.
     """
     place = list(names).index(LengthComponent.name)

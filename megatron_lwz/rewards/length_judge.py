@@ -1,7 +1,7 @@
-"""What a judge is asked about a request: does it need a long, careful reply, and how long should that be?
+"""A judge's question about a request: does it need a long, careful reply, and how long should that be?
 
-The wording is ours (LongWriter-Zero's is not public), its rules are the paper's (section 3.1). A version names each
-wording and is kept with every verdict.
+The wording is ours (LongWriter-Zero's is not public); its rules are the paper's (section 3.1). Each wording has a
+version, which is kept with every verdict.
 """
 
 from __future__ import annotations
@@ -66,13 +66,19 @@ Answer: {{"reason": "one sentence", "keep": true or false, "range": [lower, uppe
 
 
 def length_question(request: str, language: Language) -> Question:
-    """The question about one request, in its language. The request stands between lines that it cannot contain."""
+    """Returns the question about one request, in its language.
+
+    The request stands between lines that it cannot contain.
+    """
     asked = _ASKED[language].format(request=mark(request, "request"))
     return Question(asked, VERSIONS[language], _SYSTEM[language])
 
 
 def read_length(reply: str) -> JudgedLength | None:
-    """keep and range out of a reply; None when one of them cannot be read. The range's rules are not checked here."""
+    """Parses keep and range from a reply.
+
+    None if one of them cannot be parsed. The range's rules are not checked here.
+    """
     found = read_object(reply, ("keep", "range"))
     if found is None:
         return None
@@ -86,7 +92,7 @@ def read_length(reply: str) -> JudgedLength | None:
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number, also written as 800.0, "800" or "1,200"."""
+    """Returns an integer, even if written as 800.0, "800" or "1,200". None for anything else."""
     if isinstance(value, str):
         digits = value.strip().replace(",", "")
         return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 9 else None

@@ -1,6 +1,7 @@
-"""The overlap reward, an optional component: paragraphs that mean the same as an earlier one, by sentence embeddings.
+"""The overlap reward, an optional component: paragraphs that repeat an earlier one's meaning, by sentence embeddings.
 
-N-grams do not see a paragraph that was said again in other words; the paper's penalty is such a semantic overlap.
+N-grams do not detect a paragraph that repeats another in different words. The paper's penalty is for such a semantic
+overlap.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ log = logging.getLogger(__name__)
 class OverlapComponent(Closing, PerRollout):
     """1 − the share of an answer's paragraphs whose cosine similarity to an earlier one reaches the threshold.
 
-    A text with fewer than two paragraphs to compare gets 1, one without an answer 0. A server that fails masks the
-    component for the group. Details: `overlap`, the share. `metrics()` counts requests and masked groups.
+    A text with fewer than two paragraphs to compare gets 1, one without an answer 0. If the server fails, the component
+    is masked for the group. Details: `overlap`, the share. `metrics()` counts requests and masked groups.
     """
 
     name = "overlap"
 
     def __init__(self, section: OverlapReward, key: str | None = None) -> None:
-        """`key` None: read from the variable `reward.overlap.api_key_env`. Raises ConfigError or EngineError."""
+        """Takes `key`; None reads it from the variable `reward.overlap.api_key_env`.
+
+        Raises ConfigError or EngineError.
+        """
         self._section = section
         self.counters: Counter[str] = Counter()
         if (section.url is None) == (section.hf is None):
@@ -59,25 +63,25 @@ class OverlapComponent(Closing, PerRollout):
         self._slots = asyncio.Semaphore(section.concurrency if self._client else 1)
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """Closes the connections."""
         if self._client is not None:
             await self._client.close()
 
     def metrics(self) -> dict[str, float]:
-        """What happened since the start of the process."""
+        """Returns the counts since the start of the process."""
         return {f"overlap/{name}": float(count) for name, count in self.counters.items()}
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
-        """One score per rollout in [0, 1]; all invalid when the server fails."""
+        """Returns one score per rollout in [0, 1]; all are invalid if the server fails."""
         return self.settle(await self._score(prompt, rollouts))
 
     async def score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
-        """Its score; invalid when the server fails."""
+        """Returns the rollout's score; it is invalid if the server fails."""
         (score,) = await self._score(prompt, [rollout])
         return score
 
     def settle(self, scores: Sequence[ComponentScore]) -> list[ComponentScore]:
-        """All invalid if one is."""
+        """Returns the scores; all become invalid if one is."""
         if all(score.valid for score in scores):
             return list(scores)
         self.counters["masked_groups"] += 1
@@ -104,7 +108,7 @@ class OverlapComponent(Closing, PerRollout):
         return [text for _, text in zip(range(section.most_paragraphs), long_enough, strict=False)]
 
     async def _embed(self, texts: list[str]) -> dict[str, torch.Tensor] | None:
-        """Text → unit vector; None after a failure, when what is still under way is dropped."""
+        """Returns text → unit vector. None after a failure, which cancels the requests under way."""
         size = self._section.batch
         parts = [texts[start : start + size] for start in range(0, len(texts), size)]
         asking = [asyncio.ensure_future(self._ask(part)) for part in parts]
@@ -116,14 +120,14 @@ class OverlapComponent(Closing, PerRollout):
             for task in asking:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
-            if not self.counters[f"failed/{failure.kind.value}"]:  # the first of each kind is told, all are counted
+            if not self.counters[f"failed/{failure.kind.value}"]:  # only the first of each kind is logged
                 log.warning("reward overlap, group masked: %s", failure)
             self.counters[f"failed/{failure.kind.value}"] += 1
             return None
         return dict(zip(texts, (row for rows in found for row in rows), strict=True))
 
     async def _ask(self, texts: Sequence[str]) -> torch.Tensor:
-        """[N, D] unit vectors. Raises RequestFailure after as many attempts as the section allows."""
+        """Returns [N, D] unit vectors. Raises RequestFailure after as many attempts as the section allows."""
         section = self._section
         if self._client is None:
             async with self._slots:  # one forward pass at a time, and not in the loop that streams rollouts
@@ -144,7 +148,10 @@ class OverlapComponent(Closing, PerRollout):
 
 
 def repeated_share(vectors: torch.Tensor, threshold: float) -> float:
-    """The share of rows [N, D] (unit length) whose cosine with an earlier row is `threshold` or more; 0 for fewer than two."""
+    """Returns the share of rows [N, D] (unit length) whose cosine with an earlier row is at least `threshold`.
+
+    It is 0 for fewer than two rows.
+    """
     if len(vectors) < 2:
         return 0.0
     similarities = vectors @ vectors.T

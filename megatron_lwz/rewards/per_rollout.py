@@ -1,4 +1,4 @@
-"""What components have in common that look at one rollout at a time."""
+"""Common part of components that score one rollout at a time."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from megatron_lwz.types import ComponentScore, Prompt, Rollout
 
 
 class PerRollout:
-    """Gives a component that scores each rollout for itself what `types.PerRolloutReward` asks."""
+    """Adds the methods of `types.PerRolloutReward` to a component that scores each rollout independently."""
 
     @abstractmethod
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> Sequence[ComponentScore]:
-        """As of `types.RewardFn`."""
+        """Returns one score per rollout, as `types.RewardFn` requires."""
 
     async def score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
-        """The score of one rollout, without regard to its group."""
+        """Returns the score of one rollout, independently of its group."""
         (score,) = await self.score(prompt, [rollout])
         return score
 
     def settle(self, scores: Sequence[ComponentScore]) -> Sequence[ComponentScore]:
-        """The group's column out of its rollouts' scores: here those."""
+        """Returns the group's column from its rollouts' scores: here the scores themselves."""
         return scores

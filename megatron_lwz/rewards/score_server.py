@@ -1,4 +1,4 @@
-"""The reward model over HTTP: POST /score, GET /health."""
+"""HTTP server of the reward model: POST /score, GET /health."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from megatron_lwz.rewards.scorer import Overloaded, ScoringThread, ServedRewardM
 log = logging.getLogger(__name__)
 
 MOST_TEXTS = 4096
-"""Texts of one request."""
+"""Maximum number of texts of one request."""
 
 
 class ScoreServer:
-    """Routes over a ScoringThread.
+    """Routes on top of a ScoringThread.
 
-    POST /score {"items": [{"prompt", "answer", "thinking"?} …]} or {"texts": [whole text …]} →
-    {"model", "version", "scores": [number or null …], "tokens": [int …], "errors": {place: reason}}; a text that is empty
-    or too long has null and a reason, the others their scores.
+        POST /score {"items": [{"prompt", "answer", "thinking"?} …]} or {"texts": [whole text …]} →
+        {"model", "version", "scores": [number or null …], "tokens": [int …], "errors": {place: reason}}
+
+    A text that is empty or too long gets null and a reason. The other texts get their scores.
     """
 
     def __init__(self, model: ServedRewardModel, thread: ScoringThread, *, name: str) -> None:
@@ -33,7 +34,7 @@ class ScoreServer:
         self._name = name
 
     def app(self, token: str | None) -> web.Application:
-        """The application; with `token` every route but /health asks for it."""
+        """Returns the application. With `token`, every route but /health requires it."""
         return make_app([web.get("/health", self._health), web.post("/score", self._score)], token=token)
 
     async def _health(self, _: web.Request) -> web.Response:
@@ -83,7 +84,7 @@ class ScoreServer:
         )
 
     def _texts(self, body: dict[str, Any]) -> list[str]:
-        """The whole texts of a request. Raises ValueError."""
+        """Returns the whole texts of a request. Raises ValueError."""
         items, texts = body.get("items"), body.get("texts")
         given = items if items is not None else texts
         if (items is None) == (texts is None) or not isinstance(given, list):

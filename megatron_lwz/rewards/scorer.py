@@ -1,4 +1,7 @@
-"""A reward model on this machine: loaded from a Hugging Face folder, fed packs of texts of like length by one thread."""
+"""A reward model on this machine, loaded from a Hugging Face folder.
+
+One thread feeds it packs of texts of similar length.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from megatron_lwz.models.reward_model import last_token_scores
 
 
 class ServedRewardModel:
-    """Model, tokenizer and rendering of a folder that transformers knows as Qwen2ForSequenceClassification."""
+    """Model, tokenizer and rendering of a folder that transformers loads as Qwen2ForSequenceClassification."""
 
     def __init__(
         self,
@@ -35,9 +38,10 @@ class ServedRewardModel:
         max_length: int | None = None,
         template: Literal["markers", "chat"] | None = None,
     ) -> None:
-        """`max_length` in tokens, None: the model's own. `template` None: as trained, Qwen's chat markup for a foreign model.
+        """Loads the model. `max_length` is in tokens; None: the model's own.
 
-        Raises ConfigError, CheckpointError or DataError.
+        `template` None: the one it was trained with, or Qwen's chat markup for a foreign model. Raises ConfigError,
+        CheckpointError or DataError.
         """
         config = validate({"model": {"hf": str(folder)}, "training": {"precision": dtype}})
         self.arch = config.architecture()
@@ -58,7 +62,10 @@ class ServedRewardModel:
 
     @torch.no_grad()
     def score(self, texts: Sequence[Sequence[int]]) -> list[float]:
-        """The scores of token lists, in order, read as one pack: they do not see each other, and nothing is padded."""
+        """Returns the scores of token lists, in order.
+
+        They are one pack without padding and do not attend to each other.
+        """
         batch = text_batch([torch.tensor(text, dtype=torch.int32) for text in texts])
         pack = build_micro_batch(
             batch,
@@ -83,18 +90,18 @@ class _Waiting:
 
     @property
     def bucket(self) -> int:
-        """Texts of a bucket differ in length by a factor of two at most."""
+        """Bucket of the text. Texts of a bucket differ in length by a factor of two at most."""
         return len(self.tokens).bit_length()
 
 
 class Overloaded(Exception):
-    """As many texts wait as may."""
+    """The maximum number of texts wait already."""
 
 
 class ScoringThread:
-    """Feeds the model: the text that waited longest, and others of its bucket up to `tokens_per_batch` tokens.
+    """Feeds the model packs: the text that waited longest, and others of its bucket up to `tokens_per_batch` tokens.
 
-    A short text so never waits for the end of a long one's pack, and a long one is never passed over for ever.
+    So a short text never waits for the rest of a long text's pack, and a long text is never delayed for ever.
     """
 
     def __init__(self, model: ServedRewardModel, *, tokens_per_batch: int, most_waiting: int) -> None:
@@ -106,19 +113,19 @@ class ScoringThread:
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
         self.packs = 0
-        """Packs read so far."""
+        """Number of packs scored so far."""
 
     @property
     def waiting(self) -> int:
-        """Texts that wait."""
+        """Number of waiting texts."""
         return len(self._waiting)
 
     def start(self) -> None:
-        """Begins to read."""
+        """Starts the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends after the pack under way; what still waits is cancelled."""
+        """Ends the thread after the current pack. Texts that still wait are cancelled."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -127,7 +134,7 @@ class ScoringThread:
             item.score.cancel()
 
     def submit(self, texts: Sequence[Sequence[int]]) -> list[Future[float]]:
-        """The scores to come, one for each text. Raises Overloaded. A future that is cancelled is not read any more."""
+        """Queues texts. Returns a future score for each. A cancelled future's text is not scored. Raises Overloaded."""
         items = [_Waiting(tuple(text), Future()) for text in texts]
         with self._changed:
             if len(self._waiting) + len(items) > self._most:
@@ -164,7 +171,7 @@ class ScoringThread:
         self.packs += 1
         try:
             scores = self._model.score([item.tokens for item in pack])
-        except Exception as error:  # out of memory: these texts fail, the next may fit
+        except Exception as error:  # e.g. out of memory: these texts fail, the next ones may fit
             for item in pack:
                 item.score.set_exception(error)
             return

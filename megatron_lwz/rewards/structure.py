@@ -1,4 +1,4 @@
-"""The structure reward, an optional component: headings and lists that are well made, and those that were asked for."""
+"""The structure reward, an optional component: headings and lists that are well made, and those that were requested."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 
 
 class StructureComponent(PerRollout):
-    """The mean of the checks that a text gives occasion to, in [0, 1]; 1 for plain prose when nothing was asked.
+    """The mean of the checks that apply to a text, in [0, 1]; 1 for plain prose if the prompt requests no structure.
 
-    A response without an answer gets 0. Details: the value of each check, where there is one, and `structure_faults`.
+    A response without an answer gets 0. Details: the value of each check that applies, and `structure_faults`.
     """
 
     name = "structure"
@@ -46,7 +46,7 @@ class StructureComponent(PerRollout):
         self._warned = False
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
-        """One score per rollout, always valid."""
+        """Returns one score per rollout, always valid."""
         asked = self._asked(prompt) if "asked" in self._checks else ()
         return [self._score_one(parse_rollout(prompt, rollout).answer or "", asked) for rollout in rollouts]
 
@@ -74,7 +74,7 @@ class StructureComponent(PerRollout):
 
 
 def read_wishes(wishes: Any) -> list[tuple[str, int, int]]:
-    """(what is counted, lower, upper) of a row's `structure`. Raises ValueError that says what is wrong."""
+    """Returns (what is counted, lower, upper) of a row's `structure`. Raises ValueError that states the fault."""
     if not isinstance(wishes, dict):
         raise ValueError(f"must be an object of counts, got {wishes!r:.60}")
     found = []

@@ -1,6 +1,6 @@
-"""The writing reward (LongWriter-Zero, section 3.1): a reward model's score of the answer, asked over HTTP.
+"""The writing reward (LongWriter-Zero, section 3.1): a reward model's score of the answer, requested over HTTP.
 
-A server that is slow, wrong or silent costs scores, not the run: what it does not answer is masked and counted.
+A slow, wrong or silent server costs scores but does not stop the run: missing scores are masked and counted.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _NOT_AS_AGREED = (LookupError, TypeError, AttributeError, ValueError, OverflowEr
 
 
 class WritingComponent(HttpSession, PerRollout):
-    """Asks lwz serve-reward, or vLLM's pooling server, for the scores of a group's answers.
+    """Requests the scores of a group's answers from lwz serve-reward or vLLM's pooling server.
 
-    A rollout without an answer is not asked about: its score is invalid, like that of a text which the server refuses.
-    Details: `raw` (the model's own number). `metrics()` counts requests and what was masked, by reason.
+    A rollout without an answer is not sent. Its score is invalid, like that of a text which the server rejects.
+    Details: `raw` (the model's own number). `metrics()` counts requests and masked scores, by reason.
     """
 
     name = "writing"
 
     def __init__(self, section: WritingReward, token: str | None = None) -> None:
-        """`token` None: read from the variable `reward.writing.api_key_env`. Raises ConfigError."""
+        """Takes `token`; None reads it from the variable `reward.writing.api_key_env`. Raises ConfigError."""
         url = section.url or ""
         if not is_address(url):
             raise ConfigError(
@@ -61,7 +61,7 @@ class WritingComponent(HttpSession, PerRollout):
         self.counters: Counter[str] = Counter()
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
-        """One score per rollout; invalid where there is no answer or no verdict."""
+        """Returns one score per rollout; it is invalid without an answer or a verdict."""
         replies = [self._reply(prompt, rollout) for rollout in rollouts]
         asked = [place for place, reply in enumerate(replies) if reply.answer.strip()]
         self._mask("no answer", len(replies) - len(asked))
@@ -76,7 +76,7 @@ class WritingComponent(HttpSession, PerRollout):
         return scores
 
     def metrics(self) -> dict[str, float]:
-        """What happened since the start of the process."""
+        """Returns the counts since the start of the process."""
         return {f"writing/{name}": float(count) for name, count in self.counters.items()}
 
     def _reply(self, prompt: Prompt, rollout: Rollout) -> Reply:
@@ -84,7 +84,7 @@ class WritingComponent(HttpSession, PerRollout):
         return Reply(parsed.answer or "", (parsed.think or "") if self._section.thinking else "")
 
     async def _ask(self, prompt: str, replies: Sequence[Reply]) -> _Answer:
-        """The server's answer after as many attempts as the section allows; all None after the last failure."""
+        """Returns the server's answer after as many attempts as the section allows; all None after the last failure."""
         section = self._section
         budget = RetryBudget(section.retries, base_seconds=section.backoff, max_seconds=_LONGEST_WAIT)
         body = self._body(prompt, replies)
@@ -114,7 +114,7 @@ class WritingComponent(HttpSession, PerRollout):
         return body | {"task": "classify"} if self._section.api == "pooling" else body
 
     async def _post(self, body: dict[str, Any]) -> Any:
-        """The decoded answer. Raises RequestFailure."""
+        """Returns the decoded answer. Raises RequestFailure."""
         try:
             async with self.session.post(self._url, json=body, allow_redirects=False) as response:
                 data = await read_bounded(response, _MOST_BYTES)
@@ -134,7 +134,7 @@ class WritingComponent(HttpSession, PerRollout):
             raise RequestFailure(self._url, f"answered no JSON ({error})", Failure.CONTRACT) from error
 
     def _read(self, answer: Any, count: int) -> _Answer:
-        """The scores in order. Raises RequestFailure for an answer of another shape."""
+        """Returns the scores in order. Raises RequestFailure for an answer of another shape."""
         try:
             if self._section.api == "score":
                 version = f"{answer['model']}@{answer['version']}"
@@ -158,7 +158,7 @@ class WritingComponent(HttpSession, PerRollout):
         if not count:
             return
         name = f"masked/{reason.replace(' ', '_')}"
-        if failure is not None and not self.counters[name]:  # the first of each kind is told, all are counted
+        if failure is not None and not self.counters[name]:  # only the first of each kind is logged
             log.warning("reward writing, masked: %s", failure)
         self.counters[name] += count
 
@@ -176,6 +176,6 @@ def _number(value: Any) -> float:
 
 
 def _only(values: Any) -> float:
-    """The one number of a text's output. Raises ValueError for a model with several."""
+    """Returns the one number of a text's output. Raises ValueError for a model with several."""
     (value,) = values if isinstance(values, list) else [values]
     return _number(value)

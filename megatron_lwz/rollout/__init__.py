@@ -1,1 +1,1 @@
-"""Rollouts: engines' client and pool, the durable journal, and the controller that ties them to rewards."""
+"""Rollouts: the engines' client and pool, the durable journal, and the controller that connects them to the rewards."""

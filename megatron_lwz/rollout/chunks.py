@@ -1,4 +1,4 @@
-"""The chunks of a /v1/completions stream, as vLLM writes them, read into token deltas and the stream's end."""
+"""Parses the chunks of a /v1/completions stream, in vLLM's format, into token deltas and the stream's end."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from megatron_lwz.types import FinishReason, TokenDelta, WeightVersion
 
 
 class ChunkReader:
-    """Reads one engine's stream. `named` makes a version of what a chunk calls its weights (None: it does not tell)."""
+    """Parses one engine's stream. `named` converts a chunk's name of the weights (None: no name) into a version."""
 
     def __init__(self, url: str, named: Callable[[object], WeightVersion]) -> None:
         self._url = url
         self._named = named
 
     def read(self, chunks: Sequence[str]) -> Iterator[StreamEvent]:
-        """What one read holds: neighbouring deltas of the same weights are one. Nothing is read after the end.
+        """Yields the events of one read.
 
-        Raises RequestFailure, after what came before the chunk that is wrong.
+        Adjacent deltas of the same weights are joined. Chunks after the end are ignored. If a chunk is wrong, raises
+        RequestFailure after it has yielded the events before that chunk.
         """
         held: list[TokenDelta] = []
         for chunk in chunks:
@@ -50,7 +51,7 @@ class ChunkReader:
         try:
             chunk = orjson.loads(
                 text
-            )  # a quarter of what a client's loop holds the interpreter for, with json half of it
+            )  # it takes a quarter of the time that a client's loop holds the interpreter; json took half
         except ValueError:
             raise self._failure(f"streamed what is not JSON: {text[:80]!r}") from None
         if isinstance(chunk, dict) and "error" in chunk:
@@ -74,7 +75,7 @@ class ChunkReader:
             return None
         if set(map(type, tokens)) != {int} or min(tokens) < 0:
             raise ValueError("token ids must be whole numbers")
-        if not math.isfinite(sum(logprobs)) or max(logprobs) > 1e-3:  # one that is not finite spoils the sum
+        if not math.isfinite(sum(logprobs)) or max(logprobs) > 1e-3:  # any value that is not finite shows in the sum
             raise ValueError("log-probs must be finite and not above 0")
         return TokenDelta(tuple(tokens), tuple(array("f", logprobs)), self._named(version))
 

@@ -1,4 +1,4 @@
-"""One client for the embedded engine and vLLM: the part of vLLM's HTTP contract that RL needs."""
+"""A client for the embedded engine and vLLM: the part of vLLM's HTTP contract that RL needs."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from megatron_lwz.types import WeightVersion
 
 CONNECT_SECONDS = 10.0
 UNCHANGED = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""The distribution as the policy has it: vLLM else takes what the model's generation_config.json says (Qwen2.5: 1.05)."""
+"""Sampling settings that leave the policy's distribution unchanged. Without them vLLM takes the values of the
+model's generation_config.json (Qwen2.5: a repetition penalty of 1.05).
+"""
 
 
 class EngineClient(HttpSession):
-    """Requests to one engine. Use it inside one event loop.
+    """A client of one engine, for use inside one event loop. All its failures are RequestFailure (EngineError).
 
-    `timeout`: seconds without any byte before a request counts as failed. All failures are RequestFailure (EngineError).
-    `version` marks tokens of engines that do not say in the stream which weights wrote them (vLLM). `tracker`: what other
-    clients of the same engine know already.
+    `timeout`: seconds without any byte before a request counts as failed. `version` marks the tokens of engines whose
+    streams do not name the weights (vLLM). `tracker` holds what other clients of the same engine already know.
     """
 
     def __init__(
@@ -59,7 +60,10 @@ class EngineClient(HttpSession):
 
     @property
     def version(self) -> WeightVersion:
-        """The weights that write now. All twins know them at once: streams go on while another loop brings new ones."""
+        """Version of the weights that generate tokens now.
+
+        All twins share it, because streams continue while another event loop pushes new weights.
+        """
         return self.tracker.version
 
     @version.setter
@@ -67,7 +71,7 @@ class EngineClient(HttpSession):
         self.tracker.version = version
 
     def twin(self) -> EngineClient:
-        """A client of the same engine for another event loop."""
+        """Returns a client of the same engine for another event loop."""
         return EngineClient(self.url, self._key, model=self._model, timeout=self._timeout, tracker=self.tracker)
 
     async def stream(
@@ -81,10 +85,11 @@ class EngineClient(HttpSession):
         top_p: float,
         stop: Sequence[str | int],
     ) -> AsyncGenerator[StreamEvent, None]:
-        """Token deltas as the engine writes them, then one StreamEnd. Log-probs are rounded to fp32, as journaled.
+        """Yields token deltas as the engine generates them, then one StreamEnd.
 
-        `stop`: strings and token ids that end the response; what ended it is among its tokens. Raises RequestFailure if
-        the stream breaks, stalls, or says what the contract does not know.
+        Log-probs are rounded to fp32, as journaled. `stop`: strings and token ids that end the response. The tokens
+        include the one that ended it. Raises RequestFailure if the stream breaks, stalls, or does not follow the
+        contract.
         """
         body: dict[str, Any] = {
             "model": self._model,
@@ -122,11 +127,11 @@ class EngineClient(HttpSession):
         return parse_version(version, self.version)
 
     async def probe(self) -> None:
-        """Returns if the engine answers and says that it works. Raises RequestFailure."""
+        """Returns if the engine answers and reports that it works. Raises RequestFailure otherwise."""
         await self.call("GET", "/health")
 
     async def load(self) -> EngineLoad | None:
-        """How full it is, None if it does not tell."""
+        """Returns the engine's load, None if the engine does not report it."""
         try:
             return read_load(await self._text("GET", "/metrics"))
         except RequestFailure as failure:
@@ -135,7 +140,7 @@ class EngineClient(HttpSession):
             raise
 
     async def models(self) -> dict[str, Any]:
-        """The served model's entry of /v1/models (`logprobs_mode`, `max_model_len` …, as far as the engine tells)."""
+        """Returns the served model's entry of /v1/models (`logprobs_mode`, `max_model_len` …, as far as reported)."""
         entries = (await self.call("GET", "/v1/models")).get("data")
         for entry in entries if isinstance(entries, list) else []:
             if isinstance(entry, dict) and entry.get("id") == self._model:
@@ -143,7 +148,7 @@ class EngineClient(HttpSession):
         raise self._failure(Failure.CONTRACT, f"serves no model named {self._model!r}: start it with that name")
 
     async def logprobs_mode(self) -> str:
-        """vLLM's --logprobs-mode. Raises RequestFailure if the engine does not tell."""
+        """Returns vLLM's --logprobs-mode. Raises RequestFailure if the engine does not report it."""
         try:
             info = await self.call("GET", "/server_info?config_format=json")
         except RequestFailure as error:
@@ -155,7 +160,7 @@ class EngineClient(HttpSession):
             raise self._failure(Failure.CONTRACT, "/server_info names no logprobs_mode") from None
 
     async def answers_strangers(self) -> bool:
-        """Whether control routes answer a request that carries no token."""
+        """Returns whether control routes answer a request that carries no token."""
         async with EngineClient(self.url, None, model=self._model, timeout=self._timeout) as stranger:
             try:
                 await stranger.call("GET", "/is_paused")
@@ -166,26 +171,26 @@ class EngineClient(HttpSession):
             return True
 
     async def pause(self) -> None:
-        """Holds running requests between two tokens, without losing them."""
+        """Pauses running requests between two tokens, without losing them."""
         await self.call("POST", "/pause?mode=keep")
         self._paused_at = time.monotonic()
 
     async def resume(self) -> None:
-        """Lets held requests go on."""
+        """Resumes paused requests."""
         await self.call("POST", "/resume")
 
     async def reload_weights(self, path: Path) -> None:
-        """Loads a Hugging Face folder that the engine can read, and forgets cached prefixes."""
+        """Makes the engine load a Hugging Face folder that it can read, and drop its cached prefixes."""
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(path)}}
         await self.call("POST", "/collective_rpc", body)
         await self.forget_prefixes()
 
     async def forget_prefixes(self) -> None:
-        """No cached prefix of older weights is used from now on: vLLM reads held requests again, ours keeps what they hold.
+        """Makes the engine drop the cached prefixes of older weights.
 
-        Of a paused engine: all that the older weights wrote has been read when it returns.
-
-        Raises RequestFailure if the engine says that it could not.
+        vLLM then computes the caches of paused requests again; the embedded engine keeps them. If the engine is paused,
+        all tokens that the older weights generated have been read at return. Raises RequestFailure if the engine
+        reports that it failed.
         """
         answer = await self.call("POST", "/reset_prefix_cache?reset_running_requests=true")
         if answer.get("success") is False:
@@ -193,17 +198,17 @@ class EngineClient(HttpSession):
         await self.tracker.read_up(self._paused_at)
 
     async def update_weight_version(self, version: str) -> None:
-        """Names the weights that write from now on."""
+        """Tells the engine the name of the weights that generate tokens from now on."""
         await self.call("POST", "/update_weight_version", {"new_version": version})
         self.version = parse_version(version, self.version)
 
     async def weight_version(self) -> str | None:
-        """What the engine calls its weights, None if it does not tell."""
+        """Returns the engine's name of its weights, None if it does not report one."""
         version = (await self.call("GET", "/weight_info")).get("weight_version")
         return version if isinstance(version, str) else None
 
     async def weight_checksum(self) -> str:
-        """Checksum (hex) of the weights the engine runs."""
+        """Returns the checksum (hex) of the engine's weights."""
         answer = await self.call("POST", "/weight_checker", {"action": "checksum"})
         checksum = answer.get("checksum")
         if not isinstance(checksum, str):
@@ -211,8 +216,8 @@ class EngineClient(HttpSession):
         return checksum
 
     async def abort(self, request_ids: Sequence[str]) -> None:
-        """Ends requests; unknown ids are ignored."""
-        own = [f"cmpl-{name}-0" for name in request_ids]  # what vLLM makes of a completion's id
+        """Aborts requests. Unknown ids are ignored."""
+        own = [f"cmpl-{name}-0" for name in request_ids]  # the form that vLLM gives a completion's id
         await self.call("POST", "/abort_requests", {"request_ids": [*request_ids, *own]})
 
     def _request(
@@ -222,7 +227,7 @@ class EngineClient(HttpSession):
         return self.session.request(method, self.url + path, json=body, headers=headers)
 
     async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """A control request; its JSON object, {} if it answers with something else."""
+        """Sends a control request. Returns the JSON object of the answer, {} if the answer is something else."""
         text = await self._text(method, path, body)
         try:
             answer = json.loads(text)
@@ -263,7 +268,7 @@ class EngineClient(HttpSession):
 
 @lru_cache(maxsize=64)
 def parse_version(text: object, otherwise: WeightVersion) -> WeightVersion:
-    """The version in `str(WeightVersion)` form; `otherwise` for an engine's own naming."""
+    """Parses a version in `str(WeightVersion)` form. Returns `otherwise` for an engine's own naming."""
     try:
         return WeightVersion.parse(str(text))
     except ValueError:

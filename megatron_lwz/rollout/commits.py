@@ -1,4 +1,4 @@
-"""Group commits: many waiting tasks, one disk flush."""
+"""Group commits: one disk flush for many waiting tasks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import asyncio
 from megatron_lwz.rollout.journal import Journal
 
 GATHER_SECONDS = 0.02
-"""Groups that end together share one early commit."""
+"""Delay of an early commit. Groups that end within it share the commit."""
 
 
 class Committer:
-    """Commits the journal every `interval` seconds, sooner when somebody waits urgently. One per event loop."""
+    """Commits the journal every `interval` seconds, and sooner for an urgent wait. One instance per event loop."""
 
     def __init__(self, journal: Journal, interval: float) -> None:
         self._journal = journal
@@ -20,7 +20,7 @@ class Committer:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def run(self) -> None:
-        """Until cancelled. Raises what the journal raises: then nothing more can become durable."""
+        """Commits until cancelled. Raises the journal's errors, because after one nothing more can become durable."""
         while True:
             try:
                 async with asyncio.timeout(self._interval):  # Python 3.11's wait_for may swallow the cancellation
@@ -41,7 +41,10 @@ class Committer:
                     waiter.set_result(None)
 
     async def durable(self, *, urgent: bool = True) -> None:
-        """Returns when everything queued before the call is on disk. Not `urgent`: the next regular commit will do."""
+        """Returns when everything queued before the call is on disk.
+
+        Without `urgent` it waits for the next regular commit.
+        """
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         if urgent:

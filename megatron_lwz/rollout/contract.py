@@ -1,4 +1,4 @@
-"""What an engine that runs already must be like before a rollout is asked of it."""
+"""Checks of an engine that runs already, before the first rollout is requested from it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 
 async def check_engine(client: EngineClient, section: RolloutSection, *, longest: int) -> None:
-    """Raises EngineError unless the engine's settings fit the run and only the token's holder can change its weights.
+    """Raises EngineError unless the engine's settings fit the run and its control routes require the run's token.
 
-    `longest`: tokens of the longest prompt with the longest response.
+    `longest`: number of tokens of the longest prompt plus the longest response.
     """
     entry = await client.models()
     limit = entry.get("max_model_len")
@@ -38,10 +38,11 @@ async def check_engine(client: EngineClient, section: RolloutSection, *, longest
 
 
 def check_logprobs(url: str, mode: str, *, temperature: float, top_p: float) -> None:
-    """The loss needs log-probs of the full softmax at the sampling temperature. Raises EngineError for any others.
+    """Raises EngineError unless log-probs are of the full softmax at the sampling temperature.
 
-    `mode`: the embedded engine's `full_softmax_at_temperature`, or vLLM's --logprobs-mode: `processed_logprobs` are taken
-    at the temperature and after top-p, `raw_logprobs` at temperature 1 and before top-p.
+    The loss needs these log-probs. `mode`: the embedded engine's `full_softmax_at_temperature`, or vLLM's
+    --logprobs-mode. `processed_logprobs` are computed at the temperature and after top-p, `raw_logprobs` at temperature
+    1 and before top-p.
     """
     fitting = {"full_softmax_at_temperature"}
     if top_p == 1:

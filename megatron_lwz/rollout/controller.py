@@ -1,20 +1,20 @@
-"""The rollout controller: one event loop that keeps engines and rewards busy, and hands whole groups to the training loop.
+"""The rollout controller: an event loop that keeps engines and rewards busy and passes groups to training.
 
     prompts         Intake.prompt_of(n), in a fixed order
-       │ admission  `_refill`, while Admission has free slots; a group that fails or teaches nothing gives its slot back
+       │ admission  `_refill`, while Admission has free slots; a group that fails or is filtered frees its slot
        ▼
     _drafts         admitted groups: one task `_complete` each
        │ writing    RolloutWriter: every rollout waits for a slot of the EnginePool, then streams into its draft
-       │ scoring    GroupScoring: a finished rollout once it is durable, what needs the whole group when that is written
-       │ commits    both queue rows in the Journal; the Committer flushes them for all that wait in `durable`
+       │ scoring    GroupScoring: each finished rollout once it is durable; components of a whole group when it is complete
+       │ commits    both queue rows in the Journal; the Committer flushes them for all tasks that wait in `durable`
        ▼
     _ready          complete groups, durable
        │ `stream`   Admission.take: the groups of this step, in its order; they stay until `mark_consumed`
        ▼
     training loop
 
-The loop has a thread of its own: in trainer rank 0 with `rollout.controller: thread`, in the rollout process with
-`process`. The public methods are called from another thread of that same process.
+The loop runs in its own thread: in trainer rank 0 with `rollout.controller: thread`, in the rollout process with
+`process`. Another thread of the same process calls the public methods.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ log = logging.getLogger(__name__)
 
 
 class RolloutController:
-    """Call its methods from one thread, not the loop's. A fatal error of the loop is raised by the next call that waits.
+    """Generates and scores a run's groups in an event loop of its own, in a thread of its own.
 
-    `intake` says what is written to, when groups begin and which make a step's batch; `render` makes a prompt's text for
-    the policy.
+    Call its methods from one other thread. After a fatal error of the loop, the next call that waits raises that error.
+    `intake` defines the prompts, when groups begin, and which groups make a step's batch. `render` makes a prompt's
+    text for the policy.
     """
 
     def __init__(
@@ -87,9 +88,10 @@ class RolloutController:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def recover(self, step: int) -> Recovery:
-        """Takes up the journal as of the checkpoint of `step`. Groups go on when the step of their admission comes again.
+        """Resumes the journal from the checkpoint of `step`.
 
-        Steps that were trained after the checkpoint will take the groups that they took before.
+        Groups resume when the step of their admission comes again. Steps that were trained after the checkpoint will
+        take the same groups again.
         """
         returned = self._journal.rewind(step)
         for group in self._journal.open_groups():
@@ -107,30 +109,36 @@ class RolloutController:
         return Recovery(returned, complete, len(self._drafts) - complete, kept)
 
     def start(self) -> None:
-        """Starts the thread; returns when its loop runs."""
+        """Starts the thread. Returns when its loop runs."""
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), name="rollouts", daemon=True)
         self._thread.start()
         started.wait()
 
     def set_version(self, version: WeightVersion) -> None:
-        """The weights the engines run from now on (engines that name their weights in the stream do not need it)."""
+        """Sets the version of the weights the engines run from now on.
+
+        Engines whose streams name their weights do not need it.
+        """
         self._pool.set_version(version)
 
     def begin(self, step: int) -> None:
-        """The engines have the weights that training step `step` starts from: as many groups begin as may."""
+        """Begins training step `step`, whose weights the engines now have: as many groups begin as are allowed."""
         self._wait(self._call(self._begin(step)))
 
     def collect(self, step: int, *, progress: ProgressFn | None = None) -> list[Group]:
-        """The groups that training step `step` is to use; blocks until they are ready. They stay until consumed.
+        """Returns the groups for training step `step`. Blocks until they are ready. They stay until consumed.
 
-        Raises whatever ended the controller.
+        Raises the error that ended the controller, if there was one.
         """
         (groups,) = self.stream(step, least=self._admission.batch, progress=progress)
         return groups
 
     def stream(self, step: int, *, least: int, progress: ProgressFn | None = None) -> Iterator[list[Group]]:
-        """What `collect` gives, in parts of `least` groups or more (the last of what is left), each as soon as it is certain."""
+        """Yields the groups of `collect` in parts, each as soon as it is certain.
+
+        Each part has at least `least` groups; the last part has those that remain.
+        """
         meter = Meter(self._writer)
         given: set[int] = set()
         self.begin(step)
@@ -151,7 +159,10 @@ class RolloutController:
                 progress(meter.measure(awaited))
 
     def mark_consumed(self, groups: Sequence[Group], step: int) -> None:
-        """Training step `step` used these groups, in this order; they leave memory. Durable after `settle`."""
+        """Records that training step `step` used these groups, in this order, and frees their memory.
+
+        Durable after `settle`.
+        """
         ids = [group.id for group in groups]
         self._journal.consume(ids, step)
         self._journal.record_order(step, ids)
@@ -162,16 +173,19 @@ class RolloutController:
                 del self._drafts[group], self._ready[group]
 
     def settle(self) -> None:
-        """Returns when all that was marked is durable: due before a checkpoint of that step may be complete."""
+        """Returns when all marks are durable. Call it before a checkpoint of that step may be complete."""
         if self._marked is not None:
             self._wait(self._marked)
 
     def checkpoint(self, step: int) -> None:
-        """The checkpoint of `step` is complete on disk."""
+        """Records that the checkpoint of `step` is complete on disk."""
         self._journal.mark_checkpoint(step)
 
     def metrics(self) -> dict[str, float]:
-        """Counts since the start of this process; `waiting` are admitted groups that are not ready."""
+        """Returns counts since the start of this process.
+
+        `waiting` is the number of admitted groups that are not ready.
+        """
         names = ["tokens", "finished", "truncated", "stopped", "retried", "moved", "held_back", "dropped", "refilled"]
         names += ["failed_scores", "failed_groups"]
         counts = {f"rollout/total_{name}": float(self._writer.counters[name]) for name in names}
@@ -179,7 +193,7 @@ class RolloutController:
             return counts | self._pool.metrics() | {"rollout/waiting": float(len(self._drafts) - len(self._ready))}
 
     def close(self) -> None:
-        """Stops writing; everything received is durable at return. Unfinished rollouts go on after `recover`."""
+        """Stops generation. Everything received is durable at return. Unfinished rollouts resume after `recover`."""
         if self._thread is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
@@ -226,7 +240,7 @@ class RolloutController:
             self._spawn(self._complete(group))
 
     async def _complete(self, group: GroupDraft) -> None:
-        """Writes what is missing, and has it scored; each only counts when it is on disk."""
+        """Generates the group's missing rollouts and scores them. Each counts only when it is on disk."""
         seed_of = partial(derive_seed, self._intake.seed, group.id)
         try:
             async with GroupScoring(group, self._rewards, self._journal, self._committer) as scoring:
@@ -256,7 +270,7 @@ class RolloutController:
             self._replace(group, "refilled")
 
     def _replace(self, group: GroupDraft, counter: str) -> None:
-        """The group has given its slot back: it is never trained on, another begins."""
+        """Removes a group that has freed its slot. It is never trained on, and another group begins."""
         self._writer.counters[counter] += 1
         with self._changed:
             del self._drafts[group.id]

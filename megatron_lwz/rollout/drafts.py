@@ -1,4 +1,4 @@
-"""Groups while they are written: the mutable side of `types.Group` and `types.Rollout`."""
+"""Groups during generation: the mutable counterparts of `types.Group` and `types.Rollout`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Kind = Literal["training", "evaluation"]
 
 @dataclass
 class Draft:
-    """One response so far. `reason` is None while it is unfinished."""
+    """A rollout so far. `reason` is None while it is unfinished."""
 
     group: int
     index: int
@@ -23,15 +23,15 @@ class Draft:
     stop: str | None = None
     text: str = ""
     alarms: tuple[Alarm, ...] = ()
-    """Known when it is finished."""
+    """The guard's alarms, known when the rollout is finished."""
 
     @property
     def id(self) -> str:
-        """Unique in the run."""
+        """Identifier of the rollout, unique in the run."""
         return f"{self.group}-{self.index}"
 
     def extend(self, delta: TokenDelta) -> None:
-        """Appends what the engine wrote."""
+        """Appends the tokens of a delta."""
         if not self.versions or self.versions[-1].version != delta.version:
             self.versions.append(VersionSegment(len(self.tokens), delta.version))
         self.tokens += delta.tokens
@@ -56,11 +56,11 @@ class GroupDraft:
         return all(draft.reason is not None for draft in self.drafts)
 
     def scored_by(self, names: set[str]) -> bool:
-        """Whether every rollout has a score of exactly these components."""
+        """Returns whether every rollout has a score of exactly these components."""
         return len(self.scores) == len(self.drafts) and all(set(scores) == names for scores in self.scores)
 
     def rollout(self, draft: Draft) -> Rollout:
-        """The finished rollout, frozen."""
+        """Returns the finished rollout as an immutable Rollout. Raises ValueError if it is unfinished."""
         if draft.reason is None:
             raise ValueError(f"rollout {draft.id} is unfinished")
         return Rollout(
@@ -78,6 +78,6 @@ class GroupDraft:
         )
 
     def freeze(self) -> Group:
-        """The finished group; components it was not scored by are absent."""
+        """Returns the finished group as an immutable Group. Components that did not score it are absent."""
         scores = self.scores or [{} for _ in self.drafts]
         return Group(self.id, self.prompt, tuple(map(self.rollout, self.drafts)), tuple(scores), self.admitted)

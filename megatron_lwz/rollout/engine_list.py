@@ -1,4 +1,4 @@
-"""The file that lists the engines of a run, read again whenever it changes."""
+"""The file that lists a run's engines. It is read again whenever it changes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from megatron_lwz.http.session import is_address
 
 
 class EngineList:
-    """`path`: one URL per line; empty lines and what follows a `#` are left out."""
+    """Reads the list of engines in `path`: one URL per line. Empty lines and text after a `#` are ignored."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._seen: tuple[int, int, int] | None = None
 
     def read(self) -> tuple[str, ...] | None:
-        """The URLs, each once, in order; None if the file is as it was at the last call, right or wrong.
+        """Returns the URLs, each once, in order. None if the file has not changed since the last call, valid or not.
 
         Raises DataError for a line that is no address, and for a file that cannot be read.
         """

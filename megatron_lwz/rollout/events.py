@@ -1,4 +1,4 @@
-"""What an engine's stream consists of."""
+"""The events of an engine's stream."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from megatron_lwz.types import FinishReason, TokenDelta
 
 @dataclass(frozen=True)
 class StreamEnd:
-    """Why the engine stopped; `stop` is the stop string, None at an EOS or the token limit."""
+    """The end of a stream and its reason. `stop` is the stop string, None at an EOS or the token limit."""
 
     reason: FinishReason
     stop: str | None = None

@@ -1,7 +1,8 @@
-"""Rollouts under a stream guard: looks at fixed places, ends those that may be ended, notes the rest.
+"""Applies the stream guard to rollouts: checks fixed positions, stops rollouts where allowed, records alarms.
 
-A guard is asked at multiples of `rollout.guard.interval` tokens and nowhere else. So what it says, and where a rollout stops,
-depends on the tokens alone: not on how an engine cuts its deltas, and not on kills, after which it reads the tokens anew.
+The guard is evaluated only at multiples of `rollout.guard.interval` tokens. So its verdicts, and where a rollout stops,
+depend on the tokens alone. They do not depend on how an engine splits its deltas, nor on kills: after a kill the guard
+reads the tokens again from the start.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from megatron_lwz.types import Alarm, ComponentScore, FinishReason, Group, Promp
 
 GuardMaker = Callable[[Prompt], StreamGuard]
 GIVEN = "guard"
-"""The version of a score that a stopped rollout was given."""
+"""The version of a score that the guard assigned to a stopped rollout."""
 
 
 class GuardedRollout:
-    """One rollout while it is written, under its guard from the first token on."""
+    """A rollout during generation, watched by its guard from the first token on."""
 
     def __init__(
         self,
@@ -32,9 +33,9 @@ class GuardedRollout:
         ends: Collection[int],
         limit: int,
     ) -> None:
-        """`stops`, `ends`, `limit`: the stop strings, token ids and number of tokens at which a rollout ends by itself."""
+        """Takes `stops`, `ends`, `limit`: the stop strings, token ids and token count that end a rollout anyway."""
         self.alarms: list[Alarm] = []
-        """What was noted so far; the last one is `stopped` once the rollout has to end."""
+        """The alarms so far. The last one is `stopped` once the rollout must end."""
         self._guard = guard
         self._section = section
         self._detokenizer = Detokenizer(decode)
@@ -45,7 +46,7 @@ class GuardedRollout:
         self._waiting: list[int] = []
 
     def take(self, tokens: Sequence[int]) -> int | None:
-        """Takes the next tokens. The number of tokens after which the rollout has to end; None: it goes on."""
+        """Adds the next tokens. Returns the number of tokens after which the rollout must end, None if it continues."""
         waiting, size, start = self._waiting, self._section.interval, 0
         waiting += tokens
         while len(waiting) - start >= size:
@@ -63,7 +64,7 @@ class GuardedRollout:
         if not verdict.rules:
             return False
         if stop is not None or block[-1] in self._ends or self._position >= self._limit:
-            return False  # it ends here by itself
+            return False  # the rollout ends here by itself
         given = {name: self._section.scores[name] for name in verdict.open if name in self._section.scores}
         if self._section.mode == "on" and len(given) == len(verdict.open):
             self.alarms.append(Alarm(verdict.rules[0], self._position, stopped=True, scores=given))
@@ -74,7 +75,10 @@ class GuardedRollout:
 
 
 def given_column(name: str, rollouts: Sequence[Rollout], own: Iterable[ComponentScore]) -> list[ComponentScore]:
-    """The column of component `name`: `own` scores, in order, of the rollouts that were not given one by the guard."""
+    """Returns the scores of component `name` for all rollouts, in order.
+
+    `own` are the scores, in order, of those rollouts to which the guard assigned none.
+    """
     scores = iter(own)
     return [
         _given(rollout.given_scores[name]) if name in rollout.given_scores else next(scores) for rollout in rollouts
@@ -86,12 +90,13 @@ def _given(value: float | None) -> ComponentScore:
 
 
 def guard_metrics(groups: Sequence[Group], section: GuardSection, limit: int) -> dict[str, float]:
-    """What the guard did to the rollouts of these groups; nothing where it is off. Counts, per rule:
+    """Returns metrics of the guard's effect on the rollouts of these groups; none where it is off. Per rule, counts:
 
-    `stopped`, and `spared`: the tokens that they had left of `limit`, so at most that many were spared.
-    `observed`: the rule held, the rollout went on; `after`: the tokens it wrote from there on; `ended_valid`: those that
-    were well formed in the end after all.
-    Besides `exact`: rollouts that were stopped when all their scores were determined.
+        `stopped`: rollouts stopped. `spared`: the tokens they had left of `limit`, an upper bound on the tokens saved.
+        `observed`: rollouts in which the rule held and that continued. `after`: the tokens generated from there on.
+        `ended_valid`: those of them that were well formed at their end.
+
+    Also `exact`: rollouts that were stopped when all their scores were determined.
     """
     if section.mode == "off":
         return {}

@@ -1,4 +1,4 @@
-"""Whether an engine may be given rollouts: a state machine without a clock, fed by requests and probes."""
+"""Decides whether an engine may get rollouts: a state machine without a clock, driven by requests and probes."""
 
 from __future__ import annotations
 
@@ -8,40 +8,45 @@ from megatron_lwz.config.pool import PoolSection
 from megatron_lwz.http.retry import Failure
 
 AWAY = frozenset({Failure.CONNECTION, Failure.TIMEOUT})
-"""Failures of an engine that is not there; any other is an answer."""
+"""Failures that mean that the engine is unreachable. Any other failure is an answer of the engine."""
 LONGEST_REST = 12
-"""Answered probes that an engine which fails again and again stays out for, at most."""
+"""Maximum number of answered probes that an engine stays out for after repeated failures."""
 
 
 class Standing(str, Enum):
-    """Where an engine stands."""
+    """State of an engine."""
 
     UP = "up"
-    """Takes rollouts."""
+    """The engine takes rollouts."""
     DOUBTED = "doubted"
-    """A request failed, or a probe was missed: nothing new until it answers and is known to have the weights."""
+    """A request failed or a probe was missed. The engine gets no new rollouts until it answers and is known to have
+    the weights.
+    """
     OUT = "out"
-    """Does not answer, fails all that it is given, or lacks the weights."""
+    """The engine does not answer, fails every request, or lacks the weights."""
 
 
 class Health:
-    """One engine's. An engine that the run was started with is up until something fails, a new one is out."""
+    """Health of one engine.
+
+    An engine that was given at the start of the run is up until something fails; a new one is out.
+    """
 
     def __init__(self, section: PoolSection, *, up: bool = True) -> None:
         self.standing = Standing.UP if up else Standing.OUT
         self.failures = 0
-        """Requests that failed in a row."""
+        """Number of consecutive failed requests."""
         self._section = section
         self._missed = 0
         self._outings = 0
         self._rest = 0
 
     def request_done(self) -> None:
-        """A rollout came to its end."""
+        """Records that a request ended well."""
         self.failures = self._outings = 0
 
     def request_failed(self, kind: Failure) -> None:
-        """A refused request says nothing about the engine."""
+        """Records a failed request. A refused request says nothing about the engine and is ignored."""
         if kind is Failure.REFUSED:
             return
         self.failures += 1
@@ -49,7 +54,10 @@ class Health:
             self.standing = Standing.DOUBTED
 
     def probe_failed(self, kind: Failure) -> bool:
-        """Whether the engine is out by this: slow ones are doubted for some probes first."""
+        """Records a missed probe. Returns whether the engine is now out.
+
+        After a timeout the engine is only doubted, until it has missed `missed_probes` probes in a row.
+        """
         if self.standing is Standing.OUT:
             return False
         self._missed += 1
@@ -60,9 +68,9 @@ class Health:
         return True
 
     def probe_answered(self) -> bool:
-        """Whether the engine may go on, or come back, if it has the weights.
+        """Records an answered probe. Returns whether the engine may continue, or return, if it has the weights.
 
-        One that was taken out again before it finished a rollout rests for 1, 3, 7 … answered probes.
+        An engine that was taken out again before it finished a rollout rests for 1, 3, 7 … answered probes.
         """
         self._missed = 0
         if self.standing is Standing.DOUBTED and self.failures >= self._section.failed_requests:
@@ -73,22 +81,22 @@ class Health:
         return self._rest < 0
 
     def take_out(self) -> None:
-        """Nothing new, until `back`."""
+        """Takes the engine out: it gets no new rollouts until `back`."""
         self.standing = Standing.OUT
         self._rest = min(2**self._outings - 1, LONGEST_REST)
         self._outings += 1
         self._missed = 0
 
     def lack_weights(self) -> None:
-        """Out, but only until it has loaded them."""
+        """Takes the engine out only until it has loaded the weights."""
         self.standing = Standing.OUT
 
     def rested(self) -> None:
-        """It was given the weights while it was out: it may come back by its next answer."""
+        """Records that the engine was given the weights while it was out. It may return at its next answer."""
         self._rest = 0
 
     def back(self) -> bool:
-        """It answers and has the weights; whether it was out."""
+        """Records that the engine answers and has the weights. Returns whether it was out."""
         was_out = self.standing is Standing.OUT
         self.standing = Standing.UP
         if was_out:

@@ -1,7 +1,7 @@
-"""The durable record of a run's rollouts: one SQLite file, at once queue, replay buffer and crash recovery.
+"""The durable record of a run's rollouts: one SQLite file that serves as queue, replay buffer and crash recovery.
 
-Durable means that the `commit` which holds a row returned (WAL, `synchronous=FULL`). Rows wait in memory in between, so
-that many rollouts' deltas share one disk flush.
+A row is durable once the `commit` that holds it has returned (WAL, `synchronous=FULL`). Before that, rows wait in
+memory, so that the deltas of many rollouts share one disk flush.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ Answer = TypeVar("Answer")
 
 
 class Journal:
-    """The run's only writer. Methods are safe from any thread; they only queue rows, `commit` makes them durable.
+    """The only writer of the run's journal.
 
-    `exclusive` suits network file systems, where WAL's shared memory does not work: no other process can read the file
-    before `close`, only a `snapshot`. Raises DataError if another process writes the journal, if the file is no journal,
-    or of a newer schema version; later whenever the disk refuses.
+    Methods are safe from any thread. They only queue rows; `commit` makes them durable. `exclusive` is for network file
+    systems, where WAL's shared memory does not work: before `close`, no other process can read the file, only a
+    `snapshot`. Raises DataError if another process writes the journal, if the file is not a journal, or if its schema
+    version is newer. Later it raises DataError whenever the disk fails.
     """
 
     def __init__(self, path: Path, *, exclusive: bool = False) -> None:
@@ -60,17 +61,17 @@ class Journal:
 
     @property
     def undurable(self) -> int:
-        """Tokens received that are not on disk yet."""
+        """Number of received tokens that are not on disk yet."""
         return self._undurable
 
     def admit(self, group: GroupDraft) -> None:
-        """A new group: its prompt and the rendered prompt's tokens."""
+        """Records a new group: its prompt and the tokens of the rendered prompt."""
         prompt = prompt_to_json(group.prompt)
         row = (group.id, group.kind, prompt, pack_tokens(group.prompt_tokens), group.admitted, len(group.drafts))
         self._queue("INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def extend(self, draft: Draft, start: int, delta: TokenDelta) -> None:
-        """Tokens of a response from position `start` on. Deltas between two commits become one row."""
+        """Records a rollout's tokens from position `start` on. Deltas between two commits become one row."""
         key = (draft.group, draft.index)
         with self._queue_lock:
             self._undurable += len(delta.tokens)
@@ -85,7 +86,7 @@ class Journal:
             self._deltas[key] = (start, delta)
 
     def finish(self, draft: Draft) -> None:
-        """The response has ended."""
+        """Records the end of a rollout. Raises ValueError if it is unfinished."""
         if draft.reason is None:
             raise ValueError(f"rollout {draft.id} is unfinished")
         row = (draft.group, draft.index, draft.reason.value, draft.stop, draft.text)
@@ -96,7 +97,7 @@ class Journal:
             self._queue("INSERT INTO alarms VALUES (?, ?, ?, ?, ?, ?)", noted)
 
     def score(self, group: int, scores: Sequence[Mapping[str, ComponentScore]]) -> None:
-        """All scores of a group, instead of those it had."""
+        """Records all scores of a group. They replace the earlier ones."""
         self._queue("DELETE FROM scores WHERE group_id = ?", (group,))
         for index, components in enumerate(scores):
             for name, score in components.items():
@@ -105,30 +106,36 @@ class Journal:
                 self._queue("INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def consume(self, groups: Sequence[int], step: int) -> None:
-        """Training step `step` used these groups."""
+        """Records that training step `step` used these groups."""
         for group in groups:
             self._queue("INSERT OR REPLACE INTO consumed VALUES (?, ?)", (group, step))
 
     def exclude(self, group: int, reasons: Mapping[int, str]) -> None:
-        """Index of a rollout → why it has no weight in the loss, of a group that is trained on; instead of what was noted."""
+        """Records why rollouts of a trained group have no weight in the loss. Replaces earlier records of the group.
+
+        `reasons`: index of the rollout → reason.
+        """
         self._queue("DELETE FROM excluded WHERE group_id = ?", (group,))
         for index, reason in reasons.items():
             self._queue("INSERT INTO excluded VALUES (?, ?, ?)", (group, index, reason))
 
     def drop(self, group: int, reason: str) -> None:
-        """The group will never be trained on."""
+        """Records that the group will never be trained on."""
         self._queue("INSERT OR REPLACE INTO dropped VALUES (?, ?)", (group, reason))
 
     def mark_checkpoint(self, step: int) -> None:
-        """A checkpoint of this step is complete on disk."""
+        """Records that the checkpoint of this step is complete on disk."""
         self._queue("INSERT OR REPLACE INTO checkpoints VALUES (?)", (step,))
 
     def record_order(self, step: int, groups: Sequence[int]) -> None:
-        """The groups that the step trains on, in its order; a rewind keeps it, so that the step can be repeated."""
+        """Records the groups that the step trains on, in its order.
+
+        A rewind keeps this record, so that the step can be repeated.
+        """
         self._queue("INSERT OR REPLACE INTO trained VALUES (?, ?)", (step, json.dumps(list(groups))))
 
     def orders(self, *, after: int) -> dict[int, list[int]]:
-        """What `record_order` wrote for the steps after `after` (as of the last commit)."""
+        """Returns the orders that `record_order` wrote for steps later than `after`, as of the last commit."""
         with self._database_lock:
             rows = self._guarded(
                 lambda: self._db.execute("SELECT step, group_ids FROM trained WHERE step > ?", (after,)).fetchall()
@@ -136,7 +143,7 @@ class Journal:
         return {step: json.loads(groups) for step, groups in rows}
 
     def commit(self) -> None:
-        """Makes everything queued so far durable. Raises DataError; the rows stay queued then."""
+        """Makes everything queued so far durable. Raises DataError; the rows then stay queued."""
         with self._database_lock:
             with self._queue_lock:
                 tokens = self._undurable
@@ -155,14 +162,14 @@ class Journal:
                 self._undurable -= tokens
 
     def rewind(self, step: int) -> int:
-        """Recovery: groups consumed after `step` return to ready; gives their number. Durable at return."""
+        """Makes groups that were consumed after `step` ready again, and returns their number. Durable at return."""
         with self._database_lock:
             return self._guarded(lambda: recovery.rewind(self._db, step))
 
     def open_groups(self, kind: Kind = "training", *, admitted: int | None = None) -> list[GroupDraft]:
-        """Groups neither consumed nor dropped, finished or not, in order of id (after a commit).
+        """Commits, then returns the groups neither consumed nor dropped, finished or not, in order of id.
 
-        `admitted`: only those of one trainer step.
+        `admitted`: only groups of this trainer step.
         """
         self.commit()
         where = f"kind = ? AND {recovery.OPEN} AND (? IS NULL OR admitted = ?)"
@@ -170,12 +177,12 @@ class Journal:
             return self._guarded(lambda: list(recovery.load_groups(self._db, where, (kind, admitted, admitted))))
 
     def lengths(self, first: int = 0, skip: Container[int] = ()) -> list[GroupLengths]:
-        """How long the training groups with ids from `first` on are, as of the last commit; those in `skip` left out."""
+        """Returns the lengths of training groups with ids from `first` on, except `skip`, as of the last commit."""
         with self._database_lock:
             return self._guarded(lambda: list(recovery.load_lengths(self._db, first, skip)))
 
     def next_id(self, kind: Kind) -> int:
-        """The first unused group id of this kind, among committed groups."""
+        """Returns the first unused group id of this kind, as of the last commit."""
         with self._database_lock:
             smallest, largest = self._guarded(
                 lambda: self._db.execute("SELECT min(id), max(id) FROM groups WHERE kind = ?", (kind,)).fetchone()
@@ -191,7 +198,7 @@ class Journal:
             copy.execute("PRAGMA journal_mode = DELETE")  # one plain file
 
     def close(self) -> None:
-        """Commits what is queued and lets go of the file, folded into one."""
+        """Commits the queued rows, folds the WAL into the file, and closes it."""
         self.commit()
         with self._database_lock:
             self._guarded(lambda: self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)"))

@@ -1,4 +1,4 @@
-"""Reads a run's journal, also from another process and while the run writes."""
+"""Reads a run's journal, even from another process and while the run writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from megatron_lwz.types import Group
 
 
 class JournalReader:
-    """Reads a journal, also while its run writes (a consistent view per call). Raises DataError if it is unreadable."""
+    """Reads a journal, even while its run writes.
+
+    Each call sees a consistent view. Raises DataError if it is unreadable.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -36,12 +39,15 @@ class JournalReader:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self._db.close()
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """One consistent view for all that is read inside, while the run goes on writing (its log grows until the end)."""
+        """Gives one consistent view for all reads inside the block.
+
+        The run may write meanwhile; its WAL grows until the end.
+        """
         self._db.execute("BEGIN")
         try:
             yield
@@ -49,9 +55,10 @@ class JournalReader:
             self._db.execute("ROLLBACK")
 
     def groups(self, kind: Kind = "training", *, consumed_at: int | None = None) -> Iterator[Group]:
-        """Finished groups in order of id, one in memory at a time; only those of one training step if given.
+        """Yields the finished groups in order of id, one in memory at a time.
 
-        Evaluation groups that were dropped (a redone step had other weights) are left out.
+        `consumed_at`: only those of this training step. Evaluation groups that were dropped (because a repeated step
+        had other weights) are left out.
         """
         done = "(SELECT count(*) FROM finished WHERE group_id = groups.id) = size"
         if kind == "evaluation":
@@ -64,30 +71,30 @@ class JournalReader:
         return (draft.freeze() for draft in drafts)
 
     def scored(self) -> list[int]:
-        """Ids of the training groups that have scores and were not dropped, in order."""
+        """Returns the ids of the training groups that have scores and were not dropped, in order."""
         where = "kind = 'training' AND id IN (SELECT group_id FROM scores) AND id NOT IN (SELECT group_id FROM dropped)"
         return [group for (group,) in self._db.execute(f"SELECT id FROM groups WHERE {where} ORDER BY id")]
 
     def texts(self, ids: Sequence[int]) -> Iterator[Group]:
-        """Groups by id, one in memory at a time, without tokens and log-probs: they are most of a journal."""
+        """Yields groups by id, one in memory at a time, without tokens and log-probs, which are most of a journal."""
         for group in ids:
             for draft in recovery.load_groups(self._db, "id = ?", (group,), tokens=False):
                 yield draft.freeze()
 
     def lengths(self) -> Iterator[GroupLengths]:
-        """How long all training groups are, finished or not, and what became of them."""
+        """Yields the lengths of all training groups, finished or not, and what happened to them."""
         return recovery.load_lengths(self._db)
 
     def consumed(self) -> dict[int, int]:
-        """Group id → the training step that used it."""
+        """Returns a map from group id to the training step that used the group."""
         return dict(self._db.execute("SELECT group_id, step FROM consumed"))
 
     def checkpoints(self) -> list[int]:
-        """Steps of complete checkpoints, ascending."""
+        """Returns the steps of complete checkpoints, ascending."""
         return [step for (step,) in self._db.execute("SELECT step FROM checkpoints ORDER BY step")]
 
     def trained_order(self, step: int) -> list[int] | None:
-        """What `record_order` wrote for this step, None if nothing."""
-        # not by name: journals of older versions call the second column otherwise, and may be brought up to date meanwhile
+        """Returns the order that `record_order` wrote for this step, None if there is none."""
+        # not by name: in older journals the second column has another name, and the run may update the schema meanwhile
         row = self._db.execute("SELECT * FROM trained WHERE step = ?", (step,)).fetchone()
         return json.loads(row[1]) if row else None

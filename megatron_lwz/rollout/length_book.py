@@ -1,4 +1,4 @@
-"""Length honesty of a run: what a step says about the lengths sampled, trained on and waiting, and the warning."""
+"""Compares the lengths of sampled, trained and waiting rollouts, and warns if training misses some lengths."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from megatron_lwz.types import FinishReason, Group
 log = logging.getLogger(__name__)
 
 TRUNCATED, ZERO_VARIANCE, NO_SCORE = "truncated", "zero variance", "no score"
-"""Why a rollout of a group that is trained on has no weight. (Groups that are not have the journal's reason.)"""
+"""Reasons why a rollout of a trained group has no weight. (For groups that are not trained, the journal holds the
+reason.)
+"""
 FAILED, PROMPTS_CHANGED = "failed", "prompts changed"
-"""Why a group is never trained on, besides ZERO_VARIANCE."""
+"""Reasons why a group is never trained on, besides ZERO_VARIANCE."""
 
 ADVICE = {
     TRUNCATED: "those cut at the token limit are masked: raise rollout.max_new_tokens, or set grpo.truncated: penalty",
@@ -37,16 +39,16 @@ ADVICE = {
 }
 
 _ROLLOUTS = 4096
-"""Enough for one comparison: older batches are then left out."""
+"""Number of rollouts that is enough for one comparison. Older batches are then left out."""
 _REARM = 0.5
-"""Share of the gap put up with below which a cause may be warned of again."""
+"""Fraction of the allowed gap. Once the gap falls below it, the same cause may be warned of again."""
 
 Read = Callable[[int, Container[int]], Iterable[GroupLengths]]
-"""(first id, ids that are not wanted) → groups from there on, as `Journal.lengths`."""
+"""(first id, ids to skip) → lengths of the groups from the first id on, like `Journal.lengths`."""
 
 
 def exclusions(group: Group, weights: Sequence[float], *, mask_truncated: bool) -> dict[int, str]:
-    """Index → why the rollout has no weight in the loss, for `Journal.exclude`. `weights`: one per rollout."""
+    """Returns index → why the rollout has no weight in the loss, for `Journal.exclude`. `weights`: one per rollout."""
     scored = any(score.valid for scores in group.scores for score in scores.values())
     found = {}
     for index, (rollout, weight) in enumerate(zip(group.rollouts, weights, strict=True)):
@@ -57,10 +59,11 @@ def exclusions(group: Group, weights: Sequence[float], *, mask_truncated: bool) 
 
 
 class LengthBook:
-    """Compares batches once they are accounted for; knows only what the journal says, so a resumed run says the same.
+    """Compares batches once all their groups are accounted for.
 
-    A step reports the newest batch that is surely complete: the groups admitted `staleness` steps ago. Warns once for
-    each cause, and again only after the gap was gone.
+    It reads only the journal, so a resumed run reports the same. A step reports the newest batch that is surely
+    complete: the groups admitted `staleness` steps ago. It warns once for each cause, and again only after the gap had
+    closed.
     """
 
     def __init__(self, section: LengthsSection, staleness: int) -> None:
@@ -72,7 +75,10 @@ class LengthBook:
         self._warned: set[str] = set()
 
     def measure(self, step: int, read: Read) -> dict[str, float]:
-        """Metrics `length/…` after training step `step`, once its groups are marked in the journal. May log a warning."""
+        """Returns metrics `length/…` after training step `step`, once its groups are marked in the journal.
+
+        May log a warning.
+        """
         newest = step - self._staleness
         groups = [*self._known.values(), *read(self._first, self._known.keys())]
         metrics = _waiting(groups, step)
@@ -85,13 +91,13 @@ class LengthBook:
         return metrics
 
     def _complete(self, groups: Sequence[GroupLengths], newest: int) -> list[GroupLengths]:
-        """Groups of the batches to compare that are accounted for to the last group."""
+        """Returns the groups of the batches to compare. Batches with a group that is not accounted for are left out."""
         steps = range(max(1, newest - self._section.window + 1), newest + 1)
         open_steps = {group.admitted for group in groups if not group.accounted}
         return [group for group in groups if group.admitted in steps and group.admitted not in open_steps]
 
     def _forget(self, groups: Sequence[GroupLengths], oldest: int) -> None:
-        """Keeps what the next step needs, which compares batches from `oldest` on."""
+        """Keeps the groups that the next step needs: it compares batches from `oldest` on."""
         needed = [group for group in groups if group.admitted >= oldest or not group.accounted]
         self._first = min((group.id for group in needed), default=self._first)
         self._known = {group.id: group for group in needed if group.accounted}
@@ -119,7 +125,10 @@ class LengthBook:
         }
 
     def _windows(self, complete: Sequence[GroupLengths], newest: int) -> list[Sample]:
-        """The newest batch alone, which shows what has just begun, then the newest 2, 4, … together, which show what is small."""
+        """Returns the newest batch alone, which shows what has just begun, then the newest 2, 4, … batches together.
+
+        The larger windows show small gaps.
+        """
         found: list[Sample] = []
         size, most = 1, min(self._section.window, newest)
         while True:
@@ -136,7 +145,7 @@ class LengthBook:
 
 
 def warning(step: int, found: Sample, cause: str, gap: float, section: LengthsSection) -> str:
-    """One line: by how much the lengths part, what parts them most, and what to do."""
+    """Returns one line: how far the lengths differ, which cause contributes most, and what to do."""
     sampled, trained = float(found.tokens.mean()), float(found.trained.mean())
     share = sum(fate == cause for fate in found.fates) / len(found.fates)
     oldest, newest = found.batch[0] - 1, found.batch[-1] - 1
@@ -150,7 +159,7 @@ def warning(step: int, found: Sample, cause: str, gap: float, section: LengthsSe
 
 
 def _describe(batch: Sample, complete: Sequence[GroupLengths], newest: int) -> dict[str, float]:
-    """What one batch sampled and what training saw of it."""
+    """Returns metrics of the lengths that one batch sampled and of those that training saw."""
     metrics = _quantiles("sampled", batch.tokens) | _quantiles("trained", batch.trained)
     ends = [rollout.end for group in complete if group.admitted == newest for rollout in group.rollouts]
     shares = {
@@ -165,7 +174,7 @@ def _describe(batch: Sample, complete: Sequence[GroupLengths], newest: int) -> d
 
 
 def _waiting(groups: Iterable[GroupLengths], step: int) -> dict[str, float]:
-    """Rollouts that have begun and not ended, of groups that may still be trained.
+    """Returns metrics of the rollouts that have begun and not ended, of groups that may still be trained.
 
     Groups that an earlier process admitted later than `step` sleep until their step comes again.
     """

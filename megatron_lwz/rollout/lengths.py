@@ -1,8 +1,9 @@
-"""Lengths of rollouts by what became of them, and whether those trained on are a fair sample of those written.
+"""Lengths of rollouts by fate, and a test whether the trained ones are a fair sample of the generated ones.
 
-Everything is counted in tokens of the response. A *batch* here is all groups that one trainer step admitted: whether a
-rollout belongs to it is settled before its length is known. (What finished lately, or what a step happens to train on, is
-not such a choice: long texts finish later.) The weights that began the groups admitted for step a are those after a − 1 updates.
+All lengths are in tokens of the response. A *batch* here means all groups that one trainer step admitted: whether a
+rollout belongs to it is fixed before its length is known. (The rollouts that finished lately, or those that a step
+happens to train on, are not such a choice, because long texts finish later.) The groups admitted for step a are begun
+by the weights after a − 1 updates.
 """
 
 from __future__ import annotations
@@ -27,32 +28,35 @@ class RolloutLength:
     """One rollout that has begun."""
 
     tokens: int
-    """Written so far."""
+    """Number of tokens generated so far."""
     end: str | None
-    """Value of its FinishReason, None while (or if it was left) unfinished."""
+    """Value of its FinishReason. None while it is unfinished, or if it was abandoned."""
     excluded: str | None = None
     """Why it has no weight in the loss, if its group was trained on."""
 
 
 @dataclass(frozen=True)
 class GroupLengths:
-    """The rollouts of one group that have begun, and what became of it. Accounted for: trained on or dropped."""
+    """The begun rollouts of one group, and the group's fate.
+
+    A group is accounted for once it was trained on or dropped.
+    """
 
     id: int
     admitted: int
     step: int | None
-    """The training step that used it."""
+    """The training step that used the group, None if none did."""
     dropped: str | None
-    """Why it never will be."""
+    """Why the group will never be trained on."""
     rollouts: tuple[RolloutLength, ...]
 
     @property
     def accounted(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the group's fate is final."""
         return self.step is not None or self.dropped is not None
 
     def fates(self) -> list[str]:
-        """For each rollout TRAINED, or why training never saw it."""
+        """Returns, for each rollout, TRAINED or the reason why training did not see it."""
         if self.step is None:
             return [self.dropped or "waiting"] * len(self.rollouts)
         return [rollout.excluded or TRAINED for rollout in self.rollouts]
@@ -63,31 +67,32 @@ class Sample:
     """N rollouts of batches that are accounted for."""
 
     tokens: Integers
-    """[N]."""
+    """[N] length of each rollout."""
     group: Integers
-    """[N] number of its group, 0 … P − 1, ascending."""
+    """[N] number of the rollout's group, 0 … P − 1, ascending."""
     batch: Integers
-    """[P] the step that admitted the group, ascending."""
+    """[P] step that admitted the group, ascending."""
     fates: tuple[str, ...]
-    """N of them."""
+    """N fates, one per rollout."""
 
     @property
     def excluded(self) -> Flags:
-        """[N] whether training did not see it."""
+        """[N] whether training did not see the rollout."""
         return np.array([fate != TRAINED for fate in self.fates], bool)
 
     @property
     def trained(self) -> Integers:
-        """Lengths that training saw."""
+        """Lengths of the rollouts that training saw."""
         return self.tokens[~self.excluded]
 
 
 def sample(groups: Iterable[GroupLengths]) -> Sample:
-    """All begun rollouts of accounted groups, by batch.
+    """Returns all begun rollouts of accounted groups, by batch.
 
-    A rollout left unfinished (its group failed) is only known to be longer than what was written of it. It counts with
-    the length of some rollout of its batch that training saw and that is at least as long: the redistribution to the
-    right of Efron (1967), which makes the distribution that of Kaplan and Meier. Where none is, with its own length.
+    A rollout left unfinished (because its group failed) is only known to be longer than what was generated. It counts
+    with the length of a random rollout of its batch that training saw and that is at least as long. This is the
+    redistribution to the right of Efron (1967), which makes the distribution that of Kaplan and Meier. If there is no
+    such rollout, it counts with its own length.
     """
     ordered = sorted(groups, key=lambda group: (group.admitted, group.id))
     tokens: list[int] = []
@@ -113,9 +118,9 @@ def sample(groups: Iterable[GroupLengths]) -> Sample:
 
 
 def distribution_gap(sampled: Sequence[int] | Integers, trained: Sequence[int] | Integers) -> float:
-    """Largest difference of the two distribution functions (the Kolmogorov–Smirnov statistic), in [0, 1].
+    """Returns the largest difference of the two distribution functions (the Kolmogorov–Smirnov statistic), in [0, 1].
 
-    0 if either is empty: then there is nothing to compare.
+    It is 0 if either sample is empty, because then there is nothing to compare.
     """
     if not len(sampled) or not len(trained):
         return 0.0
@@ -126,7 +131,10 @@ def distribution_gap(sampled: Sequence[int] | Integers, trained: Sequence[int] |
 
 
 def main_cause(found: Sample) -> str | None:
-    """The fate that parts the distributions most: the gap that it alone would leave. None if nothing is excluded."""
+    """Returns the fate that separates the distributions most, measured by the gap that it alone would leave.
+
+    None if nothing is excluded.
+    """
     fates = np.array(found.fates)
     gaps = {
         str(fate): distribution_gap(found.tokens, found.tokens[fates != fate])
@@ -137,14 +145,14 @@ def main_cause(found: Sample) -> str | None:
 
 
 def beyond_chance(found: Sample, false_alarms: float) -> bool:
-    """Whether the gap is larger than exclusion without regard to length would give: an exact permutation test.
+    """Returns whether the gap is larger than exclusion independent of length explains: an exact permutation test.
 
-    What was trained is a part of what was sampled, so two-sample formulas do not apply. If exclusion has nothing to do with
-    length, then within a batch any group could have got any other's exclusions, and within a group any rollout another's.
-    (Rollouts of one prompt are alike: dealing them over groups would take that for a difference.) The
-    K = ⌈1 / false_alarms⌉ − 1 gaps of exclusions dealt anew and the real one are then exchangeable, and the real one is the
-    strictly largest with probability at most 1 / (K + 1) ≤ false_alarms, whatever the law of lengths and however small
-    the sample. True if it is.
+    The trained rollouts are a part of the sampled ones, so two-sample formulas do not apply. If exclusion has nothing
+    to do with length, then within a batch the exclusions of groups are exchangeable, and so are those of the rollouts
+    within a group. (Rollouts of one prompt are alike. Shuffling them across groups would mistake that for a
+    difference.) The K = ⌈1 / false_alarms⌉ − 1 gaps of shuffled exclusions and the observed gap are then exchangeable.
+    The observed gap is the strictly largest with probability at most 1 / (K + 1) ≤ false_alarms, whatever the
+    distribution of lengths and however small the sample. Returns True if it is.
     """
     if not len(found.trained):
         return False
@@ -165,7 +173,7 @@ def beyond_chance(found: Sample, false_alarms: float) -> bool:
 
 
 def _shuffle(found: Sample, noise: np.random.Generator, count: int) -> Flags:
-    """[count, N] exclusions dealt anew: over the groups of a batch, then over the rollouts of a group."""
+    """Returns [count, N] shuffled exclusions: over the groups of a batch, then over the rollouts of a group."""
     sizes = np.bincount(found.group, minlength=len(found.batch))
     shares = np.bincount(found.group, found.excluded, minlength=len(found.batch)) / np.maximum(sizes, 1)
     _, batch = np.unique(found.batch, return_inverse=True)
@@ -181,7 +189,7 @@ def _shuffle(found: Sample, noise: np.random.Generator, count: int) -> Flags:
 
 
 def _gaps(excluded: Flags, last_of_equals: Flags) -> npt.NDArray[np.float64]:
-    """[K] gaps between all N rollouts, in order of length, and those not excluded in each row of [K, N]."""
+    """Returns [K] gaps between all N rollouts, in order of length, and those not excluded in each row of [K, N]."""
     kept = np.cumsum(~excluded, axis=1)
     total = kept[:, -1:]
     everything = np.arange(1, excluded.shape[1] + 1) / excluded.shape[1]

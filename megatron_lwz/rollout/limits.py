@@ -1,4 +1,4 @@
-"""How many rollouts an engine is given at a time, by the use of its key-value cache: no clock, no HTTP."""
+"""Limits the number of concurrent rollouts of an engine by the use of its key-value cache: no clock, no HTTP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_lwz.config.pool import PoolSection
 
 SHRINK = 0.75
 STEPS = 16
-"""From nothing to the highest limit."""
+"""Number of steps from 0 to the highest limit."""
 
 _GAUGES = {
     "vllm:kv_cache_usage_perc": "kv_use",
@@ -24,7 +24,7 @@ _GAUGES = {
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """What an engine says of itself. `kv_use` is a fraction; `preemptions` counts from the engine's start."""
+    """The load that an engine reports. `kv_use` is a fraction; `preemptions` counts from the engine's start."""
 
     kv_use: float
     running: int = 0
@@ -33,9 +33,9 @@ class EngineLoad:
 
 
 def read_load(text: str) -> EngineLoad | None:
-    """The load in the answer of /metrics (Prometheus text, vLLM's names); None when it does not tell the cache's use.
+    """Parses the load from /metrics (Prometheus text, vLLM's names). None if it does not report the cache's use.
 
-    Of several ranks the requests are added up, and the fullest cache counts.
+    With several ranks, the numbers of requests are summed, and the fullest cache counts.
     """
     found: dict[str, list[float]] = {}
     for line in text.splitlines():
@@ -55,14 +55,14 @@ def read_load(text: str) -> EngineLoad | None:
 
 
 def write_load(load: EngineLoad, *, model: str) -> str:
-    """Prometheus text that `read_load` reads."""
+    """Returns Prometheus text that `read_load` parses."""
     values = {
         ("vllm:kv_cache_usage_perc", "gauge"): load.kv_use,
         ("vllm:num_requests_running", "gauge"): load.running,
         ("vllm:num_requests_waiting", "gauge"): load.waiting,
         ("vllm:num_preemptions_total", "counter"): load.preemptions,
     }
-    label = json.dumps(model, ensure_ascii=False)  # escapes what Prometheus wants escaped
+    label = json.dumps(model, ensure_ascii=False)  # escapes the characters that Prometheus requires to be escaped
     return "".join(
         f'# TYPE {name} {kind}\n{name}{{engine="0",model_name={label}}} {value}\n'
         for (name, kind), value in values.items()
@@ -70,11 +70,11 @@ def write_load(load: EngineLoad, *, model: str) -> str:
 
 
 class ConcurrencyLimit:
-    """Additive increase, multiplicative decrease, between `pool.least_concurrency` and `most`.
+    """A limit by additive increase and multiplicative decrease, between `pool.least_concurrency` and `most`.
 
-    A cache fills long after its rollouts began, for texts grow for minutes. So the limit starts at `most`, falls at once to what
-    the cache has proved to hold, and grows by one step a round: when as many rollouts as it allows have ended, and the cache
-    never was full meanwhile.
+    A cache fills long after its rollouts began, because texts grow for minutes. So the limit starts at `most` and falls
+    at once to what the cache has proved to hold. It grows by one step per round. A round ends when as many rollouts
+    have ended as the limit allows; the limit grows only if the cache was never full in the round.
     """
 
     def __init__(self, most: int, section: PoolSection) -> None:
@@ -87,19 +87,19 @@ class ConcurrencyLimit:
         self._peak = 0.0
 
     def ended(self) -> None:
-        """A rollout came to its end, or left the engine."""
+        """Records that a rollout ended or left the engine."""
         self._ended += 1
 
     def observe(self, load: EngineLoad, in_use: int) -> None:
-        """Takes a probe's load; `in_use` are the rollouts that the engine has from us."""
+        """Updates the limit from a probe's load. `in_use`: the number of our rollouts on the engine."""
         if not self._section.adaptive:
             return
         last, self._last = self._last, load
         self._peak = max(self._peak, load.kv_use)
         preempted = last is not None and load.preemptions > last.preemptions
-        queued = last is not None and load.waiting > 0 and last.waiting > 0  # one probe may meet a batch that just came
+        queued = last is not None and load.waiting > 0 and last.waiting > 0  # a single probe may see a batch that just arrived
         if preempted or queued or load.kv_use >= self._section.kv_high:
-            if in_use <= self.value:  # else those that are too many have still to end
+            if in_use <= self.value:  # else the surplus rollouts must end first
                 self.value = max(self._least, int(SHRINK * in_use))
             self._ended, self._peak = 0, 0.0
         elif self._ended >= self.value:

@@ -1,4 +1,4 @@
-"""One stream of an engine while it is read, and how its reader says that nothing of what came is left unread."""
+"""One open stream of an engine, and how its reader reports that it has read everything that arrived."""
 
 from __future__ import annotations
 
@@ -10,30 +10,36 @@ from enum import Enum, auto
 import aiohttp
 
 READ_SECONDS = 0.25
-"""Longest time between two reads of a stream."""
+"""Maximum time between two reads of a stream."""
 IN_FLIGHT_SECONDS = 0.25
-"""What a paused engine had sent arrives within this time: longer than TCP waits at least before it sends again (0.2 s)."""
+"""Time within which everything arrives that a paused engine had sent. It is longer than TCP's minimum retransmission
+timeout (0.2 s).
+"""
 OPENING_PASSES = 5
-"""Passes of the event loop in which an answer that lies in the socket opens its stream: one pass reads, the next one wakes
-the request; the others are margin."""
+"""Passes of the event loop in which an answer that is already in the socket opens its stream. One pass reads, the
+next one wakes the request; the others are margin.
+"""
 
 
 class Phase(Enum):
-    """What the task that reads a stream does, as any other task of its loop sees it."""
+    """State of the task that reads a stream, as other tasks of its loop see it."""
 
     OPENING = auto()
-    """Sends the request, or awaits the answer's headers."""
+    """The task sends the request, or awaits the answer's headers."""
     WAITING = auto()
-    """Awaits bytes."""
+    """The task awaits bytes."""
     RESTING = auto()
-    """Leaves the stream to the network for a while."""
+    """The task lets the network buffer the stream for a while."""
     HANDED_OVER = auto()
-    """Has given all bytes that it took to the consumer, which awaits something else: back-pressure."""
+    """The task has passed all its bytes to the consumer, which awaits something else: back-pressure."""
     ENDED = auto()
 
 
 class OpenStream:
-    """Belongs to the event loop in which it is made. `begin`, `read` and `end` are called by the task that reads."""
+    """A stream that is read in the event loop in which it was created.
+
+    Its reader task calls `begin`, `read` and `end`.
+    """
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -41,17 +47,17 @@ class OpenStream:
         self._response: aiohttp.ClientResponse | None = None
         self._began = 0.0
         self._taken = 0
-        """Bytes of the answer's body that the reader took."""
+        """Number of bytes of the answer's body that the reader has taken."""
         self._rest: asyncio.Future[None] | None = None
         self._asked = 0
-        """Tasks inside `caught_up`."""
+        """Number of tasks inside `caught_up`."""
 
     def begin(self, response: aiohttp.ClientResponse) -> None:
-        """The engine has answered with 200; its body is the stream."""
+        """Records that the engine has answered with 200. The body of the answer is the stream."""
         self._response, self._began = response, time.monotonic()
 
     async def read(self) -> bytes:
-        """The next bytes of the body, b"" at its end. Raises what aiohttp raises."""
+        """Returns the next bytes of the body, b"" at its end. Raises aiohttp's errors."""
         if self._response is None:
             raise RuntimeError("read before begin")
         if self._phase is Phase.HANDED_OVER:
@@ -63,14 +69,14 @@ class OpenStream:
         return chunk
 
     def end(self) -> None:
-        """Nobody reads it any more."""
+        """Records that the stream is read no further."""
         self._phase, self._response = Phase.ENDED, None
 
     async def caught_up(self) -> None:
-        """Returns when all that had come before the call was read, or its consumer holds it back. Runs in the stream's loop.
+        """Returns when everything that arrived before the call was read, or its consumer holds it back.
 
-        Meanwhile the reader does not rest. What comes from an engine that had to wait until its connection took more counts
-        too: if bytes were read, the answer is given when none followed for IN_FLIGHT_SECONDS.
+        Must run in the stream's loop. The reader does not rest meanwhile. Bytes that the engine could send only after
+        its connection accepted more count too: if bytes were read, it returns once none followed for IN_FLIGHT_SECONDS.
         """
         self._asked += 1
         if self._rest is not None and not self._rest.done():
@@ -87,7 +93,7 @@ class OpenStream:
             self._asked -= 1
 
     async def _emptied(self) -> None:
-        """Looks once per pass of the loop: each pass in between reads what is in the sockets, and wakes their readers."""
+        """Checks once per pass of the loop. Each pass in between reads the sockets' bytes and wakes their readers."""
         passes = 1
         await asyncio.sleep(0)
         while not self._is_empty(opens=passes < OPENING_PASSES):
@@ -98,19 +104,20 @@ class OpenStream:
         if self._phase is Phase.OPENING:
             return not opens
         if self._phase is Phase.WAITING and self._response is not None:
-            if self._response.content.total_bytes != self._taken:  # came, and wakes the reader
+            if self._response.content.total_bytes != self._taken:  # bytes arrived, and wake the reader
                 return False
             connection = self._response.connection
             return connection is not None and not _has_bytes(connection.transport)
         return self._phase in (Phase.HANDED_OVER, Phase.ENDED)
 
     async def _leave_to_network(self, response: aiohttp.ClientResponse) -> None:
-        """Few large reads cost a fraction of many small ones, and this loop shares its interpreter with the training loop.
+        """Pauses reading for a while, because few large reads cost much less than many small ones.
 
-        Short in a young stream, so that short responses are not held up.
+        This loop shares its interpreter with the training loop. The pause is short in a young stream, so that short
+        responses are not delayed.
         """
         protocol = response.connection.protocol if response.connection is not None else None
-        if protocol is None or self._asked:  # all of it has been received, or somebody waits for the reader
+        if protocol is None or self._asked:  # everything has been received, or a task waits for the reader
             return
         self._phase = Phase.RESTING
         self._rest = self.loop.create_future()
@@ -130,8 +137,9 @@ def _wake(rest: asyncio.Future[None]) -> None:
 
 
 def _has_bytes(transport: asyncio.Transport | None) -> bool:
-    """Whether the socket holds bytes, or the end, that the loop has not read. True also of one that closes: that ends the
-    stream in a moment.
+    """Returns whether the socket holds bytes, or the end, that the loop has not read.
+
+    It is True also for a closing socket: that ends the stream in a moment.
     """
     if transport is None or transport.is_closing():
         return True

@@ -1,4 +1,4 @@
-"""The engines of a run: which one writes next, and all of them together for weight sync."""
+"""The engines of a run: assigns rollouts to them, and pushes weights to all of them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 
 class EnginePool:
-    """Leases slots to one event loop; the other methods are called from any thread without a loop.
+    """Leases slots to one event loop. The other methods may be called from any thread that runs no loop.
 
-    `concurrency`: rollouts per engine. `check` looks at an engine that comes while the run goes on: it raises EngineError
-    if its settings do not fit. `listed` names the engines in a file that may change; `connect` makes their clients.
-    `keeper` starts the engine again that the run started itself.
+    `concurrency`: rollouts per engine. `check` checks an engine that joins during the run; it raises EngineError if the
+    engine's settings do not fit. `listed` is a file of engines that may change, and a function that makes their
+    clients. `keeper` restarts the engine that the run itself started.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class EnginePool:
 
     @property
     def clients(self) -> list[EngineClient]:
-        """All engines' clients, in the order in which they became known."""
+        """Clients of all engines, in the order in which the engines became known."""
         return [member.client for member in self._roster.members]
 
     @asynccontextmanager
     async def lease(self, group: int) -> AsyncIterator[EngineClient]:
-        """A slot on an engine, for one request of a rollout of this group; waits for one, in order.
+        """Leases a slot on an engine for one request of a rollout of this group. Waits for a slot, in order.
 
-        The block's RequestFailure says how the engine fares. Raises RequestFailure too when the engine is given up while
-        it writes, and EngineError when no engine came back within `pool.wait`.
+        A RequestFailure inside the block counts against the engine's health. Raises RequestFailure also if the engine
+        is given up during the request, and EngineError if no engine returned within `pool.wait`.
         """
         self._watch.start()
         member = await self._roster.slots.take(group)
@@ -85,12 +85,12 @@ class EnginePool:
             self._roster.slots.give(member)
 
     async def close(self) -> None:
-        """Ends the watch and all connections."""
+        """Stops the watch and closes all connections."""
         await self._watch.stop()
         await asyncio.gather(*(client.close() for client in self.clients))
 
     def twin(self) -> EnginePool:
-        """A pool of the same engines, with the same weights, for another event loop."""
+        """Returns a pool of the same engines, with the same weights, for another event loop."""
         pool = EnginePool(
             [client.twin() for client in self.clients],
             concurrency=self._roster.concurrency,
@@ -102,7 +102,10 @@ class EnginePool:
         return pool
 
     def meet(self) -> None:
-        """Looks at all engines. Raises EngineError if one does not fit, or if none answers; those that do not may come later."""
+        """Checks all engines. Raises EngineError if one does not fit, or if none answers.
+
+        Engines that do not answer may join later.
+        """
         if self._check is None:
             return
         answers = self._on(self._roster.members, self._check)
@@ -115,21 +118,22 @@ class EnginePool:
             member.new, member.health = True, Health(self._roster.section, up=False)
 
     def push_weights(self, path: Path, version: WeightVersion) -> None:
-        """Every engine pauses, loads the folder, takes the version's name and goes on with what it was writing."""
+        """Makes every engine pause, load the folder, take the version's name and resume its requests."""
         self.push(version, partial(load_folder, path=path, version=version), folder=path)
 
     def push(self, version: WeightVersion, give: EngineAction, *, folder: Path | None = None) -> None:
-        """Calls `give` for every engine, which gives it these weights. An engine that fails is out, and gets them before its next rollout.
+        """Calls `give` for every engine, which gives it these weights.
 
-        Raises RequestFailure when all fail and one of them says why, or when none was there at the first push.
+        An engine that fails is out, and gets the weights before its next rollout. Raises RequestFailure if all engines
+        fail and one of them answered with the reason, or if no engine was reachable at the first push.
         """
         self._push(Pushed(version, give, folder), lambda members: self._on(members, give))
 
     def push_together(self, version: WeightVersion, send: Callable[[Sequence[EngineClient]], None]) -> None:
-        """Has `send` give these weights to all engines that answer, those that are out as well, in one go.
+        """Calls `send` once to give these weights to all engines that answer, including those that are out.
 
-        One that comes, or is started again, afterwards has to wait for the next push. Raises what `send` raises, and
-        RequestFailure as `push` does; `send` is not called when no engine answers.
+        An engine that joins or restarts afterwards must wait for the next push. Raises the errors of `send`, and
+        RequestFailure as `push` does. `send` is not called if no engine answers.
         """
 
         async def wait_for_next(client: EngineClient) -> None:
@@ -161,14 +165,14 @@ class EnginePool:
         self._watch.wake()
 
     def set_version(self, version: WeightVersion) -> None:
-        """For engines that do not say themselves which weights wrote a token."""
+        """Sets the version of engines whose streams do not name the weights that generated a token."""
         with self._roster.lock:
             for member in self._roster.members:
                 if self._roster.weights is None or member.weights == version:
                     member.client.version = version
 
     def weight_checksum(self) -> dict[str, str]:
-        """URL → checksum (hex) of the weights that each engine runs; engines that do not answer are left out."""
+        """Returns URL → checksum (hex) of each engine's weights. Engines that do not answer are left out."""
         sums: dict[str, str] = {}
 
         async def ask(client: EngineClient) -> None:
@@ -178,33 +182,39 @@ class EnginePool:
         return sums
 
     def wake(self, part: str) -> None:
-        """Engines that sleep take memory again, for `weights` or for the `kv_cache`."""
+        """Makes sleeping engines allocate memory again, for `weights` or for the `kv_cache`."""
         self._on_all(partial(weight_routes.wake_sleeper, part=part))
 
     def sleep(self) -> None:
-        """Every engine leaves its GPU. No request may be running."""
+        """Makes every engine release its GPU memory. No request may be running."""
         self._on_all(weight_routes.sleep)
 
     def name_weights(self, url: str, version: WeightVersion) -> None:
-        """Tokens that one engine writes from now on carry this version."""
+        """Sets the version that marks the tokens of one engine from now on."""
         self._client(url).version = version
 
     def read_up(self, url: str, since: float) -> None:
-        """Returns when everything that one engine, paused at `since` (monotonic seconds), had sent is read."""
+        """Returns when everything is read that one engine, paused at `since` (monotonic seconds), had sent."""
         asyncio.run(self._client(url).tracker.read_up(since))
 
     def _client(self, url: str) -> EngineClient:
         return {client.url: client for client in self.clients}[url]
 
     def _on_all(self, action: EngineAction) -> None:
-        """The action on every engine that is not out, all at once. Raises RequestFailure; engines that do not answer are left out."""
+        """Runs the action on every engine that is not out, all at once.
+
+        Raises RequestFailure. Engines that do not answer are left out.
+        """
         there = [member for member in self._roster.members if not member.out]
         for _, failure in self._on(there, action):
             if failure is not None and failure.kind not in AWAY:
                 raise failure
 
     def metrics(self) -> dict[str, float]:
-        """What the engines do now; `total_…` since the start of this process. Per engine if there are several."""
+        """Returns the engines' current metrics; `total_…` count since the start of this process.
+
+        Per engine if there are several.
+        """
         with self._roster.lock:
             members = list(self._roster.members)
         up = [member for member in members if not member.out]
@@ -226,7 +236,7 @@ class EnginePool:
         return {f"rollout/{name}": float(value) for name, value in found.items()}
 
     def _on(self, members: Sequence[Member], action: EngineAction) -> list[tuple[Member, RequestFailure | None]]:
-        """What became of the action on each engine, all at once."""
+        """Runs the action on all these engines at once. Returns each engine's failure, None if it succeeded."""
 
         async def act(member: Member) -> RequestFailure | None:
             async with member.client.twin() as twin:
@@ -243,7 +253,7 @@ class EnginePool:
 
 
 async def load_folder(client: EngineClient, *, path: Path, version: WeightVersion) -> None:
-    """Weights of a Hugging Face folder that the engine can read, under this name."""
+    """Makes an engine load a Hugging Face folder that it can read, under this name."""
     await client.pause()
     try:
         await client.reload_weights(path)

@@ -1,4 +1,4 @@
-"""How far awaited rollouts are."""
+"""Progress of awaited rollouts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_lwz.rollout.writer import RolloutWriter
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the groups that somebody waits for are. `tokens_per_second`: new tokens since the wait began."""
+    """Progress of the groups that a caller waits for. `tokens_per_second`: new tokens since the wait began."""
 
     finished: int
     rollouts: int
@@ -24,7 +24,7 @@ ProgressFn = Callable[[Progress], None]
 
 
 class Meter:
-    """Tokens per second since its making."""
+    """Measures tokens per second since it was created."""
 
     def __init__(self, writer: RolloutWriter) -> None:
         self._writer = writer
@@ -32,7 +32,7 @@ class Meter:
         self._before = writer.counters["tokens"]
 
     def measure(self, groups: Sequence[GroupDraft]) -> Progress:
-        """Counts over `groups`, speed over everything the writer writes."""
+        """Returns counts over `groups`, and the speed over all rollouts of the writer."""
         drafts = [draft for group in groups for draft in group.drafts]
         seconds = max(time.monotonic() - self._since, 1e-3)
         return Progress(

@@ -1,4 +1,4 @@
-"""What the journal says happened: groups read back, and the rewind to a checkpoint."""
+"""Loads groups from the journal, and rewinds it to a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPEN = "id NOT IN (SELECT group_id FROM consumed) AND id NOT IN (SELECT group_id
 
 @dataclass(frozen=True)
 class Recovery:
-    """What a journal held: groups that return to ready, complete ones, unfinished ones, and the tokens kept of those."""
+    """Contents of a recovered journal: groups that are ready again, complete and unfinished groups, and kept tokens."""
 
     returned: int
     complete: int
@@ -26,9 +26,9 @@ class Recovery:
 
 
 def rewind(db: sqlite3.Connection, step: int) -> int:
-    """Forgets what was trained after `step`: groups consumed later return to ready. Their number is returned.
+    """Makes groups that were consumed after `step` ready again, and returns their number.
 
-    Rollouts and scores stay, and so does the record of which groups a step trained on: the redone steps repeat it.
+    Rollouts and scores stay. The record of which groups a step trained on stays too, so that the repeated steps use it.
     """
     returned = db.execute("DELETE FROM consumed WHERE step > ?", (step,)).rowcount
     db.execute("DELETE FROM checkpoints WHERE step > ?", (step,))
@@ -38,9 +38,9 @@ def rewind(db: sqlite3.Connection, step: int) -> int:
 def load_groups(
     db: sqlite3.Connection, where: str, parameters: tuple[object, ...] = (), *, tokens: bool = True
 ) -> Iterator[GroupDraft]:
-    """Groups that match an SQL condition over the table `groups`, in order of id, one at a time in memory.
+    """Yields the groups that match an SQL condition over the table `groups`, in order of id, one in memory at a time.
 
-    Without `tokens` the responses are text only, which spares most of the reading.
+    Without `tokens` the responses are text only, which saves most of the reading.
     """
     columns = "id, kind, prompt, prompt_tokens, admitted, size"
     for row in db.execute(f"SELECT {columns} FROM groups WHERE {where} ORDER BY id", parameters).fetchall():
@@ -57,7 +57,10 @@ def load_groups(
 
 
 def load_lengths(db: sqlite3.Connection, first: int = 0, skip: Container[int] = ()) -> Iterator[GroupLengths]:
-    """Training groups with an id of at least `first` that are not in `skip`, in order of id, without reading any text."""
+    """Yields the lengths of training groups with ids from `first` on that are not in `skip`, in order of id.
+
+    It reads no text.
+    """
     recorded = _has(db, "excluded")
     query = (
         "SELECT id, size, admitted, consumed.step, dropped.reason FROM groups "
@@ -101,7 +104,7 @@ def _drafts(db: sqlite3.Connection, group: int, size: int, tokens: bool) -> list
 
 
 def _has(db: sqlite3.Connection, table: str) -> bool:
-    """Whether the journal has a table that older versions lack."""
+    """Returns whether the journal has this table, which older versions may lack."""
     return db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone() is not None
 
 

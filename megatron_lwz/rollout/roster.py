@@ -1,4 +1,4 @@
-"""What pool and watch know of the engines: who there is, and which weights all are to have."""
+"""State that pool and watch share: the engines, and the weights that all of them should have."""
 
 from __future__ import annotations
 
@@ -19,24 +19,27 @@ from megatron_lwz.rollout.slots import Member, Slots
 from megatron_lwz.types import WeightVersion
 
 EngineAction = Callable[[EngineClient], Awaitable[None]]
-"""Something done to one engine, such as giving it weights. Raises EngineError if the engine fails or does not fit."""
+"""An action on one engine, such as giving it weights. Raises EngineError if the engine fails or does not fit."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """The weights that every engine is to have."""
+    """The weights that every engine should have."""
 
     version: WeightVersion
     give: EngineAction
-    """Gives them, and their name, to one engine."""
+    """Gives the weights, and their name, to one engine."""
     folder: Path | None
-    """Where a new engine process finds them, if they lie in a Hugging Face folder."""
+    """Folder from which a new engine process loads them, if they are in a Hugging Face folder."""
 
 
 class Roster:
-    """`lock` is held, briefly, by whoever changes the members, their standing, the weights or `pushing`."""
+    """The engines of a pool and the pushed weights.
+
+    Code that changes the members, their standing, the weights or `pushing` holds `lock` briefly.
+    """
 
     def __init__(
         self,
@@ -56,11 +59,11 @@ class Roster:
 
     @property
     def members(self) -> list[Member]:
-        """Every engine that is known, in the order in which they became so."""
+        """All known engines, in the order in which they became known."""
         return self.slots.members
 
     def add(self, client: EngineClient, *, up: bool) -> Member:
-        """A new member; one that is not up is looked at before it gets a rollout."""
+        """Adds a member. A member that is not up is checked before it gets a rollout."""
         limit = ConcurrencyLimit(self.concurrency, self.section)
         member = Member(self._numbered, client, Health(self.section, up=up), limit, new=not up)
         self._numbered += 1
@@ -69,7 +72,7 @@ class Roster:
 
     @contextmanager
     def push(self) -> Iterator[list[Member]]:
-        """The engines that are to have new weights; meanwhile none comes back under the old ones."""
+        """Yields the engines that should get new weights. Inside the block no engine returns with the old ones."""
         with self.lock:
             self.pushing = True
             members = [member for member in self.members if not member.out]
@@ -79,7 +82,7 @@ class Roster:
             self.pushing = False
 
     def pushed(self, weights: Pushed, answers: Sequence[tuple[Member, Exception | None]]) -> None:
-        """Notes who has them. The others are out."""
+        """Records which engines have the weights. The others are out."""
         with self.lock:
             self.weights = weights
             for member, failure in answers:
@@ -93,12 +96,12 @@ class Roster:
                 member.dropped = True
 
     def remove(self, member: Member) -> None:
-        """Forgets an engine."""
+        """Removes an engine."""
         with self.lock:
             self.members.remove(member)
 
     def read_list(self, *, up: bool = False) -> list[Member]:
-        """Takes the engines' file up if it changed; the engines that are new. Raises DataError."""
+        """Reads the engines' file if it changed. Returns the new engines. Raises DataError."""
         urls = self._listed[0].read() if self._listed else None
         if urls is None or self._listed is None:
             return []

@@ -1,4 +1,4 @@
-"""The journal's tables, and how values become columns."""
+"""The journal's tables, and the conversion of values to columns."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from megatron_lwz.types import LengthRange, Prompt
 APPLICATION_ID = 0x4C575A4A
 SCHEMA_VERSION = 3
 OLDEST_VERSION = 1
-"""Versions from here on are read as they are, and become SCHEMA_VERSION when a journal is next opened for writing.
+"""Oldest supported version. Journals from it on can be read as they are. A journal becomes SCHEMA_VERSION when it is
+next opened for writing.
 
-1: without the tables of ADDITIONS. 2: `trained.group_ids` was named `micro_batches`, in version 1 too.
+Version 1 lacks the tables of ADDITIONS. In versions 1 and 2, `trained.group_ids` was named `micro_batches`.
 """
 
 TABLES = """
@@ -85,7 +86,7 @@ def check_schema(db: sqlite3.Connection, path: Path, *, may_be_empty: bool = Fal
 
 
 def update_schema(db: sqlite3.Connection) -> None:
-    """Creates the tables of an empty file, or brings a journal of an older version up to this one: all of it or nothing."""
+    """Creates the tables of an empty file, or updates a journal of an older version to this one, in one transaction."""
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version == SCHEMA_VERSION:
         return
@@ -97,7 +98,7 @@ def update_schema(db: sqlite3.Connection) -> None:
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:
-    """Int32, little endian."""
+    """Packs tokens as int32, little endian."""
     return np.asarray(tokens, "<i4").tobytes()
 
 
@@ -107,7 +108,7 @@ def unpack_tokens(blob: bytes) -> list[int]:
 
 
 def pack_logprobs(logprobs: Sequence[float]) -> bytes:
-    """Float32, little endian."""
+    """Packs log-probs as float32, little endian."""
     return np.asarray(logprobs, "<f4").tobytes()
 
 
@@ -117,7 +118,10 @@ def unpack_logprobs(blob: bytes) -> list[float]:
 
 
 def prompt_to_json(prompt: Prompt) -> str:
-    """All fields of a prompt row. Raises TypeError if `extra` holds what JSON cannot."""
+    """Returns all fields of a prompt row as JSON.
+
+    Raises TypeError if `extra` holds values that JSON cannot represent.
+    """
     return json.dumps(asdict(prompt) | {"extra": dict(prompt.extra)}, ensure_ascii=False)
 
 

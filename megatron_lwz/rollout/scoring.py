@@ -1,4 +1,4 @@
-"""Asks the reward components for a group's scores: as early as each component can give them."""
+"""Scores groups with the reward components, as early as each component can score."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 
 class GroupScoring:
-    """The scores of one group, inside `async with`: leaving it drops what is under way.
+    """Scores one group, inside `async with`. Leaving the block cancels unfinished scoring.
 
-    A component that looks at one rollout at a time is asked as soon as a rollout is finished and durable, so that a slow
-    judge works while the others are written; the rest when the group is complete. Scores count when they are durable, all
-    together: after a kill before that every component is asked again. A reward that fails masks its column, it never
-    stops the run.
+    A component that scores each rollout independently is called as soon as a rollout is finished and durable, so a slow
+    judge works while the other rollouts are generated. The other components are called when the group is complete. All
+    scores become durable together: after a kill before that, every component is called again. A reward that fails masks
+    its column; it never stops the run.
     """
 
     def __init__(self, group: GroupDraft, rewards: Sequence[RewardFn], journal: Journal, committer: Committer) -> None:
@@ -36,25 +36,28 @@ class GroupScoring:
 
     async def __aenter__(self) -> GroupScoring:
         for draft in self._group.drafts:
-            if draft.reason is not None:  # before a kill
+            if draft.reason is not None:  # it ended before a kill
                 self.begin(draft)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._early = []  # a rollout that ends after this begins nothing
+        self._early = []  # a rollout that ends after this is not scored
         for task in self._asked.values():
             task.cancel()
         await asyncio.gather(*self._asked.values(), return_exceptions=True)
 
     def begin(self, draft: Draft) -> None:
-        """This rollout of the group has ended."""
+        """Begins to score a rollout of the group that has ended."""
         if not self._scored and self._early:
             self._asked[draft.index] = asyncio.ensure_future(self._score_one(self._group.rollout(draft)))
 
     async def complete(self) -> int:
-        """All rollouts are durable: scores them as far as they are not, durable at return; gives how many scores are invalid."""
+        """Completes the scores of the group, once all its rollouts are durable. Returns the number of invalid scores.
+
+        The scores are durable at return.
+        """
         if self._scored:
             return 0
         group = self._group
@@ -99,7 +102,7 @@ class GroupScoring:
 
 
 async def close_rewards(rewards: Sequence[RewardFn]) -> None:
-    """Ends the connections that components opened in this event loop."""
+    """Closes the connections that components opened in this event loop."""
     for reward in rewards:
         if isinstance(reward, ClosableReward):
             await reward.close()

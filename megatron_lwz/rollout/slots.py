@@ -1,4 +1,4 @@
-"""Which engine writes the next rollout: free slots, and the rollouts that wait for one."""
+"""Assigns engines to rollouts: free slots, and the rollouts that wait for one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_lwz.rollout.limits import ConcurrencyLimit, EngineLoad
 from megatron_lwz.types import WeightVersion
 
 MOST_HOMES = 4096
-"""Groups whose engine is remembered."""
+"""Maximum number of groups whose engine is remembered."""
 
 
 @dataclass(eq=False)
@@ -20,45 +20,50 @@ class Member:
     """One engine of a pool."""
 
     number: int
-    """Counts engines from 0, in the order in which they became known."""
+    """Number of the engine, from 0, in the order in which engines became known."""
     client: EngineClient
     health: Health
     limit: ConcurrencyLimit
     new: bool = False
-    """Came while the run went on, or did not answer at its start: looked at before it gets a rollout."""
+    """Whether the engine joined during the run or did not answer at its start. It is checked before it gets a
+    rollout.
+    """
     leaving: bool = False
-    """No longer listed: writes what it has to the end."""
+    """Whether the engine is no longer listed. It finishes the rollouts that it has."""
     weights: WeightVersion | None = None
-    """What it was last given, or found to have."""
+    """Version of the weights that the engine was last given, or was found to have."""
     load: EngineLoad | None = None
     in_use: int = 0
     restarts: int = 0
-    """In a row, without a finished rollout."""
+    """Number of consecutive restarts without a finished rollout."""
     dropped: bool = False
-    """Its rollouts must go elsewhere."""
+    """Whether its rollouts must move to other engines."""
     trouble: str = ""
-    """Why it is out, as it was last said."""
+    """Reason why the engine is out, as last logged."""
     scopes: set[asyncio.Timeout] = field(default_factory=set)
-    """One per rollout that it writes."""
+    """Timeout scopes, one per rollout on the engine."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a probe is due at once."""
 
     @property
     def out(self) -> bool:
-        """Neither gets rollouts nor weights until it is back."""
+        """Whether the engine is out: it gets neither rollouts nor weights until it is back."""
         return self.health.standing is Standing.OUT
 
     def free(self) -> bool:
-        """Whether it may be given one more rollout."""
+        """Returns whether the engine may get one more rollout."""
         return self.health.standing is Standing.UP and not self.leaving and self.in_use < self.limit.value
 
     def fullness(self) -> float:
-        """The greater of used slots and used cache, as fractions."""
+        """Returns the greater of used slots and used cache, as fractions."""
         return max(self.in_use / self.limit.value, self.load.kv_use if self.load else 0.0)
 
 
 class Slots:
-    """Used inside one event loop. Whoever changes a member's standing or limit calls `serve`."""
+    """The slots of all engines, for use inside one event loop.
+
+    After changing a member's standing or limit, call `serve`.
+    """
 
     def __init__(self) -> None:
         self.members: list[Member] = []
@@ -67,7 +72,7 @@ class Slots:
         self._error: BaseException | None = None
 
     async def take(self, group: int) -> Member:
-        """A slot; those who wait are served in order. Raises what `fail` was given."""
+        """Takes a slot on an engine. Waiting tasks are served in order. Raises the error that was passed to `fail`."""
         if self._error is not None:
             raise self._error
         member = None if self._waiting else self._choose(group)
@@ -91,7 +96,7 @@ class Slots:
         self.serve()
 
     def serve(self) -> None:
-        """Hands free slots to those who wait."""
+        """Assigns free slots to waiting tasks."""
         while self._waiting:
             group, future = self._waiting[0]
             if not future.done():
@@ -103,7 +108,7 @@ class Slots:
             self._waiting.popleft()
 
     def fail(self, error: BaseException | None) -> None:
-        """Everyone who waits, or comes, hears the error; until it is taken back with None."""
+        """Raises the error in every waiting task and in later calls of `take`, until `fail(None)`."""
         self._error = error
         while error is not None and self._waiting:
             _, future = self._waiting.popleft()
@@ -111,7 +116,10 @@ class Slots:
                 future.set_exception(error)
 
     def _choose(self, group: int) -> Member | None:
-        """The samples of a group share an engine's prefix cache while there is room; else the emptiest engine writes."""
+        """Returns the best free engine.
+
+        A group's rollouts share an engine's prefix cache while it has room, else the emptiest engine.
+        """
         free = [member for member in self.members if member.free()]
         if not free:
             return None

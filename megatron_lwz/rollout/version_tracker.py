@@ -1,4 +1,4 @@
-"""What all clients of one engine share: which weights it was told last that it has, and the streams that are read of it."""
+"""State that all clients of one engine share: the version of its weights, and its open streams."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from megatron_lwz.rollout.open_stream import IN_FLIGHT_SECONDS, OpenStream
 from megatron_lwz.types import WeightVersion
 
 DRAIN_SECONDS = 5.0
-"""Longest wait for the readers of one event loop."""
+"""Maximum wait for the readers of one event loop."""
 
 log = logging.getLogger(__name__)
 
 
 class VersionTracker(Protocol):
-    """Asked and told by clients in any event loop."""
+    """Tracks the weight version and the open streams of one engine, for clients in any event loop."""
 
     version: WeightVersion
-    """Marks tokens of engines that do not say in the stream which weights wrote them."""
+    """Version that marks the tokens of engines whose streams do not name the weights."""
 
     def add_stream(self, stream: OpenStream) -> None:
-        """This stream of the engine is read from now on, until it has ended."""
+        """Adds a stream of the engine, which is read until it has ended."""
         ...
 
     async def read_up(self, since: float) -> None:
-        """Returns when the readers of all streams have read what an engine, paused at `since` (monotonic seconds), had sent.
+        """Returns when all readers have read what an engine, paused at `since` (monotonic seconds), had sent.
 
-        What back-pressure holds back is left out. Readers that do not answer within DRAIN_SECONDS are logged.
+        Bytes that back-pressure holds back are left out. Readers that do not answer within DRAIN_SECONDS are logged.
         """
         ...
 
 
 class LocalTracker:
-    """The streams are read in this process."""
+    """A tracker of streams that are read in this process."""
 
     def __init__(self) -> None:
         self.version = WeightVersion(0)
@@ -46,12 +46,12 @@ class LocalTracker:
         self._lock = threading.Lock()
 
     def add_stream(self, stream: OpenStream) -> None:
-        """See VersionTracker."""
+        """Implements VersionTracker.add_stream."""
         with self._lock:
             self._streams.add(stream)
 
     async def read_up(self, since: float) -> None:
-        """See VersionTracker: each reader answers for its stream, in its own event loop."""
+        """Implements VersionTracker.read_up. Each reader waits for its stream in its own event loop."""
         await asyncio.sleep(max(0.0, since + IN_FLIGHT_SECONDS - time.monotonic()))
         by_loop: dict[asyncio.AbstractEventLoop, list[OpenStream]] = {}
         with self._lock:
@@ -61,13 +61,13 @@ class LocalTracker:
 
 
 async def _read_up_in(loop: asyncio.AbstractEventLoop, streams: Sequence[OpenStream]) -> None:
-    """Waits for the streams of one loop; one that has ended, or ends meanwhile, reads nothing any more."""
+    """Waits for the streams of one loop. A stream that has ended, or ends meanwhile, has nothing left to read."""
     if not loop.is_running():
         return
     answers = _all_caught_up(streams)
     try:
         future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(answers, loop))
-    except RuntimeError:  # closed just now
+    except RuntimeError:  # the loop has just closed
         answers.close()
         return
     try:

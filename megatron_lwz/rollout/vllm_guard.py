@@ -1,8 +1,9 @@
-"""Runs inside vLLM: `vllm serve … --middleware megatron_lwz.rollout.vllm_guard.RequireToken`, with this project on PYTHONPATH.
+"""Token check inside vLLM: `vllm serve … --middleware megatron_lwz.rollout.vllm_guard.RequireToken`.
 
-vLLM asks for its API key below /v1, /v2, /inference and /cohere only. The routes that pause it, change its weights or call
-any method of its workers (/collective_rpc) answer everybody. This middleware has all routes but /health ask for the key.
-Imports nothing beyond the standard library: vLLM lives in an environment of its own.
+It needs this project on PYTHONPATH. vLLM requires its API key only below /v1, /v2, /inference and /cohere. The routes
+that pause it, change its weights or call any method of its workers (/collective_rpc) answer everybody. This middleware
+makes all routes but /health require the key. It imports nothing outside the standard library and this project, because
+vLLM has an environment of its own.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ REFUSAL = b'{"error": {"message": "missing or wrong bearer token", "type": "inva
 
 
 class RequireToken:
-    """ASGI middleware: 401 without `Authorization: Bearer $VLLM_API_KEY`. It never buffers, so streams stay streams."""
+    """ASGI middleware that answers 401 without `Authorization: Bearer $VLLM_API_KEY`. It never buffers streams."""
 
     def __init__(self, app: App) -> None:
-        """Raises RuntimeError if there is no token to ask for: a guard that lets all in is worse than none."""
+        """Raises RuntimeError if there is no token to require: a guard that admits everybody is worse than none."""
         token = environment.get(TOKEN_NAME)
         if not token:
             raise RuntimeError(f"{TOKEN_NAME} is not set: the token that {type(self).__name__} asks for")
@@ -35,7 +36,7 @@ class RequireToken:
         self._expected = f"Bearer {token}".encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Passes the request on, or refuses it."""
+        """Passes the request on, or rejects it."""
         kind = scope["type"]
         if kind not in ("http", "websocket") or scope["path"] in OPEN_PATHS or self._may_enter(scope):
             await self._app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Looks after a pool's engines inside its event loop: probes them, takes them out, gives them weights, brings them back."""
+"""Watches a pool's engines in its event loop: probes them, takes them out, gives them weights, brings them back."""
 
 from __future__ import annotations
 
@@ -25,26 +25,29 @@ log = logging.getLogger(__name__)
 
 
 class Keeper(Protocol):
-    """Starts an engine of the run's own again. Called inside the pool's event loop."""
+    """Restarts an engine that the run itself started. Its methods are called inside the pool's event loop."""
 
     def ended(self, *, failed: bool) -> bool:
-        """Whether its process is gone, or `failed`: it says of itself that it cannot go on."""
+        """Returns whether its process is gone.
+
+        With `failed` (the engine reported that it cannot continue) it counts as gone too.
+        """
         ...
 
     def start_again(self, weights: Path | None) -> None:
-        """Starts it at the same address, with the weights in this folder (None: those of its first start).
+        """Restarts it at the same address, with the weights in this folder (None: those of its first start).
 
         Raises EngineError.
         """
         ...
 
     def last_words(self) -> str:
-        """The end of its log, in one line."""
+        """Returns the end of its log, in one line."""
         ...
 
 
 class Watch:
-    """One task per engine, and one that reads the engines' file and counts how long none was there."""
+    """One task per engine, and one that reads the engines' file and measures how long no engine was available."""
 
     def __init__(self, roster: Roster, check: EngineAction | None, keeper: Keeper | None) -> None:
         self._roster = roster
@@ -57,7 +60,7 @@ class Watch:
         self._unread = ""
 
     def start(self) -> None:
-        """Begins, in the running loop, if it has not."""
+        """Starts the tasks in the running loop, unless they run already."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._spawn(None)
@@ -65,14 +68,14 @@ class Watch:
                 self._spawn(member)
 
     async def stop(self) -> None:
-        """Ends all tasks."""
+        """Cancels all tasks."""
         tasks, self._tasks, self._loop = list(self._tasks.values()), {}, None
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def wake(self) -> None:
-        """Has engines that are not up probed at once; from any thread."""
+        """Makes the watch probe engines that are not up at once. May be called from any thread."""
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._wake_all)
@@ -111,7 +114,7 @@ class Watch:
             self._spawn(member)
 
     def _count_alone(self, now: float) -> None:
-        """Ends the wait for engines when it was long enough."""
+        """Ends the wait for engines once it has lasted `pool.wait` seconds."""
         members = [member for member in self._roster.members if not member.leaving]
         if not all(member.out for member in members):
             self._alone_since = None
@@ -141,7 +144,7 @@ class Watch:
             member.wake.clear()
 
     async def _visit(self, member: Member) -> None:
-        """One probe, and what follows from it."""
+        """Probes the engine once, and acts on the result."""
         if member.dropped:
             self._move_rollouts(member)
         try:
@@ -160,7 +163,7 @@ class Watch:
         except EngineError as error:
             if isinstance(error, RequestFailure) and error.kind in AWAY:
                 self._probe_failed(member, error)
-            else:  # it answers, but does not fit or does not take the weights
+            else:  # it answers, but does not fit or does not accept the weights
                 self._take_out(member, str(error))
             return
         if member.load is not None:
@@ -168,7 +171,7 @@ class Watch:
         self._roster.slots.serve()
 
     async def _in_time(self, member: Member, question: Coroutine[None, None, Answer]) -> Answer:
-        """The answer. Raises RequestFailure also when it takes longer than a probe may."""
+        """Returns the answer. Raises RequestFailure also if it takes longer than a probe may."""
         try:
             async with asyncio.timeout(self._section.probe_timeout):
                 return await question
@@ -193,7 +196,7 @@ class Watch:
         self._say(member, why)
 
     def _say(self, member: Member, why: str) -> None:
-        """Once per reason."""
+        """Logs why the engine is out, once per reason."""
         if why != member.trouble:
             member.trouble = why
             log.warning("%s: it is out", why)
@@ -219,10 +222,11 @@ class Watch:
         keeper.start_again(weights.folder if weights else None)
 
     async def _bring_back(self, member: Member) -> None:
-        """Up, with the weights that were pushed last. Raises RequestFailure if it does not take them.
+        """Brings the engine up with the weights that were pushed last.
 
-        A push, in another thread, gives weights to engines that are not out; one that is out gets them here. So an engine is
-        marked as out before it loads, and comes back only if no push began meanwhile.
+        Raises RequestFailure if it does not accept them. A push, in another thread, gives weights to engines that are
+        not out. An engine that is out gets them here. So an engine is marked as out before it loads weights, and comes
+        back only if no push began meanwhile.
         """
         roster = self._roster
         while True:
@@ -250,7 +254,10 @@ class Watch:
                 return
 
     async def _has(self, member: Member, version: WeightVersion) -> bool:
-        """Whether the engine runs these weights. One that does not tell is believed while nothing went wrong."""
+        """Returns whether the engine runs these weights.
+
+        If it does not report its weights, the last push counts while it is up.
+        """
         try:
             found = await self._in_time(member, member.client.weight_version())
         except RequestFailure as failure:

@@ -1,4 +1,4 @@
-"""vLLM's control routes for weights that come over a network of GPUs, and for engines that sleep; one engine at a time."""
+"""vLLM's control routes for weights sent over a network of GPUs and for sleeping engines; one engine at a time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.types import WeightVersion
 
 DISCARD_WEIGHTS = 2
-"""Sleep level: keys, values and weights are dropped; 1 would keep a copy of the weights in host memory."""
+"""Sleep level at which the key-value cache and the weights are dropped. Level 1 would keep a copy of the weights in
+host memory.
+"""
 
 SERVER_OPTION = """--weight-transfer-config '{"backend": "nccl"}'"""
 
 
 async def world_size(client: EngineClient) -> int:
-    """GPUs of the engine: tensor × pipeline × data parallel. Raises RequestFailure."""
+    """Returns the engine's number of GPUs: tensor × pipeline × data parallel. Raises RequestFailure."""
     size = (await client.call("GET", "/get_world_size")).get("world_size")
     if not isinstance(size, int) or size < 1:
         raise RequestFailure(client.url, f"/get_world_size gave {size!r}, not a number of GPUs", Failure.CONTRACT)
@@ -24,7 +26,7 @@ async def world_size(client: EngineClient) -> int:
 
 
 async def join(client: EngineClient, info: Mapping[str, Any]) -> None:
-    """Has all its GPUs meet rank 0; returns when they have. `info`: unique id, ranks and wire format."""
+    """Makes all GPUs of the engine join rank 0. Returns when they have. `info`: unique id, ranks and wire format."""
     try:
         await client.call("POST", "/init_weight_transfer_engine", {"init_info": dict(info)})
     except RequestFailure as error:
@@ -33,7 +35,10 @@ async def join(client: EngineClient, info: Mapping[str, Any]) -> None:
 
 
 async def leave(client: EngineClient) -> None:
-    """Ends what `join` began, and an update that nobody will finish. An engine that is gone, or never joined, has neither."""
+    """Leaves the group that `join` joined, and aborts an unfinished update.
+
+    An engine that is gone, or never joined, has neither.
+    """
     for path in ("/shutdown_weight_transfer_engine", "/finish_weight_update", "/shutdown_weight_transfer_engine"):
         try:
             await client.call("POST", path)
@@ -44,18 +49,21 @@ async def leave(client: EngineClient) -> None:
 
 
 async def begin_update(client: EngineClient) -> None:
-    """Holds running requests between two tokens and makes the model ready for new weights."""
+    """Pauses running requests between two tokens and prepares the model for new weights."""
     await client.pause()
     await client.call("POST", "/start_weight_update")
 
 
 async def receive(client: EngineClient, description: Mapping[str, Any]) -> None:
-    """Returns when every tensor of the description has come from rank 0 and is loaded."""
+    """Receives the tensors of the description from rank 0. Returns when all are loaded."""
     await client.call("POST", "/update_weights", {"update_info": dict(description)})
 
 
 async def finish_update(client: EngineClient, version: WeightVersion) -> None:
-    """The new weights, under this name, write from here on; cached prefixes are dropped, held requests go on."""
+    """Makes the new weights, under this name, generate from here on.
+
+    Drops cached prefixes and resumes paused requests.
+    """
     await client.call("POST", "/finish_weight_update", {"weight_version": str(version)})
     await client.forget_prefixes()
     client.version = version
@@ -63,21 +71,21 @@ async def finish_update(client: EngineClient, version: WeightVersion) -> None:
 
 
 async def sleep(client: EngineClient) -> None:
-    """The engine leaves the GPU: weights are dropped, and keys and values. No request may be running."""
+    """Makes the engine release its GPU memory: weights and key-value cache are dropped. No request may be running."""
     await client.call("POST", f"/sleep?level={DISCARD_WEIGHTS}")
 
 
 async def wake_up(client: EngineClient, tags: Sequence[str] = ()) -> None:
-    """Takes memory again: `weights` (to be loaded anew), `kv_cache`, or both."""
+    """Makes the engine allocate memory again for `weights` (which must then be loaded), `kv_cache`, or both."""
     await client.call("POST", "/wake_up" + ("?" if tags else "") + "&".join(f"tags={tag}" for tag in tags))
 
 
 async def wake_sleeper(client: EngineClient, part: str) -> None:
-    """Has an engine that sleeps take memory for this part; one that is awake stays as it is."""
+    """Makes a sleeping engine allocate memory for this part. An engine that is awake stays as it is."""
     if await is_sleeping(client):
         await wake_up(client, (part,))
 
 
 async def is_sleeping(client: EngineClient) -> bool:
-    """Whether the engine sleeps, in whole or in part."""
+    """Returns whether the engine sleeps, in whole or in part."""
     return (await client.call("GET", "/is_sleeping")).get("is_sleeping") is True

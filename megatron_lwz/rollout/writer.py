@@ -1,4 +1,4 @@
-"""Writes rollouts to their end, whatever happens to engines in between."""
+"""Writes each rollout to its end, even when engines fail meanwhile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.types import FinishReason, Prompt, TokenDelta
 
 BACKOFF_SECONDS = {Failure.CONNECTION: 0.25, Failure.TIMEOUT: 0.25, Failure.SERVER: 1.0, Failure.CONTRACT: 0.25}
-"""First waits, which double: an engine that is busy needs longer than another one takes to be found."""
+"""Initial waits before a retry, which double. A busy engine needs longer than it takes to find another engine."""
 
 DISK_POLL_SECONDS = 0.1
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Tokenizer(Protocol):
-    """What rollouts need of a tokenizer."""
+    """The part of a tokenizer that rollouts need."""
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -38,18 +38,19 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a rendered prompt."""
+        """Returns the token ids of a rendered prompt."""
         ...
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of token ids."""
+        """Returns the text of token ids."""
         ...
 
 
 class RolloutWriter:
-    """Streams rollouts from the pool's engines into the journal; after a failure goes on from the last token received.
+    """Streams rollouts from the pool's engines into the journal.
 
-    `guard` reads them while they are written, as `rollout.guard` says.
+    After a failure it resumes from the last token received. `guard` watches them during generation, as `rollout.guard`
+    configures.
     """
 
     def __init__(
@@ -67,19 +68,22 @@ class RolloutWriter:
         self._section = section
         self._guard = guard if section.guard.mode != "off" else None
         self._window = max((len(stop.encode()) for stop in section.stop), default=0) + 8
-        """Tokens that surely hold a whole stop string: each token is at least one byte, and some margin."""
+        """Number of tokens that surely hold a whole stop string: each token is at least one byte, plus a margin."""
         ids = {stop: tokenizer.encode(stop) for stop in section.stop}
         self._special = {i[0]: stop for stop, i in ids.items() if len(i) == 1 and not tokenizer.decode(i)}
-        """Stop strings that are a special token, and so never show in the decoded text."""
+        """Token id → stop string, for stop strings that are a special token and so never appear in the decoded text."""
         self._stops: tuple[str | int, ...] = (*section.stop, *sorted(tokenizer.eos_ids | self._special.keys()))
-        """Every EOS that any file of the model names: an engine knows only those that it reads itself."""
+        """Stop strings and token ids of each request. They include every EOS that any file of the model names,
+        because an engine knows only those that it reads itself.
+        """
 
     async def write_group(
         self, group: GroupDraft, seed_of: Callable[[int], int], ended: Callable[[Draft], None]
     ) -> bool:
-        """Writes all unfinished rollouts of the group and calls `ended` at each end; False if none was unfinished.
+        """Writes all unfinished rollouts of the group and calls `ended` at each end.
 
-        `seed_of` gives a seed to each index. The first failure ends the others and is raised.
+        Returns False if none was unfinished. `seed_of` maps an index to its seed. The first failure cancels the other
+        rollouts and is raised.
         """
 
         async def write(draft: Draft) -> None:
@@ -96,14 +100,14 @@ class RolloutWriter:
         return bool(work)
 
     async def write(self, group: GroupDraft, draft: Draft, seed: int) -> None:
-        """Returns when the draft has its end (queued in the journal, not yet durable).
+        """Writes the draft to its end. The end is queued in the journal at return, not yet durable.
 
-        Raises RequestFailure when failures in a row, without a new token, use up the budget.
+        Raises RequestFailure when consecutive failures without a new token use up the budget.
         """
         guarded = self._guarded(group.prompt)
         stopped = guarded is not None and guarded.take(draft.tokens) is not None
         end = StreamEnd(FinishReason.GUARD) if stopped else self.end_of(draft.tokens)
-        if end is not None:  # killed between the last token and its record of the end
+        if end is not None:  # the process was killed between the last token and the record of the end
             self._finish(draft, end, guarded)
         limits = {Failure(kind): most for kind, most in self._section.retry_limits.items()}
         budget = RetryBudget(self._section.retries, limits, BACKOFF_SECONDS)
@@ -129,7 +133,7 @@ class RolloutWriter:
         self, client: EngineClient, group: GroupDraft, draft: Draft, seed: int, guarded: GuardedRollout | None
     ) -> None:
         section, start = self._section, len(draft.tokens)
-        if start and section.engine == "vllm":  # its noise restarts with each request: never replay it on a prefix
+        if start and section.engine == "vllm":  # its random numbers restart with each request: use new ones
             seed = derive_seed(seed, start)
         events = client.stream(
             (*group.prompt_tokens, *draft.tokens),
@@ -150,14 +154,17 @@ class RolloutWriter:
                     raise RequestFailure(client.url, "aborted the request", Failure.CONNECTION)
                 else:
                     end = self._named(draft, event)
-                if end is not None:  # one that the engine did not give closes the stream, and so ends the request
+                if end is not None:  # leaving closes the stream, which aborts a request that still runs
                     self._finish(draft, end, guarded)
                     return
 
     def _append(
         self, draft: Draft, delta: TokenDelta, resumed_at: int, guarded: GuardedRollout | None
     ) -> StreamEnd | None:
-        """Takes a delta; gives an end that the engine cannot see: a stop string that began before `resumed_at`, the guard's."""
+        """Appends a delta. Returns an end that the engine cannot see, if there is one.
+
+        Such an end is a stop string that began before `resumed_at`, or the guard's stop.
+        """
         end = None
         if resumed_at and len(draft.tokens) < resumed_at + self._window:
             for count in range(1, len(delta.tokens) + 1):
@@ -174,24 +181,27 @@ class RolloutWriter:
         return end or self._at_limit(draft)
 
     def _named(self, draft: Draft, end: StreamEnd) -> StreamEnd:
-        """The end with its stop string, where the engine was asked to look for a special token's id instead."""
+        """Returns the end with its stop string, if the engine was asked to stop at a special token's id instead."""
         if end.reason is FinishReason.STOP and end.stop is None and draft.tokens:
             return replace(end, stop=self._special.get(draft.tokens[-1]))
         return end
 
     async def _wait_for_disk(self) -> None:
-        """Reads a stream no further while the disk lags behind: the network then holds the engine's answer back."""
+        """Waits while the disk lags behind, so that the stream is not read.
+
+        The network then holds the engine's answer back.
+        """
         self.counters["held_back"] += 1
         while self._journal.undurable > self._section.journal_backlog:
             await asyncio.sleep(DISK_POLL_SECONDS)
 
     def _at_limit(self, draft: Draft) -> StreamEnd | None:
-        """The end of a draft that already holds more than it may: an engine that ignores max_tokens."""
+        """Returns the end of a draft that exceeds its token limit, because the engine ignores max_tokens. Else None."""
         over = len(draft.tokens) > self._section.max_new_tokens
         return StreamEnd(FinishReason.LENGTH) if over else None
 
     def end_of(self, tokens: Sequence[int]) -> StreamEnd | None:
-        """The end that recovered tokens already contain."""
+        """Returns the end that recovered tokens already contain, None if there is none."""
         if not tokens:
             return None
         if tokens[-1] in self._tokenizer.eos_ids:
@@ -235,7 +245,10 @@ def _first(delta: TokenDelta, count: int) -> TokenDelta:
 
 
 def text_of(decoded: str, stop: str | None) -> str:
-    """The rollout's text: ends with its stop string, though the last token may write beyond it or decode to nothing."""
+    """Returns the rollout's text.
+
+    It ends with its stop string, even if the last token goes beyond it or decodes to nothing.
+    """
     if not stop or decoded.endswith(stop):
         return decoded
     head, found, _ = decoded.rpartition(stop)

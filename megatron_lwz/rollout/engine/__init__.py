@@ -1,1 +1,1 @@
-"""The embedded engine: an HTTP server with vLLM's routes around continuous batching on the policy's own model."""
+"""The embedded engine: an HTTP server with vLLM's routes and continuous batching on the policy's own model."""

@@ -23,31 +23,37 @@ log = logging.getLogger(__name__)
 
 
 class AsleepError(LwzError):
-    """What was asked for needs memory that the engine has left."""
+    """The command needs memory that the sleeping engine has released."""
 
 
 class Weights(Protocol):
-    """The weights the decoder runs."""
+    """The weights that the decoder runs."""
 
     def reload(self, path: str) -> None:
-        """Replaces them in place by those of a Hugging Face folder. Raises CheckpointError and changes nothing."""
+        """Replaces the weights in place by those of a Hugging Face folder.
+
+        Raises CheckpointError and then changes nothing.
+        """
         ...
 
     def checksum(self) -> str:
-        """Their checksum (hex)."""
+        """Returns the checksum (hex) of the weights."""
         ...
 
     def leave(self, *, keep: bool) -> None:
-        """Frees their memory; `keep`: they stay in host memory."""
+        """Frees the GPU memory of the weights. With `keep` they stay in host memory."""
         ...
 
     def come_back(self) -> None:
-        """Takes the memory again, with zeros in it unless they were kept."""
+        """Allocates the memory again. It holds zeros unless the weights were kept."""
         ...
 
 
 class EngineThread:
-    """Every public method may be called from any thread; futures complete between two steps."""
+    """Steps the decoder in a thread of its own. Every public method may be called from any thread.
+
+    Futures complete between two steps.
+    """
 
     def __init__(self, decoder: Decoder, weights: Weights) -> None:
         self._decoder = decoder
@@ -58,17 +64,17 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.paused = False
         self.asleep: frozenset[str] = frozenset()
-        """Of WEIGHTS and CACHE, what has left the GPU. Nothing is written until all is back."""
+        """The parts of WEIGHTS and CACHE that have left the GPU. No token is generated until all are back."""
         self.version = str(WeightVersion(0))
         self.failure: str | None = None
-        """Why the engine cannot go on; None while it works."""
+        """Why the engine cannot continue; None while it works."""
 
     def start(self) -> None:
         """Starts stepping."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the current step; running requests are left as they are."""
+        """Ends the thread after the current step. Running requests are left as they are."""
         self._commands.put(self._stop)
         self._thread.join()
 
@@ -84,7 +90,10 @@ class EngineThread:
         return self._call(add)
 
     def abort(self, request_ids: Collection[str] | None) -> Future[int]:
-        """Ends requests with reason `abort`, None means all; unknown ids are ignored. The answer is their number."""
+        """Ends requests with reason `abort`; None means all.
+
+        Unknown ids are ignored. The future gives the number of ended requests.
+        """
 
         def end() -> int:
             chosen = [g for g in self._generations.values() if request_ids is None or g.id in request_ids]
@@ -95,7 +104,7 @@ class EngineThread:
         return self._call(end)
 
     def discard(self, generation: Generation) -> None:
-        """Ends one request that nobody listens to any more, if it still runs."""
+        """Ends one request whose client is gone, if it still runs."""
 
         def end() -> None:
             if generation.sequence in self._generations:
@@ -104,7 +113,7 @@ class EngineThread:
         self._commands.put(end)
 
     def pause(self, *, abort: bool) -> Future[None]:
-        """Stops stepping after all tokens so far were delivered; running requests stay, or end if `abort`."""
+        """Stops stepping after all tokens so far were delivered. Running requests stay, or end if `abort`."""
 
         def hold() -> None:
             self.paused = True
@@ -117,7 +126,7 @@ class EngineThread:
         return self._call(hold)
 
     def resume(self) -> Future[None]:
-        """Goes on."""
+        """Resumes stepping."""
 
         def go() -> None:
             self.paused = False
@@ -125,7 +134,7 @@ class EngineThread:
         return self._call(go)
 
     def sleep(self, *, keep_weights: bool) -> Future[None]:
-        """Ends all requests and frees the memory of weights, keys and values."""
+        """Ends all requests and frees the memory of weights and key-value cache."""
 
         def lie_down() -> None:
             for generation in list(self._generations.values()):
@@ -138,7 +147,10 @@ class EngineThread:
         return self._call(lie_down)
 
     def wake_up(self, tags: Collection[str]) -> Future[None]:
-        """Takes memory for the weights or the cache again (no tags: both). With all of it, a paused engine goes on."""
+        """Allocates memory for the weights or the cache again (no tags: both).
+
+        With both back, a paused engine resumes.
+        """
 
         def rise() -> None:
             rising = self.asleep & frozenset(tags or self.asleep)
@@ -151,7 +163,7 @@ class EngineThread:
         return self._call(rise)
 
     def reload(self, path: str) -> Future[None]:
-        """New weights from a folder. Running requests go on with the keys and values of the old ones."""
+        """Loads new weights from a folder. Running requests continue with the key-value cache of the old ones."""
 
         def load() -> None:
             self._require_weights()
@@ -161,11 +173,14 @@ class EngineThread:
         return self._call(load)
 
     def forget_prefixes(self) -> Future[None]:
-        """Drops cached prompts."""
+        """Drops cached prefixes."""
         return self._call(self._decoder.forget_prefixes)
 
     def set_version(self, version: str) -> Future[None]:
-        """Names the weights that write from now on; tokens so far are delivered under the old name."""
+        """Sets the version of the weights that generate from now on.
+
+        Earlier tokens are delivered under the old version.
+        """
 
         def rename() -> None:
             self._flush_all()
@@ -174,7 +189,7 @@ class EngineThread:
         return self._call(rename)
 
     def checksum(self) -> Future[str]:
-        """Checksum (hex) of the running weights."""
+        """Computes the checksum (hex) of the running weights."""
 
         def add_up() -> str:
             self._require_weights()
@@ -183,7 +198,10 @@ class EngineThread:
         return self._call(add_up)
 
     def load(self) -> Future[EngineLoad]:
-        """Requests that hold a slot, requests that wait, and the use of the key-value cache. Nothing is ever preempted."""
+        """Measures the load: requests that hold a slot, requests that wait, and cache use.
+
+        No request is ever preempted.
+        """
         decoder = self._decoder
         return self._call(lambda: EngineLoad(decoder.cache_use, decoder.writing, len(decoder) - decoder.writing))
 
@@ -193,7 +211,7 @@ class EngineThread:
         def run() -> None:
             try:
                 future.set_result(action())
-            except Exception as error:  # it belongs to the caller, the engine goes on
+            except Exception as error:  # the error belongs to the caller; the engine continues
                 future.set_exception(error)
 
         self._commands.put(run)

@@ -15,9 +15,9 @@ FLUSH_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Delta:
-    """What a request gained since the last one. `version` wrote all of its tokens; the last delta has a reason.
+    """The tokens that a request gained since the last delta. `version` generated all of them.
 
-    `stop` is the stop string or stop token id that ended the request, None at an EOS.
+    The last delta has a `reason`. `stop` is the stop string or stop token id that ended the request, None at an EOS.
     """
 
     tokens: Sequence[int]
@@ -39,9 +39,9 @@ class EndRules:
 
 
 class Generation:
-    """A request in the engine. Fed by the engine's thread; `deliver` is called in that thread too.
+    """A request in the engine. The engine's thread adds its tokens and calls `deliver`.
 
-    Tokens that form a stop string, and the EOS, are part of the tokens, not of the text.
+    The tokens of a stop string, and the EOS, are part of the tokens but not of the text.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class Generation:
         return (FinishReason.LENGTH, None) if self._count >= self._rules.max_tokens else None
 
     def due(self, now: float) -> bool:
-        """Whether the tokens held back are many or old enough; `now` is in seconds."""
+        """Returns whether the held-back tokens are many enough or old enough; `now` is in seconds."""
         return len(self._tokens) >= FLUSH_TOKENS or (bool(self._tokens) and now - self._flushed_at >= FLUSH_SECONDS)
 
     def flush(self, version: str, now: float) -> None:
-        """Delivers what is held back, if there is anything."""
+        """Delivers the held-back tokens, if there are any."""
         if self._tokens:
             self._deliver(Delta(self._tokens, self._logprobs, "".join(self._text), version), now)
 
     def finish(self, version: str, reason: FinishReason, stop: str | int | None = None) -> None:
-        """Delivers the last delta, with the text that was held back unless a stop string ended the request."""
+        """Delivers the last delta, with the held-back text unless a stop string ended the request."""
         if not isinstance(stop, str) or reason is not FinishReason.STOP:
             safe, _ = self._stops.feed(self._detokenizer.finish())
             self._text.append(safe + self._stops.finish())

@@ -23,7 +23,10 @@ class ServedPolicy:
     """Model, tokenizer and limits of a served Hugging Face folder."""
 
     def __init__(self, folder: Path, *, dtype: str = "fp32", max_length: int | None = None) -> None:
-        """Builds and loads it. `max_length` None is the model's own. Raises ConfigError, CheckpointError, DataError."""
+        """Builds and loads the model.
+
+        `max_length` None: the model's own. Raises ConfigError, CheckpointError, DataError.
+        """
         config = validate({"model": {"hf": str(folder)}, "training": {"precision": dtype}})
         self.arch = config.architecture()
         self.tokenizer = Tokenizer(folder)
@@ -36,7 +39,7 @@ class ServedPolicy:
         self.reload(str(folder))
 
     def decoder(self, slots: int) -> Decoder:
-        """A decoder on the model."""
+        """Returns a decoder on the model."""
         return Decoder(self._chunks[0], max_length=self.max_length, slots=slots)
 
     def reload(self, path: str) -> None:
@@ -44,18 +47,18 @@ class ServedPolicy:
         load_policy(self._chunks, HfFolder(path))
 
     def checksum(self) -> str:
-        """Checksum (hex) of the weights."""
+        """Returns the checksum (hex) of the weights."""
         return checksum_policy(self._chunks)
 
     def leave(self, *, keep: bool) -> None:
-        """The weights leave the GPU: to host memory, or (`keep` False) for good."""
+        """Moves the weights from the GPU to host memory, or drops them if `keep` is False."""
         self._parked = Parked((p for chunk in self._chunks for p in chunk.parameters()), keep=keep)
         self._parked.out()
         if platform.has_gpu():
             torch.cuda.empty_cache()
 
     def come_back(self) -> None:
-        """Takes memory again; weights that were not kept are 0 until the next reload."""
+        """Allocates memory again. Weights that were not kept are 0 until the next reload."""
         if self._parked is not None:
             self._parked.back()
             self._parked = None

@@ -18,10 +18,10 @@ def engine_process(
     max_length: int | None = None,
     successor_of: ServerProcess | None = None,
 ) -> ServerProcess:
-    """An engine for a Hugging Face folder on a free loopback port, with a fresh token; not started yet.
+    """Returns an engine for a Hugging Face folder on a free loopback port, with a fresh token. It is not started yet.
 
-    `threads` 0: all cores. `max_length` counts prompt + response tokens; None: the model's own. A successor has the port
-    and the token of the engine that ended.
+    `threads` 0: all cores. `max_length` counts prompt + response tokens; None: the model's own. A successor has the
+    port and the token of the engine that ended.
     """
     options: dict[str, object] = {"--model": model, "--slots": slots, "--dtype": dtype}
     if max_length is not None:

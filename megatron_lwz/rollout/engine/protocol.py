@@ -1,4 +1,4 @@
-"""vLLM's completions protocol: what a request may say, and the shape of answers."""
+"""vLLM's completions protocol: the fields of a request, and the shape of answers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from megatron_lwz.rollout.engine.generation import Delta
 
 LOGPROBS_MODE = "full_softmax_at_temperature"
-"""Our log-probs: of the full softmax at the sampling temperature, before top-p; fp32, natural logarithm."""
+"""Mode of our log-probs: of the full softmax at the sampling temperature, before top-p; fp32, natural logarithm."""
 
 
 class CompletionRequest(BaseModel):
-    """The body of POST /v1/completions. Settings that this engine does not have are refused unless they do nothing."""
+    """The body of POST /v1/completions. Unsupported settings are rejected unless they have no effect."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
@@ -47,13 +47,13 @@ class CompletionRequest(BaseModel):
     skip_special_tokens: Literal[True] | None = None
 
     def stop_strings(self) -> list[str]:
-        """The stop strings, none empty."""
+        """Returns the stop strings without empty ones."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [stop for stop in stops if stop]
 
 
 def parse_request(body: dict[str, Any]) -> CompletionRequest:
-    """Reads a body. Raises ValueError with one line that names the key, the value and what is wrong."""
+    """Parses a body. Raises ValueError with one line that names the key, the value and the fault."""
     try:
         return CompletionRequest.model_validate(body)
     except ValidationError as error:
@@ -81,11 +81,14 @@ class AnswerWriter:
         self._head = {"id": request_id, "object": "text_completion", "created": created, "model": model}
 
     def chunk(self, delta: Delta, *, prompt: tuple[int, ...] | None = None) -> dict[str, Any]:
-        """One streamed chunk; `prompt` is given with the first."""
+        """Returns one streamed chunk; `prompt` is passed with the first."""
         return {**self._head, "weight_version": delta.version, "choices": [self._choice([delta], prompt)]}
 
     def whole(self, deltas: list[Delta], prompt: tuple[int, ...]) -> dict[str, Any]:
-        """The answer to a request without `stream`. `weight_versions` are run-length segments [first token, version]."""
+        """Returns the answer to a request without `stream`.
+
+        `weight_versions` are run-length segments [first token, version].
+        """
         versions: list[list[Any]] = []
         start = 0
         for delta in deltas:
@@ -101,7 +104,7 @@ class AnswerWriter:
         }
 
     def last(self, prompt_tokens: int, tokens: int) -> dict[str, Any]:
-        """The chunk that `stream_options.include_usage` asks for."""
+        """Returns the chunk that `stream_options.include_usage` requests."""
         return {**self._head, "choices": [], "usage": usage(prompt_tokens, tokens)}
 
     def _choice(self, deltas: list[Delta], prompt: tuple[int, ...] | None) -> dict[str, Any]:
@@ -125,7 +128,7 @@ class AnswerWriter:
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """OpenAI's token counts."""
+    """Returns the token counts in OpenAI's format."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

@@ -1,4 +1,4 @@
-"""vLLM's routes over an engine thread."""
+"""vLLM's routes on top of an engine thread."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class EngineServer:
         self._started = int(time.time())
 
     def app(self, token: str | None) -> web.Application:
-        """The application; with `token` every route but /health asks for it."""
+        """Returns the application. With `token`, every route but /health requires it."""
         routes = [
             web.get("/health", self._health),
             web.get("/metrics", self._metrics),
@@ -112,7 +112,7 @@ class EngineServer:
     async def _deltas(
         self, request: web.Request, generation: Generation, deltas: asyncio.Queue[Delta]
     ) -> AsyncGenerator[Delta, None]:
-        """The request's deltas to the last. A client that went away, or stops reading, ends the request."""
+        """Yields the request's deltas up to the last. A client that disconnects, or stops reading, ends the request."""
         try:
             await asyncio.wrap_future(self._engine.submit(generation))
         except RuntimeError as error:
@@ -136,7 +136,7 @@ class EngineServer:
                 self._engine.discard(generation)
 
     def _read_prompt(self, asked: CompletionRequest) -> tuple[int, ...]:
-        """Token ids of the prompt. Raises ValueError if this model cannot take them."""
+        """Returns the token ids of the prompt. Raises ValueError if this model cannot take them."""
         prompt = tuple(self._tokenizer.encode(asked.prompt) if isinstance(asked.prompt, str) else asked.prompt)
         if not prompt:
             raise ValueError("prompt: must hold at least one token")
@@ -151,7 +151,10 @@ class EngineServer:
         return prompt
 
     def _end_rules(self, asked: CompletionRequest) -> EndRules:
-        """A stop string that is a special token never shows in the text, so its id is looked for instead."""
+        """Returns when the request ends.
+
+        A stop string that is a special token never appears in the text, so its id is used.
+        """
         ends: dict[int, str | int | None] = {} if asked.ignore_eos else dict.fromkeys(self._tokenizer.eos_ids)
         ends.update({token: token for token in asked.stop_token_ids or ()})
         strings = []
@@ -260,7 +263,7 @@ async def _stream(
                 chunk["usage"] = usage(len(prompt), count)
             await response.write(_event(chunk))
             first = None
-    except web.HTTPServiceUnavailable as error:  # too late for a status
+    except web.HTTPServiceUnavailable as error:  # it is too late for an HTTP status
         await response.write(_event({"error": {"message": error.text, "type": "server_error", "code": error.status}}))
     if options.get("include_usage"):
         await response.write(_event(writer.last(len(prompt), count)))

@@ -1,20 +1,20 @@
-"""From tokens to text while they are written: incremental detokenisation, and stop strings that span tokens."""
+"""Incremental conversion of tokens to text, and detection of stop strings that span tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""Stands at the end of a decoded text whose last UTF-8 character is not complete yet."""
+"""Last character of a decoded text whose last UTF-8 character is still incomplete."""
 _WINDOW = 16
-"""Tokens that hold an incomplete character for sure (it has at most 3 bytes), and what they need as context."""
+"""Number of tokens that surely hold an incomplete character (at most 3 bytes) and its context."""
 
 
 class Detokenizer:
-    """Gives each piece of text once, as soon as no later token can change it; equals decoding all tokens at once.
+    """Returns each piece of text once, as soon as no later token can change it.
 
-    Only a short window is decoded again: the tokens since the last clean end, and some before it as context. Bytes that
-    never become a character do not lengthen it.
+    The pieces equal decoding all tokens at once. Only a short window is decoded again: the tokens since the last
+    complete character, and some before it as context. Bytes that never become a character do not lengthen the window.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
@@ -24,7 +24,7 @@ class Detokenizer:
         self._given = 0
 
     def feed(self, *tokens: int) -> str:
-        """The text that is certain now, often empty inside a character."""
+        """Adds tokens. Returns the text that is now certain, which is often empty inside a character."""
         self._fresh += tokens
         text = self._decode(self._context + self._fresh)
         certain = text.removesuffix(BROKEN)
@@ -37,12 +37,12 @@ class Detokenizer:
         return piece
 
     def finish(self) -> str:
-        """What was held back: broken UTF-8 at the very end."""
+        """Returns the text held back: broken UTF-8 at the very end."""
         return self._decode(self._context + self._fresh)[self._given :]
 
 
 class StopFinder:
-    """Finds the first stop string in a growing text; holds back text that may be the beginning of one."""
+    """Finds the first stop string in a growing text. It holds back text that may be the beginning of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
@@ -50,7 +50,10 @@ class StopFinder:
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str | None]:
-        """(text that is safe to give out, stop string or None). The stop string is not part of the text."""
+        """Adds text.
+
+        Returns (text that is safe to pass on, stop string or None). The text does not contain the stop string.
+        """
         self._held += text
         found = [(place, stop) for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if found:
@@ -63,11 +66,11 @@ class StopFinder:
         return safe, None
 
     def finish(self) -> str:
-        """What was held back."""
+        """Returns the text held back."""
         return self._held
 
     def _open_end(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Returns the length of the longest suffix of the held text that begins a stop string."""
         for size in range(min(self._longest - 1, len(self._held)), 0, -1):
             end = self._held[-size:]
             if any(stop.startswith(end) for stop in self._stops):
