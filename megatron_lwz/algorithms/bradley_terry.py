@@ -45,7 +45,7 @@ def bradley_terry_loss(
 
 
 def wins(difference: Tensor) -> Tensor:
-    """Returns 1 where the chosen text leads, 0 where it trails, 1/2 at a tie, in the shape and dtype of `difference`."""
+    """Returns 1 where the chosen text leads, 0 where it trails, 1/2 at a tie. Shape and dtype as `difference`."""
     return (torch.sign(difference) + 1) / 2
 
 

@@ -73,7 +73,7 @@ PolicyLoss = Callable[[LossInputs, GrpoSection, ContextSum], tuple[torch.Tensor,
 
 
 def token_weights(batch: SequenceBatch, section: GrpoSection) -> tuple[torch.Tensor, int]:
-    """Returns the loss weight of every token of the batch [sum of lengths] fp32, and the batch's part of the denominator.
+    """Returns every token's loss weight [sum of lengths] fp32, and the batch's part of the global denominator.
 
     `grpo.aggregation` sets both; a sequence of weight 0 counts in neither. token: Σ over tokens / tokens; sequence: mean
     over sequences of token means; constant: Σ over tokens / constant_length / sequences. The weights do not include the
@@ -194,7 +194,7 @@ def k3(difference: torch.Tensor) -> torch.Tensor:
 def advantage_after_kl(
     advantage: torch.Tensor, old: torch.Tensor, reference: torch.Tensor, coefficient: float
 ) -> torch.Tensor:
-    """Returns each token's advantage [T] minus coefficient · (log old − log reference), the k1 estimate (reward-side KL)."""
+    """Reward-side KL: returns each token's advantage [T] minus coefficient · (log old − log reference), its k1."""
     return advantage - coefficient * (old - reference).detach()
 
 

@@ -46,7 +46,7 @@ PATCHED_MODULES = {
     "transformer.utils": "causal masks",
     "utils": "parameter norm, packed parameters of one sample",
 }
-"""Modules of megatron.core that contain `device="cuda"` or `pin_memory=True` in a torch factory call, and its purpose."""
+"""Modules of megatron.core with `device="cuda"` or `pin_memory=True` in a torch factory call → its purpose."""
 
 UNUSED_MODULES = (
     "distributed.fsdp.",

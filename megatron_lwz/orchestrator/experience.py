@@ -220,7 +220,7 @@ def gradient_metrics(
 
 
 def flatten(rollouts: Sequence[Rollout], advantages: torch.Tensor, weights: torch.Tensor) -> SequenceBatch:
-    """Concatenates rollouts in group order, with advantages and weights [P, G], into a SequenceBatch of P · G sequences."""
+    """Makes one SequenceBatch of N = P · G sequences from rollouts in group order, with advantages, weights [P, G]."""
     prompts = torch.tensor([len(rollout.prompt_tokens) for rollout in rollouts])
     lengths = prompts + torch.tensor([len(rollout.tokens) for rollout in rollouts])
     tokens = [token for rollout in rollouts for token in (*rollout.prompt_tokens, *rollout.tokens)]

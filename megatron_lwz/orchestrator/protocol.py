@@ -72,7 +72,7 @@ class Host(Protocol):
     """All engines, once connected."""
 
     def connect(self, version: WeightVersion, folder: Path) -> None:
-        """Starts or connects the engines with the weights in `folder`, recovers the journal, and begins to generate rollouts."""
+        """Starts or connects the engines with the weights in `folder`, recovers the journal, and begins rollouts."""
         ...
 
     def set_version(self, version: WeightVersion) -> None:
@@ -80,7 +80,7 @@ class Host(Protocol):
         ...
 
     def experience(self, step: int) -> Iterator[Experience]:
-        """Admits prompts as far ahead as allowed, waits for the step's groups, and yields them as one batch or in parts."""
+        """Admits prompts as far ahead as allowed, waits for the step's groups, and yields one batch or its parts."""
         ...
 
     def trained(self, step: int) -> None:

@@ -40,7 +40,7 @@ class Side:
     scores: tuple[float | None, ...]
     advantage: float
     parts: tuple[float, ...]
-    """Contribution of each component to the advantage; empty if `reward.advantage_function` gives one number for all."""
+    """Contribution of each component to the advantage; empty if `reward.advantage_function` gives one number."""
     included: bool
 
 

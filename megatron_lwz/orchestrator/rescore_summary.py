@@ -148,7 +148,7 @@ def _new_advantage(row: Rescored) -> Number:
 
 
 def _best(members: Sequence[Rescored], which: str) -> set[int]:
-    """Returns the rollouts with the highest advantage; none if all are 0, because nothing is learned from such a group."""
+    """Returns the rollouts with the highest advantage; none if all are 0: nothing is learned from such a group."""
     sides: Mapping[int, Side] = {row.index: getattr(row, which) for row in members}
     found = {index: side.advantage for index, side in sides.items() if side.included}
     if not any(found.values()):

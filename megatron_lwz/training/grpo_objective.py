@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class GrpoObjective:
-    """The GRPO loss: `loss` runs after the forward pass, for every option; `token_loss` in it, for token-level options."""
+    """The GRPO loss: `loss` after the forward pass, for every option; `token_loss` in it, for token-level ones."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class GrpoObjective:
 
     @property
     def token_loss(self) -> TokenLossFn | None:
-        """Returns the loss for the gradient in the forward pass; None if a token's loss depends on its whole sequence."""
+        """Returns the loss for the gradient in the forward pass; None for a loss that depends on whole sequences."""
         if not self._section.is_token_level(old_is_policy=self._old is None):
             return None
         if self._function is not None and self._function.sequence_level:

@@ -19,7 +19,7 @@ from megatron_lwz.types import MicroBatch, SequenceBatch
 
 @dataclass(frozen=True)
 class Update:
-    """The data of one optimizer update, or a part of it: this rank's micro-batches and their fixed log-probs, each [T] fp32.
+    """One optimizer update, or a part of it: this rank's micro-batches and their fixed log-probs, each [T] fp32.
 
     `denominator` is the part of the update's denominator from these sequences. `old` is None when the policy has not
     changed since the rollouts' weights were exported: then old = policy.
@@ -97,7 +97,7 @@ def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def split(batch: SequenceBatch, count: int) -> list[SequenceBatch]:
-    """Splits into `count` batches of equal size, taking every count-th sequence, so that groups are spread over them."""
+    """Splits into `count` batches of equal size, every count-th sequence each, so that groups are spread."""
     if count == 1:
         return [batch]
     return [select(batch, range(first, len(batch), count)) for first in range(count)]
@@ -119,7 +119,7 @@ def select(batch: SequenceBatch, indices: Sequence[int]) -> SequenceBatch:
 
 
 def _plan(batch: SequenceBatch, config: Config) -> Update:
-    """Plans micro-batches without sequences of weight 0 (masked, or of a group without variance), which only cost time."""
+    """Plans micro-batches without sequences of weight 0 (masked, or without variance), which only cost time."""
     kept = (batch.weights > 0).nonzero().squeeze(1).tolist() or [0]
     if len(kept) < len(batch):
         batch = select(batch, kept)
