@@ -1,4 +1,4 @@
-"""Functions of the user's own, named in the config as `package.module:function`."""
+"""Loading of custom functions, which the config names as `package.module:function`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from megatron_lwz.errors import ConfigError
 def load_function(key: str, path: str) -> Callable[..., Any]:
     """Imports the function that config key `key` names as `path` ("package.module:function").
 
-    Raises ConfigError for a path of another form, a module or name that cannot be imported, and what is not callable.
+    Raises ConfigError if the path has another form, the module or name cannot be imported, or the object is not
+    callable.
     """
     module, colon, name = path.partition(":")
     if not colon or not module or not name:
@@ -21,7 +22,7 @@ def load_function(key: str, path: str) -> Callable[..., Any]:
         function = importlib.import_module(module)
         for part in name.split("."):
             function = getattr(function, part)
-    except Exception as error:  # a module of the user's may raise anything while it is imported
+    except Exception as error:  # a custom module may raise anything while it is imported
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(key, path, f"cannot be imported ({said})") from error
     if not callable(function):

@@ -1,5 +1,5 @@
-// The two formats a tile of logits may be stored in, and access to memory that may hold either of them in turn: a gradient
-// may be written over the logits it is computed from, so every access goes through memcpy (or a vector load, likewise safe).
+// The two formats of a tile of logits, and access to memory that may hold first one and then the other: a gradient may be
+// written over the logits it is computed from, so every access goes through memcpy (or a vector load, likewise safe).
 #pragma once
 
 #include <cmath>
@@ -21,7 +21,7 @@ inline float to_float(Bfloat16 value) {
 
 inline void convert(float value, float& result) { result = value; }
 
-// Round to nearest, ties to even; any NaN becomes the quiet one.
+// Rounds to nearest, ties to even; any NaN becomes the quiet one.
 inline void convert(float value, Bfloat16& result) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);

@@ -1,4 +1,4 @@
-// Work shared out by rows, on the threads torch itself computes with.
+// Parallel loops over rows, on the same threads that torch uses.
 #pragma once
 
 #include <dlfcn.h>
@@ -13,24 +13,24 @@
 // The entry point of a parallel region, in GNU's OpenMP and (under the same name) in LLVM's and Intel's.
 using ParallelRegion = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-// That of the OpenMP runtime torch brought into the process; null where it has none. Linking against OpenMP could load a
+// The entry point of the OpenMP runtime that torch loaded; null if there is none. Linking against OpenMP could load a
 // second runtime, whose threads would compete with those of the first one, which stay awake between matrix products.
 inline ParallelRegion parallel_region() {
   return reinterpret_cast<ParallelRegion>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
 }
 
-// The file of that runtime; "threads" where there is none.
+// The file of that runtime; "threads" if there is none.
 inline std::string thread_runtime() {
   Dl_info info;
   const auto region = reinterpret_cast<void*>(parallel_region());
   return region && dladdr(region, &info) && info.dli_fname ? info.dli_fname : "threads";
 }
 
-// Calls body(row) once for each of `rows` rows of `columns` numbers. A row is one thread's alone, so who takes it does not
-// change the result.
+// Calls body(row) once for each of `rows` rows of `columns` numbers. A row is processed by one thread, so the
+// assignment of rows to threads does not change the result.
 template <class Body>
 void for_each_row(int64_t rows, int64_t columns, int threads, const Body& body) {
-  constexpr int64_t worthwhile = 32768;  // numbers that pay for waking a thread; torch's own grain
+  constexpr int64_t worthwhile = 32768;  // minimum numbers for which waking a thread is worthwhile; torch's own grain
   struct Work {
     const Body& body;
     const int64_t rows, grain;

@@ -5,7 +5,7 @@
 constexpr int kUnroll = 4;               // independent vectors in flight
 constexpr int64_t kStep = kLanes * kUnroll;
 constexpr int64_t kBlock = 1024;         // columns; 4 KiB that the second sweep finds in the L1 cache
-constexpr float kLowest = -87.0f;        // e^x is taken as 0 from here down: the result stays a normal number
+constexpr float kLowest = -87.0f;        // e^x is 0 from here down: the result stays a normal number
 constexpr float kInfinity = __builtin_inff();
 
 // e^x for x ≤ 0 (and a little above), relative error below 1.2e-7: 2^r · e^f, r = round(x / ln 2), |f| ≤ ln 2 / 2. 0 for
@@ -41,7 +41,7 @@ INLINE void store_part(Element* out, int64_t count, Vector value) {
   for (int64_t i = 0; i < count; ++i) write(out + i, lanes[i]);
 }
 
-// The greatest of `count` logits; NaN is passed over (the sums find it).
+// Returns the maximum of `count` logits; NaN is skipped here (the sums propagate it).
 template <class Element>
 TARGET inline float greatest(const Element* z, int64_t count) {
   Vector best[kUnroll];

@@ -1,5 +1,5 @@
-// The epilogue of the log-prob op on a processor: see megatron_lwz/kernels/linear_logprob/epilogue.py for what it computes
-// and cpp.py for who calls it. Tensors come as Python objects and only their addresses, sizes and strides are read, so
+// The epilogue of the log-prob op on a CPU: see megatron_lwz/kernels/linear_logprob/epilogue.py for what it computes
+// and cpp.py for its caller. Tensors are passed as Python objects and only their addresses, sizes and strides are read, so
 // nothing of torch is needed to build this.
 
 #include <pybind11/pybind11.h>
@@ -91,7 +91,7 @@ void merge_tile(const Matrix& z, const int64_t* labels, float scale, float* runn
   });
 }
 
-// One number per row each; h and k may be null.
+// Per-row inputs, one number per row each; h and k may be null.
 struct Gradients {
   const float *lse, *mean, *g, *h, *k;
 };

@@ -1,5 +1,5 @@
 // Eight floats in a register of AVX2 with FMA. The functions carry their instruction set as an attribute, so that the file
-// compiles without -mavx2 and the library runs on any x86-64; the caller asks the processor before it calls them.
+// compiles without -mavx2 and the library runs on any x86-64; the caller checks the processor before it calls them.
 #pragma once
 
 #include <immintrin.h>

@@ -1,5 +1,5 @@
 // Four floats in the vector extension GCC and Clang have on every processor, for those without AVX2: the operations of
-// vector_avx2.h, but for products that are rounded before they are added.
+// vector_avx2.h, except that products are rounded before they are added.
 #pragma once
 
 #include "elements.h"

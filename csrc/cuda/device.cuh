@@ -1,4 +1,4 @@
-// Vocabulary of the kernels: 16-byte vectors of logits, the running (max, sum, weighted sum), reductions over a CTA.
+// Building blocks of the kernels: 16-byte vectors of logits, the running (max, sum, weighted sum), reductions over a CTA.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 #else
 #include <cuda_runtime.h>
 
-// 2^x, error at most 2 ulp (PTX ISA, ex2.approx). ftz drops results below 2^-126, which no sum notices.
+// 2^x, error at most 2 ulp (PTX ISA, ex2.approx). ftz flushes results below 2^-126 to 0, which does not change any sum.
 __device__ inline float exp2_approx(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
@@ -26,7 +26,7 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr int WARP = 32;
 
-// Stands for "no logit": low enough to vanish next to any real one, and far enough from −FLT_MAX that differences,
+// Placeholder for "no logit": low enough to vanish next to any real one, and far enough from −FLT_MAX that differences,
 // and products of them with a sum, stay finite. −∞ would make NaN of 0 · (−∞).
 constexpr float ABSENT = -1e30f;
 
@@ -93,7 +93,7 @@ __device__ inline void store_vector(char* row, int64_t index, const float (&valu
 struct Statistics {
   float m, s, w;
 
-  // The same sums about a higher maximum.
+  // Rescales the sums to a higher maximum.
   __device__ void move_to(float highest) {
     const float offset = m - highest;
     const float factor = exp2_approx(offset * LOG2E);
@@ -102,7 +102,7 @@ struct Statistics {
     m = highest;
   }
 
-  // One more logit, relative to m.
+  // Adds one logit, relative to m.
   __device__ void add(float z, float scale) {
     const float d = fmaf(z, scale, -m);
     const float e = exp2_approx(d * LOG2E);
@@ -111,7 +111,7 @@ struct Statistics {
   }
 };
 
-// Butterflies: every lane ends with the same bits, in the same order at every run.
+// Butterfly reductions: every lane gets the same bits, and the order is the same in every run.
 __device__ inline float warp_max(float value) {
 #pragma unroll
   for (int distance = WARP / 2; distance; distance /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, distance));
@@ -157,8 +157,8 @@ __device__ void block_sum(Statistics& mine, Scratch<THREADS>& scratch) {
   }
 }
 
-// What the gradient of a row's logits depends on: with y = z · scale and p = e^(y − lse),
-// dL/dz = p · (base − entropy · (y − mean)), and g · scale more at the label. `base` and `entropy` include scale.
+// Coefficients of the gradient of a row's logits: with y = z · scale and p = e^(y − lse),
+// dL/dz = p · (base − entropy · (y − mean)), plus g · scale at the label. `base` and `entropy` include scale.
 struct RowGradient {
   float scale, lse, mean, base, entropy, label;
 

@@ -2,8 +2,8 @@
 // g++ -x c++ -DLWZ_ON_CPU -fno-gnu-unique, the last so that two such libraries keep their variables apart.
 //
 // CTAs run one after another; the threads of a CTA are fibers that switch at barriers. Arithmetic is IEEE fp32, so the
-// last bits differ from the GPU's. It proves nothing about speed, about memory order inside a warp, or about what nvcc
-// made of the code.
+// last bits differ from the GPU's. It does not test speed, memory order inside a warp, or the code that nvcc
+// generates.
 #pragma once
 
 #include <cmath>
@@ -109,7 +109,7 @@ inline void run_block(unsigned index, unsigned threads, const std::function<void
   for (bool alive = true; alive;) {
     alive = false;
     for (unsigned turn = 0; turn < threads; turn++) {
-      const bool backwards = index % 2;  // another order shows other missing barriers
+      const bool backwards = index % 2;  // another order reveals other missing barriers
       const unsigned i = backwards ? threads - 1 - turn : turn;
       if (mine.done[i]) continue;
       alive = true;

@@ -1,10 +1,10 @@
-// The epilogue of the vocabulary-parallel log-prob for Hopper: what happens to logits z [rows, columns] between the
-// matrix products.
+// The epilogue of the vocabulary-parallel log-prob for Hopper: the work on logits z [rows, columns] between the matrix
+// products.
 //
 //   lwz_row_statistics   merges a tile into the running (m, s, w, label's logit) of its rows
 //   lwz_row_gradient     dL/dz of a tile, in its own memory or elsewhere
 //
-// y = z · scale, scale = 1 / temperature. Rows are contiguous, `stride` elements apart. All in fp32 but the storage of
+// y = z · scale, scale = 1 / temperature. Rows are contiguous, `stride` elements apart. All in fp32 except the storage of
 // z and of the gradient. No atomics: every sum has one order. Functions return a cudaError_t; launches do not wait.
 #include "row_passes.cuh"
 

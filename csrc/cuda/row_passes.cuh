@@ -8,7 +8,7 @@ namespace {
 constexpr int THREADS = 256;  // one CTA per row
 constexpr int UNROLL = 4;     // vectors a thread has in flight
 
-// UNROLL vectors of a row, those beyond its end filled with logits that vanish in every sum.
+// Loads UNROLL vectors of a row. Vectors beyond its end are filled with logits that contribute 0 to every sum.
 template <class In>
 __device__ void load_batch(uint4 (&batch)[UNROLL], const char* row, int first, int vectors) {
 #pragma unroll

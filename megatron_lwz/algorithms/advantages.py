@@ -1,8 +1,8 @@
 """Group-relative advantages (section 3.1: normalised per component inside its group, then averaged).
 
-Pure functions of reward columns: `component_advantages(rewards, valid, included, *, weights, normalizer, combine,
-std_floor)` gives what each component adds to each rollout's advantage; their sum is the advantage. With a run's config
-in hand, `orchestrator.experience.advantages_of` calls them.
+Pure functions of reward columns. `component_advantages(rewards, valid, included, *, weights, normalizer, combine,
+std_floor)` returns what each component adds to each rollout's advantage. Their sum is the advantage. With a run's
+config, call `orchestrator.experience.advantages_of`, which calls these functions.
 
 Shapes: P prompts, G rollouts of each, R reward components.
 """
@@ -27,11 +27,11 @@ def component_advantages(
     combine: Literal["advantages", "rewards"],
     std_floor: float,
 ) -> torch.Tensor:
-    """What each component adds to each rollout's advantage, [P, G, R] fp64.
+    """Returns what each component adds to each rollout's advantage, [P, G, R] fp64.
 
-    rewards, valid: [P, G, R]. An invalid score leaves its component's group statistics and the rollout's average,
-        whose `weights` [R] are renormalised over the components present.
-    included: [P, G] bool. An excluded rollout leaves the group statistics and gets 0.
+    rewards, valid: [P, G, R]. An invalid score is excluded from its component's group statistics and from the rollout's
+        average, whose `weights` [R] are renormalised over the valid components.
+    included: [P, G] bool. An excluded rollout does not count in the group statistics and gets 0.
     normalizer: zscore: (r − mean) / (std + std_floor) with the population standard deviation; range: scaled to
         [−1, 1] in the group; none: r − mean. A group of equal rewards gets exactly 0 from all three. With
         combine advantages it may be a sequence, one for each component.
@@ -57,12 +57,12 @@ def component_advantages(
 def push_violators(
     advantages: torch.Tensor, violates: torch.Tensor, included: torch.Tensor, margin: float
 ) -> torch.Tensor:
-    """What to add to advantages [P, G] so that rollouts that break a rule get at most −margin, [P, G] fp64.
+    """Returns what to add to advantages [P, G] so that violating rollouts get at most −margin, [P, G] fp64.
 
-    The idea of RLMR (2508.18642): good writing must not outweigh a broken constraint. Where the best violator of a group is
-    above −margin, all its violators lose the same smallest amount that brings it there, and the group is centred anew, so the
-    others gain. violates, included: [P, G] bool. A group in which every rollout violates has nothing to be measured
-    against: it keeps its order, and 0 is added.
+    The idea of RLMR (2508.18642): good writing must not outweigh a broken constraint. If the best violator of a group
+    is above −margin, the same smallest sufficient amount is subtracted from all its violators. The group is then
+    centred again, so the others gain. violates, included: [P, G] bool. A group in which every rollout violates has no
+    reference to compare with. It keeps its order, and 0 is added.
     """
     advantages = advantages.double()
     broken = violates & included
@@ -79,12 +79,12 @@ def push_violators(
 def gradient_shares(
     contributions: torch.Tensor, mass: torch.Tensor, bucket: torch.Tensor, buckets: int
 ) -> torch.Tensor:
-    """How much of the policy gradient each component carries in each length bucket, [C, buckets] fp64, sum 1 (or 0).
+    """Returns the share of each component in the policy gradient, per length bucket, [C, buckets] fp64, sum 1 (or 0).
 
-    On policy a rollout's gradient is its advantage × its loss weight × the gradient of its log-prob. Counted here is the
-    scalar factor in absolute value, |contribution| × weight: the size of the push, not of the parameters' gradient.
-    contributions [P, G, C]: what each component adds to the advantage. mass [P, G]: summed loss weight of the rollout's tokens.
-    bucket [P, G] int64 in [0, buckets).
+    On policy, a rollout's gradient is its advantage × its loss weight × the gradient of its log-prob. The share counts
+    the absolute value of the scalar factor, |contribution| × weight, not the size of the parameters' gradient.
+    contributions [P, G, C]: what each component adds to the advantage. mass [P, G]: summed loss weight of the rollout's
+    tokens. bucket [P, G] int64 in [0, buckets).
     """
     pushes = (contributions.double().abs() * mass.double().unsqueeze(-1)).flatten(0, 1)
     sums = pushes.new_zeros(buckets, pushes.shape[-1]).index_add_(0, bucket.flatten(), pushes).T
@@ -94,9 +94,10 @@ def gradient_shares(
 def treat_truncated(
     rewards: torch.Tensor, truncated: torch.Tensor, *, mode: Literal["mask", "penalty", "keep"], penalty: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rewards [P, G, R] and which rollouts take part [P, G] bool, given which hit the token limit [P, G] bool.
+    """Returns rewards [P, G, R] and which rollouts take part [P, G] bool. `truncated` [P, G] bool: hit the token limit.
 
-    mask: out of the loss and the group statistics; penalty: every component loses `penalty`; keep: as they are.
+    mask: excluded from the loss and the group statistics; penalty: `penalty` is subtracted from every component; keep:
+    unchanged.
     """
     if mode == "mask":
         return rewards, ~truncated
@@ -106,12 +107,12 @@ def treat_truncated(
 
 
 def zero_variance(advantages: torch.Tensor) -> torch.Tensor:
-    """[P] bool: groups with nothing to learn from, all of whose advantages [P, G] are 0."""
+    """Returns [P] bool: groups with nothing to learn from, because all their advantages [P, G] are 0."""
     return (advantages == 0).all(dim=1)
 
 
 def _normalise(values: torch.Tensor, present: torch.Tensor, normalizer: Normalizer, std_floor: float) -> torch.Tensor:
-    """Per group and component over dimension 1; 0 where absent."""
+    """Normalises per group and component over dimension 1; 0 where absent."""
     slope, offset = _line(values, present, normalizer, std_floor)
     return ((values - _mean(values, present)) * slope + offset).where(present, values.new_zeros(()))
 
@@ -119,7 +120,7 @@ def _normalise(values: torch.Tensor, present: torch.Tensor, normalizer: Normaliz
 def _line(
     values: torch.Tensor, present: torch.Tensor, normalizer: Normalizer, std_floor: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(slope, offset) of the normaliser, (value − mean) · slope + offset; both 0 in a group of equal values."""
+    """Returns (slope, offset) of the normaliser, (value − mean) · slope + offset; both 0 in a group of equal values."""
     infinite = values.new_tensor(torch.inf)
     lowest = values.where(present, infinite).amin(1, keepdim=True)
     span = values.where(present, -infinite).amax(1, keepdim=True) - lowest
@@ -138,5 +139,5 @@ def _line(
 
 
 def _mean(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Over dimension 1, of what is present."""
+    """Returns the mean of the present values over dimension 1."""
     return (values * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)

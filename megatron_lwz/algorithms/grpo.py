@@ -27,12 +27,12 @@ ContextSum = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Per-token tensors of one packed micro-batch (this rank's context-parallel share), all [T] fp32 but the ids."""
+    """Per-token tensors of one packed micro-batch (this rank's context-parallel share), all [T] fp32 except the ids."""
 
     logprob: torch.Tensor
-    """Of the policy, ln p(token) at the sampling temperature; carries gradient."""
+    """Log-prob of the policy, ln p(token) at the sampling temperature; carries gradient."""
     entropy: torch.Tensor
-    """Of the policy's full softmax, in nats; carries gradient."""
+    """Entropy of the policy's full softmax, in nats; carries gradient."""
     old: torch.Tensor
     """The trainer's log-prob before this batch's updates; with one update per batch this is `logprob.detach()`."""
     behaviour: torch.Tensor
@@ -40,11 +40,11 @@ class LossInputs:
     reference: torch.Tensor | None
     """The reference model's log-prob; None when the KL coefficient is 0."""
     advantage: torch.Tensor
-    """Of the token's sequence; with reward-side KL less that token's KL."""
+    """Advantage of the token's sequence; with reward-side KL, that token's KL is subtracted."""
     weight: torch.Tensor
-    """Loss weight ≥ 0 (`token_weights`); 0 on prompt tokens, padding and dropped sequences, constant in a sequence."""
+    """Loss weight ≥ 0 (`token_weights`), constant in a sequence; 0 on prompt tokens, padding and dropped sequences."""
     sequence_ids: torch.Tensor
-    """int64, −1 on padding."""
+    """Id of each token's sequence, int64; −1 on padding."""
     sequences: int
     """Exclusive upper bound of the ids, the same on all context-parallel ranks (N of the SequenceBatch)."""
 
@@ -52,7 +52,7 @@ class LossInputs:
 class SequenceMean:
     """Mean over the weighted tokens of each token's sequence, over all context-parallel ranks.
 
-    Every rank must call it equally often. Differentiable as far as `context_sum` is.
+    Every rank must call it the same number of times. It is differentiable if `context_sum` is.
     """
 
     def __init__(self, inputs: LossInputs, context_sum: ContextSum) -> None:
@@ -61,7 +61,7 @@ class SequenceMean:
         self._inputs, self._context_sum = inputs, context_sum
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """Values [T] → the mean of each token's sequence [T]."""
+        """Returns the mean of each token's sequence [T] for values [T]."""
         zeros = values.new_zeros(2, self._inputs.sequences)
         sums = zeros.index_add(1, self._ids, torch.stack([values * self._used, self._used]))
         total, count = self._context_sum(sums)
@@ -69,15 +69,15 @@ class SequenceMean:
 
 
 PolicyLoss = Callable[[LossInputs, GrpoSection, ContextSum], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-"""→ (loss per token [T], any value where the weight is 0; metric sums). `algorithms/loss_function.py` makes one."""
+"""Returns (loss per token [T], any value where the weight is 0; metric sums). See `algorithms/loss_function.py`."""
 
 
 def token_weights(batch: SequenceBatch, section: GrpoSection) -> tuple[torch.Tensor, int]:
-    """Loss weight of every token of the batch [sum of lengths] fp32, and what it adds to the global denominator.
+    """Returns every token's loss weight [sum of lengths] fp32, and the batch's part of the global denominator.
 
-    As `grpo.aggregation` says; a sequence of weight 0 is in neither. token: Σ over tokens / tokens; sequence: mean over
-    sequences of token means; constant: Σ over tokens / constant_length / sequences. The weights do not hold the denominator,
-    so a batch may come in parts, whose counts add up (0 where nothing is kept).
+    `grpo.aggregation` sets both; a sequence of weight 0 counts in neither. token: Σ over tokens / tokens; sequence: mean
+    over sequences of token means; constant: Σ over tokens / constant_length / sequences. The weights do not include the
+    denominator, so a batch may come in parts, whose counts are added (0 where nothing is kept).
     """
     lengths = batch.offsets[1:] - batch.offsets[:-1]
     written = lengths - batch.prompt_lengths
@@ -97,11 +97,11 @@ def token_weights(batch: SequenceBatch, section: GrpoSection) -> tuple[torch.Ten
 def grpo_loss(
     inputs: LossInputs, section: GrpoSection, *, context_sum: ContextSum, policy_loss: PolicyLoss | None = None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(Σ weight · token loss, metric sums): the policy loss with its corrections.
+    """Returns (Σ weight · token loss, metric sums): the policy loss with its corrections.
 
-    `context_sum` adds a [2, N] tensor over context-parallel ranks (identity without them); it is called only for
-    sequence-level means, the same number of times on every rank. `policy_loss` takes the place of the built-in
-    objective; only it may need the sum's gradient.
+    `context_sum` adds a [2, N] tensor over context-parallel ranks (identity without them). It is called only for
+    sequence-level means, the same number of times on every rank. `policy_loss` replaces the built-in objective; only it
+    may need the sum's gradient.
     """
     mean = SequenceMean(inputs, context_sum)
     ratio = policy_ratio(inputs, section, mean)
@@ -126,7 +126,7 @@ def grpo_loss(
 def _objective(
     inputs: LossInputs, section: GrpoSection, ratio: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss of the policy per token [T], and how many tokens the clip acts on.
+    """Returns the policy loss per token [T], and metrics that count the tokens on which the clip acts.
 
     clip: max(−r·A, −clip(r)·A), with dual clip for negative A; tokens whose loss is the clipped one get no gradient.
     cispo: −sg(clip(r))·A·log policy (2506.13585, eq. 4 and 5); every token gets a gradient, of bounded weight.
@@ -144,11 +144,11 @@ def _objective(
 
 
 def policy_ratio(inputs: LossInputs, section: GrpoSection, mean: SequenceMean) -> torch.Tensor:
-    """Policy / old probability [T], per token or as the sequence's geometric mean.
+    """Returns the probability ratio policy / old [T], per token or as the sequence's geometric mean.
 
     The sequence ratio (GSPO, 2507.18071, its token form) has the value of the geometric mean and the gradient of the
-    token's own log-prob. Weights are constant in a sequence, so the summed gradient is that of the sequence objective,
-    and no gradient has to cross context-parallel ranks.
+    token's own log-prob. Weights are constant in a sequence, so the summed gradient is that of the sequence objective.
+    No gradient has to cross context-parallel ranks.
     """
     log_ratio = _difference(inputs.logprob, inputs.old)
     if section.ratio == "sequence":
@@ -157,9 +157,9 @@ def policy_ratio(inputs: LossInputs, section: GrpoSection, mean: SequenceMean) -
 
 
 def mismatch_weight(inputs: LossInputs, section: GrpoSection, mean: SequenceMean) -> tuple[torch.Tensor, torch.Tensor]:
-    """Importance weight old / behaviour [T], without gradient, and which tokens it left untouched [T] bool.
+    """Returns the importance weight old / behaviour [T], without gradient, and which tokens it left unchanged [T] bool.
 
-    Per token or the sequence's geometric mean. truncate: min(w, C); mask: w inside [1/C, C], else 0.
+    The weight is per token or the sequence's geometric mean. truncate: min(w, C); mask: w inside [1/C, C], else 0.
     """
     if section.mismatch == "none":
         return torch.ones_like(inputs.old), torch.ones_like(inputs.old, dtype=torch.bool)
@@ -172,7 +172,7 @@ def mismatch_weight(inputs: LossInputs, section: GrpoSection, mean: SequenceMean
 
 
 def kl_term(inputs: LossInputs, section: GrpoSection, correction: torch.Tensor) -> torch.Tensor:
-    """KL(policy ‖ reference) per token [T], for the loss (http://joschu.net/blog/kl-approx.html).
+    """Returns KL(policy ‖ reference) per token [T], for the loss (http://joschu.net/blog/kl-approx.html).
 
     k2 = d²/2, k3 = e^−d − 1 + d, with d = log policy − log reference. With `kl_importance` the term is weighted by
     policy / old and by the mismatch correction, since the tokens came from the behaviour policy. Its expected gradient
@@ -187,19 +187,19 @@ def kl_term(inputs: LossInputs, section: GrpoSection, correction: torch.Tensor) 
 
 
 def k3(difference: torch.Tensor) -> torch.Tensor:
-    """e^−d − 1 + d ≥ 0: with d = log p − log q at samples of p, an unbiased estimate of KL(p ‖ q)."""
+    """Returns e^−d − 1 + d ≥ 0. With d = log p − log q at samples of p, it is an unbiased estimate of KL(p ‖ q)."""
     return torch.expm1(-difference) + difference
 
 
 def advantage_after_kl(
     advantage: torch.Tensor, old: torch.Tensor, reference: torch.Tensor, coefficient: float
 ) -> torch.Tensor:
-    """Reward-side KL: each token's advantage [T] less coefficient · (log old − log reference), k1 at that token."""
+    """Reward-side KL: returns each token's advantage [T] minus coefficient · (log old − log reference), its k1."""
     return advantage - coefficient * (old - reference).detach()
 
 
 def average_metrics(totals: Mapping[str, float]) -> dict[str, float]:
-    """Reduced metric sums → means per token, maxima and `tokens` as they are."""
+    """Converts reduced metric sums to means per token. Maxima and `tokens` are returned unchanged."""
     tokens = max(1.0, totals["tokens"])
     return {k: v if k == "tokens" or k.endswith(MAX_SUFFIX) else v / tokens for k, v in totals.items()}
 
@@ -222,7 +222,10 @@ def _count(inputs: LossInputs, flags: torch.Tensor) -> torch.Tensor:
 def _metrics(
     inputs: LossInputs, ratio: torch.Tensor, correction: torch.Tensor, kept: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """`kl` is to the reference or, when there is none, between old and policy; `mismatch/kl` between engine and old."""
+    """Returns the metrics. `kl` is to the reference or, without one, between old and policy.
+
+    `mismatch/kl` is between engine and old.
+    """
     used = inputs.weight > 0
     mismatch = _difference(inputs.old, inputs.behaviour)
     if inputs.reference is None:

@@ -1,10 +1,10 @@
-"""A policy loss of the user's own, `grpo.loss_function: package.module:function`: called, and checked before the run.
+"""A custom policy loss, `grpo.loss_function: package.module:function`: calls it, and checks it before the run.
 
     def my_loss(inputs: LossInputs, section: GrpoSection) -> Tensor: ...
     def my_loss(inputs: LossInputs, section: GrpoSection, sequence_mean: SequenceMean) -> Tensor: ...
 
-The contract is in docs/losses.md. A function with the parameter `sequence_mean` is sequence-level: it gets all of a
-rank's tokens at once. Any other is token-level: it may get any tokens, in any number, together.
+The contract is in docs/losses.md. A function with the parameter `sequence_mean` is sequence-level: one call gets all of
+a rank's tokens. Any other function is token-level: one call may get any set of tokens.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from megatron_lwz.user_functions import load_function
 
 KEY = "grpo.loss_function"
 PREFIX = "loss/"
-"""Before the names of the function's own metrics."""
+"""Prefix of the names of the function's own metrics."""
 _SEQUENCE_MEAN = "sequence_mean"
 _MAX = "max"  # `loss/max` would be reduced as a maximum (algorithms/grpo.py)
 _TOLERANCE = 1e-5
 
 
 class LossFunction:
-    """The function at `path`, as `grpo_loss` calls it: a `PolicyLoss`. Whatever it raises becomes one line that names it."""
+    """The function at `path`, as a `PolicyLoss` for `grpo_loss`.
+
+    Any exception it raises becomes a one-line ConfigError.
+    """
 
     def __init__(self, path: str) -> None:
         """Imports the function and reads its parameters. Raises ConfigError."""
@@ -51,7 +54,7 @@ class LossFunction:
     def __call__(
         self, inputs: LossInputs, section: GrpoSection, context_sum: ContextSum
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss per token [T], 0 where the weight is; sums of the function's metrics). Raises ConfigError.
+        """Returns (loss per token [T], 0 where the weight is 0; sums of the function's metrics). Raises ConfigError.
 
         The function gets the tokens of weight > 0 only. A sequence-level one is called on every context-parallel rank.
         """
@@ -63,11 +66,11 @@ class LossFunction:
     def per_token(
         self, inputs: LossInputs, section: GrpoSection, context_sum: ContextSum
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """What the function returns for these tokens: loss [T], metrics [T] by name. Raises ConfigError."""
+        """Returns the function's result for these tokens: loss [T], metrics [T] by name. Raises ConfigError."""
         extra = {_SEQUENCE_MEAN: SequenceMean(inputs, context_sum)} if self.sequence_level else {}
         try:
             found = self._function(inputs, section, **extra)
-        except Exception as error:  # a function of the user's may raise anything
+        except Exception as error:  # a custom function may raise anything
             given = "" if len(inputs.logprob) else "given no tokens, "
             raise self.error(f"{given}raised {type(error).__name__}: {error}{_place(error)}") from error
         loss, values = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
@@ -85,7 +88,7 @@ class LossFunction:
         return loss, values
 
     def error(self, advice: str) -> ConfigError:
-        """The one line that names the function."""
+        """Returns a one-line error that names the function."""
         return ConfigError(KEY, self._path, " ".join(advice.split()))
 
     def _check_tensor(self, what: str, value: Any, *, like: Tensor) -> None:
@@ -102,16 +105,16 @@ class LossFunction:
 
 @cache
 def load_loss_function(path: str | None) -> LossFunction | None:
-    """The one LossFunction of a path in this process; None for none. Raises ConfigError."""
+    """Returns the LossFunction of a path, created once per process; None for None. Raises ConfigError."""
     return None if path is None else LossFunction(path)
 
 
 def check_loss_function(section: GrpoSection, device: torch.device) -> None:
     """Runs `grpo.loss_function`, if there is one, on a few synthetic tokens. Raises ConfigError for the first fault.
 
-    The tokens: policy = old and policy ≠ old, advantages of both signs and 0, and no token at all. Checks type, shape,
-    dtype and finiteness of the loss, its gradient and its metrics, and that a token's loss stays the same without
-    the other tokens, or at sequence level without the other sequences. No communication.
+    The tokens cover policy = old and policy ≠ old, advantages of both signs and 0, and no token at all. Checks type,
+    shape, dtype and finiteness of the loss, its gradient and its metrics. Checks that a token's loss stays the same
+    without the other tokens, or at sequence level without the other sequences. No communication.
     """
     function = load_loss_function(section.loss_function)
     if function is None:
@@ -119,7 +122,7 @@ def check_loss_function(section: GrpoSection, device: torch.device) -> None:
     for on_policy in (False, True):
         inputs = _synthetic(section, device, on_policy=on_policy)
         loss = _check_values(function, inputs, section)
-        # Packing, chunks and data-parallel ranks put tokens together in their own way.
+        # Packing, chunks and data-parallel ranks group tokens in different ways.
         if function.sequence_level:
             part, advice = inputs.sequence_ids == 1, "a sequence's loss depends on the other sequences"
         else:
@@ -132,13 +135,16 @@ def check_loss_function(section: GrpoSection, device: torch.device) -> None:
 
 
 def _check_values(function: LossFunction, inputs: LossInputs, section: GrpoSection) -> Tensor:
-    """The loss [T] without gradient. Raises ConfigError unless it, its gradients and its metrics are finite numbers."""
+    """Returns the loss [T] without gradient.
+
+    Raises ConfigError unless loss, gradients and metrics are finite numbers.
+    """
     loss, values = function.per_token(inputs, section, _one_rank)
     gradients: tuple[Tensor | None, ...] = (None, None)
     if loss.requires_grad:
         try:
             gradients = torch.autograd.grad(loss.sum(), (inputs.logprob, inputs.entropy), allow_unused=True)
-        except Exception as error:  # an autograd function of the user's may raise anything
+        except Exception as error:  # a custom autograd function may raise anything
             raise function.error(f"its gradient raised {type(error).__name__}: {error}") from error
     if all(gradient is None for gradient in gradients):
         raise function.error("the loss has no gradient: nothing would be trained (a detach, or torch.no_grad?)")
@@ -154,7 +160,7 @@ def _check_values(function: LossFunction, inputs: LossInputs, section: GrpoSecti
 
 
 def _synthetic(section: GrpoSection, device: torch.device, *, on_policy: bool) -> LossInputs:
-    """40 tokens of four sequences, the third without tokens, as they come in a run of this section."""
+    """Returns 40 tokens of four sequences, the third one empty, as they occur in a run with this section."""
     generator = torch.Generator().manual_seed(0)
     count = 40
     logprob = -3 * torch.rand(count, generator=generator) - 0.01
@@ -180,7 +186,7 @@ def _synthetic(section: GrpoSection, device: torch.device, *, on_policy: bool) -
 
 
 def _select(inputs: LossInputs, rows: Tensor) -> LossInputs:
-    """The tokens `rows`, with their gradient."""
+    """Returns the inputs at `rows`, with their gradient."""
     chosen: dict[str, Any] = {
         field.name: value[rows] for field in fields(inputs) if isinstance(value := getattr(inputs, field.name), Tensor)
     }
@@ -192,7 +198,7 @@ def _one_rank(sums: Tensor) -> Tensor:
 
 
 def _place(error: BaseException) -> str:
-    """Where in the user's code: the frame below ours; empty when the call itself failed."""
+    """Returns the place in the user's code, the frame below ours; empty when the call itself failed."""
     below = error.__traceback__.tb_next if error.__traceback__ else None
     return f" ({below.tb_frame.f_code.co_filename}, line {below.tb_lineno})" if below else ""
 

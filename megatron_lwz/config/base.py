@@ -1,4 +1,4 @@
-"""What every section of the config is built on."""
+"""The base classes that every section of the config is built on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ Normalizer = Literal["zscore", "range", "none"]
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused."""
+    """Base class of all sections. Sections are frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class ComponentSection(Section):
-    """What every reward component has, whatever it measures."""
+    """The settings that every reward component has."""
 
-    weight: float = Field(1.0, ge=0, description="share in the average over components; paper: equal weights (B)")
+    weight: float = Field(
+        1.0, ge=0, description="weight of the component in the average over components; paper: equal weights (B)"
+    )
     normalizer: Normalizer | None = Field(
-        None, description="this component's own; null: reward.normalizer; not with reward.combine: rewards"
+        None,
+        description="normaliser of this component; null: the one of reward.normalizer; refused with reward.combine: rewards",
     )

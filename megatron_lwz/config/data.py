@@ -1,4 +1,4 @@
-"""What is read."""
+"""The input data of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_lwz.config.base import Section
 
 
 class DataSection(Section):
-    """What is read."""
+    """The input data of a run."""
 
     prompts: str | None = Field(None, description="JSONL of prompt rows")
     held_out_prompts: str | None = Field(None, description="JSONL of prompt rows used only for evaluation")
@@ -22,19 +22,21 @@ class DataSection(Section):
     )
     validation: dict[str, tuple[str, ...]] = Field(
         {},
-        description="pretraining, SFT: source → JSONL files in the stage's format, for the loss every evaluation.interval",
+        description="pretraining, SFT: source → JSONL files in the stage's format; their loss is computed every evaluation.interval steps",
     )
-    shuffle: bool = Field(True, description="shuffle each epoch (seeded); the order does not depend on the layout")
+    shuffle: bool = Field(
+        True, description="shuffle each epoch (seeded); the order does not depend on the parallel layout"
+    )
     reset_attention: bool = Field(
         True,
-        description="pretraining: attention and positions begin anew with every document; false: a document sees those packed before it (open)",
+        description="pretraining: attention and position ids restart at every document; false: a document attends to the documents packed before it (open)",
     )
     template: Literal["paper", "bare"] = Field(
         "paper",
-        description="paper: instruction paragraph and role markers (A); bare: the markers alone, for tiny models",
+        description="paper: instruction paragraph and role markers (A); bare: only the role markers, for tiny models",
     )
     prompt_template: Literal["think", "direct"] | None = Field(
         None,
-        description="RL: think (A) or direct for every prompt, in place of what its row says; null: the row decides",
+        description="RL: use think (A) or direct for every prompt, overriding the prompt's row; null: the row decides",
     )
-    max_prompt_tokens: int = Field(2048, gt=0, description="longer prompts are dropped and counted")
+    max_prompt_tokens: int = Field(2048, gt=0, description="tokens; longer prompts are dropped and counted")

@@ -1,4 +1,4 @@
-"""The one FLOPs formula: of the balancer, of throughput figures, of plans."""
+"""The FLOPs formula that the balancer, throughput metrics and plans share."""
 
 from __future__ import annotations
 

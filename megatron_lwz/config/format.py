@@ -1,4 +1,4 @@
-"""What is rewarded about the form of a text: its segments, its repetitions, its headings and lists."""
+"""Rewards for the form of a text: its segments, repetitions, headings and lists."""
 
 from __future__ import annotations
 
@@ -13,44 +13,55 @@ class FormatReward(ComponentSection):
     """One think segment, one answer segment, no near-duplicate paragraphs (section 3.1; docs/format.md)."""
 
     duplicate_penalty: Fraction = Field(
-        0.5, description="subtracted times the share of near-duplicate paragraphs; open"
+        0.5, description="this times the share of near-duplicate paragraphs is subtracted from the reward; open"
     )
     duplicate_threshold: Fraction = Field(
-        0.6, description="Jaccard similarity from which two paragraphs are near-duplicates; open"
+        0.6, description="two paragraphs are near-duplicates from this Jaccard similarity on; open"
     )
-    shingle: int = Field(3, gt=0, description="n-gram size: words, or characters in CJK text; open")
+    shingle: int = Field(3, gt=0, description="n-gram size, in words, or in characters for CJK text; open")
     minimum_shingles: int = Field(8, gt=0, description="paragraphs of fewer n-grams are not compared; open")
     longest_paragraph: int = Field(
         300,
         ge=0,
-        description="a line of more words + CJK characters is compared sentence by sentence, so that a loop without line breaks is seen; 0 = never; open",
+        description="a line with more words + CJK characters than this is compared sentence by sentence, so that a loop without line breaks is detected; 0 = never; open",
     )
 
 
 class OverlapReward(ComponentSection):
-    """1 − the share of paragraphs that mean the same as an earlier one, by embeddings (B). Off until `url` or `hf` is given."""
+    """1 − the share of paragraphs that mean the same as an earlier one, by embeddings (B).
+
+    Off until `url` or `hf` is given.
+    """
 
     url: str | None = Field(None, description="server with OpenAI's /v1/embeddings, e.g. http://127.0.0.1:8000/v1")
     hf: str | None = Field(
-        None, description="a local encoder's Hugging Face folder, run on the CPU: mean of the last hidden states"
+        None,
+        description="Hugging Face folder of a local encoder that runs on the CPU; a paragraph's embedding is the mean of the last hidden states",
     )
-    model: str = Field("", description="name that the server knows the model by")
-    api_key_env: str = Field("LWZ_EMBEDDINGS_KEY", description="environment variable that holds the server's key")
+    model: str = Field("", description="model name sent to the server")
+    api_key_env: str = Field("LWZ_EMBEDDINGS_KEY", description="environment variable with the server's API key")
     threshold: Fraction = Field(
-        0.9, description="cosine similarity from which two paragraphs mean the same; differs between models; open"
+        0.9,
+        description="two paragraphs have the same meaning from this cosine similarity on; depends on the model; open",
     )
     minimum_units: int = Field(
-        20, gt=0, description="words + CJK characters; shorter paragraphs are not compared; open"
+        20, gt=0, description="paragraphs of fewer words + CJK characters are not compared; open"
     )
     longest_paragraph: int = Field(
-        300, ge=0, description="a line of more words + CJK characters is cut into sentences; 0 = never; open"
+        300,
+        ge=0,
+        description="a line with more words + CJK characters than this is split into sentences; 0 = never; open",
     )
-    most_paragraphs: int = Field(400, gt=1, description="paragraphs per text that are compared, from its start")
+    most_paragraphs: int = Field(
+        400, gt=1, description="maximum number of paragraphs compared per text, counted from its start"
+    )
     batch: int = Field(64, gt=0, description="paragraphs per request, or per forward pass of the local encoder")
-    concurrency: int = Field(8, gt=0, description="requests under way at once")
-    timeout: float = Field(60.0, gt=0, description="seconds for one answer")
-    retries: int = Field(3, ge=0, description="attempts per request after failures; then the group's scores are masked")
-    backoff: float = Field(0.5, gt=0, description="seconds before the first retry; doubles")
+    concurrency: int = Field(8, gt=0, description="maximum number of concurrent requests")
+    timeout: float = Field(60.0, gt=0, description="timeout of one request, in seconds")
+    retries: int = Field(
+        3, ge=0, description="maximum retries of a failed request; after that, the group's scores are masked"
+    )
+    backoff: float = Field(0.5, gt=0, description="seconds before the first retry; doubles with each further retry")
 
     @property
     def used(self) -> bool:
@@ -59,11 +70,11 @@ class OverlapReward(ComponentSection):
 
 
 class StructureReward(ComponentSection):
-    """Headings and lists that are well made: the mean of the checks that the text gives occasion to. Off until `checks` has some."""
+    """Mean of the `checks` that apply to the text's headings and lists. Off until `checks` is not empty."""
 
     checks: tuple[Literal["headings", "numbering", "lists", "asked"], ...] = Field(
         (),
-        description="headings: levels, names, text below each; numbering: chapters and items count on by one; lists: one marker, no single or empty item; asked: the row's `structure` (docs/format.md); open",
+        description="headings: levels, names, text below each; numbering: chapters and items are numbered consecutively; lists: one marker style, no single or empty item; asked: the row's `structure` (docs/format.md); open",
     )
 
     @property

@@ -11,33 +11,45 @@ from megatron_lwz.errors import ConfigError
 
 
 class GrpoSection(Section):
-    """The loss. Equation numbers: docs/recipe.md."""
+    """The GRPO loss. Equation numbers refer to docs/recipe.md."""
 
-    group_size: int = Field(32, gt=1, description="G; paper: 32 (C)")
+    group_size: int = Field(32, gt=1, description="G, rollouts per prompt; paper: 32 (C)")
     objective: Literal["clip", "cispo"] = Field(
         "clip",
-        description="clip: PPO's clipped ratio; cispo: log-prob times the clipped ratio without gradient, so that no token is left out (CISPO, MiniMax-M1)",
+        description="clip: PPO's clipped ratio; cispo: log-prob weighted by the clipped ratio without gradient, so that every token keeps a gradient (CISPO, MiniMax-M1)",
     )
     loss_function: str | None = Field(
-        None, description="package.module:function of your own in place of `objective` (docs/losses.md); null = none"
+        None,
+        description="package.module:function of a custom policy loss that replaces `objective` (docs/losses.md); null = none",
     )
     clip_low: float = Field(
-        0.2, ge=0, description="ratio ≥ 1 − clip_low; from 1 on no lower bound (CISPO's choice); paper: 0.2 (C)"
+        0.2,
+        ge=0,
+        description="lower bound of the ratio: 1 − clip_low; values ≥ 1 mean no lower bound (CISPO's choice); paper: 0.2 (C)",
     )
     clip_high: float = Field(
-        0.2, ge=0, description="ratio ≤ 1 + clip_high; above clip_low: clip-higher (DAPO); paper: 0.2 (C)"
+        0.2,
+        ge=0,
+        description="upper bound of the ratio: 1 + clip_high; larger than clip_low: clip-higher (DAPO); paper: 0.2 (C)",
     )
     dual_clip: float | None = Field(
-        None, gt=1, description="bound on the loss of negative advantages (objective: clip); null = off"
+        None,
+        gt=1,
+        description="upper bound on the loss of tokens with negative advantage, as a multiple of |advantage| (dual clip; objective: clip only); null = off",
     )
-    kl_coefficient: float = Field(0.0, ge=0, description="0 needs no reference model; paper: 0 (A)")
-    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="k1 only with kl_placement: reward")
+    kl_coefficient: float = Field(
+        0.0, ge=0, description="coefficient of the KL to the reference model; 0 needs no reference model; paper: 0 (A)"
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        "k3", description="KL estimator per token; k1 only with kl_placement: reward"
+    )
     kl_importance: bool = Field(
-        True, description="weight the loss's KL by policy/behaviour: the reverse KL's gradient, also off policy; open"
+        True,
+        description="weight the KL in the loss by policy / behaviour, which gives the gradient of the reverse KL off policy too; open",
     )
     kl_placement: Literal["loss", "reward", "function"] = Field(
         "loss",
-        description="reward: subtract from the advantage, as k1; function: loss_function adds a KL of its own",
+        description="loss: add the KL to the loss; reward: subtract it from the advantage, as k1; function: loss_function adds its own KL",
     )
     aggregation: Literal["token", "sequence", "constant"] = Field(
         "token",
@@ -45,37 +57,41 @@ class GrpoSection(Section):
     )
     constant_length: int = Field(14_000, gt=0, description="divisor per sequence of aggregation: constant, in tokens")
     ratio: Literal["token", "sequence"] = Field(
-        "token", description="sequence: geometric-mean ratio of the sequence (GSPO); open"
+        "token",
+        description="token: ratio per token; sequence: geometric mean of the sequence's token ratios (GSPO); open",
     )
     truncated: Literal["mask", "penalty", "keep"] = Field(
         "mask",
-        description="rollouts cut at the token limit: out of the loss and the group statistics (overlong filtering), −truncation_penalty, or as they are; open",
+        description="rollouts truncated at the token limit: mask: excluded from the loss and the group statistics (overlong filtering); penalty: truncation_penalty is subtracted; keep: unchanged; open",
     )
     truncation_penalty: float = Field(
-        0.5, ge=0, description="subtracted from every component of a truncated rollout (truncated: penalty)"
+        0.5, ge=0, description="subtracted from every component's score of a truncated rollout (truncated: penalty)"
     )
     std_floor: float = Field(1e-6, gt=0, description="added to the group's standard deviation; open")
     zero_variance: Literal["keep", "drop", "refill"] = Field(
         "drop",
-        description="groups whose advantages are all 0: keep in the denominator, drop, or refill: other prompts take their place (DAPO's dynamic sampling); open",
+        description="groups whose advantages are all 0: keep: they count in the denominator; drop: they do not; refill: they are replaced by groups of other prompts (DAPO's dynamic sampling); open",
     )
     most_refills: float = Field(
         4.0,
         ge=0,
-        description="batches of groups that zero_variance: refill may replace per step; beyond, they are dropped",
+        description="zero_variance: refill: maximum replacements per step, in batches of groups; above this limit, groups are dropped",
     )
-    entropy_coefficient: float = Field(0.0, description="bonus on the policy's entropy")
+    entropy_coefficient: float = Field(0.0, description="coefficient of the entropy bonus")
     mismatch: Literal["none", "token", "sequence"] = Field(
         "token",
-        description="importance weight trainer/engine: per token or the sequence's geometric mean; none: none, or loss_function's own",
+        description="importance weight trainer / engine (old / behaviour): token: per token; sequence: geometric mean over the sequence; none: no weight, or loss_function computes it",
     )
     mismatch_mode: Literal["truncate", "mask"] = Field(
-        "truncate", description="truncate the weight at mismatch_cap (TIS), or mask tokens beyond it (IcePop)"
+        "truncate",
+        description="truncate: cap the weight at mismatch_cap (TIS); mask: set it to 0 outside [1/mismatch_cap, mismatch_cap] (IcePop)",
     )
-    mismatch_cap: float = Field(2.0, gt=1, description="C; mask keeps weights in [1/C, C]")
+    mismatch_cap: float = Field(
+        2.0, gt=1, description="C, the cap of the importance weight; mask keeps weights in [1/C, C]"
+    )
 
     def check(self) -> None:
-        """What rules an option out beside another. Raises ConfigError."""
+        """Checks that the options are compatible with each other. Raises ConfigError."""
         if self.objective == "cispo" and self.dual_clip is not None:
             advice = "bounds the loss of objective: clip; cispo clips the weight itself: set it to null"
             raise ConfigError("grpo.dual_clip", self.dual_clip, advice)
@@ -89,9 +105,9 @@ class GrpoSection(Section):
                 raise ConfigError(f"grpo.{name}", getattr(self, name), advice)
 
     def is_token_level(self, *, old_is_policy: bool) -> bool:
-        """Whether a token's loss depends on that token alone, so that its gradient can be taken in the forward pass.
+        """Whether a token's loss depends on that token alone, so that its gradient can be computed in the forward pass.
 
-        A sequence's ratio does not, except where old is the policy itself: then it is 1. A `loss_function` says by its
-        parameters what it needs (`algorithms/loss_function.py`).
+        A sequence-level ratio depends on the whole sequence, except where old is the policy itself: then the
+        ratio is 1. For a `loss_function`, its parameters decide (`algorithms/loss_function.py`).
         """
         return self.mismatch != "sequence" and (self.ratio == "token" or old_is_policy)

@@ -1,4 +1,4 @@
-"""Language models that judge."""
+"""Language models that judge texts."""
 
 from __future__ import annotations
 
@@ -10,57 +10,80 @@ from megatron_lwz.config.base import ComponentSection, Section
 
 
 class JudgeSection(Section):
-    """A language model that judges texts, behind any OpenAI-compatible server."""
+    """A language model that judges texts. It runs behind any OpenAI-compatible server."""
 
-    url: str | None = Field(None, description="server, e.g. http://127.0.0.1:8000/v1")
-    model: str = Field("", description="name that the server knows the model by")
+    url: str | None = Field(None, description="URL of the server, e.g. http://127.0.0.1:8000/v1")
+    model: str = Field("", description="model name sent to the server")
     api: Literal["chat", "completions"] = Field(
-        "chat", description="route; completions: for servers without chat, like the embedded engine"
+        "chat", description="API route; completions: for servers without chat, like the embedded engine"
     )
-    api_key_env: str = Field("LWZ_JUDGE_KEY", description="environment variable that holds the server's key")
-    temperature: float = Field(0.0, ge=0, description="an evaluation command sets its benchmark's own unless given")
+    api_key_env: str = Field("LWZ_JUDGE_KEY", description="environment variable with the server's API key")
+    temperature: float = Field(
+        0.0,
+        ge=0,
+        description="sampling temperature; an evaluation command uses its benchmark's temperature unless this is set",
+    )
     top_p: float = Field(1.0, gt=0, le=1.0)
-    max_tokens: int = Field(2048, gt=0, description="tokens of one reply")
+    max_tokens: int = Field(2048, gt=0, description="maximum tokens of one reply")
     body: dict[str, Any] = Field(
-        {}, description="more keys of the request, as they are; null leaves one out, e.g. body.temperature=null"
+        {}, description="additional keys of the request, sent unchanged; null removes a key, e.g. body.temperature=null"
     )
-    concurrency: int = Field(16, gt=0, description="questions under way at once")
-    timeout: float = Field(300.0, gt=0, description="seconds for one reply")
-    retries: int = Field(5, ge=0, description="attempts per question after failures in a row")
-    backoff: float = Field(0.5, gt=0, description="seconds before the first retry; doubles, at most 60 times this")
+    concurrency: int = Field(16, gt=0, description="maximum number of concurrent requests")
+    timeout: float = Field(300.0, gt=0, description="seconds to wait for one reply")
+    retries: int = Field(5, ge=0, description="maximum retries of a question after consecutive failures")
+    backoff: float = Field(
+        0.5,
+        gt=0,
+        description="seconds before the first retry; doubles with each further retry, up to 60 times this value",
+    )
     malformed_retries: int = Field(
-        2, ge=0, description="times that a reply without a readable verdict is asked for again"
+        2, ge=0, description="how often a question is asked again when its reply has no readable verdict"
     )
-    max_requests: int = Field(0, ge=0, description="requests per process; 0 = no bound")
-    max_total_tokens: int = Field(0, ge=0, description="prompt and reply tokens per process; 0 = no bound")
+    max_requests: int = Field(0, ge=0, description="maximum requests per process; 0 = no limit")
+    max_total_tokens: int = Field(0, ge=0, description="maximum prompt and reply tokens per process; 0 = no limit")
     cache: str | None = Field(
-        None, description="SQLite file of replies; null: in memory (evaluation, GRPO: under the output or run folder)"
+        None,
+        description="SQLite file that stores the replies; null: in memory (evaluation, GRPO: under the output or run folder)",
     )
     rest_after: int | None = Field(
         None,
         ge=0,
-        description="failed requests in a row (no connection, timeout, 5xx, 429) after which the judge is left alone for rest_seconds; 0 = never; null: 2 × concurrency as a reward, else never",
+        description="after this many consecutive failed requests (no connection, timeout, 5xx, 429), no request is sent for rest_seconds; 0 = never; null: 2 × concurrency for a reward, otherwise never",
     )
-    rest_seconds: float = Field(60.0, gt=0, description="seconds in which questions then fail at once, and are counted")
+    rest_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="length of this pause in seconds; questions during the pause fail at once and are counted",
+    )
 
 
 class JudgeReward(ComponentSection):
-    """A language model's verdict as a component, in [0, 1] (docs/rewards.md). Only the answer is shown, never the thinking."""
+    """A reward component in [0, 1] from a language model's verdict (docs/rewards.md).
+
+    The judge sees the answer only, never the think segment.
+    """
 
     kind: Literal["rubric", "checklist", "pairwise", "reference"] = Field(
-        description="rubric: marks on criteria; checklist: requirements met (ACE-RL, 2509.04903); pairwise: won against others of its group (UniCreative, 2604.05517); reference: won against the row's reference text (Writing-Zero, 2506.00103)",
+        description="rubric: marks on criteria; checklist: share of requirements met (ACE-RL, 2509.04903); pairwise: comparisons won against other rollouts of the group (UniCreative, 2604.05517); reference: comparisons won against the row's reference text (Writing-Zero, 2506.00103)",
     )
     name: str = Field("", description="the component's name in metrics; empty: the kind")
-    criteria: tuple[str, ...] = Field((), description="rubric: your own criteria, one sentence each; empty: ours")
+    criteria: tuple[str, ...] = Field(
+        (), description="rubric: custom criteria, one sentence each; empty: the built-in ones"
+    )
     items: int = Field(
-        12, gt=1, le=40, description="checklist: most requirements asked of the judge for a row that brings none"
+        12,
+        gt=1,
+        le=40,
+        description="checklist: maximum number of requirements that the judge writes for a row without a checklist",
     )
     opponents: int = Field(
-        4, gt=0, description="pairwise: others of the group that each text meets, each in both orders; open"
+        4,
+        gt=0,
+        description="pairwise: other rollouts of the group that each text is compared with, each in both orders; open",
     )
     failed: Literal["group", "rollout"] = Field(
         "group",
-        description="what a rollout without a verdict masks: the component for its whole group, or for itself alone",
+        description="what is masked when a rollout has no verdict: group: the component for the whole group; rollout: for this rollout only",
     )
 
     @property

@@ -12,14 +12,16 @@ Head = Literal["language", "scalar"]
 
 
 class Architecture(Section):
-    """The numbers of a Qwen2.5 decoder (names as in Hugging Face's config.json)."""
+    """The architecture of a Qwen2.5 decoder (names as in Hugging Face's config.json)."""
 
     num_hidden_layers: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
     intermediate_size: int = Field(gt=0)
     num_attention_heads: int = Field(gt=0)
     num_key_value_heads: int = Field(gt=0)
-    vocab_size: int = Field(gt=0, description="true vocabulary; padding rows are added by us and masked everywhere")
+    vocab_size: int = Field(
+        gt=0, description="true vocabulary; padding rows are added internally and masked everywhere"
+    )
     max_position_embeddings: int = Field(32768, gt=0)
     rope_theta: float = Field(1_000_000.0, gt=0)
     rms_norm_eps: float = Field(1e-6, gt=0)
@@ -36,24 +38,24 @@ class ModelSection(Section):
     """The policy. Give one of `hf`, `architecture` or `preset`; weights come from `hf`, `checkpoint.load` or a random init."""
 
     hf: str | None = Field(None, description="Hugging Face folder: config.json, *.safetensors, tokenizer files")
-    architecture: Architecture | None = Field(None, description="the numbers themselves")
-    preset: str | None = Field(None, description="a Qwen2.5 size by name: qwen2.5-0.5b … qwen2.5-72b")
+    architecture: Architecture | None = Field(None, description="explicit architecture of the decoder")
+    preset: str | None = Field(None, description="name of a Qwen2.5 size: qwen2.5-0.5b … qwen2.5-72b")
     tokenizer: str | None = Field(None, description="folder with tokenizer.json; null: `hf`")
     vocab_padding: int = Field(
         128,
         gt=0,
-        description="vocabulary rows are padded to a multiple of this; independent of parallel.tensor, so checkpoints reshard",
+        description="the vocabulary is padded to a multiple of this many rows; independent of parallel.tensor, so that checkpoints can be resharded",
     )
     attention: Literal["auto", "transformer_engine", "flash", "torch"] = Field(
         "auto", description="auto: Transformer Engine if installed with a GPU, else flash-attn, else torch"
     )
     head: Head | None = Field(
-        None, description="null: as `hf` or `architecture` says; train_reward_model makes it scalar by itself"
+        None, description="null: as in `hf` or `architecture`; train_reward_model always uses scalar"
     )
 
 
 class ParallelSection(Section):
-    """How the ranks are split; data parallel is what remains."""
+    """The parallel layout. The data-parallel size is what remains of the world size."""
 
     tensor: int = Field(1, gt=0)
     pipeline: int = Field(1, gt=0)
@@ -61,35 +63,39 @@ class ParallelSection(Section):
     virtual_pipeline: int | None = Field(
         None, gt=1, description="model chunks per pipeline rank (interleaved schedule)"
     )
-    sequence: bool = Field(True, description="sequence parallel norms and dropouts; only used with tensor > 1")
+    sequence: bool = Field(True, description="sequence parallelism of norms and dropouts; only used with tensor > 1")
     distributed_optimizer: bool = Field(True, description="shard optimizer state over data-parallel ranks")
     overlap: bool = Field(False, description="overlap gradient reduction with the backward pass")
     timeout_minutes: float = Field(
-        30.0, gt=0, description="collective timeout; waiting for rollouts never sits in a collective"
+        30.0, gt=0, description="timeout of collectives, in minutes; ranks never wait for rollouts inside a collective"
     )
 
 
 OLD_BACKEND_NAMES = {"chunked": "torch"}
-"""Earlier names of `kernels.backend`, which configs and saved runs may still hold → today's."""
+"""Earlier names of `kernels.backend`, which configs and saved runs may still contain → today's names."""
 
 
 class KernelsSection(Section):
-    """Which implementation of our ops runs."""
+    """The implementation of each op."""
 
     backend: Literal["auto", "reference", "torch", "cpp", "triton", "cuda"] = Field(
         "auto",
-        description="auto: triton on a GPU, cpp on a CPU, torch (plain torch) without them; an explicit choice that cannot run raises",
+        description="auto: triton on a GPU, cpp on a CPU, torch (plain torch) if these cannot run; an explicit choice that cannot run is an error",
     )
     layers: Literal["auto", "torch", "triton"] = Field(
         "auto",
         description="RMSNorm, rotary embedding and SwiGLU of layers without Transformer Engine; auto: triton on a GPU, else torch",
     )
-    workspace_mib: int = Field(256, gt=0, description="bound of the log-prob op's logits workspace, MiB")
+    workspace_mib: int = Field(
+        256, gt=0, description="maximum memory for the logits that the log-prob op holds at a time, MiB"
+    )
     cache_mib: int = Field(
-        256, ge=0, description="bound of the logits kept for the backward pass of losses over whole sequences, MiB"
+        256,
+        ge=0,
+        description="maximum memory for logits kept for the backward pass of losses over whole sequences, MiB",
     )
     cross_check_interval: int = Field(
-        0, ge=0, description="every how many steps a few rows are compared with the reference; 0 = never"
+        0, ge=0, description="steps between comparisons of a few rows with the reference implementation; 0 = never"
     )
 
     @field_validator("backend", mode="before")

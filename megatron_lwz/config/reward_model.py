@@ -1,4 +1,4 @@
-"""The writing reward model: how it learns from pairs, and how a run asks it for scores."""
+"""The writing reward model: its training on preference pairs, and the scores that a run requests from it."""
 
 from __future__ import annotations
 
@@ -15,47 +15,55 @@ class RewardModelSection(Section):
     """Training of a reward model on preference pairs (train_reward_model)."""
 
     pairs: tuple[str, ...] = Field(
-        (), description="JSONL or Parquet files of pairs: tools/make_preference_pairs.py's, or human ones"
+        (), description="JSONL or Parquet files of pairs, from tools/make_preference_pairs.py or human annotation"
     )
     held_out: tuple[str, ...] = Field((), description="pairs used for evaluation only, in the same formats")
-    epochs: float | None = Field(None, gt=0, description="passes over the pairs, in place of training.steps")
+    epochs: float | None = Field(None, gt=0, description="passes over the pairs; replaces training.steps")
     margin: float = Field(
-        0.0, ge=0, description="how far the chosen text must lead, times the pair's own margin (1 where it has none)"
+        0.0,
+        ge=0,
+        description="required lead of the chosen text's score, multiplied by the pair's own margin (1 if it has none)",
     )
     center: float = Field(
-        0.0, ge=0, description="coefficient of the squared mean score of a pair, which holds scores around 0; open"
+        0.0, ge=0, description="coefficient of the squared mean score of a pair, which keeps scores around 0; open"
     )
     template: Template = Field(
         "markers",
-        description="what is read: markers = the policy's role markers and a closing token; chat = Qwen's chat markup",
+        description="input format: markers = the policy's role markers and a closing token; chat = Qwen's chat markup",
     )
-    thinking: bool = Field(False, description="whether the think segment is read too; open")
+    thinking: bool = Field(False, description="include the think segment in the input; open")
 
 
 class WritingReward(ComponentSection):
-    """The score of a reward model for the answer. Off until `hf` or `url` is given."""
+    """The reward model's score of the answer. Off until `hf` or `url` is given."""
 
     hf: str | None = Field(
-        None, description="a reward model's Hugging Face folder: the run serves it on loopback and stops it at the end"
+        None, description="Hugging Face folder of a reward model: the run serves it on loopback and stops it at the end"
     )
-    url: str | None = Field(None, description="a server that runs already: lwz serve-reward, or vLLM's")
+    url: str | None = Field(None, description="URL of a running server: lwz serve-reward, or vLLM")
     api: Literal["score", "pooling", "classify"] = Field(
-        "score", description="route: score = lwz serve-reward; pooling, classify = vLLM's"
+        "score", description="API route: score = lwz serve-reward; pooling, classify = vLLM"
     )
-    model: str = Field("", description="name that a vLLM server knows the model by")
-    api_key_env: str = Field("LWZ_REWARD_TOKEN", description="environment variable that holds the server's token")
-    template: Template = Field("markers", description="vLLM: the form that the model reads (lwz serve-reward knows it)")
-    end: str = Field("<|im_end|>", description="vLLM: the token that closes a text under template markers")
+    model: str = Field("", description="model name sent to a vLLM server")
+    api_key_env: str = Field("LWZ_REWARD_TOKEN", description="environment variable with the server's token")
+    template: Template = Field(
+        "markers", description="vLLM: the model's input format (lwz serve-reward determines it itself)"
+    )
+    end: str = Field("<|im_end|>", description="vLLM: token at the end of a text with template: markers")
     thinking: bool = Field(False, description="send the think segment too; the model must have been trained with it")
     transform: Literal["none", "sigmoid"] = Field(
-        "none", description="none: the raw score, for normalisers that rescale; sigmoid: between 0 and 1"
+        "none", description="none: the raw score, for normalisers that rescale; sigmoid: mapped to between 0 and 1"
     )
-    timeout: float = Field(120.0, gt=0, description="seconds for one answer")
-    retries: int = Field(3, ge=0, description="attempts per request after failures; then the group's scores are masked")
-    backoff: float = Field(0.5, gt=0, description="seconds before the first retry; doubles")
+    timeout: float = Field(120.0, gt=0, description="timeout of one request, in seconds")
+    retries: int = Field(
+        3, ge=0, description="maximum retries of a failed request; after that, the group's scores are masked"
+    )
+    backoff: float = Field(0.5, gt=0, description="seconds before the first retry; doubles with each further retry")
     batch: int = Field(64, gt=0, description="texts per request")
     threads: int = Field(1, ge=0, description="CPU threads of the server that the run starts; 0 = all cores")
-    tokens_per_batch: int = Field(32768, gt=0, description="tokens that the started server reads at once")
+    tokens_per_batch: int = Field(
+        32768, gt=0, description="maximum tokens per forward pass of the server that the run starts"
+    )
 
     @property
     def used(self) -> bool:

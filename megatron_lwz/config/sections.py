@@ -1,7 +1,7 @@
-"""All sections, gathered from the files of their themes: each setting once, with its type, default, unit and source.
+"""All sections, from the modules of this package: each setting once, with its type, default, unit and source.
 
-Grades A–D after a source: A primary artefact … D derived. "Open" marks what the paper does not say; the default there is
-our choice (docs/recipe.md explains it).
+A letter after a source is its grade, from A (primary artefact) to D (derived). "Open" marks what the paper does not
+specify. The default there is our choice (docs/recipe.md explains it).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The config tree: one root, validated as a whole; what crosses sections is checked here."""
+"""The config tree: one root, validated as a whole. Constraints between sections are checked here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ class Config(s.Section):
     logging: s.LoggingSection = s.LoggingSection()
 
     def architecture(self) -> s.Architecture:
-        """The decoder's numbers, from `model.architecture`, `model.preset` or the Hugging Face config. Raises ConfigError."""
+        """Returns the decoder's architecture, from `model.architecture`, `model.preset` or the Hugging Face config.
+
+        Raises ConfigError.
+        """
         found, head = self._architecture(), self.model.head
         return found if head is None else found.model_copy(update={"head": head})
 
@@ -50,7 +53,7 @@ class Config(s.Section):
         return read_hf_architecture(Path(str(model.hf)))
 
     def tokenizer_dir(self) -> Path:
-        """Folder with tokenizer.json. Raises ConfigError when neither model.tokenizer nor model.hf is set."""
+        """Returns the folder with tokenizer.json. Raises ConfigError without model.tokenizer and model.hf."""
         folder = self.model.tokenizer or self.model.hf
         if folder is None:
             raise ConfigError("model.tokenizer", None, "name the folder that holds tokenizer.json")
@@ -59,7 +62,7 @@ class Config(s.Section):
         return Path(folder)
 
     def check_layout(self, world_size: int) -> None:
-        """Whether this config's layout fits the model and `world_size` ranks. Raises ConfigError."""
+        """Checks that this config's layout fits the model and `world_size` ranks. Raises ConfigError."""
         p, a = self.parallel, self.architecture()
         ranks = p.tensor * p.pipeline * p.context
         if a.num_attention_heads % p.tensor:
@@ -99,7 +102,7 @@ class Config(s.Section):
             )
 
     def check_grpo(self) -> None:
-        """What the GRPO stage needs beyond single fields. Raises ConfigError."""
+        """Checks what the GRPO stage needs beyond single fields. Raises ConfigError."""
         if self.data.prompts is None:
             raise ConfigError("data.prompts", None, "name the JSONL file of prompts")
         self.grpo.check()
@@ -143,7 +146,7 @@ class Config(s.Section):
             )
 
     def _check_accumulation(self) -> None:
-        """What rules out training on a part of a step's batch before the rest is there. Raises ConfigError."""
+        """Checks the settings under which training may begin on a part of a step's batch. Raises ConfigError."""
         t, reason = self.training, None
         if t.accumulate_groups >= t.prompts_per_step:
             reason = f"must be below training.prompts_per_step = {t.prompts_per_step}, or 0 to wait for the whole batch"
@@ -159,7 +162,7 @@ class Config(s.Section):
             raise ConfigError("training.accumulate_groups", t.accumulate_groups, reason)
 
     def _check_staleness(self) -> None:
-        """What asynchronous rollouts need beyond single fields. Raises ConfigError."""
+        """Checks what asynchronous rollouts need beyond single fields. Raises ConfigError."""
         stale, ahead = self.rollout.max_staleness, self.rollout.over_sampling
         if stale > 0 and self.grpo.mismatch == "none" and self.grpo.loss_function is None:
             advice = "older weights wrote a part of what is trained on: set grpo.mismatch"
@@ -169,7 +172,7 @@ class Config(s.Section):
             raise ConfigError("rollout.over_sampling", ahead, advice)
 
     def _check_weight_sync(self) -> None:
-        """What the way of the weights, and GPUs shared with engines, need beyond single fields. Raises ConfigError."""
+        """Checks the weight sync, and what GPUs shared with engines need, beyond single fields. Raises ConfigError."""
         r, transport = self.rollout, self.weight_sync.transport
         if transport == "nccl" and r.engine != "vllm":
             raise ConfigError("weight_sync.transport", transport, "needs rollout.engine: vllm; use disk")
@@ -186,7 +189,7 @@ class Config(s.Section):
             raise ConfigError("evaluation.concurrent", True, advice)
 
     def _check_evaluation(self) -> None:
-        """What the evaluation while training needs beyond single fields. Raises ConfigError."""
+        """Checks what the evaluation during training needs beyond single fields. Raises ConfigError."""
         e = self.evaluation
         held_out = self.data.held_out_prompts is not None
         if held_out and e.concurrent and self.rollout.elsewhere and not e.urls:
@@ -210,7 +213,7 @@ class Config(s.Section):
 
 
 def read_hf_architecture(folder: Path) -> s.Architecture:
-    """The Architecture in a Hugging Face `config.json`. Raises ConfigError or DataError."""
+    """Reads the Architecture from a Hugging Face `config.json`. Raises ConfigError or DataError."""
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError("model.hf", str(folder), "no config.json in this folder")

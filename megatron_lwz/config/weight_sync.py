@@ -1,4 +1,4 @@
-"""How the policy's weights reach the engines."""
+"""Transfer of the policy's weights to the engines."""
 
 from __future__ import annotations
 
@@ -10,24 +10,31 @@ from megatron_lwz.config.base import Section
 
 
 class WeightSyncSection(Section):
-    """Trainer to engines."""
+    """Weight sync from the trainer to the engines."""
 
     transport: Literal["disk", "nccl"] = Field(
         "disk",
-        description="disk: safetensors under the run folder, which the engines must see; nccl: GPU to GPU, engine vllm only",
+        description="disk: safetensors files under the run folder, which the engines must be able to read; nccl: GPU to GPU, engine vllm only",
     )
     verify_interval: int = Field(
-        20, ge=0, description="disk: compare checksums after the first push and every N; 0 = first only"
+        20,
+        ge=0,
+        description="disk: compare checksums after the first weight sync and then every this many; 0 = after the first only",
     )
     bucket_mib: int = Field(
         1024,
         gt=0,
-        description="nccl: MiB sent at a time; rank 0 holds at most this much and one tensor; vLLM's default",
+        description="nccl: size of a bucket, in MiB; rank 0 holds at most this much plus one tensor; vLLM's default",
     )
-    buffers: int = Field(2, gt=0, description="nccl: buckets that an engine receives ahead of loading; vLLM's default")
+    buffers: int = Field(
+        2, gt=0, description="nccl: buckets that an engine receives before it loads them; vLLM's default"
+    )
     library: str = Field(
-        "libnccl.so.2", description="nccl: shared library; its version must be the engines' (torch's own by default)"
+        "libnccl.so.2",
+        description="nccl: shared library of NCCL; its version must match the engines' (default: torch's own)",
     )
     timeout: float = Field(
-        300.0, gt=0, description="nccl: seconds for engines to join, and for one transfer, before the run ends"
+        300.0,
+        gt=0,
+        description="nccl: seconds that the engines have to join, and that one transfer may take, before the run ends",
     )

@@ -1,10 +1,11 @@
-"""Megatron-Core without torch's compiler where there is no GPU.
+"""Disables torch's compiler in Megatron-Core where there is no GPU.
 
-Megatron-Core hands some fused functions to `torch.compile` while it is imported, and that alone imports the compiler: a
-quarter of a process's start on a CPU, where none of those functions is used. Megatron-Core has a switch for this, which
-only works before its other modules are imported; hence an import hook. `import megatron_lwz` does not install it: that
-also happens inside vLLM. Whatever imports Megatron-Core installs it first: the rooms `models` and `training` when they
-are imported, and each module elsewhere that needs Megatron-Core. A test tries every one of them.
+Megatron-Core passes some fused functions to `torch.compile` while it is imported. That alone imports the compiler: a
+quarter of a process's start on a CPU, where none of those functions is used. Megatron-Core has a switch for this, but
+it only works before its other modules are imported. This module therefore installs an import hook. `import
+megatron_lwz` does not install it, because that also happens inside vLLM. Code that imports Megatron-Core installs it
+first: the packages `models` and `training` when they are imported, and each module elsewhere that needs Megatron-Core.
+A test checks every one of them.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ MODULE = "megatron.core.jit"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds MODULE as Python would. Its loader then turns the compiler off where there is no GPU."""
+    """Finds MODULE like Python does. Its loader then disables the compiler where there is no GPU."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """None for every other module: the next finder is asked."""
+        """Returns None for every other module, so that Python uses the next finder."""
         if name != MODULE:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
@@ -43,6 +44,6 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 def install() -> None:
-    """Puts the hook first in `sys.meta_path`, once. It must be called before Megatron-Core is imported."""
+    """Inserts the hook at the front of `sys.meta_path`, once. Must be called before Megatron-Core is imported."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

@@ -6,7 +6,8 @@ Megatron-Core is written for CUDA devices but almost all of it is plain torch. O
 2. makes `Tensor.cuda()` the identity and lets `Tensor.type()` report the CUDA name that the optimizer compares with;
 3. gives the modules of `PATCHED_MODULES` a `torch` whose factories read `device="cuda"` as the CPU.
 
-jit.py, which keeps torch's compiler out, belongs to this platform too, but has to be in place before Megatron-Core is imported.
+jit.py, which keeps torch's compiler out, belongs to this platform too, but has to be in place before Megatron-Core is
+imported.
 
 Where CUDA is present nothing is installed: the GPU path is Megatron-Core as published. A `TorchFunctionMode` would
 need fewer lines but costs 14–46 % of a step and covers one thread only. `tests/unit/distributed` checks the tables
@@ -29,7 +30,7 @@ from megatron_lwz.errors import EnvironmentSetupError
 jit.install()  # before Megatron-Core is imported, here or by launch.py
 
 SUPPORTED_VERSIONS = ((0, 16), (0, 17))
-"""Megatron-Core releases the tables were checked against: from, up to and not including."""
+"""Megatron-Core releases that the tables were checked against: from (inclusive), to (exclusive)."""
 
 PATCHED_MODULES = {
     "dist_checkpointing.exchange_utils": "buffers of the parallel save and load",
@@ -45,7 +46,7 @@ PATCHED_MODULES = {
     "transformer.utils": "causal masks",
     "utils": "parameter norm, packed parameters of one sample",
 }
-"""Modules of megatron.core that write `device="cuda"` or `pin_memory=True` in a torch factory, and what for."""
+"""Modules of megatron.core with `device="cuda"` or `pin_memory=True` in a torch factory call → its purpose."""
 
 UNUSED_MODULES = (
     "distributed.fsdp.",
@@ -63,7 +64,7 @@ UNUSED_MODULES = (
     "ssm.",
     "transformer.moe.",
 )
-"""Modules (or packages, with a final dot) that write such a literal too, where no path of this project comes by."""
+"""Modules (or packages, with a final dot) that contain such a literal too, but that this project never runs."""
 
 FACTORIES = ("empty", "empty_like", "ones", "tensor", "zeros")
 """The torch functions that the patched modules call with a literal device."""
@@ -72,7 +73,7 @@ CPU = torch.device("cpu")
 
 
 class _Stream:
-    """Stands for a CUDA stream: on the CPU everything has already run when a call returns."""
+    """Replacement for a CUDA stream. On the CPU every operation has finished when its call returns."""
 
     def wait_event(self, *_: object) -> None: ...
 
@@ -96,7 +97,7 @@ CUDA_CALLS: dict[str, Callable[..., Any]] = {
     "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
     "manual_seed": torch.manual_seed,
 }
-"""`torch.cuda` functions that Megatron-Core calls unconditionally, with their meaning on the CPU."""
+"""`torch.cuda` functions that Megatron-Core calls unconditionally → their meaning on the CPU."""
 
 
 def has_gpu() -> bool:
@@ -105,13 +106,13 @@ def has_gpu() -> bool:
 
 
 def device() -> torch.device:
-    """Where parameters and activations live: this rank's GPU, or the CPU."""
+    """Returns the device of parameters and activations: this rank's GPU, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else CPU
 
 
 @functools.cache
 def install() -> None:
-    """Makes Megatron-Core usable here. Idempotent; does nothing but check the version where there is a GPU.
+    """Makes Megatron-Core usable on this machine. Idempotent. Where there is a GPU, it only checks the version.
 
     Raises EnvironmentSetupError for a Megatron-Core outside SUPPORTED_VERSIONS.
     """
@@ -140,7 +141,7 @@ def _check_version() -> None:
 
 
 def _type_with_cuda_name(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`Tensor.type()` without arguments says torch.cuda.FloatTensor; conversions stay as they are."""
+    """Makes `Tensor.type()` without arguments return "torch.cuda.FloatTensor". Conversions are unchanged."""
 
     def tensor_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         name = original(self, *args, **kwargs)
@@ -152,7 +153,7 @@ def _type_with_cuda_name(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _torch_for_cpu() -> types.ModuleType:
-    """A copy of the `torch` namespace whose factories read a CUDA device as the CPU and never pin memory."""
+    """Returns a copy of the `torch` namespace whose factories read a CUDA device as the CPU and never pin memory."""
     proxy = types.ModuleType("torch")
     proxy.__dict__.update(torch.__dict__)
     proxy.__getattr__ = lambda name: getattr(torch, name)  # type: ignore[method-assign]

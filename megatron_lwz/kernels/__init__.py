@@ -1,1 +1,4 @@
-"""Operators that decide speed and memory: one signature each, several implementations, chosen once per run."""
+"""Operators that determine speed and memory.
+
+Each has one signature and several implementations, chosen once per run.
+"""

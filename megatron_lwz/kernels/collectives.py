@@ -15,24 +15,24 @@ Group = dist.ProcessGroup | None
 
 
 def size(group: Group) -> int:
-    """Ranks in the group; 1 for None."""
+    """Returns the number of ranks in the group; 1 for None."""
     return 1 if group is None else dist.get_world_size(group)
 
 
 def all_gather(tensor: torch.Tensor, group: Group) -> torch.Tensor:
-    """[…] of every rank, stacked in rank order: [ranks, …]. Not differentiable."""
+    """Gathers […] of every rank, stacked in rank order: [ranks, …]. Not differentiable."""
     return start_all_gather(tensor, group).wait()
 
 
 class Gathering:
-    """An all-gather under way."""
+    """A pending all-gather."""
 
     def __init__(self, gathered: torch.Tensor, work: dist.Work | None) -> None:
         self._gathered = gathered
         self._work = work
 
     def wait(self) -> torch.Tensor:
-        """[ranks, …] in rank order."""
+        """Waits for the result: [ranks, …] in rank order."""
         if self._work is not None:
             self._work.wait()
             self._work = None
@@ -40,7 +40,7 @@ class Gathering:
 
 
 def start_all_gather(tensor: torch.Tensor, group: Group) -> Gathering:
-    """`all_gather` that does not wait: work goes on while the ranks' tensors travel."""
+    """Starts an `all_gather` without waiting, so that other work can overlap with the communication."""
     if size(group) == 1:
         return Gathering(tensor.unsqueeze(0), None)
     gathered = tensor.new_empty(size(group) * tensor.shape[0], *tensor.shape[1:])  # gloo wants it joined, not stacked
@@ -85,12 +85,12 @@ class _Gathered(torch.autograd.Function):
 
 
 def sum_over(tensor: torch.Tensor, group: Group) -> torch.Tensor:
-    """Sum over ranks in rank order; each rank's gradient is the upstream one."""
+    """Sums over ranks in rank order. Each rank's gradient is the upstream one."""
     return tensor if size(group) == 1 else _Sum.apply(tensor, group)
 
 
 def whole_hidden(hidden: torch.Tensor, group: Group, *, sequence_parallel: bool) -> torch.Tensor:
-    """All T rows on every rank; the gradient is summed over ranks on its way back.
+    """Returns all T rows on every rank. The gradient is summed over ranks in the backward pass.
 
     With `sequence_parallel`, `hidden` is this rank's [T / ranks, H] and gets its own share of the summed gradient.
     """

@@ -1,4 +1,4 @@
-"""Which implementation of our ops runs on this machine. Chosen once per run."""
+"""Selects the implementation of our ops for this machine, once per run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from megatron_lwz.kernels.settings import MIB, Settings, put
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("reference", *implementations.NAMES)
-"""Every name `kernels.backend` knows besides `auto`."""
+"""All values of `kernels.backend` except `auto`."""
 
 
 def select(backend: str) -> str:
-    """The implementation `backend` stands for ("auto" or a name). Raises ConfigError for one that cannot run here."""
+    """Returns the implementation for `backend` ("auto" or a name). Raises ConfigError for one that cannot run here."""
     if backend == "auto":
         return _best()
     if backend not in BACKENDS:
@@ -32,7 +32,7 @@ def select(backend: str) -> str:
 
 
 def usable() -> list[str]:
-    """The names that can run on this machine."""
+    """Returns the names that can run on this machine."""
     return ["reference", *(name for name in implementations.NAMES if implementations.available(name) is None)]
 
 
@@ -47,7 +47,7 @@ def set_backend(section: KernelsSection) -> str:
 
 
 def _best() -> str:
-    """Triton on a GPU, C++ on a CPU. Where that cannot run, plain torch, and the reason is logged."""
+    """Returns Triton on a GPU, C++ on a CPU. If it cannot run, returns plain torch and logs the reason."""
     wanted = "triton" if torch.cuda.is_available() else "cpp"
     reason = implementations.available(wanted)
     if reason is None:

@@ -1,4 +1,4 @@
-"""The choices in force for this process: which implementation of our ops runs, and how much memory it may take."""
+"""The settings of our ops in this process: which implementation runs, and how much memory it may use."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Settings:
-    """Set once per run by `dispatch.set_backend`."""
+    """Settings of the ops. Set once per run by `dispatch.set_backend`."""
 
     backend: str = "torch"
     workspace_bytes: int = 256 * MIB
-    """Bounds the logits an op holds at a time (one row at least)."""
+    """Maximum memory of the logits that an op holds at a time (one row at least)."""
     cache_bytes: int = 256 * MIB
-    """Bounds the logits kept from a forward to its backward pass."""
+    """Maximum memory of the logits kept from a forward pass to its backward pass."""
     cross_check_interval: int = 0
-    """Every how many steps a few rows are computed again by the reference; 0: never."""
+    """Steps between cross-checks of a few rows with the reference; 0: never."""
 
 
 _settings = Settings()
 
 
 def settings() -> Settings:
-    """The choices in force."""
+    """Returns the current settings."""
     return _settings
 
 
 def put(chosen: Settings) -> None:
-    """Replaces them for the rest of the process."""
+    """Replaces the settings for the rest of the process."""
     global _settings
     _settings = chosen
 
 
 @contextmanager
 def using(**changes: Any) -> Iterator[None]:
-    """Other choices within a block: for comparisons, benchmarks and tests."""
+    """Uses other settings within a block, for comparisons, benchmarks and tests."""
     before = settings()
     put(replace(before, **changes))
     try:

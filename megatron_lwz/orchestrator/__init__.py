@@ -1,4 +1,5 @@
-"""Rank 0's rollout service: engines, journal, rewards, batches and held-out evaluations, in the trainer's process or its own.
+"""Rank 0's rollout service: engines, journal, rewards, batches and held-out evaluations.
 
-No Megatron here: a process that imports this room trains nothing.
+It runs in the trainer's process or in a separate one. It does not import Megatron, so a process that imports this
+package cannot train.
 """

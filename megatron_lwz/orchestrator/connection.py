@@ -1,6 +1,6 @@
-"""How trainer and rollout process talk: JSON objects with CPU tensors, over a socket pair. No pickles.
+"""Messages between trainer and rollout process: JSON objects with CPU tensors over a socket pair, without pickle.
 
-`Codec` turns values into JSON and back by their declared types, `describe_error` and `error_from` do it for errors.
+`Codec` converts values to JSON and back by their declared types. `describe_error` and `error_from` convert errors.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from megatron_lwz.errors import LwzError
 from megatron_lwz.types import WeightVersion
 
 HEADER = Struct("<Q")
-"""Bytes of the JSON that follows; the tensors' bytes follow that."""
+"""Size in bytes of the JSON that follows. The tensors' bytes follow the JSON."""
 
 Tensors = dict[str, Tensor]
 Both = tuple[Callable[[Any], Any], Callable[[Any], Any]]
-"""To JSON, and from JSON."""
+"""A pair of functions: to JSON, and from JSON."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Message:
 
 
 class Connection:
-    """One end. `send` may be called from any thread, `receive` from one."""
+    """One end of the socket pair. `send` may be called from any thread, `receive` from one only."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._sending = threading.Lock()
 
     def send(self, content: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Raises OSError when nobody listens any more."""
+        """Sends one message. Raises OSError when the other end is closed."""
         held = {name: tensor.contiguous() for name, tensor in (tensors or {}).items()}
         shapes = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in held.items()}
         said = json.dumps({"content": dict(content), "tensors": shapes}).encode()
@@ -58,7 +58,7 @@ class Connection:
                 self._end.sendall(tensor.numpy().data.cast("B") if tensor.numel() else b"")
 
     def receive(self) -> Message:
-        """Waits for the next message. Raises EOFError when the other end is gone."""
+        """Waits for the next message. Raises EOFError when the other end is closed."""
         (size,) = HEADER.unpack(self._read(HEADER.size))
         said = json.loads(self._read(size))
         tensors = {}
@@ -87,16 +87,17 @@ class Connection:
 
 
 class Codec:
-    """Values ↔ JSON by their declared type: plain JSON types, paths, weight versions, tensors, dataclasses, and containers of these.
+    """Converts values to JSON and back by their declared type.
 
-    `known` adds types. A type that it cannot carry raises TypeError.
+    It supports plain JSON types, paths, weight versions, tensors, dataclasses, and containers of these. `known` adds
+    types. Other types raise TypeError.
     """
 
     def __init__(self, known: Mapping[Any, Both] | None = None) -> None:
         self._known: dict[Any, Both] = {Path: (str, Path), WeightVersion: (str, WeightVersion.parse), **(known or {})}
 
     def encode(self, value: Any, kind: Any, tensors: Tensors) -> Any:
-        """`value` of type `kind` as JSON; its tensors are added to `tensors`."""
+        """Returns `value` of type `kind` as JSON, and adds its tensors to `tensors`."""
 
         def add(tensor: Tensor) -> str:
             tensors[name := str(len(tensors))] = tensor
@@ -105,11 +106,11 @@ class Codec:
         return self._convert(value, kind, 0, add)
 
     def decode(self, coded: Any, kind: Any, tensors: Tensors) -> Any:
-        """The value of type `kind` that `encode` described."""
+        """Returns the value of type `kind` that `encode` converted."""
         return self._convert(coded, kind, 1, tensors.__getitem__)
 
     def _convert(self, value: Any, kind: Any, way: int, tensor: Callable[[Any], Any]) -> Any:
-        """One value, to JSON (`way` 0) or from it (1); `tensor` converts between a tensor and its name."""
+        """Converts one value to JSON (`way` 0) or from it (1). `tensor` converts between a tensor and its name."""
 
         def convert(item: Any, item_kind: Any) -> Any:
             return self._convert(item, item_kind, way, tensor)
@@ -139,13 +140,13 @@ class Codec:
 
 
 def describe_error(error: LwzError) -> list[str]:
-    """Its class, as `errors` names it, its text, and where it was raised."""
+    """Returns the error's class, as `errors` names it, its text, and its traceback."""
     kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__]
     return [kinds[0], str(error), "".join(traceback.format_exception(error))]
 
 
 def error_from(described: list[str]) -> LwzError:
-    """The error that `describe_error` described; `--traceback` shows where it was raised, too."""
+    """Returns the error that `describe_error` described. `--traceback` also shows where it was raised."""
     kind, text, stack = described
     error: LwzError = (found := getattr(errors, kind)).__new__(found)
     error.args = (text,)

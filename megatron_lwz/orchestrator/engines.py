@@ -23,9 +23,10 @@ START_SECONDS = 300.0
 
 @contextmanager
 def open_engines(config: Config, run: RunPaths, model: Path) -> Iterator[EnginePool]:
-    """A pool of the engines that run elsewhere, or of one embedded engine that serves `model` until the end. Rank 0 only.
+    """Yields a pool of the engines that run elsewhere, or of one embedded engine that serves `model`. Rank 0 only.
 
-    Raises EngineError when an engine does not start, one that runs does not fit (rollout/contract.py), or none answers.
+    The embedded engine is stopped at the end of the block. Raises EngineError when an engine does not start, when a
+    running one does not meet the contract (rollout/contract.py), or when none answers.
     """
     if config.rollout.elsewhere:
         pool = running_pool(config)
@@ -42,7 +43,7 @@ def open_engines(config: Config, run: RunPaths, model: Path) -> Iterator[EngineP
 
 
 class EmbeddedEngine:
-    """An embedded engine with the run's limits, at one address for all of its processes. `threads` 0: all cores."""
+    """An embedded engine with the run's limits. Its address stays the same across restarts. `threads` 0: all cores."""
 
     def __init__(self, config: Config, model: Path, *, threads: int, log_path: Path) -> None:
         self._config = config
@@ -52,18 +53,21 @@ class EmbeddedEngine:
         self._lock = threading.Lock()
         self._stopped = False
         self.server = self._process(model, None)
-        """Its process, not started yet."""
+        """The engine's process, not started yet."""
 
     def pool(self) -> EnginePool:
-        """A pool that starts it again when it ends."""
+        """Returns a pool that restarts the engine when it ends."""
         return make_pool(self._config, (self.server.url,), self.server.token, keeper=self)
 
     def ended(self, *, failed: bool) -> bool:
-        """Whether its process is gone, or `failed`: it says of itself that it cannot go on."""
+        """Whether the process has ended, or the engine reported itself that it cannot continue (`failed`)."""
         return failed or not self.server.alive()
 
     def start_again(self, weights: Path | None) -> None:
-        """Starts it at the same address, with the weights in this folder, unless it was stopped. Raises EngineError."""
+        """Restarts the engine at the same address with the weights in this folder, unless it was stopped.
+
+        Raises EngineError.
+        """
         with self._lock:
             if self._stopped:
                 return
@@ -72,13 +76,13 @@ class EmbeddedEngine:
             self.server.start()
 
     def stop(self) -> None:
-        """Ends its process for good."""
+        """Ends the process permanently."""
         with self._lock:
             self._stopped = True
         self.server.stop()
 
     def last_words(self) -> str:
-        """The end of its log, in one line."""
+        """Returns the end of the engine's log, in one line."""
         return self.server.last_words()
 
     def _process(self, model: Path, predecessor: ServerProcess | None) -> ServerProcess:
@@ -94,7 +98,10 @@ class EmbeddedEngine:
 
 
 def running_pool(config: Config) -> EnginePool:
-    """A pool of the engines at `rollout.urls` or in `rollout.engines_file`. Raises DataError for a wrong file."""
+    """Returns a pool of the engines at `rollout.urls` or in `rollout.engines_file`.
+
+    Raises DataError for a wrong file.
+    """
     section = config.rollout
     client = client_maker(config, environment.get(section.api_key_env))
     longest = config.data.max_prompt_tokens + section.max_new_tokens
@@ -111,7 +118,7 @@ def running_pool(config: Config) -> EnginePool:
 def make_pool(
     config: Config, urls: tuple[str, ...], token: str | None, keeper: EmbeddedEngine | None = None
 ) -> EnginePool:
-    """A pool of engines that are known to fit, with the run's limits."""
+    """Returns a pool of engines that are known to meet the contract, with the run's limits."""
     section = config.rollout
     client = client_maker(config, token)
     return EnginePool(
@@ -120,5 +127,5 @@ def make_pool(
 
 
 def client_maker(config: Config, token: str | None) -> Callable[..., EngineClient]:
-    """Makes clients, of a URL and what else an EngineClient takes, with the run's limits."""
+    """Returns a function that makes clients with the run's limits, from a URL and other arguments of EngineClient."""
     return partial(EngineClient, token=token, timeout=config.rollout.request_timeout)

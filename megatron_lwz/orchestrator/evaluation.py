@@ -1,4 +1,4 @@
-"""The evaluation of the main job: which engines write it, and the metrics that it gives (rank 0)."""
+"""The held-out evaluation of a training run: the engines that generate its rollouts, and its metrics (rank 0)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ from megatron_lwz.types import Group, Prompt, WeightVersion
 log = logging.getLogger(__name__)
 
 _MEASURED = ("s_l", "distinct_1", "distinct_2", "distinct_4", "language_consistent", "empty")
-"""Of the measures without a judge: those that the rewards' own details do not hold already."""
+"""The measures without a judge that the rewards' `details` do not already contain."""
 
 
 def in_loop_evaluation(
     config: Config, run: RunPaths, held_out: HeldOut, prompts: Sequence[Prompt], training: EnginePool
 ) -> InLoopEvaluation:
-    """Evaluations on `prompts`: beside training by engines of their own, or by the `training` engines while it waits."""
+    """Creates the evaluations on `prompts`.
+
+    They run beside training on separate engines, or on the `training` engines while training waits.
+    """
 
     async def metrics_of(groups: Sequence[Group]) -> Metrics:
         names = list(groups[0].scores[0]) if groups and groups[0].scores else []
@@ -50,9 +53,11 @@ def in_loop_evaluation(
 
 
 async def held_out_metrics(groups: Sequence[Group], names: Sequence[str], config: Config, judge_cache: Path) -> Metrics:
-    """`eval/…`: what the rewards say, `eval/text/…` what the texts show without a judge, `eval/quality/…` its ratings.
+    """Returns the metrics of an evaluation.
 
-    Every reply of the judge is kept in `judge_cache`. A judge that fails costs its ratings, which are counted.
+    `eval/…`: reward metrics; `eval/text/…`: measures of the texts without a judge; `eval/quality/…`: the judge's
+    ratings. Every reply of the judge is kept in `judge_cache`. If the judge fails, its ratings are missing and are
+    counted.
     """
     metrics = {f"eval/{name}": value for name, value in rollout_metrics(groups, names).items()}
     responses = responses_of(groups)
@@ -79,7 +84,7 @@ def _engines(config: Config, run: RunPaths, training: EnginePool) -> EvaluationE
 
 
 class TrainingEngines:
-    """The engines of the training rollouts, which have the weights already: training waits."""
+    """The engines of the training rollouts. They have the weights already, because training waits."""
 
     keeps_weights = False
 
@@ -87,15 +92,18 @@ class TrainingEngines:
         self._pool = pool
 
     def serve(self, version: WeightVersion, weights: Path | None) -> EnginePool:
-        """The same engines, for another event loop."""
+        """Returns a pool of the same engines for another event loop."""
         return self._pool.twin()
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Does nothing, because nothing was started."""
 
 
 class RunningEngines:
-    """`evaluation.urls`: engines that somebody started for evaluations alone, and that can read the run folder."""
+    """Engines of `evaluation.urls`, started by somebody else for evaluation only.
+
+    They must be able to read the run folder.
+    """
 
     keeps_weights = True
 
@@ -103,7 +111,7 @@ class RunningEngines:
         self._config = config
 
     def serve(self, version: WeightVersion, weights: Path | None) -> EnginePool:
-        """Has them load the weights. Raises EngineError."""
+        """Makes the engines load the weights. Raises EngineError."""
         assert weights is not None
         token = environment.get(self._config.rollout.api_key_env)
         pool = make_pool(self._config, self._config.evaluation.urls, token)
@@ -111,11 +119,11 @@ class RunningEngines:
         return pool
 
     def close(self) -> None:
-        """They stay."""
+        """Does nothing: the engines keep running."""
 
 
 class OwnEngine:
-    """One embedded engine of the run's own, started for the first evaluation and kept."""
+    """One embedded engine, which the run starts for the first evaluation and keeps."""
 
     keeps_weights = True
 
@@ -127,7 +135,7 @@ class OwnEngine:
         self._closed = False
 
     def serve(self, version: WeightVersion, weights: Path | None) -> EnginePool:
-        """Has it load the weights; starts it where it does not run. Raises EngineError."""
+        """Makes the engine load the weights, and starts it if it does not run. Raises EngineError."""
         assert weights is not None
         engine = self._running(weights)
         pool = engine.pool()
@@ -139,7 +147,7 @@ class OwnEngine:
         return pool
 
     def close(self) -> None:
-        """Stops it."""
+        """Stops the engine."""
         with self._lock:
             self._closed = True
             if self._engine is not None:

@@ -1,8 +1,8 @@
 """Groups of scored rollouts → advantages [P, G] → the flat SequenceBatch that every rank trains on (rank 0, pure).
 
-`advantages_of(rewards, valid, truncated, config, *, names) -> Advantages` is the whole way from reward columns to advantages
-under a config; it knows nothing of runs, so stored rollouts can be composed anew under another one. `group_advantages` does it
-for scored groups.
+`advantages_of(rewards, valid, truncated, config, *, names) -> Advantages` computes advantages from reward columns under
+a config. It does not depend on a run, so stored rollouts can be evaluated under another config. `group_advantages` does
+the same for scored groups.
 """
 
 from __future__ import annotations
@@ -34,35 +34,37 @@ from megatron_lwz.rollout.guard import guard_metrics
 from megatron_lwz.types import Group, RewardColumns, Rollout, SequenceBatch
 
 VIOLATORS = "violators"
-"""Stands among the components' names for what `reward.violators` adds to the advantages."""
+"""Name, next to the components' names, of what `reward.violators` adds to the advantages."""
 
 
 @dataclass(frozen=True)
 class Experience:
-    """One rollout batch, or a part of it, ready to train on, and what is worth plotting about it."""
+    """One rollout batch, or a part of it, ready to train on, and its metrics."""
 
     batch: SequenceBatch
     metrics: dict[str, float]
-    """Of the whole rollout batch, with its last part; the parts before have none."""
+    """Metrics of the whole rollout batch. They come with its last part; earlier parts have none."""
     last: bool = True
     """Whether this completes the rollout batch."""
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """P prompts with G rollouts each. `parts[..., c]` is what `names[c]` adds to `total`."""
+    """Advantages of P prompts with G rollouts each. `parts[..., c]` is what `names[c]` adds to `total`."""
 
     total: torch.Tensor
-    """[P, G] fp32."""
+    """[P, G] fp32: the advantages."""
     parts: torch.Tensor
-    """[P, G, C] fp64."""
+    """[P, G, C] fp64: the contribution of each name."""
     names: tuple[str, ...]
-    """C names: the reward components, then VIOLATORS if `reward.violators` holds a rule. A `reward.advantage_function` that
-    gives one number per rollout has one name instead of the components'."""
+    """C names: the reward components, then VIOLATORS if `reward.violators` holds a rule.
+
+    If a `reward.advantage_function` gives one number per rollout, one name replaces the components' names.
+    """
     included: torch.Tensor
-    """[P, G] bool: rollouts that take part at all."""
+    """[P, G] bool: the rollouts that take part at all."""
     violates: torch.Tensor
-    """[P, G] bool: rollouts that break a rule of `reward.violators`."""
+    """[P, G] bool: the rollouts that break a rule of `reward.violators`."""
 
 
 def advantages_of(
@@ -74,12 +76,13 @@ def advantages_of(
     names: Sequence[str],
     prompts: Sequence[str] | None = None,
 ) -> Advantages:
-    """Reward columns → advantages, as `reward` and `grpo` of the config say.
+    """Computes advantages from reward columns, following sections `reward` and `grpo` of the config.
 
-    rewards [P, G, R] fp32, valid [P, G, R] bool, truncated [P, G] bool (hit the token limit); `names` orders the R components and
-    must be those of the config. A truncated rollout leaves its group's statistics, pays a penalty, or stays
-    (`grpo.truncated`). Rules of `reward.violators` read the scores as they came in. `prompts`: the P prompts' ids, by which
-    an error names groups. Raises ConfigError for a `reward.advantage_function` that fails.
+    rewards [P, G, R] fp32, valid [P, G, R] bool, truncated [P, G] bool (hit the token limit). `names` orders the R
+    components and must match the config's. A truncated rollout is excluded from its group's statistics, gets a penalty,
+    or is kept unchanged (`grpo.truncated`). Rules of `reward.violators` read the scores before any penalty or
+    rescaling. `prompts` are the P prompts' ids, which errors use to name groups. Raises ConfigError for a
+    `reward.advantage_function` that fails.
     """
     reward, grpo = config.reward, config.grpo
     violates = find_violators(rewards, valid, names, reward)
@@ -114,7 +117,10 @@ def group_advantages(
     names: Sequence[str],
     scores: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> Advantages:
-    """The advantages of groups by their own scores, or by `scores`: (rewards, valid) as `score_tensors` gives them."""
+    """Computes the advantages of groups from their own scores, or from `scores`.
+
+    `scores` is (rewards, valid) as `score_tensors` returns them.
+    """
     rewards, valid = score_tensors(groups, names) if scores is None else scores
     truncated = torch.tensor([[rollout.truncated for rollout in group.rollouts] for group in groups])
     prompts = [group.prompt.id for group in groups]
@@ -122,17 +128,17 @@ def group_advantages(
 
 
 def make_batch(groups: Sequence[Group], config: Config, *, names: Sequence[str], step: int) -> SequenceBatch:
-    """Scores → per-component advantages → one advantage per rollout. `names` orders the reward components.
+    """Computes component advantages and one advantage per rollout, and builds the batch. `names` orders the components.
 
-    A group without variance has no gradient; unless `grpo.zero_variance` is keep it leaves the denominator too. Groups
-    do not depend on each other (but under `reward.shuffle`), so a rollout batch may come in parts.
+    A group without variance has no gradient; unless `grpo.zero_variance` is keep, it does not count in the denominator
+    either. Groups do not depend on each other (except under `reward.shuffle`), so a rollout batch may come in parts.
     """
     found, weights, _ = _weigh(groups, config, names, step)
     return flatten([r for group in groups for r in group.rollouts], found.total, weights)
 
 
 def experience_metrics(groups: Sequence[Group], config: Config, *, names: Sequence[str], step: int) -> dict[str, float]:
-    """What is worth plotting about a whole rollout batch."""
+    """Returns the metrics of a whole rollout batch."""
     found, weights, valid = _weigh(groups, config, names, step)
     metrics = rollout_metrics(groups, names) | staleness_metrics(groups, step)
     metrics["rollout/zero_variance_groups"] = zero_variance(found.total).float().mean().item()
@@ -149,7 +155,7 @@ def experience_metrics(groups: Sequence[Group], config: Config, *, names: Sequen
 def _weigh(
     groups: Sequence[Group], config: Config, names: Sequence[str], step: int
 ) -> tuple[Advantages, torch.Tensor, torch.Tensor]:
-    """The advantages, the rollouts' loss weights [P, G] fp32, and which scores are valid [P, G, R] bool."""
+    """Returns the advantages, the rollouts' loss weights [P, G] fp32, and which scores are valid [P, G, R] bool."""
     rewards, valid = score_tensors(groups, names)
     if config.reward.shuffle:
         rewards, valid = shuffle_scores(rewards, valid, seed=config.run.seed, step=step)
@@ -161,15 +167,16 @@ def _weigh(
 
 
 def is_barren(group: Group, config: Config, *, names: Sequence[str]) -> bool:
-    """Whether nothing can be learned from this group: all its advantages are 0."""
+    """Whether nothing can be learned from this group because all its advantages are 0."""
     return bool(zero_variance(group_advantages([group], config, names=names).total))
 
 
 def staleness_metrics(groups: Sequence[Group], step: int) -> dict[str, float]:
-    """How old what step `step` trains on is, in steps.
+    """Returns how old the data that step `step` trains on is, in steps.
 
-    `rollout/staleness`: from a group's admission to its training. `rollout/token_staleness`: from the weights that wrote a
-    token to those that are trained, mean over tokens. `rollout/mixed`: share of rollouts that several weights wrote.
+    `rollout/staleness`: from a group's admission to its training. `rollout/token_staleness`: from the weights that
+    generated a token to the weights that are trained, mean over tokens. `rollout/mixed`: share of rollouts that were
+    generated by more than one weight version.
     """
     waits = [float(step - group.admitted) for group in groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -190,10 +197,10 @@ def staleness_metrics(groups: Sequence[Group], step: int) -> dict[str, float]:
 def gradient_metrics(
     groups: Sequence[Group], found: Advantages, weights: torch.Tensor, config: Config
 ) -> dict[str, float]:
-    """Shares of the policy gradient (`gradient_shares`), of all rollouts of the step, summing to 1.
+    """Returns shares of the policy gradient (`gradient_shares`) over all rollouts of the step. They sum to 1.
 
-    `gradient/<component>`, `gradient_length/<from>-<to>` in tokens of the response, `gradient/<component>/<from>-<to>` for both.
-    weights [P, G]: the rollouts' loss weights.
+    `gradient/<component>`, `gradient_length/<from>-<to>` in response tokens, `gradient/<component>/<from>-<to>` for
+    both. weights [P, G]: the rollouts' loss weights.
     """
     limit = config.rollout.max_new_tokens
     edges = sorted(config.logging.length_buckets) or [limit // 4, limit // 2, 3 * limit // 4]
@@ -213,7 +220,7 @@ def gradient_metrics(
 
 
 def flatten(rollouts: Sequence[Rollout], advantages: torch.Tensor, weights: torch.Tensor) -> SequenceBatch:
-    """Rollouts in group order, with advantages and weights [P, G], as one SequenceBatch of N = P · G sequences."""
+    """Makes one SequenceBatch of N = P · G sequences from rollouts in group order, with advantages, weights [P, G]."""
     prompts = torch.tensor([len(rollout.prompt_tokens) for rollout in rollouts])
     lengths = prompts + torch.tensor([len(rollout.tokens) for rollout in rollouts])
     tokens = [token for rollout in rollouts for token in (*rollout.prompt_tokens, *rollout.tokens)]
@@ -240,7 +247,10 @@ _DETAILS = {
 
 
 def rollout_metrics(groups: Sequence[Group], names: Sequence[str]) -> dict[str, float]:
-    """Means over the rollouts. Lengths are in tokens, `_units` and `think_length` in the length reward's unit."""
+    """Returns means over the rollouts.
+
+    Lengths are in tokens; `_units` and `think_length` in the length reward's unit.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scores = [score for group in groups for score in group.scores]
     metrics = {

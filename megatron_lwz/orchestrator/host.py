@@ -1,4 +1,4 @@
-"""Rank 0's half of the rollouts: engines, journal, rewards, controller; in the trainer's process or in one of its own."""
+"""Rank 0's rollout service: engines, journal, rewards and controller, in the trainer's process or a separate one."""
 
 from __future__ import annotations
 
@@ -40,15 +40,18 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def local_host(config: Config, run: RunPaths, step: int, waiting: Waiting) -> Iterator[Host]:
-    """A host in this process, and the reward model that it asks; both are closed in the end. The run goes on from `step`."""
+    """Yields a host in this process, with its reward model server. Both are closed at the end of the block.
+
+    The run continues from `step`.
+    """
     with open_reward_server(config, run) as served, ExitStack() as stack:
         yield RolloutHost(served, run, step, waiting, stack)
 
 
 class RolloutHost(Host):
-    """Engines, journal, rewards and controller of a run. `waiting` is called with how far awaited rollouts are.
+    """Engines, journal, rewards and controller of a run.
 
-    What it connects to is closed with `stack`.
+    `waiting` is called with the progress of awaited rollouts. `stack` closes the connections that the host opens.
     """
 
     engines: EnginePool
@@ -74,7 +77,7 @@ class RolloutHost(Host):
 
     @contextmanager
     def _controlled(self, pool: EnginePool, version: WeightVersion) -> Iterator[None]:
-        """Opens the journal and runs the controller."""
+        """Opens the journal and runs the controller within the block."""
         journal = Journal(self._run.journal, exclusive=self._config.rollout.network_journal)
         self._journal = journal
         self._controller = RolloutController(
@@ -108,7 +111,7 @@ class RolloutHost(Host):
     @override
     def experience(self, step: int) -> Iterator[Experience]:
         if self._evaluation is not None:
-            self._evaluation.settle(self._waiting)  # one that an earlier process left, before the weights change
+            self._evaluation.settle(self._waiting)  # of an earlier process, before the weights change
         size, config = self._config.training.prompts_per_step, self._config
         least = config.training.accumulate_groups or size
         weights: list[torch.Tensor] = []
@@ -161,7 +164,10 @@ class RolloutHost(Host):
             self._evaluation.wait(waiting=self._waiting)
 
     def _note_exclusions(self, groups: Sequence[Group], weights: torch.Tensor) -> None:
-        """Which of their rollouts have no weight in the loss; durable with the record that they were trained on."""
+        """Journals which rollouts have weight 0 in the loss.
+
+        Durable together with the record that the groups were trained on.
+        """
         mask = self._config.grpo.truncated == "mask"
         for group, of_group in zip(groups, weights.view(len(groups), -1).tolist(), strict=True):
             self._journal.exclude(group.id, exclusions(group, of_group, mask_truncated=mask))
@@ -171,7 +177,7 @@ class RolloutHost(Host):
             return None
         writer = HeldOut(
             journal,
-            self._new_rewards(),  # of its own: a component belongs to one event loop
+            self._new_rewards(),  # separate components, because a component belongs to one event loop
             tokenizer=self._tokenizer,
             render=self._render,
             section=self._config.rollout,
@@ -180,7 +186,10 @@ class RolloutHost(Host):
         return in_loop_evaluation(self._config, self._run, writer, self._held_out, pool)
 
     def _intake(self) -> Intake:
-        """The order alone decides which prompt is the n-th: a resumed run, on any layout, asks for the same ones."""
+        """Creates the prompt intake.
+
+        Only the order decides which prompt is the n-th, so a resumed run requests the same prompts on any layout.
+        """
         config, batch = self._config, self._config.training.prompts_per_step
         refills = config.grpo.most_refills * batch if config.grpo.zero_variance == "refill" else 0
         return Intake(

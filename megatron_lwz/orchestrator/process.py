@@ -1,4 +1,7 @@
-"""A rollout process as the trainer sees it: calls go out through a socket, answers come back. It ends with the trainer."""
+"""The trainer's side of a rollout process: sends calls over a socket and receives the answers.
+
+The process ends with the trainer.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,19 @@ from megatron_lwz.orchestrator.protocol import Waiting
 from megatron_lwz.rollout.progress import Progress
 
 CLOSE_SECONDS = 60.0
-"""Patience with a process that ends its engines; less once the trainer was told to end."""
+"""Seconds to wait for a process to end its engines. The wait is shorter once the trainer was told to terminate."""
 
 log = logging.getLogger(__name__)
 
 Asked = Callable[[Message], None]
-"""Does what the process asks for before it can answer."""
+"""Handles a request that the process sends before it can answer."""
 
 
 class HostProcess:
-    """The process, and the calls that are under way, each in the thread that makes it. Start it from the main thread.
+    """The process and its pending calls, each in the thread that made it. Must be started from the main thread.
 
-    `arguments` are Python's; `--socket` and the number of an inherited socket follow them. `waiting` is called with the progress
-    of awaited rollouts.
+    `arguments` are Python's; `--socket` and the number of an inherited socket follow them. `waiting` is called with the
+    progress of awaited rollouts.
     """
 
     def __init__(self, arguments: Sequence[str], waiting: Waiting | None = None) -> None:
@@ -44,7 +47,7 @@ class HostProcess:
             env=environment.child_environment(OMP_NUM_THREADS="1"),
             stdin=subprocess.DEVNULL,
             pass_fds=[far.fileno()],
-            start_new_session=True,  # ^C is for the trainer, which ends the process when it has unwound
+            start_new_session=True,  # ^C must reach only the trainer, which ends the process after unwinding
         )
         far.close()
         self._connection = Connection(near)
@@ -65,10 +68,11 @@ class HostProcess:
         following: bool = False,
         asked: Asked | None = None,
     ) -> Message:
-        """The message that holds the answer. `following` asks for the next item of what the call returned before.
+        """Calls `name` in the process and returns the message with the answer.
 
-        Meanwhile progress is passed on, and `asked` is called with what the process asks for before it can answer. Raises what the
-        call raises there, if that is an LwzError, and EnvironmentSetupError if the process ends or fails.
+        `following` requests the next item of what the call returned before. While waiting, progress is passed on, and
+        `asked` is called with the requests that the process makes before it can answer. Raises the LwzError that the
+        call raised in the process, or EnvironmentSetupError if the process ends or fails.
         """
         number = next(self._numbers)
         with self._lock:
@@ -98,12 +102,12 @@ class HostProcess:
                 del self._calls[number]
 
     def keep(self) -> None:
-        """Returns when everything received is durable; a process that has ended has seen to it."""
+        """Returns when everything received is durable. A process that has ended has already made it durable."""
         with suppress(EnvironmentSetupError):
             self.call("keep")
 
     def close(self) -> None:
-        """Has it end, everything durable; returns when it has. Raises what went wrong at its end."""
+        """Ends the process, with everything durable, and waits for it. Raises the error that occurred at its end."""
         ended = self._child.poll() is not None
         self._child.terminate()
         try:
@@ -119,7 +123,7 @@ class HostProcess:
             log.warning("the rollout process did not end in order (status %d)", self._child.returncode)
 
     def _do(self, asked: Asked, message: Message) -> None:
-        """Does what the process asks for and tells it so. An error is raised here once the process knows of it."""
+        """Handles a request of the process and reports the result to it. Raises a failure here after reporting it."""
         done = {"done": False, "why": "interrupted"}
         try:
             asked(message)
@@ -145,7 +149,7 @@ class HostProcess:
                 inbox.put(None)
 
     def _last_words(self) -> str:
-        """Why there is no answer."""
+        """Returns the reason why there is no answer."""
         with suppress(subprocess.TimeoutExpired):
             self._child.wait(5.0)
         return (

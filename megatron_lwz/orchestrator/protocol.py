@@ -1,7 +1,8 @@
-"""What the trainer may ask of rank 0's rollout service, wherever that runs.
+"""The calls that the trainer may make to rank 0's rollout service, in whichever process that runs.
 
-`RolloutHost` (host.py) does it, in the trainer's process or in one of its own. There the calls cross a socket: `signatures` reads
-their types from the protocol, so that stub (remote.py) and service (service.py) need no list of their own.
+`RolloutHost` (host.py) implements them, in the trainer's process or in a separate one. In the second case the calls go
+over a socket. `signatures` reads their types from the protocol, so that stub (remote.py) and service (service.py) need
+no list of calls.
 """
 
 from __future__ import annotations
@@ -22,41 +23,45 @@ from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.types import WeightVersion
 
 Waiting = Callable[[Progress], None]
-"""Is called with how far awaited rollouts are."""
+"""Function that is called with the progress of awaited rollouts."""
 
 
 class EngineControl(Protocol):
-    """All engines of a run, addressed together; every call returns when all have answered, or raises EngineError."""
+    """All engines of a run, addressed together. Every call returns when all have answered, or raises EngineError."""
 
     def push_weights(self, path: Path, version: WeightVersion) -> None:
-        """Each engine holds its requests between two tokens, loads a Hugging Face folder that it can read, and goes on.
+        """Makes each engine pause its requests between two tokens, load the Hugging Face folder at `path`, and resume.
 
-        From then on its tokens carry this version; prefix caches are dropped.
+        The engines must be able to read the folder. Tokens generated afterwards carry this version; prefix caches are
+        dropped.
         """
         ...
 
     def push_together(self, version: WeightVersion, send: Callable[[Sequence[EngineClient]], None]) -> None:
-        """Calls `send` with those that answer; afterwards they have the weights, and others lack them until the next push."""
+        """Calls `send` with the engines that answer. Afterwards these have the weights.
+
+        The other engines lack the weights until the next weight sync.
+        """
         ...
 
     def name_weights(self, url: str, version: WeightVersion) -> None:
-        """Tokens that one engine writes from now on carry this version."""
+        """Sets the version of all tokens that one engine generates from now on."""
         ...
 
     def read_up(self, url: str, since: float) -> None:
-        """Returns when everything that one engine, paused at `since` (monotonic seconds), had sent is read."""
+        """Returns when everything is read that one engine, paused at `since` (monotonic seconds), had sent."""
         ...
 
     def weight_checksum(self) -> Mapping[str, str]:
-        """URL of each engine → checksum (hex) of the weights it runs, as `models.hf.checksum_folder` computes it."""
+        """Returns URL of each engine → checksum (hex) of its weights, computed as in `models.hf.checksum_folder`."""
         ...
 
     def wake(self, part: str) -> None:
-        """Engines that sleep take memory again, for `weights` or for the `kv_cache`."""
+        """Makes sleeping engines allocate memory again, for `weights` or for the `kv_cache`."""
         ...
 
     def sleep(self) -> None:
-        """Every engine leaves its GPU. No request may be running."""
+        """Makes every engine release its GPU memory. No request may be running."""
         ...
 
 
@@ -67,43 +72,49 @@ class Host(Protocol):
     """All engines, once connected."""
 
     def connect(self, version: WeightVersion, folder: Path) -> None:
-        """Starts or meets the engines with the weights in `folder`, recovers the journal, and begins to write rollouts."""
+        """Starts or connects the engines with the weights in `folder`, recovers the journal, and begins rollouts."""
         ...
 
     def set_version(self, version: WeightVersion) -> None:
-        """The engines run these weights from now on."""
+        """Records that the engines run these weights from now on."""
         ...
 
     def experience(self, step: int) -> Iterator[Experience]:
-        """Admits prompts as far ahead as allowed, waits for the step's groups, and yields them as one batch or in parts."""
+        """Admits prompts as far ahead as allowed, waits for the step's groups, and yields one batch or its parts."""
         ...
 
     def trained(self, step: int) -> None:
-        """The update to `step` used the batch yielded last."""
+        """Records that the update to `step` used the batch yielded last."""
         ...
 
     def settle(self) -> None:
-        """Returns when the last `trained` is durable."""
+        """Returns when the last `trained` record is durable."""
         ...
 
     def checkpointed(self, step: int) -> None:
-        """The checkpoint of `step` is on disk: what it was trained on will not come back after a kill."""
+        """Records that the checkpoint of `step` is on disk, so its training data is not needed again after a kill."""
         ...
 
     def lengths(self, step: int) -> Metrics:
-        """Metrics `length/…` of `step`, now trained; may log a warning."""
+        """Returns the metrics `length/…` of `step`, which is now trained. May log a warning."""
         ...
 
     def take_up_evaluations(self, version: WeightVersion, folder: Path) -> None:
-        """Resumes evaluations that an earlier attempt left. `version` and `folder`: the weights pushed last."""
+        """Resumes evaluations that an earlier attempt left unfinished.
+
+        `version` and `folder`: the weights pushed last.
+        """
         ...
 
     def evaluate(self, version: WeightVersion, folder: Path) -> None:
-        """Begins to evaluate these weights on the held-out prompts; returns when training may go on."""
+        """Begins an evaluation of these weights on the held-out prompts. Returns when training may continue."""
         ...
 
     def evaluated(self) -> Iterator[tuple[int, Metrics]]:
-        """(step, metrics) of each finished evaluation, once. Asking for the next one confirms that the last is recorded."""
+        """Yields (step, metrics) of each finished evaluation once.
+
+        A request for the next one confirms that the previous one is recorded.
+        """
         ...
 
     def finish_evaluations(self) -> None:
@@ -121,12 +132,15 @@ class Signature:
 
 
 def callback_kinds(kind: Any) -> list[Any] | None:
-    """The types of what a callback takes; None if `kind` is not a function."""
+    """Returns the types of a callback's parameters; None if `kind` is not a function."""
     return list(get_args(kind)[0]) if get_origin(kind) is abc.Callable else None
 
 
 def signatures(protocol: type) -> dict[str, Signature]:
-    """Name → types of every method of a protocol; those of an attribute that is a protocol itself as `attribute.method`."""
+    """Returns name → types of every method of a protocol. Methods of an attribute are named `attribute.method`.
+
+    This applies to attributes that are protocols themselves.
+    """
     found: dict[str, Signature] = {}
     for attribute, kind in get_type_hints(protocol).items():
         if is_protocol(kind):

@@ -1,7 +1,8 @@
-"""The trainer's side of a rollout process: a stub of `Host` whose calls are answered there.
+"""The trainer's side of a rollout process: a stub of `Host` that forwards its calls to the process.
 
-The controller, the journal's commits, rewards and batches need an interpreter; in a process of their own they do not hold
-the one that training launches its kernels from. The trainer waits for answers only, as it would for the controller's thread.
+The controller, the journal's commits, rewards and batches need a Python interpreter. In a separate process they do not
+block the interpreter from which training launches its kernels. The trainer waits for answers only, as it would wait for
+the controller's thread.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from megatron_lwz.types import WeightVersion
 
 @contextmanager
 def remote_host(config: Config, run: RunPaths, step: int, waiting: Waiting) -> Iterator[Host]:
-    """A host in a process of its own, which ends with the block and with this process. The run goes on from `step`."""
+    """Yields a host in a separate process, which ends with the block and with this process.
+
+    The run continues from `step`.
+    """
     process = HostProcess(["-m", "megatron_lwz.cli.rollout_host", str(run.config), "--step", str(step)], waiting)
     try:
         process.call("open")
@@ -39,7 +43,10 @@ def remote_host(config: Config, run: RunPaths, step: int, waiting: Waiting) -> I
 
 
 def stub(process: HostProcess, connect: Callable[..., EngineClient]) -> Host:
-    """A Host whose methods are calls to the process. `connect` makes clients of the engines that rank 0 itself sends weights to."""
+    """Returns a Host whose methods are calls to the process.
+
+    `connect` makes clients of the engines to which rank 0 itself sends weights.
+    """
     host = SimpleNamespace()
     codec = Codec(
         {
@@ -59,7 +66,7 @@ def stub(process: HostProcess, connect: Callable[..., EngineClient]) -> Host:
 
 
 def _forward(process: HostProcess, codec: Codec, name: str, signature: Signature) -> Callable[..., Any]:
-    """One method of the stub."""
+    """Returns one method of the stub."""
 
     def call(*values: Any) -> Any:
         arguments: list[Any] = []
@@ -83,7 +90,7 @@ def _forward(process: HostProcess, codec: Codec, name: str, signature: Signature
 
 
 def _call_back(codec: Codec, function: Callable[..., None], kinds: list[Any], message: Message) -> None:
-    """The process calls a function that was given to it: it runs here, in the thread that waits for the answer."""
+    """Runs a callback for the process here, in the thread that waits for the answer."""
     values = zip(message.content["asked"], kinds, strict=True)
     function(*(codec.decode(value, kind, message.tensors) for value, kind in values))
 
@@ -102,7 +109,7 @@ class RemoteTracker:
 
     @property
     def version(self) -> WeightVersion:
-        """The weights last named here."""
+        """The weight version that was last set here."""
         return self._version
 
     @version.setter
@@ -111,8 +118,8 @@ class RemoteTracker:
         self._version = version
 
     def add_stream(self, stream: OpenStream) -> None:
-        """Nothing: such a client only sends weights."""
+        """Does nothing, because this client only sends weights."""
 
     async def read_up(self, since: float) -> None:
-        """Returns when the rollout process has read the engine's streams; both measure time by one clock."""
+        """Returns when the rollout process has read the engine's streams. Both processes use the same clock."""
         await asyncio.to_thread(self._engines.read_up, self._url, since)

@@ -1,7 +1,7 @@
-"""Stored rollouts under another reward config: what would their rewards and advantages have been?
+"""Rescoring of stored rollouts: their rewards and advantages under another reward config.
 
-Nothing is written. Scores of components that measure the same under both configs are taken from the journal; those that
-are rules are computed again; those that ask a server only when told to.
+Nothing is written. Scores of components that measure the same under both configs are taken from the journal. Rules are
+computed again. Components that call a server are scored again only on request.
 """
 
 from __future__ import annotations
@@ -25,28 +25,31 @@ from megatron_lwz.rollout.scoring import close_rewards
 from megatron_lwz.types import ComponentScore, Group, RewardFn
 
 Source = Literal["stored", "computed", "asked", "outdated", "absent"]
-"""Where a new score comes from; outdated: stored, although the settings changed; absent: masked. --ask mends both."""
+"""Source of a new score. outdated: stored, although the settings changed; absent: masked. `--ask` replaces both."""
 
 _NOT_MEASURED = {"weight", "normalizer", "use"}
-"""Fields that change what a score counts for, not the score."""
+"""Fields that change how a score counts, but not the score."""
 _AT_ONCE = 8
-"""Groups whose scores are asked for at the same time."""
+"""Number of groups that are scored concurrently."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One rollout under one config. `scores` in the order of the names, None where masked."""
+    """One rollout under one config. `scores` are in the order of the names, None where masked."""
 
     scores: tuple[float | None, ...]
     advantage: float
     parts: tuple[float, ...]
-    """What each component adds to the advantage; empty where `reward.advantage_function` gives one number for all."""
+    """Contribution of each component to the advantage; empty if `reward.advantage_function` gives one number."""
     included: bool
 
 
 @dataclass(frozen=True)
 class Rescored:
-    """One rollout under both. `step` is the training step that consumed it, None: not yet. `length`: CJK characters + words."""
+    """One rollout under both configs.
+
+    `step` is the training step that consumed it, None if none has. `length` is in CJK characters + words.
+    """
 
     group: int
     step: int | None
@@ -59,10 +62,13 @@ class Rescored:
 
 
 class Rescorer:
-    """The old and the new config, and where each new component's scores come from."""
+    """The old and the new config, and the source of each new component's scores."""
 
     def __init__(self, old: Config, new: Config, *, ask: bool = False, again: bool = False) -> None:
-        """`ask`: question servers where settings changed; `again`: compute rules even where they did not. Raises LwzError."""
+        """`ask`: call servers where settings changed.
+
+        `again`: compute rules even where they did not. Raises LwzError.
+        """
         for config in (old, new):
             check_components(config.reward)
         self.old, self.new = old, new
@@ -77,7 +83,10 @@ class Rescorer:
         self._wanted = wanted
 
     def run(self, groups: Iterable[Group], steps: Mapping[int, int], heard: Callable[[int], None]) -> list[Rescored]:
-        """All rollouts of the groups, in order; `steps`: group id → step; `heard` is told how many groups are done."""
+        """Returns all rollouts of the groups, in order.
+
+        `steps`: group id → step. `heard` is called with the number of finished groups.
+        """
         return asyncio.run(self._run(groups, steps, heard))
 
     async def _run(
@@ -117,7 +126,7 @@ class Rescorer:
         return [reward for reward in build_rewards(only, tokenizer, self.new.judge) if reward.name in wanted]
 
     async def _score(self, group: Group, rewards: Sequence[RewardFn]) -> Group:
-        """The group with its new scores. Raises ConfigError when a prompt does not fit the new settings."""
+        """Returns the group with its new scores. Raises ConfigError when a prompt does not fit the new settings."""
         columns = await asyncio.gather(*(reward.score(group.prompt, group.rollouts) for reward in rewards))
         fresh = dict(zip((reward.name for reward in rewards), columns, strict=True))
         missing = ComponentScore(0.0, valid=False)

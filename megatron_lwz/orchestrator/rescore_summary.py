@@ -1,4 +1,4 @@
-"""What another reward config would have changed, in numbers: per component, per length bucket, per group."""
+"""Differences that another reward config makes, in numbers: per component, per length bucket, per group."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from megatron_lwz.rewards.composite import component_sections
 
 _BUCKETS = 4
 _EQUAL = 1e-6
-"""Scores are fp32: a smaller difference is none."""
+"""Scores are fp32: smaller differences count as equal."""
 
 Number = float | None
 
 
 def summarize(rescorer: Rescorer, rows: Sequence[Rescored]) -> dict[str, Any]:
-    """The whole comparison as plain JSON values; None where there is nothing to measure. Needs at least one row."""
+    """Returns the whole comparison as plain JSON values; None where nothing can be measured. Needs at least one row."""
     groups = [list(members) for _, members in groupby(rows, key=lambda row: row.group)]
     names = dict.fromkeys((*rescorer.old_names, *rescorer.new_names))
     steps = [row.step for row in rows if row.step is not None]
@@ -35,7 +35,7 @@ def summarize(rescorer: Rescorer, rows: Sequence[Rescored]) -> dict[str, Any]:
 
 
 def flat_rows(rescorer: Rescorer, rows: Sequence[Rescored]) -> tuple[list[str], list[list[Any]]]:
-    """Header and lines of a CSV file, one line per rollout; what is masked is empty."""
+    """Returns header and lines of a CSV file, one line per rollout. Masked values are empty."""
     old = [f"old_{name}" for name in rescorer.old_names]
     new = [f"new_{name}" for name in rescorer.new_names]
     head = ["group", "step", "prompt", "rollout", "length", "truncated", *old, *new, "old_advantage", "new_advantage"]
@@ -48,7 +48,7 @@ def flat_rows(rescorer: Rescorer, rows: Sequence[Rescored]) -> tuple[list[str], 
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Number:
-    """Spearman's rho, ties at their mean rank; None for fewer than two pairs or where one side is constant."""
+    """Returns Spearman's rho; ties get their mean rank. None for fewer than two pairs or if one side is constant."""
     if len(first) < 2:
         return None
     a, b = _ranks(first), _ranks(second)
@@ -104,7 +104,7 @@ def _advantages(rows: Sequence[Rescored], groups: Sequence[Sequence[Rescored]]) 
 
 
 def _lengths(rescorer: Rescorer, rows: Sequence[Rescored]) -> list[dict[str, Any]]:
-    """Equally many rollouts in each bucket, as far as equal lengths allow."""
+    """Returns averages per length bucket, with equally many rollouts in each as far as equal lengths allow."""
     lengths = sorted(row.length for row in rows)
     edges = sorted({lengths[len(lengths) * place // _BUCKETS] for place in range(1, _BUCKETS)})
     starts = sorted({lengths[0], *edges})
@@ -134,7 +134,7 @@ def _lengths(rescorer: Rescorer, rows: Sequence[Rescored]) -> list[dict[str, Any
 def _within(
     members: Sequence[Rescored], old: Callable[[Rescored], Number], new: Callable[[Rescored], Number]
 ) -> Number:
-    """The rank correlation inside one group, of what both sides have."""
+    """Returns the rank correlation inside one group, over rollouts that have both values."""
     pairs = [(a, b) for row in members if (a := old(row)) is not None and (b := new(row)) is not None]
     return rank_correlation([a for a, _ in pairs], [b for _, b in pairs])
 
@@ -148,7 +148,7 @@ def _new_advantage(row: Rescored) -> Number:
 
 
 def _best(members: Sequence[Rescored], which: str) -> set[int]:
-    """The rollouts of the highest advantage; none where all are 0: nothing is learned from such a group."""
+    """Returns the rollouts with the highest advantage; none if all are 0: nothing is learned from such a group."""
     sides: Mapping[int, Side] = {row.index: getattr(row, which) for row in members}
     found = {index: side.advantage for index, side in sides.items() if side.included}
     if not any(found.values()):
@@ -165,7 +165,7 @@ def _getter(names: Sequence[str], name: str) -> Callable[[Side], Number]:
 
 
 def _share(rows: Sequence[Rescored], names: Sequence[str], name: str, side: Callable[[Rescored], Side]) -> Number:
-    """How much of the sum of |parts of advantages| is this component's."""
+    """Returns the component's share of the sum of |parts of advantages|."""
     if name not in names:
         return None
     place = list(names).index(name)
@@ -174,7 +174,7 @@ def _share(rows: Sequence[Rescored], names: Sequence[str], name: str, side: Call
 
 
 def _ranks(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """From 0; equal values share the mean of their ranks."""
+    """Returns ranks counted from 0; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return (ends - (counts + 1) / 2)[inverse]

@@ -1,4 +1,4 @@
-"""The reward model of a run: started here for a local folder, or running elsewhere."""
+"""The reward model of a run: started here from a local folder, or already running elsewhere."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ START_SECONDS = 600.0
 
 @contextmanager
 def open_reward_server(config: Config, run: RunPaths) -> Iterator[Config]:
-    """The config with the address of the writing reward's server: one started for `reward.writing.hf`, stopped in the end.
+    """Yields the config with the address of the writing reward's server. Rank 0 only, from the main thread.
 
-    Rank 0 only, from the main thread. Raises ConfigError or EngineError. Without the component nothing is started.
+    A server for `reward.writing.hf` is started, and stopped at the end of the block. Without this component nothing is
+    started. Raises ConfigError or EngineError.
     """
     section = config.reward.writing
     if section.hf is None or section.url is not None:

@@ -1,4 +1,4 @@
-"""The rollout process's side: a Host does what the trainer asks for, one call after the other."""
+"""The rollout process's side: a Host handles the trainer's calls, one after the other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _SIGNATURES = signatures(Host)
 
 
 def serve(config: Config, step: int, connection: Connection) -> None:
-    """Answers until SIGTERM, which the end of the trainer sends too. Leaves with everything durable. Raises LwzError."""
+    """Answers the trainer's calls until SIGTERM, which the end of the trainer also triggers. Raises LwzError.
+
+    When it returns, everything is durable.
+    """
     with ExitStack() as stack:
 
         def open_host() -> Host:
@@ -39,7 +42,10 @@ def serve(config: Config, step: int, connection: Connection) -> None:
 
 
 class HostService:
-    """Answers the calls of `Host` that come through a connection. The call `open` makes the host, and comes first."""
+    """Answers the calls of `Host` that arrive over a connection.
+
+    The call `open` creates the host and must come first.
+    """
 
     def __init__(self, open_host: Callable[[], Host], connection: Connection) -> None:
         self._open_host = open_host
@@ -47,20 +53,20 @@ class HostService:
         self._codec = Codec({EngineClient: (attrgetter("url"), _refused)})
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._number = -1
-        """Of the call that is being answered."""
+        """Number of the call that is being answered."""
         self._host: Host
         self._streams: dict[str, Iterator[Any]] = {}
         """Name of a call → the iterator that its last call returned."""
 
     def run(self) -> None:
-        """Answers, until a signal is raised here or nobody listens."""
+        """Answers calls until a signal raises here or the other end is closed."""
         threading.Thread(target=self._listen, name="trainer", daemon=True).start()
         with suppress(BrokenPipeError, ConnectionResetError):
             while True:
                 self._answer(self._inbox.get())
 
     def waiting(self, progress: Progress) -> None:
-        """Tells the trainer how far the rollouts are that it waits for."""
+        """Reports to the trainer the progress of the rollouts that it waits for."""
         self._connection.send({"number": self._number, "progress": asdict(progress)})
 
     def _answer(self, message: Message) -> None:
@@ -71,7 +77,7 @@ class HostService:
             content = {"answer": self._codec.encode(method(*arguments), result, tensors)}
         except LwzError as error:
             content = {"error": describe_error(error)}
-        except Exception as error:  # ours: the trainer ends, and this says where to look
+        except Exception as error:  # our own bug: the trainer ends, and this names the place to look
             traceback.print_exc()
             text = f"rollout process: {type(error).__name__}: {error}; its traceback is above"
             content = {"error": describe_error(EnvironmentSetupError(text))}
@@ -80,7 +86,7 @@ class HostService:
         self._connection.send(content | {"number": message.content["number"]}, tensors)
 
     def _look_up(self, message: Message) -> tuple[Callable[..., Any], list[Any], Any]:
-        """What a message calls, with which arguments, and the type of what it returns."""
+        """Returns the method that a message calls, its arguments, and the type of its result."""
         name = message.content["call"]
         if name == "open":
             return self._open, [], None
@@ -107,11 +113,14 @@ class HostService:
         self._streams[name] = method(*arguments)
 
     def _following(self, name: str) -> list[Any]:
-        """The next item of a stream, alone in a list; an empty list after the last."""
+        """Returns the next item of a stream, alone in a list; an empty list after the last."""
         return [item for item in (next(self._streams[name], None),) if item is not None]
 
     def _call_back(self, kinds: list[Any], *values: Any) -> None:
-        """Calls a function of the trainer's, and answers what it asks for meanwhile. Raises LwzError if that fails."""
+        """Calls a function of the trainer, and answers the trainer's calls meanwhile.
+
+        Raises LwzError if the function fails.
+        """
         tensors: Tensors = {}
         asked = [self._codec.encode(value, kind, tensors) for value, kind in zip(values, kinds, strict=True)]
         self._connection.send({"number": self._number, "asked": asked}, tensors)
@@ -124,7 +133,7 @@ class HostService:
         try:
             while True:
                 message = self._connection.receive()
-                if message.content.get("call") == "keep":  # at once, whatever the main thread is waiting for
+                if message.content.get("call") == "keep":  # answered at once, even while the main thread waits
                     termination.keep().join()
                     self._connection.send({"number": message.content["number"], "answer": None})
                 else:

@@ -1,7 +1,7 @@
-"""The GRPO loss of an update's micro-batches, in the two forms a step can use.
+"""The GRPO loss of an update's micro-batches, in the two forms that a step can use.
 
-On a GPU with Triton each form is one launch (`kernels/grpo_loss`); the maths of `algorithms/grpo.py` runs elsewhere, and
-around a loss function of the user's own.
+On a GPU with Triton, each form is one launch (`kernels/grpo_loss`). Elsewhere, and for a custom loss function, the
+formulas of `algorithms/grpo.py` run as torch operations.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class GrpoObjective:
-    """`loss` after the forward pass, for every option; `token_loss` within it, for token-level options."""
+    """The GRPO loss: `loss` after the forward pass, for every option; `token_loss` in it, for token-level ones."""
 
     def __init__(
         self,
@@ -35,7 +35,10 @@ class GrpoObjective:
         old: Sequence[Tensor] | None = None,
         reference: Sequence[Tensor] | None = None,
     ) -> None:
-        """`old` and `reference` are [T] fp32 per micro-batch; old None: the policy has not moved since it wrote them."""
+        """`old` and `reference` are [T] fp32 per micro-batch.
+
+        old None: the policy has not changed since the rollouts.
+        """
         self._section = section
         self._sequences = sequences
         self._old = old
@@ -46,7 +49,7 @@ class GrpoObjective:
 
     @property
     def token_loss(self) -> TokenLossFn | None:
-        """The loss for the gradient in the forward pass; None when a token's loss depends on its whole sequence."""
+        """Returns the loss for the gradient in the forward pass; None for a loss that depends on whole sequences."""
         if not self._section.is_token_level(old_is_policy=self._old is None):
             return None
         if self._function is not None and self._function.sequence_level:
@@ -54,7 +57,10 @@ class GrpoObjective:
         return self._fused_token_loss if self._fused else self._token_loss
 
     def loss(self, statistics: Tensor, micro: MicroBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """(summed loss, metric sums) of the statistics [3, T]; metrics only, after a `token_loss` in one launch."""
+        """Returns (summed loss, metric sums) of the statistics [3, T].
+
+        After a fused `token_loss` it returns metrics only.
+        """
         logprob, entropy, _ = statistics
         if index in self._launched:
             return logprob.new_zeros(()), self._launched.pop(index).metrics()
@@ -76,7 +82,7 @@ class GrpoObjective:
     def _token_loss(self, micro: MicroBatch, index: int) -> TokenLoss:
         def loss(logprob: Tensor, entropy: Tensor, _lse: Tensor, rows: Tensor) -> Tensor:
             inputs = self._inputs(micro, index, logprob, entropy, rows)
-            # No sum over ranks: a sequence's ratio is asked for only where it is 1 for each of its tokens.
+            # No sum over ranks: a sequence's ratio is only used here where it is 1 for each of its tokens.
             return grpo_loss(inputs, self._section, context_sum=lambda sums: sums, policy_loss=self._function)[0]
 
         return AutogradTokenLoss(loss, micro.labels.numel())
@@ -101,7 +107,7 @@ class GrpoObjective:
     def _inputs(
         self, micro: MicroBatch, index: int, logprob: Tensor, entropy: Tensor, rows: Tensor | None
     ) -> LossInputs:
-        """Of the micro-batch's tokens, or of those numbered `rows`."""
+        """Returns the loss inputs of the micro-batch's tokens, or of those numbered `rows`."""
 
         def of(values: Tensor) -> Tensor:
             return values if rows is None else values[rows]
@@ -120,7 +126,10 @@ class GrpoObjective:
 
 
 def _context_sum(values: Tensor) -> Tensor:
-    """Over context-parallel ranks. The step's loss is the sum of theirs, so the gradient is summed on its way back."""
+    """Sums over context-parallel ranks.
+
+    The step's loss is the sum of theirs, so the gradient is summed in backward too.
+    """
     if groups.context_size() == 1:
         return values
     return all_reduce(values, group=groups.context_group())

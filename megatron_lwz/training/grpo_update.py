@@ -1,4 +1,4 @@
-"""A rollout batch, or part by part → old and reference log-probs → optimizer updates with the GRPO loss."""
+"""A rollout batch, whole or in parts → old and reference log-probs → optimizer updates with the GRPO loss."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from megatron_lwz.types import MicroBatch, SequenceBatch
 
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer update trains on, or a part of it: this rank's micro-batches and their fixed log-probs, each [T] fp32.
+    """One optimizer update, or a part of it: this rank's micro-batches and their fixed log-probs, each [T] fp32.
 
-    `denominator` is what its sequences add to the update's. `old` is None when the policy has not moved since the
-    rollouts' weights were exported: then old = policy.
+    `denominator` is the part of the update's denominator from these sequences. `old` is None when the policy has not
+    changed since the rollouts' weights were exported: then old = policy.
     """
 
     micro_batches: Sequence[MicroBatch]
@@ -37,7 +37,7 @@ def prepare_updates(
 ) -> list[Update]:
     """Splits the batch into `training.updates_per_batch` updates and computes the log-probs that stay fixed.
 
-    Where the batch comes in parts that is one update, and each part of the batch is a part of it.
+    If the batch comes in parts, there is one update, and each part of the batch is a part of it.
     """
     count = config.training.updates_per_batch
     updates = [_plan(part, config) for part in split(batch, count)]
@@ -50,7 +50,7 @@ def prepare_updates(
 
 
 class PolicyUpdates:
-    """The optimizer updates of one rollout batch: `add` what there is of it, part by part, then `finish`."""
+    """The optimizer updates of one rollout batch: `add` each part of the batch, then `finish`."""
 
     def __init__(self, state: TrainState, config: Config) -> None:
         self._state = state
@@ -60,9 +60,9 @@ class PolicyUpdates:
         self._done: list[dict[str, float]] = []
 
     def add(self, updates: Sequence[Update], *, last: bool) -> None:
-        """Forward and backward passes of all updates; of the last one the optimizer step waits for further parts.
+        """Runs forward and backward passes of all updates. The last update's optimizer step waits for further parts.
 
-        `last`: there are none.
+        `last`: there are no further parts.
         """
         for place, update in enumerate(updates):
             if place:
@@ -74,7 +74,7 @@ class PolicyUpdates:
             self._denominator += update.denominator
 
     def finish(self) -> list[dict[str, float]]:
-        """For each update `loss`, `grad_norm`, `lr` and the loss's metrics as means per token."""
+        """Returns for each update `loss`, `grad_norm`, `lr` and the loss's metrics as means per token."""
         self._close()
         return self._done
 
@@ -85,26 +85,26 @@ class PolicyUpdates:
 
 
 def step_metrics(result: StepResult) -> dict[str, float]:
-    """A StepResult as one flat row of metrics."""
+    """Returns a StepResult as one flat row of metrics."""
     metrics = average_metrics(result.metrics)
     tokens = metrics.pop("tokens")
     return {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr, "trained_tokens": tokens, **metrics}
 
 
 def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of every metric over the updates of a step."""
+    """Returns the mean of every metric over the updates of a step."""
     return {name: sum(metrics[name] for metrics in updates) / len(updates) for name in updates[0]}
 
 
 def split(batch: SequenceBatch, count: int) -> list[SequenceBatch]:
-    """`count` batches of equally many sequences, every count-th each, so that no group's rollouts stay together."""
+    """Splits into `count` batches of equal size, every count-th sequence each, so that groups are spread."""
     if count == 1:
         return [batch]
     return [select(batch, range(first, len(batch), count)) for first in range(count)]
 
 
 def select(batch: SequenceBatch, indices: Sequence[int]) -> SequenceBatch:
-    """The sequences `indices` of a batch, in that order."""
+    """Returns the sequences `indices` of a batch, in that order."""
     spans = [slice(int(batch.offsets[i]), int(batch.offsets[i + 1])) for i in indices]
     lengths = torch.tensor([span.stop - span.start for span in spans])
     chosen = torch.tensor(list(indices), dtype=torch.int64)
@@ -119,7 +119,7 @@ def select(batch: SequenceBatch, indices: Sequence[int]) -> SequenceBatch:
 
 
 def _plan(batch: SequenceBatch, config: Config) -> Update:
-    """Sequences of weight 0 (masked, or of a group without variance) are left out: they would only cost time."""
+    """Plans micro-batches without sequences of weight 0 (masked, or without variance), which only cost time."""
     kept = (batch.weights > 0).nonzero().squeeze(1).tolist() or [0]
     if len(kept) < len(batch):
         batch = select(batch, kept)

@@ -22,7 +22,7 @@ from megatron_lwz.training.step import forward_chunks
 from megatron_lwz.types import SequenceBatch
 
 _PASSES = 8
-"""Micro-batches per data rank that are held at a time: bounds memory, keeps the balance good."""
+"""Micro-batches per data rank that are held at a time. Bounds memory and keeps the load balanced."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class TokenRow:
 
 
 def write_logprobs(config: Config, source: Path, target: Path, *, temperature: float = 1.0) -> int:
-    """Writes the log-probs of the rows of `source` to `target` (JSONL, input order); returns their number. All ranks call it.
+    """Writes the log-probs of the rows of `source` to `target` (JSONL, input order). Returns their number. Collective.
 
     A row of `target` is {"id", "logprobs", "entropies"}: natural log-probs of the full softmax at `temperature` and
-    entropies in nats, one per response token. `target` appears whole or not at all. Raises DataError, line by line.
+    entropies in nats, one per response token. `target` is written atomically. Raises DataError with the line.
     """
     launch.initialize(config)
     rows = read_rows(source, config)
@@ -61,7 +61,7 @@ def write_logprobs(config: Config, source: Path, target: Path, *, temperature: f
 
 
 def policy_of(config: Config, folder: Path) -> Config:
-    """`config`, with the newest checkpoint's weights when it was read from a run folder."""
+    """Returns `config`, with the newest checkpoint's weights if it was read from a run folder."""
     newest = latest(folder)
     if newest is None:
         return config
@@ -71,7 +71,7 @@ def policy_of(config: Config, folder: Path) -> Config:
 def compute_logprobs(
     policies: Sequence[PolicyModel], rows: Sequence[TokenRow], config: Config
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(log-probs, entropies) of each row's response tokens, fp32 on the CPU, on every rank. Collective."""
+    """Returns (log-probs, entropies) of each row's response tokens, fp32 on the CPU, on every rank. Collective."""
     batch = _batch(rows)
     micro_batches = make_micro_batches(batch, config, torch.ones(len(batch.tokens)))
     statistics = forward_chunks(policies, micro_batches)
@@ -94,7 +94,7 @@ def compute_logprobs(
 
 
 def read_rows(path: Path, config: Config) -> list[TokenRow]:
-    """The rows of a JSONL file {"id", "tokens", "prompt_length"}; blank lines are passed over. Raises DataError."""
+    """Reads the rows of a JSONL file {"id", "tokens", "prompt_length"}; blank lines are skipped. Raises DataError."""
     vocabulary = config.architecture().vocab_size
     longest = config.training.tokens_per_micro_batch
     rows = []
@@ -127,7 +127,7 @@ def _row(line: str, path: Path, number: int, *, vocabulary: int, longest: int) -
 
 
 def _windows(rows: Sequence[TokenRow], tokens: int) -> Iterator[list[TokenRow]]:
-    """Consecutive rows, about `tokens` tokens at a time."""
+    """Yields consecutive rows in lists of about `tokens` tokens."""
     window: list[TokenRow] = []
     held = 0
     for row in rows:

@@ -22,10 +22,13 @@ __all__ = ["ContextSum", "FusedGrpoLoss", "TokenInputs", "fused_grpo_loss"]
 
 
 class FusedGrpoLoss:
-    """A `TokenLoss` (linear_logprob/token_loss.py) that is one launch per call. Keeps metric partials of its calls."""
+    """A `TokenLoss` (linear_logprob/token_loss.py) with one launch per call.
+
+    It keeps the metric partials of its calls.
+    """
 
     def __init__(self, inputs: TokenInputs, section: GrpoSection) -> None:
-        """Rows are numbered into the tensors of `inputs` [T]; row number T is padding."""
+        """Rows are indices into the tensors of `inputs` [T]; row number T is padding."""
         launch.check(inputs, section)
         if not section.is_token_level(old_is_policy=inputs.old is None):
             raise ValueError("grpo.ratio, grpo.mismatch: sequence needs all log-probs first; use fused_grpo_loss")
@@ -33,7 +36,10 @@ class FusedGrpoLoss:
         self._partials: list[Tensor] = []
 
     def __call__(self, shards: Tensor, rows: Tensor) -> TokenStep:
-        """`shards` [R, 4, n] fp32 statistics of the rows numbered `rows` [n] int64. See `TokenLoss`."""
+        """`shards` [R, 4, n] are fp32 statistics of the rows numbered `rows` [n] int64.
+
+        Same contract as `TokenLoss`.
+        """
         out, partials = launch.token_loss(shards.contiguous(), self._inputs, self._section, rows=rows.contiguous())
         self._partials.append(partials)
         g, h, logprob, entropy, lse, mean = out.unbind()
@@ -41,7 +47,7 @@ class FusedGrpoLoss:
         return TokenStep(logprob, entropy, lse, launch.loss_of(partials), gradients)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Over all rows seen so far: the names and values of `grpo_loss` in `algorithms/grpo.py`, scalars on the device."""
+        """Returns metrics over all rows so far, as scalars on the device, with the names and values of `grpo_loss`."""
         if not self._partials:
             return launch.no_metrics(self._inputs.weight.device)
         return launch.metrics_of(self._partials)
@@ -57,10 +63,11 @@ def fused_grpo_loss(
     sequences: int,
     context_sum: ContextSum,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """(Σ weight · token loss, metric sums) of log-probs and entropies [T] fp32, differentiable in both.
+    """Returns (Σ weight · token loss, metric sums) of log-probs and entropies [T] fp32, differentiable in both.
 
     `sequence_ids` [T] int64 in [0, sequences), −1 on padding; read for sequence-level options only. `context_sum` adds
-    a [2, sequences] tensor over context-parallel ranks and is called for those only, equally often on every rank.
+    a [2, sequences] tensor over context-parallel ranks. It is called for sequence-level options only, the same number
+    of times on every rank.
     """
     launch.check(inputs, section)
     with torch.no_grad():
@@ -75,7 +82,7 @@ def fused_grpo_loss(
 
 
 class _WithGradients(torch.autograd.Function):
-    """A loss whose gradients are known already."""
+    """A loss whose gradients are already computed."""
 
     @staticmethod
     def forward(ctx: Any, logprob: Tensor, entropy: Tensor, loss: Tensor, g: Tensor, h: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
-"""The two Triton kernels: sums per sequence, and everything else of the loss in one launch.
+"""The two Triton kernels: one for sums per sequence, one for everything else of the loss in one launch.
 
-The formulas are those of `algorithms/grpo.py`, which explains them; here they stand with their derivatives. An absent
-tensor or coefficient is None and a mode is a constexpr, so what an option does not need is not compiled.
+The formulas are those of `algorithms/grpo.py`, which explains them. Here they include their derivatives. An absent
+tensor or coefficient is None and a mode is a constexpr, so unused options are not compiled.
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 # (arguments of a Triton kernel are pointers and scalars of the device; there is nothing to annotate them with)
@@ -14,12 +14,12 @@ import triton.language as tl
 LOG_RATIO_LIMIT = tl.constexpr(20.0)
 """Bound on |log p − log q| before exp, as in `algorithms/grpo.py`."""
 SUMS = tl.constexpr(11)
-"""Partials that are summed over blocks; the others are maxima."""
+"""Number of partials that are summed over blocks. The others are maxima."""
 
 
 @triton.jit
 def _difference(a, b):
-    """a − b within the limit, and where the limit did not act (there the derivative is 1, elsewhere 0)."""
+    """Returns a − b within the limit, and its derivative: 1 inside the limit, 0 elsewhere."""
     raw = a - b
     inside = tl.abs(raw) <= LOG_RATIO_LIMIT
     return tl.minimum(tl.maximum(raw, -LOG_RATIO_LIMIT), LOG_RATIO_LIMIT), inside
@@ -27,7 +27,7 @@ def _difference(a, b):
 
 @triton.jit
 def _k3(d):
-    """e^−d − 1 + d and its derivative 1 − e^−d. Near 0, where the differences cancel, by the series."""
+    """Returns e^−d − 1 + d and its derivative 1 − e^−d. Near 0, where the differences cancel, it uses the series."""
     x = -d
     series = 1.0 / 362880 * x + 1.0 / 40320
     series = series * x + 1.0 / 5040
@@ -43,7 +43,7 @@ def _k3(d):
 
 @triton.jit
 def _combine(statistics, n, at, inside, SHARDS: tl.constexpr):
-    """[SHARDS, 4, n] → logprob, entropy, lse, mean of rows `at`: `combine` of linear_logprob/epilogue.py."""
+    """[SHARDS, 4, n] → logprob, entropy, lse, mean of rows `at`, like `combine` of linear_logprob/epilogue.py."""
     highest = tl.load(statistics + at, mask=inside, other=0.0)
     for shard in tl.static_range(1, SHARDS):
         highest = tl.maximum(highest, tl.load(statistics + 4 * shard * n + at, mask=inside, other=0.0))
@@ -67,7 +67,7 @@ def _combine(statistics, n, at, inside, SHARDS: tl.constexpr):
 
 @triton.jit
 def _sequence_mean(sums, ids, sequences, used):
-    """Mean of each token's sequence, from [2, N]: total and count."""
+    """Returns the mean of each token's sequence, from [2, N]: total and count."""
     total = tl.load(sums + ids, mask=used, other=0.0)
     count = tl.load(sums + sequences + ids, mask=used, other=1.0)
     return total / tl.maximum(count, 1.0)
@@ -87,9 +87,10 @@ def sequence_sums(  # noqa: PLR0913
     BLOCK: tl.constexpr,
     IDS: tl.constexpr,
 ):
-    """One program owns IDS sequences and reads all T ids, in order: no atomics, whatever order the ids have.
+    """Computes sums per sequence. One program owns IDS sequences and reads all T ids, in order, without atomics.
 
-    Packed ids come in runs, so most blocks hold none of a program's sequences and cost the reading of their ids.
+    The order of the ids does not matter. Packed ids come in runs, so most blocks contain none of a program's sequences,
+    and only reading their ids costs time.
     """
     ids = tl.program_id(0) * IDS + tl.arange(0, IDS)
     count = tl.zeros((IDS,), tl.float32)
@@ -153,7 +154,7 @@ def token_loss(  # noqa: PLR0913, PLR0915
     KL_IMPORTANCE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Log-probs, loss, its derivatives g (in logprob) and h (in entropy), and partial metrics of BLOCK rows."""
+    """Computes log-probs, loss, its derivatives g (in logprob), h (in entropy), and partial metrics of BLOCK rows."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
     if rows is None:

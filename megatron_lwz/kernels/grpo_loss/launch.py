@@ -1,4 +1,4 @@
-"""Per-token tensors and the config section → launches of the two kernels, and partials → metrics."""
+"""Launches of the two kernels from per-token tensors and the config section, and metrics from their partials."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_lwz.config.sections import GrpoSection
 from megatron_lwz.kernels.grpo_loss import kernels
 
 ContextSum = Callable[[Tensor], Tensor]
-"""Adds a [2, N] tensor over context-parallel ranks."""
+"""Function that adds a [2, N] tensor over context-parallel ranks."""
 
 _SUMS = (
     "loss",
@@ -30,18 +30,18 @@ _SUMS = (
 )
 _MAXIMA = ("ratio/max", "mismatch/difference/max")
 _PARTIALS = len(_SUMS) + len(_MAXIMA)
-"""The rows of `partials`, in the order in which the kernel writes them."""
+"""Number of rows of `partials`. They are in the order in which the kernel writes them."""
 
 TOKEN_LOSS_LAUNCH = {"BLOCK": 128, "num_warps": 4}
 """Rows per program: one per thread, so that 16k rows occupy all SMs of an H200."""
 SEQUENCE_SUMS_LAUNCH = {"BLOCK": 256, "IDS": 16, "num_warps": 4}
 _ALIGNMENT = 32
-"""Rows of the output start at multiples of this many numbers, so that whoever reads them can load vectors."""
+"""Rows of the output start at multiples of this many numbers, so that their readers can use vector loads."""
 
 
 @dataclass(frozen=True)
 class TokenInputs:
-    """What the loss of a token depends on besides the policy's distribution; all [T] fp32, contiguous."""
+    """Inputs of a token's loss besides the policy's distribution; all [T] fp32, contiguous."""
 
     old: Tensor | None
     """None: the policy's own log-prob without gradient (one update per batch), so that every ratio is 1."""
@@ -55,7 +55,7 @@ class TokenInputs:
 
 @dataclass(frozen=True)
 class SequenceMeans:
-    """What sequence-level options read: ids [T] int64 and [2, N] (totals, counts) of the log-ratios that need them."""
+    """Inputs of sequence-level options: ids [T] int64, and [2, N] (totals, counts) of the log-ratios that need them."""
 
     ids: Tensor
     ratio: Tensor | None
@@ -63,12 +63,12 @@ class SequenceMeans:
 
 
 def has_sequence_ratio(inputs: TokenInputs, section: GrpoSection) -> bool:
-    """Whether the ratio needs all tokens of a sequence; where old is the policy, every ratio is 1 anyway."""
+    """Whether the ratio needs all tokens of a sequence. If old is the policy, it does not, because every ratio is 1."""
     return section.ratio == "sequence" and inputs.old is not None
 
 
 def check(inputs: TokenInputs, section: GrpoSection) -> None:
-    """Refuses what no launch could compute."""
+    """Rejects inputs that no launch could compute."""
     assert section.loss_function is None, "a function of the user's own has no fused twin"
     if section.kl_coefficient and inputs.reference is None:
         raise ValueError("a KL coefficient above 0 needs the reference model's log-probs")
@@ -86,7 +86,7 @@ def sequence_means(
     sequences: int,
     context_sum: ContextSum,
 ) -> SequenceMeans | None:
-    """Sums of the log-ratios per sequence over all context-parallel ranks; None without sequence-level options.
+    """Returns sums of the log-ratios per sequence over all context-parallel ranks; None without sequence-level options.
 
     `ids` [T] int64 in [0, sequences), −1 on padding. `context_sum` is called once per mean, on every rank.
     """
@@ -121,10 +121,10 @@ def token_loss(
     rows: Tensor | None = None,
     means: SequenceMeans | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One launch → (out, partials [13, blocks]).
+    """Runs one launch and returns (out, partials [13, blocks]).
 
     With `rows` [n], `statistics` are the gathered [R, 4, n] and `out` is g, h, logprob, entropy, lse, mean [6, n].
-    Without, they are log-probs [T] beside `entropy` [T], and `out` is g, h [2, T]. h is written only where
+    Without, they are log-probs [T] next to `entropy` [T], and `out` is g, h [2, T]. h is written only where
     `entropy_coefficient` is not 0. g and h are 0 on padding rows and where the weight is 0.
     """
     shards = 0 if rows is None else statistics.shape[0]
@@ -160,12 +160,12 @@ def token_loss(
 
 
 def loss_of(partials: Tensor) -> Tensor:
-    """The loss, a scalar, from one launch's partials."""
+    """Returns the loss, a scalar, from one launch's partials."""
     return partials[0].sum()
 
 
 def metrics_of(partials: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Metric sums and maxima over the partials of some launches (at least one), in their order."""
+    """Returns metric sums and maxima over the partials of some launches (at least one), in their order."""
     together = torch.cat(list(partials), dim=1)
     sums = together[: len(_SUMS)].sum(1).unbind()
     maxima = together[len(_SUMS) :].amax(1).unbind()
@@ -173,7 +173,7 @@ def metrics_of(partials: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def no_metrics(device: torch.device) -> dict[str, Tensor]:
-    """Of no launch at all: every name, 0."""
+    """Returns the metrics without any launch: every name, with value 0."""
     return {name: torch.zeros((), device=device) for name in _SUMS[1:] + _MAXIMA}
 
 
@@ -184,7 +184,7 @@ def _sequences(means: SequenceMeans) -> int:
 
 
 def _hyper_parameters(section: GrpoSection) -> dict[str, float | None]:
-    """The numbers, None where their branch is not compiled."""
+    """Returns the numeric hyper-parameters, None where their branch is not compiled."""
     return {
         "low": 1 - section.clip_low,
         "high": 1 + section.clip_high,
@@ -197,7 +197,7 @@ def _hyper_parameters(section: GrpoSection) -> dict[str, float | None]:
 
 
 def _modes(section: GrpoSection) -> dict[str, str | bool]:
-    """The branches of the kernel. In the loss, `k1` means k3, as in `algorithms/grpo.py`."""
+    """Returns the compile-time branches of the kernel. In the loss, `k1` means k3, as in `algorithms/grpo.py`."""
     kl = "none"
     if section.kl_coefficient:
         kl = "reward" if section.kl_placement == "reward" else ("k2" if section.kl_estimator == "k2" else "k3")

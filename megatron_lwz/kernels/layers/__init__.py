@@ -36,7 +36,10 @@ PLAIN = LayerOps("torch", plain.rms_norm, plain.rotate, plain.swiglu)
 
 
 def layer_ops(asked: str = "auto") -> LayerOps:
-    """What `kernels.layers` means on this machine. Raises ConfigError for an explicit choice that cannot run here."""
+    """Returns the ops that `kernels.layers` selects here.
+
+    Raises ConfigError for an explicit choice that cannot run here.
+    """
     if asked == "torch" or (asked == "auto" and not torch.cuda.is_available()):
         return PLAIN
     reason = _fused_unavailable()

@@ -1,4 +1,4 @@
-"""The ops of a layer in plain torch: what runs on a CPU, and what the Triton kernels are tested against."""
+"""The ops of a layer in plain torch. They run on a CPU, and the Triton kernels are tested against them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """See `LayerOps.rms_norm`."""
+    """Implements `LayerOps.rms_norm`."""
     wide = _wide(x)
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return (wide * weight).to(x.dtype)
 
 
 def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """See `LayerOps.rotate`."""
+    """Implements `LayerOps.rotate`."""
     return _Rotate.apply(query, key, cos, sin)
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """See `LayerOps.swiglu`."""
+    """Implements `LayerOps.swiglu`."""
     return _SwiGlu.apply(x)
 
 
 class _Rotate(torch.autograd.Function):
-    """A rotation's gradient is the rotation back, so nothing but the angles need be kept."""
+    """The gradient of a rotation is the inverse rotation, so only the angles are saved for backward."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _SwiGlu(torch.autograd.Function):
-    """Keeps its input only; the sigmoid is cheap to redo."""
+    """Saves only its input for backward, because the sigmoid is cheap to recompute."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

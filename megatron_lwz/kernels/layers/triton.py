@@ -13,27 +13,33 @@ from megatron_lwz.kernels.layers import triton_kernels as kernels
 _COLUMNS = 1024
 """Columns of a SwiGLU program: 8 per thread, one 16-byte load of bf16."""
 _WARPS_PER_SM = 16
-"""Of the RMSNorm backward pass (at least two programs), each program with a row of the partial weight gradient."""
+"""Warps per multiprocessor in the RMSNorm backward pass, in at least two programs.
+
+Each program has a row of the partial weight gradient.
+"""
 
 
 def available() -> str | None:
-    """None where these kernels run: on a GPU or, for tests on small shapes, in Triton's interpreter. Else the reason."""
+    """Returns None where these kernels run, else the reason.
+
+    They run on a GPU or, for tests on small shapes, in Triton's interpreter.
+    """
     interpreted = not isinstance(kernels.swiglu_forward, triton.JITFunction)
     return None if interpreted or torch.cuda.is_available() else "there is no GPU"
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """See `LayerOps.rms_norm`."""
+    """Implements `LayerOps.rms_norm`."""
     return _RmsNorm.apply(x, weight, eps)
 
 
 def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """See `LayerOps.rotate`."""
+    """Implements `LayerOps.rotate`."""
     return _Rotate.apply(query, key, cos, sin)
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """See `LayerOps.swiglu`."""
+    """Implements `LayerOps.swiglu`."""
     return _SwiGlu.apply(x)
 
 
@@ -65,7 +71,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class _Rotate(torch.autograd.Function):
-    """A rotation's gradient is the rotation back, so nothing but the angles need be kept."""
+    """The gradient of a rotation is the inverse rotation, so only the angles are saved for backward."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +96,7 @@ def _turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -
 
 
 class _SwiGlu(torch.autograd.Function):
-    """Keeps its input only; the sigmoid is cheap to redo."""
+    """Saves only its input for backward, because the sigmoid is cheap to recompute."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -111,7 +117,7 @@ class _SwiGlu(torch.autograd.Function):
 
 
 def _row_block(width: int) -> tuple[int, int]:
-    """Columns and warps of a program that holds a whole row: 8 to 16 values per thread and tensor, so nothing spills."""
+    """Returns columns and warps of a program for a whole row: 8 to 16 values per thread and tensor: no spills."""
     block = triton.next_power_of_2(width)
     return block, max(4, min(16, block // 512))
 
@@ -121,5 +127,5 @@ def _column_grid(out: Tensor) -> tuple[int, int]:
 
 
 def _processors(device: torch.device) -> int:
-    """Streaming multiprocessors; 1 in the interpreter."""
+    """Returns the number of streaming multiprocessors; 1 in the interpreter."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1

@@ -1,7 +1,7 @@
 """Triton kernels of a layer's ops. Loads are widened to fp32, stores round once to the type of the target.
 
-A row is one token. Widths are constants of a model, so they are compile-time constants here: masks vanish where the width
-fills the block. Row offsets are 64-bit, since tokens × width passes 2^31.
+A row is one token. Widths are constants of a model, so they are compile-time constants here: masks vanish where the
+width fills the block. Row offsets are 64-bit, since tokens × width passes 2^31.
 """
 
 # Triton's decorator and its arguments have no types.
@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def rms_norm_forward(x, weight, out, scales, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """One program per row: out = weight · x · scale with scale = 1 / sqrt(mean(x²) + eps), kept for the backward pass."""
+    """One program per row: out = weight · x · scale; scale = 1 / sqrt(mean(x²) + eps) is kept for backward."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
@@ -30,9 +30,9 @@ def rms_norm_forward(x, weight, out, scales, eps, WIDTH: tl.constexpr, BLOCK: tl
 def rms_norm_backward(  # noqa: PLR0913
     gradient, x, weight, scales, x_gradient, partial, rows, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Every n-th row per program (n programs). `partial` [n, WIDTH] gets each program's share of the weight gradient.
+    """Processes every n-th row per program (n programs). `partial` [n, WIDTH] gets each program's weight gradient.
 
-    The caller adds up `partial` in a fixed order, so the weight gradient is the same in every run; no atomics.
+    The caller sums `partial` in a fixed order without atomics, so the weight gradient is the same in every run.
     """
     program = tl.program_id(0)
     programs = tl.num_programs(0)
@@ -74,7 +74,7 @@ def rotate_heads(  # noqa: PLR0913
     BACK: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HALF: tl.constexpr,
     QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr
 ):  # fmt: skip
-    """One program per token: all its query and key heads, turned by its angles, or back (`BACK`, the gradient)."""
+    """Rotates all query and key heads of one token by its angles, or back (`BACK`, for the gradient)."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, HALF_BLOCK)[None, :]
     cosines = tl.load(cos + token * HALF + columns, mask=columns < HALF, other=0.0)
@@ -89,7 +89,7 @@ def rotate_heads(  # noqa: PLR0913
 
 @triton.jit
 def swiglu_forward(x, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of columns of one row: out [WIDTH] = silu(gate) · up of x [2 · WIDTH] = [gate | up]."""
+    """Computes a block of columns of one row: out [WIDTH] = silu(gate) · up of x [2 · WIDTH] = [gate | up]."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < WIDTH

@@ -1,7 +1,7 @@
 """Log-prob, entropy and log-sum-exp of labels under softmax(hidden · weightᵀ / temperature), vocabulary-parallel.
 
-Two operators over the same passes: `linear_logprob` for any loss, `linear_loss` for losses that are differentiated in the
-forward pass. Neither holds T × V numbers; what they hold fits `kernels.workspace_mib` (one row at least) and
+Two operators over the same passes: `linear_logprob` for any loss, `linear_loss` for losses that are differentiated in
+the forward pass. Neither holds T × V numbers; what they hold fits `kernels.workspace_mib` (one row at least) and
 `kernels.cache_mib`.
 """
 
@@ -30,7 +30,7 @@ def linear_logprob(
     tp_group: torch.distributed.ProcessGroup | None = None,
     sequence_parallel: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(logprob, entropy, lse), each [T] fp32 in nats, all differentiable in `hidden` and `weight`.
+    """Returns (logprob, entropy, lse), each [T] fp32 in nats, all differentiable in `hidden` and `weight`.
 
     hidden: [T, H], or this rank's [T / TP, H] with `sequence_parallel`; the op gathers it chunk by chunk and
         reduce-scatters its gradient (it all-reduces the gradient otherwise).
@@ -38,8 +38,8 @@ def linear_logprob(
         on take no part and get exactly zero gradient. A parameter with Megatron's `main_grad` gets its gradient there.
     labels: [T] int64, the same on all ranks of `tp_group`. Rows labelled IGNORED_LABEL cost nothing; their outputs are 0.
 
-    Products accumulate in fp32 for bf16 inputs; fp64 inputs stay fp64 (the oracle of the tests). Outputs are bitwise equal
-    on all ranks of `tp_group` and from run to run.
+    Products accumulate in fp32 for bf16 inputs; fp64 inputs stay fp64 (the oracle of the tests). Outputs are bitwise
+    equal on all ranks of `tp_group` and from run to run.
     """
     problem = make_problem(
         labels,
@@ -68,11 +68,11 @@ def linear_loss(  # noqa: PLR0913 (the signature of linear_logprob, and the loss
     tp_group: torch.distributed.ProcessGroup | None = None,
     sequence_parallel: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, logprob, entropy, lse): `token_loss` summed over the labelled rows, and the [T] fp32 it was computed from.
+    """Returns (loss, logprob, entropy, lse): `token_loss` summed over the labelled rows, and its [T] fp32 inputs.
 
-    Only the loss carries gradient. It is taken in the forward pass, a quarter cheaper than by `linear_logprob`; dW goes to
-    a parameter's `main_grad` at once, so backward must not scale the loss (ValueError, or a device assertion). Arguments as
-    for `linear_logprob`.
+    Only the loss carries gradient. The gradient is computed in the forward pass, a quarter cheaper than with
+    `linear_logprob`. dW is added to a parameter's `main_grad` at once, so backward must not scale the loss (ValueError,
+    or a device assertion). The other arguments are those of `linear_logprob`.
     """
     problem = make_problem(
         labels,

@@ -1,8 +1,8 @@
 """The epilogue in C++ (csrc/cpu): AVX2 where the processor has it, plain vector code elsewhere, on torch's own threads.
 
-One read of the tile for the statistics, one read and one write for the gradient, with e^x as a polynomial (relative error
-below 2e-7) and sums over columns in double precision. A row is computed in one order by one thread, so results are bitwise
-equal from run to run and for any number of threads.
+One read of the tile for the statistics, one read and one write for the gradient, with e^x as a polynomial (relative
+error below 2e-7) and sums over columns in double precision. A row is computed in one order by one thread, so results
+are bitwise equal from run to run and for any number of threads.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _FORMATS = (torch.float32, torch.bfloat16)
 
 
 def available() -> str | None:
-    """None when the epilogue can run here, else the reason in one line."""
+    """Returns None when the epilogue can run here, else the reason in one line."""
     return _reason
 
 
 class CppEpilogue:
-    """See `epilogue.Epilogue`. fp64 logits, the tests' oracle, go to `TorchEpilogue`."""
+    """An `epilogue.Epilogue` in C++. fp64 logits, the tests' oracle, use `TorchEpilogue`."""
 
     def __init__(self) -> None:
         if _reason is not None:
@@ -45,7 +45,7 @@ class CppEpilogue:
         _cpu.statistics(z, labels.contiguous(), scale, running, torch.get_num_threads())
 
     def gradient(self, z: Tensor, labels: Tensor, scale: float, rows: RowGradients, dtype: torch.dtype) -> Tensor:
-        """dL/dz [n, v] in the memory of z (its rows as far apart as those of z), or in new memory for fp32 of bf16."""
+        """Returns dL/dz [n, v] in the memory of z (its row stride is kept), or in new memory for fp32 of bf16."""
         if z.dtype not in _FORMATS or dtype not in _FORMATS:
             return self._torch.gradient(z, labels, scale, rows, dtype)
         _check(z, labels)
@@ -58,7 +58,7 @@ class CppEpilogue:
 
 
 def _check(z: Tensor, labels: Tensor) -> None:
-    """Addresses are all that C++ sees of a tensor, so what they stand for is checked here."""
+    """Checks the tensors, because C++ sees only their addresses."""
     if z.device.type != "cpu":
         raise ConfigError("kernels.backend", "cpp", f"runs on a CPU, not on {z.device}: choose auto")
     assert z.ndim == 2 and z.stride(1) == 1, "rows of a tile are contiguous"

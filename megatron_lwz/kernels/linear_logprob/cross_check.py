@@ -1,4 +1,4 @@
-"""Now and then, a few rows are computed again by the reference, beside whatever implementation runs.
+"""Occasional recomputation of a few rows by the reference, next to whichever implementation runs.
 
 with cross_check.watch(step) as found:
     …                          # calls of the op observe the first rows of their chunks
@@ -18,7 +18,7 @@ from megatron_lwz.kernels.linear_logprob.problem import Problem
 from megatron_lwz.kernels.settings import settings
 
 ROWS = 32
-"""Of each chunk: their logits take 32 · V / TP · 4 bytes."""
+"""Rows of each chunk that are compared. Their logits take 32 · V / TP · 4 bytes."""
 
 
 class Findings:
@@ -28,11 +28,11 @@ class Findings:
         self._largest: list[Tensor] = []
 
     def add(self, difference: Tensor) -> None:
-        """One more comparison; stays on the device."""
+        """Adds one comparison; the value stays on the device."""
         self._largest.append(difference.abs().amax())
 
     def largest(self) -> float:
-        """In nats; 0 when nothing was compared, as on ranks without the output layer."""
+        """Returns the largest difference, in nats; 0 if nothing was compared (ranks without the output layer)."""
         return max((float(value) for value in self._largest), default=0.0)
 
 
@@ -41,9 +41,9 @@ _open: list[Findings] = []
 
 @contextmanager
 def watch(step: int) -> Iterator[Findings | None]:
-    """Compares within this block if `kernels.cross_check_interval` says so for this step; gives None otherwise.
+    """Compares within this block if `kernels.cross_check_interval` selects this step; yields None otherwise.
 
-    The same on all ranks: the reference has collectives of its own.
+    The choice must be the same on all ranks, because the reference has collectives.
     """
     interval = settings().cross_check_interval
     if not interval or step % interval:

@@ -28,7 +28,7 @@ _HOPPER = (9, 0)
 
 
 def available() -> str | None:
-    """None when the library is built and the device is a Hopper GPU, else the reason in one line."""
+    """Returns None when the library is built and the device is a Hopper GPU, else the reason in one line."""
     if not torch.cuda.is_available():
         return "there is no GPU"
     if (found := torch.cuda.get_device_capability()) != _HOPPER:
@@ -57,7 +57,7 @@ def build(*, nvcc: str | None = None, library: Path = LIBRARY) -> Path:
 
 
 class _Tile(ctypes.Structure):
-    """`LwzTile` of row_epilogue_sm90.cu."""
+    """Mirrors `LwzTile` of row_epilogue_sm90.cu."""
 
     _fields_ = (
         ("z", ctypes.c_void_p),
@@ -71,13 +71,13 @@ class _Tile(ctypes.Structure):
 
 
 class _Target(ctypes.Structure):
-    """`LwzTarget` of row_epilogue_sm90.cu."""
+    """Mirrors `LwzTarget` of row_epilogue_sm90.cu."""
 
     _fields_ = (("gradient", ctypes.c_void_p), ("stride", ctypes.c_int64), ("is_bf16", ctypes.c_int32))
 
 
 class CudaEpilogue:
-    """See `epilogue.Epilogue`. Tiles of fp32 and bf16; fp64 runs in plain torch.
+    """An `epilogue.Epilogue` in CUDA, for tiles of fp32 and bf16; fp64 runs in plain torch.
 
     Fastest where every row starts at a multiple of 16 bytes; others are moved one element per thread and instruction.
     """
@@ -96,9 +96,9 @@ class CudaEpilogue:
         self._call("lwz_row_statistics", z, _tile(z, labels, scale), _pointer(running))
 
     def gradient(self, z: Tensor, labels: Tensor, scale: float, rows: RowGradients, dtype: torch.dtype) -> Tensor:
-        """dL/dz [n, v] in `dtype`, in the memory of z wherever it fits.
+        """Returns dL/dz [n, v] in `dtype`, in the memory of z wherever it fits.
 
-        The bf16 gradient of fp32 logits takes the first half of each row's memory: its row stride is 2 · z.stride(0).
+        The bf16 gradient of fp32 logits uses the first half of each row's memory: its row stride is 2 · z.stride(0).
         """
         if z.dtype == torch.float64:
             return self._wide.gradient(z, labels, scale, rows, dtype)
@@ -118,12 +118,12 @@ class CudaEpilogue:
 
 
 def _device_of(z: Tensor) -> AbstractContextManager:
-    """CPU tensors are for the imitation of the GPU that the tests build from the same sources."""
+    """Selects z's device. CPU tensors are for the GPU imitation that the tests build from the same sources."""
     return torch.cuda.device(z.device) if z.is_cuda else nullcontext()
 
 
 def _tile(z: Tensor, labels: Tensor, scale: float) -> object:
-    """The caller keeps `labels` (contiguous) until the launch."""
+    """Describes the tile for C. The caller keeps `labels` (contiguous) alive until the launch."""
     assert z.dtype in (torch.float32, torch.bfloat16) and z.stride(1) == 1 and labels.dtype == torch.int64
     bf16 = z.dtype == torch.bfloat16
     return ctypes.byref(_Tile(z.data_ptr(), z.stride(0), *z.shape, labels.data_ptr(), scale, bf16))
@@ -139,7 +139,7 @@ def _vectors(*values: Tensor | None) -> list[Tensor | None]:
 
 
 def _pointers(vectors: list[Tensor | None]) -> ctypes.Array:
-    """The caller keeps `vectors` until the launch."""
+    """Returns the vectors' addresses. The caller keeps `vectors` alive until the launch."""
     return (ctypes.c_void_p * len(vectors))(*(None if v is None else v.data_ptr() for v in vectors))
 
 
@@ -148,7 +148,7 @@ def _pointer(values: Tensor) -> ctypes.c_void_p:
 
 
 def _in_memory_of(z: Tensor, dtype: torch.dtype) -> Tensor:
-    """Room for a tile of `dtype`: z itself, the first half of each of its rows, or, for wider elements, new memory."""
+    """Returns memory for a tile of `dtype`: z itself, the first half of each of its rows, or new memory if wider."""
     if dtype.itemsize > z.element_size():
         return torch.empty(z.shape, dtype=dtype, device=z.device)
     return z.view(dtype)[:, : z.shape[1]]

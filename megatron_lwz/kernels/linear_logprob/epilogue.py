@@ -1,10 +1,10 @@
 """What every implementation does with a tile of logits, and how the tiles of a row become its log-prob.
 
-A tile is z [n, v]: the unscaled logits x · Wᵀ of n rows and v columns of this rank's vocabulary, from one matrix product.
-With y = z / temperature, four numbers per row and shard suffice: m = max y, s = Σ e^(y−m), w = Σ e^(y−m)·(y−m) and the
-label's logit. One all-gather of them, combined in rank order, gives log-prob, entropy and lse, bitwise equal on all ranks.
-With g, h, k the gradients of logprob, entropy and lse, and b = E_p[y], the gradient of y is
-p·(k − g − h·(y − b)) + g·[label].
+A tile is z [n, v]: the unscaled logits x · Wᵀ of n rows and v columns of this rank's vocabulary, from one matrix
+product. With y = z / temperature, four numbers per row and shard suffice: m = max y, s = Σ e^(y−m), w = Σ e^(y−m)·(y−m)
+and the label's logit. One all-gather of them, combined in rank order, gives log-prob, entropy and lse, bitwise equal on
+all ranks. With g, h, k the gradients of logprob, entropy and lse, and b = E_p[y], the gradient of y is p·(k − g − h·(y
+− b)) + g·[label].
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 STATISTICS = 4
-"""Rows of the statistics tensor: m, s, w, the label's logit."""
+"""Number of rows of the statistics tensor: m, s, w, the label's logit."""
 
 
 @dataclass(frozen=True)
 class RowGradients:
-    """What the gradient of a row's logits depends on besides the logits, each [n] fp32 (fp64 for fp64 logits)."""
+    """Inputs of the gradient of a row's logits besides the logits, each [n] fp32 (fp64 for fp64 logits)."""
 
     lse: Tensor
     mean: Tensor
@@ -46,19 +46,22 @@ class Epilogue(Protocol):
         ...
 
     def gradient(self, z: Tensor, labels: Tensor, scale: float, rows: RowGradients, dtype: torch.dtype) -> Tensor:
-        """dL/dz [n, v] in `dtype` (fp32 or bf16; rows contiguous). May reuse the memory of z, which is spent."""
+        """Returns dL/dz [n, v] in `dtype` (fp32 or bf16; rows contiguous). May overwrite z."""
         ...
 
 
 def empty_statistics(count: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[4, count] of a shard without any column. The lowest finite number: −∞ would make NaN of 0 · (m − M)."""
+    """Returns the statistics [4, count] of a shard without columns.
+
+    The maximum is the lowest finite number, because −∞ would make NaN of 0 · (m − M).
+    """
     running = torch.zeros(STATISTICS, count, dtype=dtype, device=device)
     running[0] = torch.finfo(dtype).min
     return running
 
 
 def combine(shards: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """[TP, 4, n] in rank order → logprob, entropy, lse and mean logit E_p[y], each [n]."""
+    """Converts [TP, 4, n] in rank order to logprob, entropy, lse and mean logit E_p[y], each [n]."""
     m, s, w, chosen = shards.unbind(1)
     highest = m.amax(0)
     offset = m - highest

@@ -1,7 +1,7 @@
 """This rank's part of the output layer: its products with a chunk of rows, and its gradient.
 
-Products accumulate in fp32. A CPU has none of bf16 by bf16 with an fp32 result, so there a tile of the weight is widened
-when its turn comes.
+Products accumulate in fp32. A CPU has no product of bf16 by bf16 with an fp32 result, so each tile of the weight is
+converted to fp32 there just before it is used.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Tile:
 
     start: int
     weight: Tensor
-    """[v, H], ready to multiply with."""
+    """[v, H]: the weight's rows, in the dtype of the product."""
 
     @property
     def columns(self) -> slice:
-        """Of the shard's vocabulary."""
+        """Columns of the shard's vocabulary."""
         return slice(self.start, self.start + len(self.weight))
 
 
@@ -38,24 +38,24 @@ class Head:
         self.valid = valid
         self.accumulation = accumulation_dtype(weight.dtype)
         self.dtype = weight.dtype if weight.is_cuda else self.accumulation
-        """Of what is multiplied: rows, weight, and the gradient of the logits."""
+        """Dtype of the factors of products: rows, weight, and the gradient of the logits."""
 
     def tiles(self, columns: int) -> Iterator[Tile]:
-        """The vocabulary from left to right, `columns` at a time; none on a shard without vocabulary."""
+        """Yields the vocabulary from left to right, `columns` at a time; nothing on a shard without vocabulary."""
         for start in range(0, self.valid, columns):
             yield Tile(start, self.parameter.detach()[start : min(start + columns, self.valid)].to(self.dtype))
 
     def logits(self, x: Tensor, tile: Tile, out: Tensor) -> Tensor:
-        """x [n, H] · Wᵀ → `out` [n, v], in fp32 (fp64)."""
+        """Writes x [n, H] · Wᵀ to `out` [n, v], in fp32 (fp64)."""
         return multiply(x, tile.weight.t(), out)
 
 
 class WeightGradient:
-    """dL/dweight: straight into Megatron's `main_grad` where the parameter has one, else a buffer of its own.
+    """dL/dweight. It is added to Megatron's `main_grad` if the parameter has one, else to a separate buffer.
 
-    Megatron's contract for gradients added outside autograd: set `grad_added_to_main_grad`, and give autograd a tensor to
-    carry to the hooks: zeros where the weight is tied to the embedding (`zero_out_wgrad`), whose own gradient is
-    added to it, else anything.
+    Megatron's contract for gradients added outside autograd: set `grad_added_to_main_grad`, and give autograd a tensor
+    for the hooks. It must be zeros where the weight is tied to the embedding (`zero_out_wgrad`), whose own gradient is
+    added to it; otherwise its values do not matter.
     """
 
     def __init__(self, head: Head) -> None:
@@ -78,7 +78,7 @@ class WeightGradient:
             multiply(gradient.t(), x, rows)
 
     def end_chunk(self) -> None:
-        """All tiles had their turn: from now on the buffer holds something to add to."""
+        """Marks that all tiles were added: from now on the buffer holds values to add to."""
         self._written = True
 
     def scale(self, factor: Tensor) -> None:
@@ -89,7 +89,7 @@ class WeightGradient:
             self._total.mul_(factor)
 
     def result(self) -> Tensor:
-        """What to hand to autograd."""
+        """Returns the tensor to give to autograd."""
         if not self.in_main_grad:
             if not self._written:
                 self._total.zero_()
@@ -100,7 +100,10 @@ class WeightGradient:
 
 
 def _require_one(factor: Tensor) -> None:
-    """`main_grad` already holds the gradient, unscaled. Checked on the device, without waiting for it."""
+    """Requires factor 1, because `main_grad` already holds the unscaled gradient.
+
+    Checked on the device without a sync.
+    """
     text = "a loss differentiated in its forward pass, straight into main_grad, must not be scaled afterwards"
     if factor.is_cuda:
         torch._assert_async(factor == 1, text)

@@ -1,4 +1,4 @@
-"""The implementations of the op's epilogue by name. A module is imported when its name is asked for."""
+"""The implementations of the op's epilogue by name. A module is imported when its name is first requested."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _CLASSES = {
 """Name of an implementation → (module of this package, its class)."""
 
 NAMES = tuple(_CLASSES)
-"""As `kernels.backend` names them."""
+"""The names, as in `kernels.backend`."""
 
 
 def available(name: str) -> str | None:
-    """None when the implementation can run here, else the reason in one line."""
+    """Returns None when the implementation can run here, else the reason in one line."""
     try:
         return _module(name).available()
     except ImportError as error:
@@ -30,7 +30,7 @@ def available(name: str) -> str | None:
 
 @cache
 def epilogue(name: str) -> Epilogue:
-    """The named implementation, which must be available."""
+    """Returns the named implementation, which must be available."""
     return getattr(_module(name), _CLASSES[name][1])()
 
 

@@ -1,4 +1,4 @@
-"""A token-level loss whose gradient is taken while the forward pass still holds the logits: 6·T·H·V FLOP, one chunk of memory.
+"""A token-level loss with its gradient in the forward pass, on the same logits: 6·T·H·V FLOP, memory of one chunk.
 
 Per chunk of whole rows: logits and statistics, one all-gather of the statistics, the loss of these tokens and its
 derivatives, the gradient of the logits in their own memory, dX and dW. Under tensor parallelism the next chunk's
@@ -29,7 +29,7 @@ from megatron_lwz.kernels.settings import settings
 def linear_loss(
     hidden: Tensor, weight: Tensor, problem: Problem, epilogue: Epilogue, token_loss: TokenLoss
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, logprob, entropy, lse): a scalar with gradient, and [T] each without."""
+    """Returns (loss, logprob, entropy, lse): a scalar with gradient, and [T] each without."""
     return _LinearLoss.apply(hidden, weight, problem, epilogue, token_loss)
 
 
@@ -61,7 +61,7 @@ class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, factor: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         hidden_gradient, weight_gradient = ctx.hidden_gradient, ctx.weight_gradient
-        # Let go of them: autograd copies a gradient that somebody else still holds.
+        # Drop the references: autograd copies a gradient that another object still references.
         ctx.hidden_gradient = ctx.weight_gradient = None
         if hidden_gradient is None:
             raise RuntimeError("a loss differentiated in its forward pass has one backward pass")
@@ -75,7 +75,7 @@ class _LinearLoss(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Computed:
-    """A chunk whose logits z [n, valid] are held and whose statistics are on their way."""
+    """A chunk whose logits z [n, valid] are held and whose statistics are being gathered."""
 
     rows: Chunk
     x: Tensor
@@ -84,7 +84,7 @@ class _Computed:
 
 
 def _computed(hidden: Tensor, head: Head, problem: Problem, epilogue: Epilogue) -> Iterator[tuple[Passes, _Computed]]:
-    """Every chunk; with more than one rank, one is computed ahead."""
+    """Yields every chunk. With more than one rank, one chunk is computed ahead."""
     ahead = int(collectives.size(problem.group) > 1)
     # The plan must be the same on all ranks: the shard's rows are, its true vocabulary is not.
     shape = Shape(max(1, len(problem.selected)), hidden.shape[1], len(head.parameter))

@@ -1,8 +1,8 @@
 """The two passes over a chunk's logits, tile of columns by tile of columns.
 
-Statistics: the epilogue merges each tile of x · Wᵀ into its rows' running numbers. Gradient: the epilogue turns each tile
-into dL/dz, and two products add that to dX and dW. Where the logits come from (a product, or kept from the pass before)
-is the caller's choice.
+Statistics: the epilogue merges each tile of x · Wᵀ into its rows' running numbers. Gradient: the epilogue turns each
+tile into dL/dz, and two products add that to dX and dW. Where the logits come from (a product, or kept from the pass
+before) is the caller's choice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron_lwz.kernels.linear_logprob.problem import Problem
 from megatron_lwz.kernels.linear_logprob.products import accumulate
 
 Logits = Callable[[Tensor, Tile], Tensor]
-"""(x [n, H], tile) → its logits [n, v]."""
+"""Function (x [n, H], tile) → its logits [n, v]."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Passes:
     columns: int
 
     def statistics(self, rows: Tensor, x: Tensor, logits: Logits) -> Tensor:
-        """[4, n] of this shard, for the rows numbered `rows` with hidden states x [n, H]."""
+        """Returns the statistics [4, n] of this shard, for the rows numbered `rows` with hidden states x [n, H]."""
         labels = self.problem.labels[rows]
         running = empty_statistics(len(rows), dtype=self.head.accumulation, device=x.device)
         for tile in self.head.tiles(self.columns):
@@ -42,7 +42,7 @@ class Passes:
     def gradient(
         self, rows: Tensor, x: Tensor, logits: Logits, per_row: RowGradients, weight: WeightGradient | None
     ) -> Tensor:
-        """This shard's share [n, H] of dX; adds the chunk's part of dW to `weight`."""
+        """Returns this shard's share [n, H] of dX, and adds the chunk's part of dW to `weight`."""
         labels = self.problem.labels[rows]
         total = torch.zeros(x.shape, dtype=self.head.accumulation, device=x.device)
         for tile in self.head.tiles(self.columns):
@@ -61,21 +61,21 @@ _ALIGNMENT = 8
 
 
 class Workspace:
-    """One buffer for logits, made once and cut to size."""
+    """A buffer for logits that is allocated once and sliced to size."""
 
     def __init__(self, rows: int, columns: int, head: Head) -> None:
-        """Room for `rows` rows of `columns` columns."""
+        """Allocates memory for `rows` rows of `columns` columns."""
         cells = rows * _aligned(columns)
         self._buffer = torch.empty(cells, dtype=head.accumulation, device=head.parameter.device)
         self._head = head
 
     def cut(self, rows: int, columns: int) -> Tensor:
-        """[rows, columns], each row contiguous."""
+        """Returns a [rows, columns] part of the buffer, each row contiguous."""
         width = _aligned(columns)
         return self._buffer[: rows * width].view(rows, width)[:, :columns]
 
     def product(self, x: Tensor, tile: Tile) -> Tensor:
-        """The tile's logits, in the workspace until the next product."""
+        """Returns the tile's logits, which stay in the workspace until the next product."""
         return self._head.logits(x, tile, self.cut(len(x), len(tile.weight)))
 
 
@@ -84,20 +84,21 @@ def _aligned(columns: int) -> int:
 
 
 def into(z: Tensor, head: Head) -> Logits:
-    """Products that fill whole rows z [n, valid], tile by tile."""
+    """Returns a function that computes tiles into whole rows z [n, valid]."""
     return lambda x, tile: head.logits(x, tile, z[:, tile.columns])
 
 
 def held(z: Tensor) -> Logits:
-    """The tiles of whole rows z [n, valid] as they are."""
+    """Returns a function that reads tiles from whole rows z [n, valid]."""
     return lambda _x, tile: z[:, tile.columns]
 
 
 class LogitsCache:
-    """Tiles of logits kept from the forward to the backward pass, as many as the budget holds.
+    """Tiles of logits kept from the forward to the backward pass, as many as fit the budget.
 
     fp32 weights keep fp32 logits. bf16 weights keep bf16 differences from the row's highest logit in the tile: rounding
-    around it costs a fiftieth of what rounding the logits costs, and the gradient stays at the error of its own bf16.
+    these costs a fiftieth of the accuracy that rounding the logits costs. The gradient's error stays that of its own
+    bf16.
     """
 
     def __init__(self, budget: int, head: Head) -> None:
@@ -117,7 +118,7 @@ class LogitsCache:
         self._tiles[chunk, tile.start] = kept, shift
 
     def take(self, chunk: int, tile: Tile) -> Tensor | None:
-        """The tile in fp32, no longer kept; None if it never was."""
+        """Returns the tile in fp32 and removes it; None if it was never kept."""
         found = self._tiles.pop((chunk, tile.start), None)
         if found is None:
             return None

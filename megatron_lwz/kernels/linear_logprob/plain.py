@@ -17,11 +17,11 @@ def _parts(z: Tensor) -> tuple[Tensor, ...]:
 
 
 def available() -> None:
-    """None: plain torch runs everywhere."""
+    """Returns None, because plain torch runs everywhere."""
 
 
 class TorchEpilogue:
-    """See `epilogue.Epilogue`."""
+    """An `epilogue.Epilogue` in plain torch."""
 
     def statistics(self, z: Tensor, labels: Tensor, scale: float, running: Tensor) -> None:
         """Merges the tile into `running` [4, n], in place."""
@@ -40,7 +40,7 @@ class TorchEpilogue:
             running[0] = highest
 
     def gradient(self, z: Tensor, labels: Tensor, scale: float, rows: RowGradients, dtype: torch.dtype) -> Tensor:
-        """dL/dz [n, v], in the memory of z if z has the dtype `dtype`, else in new memory."""
+        """Returns dL/dz [n, v], in the memory of z if z has dtype `dtype`, else in new memory."""
         lse, mean = rows.lse[:, None], rows.mean[:, None]
         base = -rows.logprob if rows.lse_gradient is None else rows.lse_gradient - rows.logprob
         for part in _parts(z):

@@ -21,7 +21,7 @@ _CPU_TILE_BYTES = 8 * 2**20
 _CPU_COLUMNS = 4096
 _CPU_UNIT = 64
 _CPU_WIDTH = 512
-"""Tiles differ in steps of this many columns: a library that compiles a product per shape then meets few."""
+"""Tile widths are multiples of this many columns, so that a library that compiles per shape sees few shapes."""
 _GPU_COLUMNS = 4096
 
 
@@ -41,7 +41,7 @@ class Machine:
 
     @staticmethod
     def of(device: torch.device) -> Machine:
-        """The machine behind a torch device."""
+        """Returns the machine of a torch device."""
         if device.type != "cuda":
             return Machine()
         return Machine(torch.cuda.get_device_properties(device).multi_processor_count)
@@ -57,7 +57,7 @@ class Shape:
 
 
 def plan_rows(shape: Shape, budget: int, machine: Machine, *, itemsize: int = 4) -> Plan:
-    """Chunks of whole rows that fit `budget` bytes (one row at least)."""
+    """Returns chunks of whole rows that fit `budget` bytes (one row at least)."""
     limit = max(1, min(shape.rows, budget // (itemsize * max(1, shape.vocab))))
     rows = _equal_share(shape.rows, limit)
     if machine.multiprocessors and limit > _TILE_ROWS:
@@ -71,7 +71,7 @@ def plan_rows(shape: Shape, budget: int, machine: Machine, *, itemsize: int = 4)
 
 
 def plan_tiles(shape: Shape, budget: int, machine: Machine, *, itemsize: int = 4) -> Plan:
-    """Tiles that fit `budget` bytes, of as many rows as leave the columns wide enough for the products."""
+    """Returns tiles that fit `budget` bytes, with as many rows as leave the columns wide enough for the products."""
     if not machine.multiprocessors:
         budget = min(budget, max(_CPU_TILE_BYTES, itemsize * _CPU_COLUMNS))
     least = min(max(1, shape.vocab), _GPU_COLUMNS if machine.multiprocessors else _CPU_COLUMNS)
@@ -85,20 +85,23 @@ def plan_tiles(shape: Shape, budget: int, machine: Machine, *, itemsize: int = 4
 
 
 def _equal_share(total: int, limit: int) -> int:
-    """As many of `total` as leave no small remainder, at most `limit`, in whole units of a CPU's products if they fit."""
+    """Returns a chunk size of at most `limit` that leaves no small remainder of `total`.
+
+    It is in whole units of a CPU's products if they fit.
+    """
     share = -(-total // -(-total // limit))
     rounded = -(-share // _CPU_UNIT) * _CPU_UNIT
     return rounded if rounded <= limit else share
 
 
 def utilisation(rows: int, columns: int, machine: Machine) -> float:
-    """Share of the multiprocessors' time that a product with a [rows, columns] result keeps busy."""
+    """Returns the share of the multiprocessors' time that a product with a [rows, columns] result uses."""
     waves = math.ceil(rows / _TILE_ROWS) * math.ceil(columns / _TILE_COLUMNS) / machine.multiprocessors
     return rows * columns / (_TILE_ROWS * _TILE_COLUMNS * machine.multiprocessors * math.ceil(waves))
 
 
 def chunk_seconds(shape: Shape, rows: int, machine: Machine) -> float:
-    """Modelled seconds of logits, dX and dW over all chunks of `rows` rows, and of adding each chunk to dW."""
+    """Returns the modelled seconds of logits, dX and dW over chunks of `rows` rows, and of adding each chunk to dW."""
     full, rest = divmod(shape.rows, rows)
     product = 2.0 * shape.hidden * shape.vocab / _FLOPS
 

@@ -1,4 +1,4 @@
-"""What every pass of the op is given besides hidden and weight."""
+"""The inputs of every pass of the op besides hidden and weight."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron_lwz.types import IGNORED_LABEL
 
 NO_LABEL = -1
-"""A padding row's label: outside every shard."""
+"""Label of a padding row, outside every shard."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Problem:
     """[T + 1] int64, relative to this shard's first row; outside [0, valid) the label belongs to another rank. The last
     one is that of padding rows."""
     selected: Tensor
-    """[N] int64: the rows that have a label, rising."""
+    """[N] int64: the rows that have a label, in increasing order."""
     valid: int
-    """The shard's rows that are true vocabulary: the first `valid`; 0 on a shard of padding only."""
+    """Number of the shard's rows that are true vocabulary (its first rows); 0 on a shard of padding only."""
     scale: float
     """1 / temperature."""
     group: torch.distributed.ProcessGroup | None
@@ -31,7 +31,7 @@ class Problem:
 
     @property
     def tokens(self) -> int:
-        """T, also the number of a padding row."""
+        """T, which is also the number of a padding row."""
         return len(self.labels) - 1
 
 
@@ -45,7 +45,7 @@ def make_problem(
     tp_group: torch.distributed.ProcessGroup | None,
     sequence_parallel: bool,
 ) -> Problem:
-    """The problem of labels [T] over a shard of `shard_rows` rows that begins at `vocab_start`."""
+    """Returns the problem of labels [T] over a shard of `shard_rows` rows that begins at `vocab_start`."""
     return Problem(
         labels=torch.cat([labels - vocab_start, labels.new_full((1,), NO_LABEL)]),
         selected=(labels != IGNORED_LABEL).nonzero().squeeze(1),
@@ -57,5 +57,5 @@ def make_problem(
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp32, or fp64 for fp64 inputs."""
+    """Returns fp32, or fp64 for fp64 inputs."""
     return torch.float64 if dtype == torch.float64 else torch.float32

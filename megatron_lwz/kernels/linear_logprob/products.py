@@ -1,7 +1,8 @@
-"""The op's matrix products: fp32 (fp64) sums, from whichever library is fastest where they run.
+"""The op's matrix products with fp32 (fp64) sums, from the library that is fastest on the device.
 
-A GPU multiplies bf16 by bf16 with an fp32 result. On a CPU torch hands fp32 products to MKL, which leaves AVX-512 unused on
-processors that Intel did not make; oneDNN, which torch carries too, uses it everywhere and takes half the time there.
+A GPU multiplies bf16 by bf16 with an fp32 result. On a CPU, torch uses MKL for fp32 products. MKL does not use AVX-512
+on processors from vendors other than Intel. oneDNN, which torch also contains, uses it everywhere and takes half the
+time there.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import torch
 from torch import Tensor
 
 _WORTH = 2**24
-"""Multiplications from which on a product pays for oneDNN's set-up and for copying its result into place."""
+"""Number of multiplications from which oneDNN is faster, despite its set-up and the copy of its result."""
 _UNIT = 64
-"""oneDNN keeps half a megabyte of code per shape, and packed sequences have any length: it gets whole units of rows, MKL the
-few that are left."""
+"""Unit of rows for oneDNN, which keeps half a megabyte of code per shape, while packed sequences have any length.
+
+oneDNN gets whole units of rows, MKL the few remaining rows.
+"""
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """out = a [n, k] · b [k, m], accumulated in the dtype of `out`."""
+    """Computes out = a [n, k] · b [k, m], accumulated in the dtype of `out`."""
     if _for_onednn(a, b, out):
         n, k = _whole(a.shape[0]), _whole(a.shape[1])
         out[:n].copy_(_onednn(a[:n, :k], b[:k]))
@@ -34,7 +37,7 @@ def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a · b, accumulated in fp32 (fp64) also when `total` is narrower."""
+    """Computes total += a · b, accumulated in fp32 (fp64) also when `total` is narrower."""
     if _for_onednn(a, b, total):
         n, k = _whole(a.shape[0]), _whole(a.shape[1])
         total[:n].add_(_onednn(a[:n, :k], b[:k])).addmm_(a[:n, k:], b[k:])
@@ -66,7 +69,7 @@ def _onednn(a: Tensor, b: Tensor) -> Tensor:
 
 @functools.cache
 def mkl_leaves_avx512() -> bool:
-    """Whether this processor has AVX-512 that MKL does not use, and torch the product of oneDNN that does."""
+    """Whether this processor has AVX-512 that MKL does not use, and torch has oneDNN's product that does."""
     try:
         processor = Path("/proc/cpuinfo").read_text()
     except OSError:

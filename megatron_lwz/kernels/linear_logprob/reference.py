@@ -11,7 +11,7 @@ from megatron_lwz.kernels.linear_logprob.token_loss import TokenLoss
 
 
 def linear_logprob(hidden: Tensor, weight: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """(logprob, entropy, lse), each [T], 0 where there is no label."""
+    """Returns (logprob, entropy, lse), each [T], 0 where there is no label."""
     whole = collectives.whole_hidden(hidden, problem.group, sequence_parallel=problem.sequence_parallel)
     rows = problem.selected
     found = of_rows(whole[rows], weight, problem.labels[rows], problem)
@@ -22,7 +22,7 @@ def linear_logprob(hidden: Tensor, weight: Tensor, problem: Problem) -> tuple[Te
 def linear_loss(
     hidden: Tensor, weight: Tensor, problem: Problem, token_loss: TokenLoss
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, logprob, entropy, lse): the loss's own derivatives, handed to autograd as a first-order surrogate."""
+    """Returns (loss, logprob, entropy, lse). The loss's own derivatives reach autograd as a first-order surrogate."""
     outputs = linear_logprob(hidden, weight, problem)
     rows = problem.selected
     logprob, entropy, lse = (values[rows] for values in outputs)
@@ -39,7 +39,7 @@ def linear_loss(
 
 
 def of_rows(x: Tensor, weight: Tensor, labels: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """(logprob, entropy, lse), each [n], of whole rows x [n, H] with labels [n] relative to this shard."""
+    """Returns (logprob, entropy, lse), each [n], of whole rows x [n, H] with labels [n] relative to this shard."""
     dtype = accumulation_dtype(x.dtype)
     logits = x.to(dtype) @ weight[: problem.valid].to(dtype).t() * problem.scale  # [n, valid]
     floor = logits.new_full((len(logits), 1), torch.finfo(dtype).min)

@@ -1,8 +1,8 @@
-"""Which rows of hidden a pass works on, in chunks, and how they travel between sequence-parallel ranks.
+"""The rows of hidden that a pass works on, in chunks, and their transfer between sequence-parallel ranks.
 
 With sequence parallelism a rank holds the rows [rank · T / TP, (rank + 1) · T / TP). A chunk then takes equally many
-selected rows from every rank (padded where a rank has fewer), is gathered when its turn comes, and its gradient goes
-back by one reduce-scatter. Without it every rank has all rows and the gradient is summed.
+selected rows from every rank (padded where a rank has fewer). It is gathered just before it is used, and its gradient
+is returned by one reduce-scatter. Without it every rank has all rows and the gradient is summed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ from megatron_lwz.kernels.linear_logprob.problem import Problem
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows that go through the head together."""
+    """Rows that are multiplied with the head together."""
 
     rows: Tensor
     """[n] int64 in [0, T]; T is padding."""
     own: Tensor
-    """[n], or [n / TP] with sequence parallelism: the rows of this rank's hidden that it brings along."""
+    """[n], or [n / TP] with sequence parallelism: the rows that this rank's hidden contributes."""
     kept: int
-    """How many of `own` are not padding: the first ones."""
+    """Number of rows of `own` that are not padding. They come first."""
 
 
 def cut(selected: Tensor, limit: int, problem: Problem) -> list[Chunk]:
-    """Chunks of `limit` rows (of one per rank at least) over the rising rows `selected`, the last one of what is left."""
+    """Returns chunks of `limit` rows (at least one per rank) over the increasing rows `selected`.
+
+    The last chunk has the remaining rows.
+    """
     if not len(selected):
         return []
     if not problem.sequence_parallel:
@@ -53,7 +56,7 @@ def cut(selected: Tensor, limit: int, problem: Problem) -> list[Chunk]:
 
 
 def gathered(hidden: Tensor, chunks: Sequence[Chunk], problem: Problem) -> Iterator[tuple[Chunk, Tensor]]:
-    """Every chunk with its rows x [n, H]; the next chunk is on its way while one is worked on."""
+    """Yields every chunk with its rows x [n, H]. The next chunk is gathered while the caller works on one."""
     upcoming = _start(hidden, chunks[0], problem) if chunks else None
     for index, chunk in enumerate(chunks):
         assert upcoming is not None
@@ -73,7 +76,7 @@ def _start(hidden: Tensor, chunk: Chunk, problem: Problem) -> tuple[Tensor, dist
 
 
 class HiddenGradient:
-    """Collects dL/dhidden chunk by chunk; a chunk's sum over ranks runs beside the next chunk's products."""
+    """Collects dL/dhidden chunk by chunk. A chunk's sum over ranks overlaps with the next chunk's products."""
 
     def __init__(self, hidden: Tensor, problem: Problem) -> None:
         self._total = torch.zeros_like(hidden)
@@ -81,7 +84,7 @@ class HiddenGradient:
         self._under_way: tuple[Chunk, Tensor, dist.Work | None] | None = None
 
     def add(self, chunk: Chunk, gradient: Tensor) -> None:
-        """This rank's share [n, H] of the gradient of the chunk's rows."""
+        """Adds this rank's share [n, H] of the gradient of the chunk's rows."""
         self._settle()
         work = None
         if gradient.is_cuda:  # half the bytes on the wire, and what Megatron's own layers send
@@ -95,7 +98,7 @@ class HiddenGradient:
         self._under_way = chunk, gradient, work
 
     def result(self) -> Tensor:
-        """[T (/ TP), H] in the dtype of hidden; rows without gradient are 0."""
+        """Returns [T (/ TP), H] in the dtype of hidden; rows without gradient are 0."""
         self._settle()
         return self._total
 

@@ -1,7 +1,7 @@
-"""Log-probs as an ordinary differentiable function: any loss may follow, its gradient arrives in the backward pass.
+"""Log-probs as an ordinary differentiable function: any loss may follow, and its gradient arrives in the backward pass.
 
-The backward pass computes the logits again (8·T·H·V FLOP in all), but for the tiles that the cache kept, and only for
-rows whose gradient is not zero: clipped tokens and those without advantage cost nothing.
+The backward pass computes the logits again (8·T·H·V FLOP in all), except for the tiles that the cache kept. It does so
+only for rows whose gradient is not zero: clipped tokens and those without advantage cost nothing.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from megatron_lwz.kernels.linear_logprob.rows import Chunk, HiddenGradient, cut,
 from megatron_lwz.kernels.settings import settings
 
 _RECOMPUTE_BELOW = 2 / 3
-"""With this share of rows to differentiate, computing their logits again beats carrying all rows along (6f < 4)."""
+"""Below this share of rows with gradient, recomputing their logits is cheaper than including all rows (6f < 4)."""
 
 
 def linear_logprob(
     hidden: Tensor, weight: Tensor, problem: Problem, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(logprob, entropy, lse), each [T], 0 where there is no label."""
+    """Returns (logprob, entropy, lse), each [T], 0 where there is no label."""
     return _LinearLogprob.apply(hidden, weight, problem, epilogue)
 
 
@@ -100,7 +100,10 @@ def _plan(rows: int, head: Head, hidden: int) -> Plan:
 
 
 def _cache_budget(chunks: list[Chunk], plan: Plan, head: Head) -> int:
-    """0 unless a whole tile fits: all ranks must agree on whether there is a cache, whatever their vocabulary."""
+    """Returns 0 unless a whole tile fits.
+
+    All ranks must agree on whether there is a cache, whatever their vocabulary.
+    """
     budget = settings().cache_bytes
     first = len(chunks[0].rows) * plan.columns * head.accumulation.itemsize if chunks else 0
     return budget if budget >= first else 0

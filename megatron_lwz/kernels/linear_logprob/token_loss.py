@@ -12,12 +12,15 @@ from torch import Tensor
 from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients, combine
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(logprob, entropy, lse, rows), each [n] → the loss of these rows, summed: a scalar, differentiable in the first three."""
+"""Function (logprob, entropy, lse, rows), each [n] → the summed loss of these rows.
+
+The loss is a scalar, differentiable in the first three.
+"""
 
 
 @dataclass(frozen=True)
 class TokenStep:
-    """n rows: their log-probs, the loss summed over them (a scalar tensor), and what the logits' gradient needs."""
+    """Result for n rows: log-probs, the loss summed over them (a scalar tensor), and inputs of the logits' gradient."""
 
     logprob: Tensor
     entropy: Tensor
@@ -38,7 +41,7 @@ class TokenLoss(Protocol):
 
 
 class AutogradTokenLoss:
-    """Any differentiable function of log-prob, entropy and lse, through autograd on vectors of n numbers."""
+    """Any differentiable function of log-prob, entropy and lse as a TokenLoss, by autograd on n numbers each."""
 
     def __init__(self, loss: Loss, tokens: int) -> None:
         """`tokens` is T: rows with that number are padding and never reach `loss`."""
@@ -46,7 +49,7 @@ class AutogradTokenLoss:
         self._tokens = tokens
 
     def __call__(self, shards: Tensor, rows: Tensor) -> TokenStep:
-        """See `TokenLoss`."""
+        """Implements `TokenLoss`."""
         logprob, entropy, lse, mean = combine(shards)
         gradients = logprob.new_zeros(3, len(rows))
         kept = (rows < self._tokens).nonzero().squeeze(1)

@@ -18,16 +18,16 @@ if _INSTALLED:
 
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 BLOCK = 2048
-"""Columns per step, 16 per thread: four 128-bit loads of fp32 are on the way for each."""
+"""Columns per step, 16 per thread: each thread has four 128-bit loads of fp32 in flight."""
 _THREADS = 128
 _VECTOR_BYTES = 16
-"""The widest load of a thread."""
+"""Bytes of the widest load of a thread."""
 
 
 def available() -> str | None:
-    """None where the kernels can run: on a GPU or, for tests on small shapes, through Triton's interpreter.
+    """Returns None where the kernels can run: on a GPU or, for tests on small shapes, in Triton's interpreter.
 
-    Otherwise the reason why not, in one line.
+    Otherwise returns the reason in one line.
     """
     if not _INSTALLED:
         return "Triton is not installed"
@@ -42,7 +42,7 @@ def interpreted() -> bool:
 
 
 class TritonEpilogue:
-    """See `epilogue.Epilogue`. Tiles of fp32 and bf16; fp64 runs in plain torch.
+    """An `epilogue.Epilogue` in Triton, for tiles of fp32 and bf16; fp64 runs in plain torch.
 
     Fastest where every row starts at a multiple of 16 bytes; others are moved one element per thread and instruction.
     """
@@ -68,9 +68,9 @@ class TritonEpilogue:
         )
 
     def gradient(self, z: Tensor, labels: Tensor, scale: float, rows: RowGradients, dtype: torch.dtype) -> Tensor:
-        """dL/dz [n, v] in `dtype`, in the memory of z wherever it fits.
+        """Returns dL/dz [n, v] in `dtype`, in the memory of z wherever it fits.
 
-        The bf16 gradient of fp32 logits takes the first half of each row's memory: its row stride is 2 · z.stride(0).
+        The bf16 gradient of fp32 logits uses the first half of each row's memory: its row stride is 2 · z.stride(0).
         """
         if z.dtype == torch.float64:
             return self._fp64.gradient(z, labels, scale, rows, dtype)
@@ -95,13 +95,13 @@ class TritonEpilogue:
 
 
 def statistics_constants(dtype: torch.dtype, *, aligned: bool) -> dict[str, int]:
-    """What `statistics` is compiled for besides its pointers' types."""
+    """Returns the compile-time constants of `statistics`."""
     vector = _VECTOR_BYTES // dtype.itemsize if aligned else 1
     return {"ALIGNED": aligned, "LANES": _THREADS, "VECTOR": vector, "STEPS": BLOCK // (_THREADS * vector)}
 
 
 def gradient_constants(dtype: torch.dtype, out: torch.dtype, *, aligned: bool) -> dict[str, int]:
-    """What `gradient` is compiled for besides its pointers' types."""
+    """Returns the compile-time constants of `gradient`."""
     return {"ALIGNED": aligned, "SHRINKS": out.itemsize < dtype.itemsize, "BLOCK": BLOCK}
 
 
@@ -111,7 +111,7 @@ def _is_aligned(tile: Tensor) -> bool:
 
 
 def _in_memory_of(z: Tensor, dtype: torch.dtype) -> Tensor:
-    """Room for a tile of `dtype`: z itself, the first half of each of its rows, or, for wider elements, new memory."""
+    """Returns memory for a tile of `dtype`: z itself, the first half of each of its rows, or new memory if wider."""
     if dtype.itemsize > z.element_size():
         return torch.empty(z.shape, dtype=dtype, device=z.device)
     return z.view(dtype)[:, : z.shape[1]]

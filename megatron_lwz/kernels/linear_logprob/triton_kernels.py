@@ -19,12 +19,15 @@ import triton.language as tl
 TAIL = tl.constexpr(16)
 LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
-"""The maximum of no column at all; finite, because 0 · (−∞) is NaN."""
+"""The maximum of zero columns. It is finite, because 0 · (−∞) is NaN."""
 
 
 @triton.jit
 def _row_start(base, row, stride, ALIGNED: tl.constexpr):
-    """The first element of a row. 64 bits: 16384 rows of 152064 columns are more than 2³¹ elements."""
+    """Returns a pointer to the first element of a row.
+
+    64 bits: 16384 rows of 152064 columns are more than 2³¹ elements.
+    """
     start = base + row.to(tl.int64) * stride
     if ALIGNED:
         start = tl.multiple_of(start, 16)
@@ -55,7 +58,10 @@ def statistics(  # noqa: PLR0913
     z, stride, columns, labels, scale, running, rows, ALIGNED: tl.constexpr, LANES: tl.constexpr,
     VECTOR: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Merges row `program_id` of z [rows, columns] into `running` [4, rows], in place. LANES is the number of threads."""
+    """Merges row `program_id` of z [rows, columns] into `running` [4, rows], in place.
+
+    LANES is the number of threads.
+    """
     row = tl.program_id(0)
     start = _row_start(z, row, stride, ALIGNED)
     BLOCK: tl.constexpr = STEPS * LANES * VECTOR
@@ -115,7 +121,7 @@ def _slope(z, at_label, scale, lse, mean, base, entropy, chosen, HAS_ENTROPY: tl
 
 @triton.jit
 def _fill_with_zeros(target, columns, BLOCK: tl.constexpr):
-    """Zeros in a row, without reading it."""
+    """Writes zeros to a row without reading it."""
     offsets = tl.arange(0, BLOCK)
     zeros = tl.zeros((BLOCK,), target.dtype.element_ty)
     unmasked = columns // BLOCK * BLOCK
