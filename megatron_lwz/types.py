@@ -178,7 +178,7 @@ class ClosableReward(RewardFn, Protocol):
     """A component that holds connections or other things of the event loop in which it scored."""
 
     async def close(self) -> None:
-        """Lets go of them; the component may score again, in another event loop too."""
+        """Releases them; the component may score again, in another event loop too."""
         ...
 
 

@@ -5,7 +5,7 @@
        ▼
     _drafts         admitted groups: one task `_complete` each
        │ writing    RolloutWriter: every rollout waits for a slot of the EnginePool, then streams into its draft
-       │ scoring    GroupScoring: each finished rollout once it is durable; components of a whole group when it is complete
+       │ scoring    GroupScoring: each rollout once it is durable; components of a whole group when it is complete
        │ commits    both queue rows in the Journal; the Committer flushes them for all tasks that wait in `durable`
        ▼
     _ready          complete groups, durable

@@ -94,7 +94,7 @@ def guard_metrics(groups: Sequence[Group], section: GuardSection, limit: int) ->
 
         `stopped`: rollouts stopped. `spared`: the tokens they had left of `limit`, an upper bound on the tokens saved.
         `observed`: rollouts in which the rule held and that continued. `after`: the tokens generated from there on.
-        `ended_valid`: those of them that were well formed at their end.
+        `ended_valid`: observed rollouts that were well formed at their end.
 
     Also `exact`: rollouts that were stopped when all their scores were determined.
     """

@@ -118,7 +118,8 @@ class Slots:
     def _choose(self, group: int) -> Member | None:
         """Returns the best free engine.
 
-        A group's rollouts share an engine's prefix cache while it has room, else the emptiest engine.
+        The rollouts of a group share one engine's prefix cache while that engine has room. Otherwise it is the emptiest
+        engine. Returns None if no engine is free.
         """
         free = [member for member in self.members if member.free()]
         if not free:
