@@ -97,13 +97,7 @@ class ConcurrencyLimit:
         last, self._last = self._last, load
         self._peak = max(self._peak, load.kv_use)
         preempted = last is not None and load.preemptions > last.preemptions
-<<<<<<< HEAD
-        queued = (
-            last is not None and load.waiting > 0 and last.waiting > 0
-        )  # a single probe may see a batch that just arrived
-=======
         queued = last is not None and load.waiting > 0 and last.waiting > 0  # one probe may see a batch that just came
->>>>>>> heads/words3
         if preempted or queued or load.kv_use >= self._section.kv_high:
             if in_use <= self.value:  # else the surplus rollouts must end first
                 self.value = max(self._least, int(SHRINK * in_use))
