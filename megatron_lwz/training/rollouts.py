@@ -122,8 +122,8 @@ class Rollouts:
         self._turns.weights()
         self._transport.push(self._version)
         interval = self._config.weight_sync.verify_interval
-        due = self._pushes == 0 or (interval > 0 and self._pushes % interval == 0)
-        if due and self._config.rollout.engine == "embedded":  # vLLM computes a different checksum
+        compare = self._pushes == 0 or (interval > 0 and self._pushes % interval == 0)
+        if compare and self._config.rollout.engine == "embedded":  # vLLM computes a different checksum
             self._transport.verify(self._version)
         self._pushes += 1
         if self._host is not None:
