@@ -12,6 +12,7 @@ from collections import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 from typing_extensions import is_protocol
@@ -129,6 +130,11 @@ class Signature:
     parameters: tuple[Any, ...]
     result: Any
     streams: bool = False
+
+    @property
+    def following(self) -> Any:
+        """The type of the answer to a request for the next item: a list of one item, empty after the last."""
+        return GenericAlias(list, (self.result,))
 
 
 def callback_kinds(kind: Any) -> list[Any] | None:

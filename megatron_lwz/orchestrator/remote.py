@@ -83,7 +83,7 @@ def _forward(process: HostProcess, codec: Codec, name: str, signature: Signature
 
     def stream(*values: Any) -> Iterator[Any]:
         call(*values)
-        while items := _decoded(codec, process.call(name, following=True), list[signature.result]):  # type: ignore[name-defined]
+        while items := _decoded(codec, process.call(name, following=True), signature.following):
             yield from items
 
     return stream if signature.streams else call

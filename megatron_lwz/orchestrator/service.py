@@ -94,7 +94,7 @@ class HostService:
             raise ValueError(f"no call {name!r}")
         signature = _SIGNATURES[name]
         if message.content["following"]:
-            return partial(self._following, name), [], list[signature.result]  # type: ignore[name-defined]
+            return partial(self._following, name), [], signature.following
         method = attrgetter(name)(self._host)
         arguments = [
             partial(self._call_back, kinds)
