@@ -22,7 +22,9 @@ def load_function(key: str, path: str) -> Callable[..., Any]:
         function = importlib.import_module(module)
         for part in name.split("."):
             function = getattr(function, part)
-    except Exception as error:  # a custom module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a custom module may raise anything while it is imported
+        if type(error) is not SystemExit and isinstance(error, SystemExit):
+            raise  # a signal ends this process
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(key, path, f"cannot be imported ({said})") from error
     if not callable(function):

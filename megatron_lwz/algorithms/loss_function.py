@@ -67,10 +67,21 @@ class LossFunction:
         self, inputs: LossInputs, section: GrpoSection, context_sum: ContextSum
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Returns the function's result for these tokens: loss [T], metrics [T] by name. Raises ConfigError."""
-        extra = {_SEQUENCE_MEAN: SequenceMean(inputs, context_sum)} if self.sequence_level else {}
+        failed: list[Exception] = []
+
+        def summed(sums: Tensor) -> Tensor:
+            try:
+                return context_sum(sums)
+            except Exception as error:  # another rank is gone, for example: not the function's fault
+                failed.append(error)
+                raise
+
+        extra = {_SEQUENCE_MEAN: SequenceMean(inputs, summed)} if self.sequence_level else {}
         try:
             found = self._function(inputs, section, **extra)
         except Exception as error:  # a custom function may raise anything
+            if failed:
+                raise failed[0] from None
             given = "" if len(inputs.logprob) else "given no tokens, "
             raise self.error(f"{given}raised {type(error).__name__}: {error}{_place(error)}") from error
         loss, values = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
@@ -114,32 +125,42 @@ def check_loss_function(section: GrpoSection, device: torch.device) -> None:
 
     The tokens cover policy = old and policy ≠ old, advantages of both signs and 0, and no token at all. Checks type,
     shape, dtype and finiteness of the loss, its gradient and its metrics. Checks that a token's loss stays the same
-    without the other tokens, or at sequence level without the other sequences. No communication.
+    without the other tokens, or at sequence level without the other sequences, and that every call uses
+    `sequence_mean` equally often. No communication.
     """
     function = load_loss_function(section.loss_function)
     if function is None:
         return
+    calls = set()
     for on_policy in (False, True):
         inputs = _synthetic(section, device, on_policy=on_policy)
-        loss = _check_values(function, inputs, section)
+        rank = _OneRank()
+        loss = _check_values(function, inputs, section, rank)
+        calls.add(rank.calls)
+        plain = replace(inputs, logprob=inputs.logprob.detach(), entropy=inputs.entropy.detach())
+        with torch.no_grad():  # a run also calls it like this, for the metrics
+            function.per_token(plain, section, _OneRank())
         # Packing, chunks and data-parallel ranks group tokens in different ways.
         if function.sequence_level:
             part, advice = inputs.sequence_ids == 1, "a sequence's loss depends on the other sequences"
         else:
             part = torch.arange(len(loss), device=device) % 3 == 0
             advice = "a token's loss depends on the other tokens: take a parameter sequence_mean for a sequence's means"
-        alone, _ = function.per_token(_select(inputs, part.nonzero().squeeze(1)), section, _one_rank)
+        alone, _ = function.per_token(_select(inputs, part.nonzero().squeeze(1)), section, _OneRank())
         if not torch.allclose(alone, loss[part], rtol=_TOLERANCE, atol=_TOLERANCE):
             raise function.error(advice)
-    _check_values(function, _select(inputs, torch.arange(0, device=device)), section)
+    rank = _OneRank()
+    _check_values(function, _select(inputs, torch.arange(0, device=device)), section, rank)
+    if len(calls | {rank.calls}) > 1:  # context-parallel ranks wait for each other in it
+        raise function.error("calls sequence_mean more often for some tokens than for others, or for none")
 
 
-def _check_values(function: LossFunction, inputs: LossInputs, section: GrpoSection) -> Tensor:
+def _check_values(function: LossFunction, inputs: LossInputs, section: GrpoSection, rank: _OneRank) -> Tensor:
     """Returns the loss [T] without gradient.
 
     Raises ConfigError unless loss, gradients and metrics are finite numbers.
     """
-    loss, values = function.per_token(inputs, section, _one_rank)
+    loss, values = function.per_token(inputs, section, rank)
     gradients: tuple[Tensor | None, ...] = (None, None)
     if loss.requires_grad:
         try:
@@ -147,7 +168,8 @@ def _check_values(function: LossFunction, inputs: LossInputs, section: GrpoSecti
         except Exception as error:  # a custom autograd function may raise anything
             raise function.error(f"its gradient raised {type(error).__name__}: {error}") from error
     if all(gradient is None for gradient in gradients):
-        raise function.error("the loss has no gradient: nothing would be trained (a detach, or torch.no_grad?)")
+        given = "" if len(inputs.logprob) else "given no tokens, "
+        raise function.error(f"{given}the loss has no gradient: nothing would be trained (a detach, or torch.no_grad?)")
     checked: dict[str, Tensor | None] = {
         "the loss": loss,
         **{f"the metric {name!r}": value for name, value in values.items()},
@@ -164,7 +186,9 @@ def _synthetic(section: GrpoSection, device: torch.device, *, on_policy: bool) -
     generator = torch.Generator().manual_seed(0)
     count = 40
     logprob = -3 * torch.rand(count, generator=generator) - 0.01
-    old, behaviour, reference = (logprob + 0.3 * torch.randn(count, generator=generator) for _ in range(3))
+    old, behaviour, reference = (
+        (logprob + 0.3 * torch.randn(count, generator=generator)).clamp(max=-0.01) for _ in range(3)
+    )
     ids = torch.tensor([0, 1, 3]).repeat_interleave(torch.tensor([10, 14, 16]))
     inputs = LossInputs(
         logprob=logprob,
@@ -193,8 +217,15 @@ def _select(inputs: LossInputs, rows: Tensor) -> LossInputs:
     return replace(inputs, **chosen)
 
 
-def _one_rank(sums: Tensor) -> Tensor:
-    return sums
+class _OneRank:
+    """The sum over a single context-parallel rank. Counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, sums: Tensor) -> Tensor:
+        self.calls += 1
+        return sums
 
 
 def _place(error: BaseException) -> str:

@@ -8,6 +8,7 @@ the controller's thread.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -105,6 +106,7 @@ class RemoteTracker:
     def __init__(self, engines: EngineControl, url: str) -> None:
         self._engines = engines
         self._url = url
+        self.paused_at = -math.inf
         self._version = WeightVersion(0)
 
     @property

@@ -95,7 +95,9 @@ def check_advantage_function(path: str, names: Sequence[str], weights: torch.Ten
         if not torch.allclose(together, torch.cat(alone), rtol=_TOLERANCE, atol=_TOLERANCE):
             raise _Refused("gives a group other advantages beside other groups than alone, or at each call others")
     except _Refused as error:
-        raise ConfigError(KEY, path, f"{error} (checked on made-up scores; docs/rewards.md)") from error
+        raise ConfigError(
+            KEY, path, f"{error} (checked on made-up scores of {_MADE_UP} rollouts; docs/rewards.md)"
+        ) from error
 
 
 class _Refused(Exception):

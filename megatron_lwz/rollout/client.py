@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import lru_cache
@@ -49,7 +48,6 @@ class EngineClient(HttpSession):
         super().__init__(token, aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=timeout))
         self.url = url.rstrip("/")
         self.tracker = tracker or LocalTracker()
-        self._paused_at = -math.inf
         self._model = model
         self._timeout = timeout
 
@@ -173,7 +171,7 @@ class EngineClient(HttpSession):
     async def pause(self) -> None:
         """Pauses running requests between two tokens, without losing them."""
         await self.call("POST", "/pause?mode=keep")
-        self._paused_at = time.monotonic()
+        self.tracker.paused_at = time.monotonic()
 
     async def resume(self) -> None:
         """Resumes paused requests."""
@@ -195,7 +193,7 @@ class EngineClient(HttpSession):
         answer = await self.call("POST", "/reset_prefix_cache?reset_running_requests=true")
         if answer.get("success") is False:
             raise self._failure(Failure.SERVER, "/reset_prefix_cache failed: keys of older weights may be in use")
-        await self.tracker.read_up(self._paused_at)
+        await self.tracker.read_up(self.tracker.paused_at)
 
     async def update_weight_version(self, version: str) -> None:
         """Tells the engine the name of the weights that generate tokens from now on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 class VersionTracker(Protocol):
     """Tracks the weight version and the open streams of one engine, for clients in any event loop."""
 
+    paused_at: float
+    """When the engine last confirmed to one of its clients that it paused, in monotonic seconds; −inf before."""
     version: WeightVersion
     """Version that marks the tokens of engines whose streams do not name the weights."""
 
@@ -41,6 +44,7 @@ class LocalTracker:
     """A tracker of streams that are read in this process."""
 
     def __init__(self) -> None:
+        self.paused_at = -math.inf
         self.version = WeightVersion(0)
         self._streams: WeakSet[OpenStream] = WeakSet()
         self._lock = threading.Lock()

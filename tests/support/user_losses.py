@@ -104,4 +104,21 @@ def metrics_that_change(inputs, section):
     return -inputs.logprob, {f"tokens_{len(inputs.logprob)}": inputs.entropy}
 
 
+def differentiates_in_the_forward_pass(inputs, section):
+    inputs.logprob.register_hook(lambda gradient: gradient)
+    return -inputs.logprob * inputs.advantage
+
+
+def no_mean_without_tokens(inputs, section, sequence_mean):
+    if not len(inputs.logprob):
+        return -inputs.logprob
+    return -sequence_mean(inputs.logprob) * inputs.advantage
+
+
+def of_probabilities(inputs, section):
+    """Finite for log-probs below 0 alone."""
+    scale = (1 - inputs.behaviour.exp()).sqrt() + (1 - inputs.old.exp()).log() + (1 - inputs.reference.exp()).log()
+    return -inputs.logprob * inputs.advantage * scale.exp()
+
+
 NOT_A_FUNCTION = 3

@@ -131,6 +131,8 @@ def test_a_function_sees_only_tokens_that_count():
         ("metric_with_a_slash", "returned a metric named 'share/max'"),
         ("metric_that_is_not_finite", "the metric 'inverse' is not finite"),
         ("metrics_that_change", "return the same every time"),
+        ("differentiates_in_the_forward_pass", "raised RuntimeError: cannot register a hook"),
+        ("no_mean_without_tokens", "calls sequence_mean more often for some tokens than for others"),
     ],
 )
 def test_what_cannot_run_is_refused_before_the_run_in_one_line(name, part):
@@ -139,6 +141,18 @@ def test_what_cannot_run_is_refused_before_the_run_in_one_line(name, part):
     said = str(caught.value)
     assert said.startswith(f"config key 'grpo.loss_function' = '{HERE}:{name}': ") and part in said, said
     assert "\n" not in said
+
+
+def test_the_check_uses_log_probs_that_a_run_can_have():
+    check_loss_function(GrpoSection(loss_function=f"{HERE}:of_probabilities", kl_coefficient=0.1), CPU)
+
+
+def test_a_lost_rank_is_not_called_a_fault_of_the_function():
+    def lost(sums):
+        raise ConnectionError("closed by peer")
+
+    with pytest.raises(ConnectionError, match="closed by peer"):
+        load_loss_function(f"{HERE}:gspo").per_token(inputs(), GrpoSection(), lost)
 
 
 def test_an_error_during_the_run_names_the_function_and_its_line():

@@ -118,6 +118,7 @@ def test_a_failing_function_masks_its_group_and_is_logged(name, caplog):
         ("nothing", "package.module:function"),
         ("no_such_module:f", "cannot be imported (ModuleNotFoundError"),
         ("tests.unit.rewards.fails_on_import:f", "cannot be imported (ZeroDivisionError"),
+        ("tests.unit.rewards.exits_on_import:f", "cannot be imported (SystemExit"),
         (f"{HERE}:missing", "cannot be imported"),
         (f"{HERE}:NOT_A_FUNCTION", "is not a function"),
         (f"{HERE}:length", "already a component named 'length'"),

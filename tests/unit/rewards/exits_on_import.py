@@ -1,0 +1,5 @@
+"""A script, not a module."""
+
+import sys
+
+sys.exit(0)
