@@ -1,11 +1,11 @@
 import json
-import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_lwz.rewards.judge_json import as_score, read_object
+from tests.support.cpu_time import within_cpu_seconds
 
 KEYS = ("score", "reason")
 
@@ -58,11 +58,12 @@ def test_scores_are_whole_numbers_in_range(value, score):
 
 
 def test_hostile_replies_cost_little_time():
-    begin = time.monotonic()
-    for reply in ("{" * 100_000, '{"a":' * 100_000, "{'" * 100_000, '{"score": ' + "9" * 100_000, "{" + "[" * 100_000,
-                  '{"score": "' + '"' * 50_000, '{"reason": "' + "\\" * 50_000, "{a:" + "'b', " * 30_000):  # fmt: skip
-        read_object(reply, KEYS)
-    assert time.monotonic() - begin < 5
+    def work() -> None:
+        for reply in ("{" * 100_000, '{"a":' * 100_000, "{'" * 100_000, '{"score": ' + "9" * 100_000, "{" + "[" * 100_000,
+                      '{"score": "' + '"' * 50_000, '{"reason": "' + "\\" * 50_000, "{a:" + "'b', " * 30_000):  # fmt: skip
+            read_object(reply, KEYS)
+
+    within_cpu_seconds(5.0, work)
 
 
 @settings(max_examples=300, deadline=None)
