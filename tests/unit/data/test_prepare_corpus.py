@@ -247,7 +247,7 @@ def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(home: Path) -
             lambda process=process, wanted=wanted: (
                 process.poll() is not None or len(list(home.glob("killed/work/*.npz"))) >= wanted
             ),
-            seconds=240,
+            seconds=500,
             pause=0.005,
         )
         if process.poll() is None:
