@@ -47,7 +47,7 @@ def _ends(run_dir: Path) -> tuple[Mapping[str, float], Mapping[str, float], str]
     evaluated = [row for row in evaluated if row]
     if len(evaluated) > 1:
         return evaluated[0], evaluated[-1], "held-out prompts, before and after"
-    summary = json.loads((RunPaths(run_dir).summary).read_text(encoding="utf-8"))
+    summary = json.loads(RunPaths(run_dir).summary.read_text(encoding="utf-8"))
     return summary["first"], summary["last"], "training prompts, first and last steps"
 
 
