@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 
 class LwzError(Exception):
@@ -18,10 +19,12 @@ class ConfigError(LwzError):
 
 
 class DataError(LwzError):
-    """A row or file of data cannot be read. `line` counts from 1."""
+    """A row or file of data cannot be read. `line` counts from 1, in `unit`s: a Parquet file has rows, not lines."""
 
-    def __init__(self, path: Path | str, advice: str, *, line: int | None = None) -> None:
-        where = f"{path}, line {line}" if line is not None else str(path)
+    def __init__(
+        self, path: Path | str, advice: str, *, line: int | None = None, unit: Literal["line", "row"] = "line"
+    ) -> None:
+        where = f"{path}, {unit} {line}" if line is not None else str(path)
         super().__init__(f"{where}: {advice}")
 
 
