@@ -40,6 +40,7 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _PACKED = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
 _DEEP = f"JSON is nested too deeply: at most {MAX_DEPTH} levels"
+_SPREAD = "one object over several lines: give one object per line, or an array"
 _HALF = "holds half a surrogate pair, which is no character: remove it"
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -203,6 +204,8 @@ def parse_row(data: bytes, path: Path, number: int, unit: Unit = "line") -> Row 
         text = _decode(data.rstrip(b"\r\n"), path, line=number, unit=unit)
         if not text.strip():
             return None
+        if text.strip() == "{":
+            raise DataError(path, _SPREAD, line=number, unit=unit)
         return _row(parse_json(text, path, line=number, unit=unit), path, number, unit)
     except DataError as error:
         return error
@@ -235,7 +238,7 @@ def _json_rows(file: BinaryIO, path: Path) -> Iterator[Row | DataError]:
         yield from _array_rows(_decode(b"\n" * (number - 1) + line + rest, path), path)
         return
     if line.strip() == b"{":
-        raise DataError(path, "one object over several lines: give one object per line, or an array", line=number)
+        raise DataError(path, _SPREAD, line=number)
     while line:
         check_length(line, path, number)
         if (row := parse_row(line, path, number)) is not None:

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import MetricsWriter, Timer, read_history, read_metrics, summarize
 
 
@@ -57,7 +58,7 @@ def test_evaluations_may_come_late_and_only_those_of_redone_steps_go(tmp_path):
 def test_a_broken_line_inside_the_file_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2"):
         read_metrics(path)
 
 

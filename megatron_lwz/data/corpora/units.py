@@ -48,8 +48,8 @@ def cut(source: int, kind: Format, files: list[Path], unit_bytes: int) -> Iterat
         yield from _cut_texts(source, files, unit_bytes)
         return
     for file in files:
-        shape = shape_of(file)  # what the file holds decides, not its name
-        if kind == "parquet" or shape == "parquet":
+        shape = shape_of(file) if kind != "parquet" else kind  # what the file holds decides, not its name
+        if shape == "parquet":
             yield from _cut_parquet(source, file, unit_bytes)
         elif shape != "lines":
             yield Unit(source, kind, (str(file),))

@@ -28,7 +28,7 @@ def test_reads_all_keys_and_keeps_the_unknown_ones(tmp_path):
     ("bad", "part"),
     [
         ("{oops\n", "not valid JSON"),
-        ("[1]\n", "must be a JSON object, not list"),
+        ("[1]\n", "must be a JSON object, not a list"),
         ({"prompt": "x"}, "'id'"),
         ({"id": True, "prompt": "x"}, "'id'"),
         ({"id": "b", "prompt": " "}, "'prompt'"),
@@ -63,7 +63,7 @@ def test_missing_binary_and_empty_files(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         read_prompts(tmp_path / "none.jsonl")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is UTF-16"):
         read_prompts(tmp_path / "binary")
     with pytest.raises(DataError, match="no prompts"):
         read_prompts(write(tmp_path, "\n"))

@@ -64,7 +64,7 @@ def test_prompt_files_of_all_benchmarks_are_read_unchanged(tmp_path):
         (["[1]"], "line 1: a row must be a JSON object"),
         ([{"prompt": "a", "id": 1}, {"prompt": "b", "id": "1"}], "line 2: id '1' was already used on line 1"),
         ([{"text": "a"}], "line 1: no prompt: give one of prompt, query"),
-        ([{"prompt": " "}], "line 1: 'prompt' must be a text"),
+        ([{"prompt": " "}], "line 1: 'prompt' must be a non-empty string"),
         ([{"prompt": "a", "length": "long"}], "line 1: 'length' must be"),
         ([{"prompt": "a", "length": {"lower": 9, "upper": 1}}], "line 1: 'length' must have"),
         ([{"prompt": "a", "id": [1]}], "line 1: 'id' must be"),
