@@ -27,7 +27,7 @@ def build_reward_report(root: Path) -> Path:
     rows, summary = read_history(root), read_summary(root)
     target = RunPaths(root).report
     try:
-        held_out = _held_out(root, summary) if summary else ""
+        held_out = _held_out(root, summary) if summary is not None else ""
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(RunPaths(root).held_out_summary, f"not what a reward model's run writes ({error!r})") from error
     sections = {"Held-out pairs": held_out, "Training": charts(*_training(rows))}

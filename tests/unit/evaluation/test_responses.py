@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -66,6 +67,15 @@ def test_prompt_files_of_all_benchmarks_are_read_unchanged(tmp_path):
         ([{"text": "a"}], "line 1: no prompt: give one of prompt, query"),
         ([{"prompt": " "}], "line 1: 'prompt' must be a non-empty string"),
         ([{"prompt": "a", "length": "long"}], "line 1: 'length' must be"),
+        ([{"prompt": "a", "length": math.inf}], "line 1: 'length' must be .* got inf"),
+        ([{"prompt": "a", "length": math.nan}], "line 1: 'length' must be .* got nan"),
+        ([{"prompt": "a", "length": 1.5}], "line 1: 'length' must be .* got 1.5"),
+        ([{"prompt": "a", "length": [1, 2]}], "line 1: 'length' must be"),
+        ([{"prompt": "a", "length": -1}], "line 1: 'length' must have"),
+        ([{"prompt": [{"role": "user", "content": "a"}]}], "line 1: 'prompt' must be the text of one user turn"),
+        ([{"instruction": "a", "input": "b"}], "line 1: 'input' would be lost"),
+        ([{"query": "a", "system_prompt": "b"}], "line 1: 'system_prompt' would be lost"),
+        ([{"messages": []}], "line 1: no prompt: .*; the row has messages"),
         ([{"prompt": "a", "length": {"lower": 9, "upper": 1}}], "line 1: 'length' must have"),
         ([{"prompt": "a", "id": [1]}], "line 1: 'id' must be"),
         ([], "no prompts"),
@@ -74,6 +84,38 @@ def test_prompt_files_of_all_benchmarks_are_read_unchanged(tmp_path):
 def test_faults_of_prompt_files_name_the_line(tmp_path, rows, said):
     with pytest.raises(DataError, match=said):
         read_tasks(write(tmp_path / "p.jsonl", *rows))
+
+
+def test_whole_floats_and_empty_columns_are_read(tmp_path):
+    rows = [
+        {"prompt": None, "instruction": "a", "input": "", "id": None, "length": 500.0},
+        {"prompt": "b", "instruction": None, "input": "kept", "id": 7, "length": {"lower": 1.0, "upper": 2.0}},
+    ]
+    tasks = read_tasks(write(tmp_path / "p.jsonl", *rows))
+    assert [(task.id, task.prompt, task.length) for task in tasks] == [
+        ("0", "a", LengthRange(500, 500)),
+        ("7", "b", LengthRange(1, 2)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"response": None}, "'response' must be a text, got None"),
+        ({"response": [{"role": "assistant", "content": "a"}]}, "'response' must be a text"),
+        ({"response": "a", "sample": "1"}, "'sample' must be a whole number"),
+        ({"response": "a", "id": [1]}, "'id' must be a whole number or a text"),
+        ({"response": "a", "prompt": ["b"]}, "'prompt' must be a text"),
+        ({"response": "a", "language": 1}, "'language' must be a text"),
+        ({"response": "a", "finish_reason": {}}, "'finish_reason' must be a text"),
+        ({"response": "a", "raw": "b", "template": "think", "stop": ["c"]}, "'stop' must be a text"),
+        ({"response": "a", "length": math.inf}, "'length' must be"),
+    ],
+)
+def test_faults_of_response_files_name_the_line(tmp_path, row, said):
+    path = write(tmp_path / "r.jsonl", {"response": "good"}, row)
+    with pytest.raises(DataError, match=f"line 2: {said}"):
+        read_responses(path)
 
 
 def test_response_files_take_prompt_and_length_from_the_prompts(tmp_path):
