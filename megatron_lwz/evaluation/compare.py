@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,7 +112,10 @@ def _figures(result: Mapping[str, Any], kind: str) -> dict[Row, Estimate]:
             continue
         judged = kind != "text" and not (kind == "longbench_write" and metric == "s_l")
         condition = _condition(result) if judged else ""
-        found[Row(kind, condition, metric)] = Estimate(**{name: _number(part) for name, part in value.items()})
+        figure = Estimate(**{name: _number(part) for name, part in value.items()})
+        if figure.low > figure.high:
+            raise ValueError(f"{metric} from {figure.low} to {figure.high}")
+        found[Row(kind, condition, metric)] = figure
     return found
 
 
@@ -147,7 +151,9 @@ def _tournaments(folder: Path, result: Mapping[str, Any], figures: Mapping[Row, 
                 raise ValueError("prompt, first and second are texts")
             _number(game.score)
             games.append(game)
-    return {row: Tournament(result["name"], result["anchor"], games) for row in figures if row.metric == "Elo"}
+    return {
+        row: Tournament(str(result["name"]), str(result["anchor"]), games) for row in figures if row.metric == "Elo"
+    }
 
 
 def _condition(result: Mapping[str, Any]) -> str:
@@ -171,7 +177,7 @@ def _named(row: reading.Row) -> Iterator[None]:
 
 
 def _number(value: Any) -> Any:
-    """Returns a number as it is. Raises ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """Returns a finite number as it is. Raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{value!r:.80} is no number")
     return value

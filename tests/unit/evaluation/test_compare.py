@@ -102,6 +102,8 @@ def test_elo_differences_are_paired_by_prompt(tmp_path):
         '{"kind": "other", "metrics": {}}',
         '{"kind": "text", "metrics": {"s_l": 3}}',
         '{"kind": "text", "metrics": {"s_l": {"value": "5", "low": 4, "high": 6, "count": 9}}}',
+        '{"kind": "text", "metrics": {"s_l": {"value": NaN, "low": 4, "high": 6, "count": 9}}}',
+        '{"kind": "text", "metrics": {"s_l": {"value": 5, "low": 6, "high": 4, "count": 9}}}',
         '{"kind": "text", "metrics": {"\\ud83d": {}}}',
     ],
 )
