@@ -113,7 +113,10 @@ def test_the_usual_formats_say_the_same(row: dict[str, Any]) -> None:
             {"messages": [USER, SAID | {"weight": 0}, USER, SAID | {"weight": 1}, USER]},
             Conversation("x", ("Q", "Q"), ("A", "A"), trained=(False, True)),
         ),
-        ({"prompt": "Q", "response": "A", "reasoning_content": "R"}, Conversation("x", ("Q",), ("<think>R</think> A",))),
+        (
+            {"prompt": "Q", "response": "A", "reasoning_content": "R"},
+            Conversation("x", ("Q",), ("<think>R</think> A",)),
+        ),
         ({"Question": "Q", "Response": "A", "Complex_CoT": "R"}, Conversation("x", ("Q",), ("<think>R</think> A",))),
         (
             {"messages": [{"role": "system", "content": "S"}, USER], "reasoning": "R", "answer": "A"},
@@ -142,8 +145,14 @@ def test_the_system_text_stands_before_the_first_question() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"ask": "Q", "reply": "A"}, "no request found: the row has the keys ask, reply; give messages or conversations, "),
-        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, "no reply found: the row has the keys prompt, chosen, rejected"),
+        (
+            {"ask": "Q", "reply": "A"},
+            "no request found: the row has the keys ask, reply; give messages or conversations, ",
+        ),
+        (
+            {"prompt": "Q", "chosen": "A", "rejected": "B"},
+            "no reply found: the row has the keys prompt, chosen, rejected",
+        ),
         ({"text": "a document"}, "no request found: the row has the keys text"),
         ({"messages": [USER]}, "no reply found: the row has the keys messages"),
         ({}, "the row has the keys (none)"),
@@ -161,12 +170,18 @@ def test_the_system_text_stands_before_the_first_question() -> None:
         ({"messages": [USER, SAID], "answer": "B"}, "the column 'answer' has a text that would be lost"),
         ({"prompt": "Q", "question": "Q2", "response": "A"}, "the column 'question' has a text that would be lost"),
         ({"messages": [USER, SAID], "history": [["a", "b"]]}, "the column 'history' has a text that would be lost"),
-        ({"messages": [USER | {"content": "other"}], "conversations": [USER, SAID]}, "the column 'messages' has a text"),
+        (
+            {"messages": [USER | {"content": "other"}], "conversations": [USER, SAID]},
+            "the column 'messages' has a text",
+        ),
         ({"prompt": "Q", "response": "A", "history": "before"}, "'history' must be a list of [question, reply]"),
         ({"prompt": "Q", "response": "A", "history": [["a"]]}, "'history' must be a list of [question, reply]"),
         ({"prompt": "Q", "response": "A", "tools": [{"name": "f"}]}, "the row has 'tools', which cannot be read"),
         ({"prompt": "Q", "response": "A", "images": ["a.png"]}, "the row has 'images', which cannot be read"),
-        ({"prompt": "Q", "response": "A", "Response": "B"}, "two columns are named 'response', but for upper and lower"),
+        (
+            {"prompt": "Q", "response": "A", "Response": "B"},
+            "two columns are named 'response', but for upper and lower",
+        ),
         (
             {"system": "T", "messages": [{"role": "system", "content": "S"}, USER, SAID]},
             "'system' and the conversation have different system texts",

@@ -84,7 +84,10 @@ def test_system_and_developer_turns_are_alike() -> None:
         (["Q"], "turn 1 of 'm' must be an object, not 'Q'"),
         ([ASK, {"role": "tool", "content": "x"}], "turn 2 of 'm' has the role 'tool': tools are not supported"),
         ([{"from": "observation", "value": "x"}], "has the role 'observation': tools"),
-        ([{"role": "critic", "content": "x"}], "no known role (role = 'critic', keys role, content): give one of system"),
+        (
+            [{"role": "critic", "content": "x"}],
+            "no known role (role = 'critic', keys role, content): give one of system",
+        ),
         ([{"content": "x"}], "no known role (role = 'none', keys content)"),
         ([say(content=None, tool_calls=[{"id": 1}])], "turn 1 of 'm' has 'tool_calls', which cannot be read"),
         ([say(function_call={"name": "f", "arguments": "{}"})], "has 'function_call'"),
