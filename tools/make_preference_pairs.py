@@ -61,7 +61,8 @@ def main(argv: Sequence[str]) -> None:
     sides = _sides(options, rules, counts)
     if not sides[0]:
         shown = "; ".join(f"{name}: {count}" for name, count in sorted(counts.items()) if count)
-        raise DataError(options.out, f"no pair could be made ({shown}): give more, longer or other documents or pairs")
+        inputs = ", ".join(map(str, (*options.documents, *options.pairs)))
+        raise DataError(inputs, f"no pair could be made ({shown}): give more, longer or other documents or pairs")
     options.out.mkdir(parents=True, exist_ok=True)
     for name, pairs in zip(("train", "held_out"), sides, strict=True):
         _replace(options.out / f"{name}.jsonl", "".join(json.dumps(p.row(), ensure_ascii=False) + "\n" for p in pairs))

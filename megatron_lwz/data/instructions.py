@@ -19,7 +19,7 @@ from megatron_lwz.data.turns import Turn, add_thinking, is_empty, parse_said, re
 from megatron_lwz.reading import read_rows
 from megatron_lwz.types import Prompt
 
-_REPLIES = ("response", "completion", "output", "answer", "target", "targets")
+_REPLIES = ("response", "completion", "output", "answer", "target", "targets", "content", "story")
 _EXPECTED = "messages or conversations, prompt + completion, question + answer, or instruction (+ input) + output"
 _NOT_TRAINED = "without a reply that is trained"
 

@@ -20,6 +20,7 @@ from megatron_lwz.reading import read_rows
 
 EQUAL = "with equal replies"
 OTHER_CONTEXT = "with different earlier replies"
+OTHER_REQUEST = "with transcripts of different requests"
 
 
 def read_pairs(path: Path) -> Iterator[PreferencePair | str]:
@@ -47,6 +48,8 @@ def parse_pair(row: Mapping[str, Any], identity: str, *, source: str = "") -> Pr
         _side(value, name, alone=not request)
         for value, name in zip((choice.better, choice.worse), choice.names, strict=True)
     )
+    if isinstance(choice.better, str) and is_transcript(choice.better) and not _same(before, other, assistant=False):
+        return OTHER_REQUEST  # Anthropic's HH has such transcripts
     if request and request[-1].role == "assistant":
         if words(request[-1].text) != words(chosen):
             raise ValueError("the conversation must end with the user's request, or with the better reply")
@@ -55,7 +58,7 @@ def parse_pair(row: Mapping[str, Any], identity: str, *, source: str = "") -> Pr
     if isinstance(prompt, str):
         return prompt
     chosen, rejected = strip_ends(chosen), strip_ends(rejected)
-    fault = find_fault(chosen) or find_fault(rejected) or (EQUAL if words(chosen) == words(rejected) else None)
+    fault = find_fault(chosen) or find_fault(rejected) or (EQUAL if chosen.strip() == rejected.strip() else None)
     if fault is not None:
         return fault
     said = [*(turn.text for turn in prompt), chosen, rejected]
@@ -79,8 +82,8 @@ def _side(value: Any, name: str, *, alone: bool) -> tuple[list[Turn], str]:
     """Returns (turns before the last reply, last reply). A transcript is split only if the row has no other request."""
     if isinstance(value, str) and alone and is_transcript(value):
         turns = parse_transcript(value)
-    else:
-        turns = parse_said(value, name, "assistant")
+        return (turns[:-1], turns[-1].text) if turns[-1].role == "assistant" else (turns, "")
+    turns = parse_said(value, name, "assistant")
     if not turns or turns[-1].role != "assistant":
         raise ValueError(f"'{name}' must end with the assistant's reply")
     return turns[:-1], turns[-1].text
@@ -89,10 +92,10 @@ def _side(value: Any, name: str, *, alone: bool) -> tuple[list[Turn], str]:
 def _context(request: list[Turn], before: list[Turn], other: list[Turn], choice: Choice) -> list[Turn] | str:
     """Returns the turns that both replies follow, or the reason if their earlier turns differ."""
     better, worse = choice.names
-    if before and other and _said(before) != _said(other):
-        if _said(before, asked=True) == _said(other, asked=True):
-            return OTHER_CONTEXT
+    if not _same(before, other, assistant=False):
         raise ValueError(f"'{better}' and '{worse}' answer different requests: a pair needs one request")
+    if not _same(before, other, assistant=True):
+        return OTHER_CONTEXT
     inside = before or other
     beside, within = _joined(request), _joined(inside)
     if all(words(turn.text) in beside for turn in inside):
@@ -104,8 +107,13 @@ def _context(request: list[Turn], before: list[Turn], other: list[Turn], choice:
     raise ValueError(f"the request beside '{better}' and the one inside it are different: keep one")
 
 
-def _said(turns: list[Turn], *, asked: bool = False) -> list[tuple[str, str]]:
-    return [(turn.role, words(turn.text)) for turn in turns if not asked or turn.role != "assistant"]
+def _same(before: list[Turn], other: list[Turn], *, assistant: bool) -> bool:
+    """Returns whether the turns before both replies are the same, or stand in one of them only."""
+    said = [
+        [(turn.role, words(turn.text)) for turn in turns if assistant or turn.role != "assistant"]
+        for turns in (before, other)
+    ]
+    return not before or not other or said[0] == said[1]
 
 
 def _joined(turns: list[Turn]) -> str:

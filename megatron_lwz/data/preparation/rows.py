@@ -83,7 +83,7 @@ class Tally(Counter[str]):
     def refuse(self, fault: DataError) -> None:
         """Counts a row that cannot be read, or has no request, under the kind of its fault."""
         # Names and numbers in a message differ from row to row; what stands in brackets or after a colon is detail.
-        kind = re.sub(r"'[^']*'|\d+", "…", fault.advice).split(" (")[0].split(": ")[0]
+        kind = re.sub(r"'[^']*'|\b(?<!-)\d+", "…", fault.advice).split(" (")[0].split(": ")[0]
         self.drop(kind)
         if kind != NO_REQUEST:
             self.first_fault = self.first_fault or fault

@@ -66,6 +66,7 @@ SAME: dict[str, dict[str, Any]] = {
     "input, output": {"input": "Q", "output": "A"},
     "input, target": {"kind": "poem", "input": "Q", "target": "A"},
     "inputs, targets": {"inputs": "Q", "targets": "A"},
+    "writing prompts": {"prompt": "Q", "story": "A"},
     "upper case": {"INSTRUCTION": "Q", "RESPONSE": "A", "SOURCE": "web"},
     "repeated columns": {"messages": [USER, SAID], "prompt": " Q", "instruction": "Q", "response": "A", "prompt_id": "x"},
     "ultrafeedback": {"prompt": "Q", "messages": [USER, SAID], "chosen": [USER, SAID], "rejected": [USER], "score_chosen": 1},
@@ -115,6 +116,10 @@ def test_the_usual_formats_say_the_same(row: dict[str, Any]) -> None:
         ),
         (
             {"prompt": "Q", "response": "A", "reasoning_content": "R"},
+            Conversation("x", ("Q",), ("<think>R</think> A",)),
+        ),
+        (
+            {"input": "Q", "reasoning_content": "R", "content": "A", "score": 9},
             Conversation("x", ("Q",), ("<think>R</think> A",)),
         ),
         ({"Question": "Q", "Response": "A", "Complex_CoT": "R"}, Conversation("x", ("Q",), ("<think>R</think> A",))),

@@ -200,6 +200,13 @@ def test_a_text_is_a_transcript_only_without_a_request_beside_it() -> None:
         ({"conversation_a": [*EARLIER[:1], said("x"), USER, said("a")],
           "conversation_b": [*EARLIER[:1], said("y"), USER, said("b")], "winner": "model_a"},
          "with different earlier replies"),
+        ({"chosen": HH.format("a"), "rejected": HH.format("b").replace("poem", "song")},
+         "with transcripts of different requests"),
+        ({"chosen": HH.format("a"), "rejected": HH.format("b\n\nHuman: More.\n\nAssistant: c")},
+         "with transcripts of different requests"),
+        ({"chosen": HH.format(""), "rejected": HH.format("b")}, "with an empty reply"),
+        ({"chosen": HH.format("a\n\nHuman: More."), "rejected": HH.format("a\n\nHuman: More.\n\nAssistant: b")},
+         "with an empty reply"),
     ],
 )  # fmt: skip
 def test_rows_that_prefer_nothing_are_left_out_with_a_reason(row: dict[str, Any], reason: str) -> None:
@@ -219,8 +226,6 @@ PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
         ({"chosen": "a", "rejected": ["b"]}, "turn 1 of 'rejected' must be an object"),
         ({"chosen": "a", "rejected": 3}, "'rejected' must be a text or a list of turns"),
         ({"chosen": [USER], "rejected": [USER]}, "'chosen' must end with the assistant's reply"),
-        ({"chosen": HH.format("a") + HH.format("").removesuffix("\n\nAssistant: "), "rejected": "b"},
-         "'chosen' must end with the assistant's reply"),
         ({"chosen": turns("a"), "rejected": [USER | {"content": "other"}, said("b")]}, "answer different requests"),
         (PAIR | {"chosen": turns("a"), "rejected": turns("b"), "prompt": "Sing."}, "the one inside it are different"),
         (PAIR | {"messages": [USER, said("c")]}, "must end with the user's request, or with the better reply"),
