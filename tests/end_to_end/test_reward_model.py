@@ -100,7 +100,9 @@ def test_the_export_scores_like_the_stage(run: dict[str, Any]) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(hf).eval()
     rendering, tokenizer = load_rendering(hf), Tokenizer(hf)
     scored = [json.loads(line) for line in (root / "held_out.jsonl").read_text().splitlines()]
-    pairs = {pair.id: pair for pair in read_pairs(run["folder"] / "pairs" / "held_out.jsonl") if pair is not None}
+    pairs = {
+        pair.id: pair for pair in read_pairs(run["folder"] / "pairs" / "held_out.jsonl") if not isinstance(pair, str)
+    }
     assert rendering is not None and scored
     with torch.no_grad():
         for row in scored[:5]:
@@ -139,7 +141,7 @@ def test_a_resumed_run_ends_with_the_same_weights(run: dict[str, Any], tmp_path:
         (["reward_model.pairs=[]"], "config key 'reward_model.pairs'"),
         (["reward_model.pairs=[nowhere.jsonl]"], "no such file"),
         (["training.tokens_per_micro_batch=1200"], "must hold a pair of texts"),
-        (["training.sequence_length=8"], "no pair of texts of at most 8 tokens"),
+        (["training.sequence_length=8"], "longer than 8 tokens"),
     ],
 )
 def test_mistakes_are_one_line(

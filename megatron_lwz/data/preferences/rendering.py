@@ -55,12 +55,17 @@ class Reply:
 
 
 def split_reply(text: str) -> Reply:
-    """Splits a reply at its tags. A text without an answer tag is all answer, except a think segment before it."""
-    if "<answer>" not in text:
-        thinking, closed, rest = text.partition("</think>")
-        return Reply(rest, thinking.replace("<think>", "", 1)) if closed else Reply(text)
-    parsed = parse_response(text)
-    return Reply(parsed.answer or "", parsed.think or "")
+    """Splits a reply at its tags. A text without an answer tag is all answer, except a think segment before it.
+
+    As in a rollout, an answer that is not closed ends with the text. Without its closing tag, an answer tag counts only
+    where the answer may begin: a text may name it.
+    """
+    thinking, closed, rest = text.partition("</think>")
+    rest = rest if closed else text
+    if "<answer>" in rest and ("</answer>" in rest or rest.lstrip().startswith("<answer>")):
+        parsed = parse_response(text)
+        return Reply(parsed.answer or "", parsed.think or "")
+    return Reply(rest, thinking.replace("<think>", "", 1)) if closed else Reply(text)
 
 
 def rendering_for(folder: Path, template: Literal["markers", "chat"], *, thinking: bool) -> Rendering:
