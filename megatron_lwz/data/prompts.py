@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_lwz.data.requests import SYSTEMS, find_lost
+from megatron_lwz.data.turns import parse_said
 from megatron_lwz.errors import DataError
 from megatron_lwz.reading import Row, read_rows
 from megatron_lwz.types import LengthRange, Prompt
 
 _KNOWN = {"id", "prompt", "length", "language", "template"}
-_SYSTEM_KEYS = ("system", "system_prompt")
 _TOOL = "tools/prepare_prompts.py makes prompt rows from other files"
 
 
@@ -47,6 +48,7 @@ def parse_prompt(row: Mapping[str, Any], *, maximum_length: int | None = None) -
         keys = ", ".join(row) or "nothing"
         raise ValueError(f'no \'prompt\': a row is {{"id", "prompt", "length"?}}, this one has {keys:.200}; {_TOOL}')
     text = parse_text(row, "prompt")
+    refuse_lost(row, "prompt", text)
     identity, language, template = row.get("id"), row.get("language"), row.get("template")
     if isinstance(identity, int) and not isinstance(identity, bool):
         identity = str(identity)
@@ -65,17 +67,21 @@ def parse_prompt(row: Mapping[str, Any], *, maximum_length: int | None = None) -
 
 
 def parse_text(row: Mapping[str, Any], key: str) -> str:
-    """Returns the request under `key`: the text of one user turn. Raises ValueError, also when a part would be lost."""
-    text = row[key]
-    if isinstance(text, (list, dict)):
-        kind = "a list of messages" if isinstance(text, list) else "an object"
-        raise ValueError(f"'{key}' must be the text of one user turn, not {kind}: {_TOOL}")
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"'{key}' must be a non-empty string, got {text!r:.80}")
-    for name in _SYSTEM_KEYS:
-        if isinstance(row.get(name), str) and row[name].strip():
-            raise ValueError(f"'{name}' would be lost, the template has no place for it: put it into '{key}'")
-    return text
+    """Returns the request under `key`: a text, or a message list of one user turn. Raises ValueError."""
+    turns = parse_said(row[key], key, "user")
+    if [turn.role for turn in turns] != ["user"]:
+        roles = ", ".join(turn.role for turn in turns) or "none"
+        raise ValueError(f"'{key}' must be the text of one user turn, its turns are: {roles:.80}; {_TOOL}")
+    if not turns[0].text.strip():
+        raise ValueError(f"'{key}' must not be empty")
+    return turns[0].text
+
+
+def refuse_lost(row: Mapping[str, Any], key: str, text: str) -> None:
+    """Raises ValueError for a system text, tools or images beside the request, which no template has a place for."""
+    lost = find_lost(row, {key}, [text], SYSTEMS)
+    if lost is not None:
+        raise ValueError(f"'{lost}' would be lost, the templates have no place for it: put its text into '{key}'")
 
 
 def parse_range(value: Any) -> LengthRange | None:

@@ -14,7 +14,7 @@ from typing import IO, Any
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation.partial import Partials
 from megatron_lwz.evaluation.responses import sample_of
-from megatron_lwz.evaluation.tasks import Task, prompt_key, row_id
+from megatron_lwz.evaluation.tasks import Task, prompt_of, row_id
 from megatron_lwz.reading import Row, parse_row, read_object, read_rows, shape_of
 
 
@@ -94,13 +94,11 @@ class ResponseFile:
         prompts = {task.id: task.prompt for task in tasks}
         for row in read_rows(self.path):
             try:
-                key = (row_id(row.value, len(self.done)), sample_of(row.value))
+                key, prompt = (row_id(row.value, len(self.done)), sample_of(row.value)), prompt_of(row.value)
             except ValueError as error:
                 raise row.error(error) from error
             if key in self.done:
                 raise row.error(f"response {key[0]!r} stands there twice; remove one of them")
-            name = prompt_key(row.value)
-            prompt = row.value[name] if name is not None else None
             if prompt != prompts.get(key[0], prompt):
                 raise row.error(f"response {key[0]!r} answers another prompt: choose another output file")
             self.done.add(key)

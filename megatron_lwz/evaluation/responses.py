@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_lwz.data.text.grammar import ANSWER_END, Template, parse_response, quoted_tags
 from megatron_lwz.errors import DataError
-from megatron_lwz.evaluation.tasks import ID_KEYS, Task, asked_length, prompt_key, row_id
+from megatron_lwz.evaluation.tasks import ID_KEYS, Task, asked_length, prompt_of, row_id
 from megatron_lwz.reading import Row, read_rows
 from megatron_lwz.types import LengthRange
 
@@ -107,7 +107,7 @@ def _response(
     row: Mapping[str, Any], position: int, known: Mapping[str, Task], by_prompt: Mapping[str, str]
 ) -> Response:
     identity = row_id(row, position)
-    prompt = _text(row, prompt_key(row))
+    prompt = prompt_of(row)
     if all(row.get(key) is None for key in ID_KEYS):  # LongBench-Write has no ids, and its script's output has no order
         identity = by_prompt.get(str(prompt), identity)
     text = row.get("response")
@@ -135,9 +135,9 @@ def _response(
     )
 
 
-def _text(row: Mapping[str, Any], key: str | None) -> str | None:
+def _text(row: Mapping[str, Any], key: str) -> str | None:
     """Returns the text under a key that a row may lack. Raises ValueError for anything else."""
-    value = row.get(key) if key is not None else None
+    value = row.get(key)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"'{key}' must be a text, got {value!r:.80}")
     return value

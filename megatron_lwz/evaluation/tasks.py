@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lwz.data.prompts import parse_range, parse_text, whole_number
+from megatron_lwz.data.prompts import parse_range, parse_text, refuse_lost, whole_number
+from megatron_lwz.data.requests import with_context
 from megatron_lwz.errors import DataError
 from megatron_lwz.reading import Row, Unit, read_rows
 from megatron_lwz.types import LengthRange
@@ -62,9 +63,15 @@ def row_id(row: Mapping[str, Any], position: int) -> str:
     return str(position)
 
 
-def prompt_key(row: Mapping[str, Any]) -> str | None:
-    """Returns the key that holds a row's prompt, None without one. A Parquet file has null under keys without value."""
-    return next((key for key in PROMPT_KEYS if row.get(key) is not None), None)
+def prompt_of(row: Mapping[str, Any]) -> str | None:
+    """Returns a row's prompt, None without one. Raises ValueError.
+
+    Alpaca's `input` and the like belong to the prompt, unless it stands under `prompt`, as in our own files.
+    """
+    key = _prompt_key(row)
+    if key is None or key == "prompt":
+        return None if key is None else parse_text(row, key)
+    return with_context(parse_text(row, key), row, {key})
 
 
 def asked_length(row: Mapping[str, Any]) -> LengthRange | None:
@@ -81,11 +88,14 @@ def asked_length(row: Mapping[str, Any]) -> LengthRange | None:
 
 def _task(row: Row, position: int) -> Task:
     value = row.plain
-    key = prompt_key(value)
-    if key is None:
+    key, prompt = _prompt_key(value), prompt_of(value)
+    if key is None or prompt is None:
         keys = ", ".join(value) or "nothing"
         raise ValueError(f"no prompt: give one of {', '.join(PROMPT_KEYS)}; the row has {keys:.200}")
-    prompt = parse_text(value, key)
-    if key == "instruction" and isinstance(value.get("input"), str) and value["input"].strip():
-        raise ValueError("'input' would be lost: put 'instruction' and 'input' together into 'prompt'")
+    refuse_lost(value, key, prompt)
     return Task(row_id(value, position), prompt, asked_length(value), value, row.number, row.unit)
+
+
+def _prompt_key(row: Mapping[str, Any]) -> str | None:
+    """Returns the key that holds a row's prompt. A Parquet file has null under keys without value."""
+    return next((key for key in PROMPT_KEYS if row.get(key) is not None), None)

@@ -12,6 +12,9 @@ from megatron_lwz.types import LengthRange, Prompt
 ROW = {"id": "a", "prompt": "Write.", "length": {"lower": 10, "upper": 20}}
 
 
+SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}
+
+
 def write(folder: Path, *rows: object) -> Path:
     path = folder / "prompts.jsonl"
     path.write_text("".join(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
@@ -34,10 +37,15 @@ def test_reads_all_keys_and_keeps_the_unknown_ones(tmp_path):
         ({"prompt": "x"}, "'id'"),
         ({"id": "b", "query": "x"}, "no 'prompt'"),
         ({"instruction": "x", "output": "y"}, "this one has instruction, output; tools/prepare_prompts.py"),
-        ({"id": "b", "prompt": None}, "'prompt' must be a non-empty string, got None"),
-        ({"id": "b", "prompt": [{"role": "user", "content": "x"}]}, "one user turn, not a list of messages: tools/"),
-        ({"id": "b", "prompt": {"text": "x"}}, "one user turn, not an object: tools/"),
+        ({"id": "b", "prompt": None}, "'prompt' must be a text or a list of turns"),
+        ({"id": "b", "prompt": []}, "one user turn, its turns are: none; tools/prepare_prompts.py"),
+        ({"id": "b", "prompt": [{"role": "user", "content": " "}]}, "'prompt' must not be empty"),
+        ({"id": "b", "prompt": [SYSTEM, USER]}, "one user turn, its turns are: system, user; tools/prepare_prompts.py"),
+        ({"id": "b", "prompt": [USER, {"role": "assistant", "content": "y"}]}, "its turns are: user, assistant"),
+        ({"id": "b", "prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "turn 1 of 'prompt' has a part"),
+        ({"id": "b", "prompt": {"text": "x"}}, "turn 1 of 'prompt' has no known role"),
         ({"id": "b", "prompt": "x", "system": "Be brief."}, "'system' would be lost"),
+        ({"id": "b", "prompt": [USER], "tools": [{"name": "search"}]}, "'tools' would be lost"),
         ({"id": True, "prompt": "x"}, "'id'"),
         ({"id": "b", "prompt": " "}, "'prompt'"),
         ({"id": "b", "prompt": 3}, "'prompt'"),
@@ -62,6 +70,22 @@ def test_a_bad_row_is_one_line_that_names_its_line(tmp_path, bad, part):
         read_prompts(path)
     message = str(caught.value)
     assert message.startswith(f"{path}, line 3: ") and part in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [{"role": "user", "content": "Write.\n写。"}],
+        [{"from": "human", "value": "Write.\n写。"}],
+        {"role": "user", "content": "Write.\n写。"},
+        [{"role": "user", "content": [{"type": "text", "text": "Write."}, {"type": "text", "text": "写。"}]}],
+        json.dumps([{"role": "user", "content": "Write.\n写。"}]),
+    ],
+)
+def test_a_message_list_of_one_user_turn_is_its_text(tmp_path, prompt):
+    row = {"id": "a", "prompt": prompt, "system": "", "tools": "[]"}
+    (found,) = read_prompts(write(tmp_path, row))
+    assert found.text == "Write.\n写。"
 
 
 def test_bounds_may_be_whole_floats_and_empty_columns_are_no_range(tmp_path):
