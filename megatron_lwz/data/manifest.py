@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from megatron_lwz.config.sections import Section
 from megatron_lwz.errors import DataError
-from megatron_lwz.reading import read_text, shape_of
+from megatron_lwz.reading import Row, read_text, scan_rows
 
 NAME = "manifest.json"
 
@@ -66,10 +66,14 @@ class Manifest(Section):
 
 
 def is_manifest(path: str) -> bool:
-    """Returns whether an entry of `data.corpus` names a manifest or its folder, rather than rows. Raises DataError."""
-    if path.endswith(".json"):
-        return not Path(path).is_file() or shape_of(path) != "array"
-    return Path(path).is_dir()
+    """Returns whether an entry of `data.corpus` names a manifest or its folder, rather than rows."""
+    if not path.endswith(".json") or Path(path).is_dir():
+        return Path(path).is_dir()
+    try:
+        first = next(scan_rows(path), None)
+    except DataError:  # the file is missing, or holds one object over several lines, as a manifest does
+        return True
+    return not isinstance(first, Row) or "text" not in first.value
 
 
 def read_manifest(path: Path) -> Manifest:

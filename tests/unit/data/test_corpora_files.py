@@ -93,11 +93,12 @@ def test_rows_of_later_row_groups_keep_their_numbers(tmp_path: Path) -> None:
     assert str(found[7]) == f"{path}, row 8: needs a string under the key 'text'"
 
 
-def test_a_json_array_is_no_manifest_and_a_manifest_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+def test_rows_in_a_json_file_are_no_manifest_and_a_manifest_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "corpus.json"
     assert is_manifest(str(tmp_path)) and is_manifest(str(path)) and not is_manifest(str(tmp_path / "a.jsonl"))
-    path.write_text('[\n {"text": "a"}]')
-    assert not is_manifest(str(path))
+    for rows in ('[\n {"text": "a"}]', '{"text": "a"}\n{"text": "b"}\n'):
+        path.write_text(rows)
+        assert not is_manifest(str(path))
     for data, said in (
         (b"\xef\xbb\xbf" + json.dumps({"format": "other"}).encode(), "not a manifest .*: format"),
         (b"{}", "not a manifest"),
@@ -105,6 +106,7 @@ def test_a_json_array_is_no_manifest_and_a_manifest_may_begin_with_a_byte_order_
         (b"\xff\xfe{", "not UTF-8"),
     ):
         path.write_bytes(data)
+        assert is_manifest(str(path))
         with pytest.raises(DataError, match=said) as caught:
             read_manifest(path)
         assert "\n" not in str(caught.value)
