@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_another_layout_ends_the_groups_of_the_one_before() -> None:
     threads = []
     for _ in range(3):
         initialize(_config())
-        threads.append(len(os.listdir("/proc/self/task")))
+        threads.append(sum(1 for _ in Path("/proc/self/task").iterdir()))
     shutdown()
     assert threads == threads[:1] * 3  # each gloo group polls in a thread of its own
 
