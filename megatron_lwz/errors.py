@@ -26,6 +26,7 @@ class DataError(LwzError):
     ) -> None:
         where = f"{path}, {unit} {line}" if line is not None else str(path)
         super().__init__(f"{where}: {advice}")
+        self.advice = advice
 
 
 class CheckpointError(LwzError):

@@ -6,8 +6,8 @@
 
 --documents: requests with good replies (prompt + response, messages …). Each reply is damaged in controlled ways: a
 requirement left out, shuffled, repeated, truncated, off-topic, contradicted. --pairs: human-labelled pairs (chosen +
-rejected as texts or messages, Anthropic HH, UltraFeedback, two replies with a winner). Both may be given, each several
-times. Writes DIR/train.jsonl, DIR/held_out.jsonl and DIR/report.json. Documents that share a request or a text go to
+rejected as texts or messages, Anthropic HH, UltraFeedback, HelpSteer, Nectar, SHP, two replies with a winner). Both may
+be given, each several times. Writes DIR/train.jsonl, DIR/held_out.jsonl and DIR/report.json. Documents that share a request or a text go to
 the same side. docs/reward_model.md explains the kinds.
 """
 
@@ -60,7 +60,9 @@ def main(argv: Sequence[str]) -> None:
     counts: Counter[str] = Counter()
     sides = _sides(options, rules, counts)
     if not sides[0]:
-        raise DataError(options.out, "no pair could be made: give more, longer or other documents")
+        shown = "; ".join(f"{name}: {count}" for name, count in sorted(counts.items()) if count)
+        inputs = ", ".join(map(str, (*options.documents, *options.pairs)))
+        raise DataError(inputs, f"no pair could be made ({shown}): give more, longer or other documents or pairs")
     options.out.mkdir(parents=True, exist_ok=True)
     for name, pairs in zip(("train", "held_out"), sides, strict=True):
         _replace(options.out / f"{name}.jsonl", "".join(json.dumps(p.row(), ensure_ascii=False) + "\n" for p in pairs))
@@ -98,15 +100,15 @@ def _sides(
 
 
 def _read(
-    paths: Sequence[Path], reader: Callable[[Path], Iterator[T | None]], what: str, counts: Counter[str]
+    paths: Sequence[Path], reader: Callable[[Path], Iterator[T | str]], what: str, counts: Counter[str]
 ) -> Iterator[T]:
     files = find_files(paths) if paths else []
     with Bar("read") as bar:
         for number, file in enumerate(files):
             for item in reader(file):
                 counts[f"{what} read"] += 1
-                if item is None:
-                    counts[f"{what} left out: nothing to choose"] += 1
+                if isinstance(item, str):
+                    counts[f"{what} left out: {item}"] += 1
                 else:
                     yield item
                 if counts[f"{what} read"] % 1000 == 0:

@@ -79,12 +79,13 @@ def main(argv: Sequence[str]) -> None:
         "settings": dataclasses.asdict(settings) | dataclasses.asdict(_filters(options, config)),
         "judge": judge_summary,
         "counts": dict(tally),
+        "first_fault": str(tally.first_fault) if tally.first_fault is not None else None,
     }
     _replace(options.output.with_suffix(".summary.json"), json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
     _show(tally, options.output)
 
 
-def _all_sources(files: Sequence[Path], column: str | None, bar: Bar) -> Iterator[Source | None]:
+def _all_sources(files: Sequence[Path], column: str | None, bar: Bar) -> Iterator[Source | DataError]:
     read = 0
     for number, file in enumerate(files):
         for source in read_sources(file, column):
@@ -180,6 +181,10 @@ def _show(tally: Tally, output: Path) -> None:
     for name, count in [("read", tally["read"]), *dropped, *sorted(kept)]:
         table.add_row(name, str(count))
     common.console().print(table)
+    if tally.first_fault is not None:
+        common.console(stderr=True).print(
+            f"warning: some rows cannot be read and are left out; the first: {tally.first_fault}", markup=False
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

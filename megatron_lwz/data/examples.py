@@ -10,8 +10,9 @@ from typing import Literal
 
 import torch
 
-from megatron_lwz.data.instructions import Rendering, read_conversations, tokenize
+from megatron_lwz.data.instructions import Rendering, find_fault, read_conversations, tokenize
 from megatron_lwz.data.prompts import PromptOrder
+from megatron_lwz.data.replies import LeftOut
 from megatron_lwz.data.supervised import SupervisedBatch, Weighting, weigh
 from megatron_lwz.errors import DataError
 from megatron_lwz.types import SequenceBatch
@@ -22,8 +23,8 @@ class ReadExamples:
     """The examples of all files. Each kept example is (id, tokens [n] int32, trained [n] bool)."""
 
     kept: Sequence[tuple[str, torch.Tensor, torch.Tensor]]
-    dropped: int
-    """Number of conversations left out: too long, or truncated so that no trained token is left."""
+    left_out: LeftOut
+    """Conversations that are not used, by reason."""
     truncated: int
 
 
@@ -36,26 +37,27 @@ def read_examples(
     maximum_tokens: int,
     long_rows: Literal["drop", "truncate"],
 ) -> ReadExamples:
-    """Reads and tokenises JSONL files in order. Raises DataError naming file and line, or when no example is left."""
-    kept, dropped, truncated = [], 0, 0
+    """Reads and tokenises files in order. Raises DataError naming file and line, or the reasons if no example is left."""
+    kept, left_out, truncated = [], LeftOut(), 0
     for path in paths:
         for conversation in read_conversations(path):
+            fault = find_fault(conversation, rendering)
+            if fault is not None:
+                left_out[fault] += 1
+                continue
             example = tokenize(conversation, encode, eos_ids, rendering)
             tokens, trained = torch.tensor(example.tokens, dtype=torch.int32), torch.tensor(example.trained)
-            if len(tokens) > maximum_tokens and long_rows == "truncate":
-                tokens, trained, truncated = (
-                    tokens[:maximum_tokens].clone(),
-                    trained[:maximum_tokens].clone(),
-                    truncated + 1,
-                )
-            if len(tokens) > maximum_tokens or not trained.any():
-                dropped += 1
-            else:
-                kept.append((example.id, tokens, trained))
+            long = len(tokens) > maximum_tokens
+            if long and long_rows == "truncate":
+                tokens, trained = tokens[:maximum_tokens].clone(), trained[:maximum_tokens].clone()
+            if long and (long_rows == "drop" or not trained.any()):
+                left_out[f"longer than {maximum_tokens} tokens (training.sequence_length)"] += 1
+                continue
+            truncated += long
+            kept.append((example.id, tokens, trained))
     if not kept:
-        files = ", ".join(map(str, paths)) or "data.instructions"
-        raise DataError(files, f"no conversation of at most {maximum_tokens} tokens (training.sequence_length) in it")
-    return ReadExamples(kept, dropped, truncated)
+        raise DataError(", ".join(map(str, paths)) or "data.instructions", left_out.all_of(left_out.total()))
+    return ReadExamples(kept, left_out, truncated)
 
 
 class ExampleSource:

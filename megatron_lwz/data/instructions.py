@@ -1,4 +1,4 @@
-"""Instruction rows for supervised fine-tuning: JSONL in the usual formats → conversations → tokens with a loss mask.
+"""Instruction rows for supervised fine-tuning: rows in the usual formats → conversations → tokens with a loss mask.
 
 A prompt is rendered as in reinforcement learning (`data/templates.py`). Prompt and reply are tokenised separately, so
 that the reply begins where a rollout would. Only the reply's tokens and an end-of-text token are trained.
@@ -6,41 +6,62 @@ that the reply begins where a rollout would. Only the reply's tokens and an end-
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_lwz.data.replies import ENDS, clean, find_target_fault, thinks, wrap
+from megatron_lwz.data.requests import REQUEST_COLUMNS, TALKS, find_lost, find_request, lost_message, lowered
 from megatron_lwz.data.templates import Style, render, render_turn
-from megatron_lwz.errors import DataError
+from megatron_lwz.data.text.grammar import quoted_tags
+from megatron_lwz.data.turns import Turn, add_thinking, is_empty, parse_said, reasoning_of, words
+from megatron_lwz.reading import read_rows
 from megatron_lwz.types import Prompt
 
-_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
-_TURN_LISTS = {"messages": ("role", "content"), "conversations": ("from", "value")}
-_REPLIES = ("response", "completion", "output")
-_EXPECTED = "messages, conversations, prompt + response, or instruction (+ input) + output"
+_REPLIES = ("response", "completion", "output", "answer", "target", "targets", "content", "story")
+_EXPECTED = "messages or conversations, prompt + completion, question + answer, or instruction (+ input) + output"
+_NOT_TRAINED = "without a reply that is trained"
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Alternating questions and replies, equally many of each. `id` names file and line."""
+    """Alternating questions and replies, equally many of each. `id` names file and line.
+
+    `trained` says of each reply whether its data set lets it carry the loss; () if all do.
+    """
 
     id: str
     questions: tuple[str, ...]
     replies: tuple[str, ...]
     system: str = ""
     template: Literal["think", "direct"] | None = None
+    trained: tuple[bool, ...] = ()
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The questions, the first one with the system text before it."""
+        first, *later = self.questions
+        return (f"{self.system}\n\n{first}" if self.system else first, *later)
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """Settings for turning a conversation into tokens (`data.template`, `sft.*`)."""
+    """Settings for turning a conversation into tokens (`data.template`, `sft.*`).
+
+    `ends` are the texts of the tokens that end a text.
+    """
 
     style: Style = "paper"
     turns: Literal["all", "last"] = "all"
     wrap_answer: bool = True
     separator: str = " "
+    ends: tuple[str, ...] = ENDS
+
+    def trains(self, conversation: Conversation) -> list[bool]:
+        """Returns which replies carry the loss."""
+        trained = list(conversation.trained or [True] * len(conversation.replies))
+        return trained if self.turns == "all" else [False] * (len(trained) - 1) + trained[-1:]
 
 
 @dataclass(frozen=True)
@@ -53,43 +74,51 @@ class Example:
 
 
 def read_conversations(path: str | Path) -> Iterator[Conversation]:
-    """Yields the conversation in each row of a JSONL file. Skips blank lines. Raises DataError naming file and line."""
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    try:
-                        yield parse_conversation(json.loads(line), f"{path.name}:{number}")
-                    except json.JSONDecodeError as error:
-                        raise DataError(path, f"not valid JSON ({error.msg})", line=number) from error
-                    except ValueError as error:
-                        raise DataError(path, str(error), line=number) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, f"cannot be read ({error})") from error
+    """Yields the conversation in each row of a file. Raises DataError naming file and line."""
+    for row in read_rows(path):
+        try:
+            yield parse_conversation(row.value, row.identity)
+        except ValueError as error:
+            raise row.error(error) from error
 
 
-def parse_conversation(row: Any, identity: str) -> Conversation:
+def parse_conversation(row: Mapping[str, Any], identity: str) -> Conversation:
     """Parses one decoded row. Raises ValueError that names the fault; for an unknown format it lists the row's keys."""
-    if not isinstance(row, dict):
-        raise ValueError(f"a row must be a JSON object, not {type(row).__name__}")
+    row = lowered(row)
     template = row.get("template")
     if template not in (None, "think", "direct"):
         raise ValueError(f'\'template\' must be "think" or "direct", got {template!r}')
-    for key, (role, text) in _TURN_LISTS.items():
-        if row.get(key) is not None:
-            return _from_turns(row[key], key, role, text, Conversation(identity, (), (), _system(row), template))
-    reply = next((key for key in _REPLIES if isinstance(row.get(key), str)), None)
-    question = next((key for key in ("prompt", "instruction") if isinstance(row.get(key), str)), None)
-    if question is None or reply is None:
-        raise ValueError(
-            f"unknown format: the row has the keys {', '.join(map(str, row)) or '(none)'}; give {_EXPECTED}"
+    turns, used = find_request(row)
+    beside = _reply(row, used) if turns and turns[-1].role != "assistant" else []
+    turns = turns + beside
+    answered = any(turn.role == "assistant" for turn in (turns if used & set(TALKS) else turns[-1:]))
+    if not answered:
+        keys = ", ".join(row) or "(none)"
+        raise ValueError(f"no {'reply' if turns else 'request'} found: the row has the keys {keys}; give {_EXPECTED}")
+    turns = _with_thinking(turns, row, last=bool(beside))
+    lost = find_lost(row, used, [turn.text for turn in turns], (*REQUEST_COLUMNS, *_REPLIES))
+    if lost is not None:
+        raise ValueError(lost_message(lost))
+    return _alternating(turns, Conversation(identity, (), (), template=template))
+
+
+def find_fault(conversation: Conversation, rendering: Rendering) -> str | None:
+    """Returns why a conversation cannot be trained, else None: a reply or question is empty, or a reply is no target."""
+    trained = rendering.trains(conversation)
+    if not any(trained):
+        return _NOT_TRAINED
+    for question, reply, carries in zip(conversation.asked, conversation.replies, trained, strict=True):
+        if not question.strip():
+            return "with an empty question"
+        fault = find_target_fault(
+            clean(reply, rendering.ends),
+            wrapped=rendering.wrap_answer,
+            ends=rendering.ends,
+            quoted=quoted_tags(question),
         )
-    context = row.get("input") if question == "instruction" else None
-    if context is not None and not isinstance(context, str):
-        raise ValueError(f"'input' must be a string, got {context!r}")
-    asked = f"{row[question]}\n\n{context}" if context else row[question]
-    return _checked(Conversation(identity, (asked,), (row[reply],), _system(row), template))
+        if fault is not None and carries:
+            return fault
+    return None
 
 
 def tokenize(
@@ -98,67 +127,57 @@ def tokenize(
     """Returns tokens and loss mask of a conversation. Each reply ends with one end-of-text token, `min(eos_ids)`."""
     tokens: list[int] = []
     trained: list[bool] = []
-    last = len(conversation.replies) - 1
-    template = conversation.template or _template_of(conversation.replies[last])
-    for turn, (question, reply) in enumerate(zip(conversation.questions, conversation.replies, strict=True)):
-        text = f"{conversation.system}\n\n{question}" if turn == 0 and conversation.system else question
-        prompt = Prompt(conversation.id, text, template=template)
-        given = encode(render(prompt, rendering.style) if turn == 0 else "\n" + render_turn(text))
-        written = encode(rendering.separator + (_wrap(reply) if rendering.wrap_answer else reply))
-        while written and written[-1] in eos_ids:  # a reply that already ends with it must not train it twice
-            written.pop()
+    replies = [clean(reply, rendering.ends) for reply in conversation.replies]
+    template = conversation.template or ("think" if thinks(replies[-1]) else "direct")
+    turns = zip(conversation.asked, replies, rendering.trains(conversation), strict=True)
+    for turn, (question, reply, carries) in enumerate(turns):
+        prompt = Prompt(conversation.id, question, template=template)
+        given = encode(render(prompt, rendering.style) if turn == 0 else "\n" + render_turn(question))
+        written = encode(rendering.separator + (wrap(reply) if rendering.wrap_answer else reply))
         written.append(min(eos_ids))
         tokens += given + written
-        trained += [False] * len(given) + [rendering.turns == "all" or turn == last] * len(written)
+        trained += [False] * len(given) + [carries] * len(written)
     return Example(conversation.id, tuple(tokens), tuple(trained))
 
 
-def _from_turns(turns: Any, key: str, role_key: str, text_key: str, empty: Conversation) -> Conversation:
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise ValueError(f"'{key}' must be a list of objects with '{role_key}' and '{text_key}'")
-    said: list[tuple[str, str]] = []
-    for turn in turns:
-        role, text = _ROLES.get(str(turn.get(role_key))), turn.get(text_key)
-        if role is None or not isinstance(text, str):
-            raise ValueError(
-                f"a turn of '{key}' needs '{role_key}' (one of {', '.join(_ROLES)}) and a string '{text_key}'; "
-                f"it has {role_key} = {turn.get(role_key)!r} and the keys {', '.join(map(str, turn))}"
-            )
-        said.append((role, text))
-    system = empty.system
-    if said and said[0][0] == "system":
-        system = said.pop(0)[1] or system
-    if said and said[-1][0] == "user":
-        said.pop()  # a question without a reply trains nothing
-    roles = [role for role, _ in said]
+def _reply(row: Mapping[str, Any], used: set[str]) -> list[Turn]:
+    """Returns the turns of the row's reply column: the first that holds something, else the first."""
+    present = [key for key in _REPLIES if row.get(key) is not None]
+    key = next((key for key in present if not is_empty(row[key])), present[0] if present else None)
+    if key is None:
+        return []
+    used.add(key)
+    return parse_said(row[key], key, "assistant")
+
+
+def _with_thinking(turns: list[Turn], row: Mapping[str, Any], *, last: bool) -> list[Turn]:
+    """Puts the thinking that a row has beside its reply before the only reply, or before the `last` one."""
+    thinking = reasoning_of(row, "the row")
+    places = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
+    if not thinking or any(words(thinking) in words(turn.text) for turn in turns):
+        return turns
+    if turns[-1].role != "assistant":
+        raise ValueError("the row has thinking, but no reply to its last question")
+    if len(places) != 1 and not last:
+        raise ValueError(f"the row has thinking for one of {len(places)} replies: put it into the turn of its reply")
+    said = turns[places[-1]]
+    turns[places[-1]] = replace(said, text=add_thinking(said.text, thinking, "the row"))
+    return turns
+
+
+def _alternating(turns: list[Turn], empty: Conversation) -> Conversation:
+    at = next((place for place, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    said = turns[at:]
+    if said[-1].role == "user":
+        said = said[:-1]  # a question without a reply trains nothing
+    roles = [turn.role for turn in said]
     if not said or roles != ["user", "assistant"] * (len(said) // 2):
-        raise ValueError(
-            f"the turns of '{key}' must alternate user, assistant, …; they are {', '.join(roles) or 'none'}"
-        )
-    questions, replies = (tuple(text for role, text in said if role == wanted) for wanted in ("user", "assistant"))
-    return _checked(Conversation(empty.id, questions, replies, system, empty.template))
-
-
-def _checked(conversation: Conversation) -> Conversation:
-    if not all(text.strip() for text in (*conversation.questions, *conversation.replies)):
-        raise ValueError("a question or a reply is empty")
-    return conversation
-
-
-def _system(row: dict[str, Any]) -> str:
-    value = row.get("system") or ""
-    if not isinstance(value, str):
-        raise ValueError(f"'system' must be a string, got {value!r}")
-    return value
-
-
-def _template_of(reply: str) -> Literal["think", "direct"]:
-    return "think" if reply.lstrip().startswith("<think>") else "direct"
-
-
-def _wrap(reply: str) -> str:
-    """Returns the reply in the form that the templates ask for: a reply without tags is put inside the answer tags."""
-    if "<answer>" in reply:
-        return reply
-    think, closed, piece = reply.partition("</think>") if reply.lstrip().startswith("<think>") else ("", "", reply)
-    return f"{think}{closed}{' ' if closed else ''}<answer>{piece.strip() if closed else piece}</answer>"
+        raise ValueError(f"the turns must alternate user, assistant, …; they are {', '.join(roles) or 'none'}")
+    trained = tuple(turn.trained for turn in said[1::2])
+    return replace(
+        empty,
+        questions=tuple(turn.text for turn in said[0::2]),
+        replies=tuple(turn.text for turn in said[1::2]),
+        system="\n\n".join(turn.text for turn in turns[:at] if turn.text.strip()),
+        trained=() if all(trained) else trained,
+    )

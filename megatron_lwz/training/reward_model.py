@@ -16,8 +16,10 @@ from megatron_lwz.config import Config
 from megatron_lwz.config.reward_model import RewardModelSection
 from megatron_lwz.data.preferences.batches import PairBatch, PairSource, TokenPair, pair_batch, tokenize_pairs
 from megatron_lwz.data.preferences.formats import read_pairs
+from megatron_lwz.data.preferences.pairs import PreferencePair
 from megatron_lwz.data.preferences.pieces import size
 from megatron_lwz.data.preferences.rendering import Rendering, rendering_for, save_rendering
+from megatron_lwz.data.replies import end_texts
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import groups, launch, platform
 from megatron_lwz.errors import ConfigError, DataError
@@ -34,8 +36,6 @@ from megatron_lwz.training.supervised import OnStep, check_supervised, run_task,
 from megatron_lwz.types import MicroBatch, SequenceBatch
 
 log = logging.getLogger(__name__)
-
-"""Files of a run folder: every held-out pair with its scores, and their summary."""
 
 _PAIRS_AT_A_TIME = 256
 
@@ -153,13 +153,16 @@ def build_task(config: Config) -> PairTask:
         _read(files, tokenizer, rendering, config, name)
         for files, name in ((section.pairs, "reward_model.pairs"), (section.held_out, "reward_model.held_out"))
     )
-    if not train_pairs:
-        raise DataError(
-            ", ".join(section.pairs), f"no pair of texts of at most {config.training.sequence_length} tokens"
-        )
     shared = {pair.pair.document for pair in train_pairs} & {pair.pair.document for pair in held_out}
     if shared:
         log.warning("%d source documents stand in training and held-out pairs, e.g. %.80s", len(shared), min(shared))
+    largest = max(abs(1.0 if pair.pair.margin is None else pair.pair.margin) for pair in train_pairs)
+    if section.margin * largest > torch.finfo(torch.float32).max:
+        raise ConfigError(
+            "reward_model.margin",
+            section.margin,
+            f"times the largest margin of a pair ({largest:g}) is too large for fp32",
+        )
     source = PairSource(train_pairs, seed=config.run.seed, shuffle=config.data.shuffle, epochs=section.epochs)
     return PairTask(section, source, held_out, rendering)
 
@@ -210,12 +213,20 @@ def _scored(pair: TokenPair, chosen: float, rejected: float) -> ScoredPair:
 def _read(
     files: Iterable[str], tokenizer: Tokenizer, rendering: Rendering, config: Config, key: str
 ) -> list[TokenPair]:
-    read = [pair for file in files for pair in read_pairs(_existing(key, file))]
-    pairs = [pair for pair in read if pair is not None]
-    kept, dropped = tokenize_pairs(pairs, tokenizer.encode, rendering, maximum_tokens=config.training.sequence_length)
-    if groups.is_rank_zero() and read:
-        ties = len(read) - len(pairs)
-        log.info("%s: %d pairs, %d too long, %d without a preference", key, len(kept), dropped, ties)
+    paths = [_existing(key, file) for file in files]
+    read = [pair for path in paths for pair in read_pairs(path)]
+    kept, left_out = tokenize_pairs(
+        [pair for pair in read if isinstance(pair, PreferencePair)],
+        tokenizer.encode,
+        rendering,
+        maximum_tokens=config.training.sequence_length,
+        ends=end_texts(tokenizer),
+    )
+    left_out.update(pair for pair in read if isinstance(pair, str))
+    if paths and not kept:
+        raise DataError(", ".join(map(str, paths)), left_out.all_of(len(read)))
+    if groups.is_rank_zero() and paths:
+        log.info("%s: %d pairs, %s", key, len(kept), left_out)
     return kept
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_lwz.config import Config
 from megatron_lwz.data.examples import ExampleSource, ReadExamples, read_examples, supervised_batch
 from megatron_lwz.data.instructions import Rendering
+from megatron_lwz.data.replies import end_texts
 from megatron_lwz.data.supervised import SupervisedBatch
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import launch
@@ -37,14 +38,14 @@ def train(config: Config, source: ExampleSource, on_step: OnStep = lambda _step,
 def check_sft(config: Config) -> None:
     """Checks the requirements of fine-tuning beyond single fields. Raises ConfigError."""
     if not config.data.instructions:
-        raise ConfigError("data.instructions", [], "name the JSONL files of instruction rows")
+        raise ConfigError("data.instructions", [], "name the files of instruction rows")
     check_supervised(config)
 
 
 def build_source(config: Config) -> ExampleSource:
     """Reads and tokenises `data.instructions`. Every rank holds all rows. Raises DataError."""
     found = _read(config, config.data.instructions)
-    log.info("%d conversations, %d left out, %d truncated", len(found.kept), found.dropped, found.truncated)
+    log.info("%d conversations, %s, %d truncated", len(found.kept), found.left_out, found.truncated)
     return ExampleSource(
         found.kept,
         weighting=config.sft.weighting,
@@ -70,7 +71,9 @@ def _read(config: Config, files: Iterable[str]) -> ReadExamples:
         [Path(file) for file in files],
         tokenizer.encode,
         sorted(tokenizer.eos_ids),
-        rendering=Rendering(config.data.template, section.turns, section.wrap_answer, section.separator),
+        rendering=Rendering(
+            config.data.template, section.turns, section.wrap_answer, section.separator, end_texts(tokenizer)
+        ),
         maximum_tokens=config.training.sequence_length,
         long_rows=section.long_rows,
     )

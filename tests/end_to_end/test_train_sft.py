@@ -62,7 +62,9 @@ def whole(config: Path) -> Path:
     folder = config.parent / "whole"
     done = run("train_sft", str(config), f"run.dir={folder}", ranks=2)
     assert done.returncode == 0, done.stderr
-    assert "24 conversations, 1 left out, 0 truncated" in done.stdout
+    assert (
+        "24 conversations, 1 left out (1 longer than 40 tokens (training.sequence_length)), 0 truncated" in done.stdout
+    )
     return folder
 
 
@@ -112,10 +114,12 @@ def test_a_killed_run_repeats_an_undisturbed_one_bit_for_bit(config: Path, whole
 
 
 def test_what_is_wrong_is_said_in_one_line(config: Path, tmp_path: Path) -> None:
-    (tmp_path / "keys.jsonl").write_text('{"prompt": "w1", "response": "w2"}\n{"question": "w1", "answer": "w2"}\n')
+    (tmp_path / "keys.jsonl").write_text('{"prompt": "w1", "response": "w2"}\n{"ask": "w1", "reply": "w2"}\n')
+    (tmp_path / "cut.jsonl").write_text('{"prompt": "w1", "response": "<think> w2"}\n')
     cases = {
         "data.instructions=[]": "config key 'data.instructions' = []: ",
-        f"data.instructions=[{tmp_path}/keys.jsonl]": "keys.jsonl, line 2: unknown format: the row has the keys question, answer",
+        f"data.instructions=[{tmp_path}/keys.jsonl]": "keys.jsonl, line 2: no request found: the row has the keys ask, reply",
+        f"data.instructions=[{tmp_path}/cut.jsonl]": "cut.jsonl: none of 1 rows can be used: 1 with thinking that is cut off",
         "training.tokens_per_micro_batch=10": "config key 'training.tokens_per_micro_batch' = 10",
         "training.ramp_from=2": "config key 'training.ramp_steps' = 0",
         "sft.turns=first": "config key 'sft.turns' = 'first'",

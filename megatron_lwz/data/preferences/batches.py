@@ -15,6 +15,7 @@ import torch
 from megatron_lwz.data.preferences.pairs import PreferencePair
 from megatron_lwz.data.preferences.rendering import Rendering, split_reply
 from megatron_lwz.data.prompts import PromptOrder
+from megatron_lwz.data.replies import EMPTY, ENDS, LeftOut, strip_ends
 from megatron_lwz.data.supervised import SupervisedBatch
 from megatron_lwz.errors import DataError
 from megatron_lwz.types import SequenceBatch
@@ -49,29 +50,38 @@ def tokenize_pairs(
     rendering: Rendering,
     *,
     maximum_tokens: int,
-    fits: Callable[[tuple[int, int]], bool] = lambda _: True,
-) -> tuple[list[TokenPair], int]:
-    """Returns (tokenised pairs, number of pairs left out).
+    ends: Sequence[str] = ENDS,
+) -> tuple[list[TokenPair], LeftOut]:
+    """Returns (tokenised pairs, the pairs left out by reason): a text is empty, or longer than `maximum_tokens` tokens.
 
-    A pair is left out if one of its texts is empty or has more than `maximum_tokens` tokens, or if `fits` rejects its
-    two sizes.
+    A reply loses the texts `ends` of tokens that end it, because the rendering ends each text with its own.
     """
-    kept, dropped = [], 0
+    kept, left_out = [], LeftOut()
     for pair in pairs:
-        texts = (rendering(pair.prompt, split_reply(text)) for text in (pair.chosen, pair.rejected))
-        chosen, rejected = (torch.tensor(encode(text), dtype=torch.int32) for text in texts)
-        sizes = (len(chosen), len(rejected))
-        if max(sizes) > maximum_tokens or min(sizes) == 0 or not fits(sizes):
-            dropped += 1
+        replies = [split_reply(strip_ends(text, ends)) for text in (pair.chosen, pair.rejected)]
+        if not all(reply.answer.strip() for reply in replies):
+            left_out[EMPTY] += 1
+            continue
+        chosen, rejected = (torch.tensor(encode(rendering(pair.prompt, reply)), dtype=torch.int32) for reply in replies)
+        if max(len(chosen), len(rejected)) > maximum_tokens:
+            left_out[f"longer than {maximum_tokens} tokens (training.sequence_length)"] += 1
         else:
             kept.append(TokenPair(pair, chosen, rejected))
-    return kept, dropped
+    return kept, left_out
 
 
 def pair_batch(pairs: Sequence[TokenPair]) -> PairBatch:
-    """Makes one batch of the pairs. Packing them into micro-batches does not change the loss."""
+    """Makes one batch of the pairs. Packing them into micro-batches does not change the loss.
+
+    Raises DataError when a margin is not finite in fp32, since it would make the whole step's loss so.
+    """
     sequences = text_batch([text for pair in pairs for text in (pair.chosen, pair.rejected)])
     margins = torch.tensor([1.0 if pair.pair.margin is None else pair.pair.margin for pair in pairs])
+    for pair, margin in zip(pairs, margins.tolist(), strict=True):
+        if not math.isfinite(margin):
+            raise DataError(
+                "reward_model.pairs", f"pair {pair.pair.id!r} has the margin {pair.pair.margin!r}: remove it"
+            )
     weights = torch.ones(len(sequences.tokens))
     return PairBatch(sequences, weights, len(pairs), [pair.pair.id for pair in pairs], margins)
 

@@ -16,8 +16,8 @@ from megatron_lwz.data.instructions import parse_conversation
 from megatron_lwz.data.preferences.pairs import Language, language_of
 from megatron_lwz.data.preferences.pieces import Pieces, size, split_pieces
 from megatron_lwz.data.preferences.rendering import split_reply
-from megatron_lwz.data.preparation.sources import read_objects
-from megatron_lwz.errors import DataError
+from megatron_lwz.data.replies import EMPTY, clean, find_fault
+from megatron_lwz.reading import read_rows
 
 _WORD = re.compile(r"[a-z]{4,}")
 _CJK_RUN = re.compile(r"[\u4e00-\u9fff]+")
@@ -51,29 +51,30 @@ class Document:
         return language_of(self.prompt)
 
 
-def read_documents(path: Path) -> Iterator[Document | None]:
+def read_documents(path: Path) -> Iterator[Document | str]:
     """Yields a document per row (prompt + response, messages, conversations …).
 
-    Yields None for a row that cannot be used (several turns, empty). Raises DataError naming the row; for an unknown
-    format it lists the columns.
+    Yields the reason in place of a row that cannot be used (several turns, empty, cut off). Raises DataError naming the
+    row; for an unknown format it lists the columns.
     """
-    for number, row in enumerate(read_objects(path), start=1):
-        if row is None:
-            raise DataError(path, "a row must be a JSON object", line=number)
-        identity = f"{path.name}:{number}"
+    for row in read_rows(path):
         try:
-            yield _document(row, str(row.get("id") or identity), path.name.split(".")[0])
+            yield _document(row.value, str(row.value.get("id") or row.identity), path.name.split(".")[0])
         except ValueError as error:
-            raise DataError(path, str(error), line=number) from error
+            raise row.error(error) from error
 
 
-def _document(row: Mapping[str, Any], identity: str, source: str) -> Document | None:
+def _document(row: Mapping[str, Any], identity: str, source: str) -> Document | str:
     conversation = parse_conversation(row, identity)
     if len(conversation.replies) != 1:
-        return None
+        return "with several replies"
+    reply = clean(conversation.replies[0])
+    fault = find_fault(reply)
+    if fault is not None:
+        return fault
     # Both texts of a pair are joined from pieces, so that they differ only in the corruption.
-    reply = split_pieces(split_reply(conversation.replies[0]).answer).text
-    return Document(identity, conversation.questions[0].strip(), reply, source) if reply else None
+    text = split_pieces(split_reply(reply).answer).text
+    return Document(identity, conversation.asked[0].strip(), text, source) if text else EMPTY
 
 
 class Pool:

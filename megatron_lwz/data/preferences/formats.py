@@ -1,185 +1,120 @@
-"""Reads preference pairs in the usual formats: JSONL or Parquet rows → PreferencePair.
+"""Reads preference pairs in the usual formats: rows of JSONL, JSON or Parquet → PreferencePair.
 
-Known formats: `chosen` + `rejected` as texts, message lists or transcripts (Anthropic HH), with the request beside or
-inside them; `completions` with scores (UltraFeedback); two replies with a winner (LMSYS arena, PKU-SafeRLHF and
-others).
+Which reply is better: `choices.py`. A reply is a text, a message list with or without the request in it, or a
+transcript (Anthropic HH). The request stands beside the replies, inside them, or both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_lwz.data.preferences.choices import Choice, UnknownFormatError, find_choice
 from megatron_lwz.data.preferences.pairs import PreferencePair, text_of
-from megatron_lwz.data.preparation.sources import read_objects
-from megatron_lwz.errors import DataError
+from megatron_lwz.data.replies import find_fault, strip_ends
+from megatron_lwz.data.requests import REQUEST_COLUMNS, find_lost, find_request, lost_message, lowered
+from megatron_lwz.data.transcripts import is_transcript, parse_transcript
+from megatron_lwz.data.turns import Turn, as_text, parse_said, words
+from megatron_lwz.reading import read_rows
 
-_PROMPTS = ("prompt", "instruction", "question", "query", "input", "context")
-_CHOICES = (
-    ("chosen", "rejected"),
-    ("chosen_response", "rejected_response"),
-    ("response_chosen", "response_rejected"),
-    ("better", "worse"),
-    ("winner_response", "loser_response"),
-)
-_TWO = (
-    ("response_a", "response_b"),
-    ("response_0", "response_1"),
-    ("response_1", "response_2"),
-    ("answer_a", "answer_b"),
-    ("conversation_a", "conversation_b"),
-)
-_WINNERS = ("winner", "better_response_id", "preference", "label", "choice")
-_SCORES = ("overall_score", "score", "rating", "fine-grained_score")
-_USERS = ("user", "human", "prompter")
-_ASSISTANT = "\n\nAssistant:"
-_HUMAN = "\n\nHuman:"
+EQUAL = "with equal replies"
+OTHER_CONTEXT = "with different earlier replies"
+OTHER_REQUEST = "with transcripts of different requests"
 
 
-class _Unknown(ValueError):
-    """A row in none of the known formats."""
-
-
-def read_pairs(path: Path) -> Iterator[PreferencePair | None]:
-    """Yields the pairs of one file, in order. Yields None for a row without a preference (tie, equal or empty replies).
+def read_pairs(path: Path) -> Iterator[PreferencePair | str]:
+    """Yields the pairs of one file, in order, and the reason in place of each row that is left out.
 
     Raises DataError naming the file and row; for an unknown format it lists the columns present.
     """
-    for number, row in enumerate(read_objects(path), start=1):
-        if row is None:
-            raise DataError(path, "a row must be a JSON object", line=number)
+    for row in read_rows(path):
         try:
-            yield parse_pair(row, f"{path.name}:{number}", source=path.name.split(".")[0])
-        except _Unknown as error:
-            raise DataError(path, f"{error}; present are: {', '.join(map(str, row)) or 'none'}", line=number) from error
+            yield parse_pair(row.value, row.identity, source=path.name.split(".")[0])
+        except UnknownFormatError as error:
+            raise row.error(f"{error}; present are: {', '.join(map(str, row.value)) or 'none'}") from error
         except ValueError as error:
-            raise DataError(path, str(error), line=number) from error
+            raise row.error(error) from error
 
 
-def parse_pair(row: Mapping[str, Any], identity: str, *, source: str = "") -> PreferencePair | None:
-    """Parses one decoded row; returns None for one without a preference. Raises ValueError that names the fault."""
-    found = _replies(row)
-    if found is None:
-        return None
-    prompt, chosen, rejected, margin = found
-    if not prompt:
-        prompt = next((row[key] for key in _PROMPTS if isinstance(row.get(key), str)), "")
-        extra = row.get("input")
-        if isinstance(row.get("instruction"), str) and isinstance(extra, str) and extra and prompt != extra:
-            prompt = f"{prompt}\n\n{extra}"
-    if not chosen.strip() or not rejected.strip() or chosen == rejected:
-        return None
+def parse_pair(row: Mapping[str, Any], identity: str, *, source: str = "") -> PreferencePair | str:
+    """Parses one decoded row; returns the reason if it is left out. Raises ValueError that names the fault."""
+    row = lowered(row)
+    choice = find_choice(row)
+    if isinstance(choice, str):
+        return choice
+    request, used = find_request(row)
+    (before, chosen), (other, rejected) = (
+        _side(value, name, alone=not request)
+        for value, name in zip((choice.better, choice.worse), choice.names, strict=True)
+    )
+    if isinstance(choice.better, str) and is_transcript(choice.better) and not _same(before, other, assistant=False):
+        return OTHER_REQUEST  # Anthropic's HH has such transcripts
+    if request and request[-1].role == "assistant":
+        if words(request[-1].text) != words(chosen):
+            raise ValueError("the conversation must end with the user's request, or with the better reply")
+        request = request[:-1]
+    prompt = _context(request, before, other, choice)
+    if isinstance(prompt, str):
+        return prompt
+    chosen, rejected = strip_ends(chosen), strip_ends(rejected)
+    fault = find_fault(chosen) or find_fault(rejected) or (EQUAL if chosen.strip() == rejected.strip() else None)
+    if fault is not None:
+        return fault
+    said = [*(turn.text for turn in prompt), chosen, rejected]
+    lost = find_lost(row, used, said, REQUEST_COLUMNS)
+    if lost is not None:
+        raise ValueError(lost_message(lost))
+    text = as_text(prompt) if prompt else ""
     return PreferencePair(
         id=str(row.get("id") or identity),
-        prompt=prompt,
+        prompt=text,
         chosen=chosen,
         rejected=rejected,
         kind=text_of(row, "kind", "human"),
         source=text_of(row, "source", source),
-        document=text_of(row, "document", prompt or chosen),
-        margin=margin,
+        document=text_of(row, "document", text or chosen),
+        margin=choice.margin,
     )
 
 
-def _replies(row: Mapping[str, Any]) -> tuple[str, str, str, float | None] | None:
-    """Returns (request or "", chosen, rejected, margin), or None when neither reply is better."""
-    for better, worse in _CHOICES:
-        if row.get(better) is not None and row.get(worse) is not None:
-            prompt, chosen, rejected = _said(row[better], row[worse], better, worse)
-            return prompt, chosen, rejected, _margin(row, better, worse)
-    if isinstance(row.get("completions"), list):
-        return _best_and_worst(row["completions"])
-    for first, second in _TWO:
-        if row.get(first) is not None and row.get(second) is not None:
-            place = _winner(row)
-            if place is None:
-                return None
-            better, worse = (first, second) if place == 0 else (second, first)
-            return *_said(row[better], row[worse], better, worse), None
-    known = ", ".join(f"{better} + {worse}" for better, worse in (*_CHOICES[:1], *_TWO[:2]))
-    raise _Unknown(f"no known columns of a pair ({known} + winner, completions …)")
-
-
-def _said(better: Any, worse: Any, better_name: str, worse_name: str) -> tuple[str, str, str]:
-    if isinstance(better, str) and isinstance(worse, str):
-        if _ASSISTANT in better and _ASSISTANT in worse:
-            return _transcripts(better, worse)
-        return "", better, worse
-    if isinstance(better, list) and isinstance(worse, list):
-        prompt, chosen = _messages(better, better_name)
-        return prompt, chosen, _messages(worse, worse_name)[1]
-    raise ValueError(f"'{better_name}' and '{worse_name}' must both be texts or both lists of messages")
-
-
-def _transcripts(better: str, worse: str) -> tuple[str, str, str]:
-    """Splits HH transcripts: the reply follows the last `Assistant:`, the conversation before it is the request."""
-    head, _, chosen = better.rpartition(_ASSISTANT)
-    rejected = worse.rpartition(_ASSISTANT)[2]
-    asked = head.removeprefix(_HUMAN) if head.count(_HUMAN) == 1 else head
-    return asked.strip(), chosen.strip(), rejected.strip()
-
-
-def _messages(turns: Sequence[Any], name: str) -> tuple[str, str]:
-    """Returns (conversation before the last reply, last reply) of a message list."""
-    said: list[tuple[str, str]] = []
-    for turn in turns:
-        text = turn.get("content", turn.get("value")) if isinstance(turn, Mapping) else None
-        role = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
-        if not isinstance(text, str) or not isinstance(role, str):
-            raise ValueError(f"a turn of '{name}' needs a role and a text, it is {turn!r}"[:200])
-        said.append((role, text))
-    if not said or said[-1][0] in _USERS:
+def _side(value: Any, name: str, *, alone: bool) -> tuple[list[Turn], str]:
+    """Returns (turns before the last reply, last reply). A transcript is split only if the row has no other request."""
+    if isinstance(value, str) and alone and is_transcript(value):
+        turns = parse_transcript(value)
+        return (turns[:-1], turns[-1].text) if turns[-1].role == "assistant" else (turns, "")
+    turns = parse_said(value, name, "assistant")
+    if not turns or turns[-1].role != "assistant":
         raise ValueError(f"'{name}' must end with the assistant's reply")
-    before = [text for role, text in said[:-1]]
-    if len(before) <= 1:
-        return "".join(before), said[-1][1]
-    return "\n\n".join(f"{role}: {text}" for role, text in said[:-1]), said[-1][1]
+    return turns[:-1], turns[-1].text
 
 
-def _best_and_worst(completions: Sequence[Any]) -> tuple[str, str, str, float | None] | None:
-    rated = []
-    for completion in completions:
-        if not isinstance(completion, Mapping):
-            raise ValueError("'completions' must be a list of objects with a response and a score")
-        text = completion.get("response", completion.get("text"))
-        score = next((number for key in _SCORES if (number := _number(completion.get(key))) is not None), None)
-        if isinstance(text, str) and score is not None:
-            rated.append((score, text))
-    if not rated:
-        raise ValueError(f"no completion has a response and one of {', '.join(_SCORES)}")
-    worst, best = min(rated), max(rated, key=lambda item: item[0])
-    return None if best[0] == worst[0] else ("", best[1], worst[1], best[0] - worst[0])
+def _context(request: list[Turn], before: list[Turn], other: list[Turn], choice: Choice) -> list[Turn] | str:
+    """Returns the turns that both replies follow, or the reason if their earlier turns differ."""
+    better, worse = choice.names
+    if not _same(before, other, assistant=False):
+        raise ValueError(f"'{better}' and '{worse}' answer different requests: a pair needs one request")
+    if not _same(before, other, assistant=True):
+        return OTHER_CONTEXT
+    inside = before or other
+    beside, within = _joined(request), _joined(inside)
+    if all(words(turn.text) in beside for turn in inside):
+        return request
+    if all(words(turn.text) in within for turn in request):
+        return inside
+    if inside[0].role == "assistant":
+        return request + inside
+    raise ValueError(f"the request beside '{better}' and the one inside it are different: keep one")
 
 
-def _winner(row: Mapping[str, Any]) -> int | None:
-    """Returns the index of the better reply, 0 or 1; None for a tie. Raises ValueError for any other value."""
-    name = next((key for key in _WINNERS if row.get(key) is not None), None)
-    if name is None:
-        raise _Unknown(f"two replies, but no column says which is better ({', '.join(_WINNERS)})")
-    value = row[name]
-    text = str(value).lower()
-    if "tie" in text or text in ("both", "neither", "equal"):
-        return None
-    places = {"a": 0, "model_a": 0, "response_a": 0, "0": 0, "b": 1, "model_b": 1, "response_b": 1}
-    if name != "better_response_id" and {"response_1", "response_2"} <= row.keys():
-        places |= {"1": 0, "2": 1, "response_1": 0, "response_2": 1}
-    else:
-        places |= {"1": 1, "response_0": 0, "response_1": 1}
-    if text not in places:
-        raise ValueError(f"'{name}' = {value!r} names neither reply")
-    return places[text]
+def _same(before: list[Turn], other: list[Turn], *, assistant: bool) -> bool:
+    """Returns whether the turns before both replies are the same, or stand in one of them only."""
+    said = [
+        [(turn.role, words(turn.text)) for turn in turns if assistant or turn.role != "assistant"]
+        for turns in (before, other)
+    ]
+    return not before or not other or said[0] == said[1]
 
 
-def _margin(row: Mapping[str, Any], better: str, worse: str) -> float | None:
-    given = _number(row.get("margin"))
-    if given is not None:
-        return given
-    scores = [_number(row.get(key)) for key in (f"score_{better}", f"score_{worse}")]
-    if scores[0] is None or scores[1] is None:
-        scores = [_number(row.get(key)) for key in (f"{better}_score", f"{worse}_score")]
-    return None if scores[0] is None or scores[1] is None else max(0.0, scores[0] - scores[1])
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+def _joined(turns: list[Turn]) -> str:
+    return words("\n".join(turn.text for turn in turns))

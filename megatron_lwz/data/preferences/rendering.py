@@ -15,6 +15,7 @@ from megatron_lwz.data.templates import render_turn
 from megatron_lwz.data.text.grammar import parse_response
 from megatron_lwz.data.tokenizer import Tokenizer, read_pad_id
 from megatron_lwz.errors import DataError
+from megatron_lwz.reading import read_json
 
 FILE = "reward_model.json"
 """File beside the exported weights that holds the rendering of texts for them."""
@@ -55,12 +56,17 @@ class Reply:
 
 
 def split_reply(text: str) -> Reply:
-    """Splits a reply at its tags. A text without an answer tag is all answer, except a think segment before it."""
-    if "<answer>" not in text:
-        thinking, closed, rest = text.partition("</think>")
-        return Reply(rest, thinking.replace("<think>", "", 1)) if closed else Reply(text)
-    parsed = parse_response(text)
-    return Reply(parsed.answer or "", parsed.think or "")
+    """Splits a reply at its tags. A text without an answer tag is all answer, except a think segment before it.
+
+    As in a rollout, an answer that is not closed ends with the text. Without its closing tag, an answer tag counts only
+    where the answer may begin: a text may name it.
+    """
+    thinking, closed, rest = text.partition("</think>")
+    rest = rest if closed else text
+    if "<answer>" in rest and ("</answer>" in rest or rest.lstrip().startswith("<answer>")):
+        parsed = parse_response(text)
+        return Reply(parsed.answer or "", parsed.think or "")
+    return Reply(rest, thinking.replace("<think>", "", 1)) if closed else Reply(text)
 
 
 def rendering_for(folder: Path, template: Literal["markers", "chat"], *, thinking: bool) -> Rendering:
@@ -83,10 +89,10 @@ def load_rendering(folder: Path) -> Rendering | None:
     path = folder / FILE
     if not path.is_file():
         return None
+    found = read_json(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
         return parse_rendering(found)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(path, f"not a rendering ({error})") from error
 
 

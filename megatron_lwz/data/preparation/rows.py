@@ -13,8 +13,9 @@ from typing import Any, Literal
 from megatron_lwz.data.preparation.copies import CopyFinder
 from megatron_lwz.data.preparation.language import Language, tell_language
 from megatron_lwz.data.preparation.ranges import RangeRules, Settled, TokenBudget
-from megatron_lwz.data.preparation.sources import Source
+from megatron_lwz.data.preparation.sources import NO_REQUEST, Source
 from megatron_lwz.data.text.length_request import LengthRequest, Unit, find_length_request
+from megatron_lwz.errors import DataError
 
 RULES_VERSION = "lwz-length-rules-1"
 """Version of `find_length_request` and `RangeRules`, written to every row."""
@@ -72,7 +73,20 @@ class Settings:
 
 
 class Tally(Counter[str]):
-    """Counts of rows: read, dropped by reason ("dropped: …"), noted ("note: …") and kept."""
+    """Counts of rows: read, dropped by reason ("dropped: …"), noted ("note: …") and kept.
+
+    `first_fault` is the error of the first row that could not be read.
+    """
+
+    first_fault: DataError | None = None
+
+    def refuse(self, fault: DataError) -> None:
+        """Counts a row that cannot be read, or has no request, under the kind of its fault."""
+        # Names and numbers in a message differ from row to row; what stands in brackets or after a colon is detail.
+        kind = re.sub(r"'[^']*'|\b(?<!-)\d+", "…", fault.advice).split(" (")[0].split(": ")[0]
+        self.drop(kind)
+        if kind != NO_REQUEST:
+            self.first_fault = self.first_fault or fault
 
     def drop(self, reason: str) -> None:
         """Counts a dropped row under its reason."""
@@ -83,14 +97,16 @@ class Tally(Counter[str]):
         self[f"note: {text}"] += 1
 
 
-def find_candidates(sources: Iterable[Source | None], filters: Filters, tally: Tally) -> Iterator[Candidate]:
+def find_candidates(sources: Iterable[Source | DataError], filters: Filters, tally: Tally) -> Iterator[Candidate]:
     """Yields the requests that pass all filters. The cheap filters run first, the search for copies last."""
     copies = CopyFinder(threshold=filters.copy_threshold)
     for source in sources:
         tally["read"] += 1
-        if source is None:
-            tally.drop("no request in the row")
+        if isinstance(source, DataError):
+            tally.refuse(source)
             continue
+        if source.after_system:
+            tally.note("a system text before the request, which is not part of it")
         reason, language = _unfit(source, filters)
         if reason is None and (copy := copies.add(source.text)):
             reason = "exact copy of an earlier request" if copy == "exact" else "near copy of an earlier request"

@@ -39,12 +39,32 @@ def test_long_conversations_are_dropped_or_cut_and_counted(rows: Path) -> None:
     options = {"rendering": RENDERING, "maximum_tokens": 40}
     dropped = read_examples([rows], encode, [0], long_rows="drop", **options)
     assert [name for name, _, _ in dropped.kept] == ["rows.jsonl:1", "rows.jsonl:2"]
-    assert (dropped.dropped, dropped.truncated) == (1, 0)
+    assert dropped.left_out == {"longer than 40 tokens (training.sequence_length)": 1} and dropped.truncated == 0
     cut = read_examples([rows], encode, [0], long_rows="truncate", **options)
-    assert (cut.dropped, cut.truncated, len(cut.kept)) == (0, 1, 3)
+    assert (cut.left_out.total(), cut.truncated, len(cut.kept)) == (0, 1, 3)
     assert len(cut.kept[2][1]) == 40 and cut.kept[2][1][-1] == ord("A")
-    with pytest.raises(DataError, match=r"no conversation of at most 4 tokens \(training.sequence_length\)"):
+    expected = r"none of 3 rows can be used: 3 longer than 4 tokens \(training.sequence_length\)"
+    with pytest.raises(DataError, match=expected):
         read_examples([rows], encode, [0], long_rows="truncate", rendering=RENDERING, maximum_tokens=4)
+
+
+def test_rows_that_are_no_target_are_counted_by_reason(tmp_path: Path) -> None:
+    replies = ["A", "<think>p and on", "<think>p", "<answer>A", "<|im_end|>", "A" * 90]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "Q", "response": reply}) + "\n" for reply in replies))
+    options = {"rendering": Rendering("bare"), "maximum_tokens": 60, "long_rows": "drop"}
+    found = read_examples([path], encode, [0], **options)
+    assert [name for name, _, _ in found.kept] == ["rows.jsonl:1"]
+    assert str(found.left_out) == (
+        "5 left out (2 with thinking that is cut off, 1 with an answer that is cut off, 1 with an empty reply, "
+        "1 longer than 60 tokens (training.sequence_length))"
+    )
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:3]))
+    with pytest.raises(DataError, match=r"rows.jsonl: none of 2 rows can be used: 2 with thinking that is cut off$"):
+        read_examples([path], encode, [0], **options)
+    path.write_text("\n")
+    with pytest.raises(DataError, match=r"rows.jsonl: holds no row$"):
+        read_examples([path], encode, [0], **options)
 
 
 def test_a_batch_weighs_tokens_or_sequences_alike() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,8 @@ def test_replies_are_split_at_their_tags() -> None:
     assert split_reply("plain") == Reply("plain")
     assert split_reply("<think>plan</think>\n<answer>piece</answer>") == Reply("piece", "plan")
     assert split_reply("<think>plan</think> piece") == Reply(" piece", "plan")
+    assert split_reply("<think>plan</think> <answer>not closed") == Reply("not closed", "plan"), "as in a rollout"
+    assert split_reply("The tag <answer> opens it.") == Reply("The tag <answer> opens it.")
 
 
 def test_a_text_never_ends_in_the_padding_token(tmp_path: Path) -> None:
@@ -75,10 +78,10 @@ def test_the_rendering_travels_with_the_weights(tmp_path: Path) -> None:
 
 
 def test_a_batch_marks_each_text_end_and_counts_pairs() -> None:
-    kept, dropped = tokenize_pairs(
-        [pair(0), pair(1, margin=0.5), pair(90)], encode, Rendering(end=""), maximum_tokens=60
-    )
-    assert [p.pair.id for p in kept] == ["p0", "p1"] and dropped == 1
+    pairs = [pair(0), pair(1, margin=0.5), pair(90), pair(91), PreferencePair("p", "q", "<eos> ", "b")]
+    kept, left_out = tokenize_pairs(pairs, encode, Rendering(end=""), maximum_tokens=60, ends=["<eos>"])
+    assert [p.pair.id for p in kept] == ["p0", "p1"]
+    assert str(left_out) == ("3 left out (2 longer than 60 tokens (training.sequence_length), 1 with an empty reply)")
     batch = pair_batch(kept)
     assert batch.denominator == 2 and batch.margins.tolist() == [1.0, 0.5] and list(batch.ids) == ["p0", "p1"]
     lengths = [len(kept[0].chosen), len(kept[0].rejected), len(kept[1].chosen), len(kept[1].rejected)]
@@ -86,6 +89,20 @@ def test_a_batch_marks_each_text_end_and_counts_pairs() -> None:
     assert batch.sequences.prompt_lengths.tolist() == lengths
     assert batch.predictions == sum(lengths)
     assert torch.equal(batch.sequences.tokens[: lengths[0]], kept[0].chosen.long())
+
+
+def test_a_reply_loses_the_tokens_that_end_it() -> None:
+    ended = PreferencePair("p", "q", "<think>T</think> good<|im_end|>\n<eos>", "bad<eos>")
+    (kept,), _ = tokenize_pairs([ended], encode, Rendering(), maximum_tokens=99, ends=["<eos>", "<|im_end|>"])
+    assert bytes(kept.chosen.tolist()) == b"<|user|>: q <|assistant|>: good<|im_end|>"
+    assert bytes(kept.rejected.tolist()) == b"<|user|>: q <|assistant|>: bad<|im_end|>"
+
+
+@pytest.mark.parametrize("margin", [math.nan, math.inf, 1e39])
+def test_a_margin_that_is_not_finite_in_fp32_reaches_no_batch(margin: float) -> None:
+    kept, _ = tokenize_pairs([pair(0), pair(1, margin=margin)], encode, Rendering(), maximum_tokens=99)
+    with pytest.raises(DataError, match="pair 'p1' has the margin"):
+        pair_batch(kept)
 
 
 def test_every_epoch_takes_every_pair_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -157,6 +158,22 @@ def test_the_same_arguments_make_the_same_pairs_in_any_order(documents: list[Doc
     second = split_documents(documents[::-1], document_keys, held_out=0.3, seed=1)[1]
     assert {d.id for d in first} == {d.id for d in second}
     assert make_pairs(documents, MakeRules())[0] == make_pairs(documents, MakeRules())[0]
+
+
+def test_documents_keep_their_system_text_and_rows_without_a_whole_reply_have_a_reason(tmp_path: Path) -> None:
+    rows = [
+        {"system": "Be brief.", "prompt": "Q", "response": "<think>T</think> One.<|im_end|>", "id": 7},
+        {"prompt": "Q", "response": "<think>p and on"},
+        {"prompt": "Q", "response": " "},
+        {"prompt": "Q2", "response": "A2", "history": [["Q", "A"]]},
+    ]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert list(read_documents(tmp_path / "d.jsonl")) == [
+        Document("7", "Be brief.\n\nQ", "One.", "d"),
+        "with thinking that is cut off",
+        "with an empty reply",
+        "with several replies",
+    ]
 
 
 def test_documents_of_unknown_format_name_their_columns(tmp_path: Path) -> None:

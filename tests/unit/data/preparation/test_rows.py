@@ -11,8 +11,9 @@ from megatron_lwz.data.preparation.rows import (
     find_candidates,
     settle,
 )
-from megatron_lwz.data.preparation.sources import Source
+from megatron_lwz.data.preparation.sources import NO_REQUEST, Source
 from megatron_lwz.data.prompts import parse_prompt
+from megatron_lwz.errors import DataError
 from megatron_lwz.types import LengthRange
 
 ESSAY = "Write a 2000-word essay on solitude."
@@ -60,7 +61,10 @@ def test_everything_dropped_has_its_reason():
         source(ESSAY.upper()),
         source(STORY),
         source("hello"),
-        None,
+        DataError("w.jsonl", NO_REQUEST, line=3),
+        DataError("w.jsonl", "not valid JSON (Expecting value, column 7)", line=4),
+        DataError("w.jsonl", "not valid JSON (Extra data, column 9)", line=5),
+        DataError("w.jsonl", "turn 3 of 'chat' has a part that is no text (image_url): only text can be read", line=6),
         source("Écris une histoire de 2000 mots pour les enfants dans la forêt"),
         source("Write a 2000-word text about harm.", flagged=True),
         source("Write 2000 words on " + "one thing and another, " * 500),
@@ -76,6 +80,8 @@ def test_everything_dropped_has_its_reason():
         "no explicit length": 2,
         "request shorter than 10 characters": 1,
         "no request in the row": 1,
+        "not valid JSON": 2,
+        "turn … of … has a part that is no text": 1,
         "another language": 1,
         "flagged as harmful by the data set": 1,
         "request longer than about 2048 tokens": 1,
@@ -85,6 +91,12 @@ def test_everything_dropped_has_its_reason():
         "data set: [0, 0]: impossible or oversized": 1,
     }
     assert tally["note: a length in letters, which the reward does not count"] == 1
+    assert str(tally.first_fault) == "w.jsonl, line 4: not valid JSON (Expecting value, column 7)"
+
+
+def test_a_system_text_before_a_request_is_noted():
+    kept, tally = run(source(ESSAY, after_system=True))
+    assert len(kept) == 1 and tally["note: a system text before the request, which is not part of it"] == 1
 
 
 def test_near_copies_are_dropped_before_a_judge_sees_them():

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from megatron_lwz.data.preparation.sources import Source, find_files, read_sources
+from megatron_lwz.data.preparation.sources import NO_REQUEST, Source, find_files, read_sources
 from megatron_lwz.errors import DataError, EnvironmentSetupError
 
 WILDCHAT = {
@@ -36,7 +36,8 @@ def jsonl(path, *rows):
 
 
 def read(path, column=None):
-    return list(read_sources(path, column))
+    """The requests; the advice of the error in place of a row that has none."""
+    return [found.advice if isinstance(found, DataError) else found for found in read_sources(path, column)]
 
 
 def test_wildchat_and_lmsys_give_the_first_turn_of_the_user(tmp_path):
@@ -54,32 +55,74 @@ def test_wildchat_and_lmsys_give_the_first_turn_of_the_user(tmp_path):
         ({"idx": 3, "question": "Q", "answer": "A", "length": 200}, Source("Q", "f.jsonl", "3")),
         ({"instruction": "Q", "length": {"lower": 900, "upper": 1100}}, Source("Q", "f.jsonl", asked=(900, 1100))),
         ({"prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}], "range": [0, 0]},
-         Source("Q", "f.jsonl", asked=(0, 0))),
+         Source("Q", "f.jsonl", asked=(0, 0), after_system=True)),
+        ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "Q"}]}]}, Source("Q", "f.jsonl")),
         ({"conversations": [{"from": "human", "value": "Q"}], "lang": "en"}, Source("Q", "f.jsonl", tag="en")),
+        ({"conversations": json.dumps([{"from": "human", "value": "Q"}])}, Source("Q", "f.jsonl")),
+        ({"messages": [{"role": "User", "content": "Q"}, {"role": "tool", "content": None}]}, Source("Q", "f.jsonl")),
         ({"prompt": "P", "text": "T", "toxic": True}, Source("P", "f.jsonl", flagged=True)),
-        ({"conversation": [{"role": "assistant", "content": "hello"}]}, None),
+        ({"instruction": "Sum up.", "input": "A text.", "output": "A"}, Source("Sum up.\n\nA text.", "f.jsonl")),
+        ({"prompt": "Q", "context": "Q", "user": "u1"}, Source("Q", "f.jsonl")),
+        ({"conversation": None, "prompt": "Q"}, Source("Q", "f.jsonl")),
+        ({"text": "T"}, Source("T", "f.jsonl")),
+        ({"conversation": [{"role": "assistant", "content": "hello"}]}, NO_REQUEST),
         ({"conversation": "not turns? then it is the request"}, Source("not turns? then it is the request", "f.jsonl")),
-        ({"prompt": None}, None),
-        ({"prompt": "  "}, None),
+        ({"prompt": None, "text": "T"}, NO_REQUEST),
+        ({"prompt": "  "}, NO_REQUEST),
+        ({"prompt": [{"role": "user", "content": [{"type": "image_url"}]}]},
+         "turn 1 of 'prompt' has a part that is no text (image_url): only text can be read"),
     ],
 )  # fmt: skip
 def test_usual_columns(tmp_path, row, expected):
-    assert read(jsonl(tmp_path / "f.jsonl", row)) == [expected]
+    assert read(jsonl(tmp_path / "f.jsonl", {"prompt": "first"}, row))[1:] == [expected]
 
 
-def test_lines_that_are_no_object_are_rows_without_a_request(tmp_path):
-    path = jsonl(tmp_path / "f.jsonl", {"prompt": "a"}, "{oops\n", "\n", "[1]\n", "[" * 100_000 + "\n", {"prompt": "b"})
-    assert [source and source.text for source in read(path)] == ["a", None, None, None, "b"]
+def test_lines_that_cannot_be_read_have_a_reason_and_the_others_are_kept(tmp_path):
+    path = jsonl(
+        tmp_path / "f.jsonl",
+        {"prompt": "a"},
+        "{oops\n",
+        "\n",
+        "[1]\n",
+        "[" * 100_000 + "\n",
+        '{"prompt": "\\ud83d"}\n',
+        {"prompt": "b"},
+    )
+    found = read(path)
+    assert [found[0].text, found[-1].text] == ["a", "b"] and len(found) == 6
+    for advice, expected in zip(
+        found[1:5], ["not valid JSON", "must be a JSON object", "nested too deeply", "half a surrogate"], strict=True
+    ):
+        assert expected in advice
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        (["{oops\n", "[1]\n"], "f.jsonl, line 1: not valid JSON"),
+        ([{"prompt": None}, {"prompt": ""}], "f.jsonl, line 1: no request in the row"),
+        ([{"prompt": [{"role": "user", "content": 3}]}], "line 1: turn 1 of 'prompt': 'content' must be a text"),
+        (["\n"], "f.jsonl: holds no row"),
+    ],
+)
+def test_a_file_without_a_request_is_refused_with_its_first_fault(tmp_path, rows, fault):
+    with pytest.raises(DataError) as caught:
+        read(jsonl(tmp_path / "f.jsonl", *rows))
+    assert fault in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_arrays_gzip_and_folders(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps([{"prompt": "1"}, 7, {"prompt": "2"}]))
-    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8-sig") as file:
         file.write('{"prompt": "0"}\n')
     (tmp_path / "readme.md").write_text("no data")
     files = find_files([tmp_path, tmp_path / "b.json"])
     assert [file.name for file in files] == ["a.jsonl.gz", "b.json", "b.json"]
-    assert [source and source.text for file in files[:2] for source in read(file)] == ["0", "1", None, "2"]
+    texts = [getattr(source, "text", source) for file in files[:2] for source in read(file)]
+    assert texts == ["0", "1", "a row must be a JSON object, not a number", "2"]
+    named = tmp_path / "b.txt"
+    (tmp_path / "b.json").rename(named)
+    assert find_files([named]) == [named] and len(read(named)) == 3, "a named file may have any name"
 
 
 def test_unknown_columns_are_listed_and_one_can_be_named(tmp_path):
@@ -95,16 +138,18 @@ def test_files_that_are_not_there_or_not_text(tmp_path):
     for path, part in [(tmp_path / "none.jsonl", "no such file"), (tmp_path, "no .jsonl")]:
         with pytest.raises(DataError, match=part):
             find_files([path])
-    (tmp_path / "x.csv").write_text("a,b")
-    with pytest.raises(DataError, match="must end in"):
-        find_files([tmp_path / "x.csv"])
-    for name in ("x.jsonl", "x.jsonl.gz"):
-        (tmp_path / name).write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(DataError, match="cannot be read"):
-            read(tmp_path / name)
+    for data, part in {
+        b"a,b\n": "not valid JSON",
+        b"\xff\xfe\x00": "UTF-16",
+        b"\x1f\x8b\x00": "cannot be read",
+    }.items():
+        (tmp_path / "x.csv").write_bytes(data)
+        with pytest.raises(DataError, match=part):
+            read(tmp_path / "x.csv")
 
 
 def test_parquet_without_pyarrow_is_one_line_that_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(EnvironmentSetupError, match=r"pyarrow.*pip install 'megatron-lwz\[data\]'") as caught:
