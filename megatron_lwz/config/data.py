@@ -18,7 +18,8 @@ class DataSection(Section):
         (), description="pretraining: a manifest of tools/prepare_corpus.py, or JSONL files with a `text` key"
     )
     instructions: tuple[str, ...] = Field(
-        (), description="SFT: JSONL files of messages, conversations, prompt + response or instruction + output"
+        (),
+        description="SFT: files of messages, conversations, prompt + response, question + answer or instruction + output",
     )
     validation: dict[str, tuple[str, ...]] = Field(
         {},

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_lwz.data.replies import ENDS, clean, find_target_fault, thinks, wrap
-from megatron_lwz.data.requests import REQUEST_COLUMNS, find_lost, find_request, lost_message, lowered
+from megatron_lwz.data.requests import REQUEST_COLUMNS, TALKS, find_lost, find_request, lost_message, lowered
 from megatron_lwz.data.templates import Style, render, render_turn
 from megatron_lwz.data.text.grammar import quoted_tags
 from megatron_lwz.data.turns import Turn, add_thinking, is_empty, parse_said, reasoning_of, words
@@ -89,12 +89,13 @@ def parse_conversation(row: Mapping[str, Any], identity: str) -> Conversation:
     if template not in (None, "think", "direct"):
         raise ValueError(f'\'template\' must be "think" or "direct", got {template!r}')
     turns, used = find_request(row)
-    if turns and turns[-1].role != "assistant":
-        turns = turns + _reply(row, used)
-    if all(turn.role != "assistant" for turn in turns):
+    beside = _reply(row, used) if turns and turns[-1].role != "assistant" else []
+    turns = turns + beside
+    answered = any(turn.role == "assistant" for turn in (turns if used & set(TALKS) else turns[-1:]))
+    if not answered:
         keys = ", ".join(row) or "(none)"
         raise ValueError(f"no {'reply' if turns else 'request'} found: the row has the keys {keys}; give {_EXPECTED}")
-    turns = _with_thinking(turns, row)
+    turns = _with_thinking(turns, row, last=bool(beside))
     lost = find_lost(row, used, [turn.text for turn in turns], (*REQUEST_COLUMNS, *_REPLIES))
     if lost is not None:
         raise ValueError(lost_message(lost))
@@ -149,16 +150,18 @@ def _reply(row: Mapping[str, Any], used: set[str]) -> list[Turn]:
     return parse_said(row[key], key, "assistant")
 
 
-def _with_thinking(turns: list[Turn], row: Mapping[str, Any]) -> list[Turn]:
-    """Puts the thinking that stands beside the reply before it."""
+def _with_thinking(turns: list[Turn], row: Mapping[str, Any], *, last: bool) -> list[Turn]:
+    """Puts the thinking that a row has beside its reply before the only reply, or before the `last` one."""
     thinking = reasoning_of(row, "the row")
     places = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
     if not thinking or any(words(thinking) in words(turn.text) for turn in turns):
         return turns
-    if len(places) != 1:
+    if turns[-1].role != "assistant":
+        raise ValueError("the row has thinking, but no reply to its last question")
+    if len(places) != 1 and not last:
         raise ValueError(f"the row has thinking for one of {len(places)} replies: put it into the turn of its reply")
-    said = turns[places[0]]
-    turns[places[0]] = replace(said, text=add_thinking(said.text, thinking, "the row"))
+    said = turns[places[-1]]
+    turns[places[-1]] = replace(said, text=add_thinking(said.text, thinking, "the row"))
     return turns
 
 

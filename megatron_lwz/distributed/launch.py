@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import random
+from contextlib import suppress
 
 import numpy
 import torch
@@ -58,8 +59,7 @@ def _join(timeout: datetime.timedelta) -> None:
 def _split(config: Config) -> None:
     from megatron.core import parallel_state
 
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+    _leave_layout()
     layout = config.parallel
     parallel_state.initialize_model_parallel(
         layout.tensor,
@@ -68,6 +68,20 @@ def _split(config: Config) -> None:
         context_parallel_size=layout.context,
         distributed_timeout_minutes=max(1, round(layout.timeout_minutes)),
     )
+
+
+def _leave_layout() -> None:
+    """Ends the groups of an earlier layout. Megatron only forgets them, and each gloo group has threads that poll."""
+    from megatron.core import parallel_state
+
+    if not parallel_state.model_parallel_is_initialized():
+        return
+    dist.barrier()  # no rank may close a connection that another one still reads
+    joined = [group for group in parallel_state._global_process_group_list or () if group is not None]
+    parallel_state.destroy_model_parallel()
+    for group in joined:
+        with suppress(ValueError):  # Megatron has destroyed a few of them itself
+            dist.destroy_process_group(group)
 
 
 def _seed(seed: int) -> None:

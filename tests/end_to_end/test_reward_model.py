@@ -142,11 +142,26 @@ def test_a_resumed_run_ends_with_the_same_weights(run: dict[str, Any], tmp_path:
         (["reward_model.pairs=[nowhere.jsonl]"], "no such file"),
         (["training.tokens_per_micro_batch=1200"], "must hold a pair of texts"),
         (["training.sequence_length=8"], "longer than 8 tokens"),
+        (
+            ["reward_model.pairs=[TMP/tied.jsonl]"],
+            "tied.jsonl: none of 2 rows can be used: 1 tied, 1 with equal replies",
+        ),
+        (["reward_model.held_out=[TMP/tied.jsonl]"], "tied.jsonl: none of 2 rows can be used"),
+        (
+            ["reward_model.pairs=[TMP/nan.jsonl]"],
+            "nan.jsonl, line 1: 'margin' must be a finite number in fp32, got nan",
+        ),
+        (["reward_model.margin=1.0e+39"], "config key 'reward_model.margin' = 1e+39"),
     ],
 )
 def test_mistakes_are_one_line(
     run: dict[str, Any], tmp_path: Path, capsys: Any, overrides: list[str], words: str
 ) -> None:
+    tied = {"prompt": "Q", "response_a": "a", "response_b": "b", "winner": "tie"}
+    equal = {"prompt": "Q", "chosen": "a", "rejected": "a"}
+    (tmp_path / "tied.jsonl").write_text(json.dumps(tied) + "\n" + json.dumps(equal) + "\n")
+    (tmp_path / "nan.jsonl").write_text(json.dumps(equal | {"rejected": "b", "margin": float("nan")}) + "\n")
+    overrides = [text.replace("TMP", str(tmp_path)) for text in overrides]
     arguments = [str(run["folder"] / "reward_model.yaml"), f"run.dir={tmp_path}", *overrides]
     assert common.run(train_reward_model.main, arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]

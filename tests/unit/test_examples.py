@@ -10,12 +10,16 @@ import yaml
 from megatron_lwz.config import load_config
 from megatron_lwz.config.tree import Config
 from megatron_lwz.data.corpora.spec import read_spec
+from megatron_lwz.data.prompts import read_prompts
+from megatron_lwz.data.templates import detect_language
+from megatron_lwz.data.text.length_request import find_length_request
 from megatron_lwz.rollout.vllm_guard import RequireToken
 from megatron_lwz.training.pretrain import check_pretrain
 from megatron_lwz.training.sft import check_sft
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PRESETS = {
+    "qwen2.5_0.5b_cpu": "qwen2.5-0.5b",
     "qwen2.5_0.5b_1gpu": "qwen2.5-0.5b",
     "qwen2.5_7b_8xh100": "qwen2.5-7b",
     "longwriter_zero_32b_64xh100": "qwen2.5-32b",
@@ -31,7 +35,8 @@ def world_size(script: str) -> int:
     declared = {key: int(value) for key, value in re.findall(r"^TRAINER_(NODES|GPUS)=(\d+)$", script, re.MULTILINE)}
     if declared:
         return declared["NODES"] * declared["GPUS"]
-    return int(re.search(r"--nproc-per-node (\d+) -m megatron_lwz\.cli\.train_grpo", script).group(1))
+    started = re.search(r"--nproc-per-node (\d+) -m megatron_lwz\.cli\.train_grpo", script)
+    return int(started.group(1)) if started else 1
 
 
 def all_scripts(folder: Path) -> str:
@@ -77,6 +82,20 @@ def test_an_example_names_only_what_differs_from_the_defaults(path):
         if isinstance(values, dict):
             repeated = [key for key, value in values.items() if defaults[section].get(key) == value]
             assert repeated == [], f"{section}: {repeated} are the defaults"
+
+
+def test_the_prompts_for_a_real_policy_on_a_cpu_ask_for_short_texts_in_two_languages():
+    folder = EXAMPLES / "qwen2.5_0.5b_cpu"
+    train, held_out = read_prompts(folder / "prompts.jsonl"), read_prompts(folder / "held_out.jsonl")
+    assert (len(train), len(held_out)) == (64, 24)
+    for prompts in (train, held_out):
+        assert sum(detect_language(prompt.text) == "chinese" for prompt in prompts) * 2 == len(prompts)
+        for prompt in prompts:
+            assert 60 <= prompt.length.lower < prompt.length.upper <= 200
+            asked = find_length_request(prompt.text)
+            assert (asked.lower, asked.upper) == (prompt.length.lower, prompt.length.upper), prompt.text
+    subjects = [re.sub(r"\d+", "", prompt.text) for prompt in (*train, *held_out)]
+    assert len(set(subjects)) == 88
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -15,6 +15,7 @@ from megatron_lwz.data.templates import render_turn
 from megatron_lwz.data.text.grammar import parse_response
 from megatron_lwz.data.tokenizer import Tokenizer, read_pad_id
 from megatron_lwz.errors import DataError
+from megatron_lwz.reading import read_json
 
 FILE = "reward_model.json"
 """File beside the exported weights that holds the rendering of texts for them."""
@@ -88,10 +89,10 @@ def load_rendering(folder: Path) -> Rendering | None:
     path = folder / FILE
     if not path.is_file():
         return None
+    found = read_json(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
         return parse_rendering(found)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(path, f"not a rendering ({error})") from error
 
 

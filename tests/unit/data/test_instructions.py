@@ -122,6 +122,10 @@ def test_the_usual_formats_say_the_same(row: dict[str, Any]) -> None:
             {"input": "Q", "reasoning_content": "R", "content": "A", "score": 9},
             Conversation("x", ("Q",), ("<think>R</think> A",)),
         ),
+        (
+            {"instruction": "Q2", "output": "A2", "history": [["Q", "A"]], "reasoning": "R"},
+            Conversation("x", ("Q", "Q2"), ("A", "<think>R</think> A2")),
+        ),
         ({"Question": "Q", "Response": "A", "Complex_CoT": "R"}, Conversation("x", ("Q",), ("<think>R</think> A",))),
         (
             {"messages": [{"role": "system", "content": "S"}, USER], "reasoning": "R", "answer": "A"},
@@ -159,6 +163,7 @@ def test_the_system_text_stands_before_the_first_question() -> None:
             "no reply found: the row has the keys prompt, chosen, rejected",
         ),
         ({"text": "a document"}, "no request found: the row has the keys text"),
+        ({"prompt": "Q", "history": [["Q1", "A1"]]}, "no reply found: the row has the keys prompt, history"),
         ({"messages": [USER]}, "no reply found: the row has the keys messages"),
         ({}, "the row has the keys (none)"),
         ([1], "a row must be a JSON object, not a list"),
@@ -193,6 +198,7 @@ def test_the_system_text_stands_before_the_first_question() -> None:
         ),
         ({"prompt": "Q", "response": "A", "reasoning": "a", "cot": "b"}, "the row has different thinking in"),
         ({"messages": [USER, SAID, USER, SAID], "reasoning": "R"}, "the row has thinking for one of 2 replies"),
+        ({"messages": [USER, SAID, USER], "cot": "R"}, "the row has thinking, but no reply to its last question"),
         ({"prompt": "Q", "response": "<think>a</think> A", "cot": "b"}, "thinking in the reply and other thinking"),
         ({"prompt": "Q", "response": "\ud83d"}, "'response' holds half a surrogate pair"),
     ],

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -39,6 +41,15 @@ def test_one_process_runs_without_torchrun_and_can_start_again() -> None:
         shutdown()
         shutdown()
     assert not dist.is_initialized()
+
+
+def test_another_layout_ends_the_groups_of_the_one_before() -> None:
+    threads = []
+    for _ in range(3):
+        initialize(_config())
+        threads.append(sum(1 for _ in Path("/proc/self/task").iterdir()))
+    shutdown()
+    assert threads == threads[:1] * 3  # each gloo group polls in a thread of its own
 
 
 def test_the_seed_repeats_every_generator() -> None:
