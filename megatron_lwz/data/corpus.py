@@ -261,5 +261,7 @@ def read_texts(path: Path) -> Iterator[str]:
     for row in read_rows(path):
         text = row.value.get("text")
         if not isinstance(text, str):
-            raise row.error("needs a string under the key 'text'")
+            keys = ", ".join(row.value) or "nothing"
+            advice = f"needs a string under the key 'text', the row has {keys:.200}"
+            raise row.error(f"{advice}; tools/prepare_corpus.py reads other keys")
         yield text

@@ -1,4 +1,4 @@
-"""Prompt files: rows `{"id", "prompt", "length": {"lower", "upper"}, "language"?, "template"?, …}`."""
+"""Prompt files: rows `{"prompt", "id"?, "length"?: {"lower", "upper"}, "language"?, "template"?, …}`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from megatron_lwz.reading import Row, read_rows
 from megatron_lwz.types import LengthRange, Prompt
 
 _KNOWN = {"id", "prompt", "length", "language", "template"}
-_TOOL = "tools/prepare_prompts.py makes prompt rows from other files"
+PREPARE = "tools/prepare_prompts.py makes prompt rows from other files"
 
 
 def read_prompts(path: str | Path, *, maximum_length: int | None = None) -> list[Prompt]:
-    """Reads every row. Unknown keys are kept in `Prompt.extra`.
+    """Reads every row. Unknown keys are kept in `Prompt.extra`. The id of a row without one is `file name:position`.
 
     `maximum_length` is the length reward's L_max. A row whose upper bound reaches it is refused: the slope of its
     over-length reward would divide by zero or change sign. Raises DataError naming the file and line.
@@ -27,7 +27,8 @@ def read_prompts(path: str | Path, *, maximum_length: int | None = None) -> list
     first: dict[str, Row] = {}
     for row in read_rows(path):
         try:
-            prompt = parse_prompt(row.plain, maximum_length=maximum_length)
+            place = f"{row.path.name}:{len(prompts) + 1}"  # several rows of a JSON array may stand on one line
+            prompt = parse_prompt(row.plain, identity=place, maximum_length=maximum_length)
         except ValueError as error:
             raise row.error(error) from error
         if prompt.id in first:
@@ -42,18 +43,21 @@ def read_prompts(path: str | Path, *, maximum_length: int | None = None) -> list
     return prompts
 
 
-def parse_prompt(row: Mapping[str, Any], *, maximum_length: int | None = None) -> Prompt:
-    """Parses one decoded row. Raises ValueError that names the wrong key and what it must be."""
+def parse_prompt(row: Mapping[str, Any], *, identity: str | None = None, maximum_length: int | None = None) -> Prompt:
+    """Parses one decoded row. `identity` is the id of a row without one.
+
+    Raises ValueError that names the wrong key and what it must be.
+    """
     if "prompt" not in row:
         keys = ", ".join(row) or "nothing"
-        raise ValueError(f'no \'prompt\': a row is {{"id", "prompt", "length"?}}, this one has {keys:.200}; {_TOOL}')
+        raise ValueError(f'no "prompt": a row is {{"prompt", "id"?, "length"?}}, this one has {keys:.200}; {PREPARE}')
     text = parse_text(row, "prompt")
     refuse_lost(row, "prompt", text)
-    identity, language, template = row.get("id"), row.get("language"), row.get("template")
-    if isinstance(identity, int) and not isinstance(identity, bool):
-        identity = str(identity)
-    if not isinstance(identity, str) or not identity:
-        raise ValueError(f"'id' must be a non-empty string or an integer, got {identity!r:.80}")
+    given, language, template = row.get("id"), row.get("language"), row.get("template")
+    if given is None:
+        given = identity
+    if isinstance(given, bool) or not isinstance(given, (str, int)) or given == "":
+        raise ValueError(f"'id' must be a non-empty string or an integer, got {given!r:.80}")
     if language is not None and not isinstance(language, str):
         raise ValueError(f"'language' must be a string, got {language!r:.80}")
     if template not in (None, "think", "direct"):
@@ -61,9 +65,9 @@ def parse_prompt(row: Mapping[str, Any], *, maximum_length: int | None = None) -
     length = parse_range(row.get("length"))
     if length is not None and maximum_length is not None and length.upper >= maximum_length:
         advice = "reward.length.maximum must be larger"
-        raise ValueError(f"prompt {identity!r} asks for up to {length.upper}, L_max is {maximum_length}: {advice}")
+        raise ValueError(f"prompt {str(given)!r} asks for up to {length.upper}, L_max is {maximum_length}: {advice}")
     extra = {key: value for key, value in row.items() if key not in _KNOWN}
-    return Prompt(identity, text, length, language, template or "think", extra)
+    return Prompt(str(given), text, length, language, template or "think", extra)
 
 
 def parse_text(row: Mapping[str, Any], key: str) -> str:
@@ -71,7 +75,7 @@ def parse_text(row: Mapping[str, Any], key: str) -> str:
     turns = parse_said(row[key], key, "user")
     if [turn.role for turn in turns] != ["user"]:
         roles = ", ".join(turn.role for turn in turns) or "none"
-        raise ValueError(f"'{key}' must be the text of one user turn, its turns are: {roles:.80}; {_TOOL}")
+        raise ValueError(f"'{key}' must be the text of one user turn, its turns are: {roles:.80}; {PREPARE}")
     if not turns[0].text.strip():
         raise ValueError(f"'{key}' must not be empty")
     return turns[0].text

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lwz.data.prompts import parse_range, parse_text, refuse_lost, whole_number
+from megatron_lwz.data.prompts import PREPARE, parse_range, parse_text, refuse_lost, whole_number
 from megatron_lwz.data.requests import with_context
 from megatron_lwz.errors import DataError
 from megatron_lwz.reading import Row, Unit, read_rows
@@ -91,7 +91,7 @@ def _task(row: Row, position: int) -> Task:
     key, prompt = _prompt_key(value), prompt_of(value)
     if key is None or prompt is None:
         keys = ", ".join(value) or "nothing"
-        raise ValueError(f"no prompt: give one of {', '.join(PROMPT_KEYS)}; the row has {keys:.200}")
+        raise ValueError(f"no prompt: give one of {', '.join(PROMPT_KEYS)}; the row has {keys:.200}; {PREPARE}")
     refuse_lost(value, key, prompt)
     return Task(row_id(value, position), prompt, asked_length(value), value, row.number, row.unit)
 

@@ -34,8 +34,9 @@ def test_reads_all_keys_and_keeps_the_unknown_ones(tmp_path):
     [
         ("{oops\n", "not valid JSON"),
         ("[1]\n", "must be a JSON object, not a list"),
-        ({"prompt": "x"}, "'id'"),
-        ({"id": "b", "query": "x"}, "no 'prompt'"),
+        ({"id": "b", "query": "x"}, 'no "prompt"'),
+        ({"id": "", "prompt": "x"}, "'id'"),
+        ({"id": 1.5, "prompt": "x"}, "'id'"),
         ({"instruction": "x", "output": "y"}, "this one has instruction, output; tools/prepare_prompts.py"),
         ({"id": "b", "prompt": None}, "'prompt' must be a text or a list of turns"),
         ({"id": "b", "prompt": []}, "one user turn, its turns are: none; tools/prepare_prompts.py"),
@@ -86,6 +87,14 @@ def test_a_message_list_of_one_user_turn_is_its_text(tmp_path, prompt):
     row = {"id": "a", "prompt": prompt, "system": "", "tools": "[]"}
     (found,) = read_prompts(write(tmp_path, row))
     assert found.text == "Write.\n写。"
+
+
+def test_a_row_without_an_id_is_named_by_its_place(tmp_path):
+    rows = [{"prompt": [USER]}, {"prompt": "y", "id": None}, {"prompt": "z", "id": 0}]
+    path = write(tmp_path, "\n", *rows)
+    for _ in range(2):
+        assert [prompt.id for prompt in read_prompts(path)] == ["prompts.jsonl:1", "prompts.jsonl:2", "0"]
+        path.write_text(json.dumps(rows))
 
 
 def test_bounds_may_be_whole_floats_and_empty_columns_are_no_range(tmp_path):
