@@ -49,17 +49,21 @@ _SPACE = " \t\r\n"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file. `number` counts from 1: lines of a JSON file, rows of a Parquet file (bytes: from 0)."""
+    """One row of a file. `number` counts from 1: lines of a JSON file, rows of a Parquet file (bytes: from 0).
+
+    `place` counts the elements of a JSON array from 1. Several may stand on one line.
+    """
 
     path: Path
     number: int
     value: Mapping[str, Any]
     unit: Unit = "line"
+    place: int | None = None
 
     @property
     def identity(self) -> str:
-        """`file name:number`, an id for rows that bring none."""
-        return f"{self.path.name}:{self.number}"
+        """`file name:number`, in a JSON array `file name:place`: an id for rows that bring none."""
+        return f"{self.path.name}:{self.number if self.place is None else self.place}"
 
     @property
     def plain(self) -> Mapping[str, Any]:
@@ -249,12 +253,12 @@ def _json_rows(file: BinaryIO, path: Path) -> Iterator[Row | DataError]:
 def _array_rows(text: str, path: Path) -> Iterator[Row | DataError]:
     """Yields the elements of a JSON array, each with the line on which it begins."""
     at = _skip_space(text, text.index("[") + 1)
-    line, counted = 1, 0
+    line, counted, place = 1, 0, 0
     more = text[at : at + 1] != "]"
     while more:
-        line, counted = line + text.count("\n", counted, at), at
+        line, counted, place = line + text.count("\n", counted, at), at, place + 1
         value, at = _decode_element(text, at, path, line)
-        yield value if isinstance(value, DataError) else _row(value, path, line)
+        yield value if isinstance(value, DataError) else _row(value, path, line, place=place)
         more = text[at : at + 1] != "]"
         if more and text[at : at + 1] != ",":
             raise DataError(path, "not valid JSON (no ',' or ']' after this element of the array)", line=line)
@@ -284,10 +288,10 @@ def _skip_space(text: str, at: int) -> int:
     return at
 
 
-def _row(value: Any, path: Path, number: int, unit: Unit = "line") -> Row | DataError:
+def _row(value: Any, path: Path, number: int, unit: Unit = "line", place: int | None = None) -> Row | DataError:
     if not isinstance(value, dict):
         return DataError(path, f"a row must be a JSON object, not {_kind(value)}", line=number, unit=unit)
-    return Row(path, number, value, unit)
+    return Row(path, number, value, unit, place)
 
 
 def _decode(data: bytes, path: Path, *, line: int | None = None, unit: Unit = "line") -> str:

@@ -18,7 +18,7 @@ PREPARE = "tools/prepare_prompts.py makes prompt rows from other files"
 
 
 def read_prompts(path: str | Path, *, maximum_length: int | None = None) -> list[Prompt]:
-    """Reads every row. Unknown keys are kept in `Prompt.extra`. The id of a row without one is `file name:position`.
+    """Reads every row. Unknown keys are kept in `Prompt.extra`. The id of a row without one is `file name:line`.
 
     `maximum_length` is the length reward's L_max. A row whose upper bound reaches it is refused: the slope of its
     over-length reward would divide by zero or change sign. Raises DataError naming the file and line.
@@ -27,8 +27,7 @@ def read_prompts(path: str | Path, *, maximum_length: int | None = None) -> list
     first: dict[str, Row] = {}
     for row in read_rows(path):
         try:
-            place = f"{row.path.name}:{len(prompts) + 1}"  # several rows of a JSON array may stand on one line
-            prompt = parse_prompt(row.plain, identity=place, maximum_length=maximum_length)
+            prompt = parse_prompt(row.plain, identity=row.identity, maximum_length=maximum_length)
         except ValueError as error:
             raise row.error(error) from error
         if prompt.id in first:

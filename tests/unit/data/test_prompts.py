@@ -91,7 +91,7 @@ def test_a_message_list_of_one_user_turn_is_its_text(tmp_path, prompt):
 
 def test_a_row_without_an_id_is_named_by_its_place(tmp_path):
     rows = [{"prompt": [USER]}, {"prompt": "y", "id": None}, {"prompt": "z", "id": 0}]
-    path = write(tmp_path, "\n", *rows)
+    path = write(tmp_path, *rows)
     for _ in range(2):
         assert [prompt.id for prompt in read_prompts(path)] == ["prompts.jsonl:1", "prompts.jsonl:2", "0"]
         path.write_text(json.dumps(rows))
