@@ -73,7 +73,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     """Reads the request's JSON object. Answers 400 for any other body."""
     try:
         body = json.loads(await request.read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise web.HTTPBadRequest(text=f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise web.HTTPBadRequest(text="the body must be a JSON object")

@@ -229,7 +229,7 @@ class EngineClient(HttpSession):
         text = await self._text(method, path, body)
         try:
             answer = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return answer if isinstance(answer, dict) else {}
 
