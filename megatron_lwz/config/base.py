@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
@@ -21,10 +21,14 @@ def user_path(text: str) -> str:
         raise ValueError("an empty path: name a file or folder")
     if "\0" in text:
         raise ValueError("a path cannot hold a NUL character")
-    found = os.path.expanduser(text)
-    if found == "~" or found.startswith("~/"):
-        raise ValueError("~ cannot be expanded, because no home folder is known: write the whole path")
-    return found
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise ValueError(
+            "no home folder is known for '~': write the whole path, or ./~ for a file of this name"
+        ) from error
 
 
 def _one_of_a_list(value: Any) -> Any:

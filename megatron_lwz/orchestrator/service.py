@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import termination
-from megatron_lwz.errors import EnvironmentSetupError, LwzError
+from megatron_lwz.errors import EnvironmentSetupError, LwzError, refused_path
 from megatron_lwz.orchestrator.connection import Codec, Connection, Message, Tensors, describe_error
 from megatron_lwz.orchestrator.host import local_host
 from megatron_lwz.orchestrator.protocol import Host, callback_kinds, signatures
@@ -77,10 +77,13 @@ class HostService:
             content = {"answer": self._codec.encode(method(*arguments), result, tensors)}
         except LwzError as error:
             content = {"error": describe_error(error)}
-        except Exception as error:  # our own bug: the trainer ends, and this names the place to look
-            traceback.print_exc()
-            text = f"rollout process: {type(error).__name__}: {error}; its traceback is above"
-            content = {"error": describe_error(EnvironmentSetupError(text))}
+        except Exception as error:
+            shown: LwzError | None = refused_path(error)
+            if shown is None:  # our own bug: the trainer ends, and this names the place to look
+                traceback.print_exc()
+                text = f"rollout process: {type(error).__name__}: {error}; its traceback is above"
+                shown = EnvironmentSetupError(text)
+            content = {"error": describe_error(shown)}
         finally:
             self._number = outer
         self._connection.send(content | {"number": message.content["number"]}, tensors)
