@@ -147,7 +147,7 @@ def test_threads_lose_nothing(tmp_path):
 def test_other_schema_versions_are_refused(tmp_path):
     Journal(tmp_path / "j").close()
     sqlite3.connect(tmp_path / "j").execute("PRAGMA user_version = 99")
-    for open_it in (Journal, JournalReader, check_journal):
+    for open_it in (check_journal, Journal, JournalReader):
         with pytest.raises(DataError, match="journal schema 99, this release reads 1"):
             open_it(tmp_path / "j")
 
@@ -155,7 +155,7 @@ def test_other_schema_versions_are_refused(tmp_path):
 def test_other_files_are_refused(tmp_path):
     sqlite3.connect(tmp_path / "other").execute("CREATE TABLE t (x)")
     (tmp_path / "text").write_text("not a database, but long enough to be taken for one" * 99)
-    for open_it in (Journal, check_journal):
+    for open_it in (check_journal, Journal):
         with pytest.raises(DataError, match="not a rollout journal"):
             open_it(tmp_path / "other")
         with pytest.raises(DataError, match="not a database"):
