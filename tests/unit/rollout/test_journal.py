@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -146,7 +147,8 @@ def test_threads_lose_nothing(tmp_path):
 
 def test_other_schema_versions_are_refused(tmp_path):
     Journal(tmp_path / "j").close()
-    sqlite3.connect(tmp_path / "j").execute("PRAGMA user_version = 99")
+    with closing(sqlite3.connect(tmp_path / "j")) as db:
+        db.execute("PRAGMA user_version = 99")
     for open_it in (check_journal, Journal, JournalReader):
         with pytest.raises(DataError, match="journal schema 99, this release reads 1"):
             open_it(tmp_path / "j")
