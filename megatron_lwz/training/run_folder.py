@@ -38,7 +38,10 @@ class RunFolder(RunPaths):
             log.info("%s: already finished at step %d: raise training.steps (%d) to go on", self.root, step, steps)
 
     def begin(self) -> None:
-        """Writes the resolved `config.yaml`. Call it once all that the run needs is read and checked. Collective."""
+        """Writes the resolved `config.yaml`, and removes the summary that marks a finished run. Collective.
+
+        Call it once all that the run needs is read and checked.
+        """
         exchange.from_rank_zero(self._write)
 
     def _lock(self) -> None:
@@ -74,6 +77,7 @@ class RunFolder(RunPaths):
     def _write(self) -> None:
         self.checkpoints.mkdir(exist_ok=True)
         save_config(self._config, self.config)
+        self.summary.unlink(missing_ok=True)
 
 
 def due(step: int, interval: int, config: Config) -> bool:

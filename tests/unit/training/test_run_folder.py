@@ -60,13 +60,13 @@ def write_run(root: Path, *, step: int, summary: object = None) -> Path:
 
 
 def test_nothing_is_written_before_begin(tmp_path: Path) -> None:
-    root = write_run(tmp_path / "run", step=2)
+    root = write_run(tmp_path / "run", step=2, summary={"steps": 2})
     before = contents(root)
     run = RunFolder(config_of(root))
     assert run.resume == root / "checkpoints" / "step_00000002" and not run.finished
     assert {name: data for name, data in contents(root).items() if name != "run.lock"} == before
     run.begin()
-    assert load_config(root) == config_of(root)
+    assert load_config(root) == config_of(root) and not run.summary.exists()
     launch.shutdown()
     assert run.lock.read_bytes() == b""
 
