@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from pathlib import Path
 
@@ -154,6 +155,20 @@ def test_failing_rewards_mask_their_column_and_never_stop_the_run(make_controlle
     assert [set(scores) for scores in group.scores] == [{"broken", "too few"}] * 3
     assert not any(score.valid for scores in group.scores for score in scores.values())
     assert controller.metrics()["rollout/total_failed_scores"] == 6
+
+
+def test_a_number_that_cannot_be_a_score_is_masked_counted_and_named(make_controller, start_engine, caplog):
+    class Huge:
+        name = "huge"
+
+        async def score(self, prompt, rollouts):
+            return [ComponentScore(value) for value in (0.5, 1e39, math.nan)]
+
+    controller = make_controller(start_engine(Engine()), rewards=[Huge()])
+    (group,) = controller.collect(1)
+    assert [scores["huge"].valid for scores in group.scores] == [True, False, False]
+    assert controller.metrics()["rollout/total_failed_scores"] == 2
+    assert "reward huge: 1e+39 for rollout 0-1 cannot be a score, masked, and 1 more of its group" in caplog.text
 
 
 def test_truncation_and_stop_strings(make_controller, start_engine):

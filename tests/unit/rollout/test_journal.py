@@ -198,6 +198,22 @@ def test_a_failed_commit_keeps_its_rows(tmp_path):
     journal.close()
 
 
+def test_a_number_that_cannot_be_a_score_is_masked_when_a_journal_holds_it(tmp_path):
+    journal = Journal(tmp_path / "j")
+    complete(journal, group())
+    journal.close()
+    with closing(sqlite3.connect(tmp_path / "j")) as db:
+        db.execute("UPDATE scores SET value = 1e39 WHERE rollout = 1")  # as earlier releases wrote it
+        db.commit()
+    with JournalReader(tmp_path / "j") as reader:
+        (found,) = reader.groups()
+    assert [scores["length"].valid for scores in found.scores] == [True, False]
+    journal = Journal(tmp_path / "j")
+    (resumed,) = journal.open_groups()
+    assert [scores["length"].valid for scores in resumed.scores] == [True, False]
+    journal.close()
+
+
 def test_a_still_reader_sees_one_state_while_the_run_writes_and_needs_no_tokens(tmp_path):
     journal = Journal(tmp_path / "j")
     for number in (0, 1):
