@@ -246,6 +246,17 @@ def test_groups_whose_prompts_changed_are_replaced_and_counted(make_controller, 
     assert again.metrics()["rollout/total_dropped"] == 1
 
 
+def test_groups_of_another_size_are_replaced_for_that_reason(make_controller, start_engine, caplog):
+    url = start_engine(Engine())
+    controller = make_controller(url)
+    controller.collect(1)
+    controller.close()
+    again = make_controller(url, group_size=2)
+    assert [len(group.rollouts) for group in again.collect(1)] == [2]
+    assert "group 0 is dropped: it has 3 rollouts, and a group now has 2" in caplog.text
+    assert again.metrics()["rollout/total_dropped"] == 1
+
+
 def test_engines_run_ahead_and_a_version_update_leaves_them_running(make_controller, start_engine):
     """k = 1: while a step trains, the next batch is written; its rollouts go on under the new weights' name."""
     engine = Engine(length=lambda seed: 60, pause=0.05)
