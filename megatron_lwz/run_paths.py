@@ -18,7 +18,7 @@ class RunPaths:
         self.root = root = Path(root)
         self.config = root / "config.yaml"
         """The resolved settings."""
-        self.lock = root / "run.lock"
+        self.lock = root / "writer.lock"
         """Held by the process that writes the run. Names it meanwhile; empty otherwise."""
         self.attempts = root / "attempts.jsonl"
         """One object per start of the run, with package versions."""

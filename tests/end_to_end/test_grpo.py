@@ -139,10 +139,10 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(
         command(undisturbed / "config.yaml", *overrides), cwd=ROOT, env=variables(), start_new_session=True
     )
     wait_for(lambda: (run / "attempts.jsonl").exists(), seconds=240, process=process)
-    begun = [(run / name).read_bytes() for name in ("config.yaml", "attempts.jsonl", "run.lock")]
+    begun = [(run / name).read_bytes() for name in ("config.yaml", "attempts.jsonl", "writer.lock")]
     assert common.run(train_grpo.main, [str(undisturbed / "config.yaml"), f"run.dir={run}"]) == 2
     assert f"process {process.pid} on " in capsys.readouterr().err
-    assert begun == [(run / name).read_bytes() for name in ("config.yaml", "attempts.jsonl", "run.lock")]
+    assert begun == [(run / name).read_bytes() for name in ("config.yaml", "attempts.jsonl", "writer.lock")]
     wait_for(
         lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) >= 3,
         seconds=240,

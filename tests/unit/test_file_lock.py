@@ -31,7 +31,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "run.lock"
+    return tmp_path / "writer.lock"
 
 
 @pytest.fixture

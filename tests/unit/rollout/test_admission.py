@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from megatron_lwz.rollout.admission import Admission, misfit
 from megatron_lwz.rollout.length_book import PROMPTS_CHANGED, SIZE_CHANGED
-from tests.unit.rollout.journal_groups import PROMPT, group
+from tests.unit.rollout import journal_groups
+from tests.unit.rollout.journal_groups import PROMPT
 
 
 @dataclass
@@ -284,4 +285,4 @@ def test_a_run_that_goes_on_with_other_settings_wakes_what_it_needs():
     ],
 )
 def test_a_group_of_the_journal_that_does_not_fit_is_told_apart(prompt, size, reason, said):
-    assert misfit(group(), prompt, size) == (None if reason is None else (reason, said))
+    assert misfit(journal_groups.group(), prompt, size) == (None if reason is None else (reason, said))

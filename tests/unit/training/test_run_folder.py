@@ -64,11 +64,11 @@ def test_nothing_is_written_before_begin(tmp_path: Path) -> None:
     before = contents(root)
     run = RunFolder(config_of(root))
     assert run.resume == root / "checkpoints" / "step_00000002" and not run.finished
-    assert {name: data for name, data in contents(root).items() if name != "run.lock"} == before
+    assert {name: data for name, data in contents(root).items() if name != "writer.lock"} == before
     run.begin()
     assert load_config(root) == config_of(root) and not run.summary.exists()
     launch.shutdown()
-    assert run.lock.read_bytes() == b""
+    assert writer.lock.read_bytes() == b""
 
 
 def test_a_folder_that_another_process_writes_is_refused_by_name(tmp_path: Path) -> None:
