@@ -68,7 +68,7 @@ def test_nothing_is_written_before_begin(tmp_path: Path) -> None:
     run.begin()
     assert load_config(root) == config_of(root) and not run.summary.exists()
     launch.shutdown()
-    assert writer.lock.read_bytes() == b""
+    assert run.lock.read_bytes() == b""
 
 
 def test_a_folder_that_another_process_writes_is_refused_by_name(tmp_path: Path) -> None:
