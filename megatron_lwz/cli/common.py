@@ -156,6 +156,14 @@ def not_negative(text: str) -> int:
     return _at_least(0, text)
 
 
+def port(text: str) -> int:
+    """Parses a port; 0 lets the system choose."""
+    value = not_negative(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"{text}: must be at most 65535")
+    return value
+
+
 def _at_least(least: int, text: str) -> int:
     value = int(text)
     if value < least:
@@ -170,7 +178,7 @@ def serving_parser(command: str, description: str, model: str) -> Parser:
     """
     parser = Parser(prog=f"lwz {command}", description=description)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder with tokenizer.json")
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=port, required=True)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default loopback only")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--threads", type=not_negative, default=0, help="CPU threads; 0: all cores")

@@ -31,6 +31,14 @@ def user_path(text: str) -> str:
         ) from error
 
 
+def _address(text: str) -> str:
+    """Refuses what is no address of a server, such as one without `http://`."""
+    scheme, _, rest = text.partition("://")
+    if scheme not in ("http", "https") or not rest or rest[0] in "/:?#" or any(map(str.isspace, text)):
+        raise ValueError("not an address: write http://host:port")
+    return text
+
+
 def _one_of_a_list(value: Any) -> Any:
     """Reads a single value as a list of one: `rollout.stop=</answer>`."""
     return [value] if isinstance(value, (str, int, float, Mapping)) else value
@@ -51,7 +59,7 @@ OneOrList = BeforeValidator(_one_of_a_list)
 CommaList = BeforeValidator(_parts_of_a_list)
 """Marks a list whose items hold no commas: addresses, paths, names, numbers."""
 Paths = Annotated[tuple[UserPath, ...], CommaList]
-Urls = Annotated[tuple[str, ...], CommaList]
+Urls = Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], CommaList]
 
 
 class Section(BaseModel):

@@ -34,8 +34,9 @@ class RunFolder(RunPaths):
         name, self.finished = exchange.from_rank_zero(self._look)
         self.resume = self.checkpoints / name if name is not None else None
         if self.finished and groups.is_rank_zero():
-            step, steps = step_of(str(name)), config.training.steps
-            log.info("%s: already finished at step %d: raise training.steps (%d) to go on", self.root, step, steps)
+            epochs = ", or the epochs that set it," if config.sft.epochs or config.reward_model.epochs else ""
+            asked = f"raise training.steps ({config.training.steps}){epochs} to go on"
+            log.info("%s: already finished at step %d: %s", self.root, step_of(str(name)), asked)
 
     def begin(self) -> None:
         """Writes the resolved `config.yaml`, and removes the summary that marks a finished run. Collective.

@@ -127,6 +127,8 @@ def test_the_home_folder_is_expanded_wherever_a_path_is_set(monkeypatch, tmp_pat
         ("run: {dir: ''}", "run.dir", "an empty path"),
         ('run: {dir: "a\\0b"}', "run.dir", "NUL"),
         ("rollout: {urls: [3]}", "rollout.urls.0", "a text"),
+        ("rollout: {urls: 127.0.0.1:8000}", "rollout.urls.0", "write http://host:port"),
+        ("evaluation: {urls: ['http://a', 'http:///b']}", "evaluation.urls.1", "write http://host:port"),
         ("rollout: {stop: null}", "rollout.stop", "a list, e.g. [a, b]"),
         ("reward: {judges: [{}]}", "reward.judges.0.kind", "required"),
         ("reward: {violators: [1]}", "reward.violators", "keys and values"),
