@@ -20,10 +20,13 @@ class ConfigError(LwzError):
 
 
 class DataError(LwzError):
-    """A row or file of data cannot be read. `line` counts from 1, in `unit`s: a Parquet file has rows, not lines."""
+    """A row or file of data cannot be read. `line` counts from 1, in `unit`s: a Parquet file has rows, not lines.
+
+    In unit "byte" it is the offset from 0 of the line, where the number of the line is unknown.
+    """
 
     def __init__(
-        self, path: Path | str, advice: str, *, line: int | None = None, unit: Literal["line", "row"] = "line"
+        self, path: Path | str, advice: str, *, line: int | None = None, unit: Literal["line", "row", "byte"] = "line"
     ) -> None:
         where = f"{path}, {unit} {line}" if line is not None else str(path)
         super().__init__(f"{where}: {advice}")

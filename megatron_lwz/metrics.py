@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from megatron_lwz.errors import DataError
+from megatron_lwz.reading import parse_row
 from megatron_lwz.run_paths import RunPaths
 
 _WINDOW = 3
@@ -125,21 +127,25 @@ class Timer:
 def read_metrics(path: Path | str) -> list[Row]:
     """Reads the rows of a `metrics.jsonl`, null as nan. Skips a truncated last line (the run was killed).
 
-    Raises OSError, or ValueError that names the line.
+    Raises DataError, which names the line.
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror})") from error
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        row = parse_row(line, path, number)
+        if row is None:
             continue
-        try:
-            raw = json.loads(line)
-            rows.append({key: math.nan if value is None else value for key, value in raw.items()})
-            rows[-1]["step"] = int(raw["step"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(row, DataError):
             if number == len(lines):
                 break
-            raise ValueError(f"{path}, line {number}: not a row of metrics ({error})") from error
+            raise row
+        if type(row.value.get("step")) is not int or not all(map(_is_metric, row.value.values())):
+            raise row.error("not a row of metrics: a whole number under 'step', numbers or null elsewhere")
+        rows.append({key: math.nan if value is None else value for key, value in row.value.items()})
     return rows
 
 
@@ -175,6 +181,10 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def _is_metric(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float))
 
 
 def _means(rows: Sequence[Row]) -> Row:

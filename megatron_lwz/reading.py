@@ -22,11 +22,25 @@ MAX_LINE_BYTES = 256 * 2**20
 """Longest line of a JSONL file. A longer one is almost always a file without line ends."""
 MAX_DOCUMENT_BYTES = 2 * 2**30
 """Largest file that is read as one JSON or text document. Larger data belongs in JSONL or Parquet."""
+MAX_DEPTH = 100
+"""Deepest nesting of JSON. It leaves room for all code that walks a value by recursion."""
+
+Unit = Literal["line", "row", "byte"]
+"""What a row's number counts: lines of a JSON file, rows of a Parquet file, or the bytes before a line."""
+Shape = Literal["lines", "array", "gzip", "parquet"]
+"""How the rows lie in a file: JSON lines, a JSON array, either of them compressed, or Parquet."""
 
 _PARQUET_ROWS = 256
 """Number of Parquet rows in memory at once. It is small because a conversation may be long."""
+_PARQUET_ERRORS = (OSError, ValueError, NotImplementedError, ArithmeticError, LookupError)
+"""Errors of pyarrow: a file that is none, an unknown codec, text that is not UTF-8, dates out of Python's range."""
+_SNIFFED = 512
+"""Number of bytes that decide about the shape of a file."""
 _UTF8_BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_PACKED = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
+_DEEP = f"JSON is nested too deeply: at most {MAX_DEPTH} levels"
+_SPREAD = "one object over several lines: give one object per line, or an array"
 _HALF = "holds half a surrogate pair, which is no character: remove it"
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -35,17 +49,28 @@ _SPACE = " \t\r\n"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file. `number` counts from 1: lines of a JSON file, rows of a Parquet file."""
+    """One row of a file. `number` counts from 1: lines of a JSON file, rows of a Parquet file (bytes: from 0)."""
 
     path: Path
     number: int
     value: Mapping[str, Any]
-    unit: Literal["line", "row"] = "line"
+    unit: Unit = "line"
 
     @property
     def identity(self) -> str:
         """`file name:number`, an id for rows that bring none."""
         return f"{self.path.name}:{self.number}"
+
+    @property
+    def plain(self) -> Mapping[str, Any]:
+        """`value` as JSON can hold it: dates and decimals of a Parquet file as texts. Raises DataError for bytes."""
+        if self.unit != "row":
+            return self.value
+        try:
+            found: dict[str, Any] = json.loads(json.dumps(self.value, default=_as_text))
+        except TypeError as error:
+            raise self.error(error) from error
+        return found
 
     def error(self, advice: object) -> DataError:
         """Returns the error that names this row and says `advice`."""
@@ -53,7 +78,7 @@ class Row:
 
 
 def read_text(path: Path | str) -> str:
-    """Returns the text of a UTF-8 file, without its byte order mark. Raises DataError."""
+    """Returns the text of a UTF-8 file, without its byte order mark and with "\\n" as line end. Raises DataError."""
     path = Path(path)
     try:
         if path.stat().st_size > MAX_DOCUMENT_BYTES:
@@ -61,7 +86,7 @@ def read_text(path: Path | str) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(path, f"cannot be read ({_reason(error)})") from error
-    return _decode(data, path)
+    return _decode(data, path).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path | str) -> Any:
@@ -77,19 +102,19 @@ def read_object(path: Path | str) -> dict[str, Any]:
     return value
 
 
-def parse_json(text: str, path: Path | str, *, line: int | None = None) -> Any:
+def parse_json(text: str, path: Path | str, *, line: int | None = None, unit: Unit = "line") -> Any:
     """Decodes JSON. Raises DataError: not JSON, nested too deeply, or half a surrogate pair in a string."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         at = f"column {error.colno}" if line is not None else f"line {error.lineno}, column {error.colno}"
-        raise DataError(path, f"not valid JSON ({error.msg}, {at})", line=line) from error
+        raise DataError(path, f"not valid JSON ({error.msg}, {at})", line=line, unit=unit) from error
     except RecursionError as error:
-        raise DataError(path, "JSON is nested too deeply", line=line) from error
+        raise DataError(path, _DEEP, line=line, unit=unit) from error
     except ValueError as error:  # a number of more digits than Python converts
-        raise DataError(path, f"not valid JSON ({_reason(error)})", line=line) from error
-    if _ESCAPED_SURROGATE.search(text) and (broken := _broken_string(value)) is not None:
-        raise DataError(path, f"{broken} {_HALF}", line=line)
+        raise DataError(path, f"not valid JSON ({_reason(error)})", line=line, unit=unit) from error
+    if (fault := _fault(value, text, 0, len(text))) is not None:
+        raise DataError(path, fault, line=line, unit=unit)
     return value
 
 
@@ -113,17 +138,25 @@ def scan_rows(
     path = Path(path)
     try:
         with path.open("rb") as file:
-            start = file.read(4)
-            if start == b"PAR1":
-                yield from _parquet_rows(path, columns)
-                return
-            file.seek(0)
-            if start[:2] == b"\x1f\x8b":
+            shape = _shape(file.peek(_SNIFFED), path)  # not read: a pipe cannot go back
+            if shape == "parquet":
+                yield from parquet_rows(path, columns=columns)
+            elif shape == "gzip":
                 with gzip.open(file) as unpacked:
                     yield from _json_rows(unpacked, path)  # type: ignore[arg-type]  # GzipFile reads like a BinaryIO
             else:
                 yield from _json_rows(file, path)
     except (OSError, EOFError, zlib.error) as error:
+        raise DataError(path, f"cannot be read ({_reason(error)})") from error
+
+
+def shape_of(path: Path | str) -> Shape:
+    """Returns how the rows lie in a file, by its first bytes. Raises DataError."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            return _shape(file.peek(_SNIFFED), path)
+    except OSError as error:
         raise DataError(path, f"cannot be read ({_reason(error)})") from error
 
 
@@ -137,26 +170,64 @@ def open_parquet(path: Path) -> Any:
         ) from error
     try:
         return parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+    except _PARQUET_ERRORS as error:
         raise DataError(path, f"not a Parquet file ({_reason(error)})") from error
 
 
-def parse_row(data: bytes, path: Path, number: int) -> Row | DataError | None:
+def parquet_rows(
+    path: Path, *, columns: Callable[[Sequence[str]], Sequence[str]] | None = None, groups: range | None = None
+) -> Iterator[Row]:
+    """Yields the rows of a Parquet file, or of some row groups of it. `columns` is as in `scan_rows`. Raises DataError."""
+    file = open_parquet(path)
+    wanted = list(columns(file.schema_arrow.names)) if columns is not None else None
+    groups = groups if groups is not None else range(file.metadata.num_row_groups)
+    number = sum(file.metadata.row_group(group).num_rows for group in range(groups.start))
+    try:
+        for batch in file.iter_batches(_PARQUET_ROWS, row_groups=list(groups), columns=wanted):
+            for value in batch.to_pylist():
+                number += 1
+                yield Row(path, number, value, "row")
+    except _PARQUET_ERRORS as error:
+        raise DataError(path, f"cannot be read after row {number} ({_reason(error)})") from error
+
+
+def check_length(line: bytes, path: Path, number: int, unit: Unit = "line") -> None:
+    """Raises DataError for a line of more than MAX_LINE_BYTES, of which the reader should hold no more."""
+    if len(line) > MAX_LINE_BYTES:
+        advice = f"is longer than {MAX_LINE_BYTES >> 20} MiB: give one row per line"
+        raise DataError(path, advice, line=number, unit=unit)
+
+
+def parse_row(data: bytes, path: Path, number: int, unit: Unit = "line") -> Row | DataError | None:
     """Decodes one line of a JSONL file: its row, the error, or None for a blank line."""
     try:
-        text = _decode(data.rstrip(b"\r\n"), path, line=number)
+        text = _decode(data.rstrip(b"\r\n"), path, line=number, unit=unit)
         if not text.strip():
             return None
-        return _row(parse_json(text, path, line=number), path, number)
+        if text.strip() == "{":
+            raise DataError(path, _SPREAD, line=number, unit=unit)
+        return _row(parse_json(text, path, line=number, unit=unit), path, number, unit)
     except DataError as error:
         return error
+
+
+def _shape(start: bytes, path: Path) -> Shape:
+    """Returns the shape of a file that begins like this. Raises DataError for one that is never read."""
+    if start[:2] in _OTHER_BOMS:
+        raise DataError(path, "is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8)")
+    if (packed := next((name for mark, name in _PACKED.items() if start.startswith(mark)), None)) is not None:
+        raise DataError(path, f"is compressed with {packed}: unpack it, or compress it with gzip")
+    if start.startswith(b"PAR1"):
+        return "parquet"
+    if start.startswith(b"\x1f\x8b"):
+        return "gzip"
+    return "array" if start.removeprefix(_UTF8_BOM).lstrip()[:1] == b"[" else "lines"
 
 
 def _json_rows(file: BinaryIO, path: Path) -> Iterator[Row | DataError]:
     """Yields the rows of a JSON array or of JSON lines."""
     number, line = 1, file.readline(MAX_LINE_BYTES + 1)
-    if line[:2] in _OTHER_BOMS:
-        raise DataError(path, "is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8)")
+    _shape(line, path)  # what is packed may be of another encoding too
     line = line.removeprefix(_UTF8_BOM)
     while line and not line.strip():
         number, line = number + 1, file.readline(MAX_LINE_BYTES + 1)
@@ -167,10 +238,9 @@ def _json_rows(file: BinaryIO, path: Path) -> Iterator[Row | DataError]:
         yield from _array_rows(_decode(b"\n" * (number - 1) + line + rest, path), path)
         return
     if line.strip() == b"{":
-        raise DataError(path, "one object over several lines: give one object per line, or an array", line=number)
+        raise DataError(path, _SPREAD, line=number)
     while line:
-        if len(line) > MAX_LINE_BYTES:
-            raise DataError(path, f"is longer than {MAX_LINE_BYTES >> 20} MiB: give one row per line", line=number)
+        check_length(line, path, number)
         if (row := parse_row(line, path, number)) is not None:
             yield row
         number, line = number + 1, file.readline(MAX_LINE_BYTES + 1)
@@ -200,12 +270,11 @@ def _decode_element(text: str, at: int, path: Path, line: int) -> tuple[Any | Da
     except json.JSONDecodeError as error:
         raise DataError(path, f"not valid JSON ({error.msg}, column {error.colno})", line=error.lineno) from error
     except RecursionError as error:
-        raise DataError(path, "JSON is nested too deeply", line=line) from error
+        raise DataError(path, _DEEP, line=line) from error
     except ValueError as error:
         raise DataError(path, f"not valid JSON ({_reason(error)})", line=line) from error
-    broken = _broken_string(value) if _ESCAPED_SURROGATE.search(text, at, end) else None
-    if broken is not None:
-        value = DataError(path, f"{broken} {_HALF}", line=line)
+    if (fault := _fault(value, text, at, end)) is not None:
+        value = DataError(path, fault, line=line)
     return value, _skip_space(text, end)
 
 
@@ -215,32 +284,35 @@ def _skip_space(text: str, at: int) -> int:
     return at
 
 
-def _parquet_rows(path: Path, columns: Callable[[Sequence[str]], Sequence[str]] | None) -> Iterator[Row | DataError]:
-    file = open_parquet(path)
-    wanted = list(columns(file.schema_arrow.names)) if columns is not None else None
-    number = 0
-    try:
-        for batch in file.iter_batches(_PARQUET_ROWS, columns=wanted):
-            for value in batch.to_pylist():
-                number += 1
-                yield Row(path, number, value, "row")
-    except ValueError as error:
-        raise DataError(path, f"cannot be read after row {number} ({_reason(error)})") from error
-
-
-def _row(value: Any, path: Path, number: int) -> Row | DataError:
+def _row(value: Any, path: Path, number: int, unit: Unit = "line") -> Row | DataError:
     if not isinstance(value, dict):
-        return DataError(path, f"a row must be a JSON object, not {_kind(value)}", line=number)
-    return Row(path, number, value)
+        return DataError(path, f"a row must be a JSON object, not {_kind(value)}", line=number, unit=unit)
+    return Row(path, number, value, unit)
 
 
-def _decode(data: bytes, path: Path, *, line: int | None = None) -> str:
+def _decode(data: bytes, path: Path, *, line: int | None = None, unit: Unit = "line") -> str:
     try:
         return data.removeprefix(_UTF8_BOM).decode("utf-8")
     except UnicodeDecodeError as error:
         where = line if line is not None else data.count(b"\n", 0, error.start) + 1
         advice = f"not UTF-8 (byte {data[error.start]:#04x} {error.reason}): convert the file to UTF-8"
-        raise DataError(path, advice, line=where) from error
+        raise DataError(path, advice, line=where, unit=unit) from error
+
+
+def _fault(value: Any, text: str, start: int, end: int) -> str | None:
+    """Returns why a value that text[start:end] decodes to is refused, else None. Looks only where the text gives cause."""
+    if text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH and _is_deep(value):
+        return _DEEP
+    broken = _broken_string(value) if _ESCAPED_SURROGATE.search(text, start, end) else None
+    return None if broken is None else f"{broken} {_HALF}"
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
+        parts = (part for item in level for part in (item.values() if isinstance(item, dict) else item))
+        level = [part for part in parts if isinstance(part, (dict, list))]
+    return bool(level)
 
 
 def _broken_string(value: Any, where: str = "") -> str | None:
@@ -265,5 +337,11 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
+def _as_text(value: Any) -> str:
+    if isinstance(value, (bytes, bytearray)):
+        raise TypeError(f"holds bytes ({value[:20]!r} …), which are no text: leave this column out")
+    return str(value)
+
+
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split("\n")) or type(error).__name__
+    return getattr(error, "strerror", None) or " ".join(str(error).split("\n")) or type(error).__name__

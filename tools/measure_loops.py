@@ -4,7 +4,7 @@
     python tools/measure_loops.py [FOLDER …] [--ends]
 
 It uses made-up texts of kinds that legitimately repeat themselves, in English and Chinese, and the .txt files of the
-folders, each file as one text. Every text is read like a rollout, 256 characters at a time. Everything is seeded.
+folders, each file as one text in UTF-8. Every text is read like a rollout, 256 characters at a time. Everything is seeded.
 `--ends` prints the end of each file that raised an alarm with the default settings.
 """
 
@@ -13,11 +13,14 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from megatron_lwz.cli import common
 from megatron_lwz.config.guard import GuardSection
 from megatron_lwz.data.text.loops import LoopFinder
+from megatron_lwz.reading import read_text
 
 PIECE = 256
 DEFAULT = GuardSection()
@@ -134,7 +137,7 @@ def sources(folders: list[Path]) -> Iterator[tuple[str, list[str]]]:
             noise = random.Random(f"{name} {language}")
             yield f"{name} ({language})", [make(noise, language) for _ in range(EACH)]
     for folder in folders:
-        yield folder.name, [path.read_text("utf-8", "replace") for path in sorted(folder.rglob("*.txt"))]
+        yield folder.name, [read_text(path) for path in sorted(folder.rglob("*.txt"))]
 
 
 def delays() -> Iterator[tuple[int, float]]:
@@ -152,12 +155,12 @@ def delays() -> Iterator[tuple[int, float]]:
         yield length, statistics.mean(found)
 
 
-def main() -> None:
-    """Measures and prints two tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str]) -> None:
+    """Measures and prints two tables. Raises LwzError."""
+    parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--ends", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(list(argv))
     heads = [f"{characters} × {repeats}" for characters, repeats in SETTINGS]
     print("| texts | of them | characters | " + " | ".join(heads) + " |\n|---|" + "---|" * (len(heads) + 2))
     for name, texts in sources(options.folders):
@@ -174,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(common.run(main))

@@ -15,6 +15,7 @@ from megatron_lwz.evaluation import longbench_write
 from megatron_lwz.evaluation.longbench_write import LABELS, LongBenchReport, RulerStep
 from megatron_lwz.evaluation.responses import Response, read_responses
 from megatron_lwz.evaluation.tasks import Task, read_tasks
+from megatron_lwz.reading import read_text
 from megatron_lwz.report.evaluation import longbench_sections, write_page
 
 SAMPLING = {"temperature": 0.5, "max_tokens": 1024}
@@ -66,10 +67,7 @@ def _wording(options: argparse.Namespace) -> tuple[str | None, str]:
     path = common.file_path(path) if path else options.prompts.parent / "judge.txt"
     if not path.is_file() and not options.judge_prompt:
         return None, "ours"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, f"cannot be read ({error})") from error
+    text = read_text(path)
     if "$INST$" not in text or "$RESPONSE$" not in text:
         raise DataError(path, "not LongBench-Write's judge.txt: $INST$ and $RESPONSE$ must stand in it")
     return text, str(path)

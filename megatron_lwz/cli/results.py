@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,9 @@ from pathlib import Path
 from rich.table import Table
 
 from megatron_lwz.cli.common import console
+from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import read_history
+from megatron_lwz.reading import read_object
 from megatron_lwz.run_paths import RunPaths
 
 ROWS = {
@@ -47,7 +48,10 @@ def _ends(run_dir: Path) -> tuple[Mapping[str, float], Mapping[str, float], str]
     evaluated = [row for row in evaluated if row]
     if len(evaluated) > 1:
         return evaluated[0], evaluated[-1], "held-out prompts, before and after"
-    summary = json.loads(RunPaths(run_dir).summary.read_text(encoding="utf-8"))
+    path = RunPaths(run_dir).summary
+    summary = read_object(path)
+    if not isinstance(summary.get("first"), dict) or not isinstance(summary.get("last"), dict):
+        raise DataError(path, "holds no means of the first and last steps: it is written at the end of a run")
     return summary["first"], summary["last"], "training prompts, first and last steps"
 
 

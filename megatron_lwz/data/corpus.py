@@ -11,14 +11,13 @@ pieces before it in its sequence.
 The order depends on the seed alone, never on the parallel layout. The position in it is one number: the pieces taken so
 far.
 
-`data.corpus` names JSONL files, which rank 0 tokenises into a file of the run folder, or the manifest of a corpus that
+`data.corpus` names files of rows, which rank 0 tokenises into a file of the run folder, or the manifest of a corpus that
 tools/prepare_corpus.py wrote: indexed datasets, blended by weight. Both kinds of file are memory-mapped, so that all
 ranks of a machine share them.
 """
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from megatron_lwz.data.prompts import PromptOrder
 from megatron_lwz.data.token_file import shared_documents
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError, DataError
+from megatron_lwz.reading import read_rows
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import SequenceBatch
 
@@ -245,7 +245,9 @@ def read_documents(paths: Sequence[Path], encode: Callable[[str], list[int]], eo
     """Reads every row's `text` as token ids, EOS appended, in file order. Raises DataError naming file and line."""
     documents = list(tokenized(paths, encode, eos))
     if max(map(len, documents), default=0) < 2:
-        raise DataError(", ".join(map(str, paths)) or "data.corpus", "no documents: name JSONL files with a `text` key")
+        raise DataError(
+            ", ".join(map(str, paths)) or "data.corpus", "no documents: name files of rows with a `text` key"
+        )
     return documents
 
 
@@ -255,22 +257,9 @@ def tokenized(paths: Iterable[Path], encode: Callable[[str], list[int]], eos: in
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """Yields the `text` of every row of a JSONL file. Skips blank lines. Raises DataError naming the line."""
-    try:
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield _text(line, path, number)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, f"cannot be read ({error})") from error
-
-
-def _text(line: str, path: Path, number: int) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(path, f"not valid JSON ({error})", line=number) from error
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise DataError(path, "needs a string under the key 'text'", line=number)
-    return text
+    """Yields the `text` of every row of a file. Raises DataError naming the line."""
+    for row in read_rows(path):
+        text = row.value.get("text")
+        if not isinstance(text, str):
+            raise row.error("needs a string under the key 'text'")
+        yield text

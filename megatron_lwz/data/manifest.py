@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from megatron_lwz.config.sections import Section
 from megatron_lwz.errors import DataError
+from megatron_lwz.reading import Row, read_text, scan_rows
 
 NAME = "manifest.json"
 
@@ -65,17 +66,24 @@ class Manifest(Section):
 
 
 def is_manifest(path: str) -> bool:
-    """Returns whether an entry of `data.corpus` names a manifest or its folder, rather than a JSONL file."""
-    return path.endswith(".json") or Path(path).is_dir()
+    """Returns whether an entry of `data.corpus` names a manifest or its folder, rather than rows."""
+    if not path.endswith(".json") or Path(path).is_dir():
+        return Path(path).is_dir()
+    try:
+        first = next(scan_rows(path), None)
+    except DataError:  # the file is missing, or holds one object over several lines, as a manifest does
+        return True
+    return not isinstance(first, Row) or "text" not in first.value
 
 
 def read_manifest(path: Path) -> Manifest:
     """Reads the manifest at `path`, a file or its folder. Raises DataError."""
     path = path / NAME if path.is_dir() else path
+    if not path.exists():
+        raise DataError(path, "there is no such file: is the preparation finished?")
+    text = read_text(path)
     try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(path, f"cannot be read ({error.strerror}): is the preparation finished?") from error
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

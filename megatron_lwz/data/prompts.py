@@ -1,65 +1,64 @@
-"""Prompt files: one JSON object per line, `{"id", "prompt", "length": {"lower", "upper"}, "language"?, "template"?, …}`."""
+"""Prompt files: rows `{"id", "prompt", "length": {"lower", "upper"}, "language"?, "template"?, …}`."""
 
 from __future__ import annotations
 
-import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_lwz.data.requests import SYSTEMS, find_lost
+from megatron_lwz.data.turns import parse_said
 from megatron_lwz.errors import DataError
+from megatron_lwz.reading import Row, read_rows
 from megatron_lwz.types import LengthRange, Prompt
 
 _KNOWN = {"id", "prompt", "length", "language", "template"}
+_TOOL = "tools/prepare_prompts.py makes prompt rows from other files"
 
 
 def read_prompts(path: str | Path, *, maximum_length: int | None = None) -> list[Prompt]:
-    """Reads every row. Unknown keys are kept in `Prompt.extra`; blank lines are skipped.
+    """Reads every row. Unknown keys are kept in `Prompt.extra`.
 
     `maximum_length` is the length reward's L_max. A row whose upper bound reaches it is refused: the slope of its
     over-length reward would divide by zero or change sign. Raises DataError naming the file and line.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, f"prompt file cannot be read ({error})") from error
     prompts: list[Prompt] = []
-    first_line: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    first: dict[str, Row] = {}
+    for row in read_rows(path):
         try:
-            prompt = parse_prompt(json.loads(line), maximum_length=maximum_length)
+            prompt = parse_prompt(row.plain, maximum_length=maximum_length)
         except ValueError as error:
-            raise DataError(path, _reason(error), line=number) from error
-        if prompt.id in first_line:
-            advice = f"id {prompt.id!r} was already used on line {first_line[prompt.id]}; give every row its own"
-            raise DataError(path, advice, line=number)
-        first_line[prompt.id] = number
+            raise row.error(error) from error
+        if prompt.id in first:
+            before = first[prompt.id]
+            raise row.error(
+                f"id {prompt.id!r} was already used on {before.unit} {before.number}; give every row its own"
+            )
+        first[prompt.id] = row
         prompts.append(prompt)
     if not prompts:
         raise DataError(path, "no prompts in this file")
     return prompts
 
 
-def parse_prompt(row: Any, *, maximum_length: int | None = None) -> Prompt:
+def parse_prompt(row: Mapping[str, Any], *, maximum_length: int | None = None) -> Prompt:
     """Parses one decoded row. Raises ValueError that names the wrong key and what it must be."""
-    if not isinstance(row, dict):
-        raise ValueError(f"a row must be a JSON object, not {type(row).__name__}")
-    identity, text = row.get("id"), row.get("prompt")
+    if "prompt" not in row:
+        keys = ", ".join(row) or "nothing"
+        raise ValueError(f'no \'prompt\': a row is {{"id", "prompt", "length"?}}, this one has {keys:.200}; {_TOOL}')
+    text = parse_text(row, "prompt")
+    refuse_lost(row, "prompt", text)
+    identity, language, template = row.get("id"), row.get("language"), row.get("template")
     if isinstance(identity, int) and not isinstance(identity, bool):
         identity = str(identity)
     if not isinstance(identity, str) or not identity:
-        raise ValueError(f"'id' must be a non-empty string or an integer, got {identity!r}")
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"'prompt' must be a non-empty string, got {text!r}")
-    language, template = row.get("language"), row.get("template")
+        raise ValueError(f"'id' must be a non-empty string or an integer, got {identity!r:.80}")
     if language is not None and not isinstance(language, str):
-        raise ValueError(f"'language' must be a string, got {language!r}")
+        raise ValueError(f"'language' must be a string, got {language!r:.80}")
     if template not in (None, "think", "direct"):
-        raise ValueError(f'\'template\' must be "think" or "direct", got {template!r}')
-    length = _parse_range(row.get("length"))
+        raise ValueError(f'\'template\' must be "think" or "direct", got {template!r:.80}')
+    length = parse_range(row.get("length"))
     if length is not None and maximum_length is not None and length.upper >= maximum_length:
         advice = "reward.length.maximum must be larger"
         raise ValueError(f"prompt {identity!r} asks for up to {length.upper}, L_max is {maximum_length}: {advice}")
@@ -67,21 +66,41 @@ def parse_prompt(row: Any, *, maximum_length: int | None = None) -> Prompt:
     return Prompt(identity, text, length, language, template or "think", extra)
 
 
-def _parse_range(value: Any) -> LengthRange | None:
-    if value is None:
+def parse_text(row: Mapping[str, Any], key: str) -> str:
+    """Returns the request under `key`: a text, or a message list of one user turn. Raises ValueError."""
+    turns = parse_said(row[key], key, "user")
+    if [turn.role for turn in turns] != ["user"]:
+        roles = ", ".join(turn.role for turn in turns) or "none"
+        raise ValueError(f"'{key}' must be the text of one user turn, its turns are: {roles:.80}; {_TOOL}")
+    if not turns[0].text.strip():
+        raise ValueError(f"'{key}' must not be empty")
+    return turns[0].text
+
+
+def refuse_lost(row: Mapping[str, Any], key: str, text: str) -> None:
+    """Raises ValueError for a system text, tools or images beside the request, which no template has a place for."""
+    lost = find_lost(row, {key}, [text], SYSTEMS)
+    if lost is not None:
+        raise ValueError(f"'{lost}' would be lost, the templates have no place for it: put its text into '{key}'")
+
+
+def parse_range(value: Any) -> LengthRange | None:
+    """Parses `{"lower", "upper"}`, whole numbers, also written as 500.0. None stays None. Raises ValueError."""
+    if value is None or value == {"lower": None, "upper": None}:  # a Parquet file fills rows without a range like this
         return None
-    if not isinstance(value, dict) or not all(type(value.get(key)) is int for key in ("lower", "upper")):
-        raise ValueError(f'\'length\' must be {{"lower": integer, "upper": integer}}, got {value!r}')
-    lower, upper = value["lower"], value["upper"]
+    lower, upper = (whole_number(value.get(key)) if isinstance(value, dict) else None for key in ("lower", "upper"))
+    if lower is None or upper is None:
+        raise ValueError(f'\'length\' must be {{"lower": whole number, "upper": whole number}}, got {value!r:.80}')
     if not 0 <= lower <= upper or upper == 0:
         raise ValueError(f"'length' must have 0 ≤ lower ≤ upper and upper > 0, got [{lower}, {upper}]")
     return LengthRange(lower, upper)
 
 
-def _reason(error: ValueError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"not valid JSON ({error.msg}, column {error.colno})"
-    return str(error)
+def whole_number(value: Any) -> int | None:
+    """Returns an integer, also one that JSON or Parquet holds as 500.0. None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return int(value) if isinstance(value, int) or value.is_integer() else None
 
 
 class PromptOrder:

@@ -28,7 +28,7 @@ def read_baselines(tasks: Sequence[Task], path: Path) -> dict[str, dict[str, str
         try:
             texts = _named(value)
         except ValueError as error:
-            raise DataError(path, f"'{BASELINE_KEY}' {error}", line=task.line) from error
+            raise DataError(path, f"'{BASELINE_KEY}' {error}", line=task.line, unit=task.unit) from error
         for name, text in texts.items():
             if text.strip():
                 found.setdefault(name, {})[task.id] = cut(text, None).answer

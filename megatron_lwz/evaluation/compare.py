@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_lwz import reading
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import longbench_write, measure
 from megatron_lwz.evaluation.arena_write import Game, Tournament, elo_difference
 from megatron_lwz.evaluation.statistics import Estimate, estimate
-from megatron_lwz.evaluation.tasks import read_rows
 
+_FAULTS = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
+"""Errors of a file that is JSON but has another form."""
 FILES = ("arena_write.json", "writing_bench.json", "longbench_write.json", "text.json")
 
 
@@ -48,12 +51,15 @@ def read_run(folder: Path, name: str = "") -> Run:
         if not file.is_file():
             continue
         try:
-            result = json.loads(file.read_text(encoding="utf-8"))
-            found = _figures(result)
+            result = reading.read_object(file)
+        except DataError as error:
+            raise DataError(file, f"not a result of lwz evaluate: {error.advice}") from error
+        try:
+            found = _figures(result, file.stem)
             figures |= found
             values |= _values(folder, result, found)
             tournaments |= _tournaments(folder, result, found)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _FAULTS as error:
             raise DataError(file, f"not a result of lwz evaluate ({error!r})") from error
     if not figures:
         raise DataError(folder, f"no evaluation here: expected one of {', '.join(FILES)}")
@@ -97,15 +103,19 @@ def label(row: Row) -> str:
     return measure.LABELS.get(row.metric, row.metric) if row.benchmark == "text" else row.metric
 
 
-def _figures(result: Mapping[str, Any]) -> dict[Row, Estimate]:
-    kind = result["kind"]
+def _figures(result: Mapping[str, Any], kind: str) -> dict[Row, Estimate]:
+    if result["kind"] != kind:
+        raise ValueError(f"kind {result['kind']!r:.80}")
     found = {}
     for metric, value in result["metrics"].items():
         if metric.startswith("Domain2"):
             continue
         judged = kind != "text" and not (kind == "longbench_write" and metric == "s_l")
         condition = _condition(result) if judged else ""
-        found[Row(kind, condition, metric)] = Estimate(**value)
+        figure = Estimate(**{name: _number(part) for name, part in value.items()})
+        if figure.low > figure.high:
+            raise ValueError(f"{metric} from {figure.low} to {figure.high}")
+        found[Row(kind, condition, metric)] = figure
     return found
 
 
@@ -114,15 +124,18 @@ def _values(folder: Path, result: Mapping[str, Any], figures: Mapping[Row, Estim
     kind = result["kind"]
     collected: dict[Row, dict[str, list[float]]] = {}
     if kind == "writing_bench":
-        overall = next(row for row in figures if row.metric == "Overall")
-        for _, row in read_rows(folder / result["scores"]) if "scores" in result else ():
-            scores = [e["score"] for evaluations in row["scores"].values() for e in evaluations]
-            collected.setdefault(overall, {})[str(row["index"])] = scores
+        overall = [row for row in figures if row.metric == "Overall"]
+        for row in reading.read_rows(folder / result["scores"]) if "scores" in result and overall else ():
+            with _named(row):
+                judged = [e["score"] for evaluations in row.value["scores"].values() for e in evaluations]
+                collected.setdefault(overall[0], {})[str(row.value["index"])] = [_number(score) for score in judged]
     elif (folder / f"{kind}_rows.jsonl").is_file():
-        for _, row in read_rows(folder / f"{kind}_rows.jsonl"):
+        for row in reading.read_rows(folder / f"{kind}_rows.jsonl"):
             for figure in figures:
-                if figure.metric in row:
-                    collected.setdefault(figure, {}).setdefault(str(row["id"]), []).append(row[figure.metric])
+                if figure.metric in row.value:
+                    with _named(row):
+                        found = collected.setdefault(figure, {}).setdefault(str(row.value["id"]), [])
+                        found.append(_number(row.value[figure.metric]))
     return {row: {prompt: sum(v) / len(v) for prompt, v in prompts.items()} for row, prompts in collected.items()}
 
 
@@ -130,8 +143,17 @@ def _tournaments(folder: Path, result: Mapping[str, Any], figures: Mapping[Row, 
     path = folder / "arena_write_games.jsonl"
     if result["kind"] != "arena_write" or not path.is_file():
         return {}
-    games = [Game(**row) for _, row in read_rows(path)]
-    return {row: Tournament(result["name"], result["anchor"], games) for row in figures if row.metric == "Elo"}
+    games = []
+    for row in reading.read_rows(path):
+        with _named(row):
+            game = Game(**row.value)
+            if not all(isinstance(name, str) for name in (game.prompt, game.first, game.second)):
+                raise ValueError("prompt, first and second are texts")
+            _number(game.score)
+            games.append(game)
+    return {
+        row: Tournament(str(result["name"]), str(result["anchor"]), games) for row in figures if row.metric == "Elo"
+    }
 
 
 def _condition(result: Mapping[str, Any]) -> str:
@@ -143,3 +165,19 @@ def _condition(result: Mapping[str, Any]) -> str:
         opponents = sorted(set(result["elo"]) - {result["name"]})
         parts.append(f"{result['anchor']} at {result['anchor_elo']:g}, against {', '.join(opponents)}")
     return ", ".join(str(part) for part in parts if part)
+
+
+@contextmanager
+def _named(row: reading.Row) -> Iterator[None]:
+    """Names the row in errors of a form that is not ours. Raises DataError."""
+    try:
+        yield
+    except _FAULTS as error:
+        raise row.error(f"not a row of lwz evaluate ({error!r})") from error
+
+
+def _number(value: Any) -> Any:
+    """Returns a finite number as it is. Raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.80} is no number")
+    return value

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.errors import DataError
+from megatron_lwz.reading import read_text
 from megatron_lwz.rewards.judge_client import Question, mark
 
 QUALITY_DIMENSIONS = (
@@ -104,15 +105,16 @@ def criterion_question(
 def read_writing_bench_prompt(path: Path) -> tuple[str, str]:
     """Reads (system, template) from WritingBench's prompt.py. The file is parsed, never executed. Raises DataError."""
     found: dict[str, str] = {}
+    text = read_text(path)
     try:
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in ast.parse(text).body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 texts = [part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant)]
                 if len(texts) == 1 and isinstance(texts[0], str):
                     found[node.targets[0].id] = texts[0].strip()
         system, template = found["evaluate_system"], found["evaluate_prompt"]
         _fill(template, {"query": "", "response": "", "criteria": ""})
-    except (OSError, SyntaxError, ValueError, LookupError) as error:
+    except (SyntaxError, ValueError, LookupError, RecursionError, MemoryError) as error:  # the parser's own limits too
         raise DataError(path, f"not WritingBench's prompt.py ({error!r})") from error
     return system, template
 

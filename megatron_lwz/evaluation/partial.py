@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron_lwz.errors import DataError
+from megatron_lwz.reading import Row, parse_row
 
 Key = tuple[str, int]
 """Key of a response: (task id, sample)."""
@@ -82,19 +83,22 @@ class Partials:
 
     def _read(self, done: Collection[Key]) -> None:
         lines = self._path.read_bytes().split(b"\n")[:-1]  # text after the last newline is a truncated line
-        try:
-            if not lines or json.loads(lines[0])["settings"] != self._settings:
-                return
-            for line in lines[1:]:
-                row = json.loads(line)
-                key = (str(row["id"]), int(row["sample"]))
+        for number, line in enumerate(lines, start=1):
+            row = parse_row(line, self._path, number)
+            try:
+                if not isinstance(row, Row):
+                    raise ValueError("a blank line" if row is None else row.advice)
+                if number == 1:
+                    if row.value["settings"] != self._settings:
+                        return
+                    continue
+                key = (str(row.value["id"]), int(row.value["sample"]))
                 if key not in done:
                     before = self.get(key)
-                    self._held[key] = Partial(before.text + row["text"], before.tokens + int(row["tokens"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                self._path, f"damaged ({error!r}): remove it, unfinished responses then begin anew"
-            ) from error
+                    self._held[key] = Partial(before.text + row.value["text"], before.tokens + int(row.value["tokens"]))
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
+                advice = f"damaged ({error!r}): remove it, unfinished responses then begin anew"
+                raise DataError(self._path, advice, line=number) from error
 
     def _compact(self) -> None:
         temporary = self._path.with_name(f".{self._path.name}.tmp")

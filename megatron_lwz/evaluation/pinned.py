@@ -7,7 +7,6 @@ original files exist.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import write_json
+from megatron_lwz.reading import read_object
 from megatron_lwz.run_paths import STEPS, RunPaths, step_name, step_of
 from megatron_lwz.types import WeightVersion
 
@@ -61,8 +61,8 @@ class PinnedEvaluations:
         found = []
         for path in sorted(self._root.glob(f"{STEPS}.json")):
             try:
-                version = WeightVersion.parse(json.loads(path.read_text(encoding="utf-8"))["version"])
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                version = WeightVersion.parse(read_object(path)["version"])
+            except (DataError, ValueError, KeyError, AttributeError) as error:
                 raise DataError(path, f"not the note of an evaluation ({error!r}): remove it") from error
             weights = self._weights(version.step)
             found.append(Pinned(version, weights if weights.is_dir() else None))

@@ -13,7 +13,9 @@ from typing import IO, Any
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation.partial import Partials
-from megatron_lwz.evaluation.tasks import PROMPT_KEYS, Task, read_rows, row_id
+from megatron_lwz.evaluation.responses import sample_of
+from megatron_lwz.evaluation.tasks import Task, prompt_of, row_id
+from megatron_lwz.reading import Row, parse_row, read_object, read_rows, shape_of
 
 
 class ResponseFile:
@@ -24,9 +26,10 @@ class ResponseFile:
     """
 
     def __init__(self, path: Path, tasks: Sequence[Task], settings: Mapping[str, Any]) -> None:
-        """Opens or creates the file. Drops a truncated last line. Raises DataError."""
+        """Opens or creates the file. Drops a truncated last line. Raises DataError, also for a file of other origin."""
         self.path = path
         self.done: set[tuple[str, int]] = set()
+        self._settings_path = path.with_name(path.name + ".settings.json")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = path.open("ab+")
@@ -34,7 +37,7 @@ class ResponseFile:
             raise DataError(path, f"cannot be written ({error.strerror})") from error
         try:
             self._lock()
-            self._drop_torn_line()
+            self._mend_last_line()
             self._read(tasks)
             self._check(settings)
             asked = hashlib.sha256(json.dumps([(task.id, task.prompt) for task in tasks]).encode()).hexdigest()
@@ -67,34 +70,48 @@ class ResponseFile:
         except OSError as error:
             raise DataError(self.path, "another process is writing this file: wait for it, or end it") from error
 
-    def _drop_torn_line(self) -> None:
+    def _mend_last_line(self) -> None:
+        """Drops a last line that a kill truncated; ends one that lacks only its line end, as some editors leave it."""
         self._file.seek(0)
         data = self._file.read()
+        if not data.strip():
+            return
+        if not self._settings_path.is_file():
+            advice = (
+                f"has no {self._settings_path.name} beside it, so no responses are added: choose another output file"
+            )
+            raise DataError(self.path, advice)
+        if shape_of(self.path) != "lines":
+            raise DataError(self.path, "is not JSON lines, so no responses are added: choose another output file")
         whole = data.rfind(b"\n") + 1
-        if whole < len(data):
+        if isinstance(parse_row(data[whole:], self.path, 1), Row):
+            self._file.write(b"\n")
+            self._file.flush()
+        elif whole < len(data):
             self._file.truncate(whole)
 
     def _read(self, tasks: Sequence[Task]) -> None:
         prompts = {task.id: task.prompt for task in tasks}
-        for line, row in read_rows(self.path):
-            key = (row_id(row, len(self.done)), row.get("sample", 0))
+        for row in read_rows(self.path):
+            try:
+                key, prompt = (row_id(row.value, len(self.done)), sample_of(row.value)), prompt_of(row.value)
+            except ValueError as error:
+                raise row.error(error) from error
             if key in self.done:
-                raise DataError(self.path, f"response {key[0]!r} stands there twice; remove one of them", line=line)
-            prompt = next((row[name] for name in PROMPT_KEYS if name in row), None)
+                raise row.error(f"response {key[0]!r} stands there twice; remove one of them")
             if prompt != prompts.get(key[0], prompt):
-                advice = f"response {key[0]!r} answers another prompt: choose another output file"
-                raise DataError(self.path, advice, line=line)
+                raise row.error(f"response {key[0]!r} answers another prompt: choose another output file")
             self.done.add(key)
 
     def _check(self, settings: Mapping[str, Any]) -> None:
-        path = self.path.with_name(self.path.name + ".settings.json")
+        path = self._settings_path
         if not self.done:
             path.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             return
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(path, f"cannot be read, so it is unknown how {self.path} was made ({error})") from error
+            before = read_object(path)
+        except DataError as error:
+            raise DataError(path, f"{error.advice}; so it is unknown how {self.path} was made") from error
         for name, value in json.loads(json.dumps(dict(settings))).items():
             if before.get(name) != value:
                 advice = f"was made with {name} = {before.get(name)!r}, not {value!r}: choose another output file"

@@ -9,7 +9,8 @@ from typing import Any
 
 from megatron_lwz.data.text.grammar import ANSWER_END, Template, parse_response, quoted_tags
 from megatron_lwz.errors import DataError
-from megatron_lwz.evaluation.tasks import ID_KEYS, Task, asked_length, read_rows, row_id
+from megatron_lwz.evaluation.tasks import ID_KEYS, Task, asked_length, prompt_of, row_id
+from megatron_lwz.reading import Row, read_rows
 from megatron_lwz.types import LengthRange
 
 THINK_START, THINK_END = "<think>", "</think>"
@@ -74,50 +75,69 @@ def read_responses(path: Path | str, tasks: Sequence[Task] = ()) -> list[Respons
     known = {task.id: task for task in tasks}
     by_prompt = {task.prompt: task.id for task in tasks}
     found: list[Response] = []
-    lines: dict[tuple[str, int], int] = {}
-    for number, row in read_rows(path):
+    first: dict[tuple[str, int], Row] = {}
+    for row in read_rows(path):
         try:
-            response = _response(row, len(found), known, by_prompt)
+            response = _response(row.value, len(found), known, by_prompt)
         except ValueError as error:
-            raise DataError(path, str(error), line=number) from error
+            raise row.error(error) from error
         key = (response.id, response.sample)
-        if key in lines:
-            advice = f"response {response.id!r} stands on line {lines[key]} already; remove one of them"
-            raise DataError(path, advice, line=number)
-        lines[key] = number
+        if key in first:
+            raise row.error(
+                f"response {response.id!r} stands on {row.unit} {first[key].number} already; remove one of them"
+            )
+        first[key] = row
         found.append(response)
     if not found:
         raise DataError(path, "no responses in this file")
     return found
 
 
-def _response(row: dict[str, Any], position: int, known: Mapping[str, Task], by_prompt: Mapping[str, str]) -> Response:
-    identity = row_id(row, position)
-    if not any(key in row for key in ID_KEYS):  # LongBench-Write has no ids, and its script's output has no order
-        identity = by_prompt.get(str(row.get("prompt")), identity)
-    text, sample = row.get("response"), row.get("sample", 0)
-    if not isinstance(text, str):
-        raise ValueError(f"'response' must be a text, got {text!r:.80}; the row has {', '.join(row)}")
+def sample_of(row: Mapping[str, Any]) -> int:
+    """Returns the number of a response among those to one prompt, 0 for a row without it. Raises ValueError."""
+    sample = row.get("sample")
+    if sample is None:
+        return 0
     if type(sample) is not int or sample < 0:
-        raise ValueError(f"'sample' must be a whole number from 0, got {sample!r}")
+        raise ValueError(f"'sample' must be a whole number from 0, got {sample!r:.80}")
+    return sample
+
+
+def _response(
+    row: Mapping[str, Any], position: int, known: Mapping[str, Task], by_prompt: Mapping[str, str]
+) -> Response:
+    identity = row_id(row, position)
+    prompt = prompt_of(row)
+    if all(row.get(key) is None for key in ID_KEYS):  # LongBench-Write has no ids, and its script's output has no order
+        identity = by_prompt.get(str(prompt), identity)
+    text = row.get("response")
+    if not isinstance(text, str):
+        raise ValueError(f"'response' must be a text, got {text!r:.80}; the row has {', '.join(row):.200}")
     task = known.get(identity)
-    prompt = next((row[key] for key in ("prompt", "query", "question") if isinstance(row.get(key), str)), None)
     template = row.get("template") if row.get("template") in ("think", "direct") and "raw" in row else None
     fault = None
     if template is None:
         text = cut(text, None).answer  # files of other tools may still hold the thinking
     else:
         fault = cut(
-            str(row["raw"]), template, stop=row.get("stop"), prompt=prompt or (task.prompt if task else "")
+            str(row["raw"]), template, stop=_text(row, "stop"), prompt=prompt or (task.prompt if task else "")
         ).fault
     return Response(
         identity,
         text,
-        sample,
+        sample_of(row),
         prompt if prompt is not None else task.prompt if task else None,
         asked_length(row) or (task.length if task else None),
-        row.get("finish_reason"),
+        _text(row, "finish_reason"),
         template,
         fault,
-        row.get("language"),
+        _text(row, "language"),
     )
+
+
+def _text(row: Mapping[str, Any], key: str) -> str | None:
+    """Returns the text under a key that a row may lack. Raises ValueError for anything else."""
+    value = row.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"'{key}' must be a text, got {value!r:.80}")
+    return value

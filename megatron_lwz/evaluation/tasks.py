@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_lwz.data.prompts import parse_range, parse_text, refuse_lost, whole_number
+from megatron_lwz.data.requests import with_context
 from megatron_lwz.errors import DataError
+from megatron_lwz.reading import Row, Unit, read_rows
 from megatron_lwz.types import LengthRange
 
 ID_KEYS = ("id", "index", "idx")
@@ -19,8 +21,8 @@ PROMPT_KEYS = ("prompt", "query", "question", "instruction")
 class Task:
     """A prompt to answer. `length` is the requested range in words + CJK characters; a single number N is [N, N].
 
-    `row` is the whole row as it was read, `line` its line number (from 1). `id` is its `id`, `index` or `idx`, else its
-    position.
+    `row` is the whole row as it was read, `line` its number in the file, in `unit`s. `id` is its `id`, `index` or
+    `idx`, else its position.
     """
 
     id: str
@@ -28,38 +30,21 @@ class Task:
     length: LengthRange | None
     row: Mapping[str, Any]
     line: int = 0
-
-
-def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number, object) of every JSONL row. Skips blank lines. Raises DataError."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, f"cannot be read ({error})") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(path, f"not valid JSON ({error})", line=number) from error
-        if not isinstance(row, dict):
-            raise DataError(path, f"a row must be a JSON object, not {type(row).__name__}", line=number)
-        yield number, row
+    unit: Unit = "line"
 
 
 def read_tasks(path: Path | str) -> list[Task]:
     """Reads the prompts of a file: ours, WritingBench's, Arena-Write's or LongBench-Write's. Raises DataError."""
     tasks: list[Task] = []
-    lines: dict[str, int] = {}
-    for number, row in read_rows(path):
+    first: dict[str, Row] = {}
+    for row in read_rows(path):
         try:
-            task = Task(row_id(row, len(tasks)), _prompt(row), asked_length(row), row, number)
+            task = _task(row, len(tasks))
         except ValueError as error:
-            raise DataError(path, str(error), line=number) from error
-        if task.id in lines:
-            raise DataError(path, f"id {task.id!r} was already used on line {lines[task.id]}", line=number)
-        lines[task.id] = number
+            raise row.error(error) from error
+        if task.id in first:
+            raise row.error(f"id {task.id!r} was already used on {row.unit} {first[task.id].number}")
+        first[task.id] = row
         tasks.append(task)
     if not tasks:
         raise DataError(path, "no prompts in this file")
@@ -73,31 +58,44 @@ def row_id(row: Mapping[str, Any], position: int) -> str:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-            raise ValueError(f"'{key}' must be a whole number or a text, got {value!r}")
+            raise ValueError(f"'{key}' must be a whole number or a text, got {value!r:.80}")
         return str(value)
     return str(position)
+
+
+def prompt_of(row: Mapping[str, Any]) -> str | None:
+    """Returns a row's prompt, None without one. Raises ValueError.
+
+    Alpaca's `input` and the like belong to the prompt, unless it stands under `prompt`, as in our own files.
+    """
+    key = _prompt_key(row)
+    if key is None or key == "prompt":
+        return None if key is None else parse_text(row, key)
+    return with_context(parse_text(row, key), row, {key})
 
 
 def asked_length(row: Mapping[str, Any]) -> LengthRange | None:
     """Parses the row's `length`: {"lower", "upper"}, a number, or nothing. Raises ValueError."""
     value = row.get("length")
-    if value is None or value == "" or value == 0:
+    if value == "" or whole_number(value) == 0:
         return None
-    if isinstance(value, dict) and all(type(value.get(key)) is int for key in ("lower", "upper")):
-        lower, upper = value["lower"], value["upper"]
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        lower = upper = int(value)
-    else:
-        raise ValueError(f'\'length\' must be a number or {{"lower", "upper"}}, got {value!r}')
-    if not 0 <= lower <= upper or upper == 0:
-        raise ValueError(f"'length' must have 0 ≤ lower ≤ upper and upper > 0, got [{lower}, {upper}]")
-    return LengthRange(lower, upper)
+    if value is None or isinstance(value, dict):
+        return parse_range(value)
+    if (number := whole_number(value)) is None:
+        raise ValueError(f'\'length\' must be a whole number or {{"lower", "upper"}}, got {value!r:.80}')
+    return parse_range({"lower": number, "upper": number})
 
 
-def _prompt(row: Mapping[str, Any]) -> str:
-    for key in PROMPT_KEYS:
-        if key in row:
-            if not isinstance(row[key], str) or not row[key].strip():
-                raise ValueError(f"'{key}' must be a text that is not empty, got {row[key]!r:.80}")
-            return row[key]
-    raise ValueError(f"no prompt: give one of {', '.join(PROMPT_KEYS)}; the row has {', '.join(row) or 'nothing'}")
+def _task(row: Row, position: int) -> Task:
+    value = row.plain
+    key, prompt = _prompt_key(value), prompt_of(value)
+    if key is None or prompt is None:
+        keys = ", ".join(value) or "nothing"
+        raise ValueError(f"no prompt: give one of {', '.join(PROMPT_KEYS)}; the row has {keys:.200}")
+    refuse_lost(value, key, prompt)
+    return Task(row_id(value, position), prompt, asked_length(value), value, row.number, row.unit)
+
+
+def _prompt_key(row: Mapping[str, Any]) -> str | None:
+    """Returns the key that holds a row's prompt. A Parquet file has null under keys without value."""
+    return next((key for key in PROMPT_KEYS if row.get(key) is not None), None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_lwz.errors import DataError
-from megatron_lwz.evaluation.tasks import read_rows
+from megatron_lwz.reading import read_rows
 
 Era = Literal["2025-03", "2025-04"]
 """Version of the benchmark.
@@ -110,22 +110,23 @@ def read_scores(path: Path, benchmark: Benchmark) -> tuple[dict[int, Scores], in
     """
     found: dict[int, Scores] = {}
     repeated = 0
-    for line, row in read_rows(path):
-        index, scores = row.get("index"), row.get("scores")
+    for row in read_rows(path):
+        index, scores = row.value.get("index"), row.value.get("scores")
         if type(index) is not int or not isinstance(scores, dict):
-            raise DataError(
-                path, 'a row of scores reads {"index": …, "scores": {criterion: [{"score", "reason"}]}}', line=line
-            )
+            raise row.error('a row of scores reads {"index": …, "scores": {criterion: [{"score", "reason"}]}}')
         query = benchmark.queries.get(index)
         strange = [name for name in scores if query is None or name not in query.criteria]
         if query is None or strange:
             what = f"criterion {strange[0]!r}" if strange and query else f"index {index}"
-            advice = f"{what} is not in the benchmark of {benchmark.era}: these are scores of the other era, or of other queries"
-            raise DataError(path, advice, line=line)
+            of = f"is not in the benchmark of {benchmark.era}"
+            raise row.error(f"{what} {of}: these are scores of the other era, or of other queries")
         for name, evaluations in scores.items():
-            numbers = [e.get("score") if isinstance(e, dict) else None for e in evaluations or [None]]
-            if not all(isinstance(number, (int, float)) and 1 <= number <= 10 for number in numbers):
-                raise DataError(path, f"{name!r} of query {index} must hold scores from 1 to 10", line=line)
+            if not evaluations or not isinstance(evaluations, list) or not all(map(_is_score, evaluations)):
+                raise row.error(f"{name!r} of query {index} must hold scores from 1 to 10")
+        wanted = [name for subset in benchmark.subsets.values() for name in subset.criteria.get(index, ())]
+        missing = [name for name in wanted if name not in scores]
+        if missing or not scores:
+            raise row.error(f"query {index} has no scores for {[*missing, *query.criteria][0]!r}: judge it again")
         repeated += index in found
         found[index] = scores
     if not found:
@@ -141,21 +142,19 @@ def _candidates(path: Path) -> list[Path]:
 def _read_queries(file: Path) -> tuple[Era, dict[int, Query]]:
     era: Era | None = None
     queries: dict[int, Query] = {}
-    for line, row in read_rows(file):
-        its = next((era for era, key in ERA_KEYS.items() if key in row), None)
+    for row in read_rows(file):
+        its = next((era for era, key in ERA_KEYS.items() if key in row.value), None)
         if its is None:
-            raise DataError(file, f"no criteria: a query has one of {', '.join(ERA_KEYS.values())}", line=line)
+            raise row.error(f"no criteria: a query has one of {', '.join(ERA_KEYS.values())}")
         if era is not None and its != era:
-            raise DataError(
-                file, f"this query is of {its}, those before are of {era}: eras must not be mixed", line=line
-            )
+            raise row.error(f"this query is of {its}, those before are of {era}: eras must not be mixed")
         era = its
         try:
-            query = _query(row, ERA_KEYS[era])
+            query = _query(row.value, ERA_KEYS[era])
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(file, f"not a query of WritingBench ({error!r})", line=line) from error
+            raise row.error(f"not a query of WritingBench ({error!r})") from error
         if query.index in queries:
-            raise DataError(file, f"index {query.index} stands there twice", line=line)
+            raise row.error(f"index {query.index} stands there twice")
         queries[query.index] = query
     if era is None:
         raise DataError(file, "no queries in this file")
@@ -166,24 +165,26 @@ def _query(row: Mapping[str, Any], key: str) -> Query:
     criteria: dict[str, Mapping[str, Any]] = {}
     for criterion in row[key]:
         criteria.setdefault(criterion["name"], criterion)
+    domains = [row.get(name) or "" for name in ("domain1", "domain2")]
     if type(row["index"]) is not int or not isinstance(row["query"], str) or not criteria:
         raise ValueError("index, query or criteria")
-    return Query(row["index"], row["query"], row.get("domain1") or "", row.get("domain2") or "", criteria)
+    if not all(isinstance(name, str) for name in (*domains, *criteria)):
+        raise ValueError("domain1, domain2 or the name of a criterion")
+    return Query(row["index"], row["query"], domains[0], domains[1], criteria)
 
 
 def _read_subset(folder: Path, name: str, era: Era, queries: Mapping[int, Query]) -> Subset:
     members: list[int] = []
     criteria: dict[int, list[str]] = {}
     for file in (folder / f"{name}_subset.jsonl", folder / f"{name}_subset_C.jsonl"):
-        for line, row in read_rows(file):
-            index, listed = row.get("index"), row.get(ERA_KEYS[era])
+        for row in read_rows(file):
+            index, listed = row.value.get("index"), row.value.get(ERA_KEYS[era])
             query = queries.get(index) if type(index) is int else None
+            listed = listed if isinstance(listed, list) else None
             names = [str(criterion.get("name")) for criterion in listed or () if isinstance(criterion, dict)]
             if query is None or listed is None or not set(names) <= set(query.criteria):
-                advice = (
-                    f"query {index!r} is not the one of the benchmark of {era}: take the subsets of the same version"
-                )
-                raise DataError(file, advice, line=line)
+                of = f"is not the one of the benchmark of {era}"
+                raise row.error(f"query {index!r:.80} {of}: take the subsets of the same version")
             if file.name.endswith("_C.jsonl"):
                 criteria[query.index] = names
             else:
@@ -194,3 +195,8 @@ def _read_subset(folder: Path, name: str, era: Era, queries: Mapping[int, Query]
 def scores_as_row(index: int, scores: Scores) -> str:
     """Returns one line of a score file that the public calculate_scores.py can read."""
     return json.dumps({"index": index, "scores": scores}, ensure_ascii=False)
+
+
+def _is_score(evaluation: Any) -> bool:
+    score = evaluation.get("score") if isinstance(evaluation, dict) else None
+    return isinstance(score, (int, float)) and not isinstance(score, bool) and 1 <= score <= 10

@@ -12,6 +12,7 @@ from megatron_lwz import __version__
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.metrics import Row, read_history, read_metrics
+from megatron_lwz.reading import read_text
 from megatron_lwz.report import curves, hacking, lengths, rollouts
 from megatron_lwz.report.axes import short
 from megatron_lwz.run_paths import RunPaths, step_name
@@ -58,15 +59,11 @@ def build_report(run_dir: Path | str) -> Path:
 
 def _read_rows(root: Path) -> list[Row]:
     path = RunPaths(root).metrics
-    try:
-        steps, rows = read_metrics(path), read_history(root)
-    except OSError as error:
-        raise DataError(path, f"cannot be read, is this a run folder? ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(path, str(error)) from error
-    if not steps:
+    if not path.is_file():
+        raise DataError(path, "there is no such file: is this a run folder?")
+    if not read_metrics(path):
         raise DataError(path, "no step is finished yet")
-    return rows
+    return read_history(root)
 
 
 def _header(config: Config, root: Path, rows: Sequence[Row]) -> str:
@@ -85,7 +82,7 @@ def _best(paths: RunPaths, config: Config, rows: Sequence[Row]) -> str:
     pointer, metric = paths.best, config.checkpoint.best_metric
     if metric is None or not pointer.is_file():
         return ""
-    name = pointer.read_text(encoding="utf-8").strip()
+    name = read_text(pointer).strip()
     value = next((row[metric] for row in rows if step_name(int(row["step"])) == name and metric in row), None)
     of = f" {short(value)}" if value is not None else ""
     return f'<p class="note">Best checkpoint: {escape(name)}, {escape(metric)}{of}; checkpoints/best names it.</p>'
@@ -102,7 +99,7 @@ def _reading_section(ends: rollouts.Ends, count: int) -> str:
 
 
 def _appendix(paths: RunPaths, rows: Sequence[Row]) -> str:
-    config = escape(paths.config.read_text(encoding="utf-8"))
+    config = escape(read_text(paths.config))
     versions = "".join(f"<tr><td>{name}</td><td>{escape(version)}</td></tr>" for name, version in _versions())
     return (
         "<h2>Details</h2>"

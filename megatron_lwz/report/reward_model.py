@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,6 +11,7 @@ from megatron_lwz.config import load_config
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation.statistics import Estimate
 from megatron_lwz.metrics import Row, read_history
+from megatron_lwz.reading import read_object, read_rows
 from megatron_lwz.report.axes import Frame, short
 from megatron_lwz.report.charts import curves, histogram
 from megatron_lwz.report.evaluation import charts, number, table, write_page
@@ -26,10 +26,11 @@ def build_reward_report(root: Path) -> Path:
     config = load_config(RunPaths(root).config)
     rows, summary = read_history(root), read_summary(root)
     target = RunPaths(root).report
-    sections = {
-        "Held-out pairs": _held_out(root, summary) if summary else "",
-        "Training": charts(*_training(rows)),
-    }
+    try:
+        held_out = _held_out(root, summary) if summary is not None else ""
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(RunPaths(root).held_out_summary, f"not what a reward model's run writes ({error!r})") from error
+    sections = {"Held-out pairs": held_out, "Training": charts(*_training(rows))}
     lead = "a reward model learns to tell the better of two texts"
     write_page(target, config.run.name or root.resolve().name, lead, sections)
     return target
@@ -38,12 +39,7 @@ def build_reward_report(root: Path) -> Path:
 def read_summary(root: Path) -> dict[str, Any] | None:
     """Returns the run's held_out.json; None for a run without held-out pairs. Raises DataError."""
     path = RunPaths(root).held_out_summary
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(path, f"not valid JSON ({error})") from error
+    return read_object(path) if path.is_file() else None
 
 
 def _held_out(root: Path, summary: Mapping[str, Any]) -> str:
@@ -102,12 +98,13 @@ def _training(rows: Sequence[Row]) -> list[str]:
 
 
 def _scores(root: Path) -> tuple[list[float], list[float]]:
-    path = RunPaths(root).held_out
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [row["chosen"] for row in rows], [row["rejected"] for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(path, f"cannot be read ({error})") from error
+    scores: list[tuple[float, float]] = []
+    for row in read_rows(RunPaths(root).held_out):
+        try:
+            scores.append((float(row.value["chosen"]), float(row.value["rejected"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise row.error(f"needs the scores 'chosen' and 'rejected' ({error!r})") from error
+    return [chosen for chosen, _ in scores], [rejected for _, rejected in scores]
 
 
 def _shifted(chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, list[float]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.http.session import is_address
+from megatron_lwz.reading import read_text
 
 
 class EngineList:
@@ -25,11 +26,9 @@ class EngineList:
             seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if seen == self._seen:
                 return None
-            text = self.path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise DataError(
-                self.path, f"rollout.engines_file cannot be read: {getattr(error, 'strerror', error)}"
-            ) from error
+            text = read_text(self.path)
+        except OSError as error:
+            raise DataError(self.path, f"rollout.engines_file cannot be read: {error.strerror}") from error
         self._seen = seen
         urls: dict[str, None] = {}
         for number, line in enumerate(text.splitlines(), start=1):

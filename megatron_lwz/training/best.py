@@ -11,6 +11,7 @@ import math
 from megatron_lwz.config import Config
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.metrics import read_metrics
+from megatron_lwz.reading import read_text
 from megatron_lwz.run_paths import RunPaths, step_name
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ def mark_best(run: RunPaths, config: Config, step: int) -> None:
     """Writes the name of the best-evaluated checkpoint up to `step` into `checkpoints/best`; the earliest of equals.
 
     Does nothing without `checkpoint.best_metric`, or before any checkpoint is evaluated. Rank 0 only. Raises
-    ConfigError for a metric that the evaluations do not have.
+    ConfigError for a metric that the evaluations do not have, DataError for a file that is not the run's.
     """
     metric, path = config.checkpoint.best_metric, run.evaluations
     if metric is None or not path.is_file():
@@ -40,7 +41,7 @@ def mark_best(run: RunPaths, config: Config, step: int) -> None:
         return
     value, _, name = max(found)
     pointer = run.best
-    if pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == name:
+    if pointer.is_file() and read_text(pointer).strip() == name:
         return
     temporary = pointer.with_name(f".{run.best.name}.tmp")
     temporary.write_text(name, encoding="utf-8")

@@ -26,10 +26,11 @@ from torch.distributed import checkpoint as torch_checkpoint
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import platform
-from megatron_lwz.errors import CheckpointError
+from megatron_lwz.errors import CheckpointError, DataError
 from megatron_lwz.evaluation.pinned import unfinished
 from megatron_lwz.kernels.settings import settings
 from megatron_lwz.models.logprobs import PolicyModel
+from megatron_lwz.reading import read_object, read_text
 from megatron_lwz.run_paths import BEST, LATEST, RunPaths, step_name
 from megatron_lwz.training.checkpoint_writer import take_snapshot, write_snapshot
 from megatron_lwz.training.optimizer import load_optimizer_state
@@ -99,17 +100,20 @@ def load_model(policies: Sequence[PolicyModel], folder: Path) -> None:
 
 
 def latest(run_dir: Path) -> Path | None:
-    """Returns the newest complete checkpoint of a run folder, None if it has none."""
+    """Returns the newest complete checkpoint of a run folder, None if it has none. Raises DataError."""
     pointer = RunPaths(run_dir).latest
     if not pointer.is_file():
         return None
-    return pointer.parent / pointer.read_text(encoding="utf-8").strip()
+    return pointer.parent / read_text(pointer).strip()
 
 
 def pointed_at(checkpoints: Path) -> set[str]:
-    """Returns the names of the folders to keep: the latest and the best checkpoint, and those still being evaluated."""
+    """Returns the names of the folders to keep: the latest and the best checkpoint, and those still being evaluated.
+
+    Raises DataError.
+    """
     pointers = (checkpoints / name for name in (LATEST, BEST))
-    named = {path.read_text(encoding="utf-8").strip() for path in pointers if path.is_file()}
+    named = {read_text(path).strip() for path in pointers if path.is_file()}
     return named | {step_name(step) for step in unfinished(checkpoints.parent)}
 
 
@@ -161,9 +165,12 @@ def _read_record(folder: Path) -> dict[str, Any]:
     if not (resolve(folder) / _STATE_FILE).is_file():
         raise CheckpointError(folder, "weights only, without optimizer state: name it in checkpoint.load instead")
     try:
-        return json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(folder, f"{_STATE_FILE} is damaged ({error})") from error
+        record = read_object(folder / _STATE_FILE)
+    except DataError as error:
+        raise CheckpointError(folder, f"{_STATE_FILE} is damaged: {error.advice}") from error
+    if missing := [key for key in ("step", "layout", "extra") if key not in record]:
+        raise CheckpointError(folder, f"{_STATE_FILE} is damaged: it has no '{missing[0]}'")
+    return record
 
 
 def _layout(config: Config) -> dict[str, int]:

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from megatron_lwz import reading
 from megatron_lwz.config import Config
 from megatron_lwz.data.packing import unpack
 from megatron_lwz.distributed import groups, launch, platform
-from megatron_lwz.errors import DataError
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.checkpoint import latest
@@ -94,35 +94,26 @@ def compute_logprobs(
 
 
 def read_rows(path: Path, config: Config) -> list[TokenRow]:
-    """Reads the rows of a JSONL file {"id", "tokens", "prompt_length"}; blank lines are skipped. Raises DataError."""
+    """Reads rows {"id", "tokens", "prompt_length"}. Raises DataError that names the line."""
     vocabulary = config.architecture().vocab_size
     longest = config.training.tokens_per_micro_batch
-    rows = []
-    try:
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    rows.append(_row(line, path, number, vocabulary=vocabulary, longest=longest))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, f"cannot be read ({error})") from error
-    return rows
+    return [_token_row(row, vocabulary=vocabulary, longest=longest) for row in reading.read_rows(path)]
 
 
-def _row(line: str, path: Path, number: int, *, vocabulary: int, longest: int) -> TokenRow:
+def _token_row(given: reading.Row, *, vocabulary: int, longest: int) -> TokenRow:
+    value = given.plain
     try:
-        raw = json.loads(line)
-        row = TokenRow(raw["id"], tuple(raw["tokens"]), raw["prompt_length"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(path, f'needs {{"id", "tokens", "prompt_length"}} ({error!r})', line=number) from error
+        row = TokenRow(value["id"], tuple(value["tokens"]), value["prompt_length"])
+    except (TypeError, KeyError) as error:
+        raise given.error(f'needs {{"id", "tokens", "prompt_length"}} ({error!r})') from error
     for token in row.tokens:
         if type(token) is not int or not 0 <= token < vocabulary:
-            raise DataError(path, f"token {token!r} must be an integer from 0 to {vocabulary - 1}", line=number)
+            raise given.error(f"token {token!r:.80} must be an integer from 0 to {vocabulary - 1}")
     if type(row.prompt_length) is not int or not 1 <= row.prompt_length <= len(row.tokens):
         advice = f"must be from 1 to the {len(row.tokens)} tokens: the first token has no log-prob"
-        raise DataError(path, f"prompt_length {row.prompt_length!r} {advice}", line=number)
+        raise given.error(f"prompt_length {row.prompt_length!r:.80} {advice}")
     if len(row.tokens) > longest:
-        advice = f"{len(row.tokens)} tokens do not fit training.tokens_per_micro_batch = {longest}: raise it"
-        raise DataError(path, advice, line=number)
+        raise given.error(f"{len(row.tokens)} tokens do not fit training.tokens_per_micro_batch = {longest}: raise it")
     return row
 
 

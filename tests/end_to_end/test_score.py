@@ -59,7 +59,10 @@ def test_one_rank_without_torchrun_scores_in_input_order(hf: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "needs"),
+        ("{", "one object over several lines"),
+        ("[1]", "must be a JSON object"),
+        ('{"id": "a", "tokens": 3, "prompt_length": 1}', "needs"),
+        ('{"id": "\\ud83d", "tokens": [1, 2], "prompt_length": 1}', "'id' holds half a surrogate pair"),
         ('{"id": "a", "tokens": [1, 2]}', "'prompt_length'"),
         ('{"id": "a", "tokens": [1, 50], "prompt_length": 1}', "token 50 must be an integer from 0 to 49"),
         ('{"id": "a", "tokens": [1, 2], "prompt_length": 0}', "prompt_length 0 must be from 1"),

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import MetricsWriter, Timer, read_history, read_metrics, summarize
 
 
@@ -57,8 +58,32 @@ def test_evaluations_may_come_late_and_only_those_of_redone_steps_go(tmp_path):
 def test_a_broken_line_inside_the_file_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2"):
         read_metrics(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"step": 2, "loss": "high"}', "not a row of metrics"),
+        (b'{"loss": 1.0}', "not a row of metrics"),
+        (b'{"step": 2.5}', "not a row of metrics"),
+        (b'{"step": Infinity}', "not a row of metrics"),
+        (b"[2]", "must be a JSON object, not a list"),
+        (b'{"step": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"step": 2, "caf\xe9": 1}', "not UTF-8"),
+        ('{"step": 2}'.encode("utf-16"), "not UTF-8"),
+    ],
+)
+def test_a_line_that_is_not_ours_is_named_and_a_byte_order_mark_is_none(tmp_path, line, said):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"step": 1}\r\n{"step": 2, "lo')
+    assert read_metrics(path) == [{"step": 1}]
+    path.write_bytes(b'\xef\xbb\xbf{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    with pytest.raises(DataError, match=rf"metrics\.jsonl, line 2: .*{said}"):
+        read_metrics(path)
+    with pytest.raises(DataError, match=r"none\.jsonl: cannot be read"):
+        read_metrics(tmp_path / "none.jsonl")
 
 
 def test_summary_holds_means_over_the_first_and_last_three_steps(tmp_path):

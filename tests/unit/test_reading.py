@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import threading
 from pathlib import Path
 
 import pyarrow
@@ -12,7 +14,16 @@ import pytest
 
 from megatron_lwz import reading
 from megatron_lwz.errors import DataError
-from megatron_lwz.reading import parse_json, read_json, read_object, read_rows, read_text, scan_rows
+from megatron_lwz.reading import (
+    parse_json,
+    parse_row,
+    read_json,
+    read_object,
+    read_rows,
+    read_text,
+    scan_rows,
+    shape_of,
+)
 
 ROWS = [{"text": "one"}, {"text": "zwei – 二"}, {"text": "three\u2028still three"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -98,6 +109,49 @@ def test_a_scan_goes_on_after_a_row_that_cannot_be_read(tmp_path: Path) -> None:
     assert [str(e).split(": ")[0][-6:] for e in found if isinstance(e, DataError)] == ["line 2", "line 3", "line 4"]
 
 
+def test_nesting_is_bounded_and_brackets_in_texts_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    deepest = {"a": "[{" * 300, "b": json.loads("[" * 99 + "1" + "]" * 99)}
+    path.write_text(json.dumps(deepest) + "\n", encoding="utf-8")
+    assert next(read_rows(path)).value == deepest
+    for text in ('{"a": ' + "[" * 100 + "]" * 100 + "}", '[{"a":\n' + '{"b":' * 100 + "1" + "}" * 101 + "]"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match="line 1: JSON is nested too deeply: at most 100 levels"):
+            list(read_rows(path))
+
+
+def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    for data in (LINES.encode(), gzip.compress(ARRAY.encode())):
+        writer = threading.Thread(target=path.write_bytes, args=(data,))
+        writer.start()
+        assert [row.value for row in read_rows(path)] == ROWS
+        writer.join()
+
+
+@pytest.mark.parametrize(
+    ("data", "shape"),
+    [
+        (b"\xef\xbb\xbf\n [", "array"),
+        (b"\xef\xbb\xbf\n {", "lines"),
+        (b"", "lines"),
+        (b"PAR1", "parquet"),
+        (gzip.compress(b"["), "gzip"),
+    ],
+)
+def test_the_first_bytes_decide_about_the_shape(tmp_path: Path, data: bytes, shape: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(data)
+    assert shape_of(path) == shape
+
+
+def test_a_row_of_a_byte_range_is_named_by_its_offset(tmp_path: Path) -> None:
+    for data in (b"{", b"[1]", b'{"a": 1', b"\xff", b'{"a": "\\ud83d"}', b"[" * 100_000):
+        assert str(parse_row(data, tmp_path, 70, "byte")).startswith(f"{tmp_path}, byte 70: ")
+    assert parse_row(b" \r\n", tmp_path, 70) is None
+
+
 def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MAX_LINE_BYTES", 40)
     monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 60)
@@ -114,6 +168,8 @@ def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_documents_lose_their_mark_and_name_their_fault(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    assert read_text(path) == "one\ntwo\nthree\n"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_text(path) == '{"a": 1}' and read_json(path) == read_object(path) == {"a": 1}
     path.write_bytes(b"[1]")

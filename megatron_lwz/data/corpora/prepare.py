@@ -31,6 +31,7 @@ from megatron_lwz.data.index_file import token_dtype
 from megatron_lwz.data.manifest import NAME, Manifest, TokenizerEntry, read_manifest, tokenizer_checksum, write_manifest
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import DataError, LwzError
+from megatron_lwz.reading import read_object
 
 Distil = Callable[[SourceSpec, Path, Tokenizer], Iterable[str]]
 """Reads the documents of a journal, given a source of format journal, the journal file and its tokenizer."""
@@ -110,7 +111,7 @@ def _size_and_time(file: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _check_same(found: str, fingerprint: str, out: Path) -> None:
+def _check_same(found: str | None, fingerprint: str, out: Path) -> None:
     if found != fingerprint:
         advice = "holds a corpus of other inputs or settings: name another folder, or delete this one"
         raise DataError(out, advice)
@@ -129,7 +130,7 @@ def _locked(work: Path) -> Iterator[None]:
 
 def _claim(path: Path, fingerprint: str, out: Path) -> None:
     if path.exists():
-        _check_same(json.loads(path.read_text())["fingerprint"], fingerprint, out)
+        _check_same(read_object(path).get("fingerprint"), fingerprint, out)
     else:
         with replacing(path) as file:
             file.write(json.dumps({"fingerprint": fingerprint}).encode())

@@ -10,11 +10,18 @@ from pydantic import Field, ValidationError, model_validator
 
 from megatron_lwz.config.sections import Fraction, Section
 from megatron_lwz.errors import DataError
+from megatron_lwz.reading import read_text
 from megatron_lwz.run_paths import RunPaths
 
 Format = Literal["jsonl", "parquet", "text", "journal"]
-_ENDINGS: dict[str, Format] = {".jsonl": "jsonl", ".parquet": "parquet", ".sqlite": "journal"}
+ROW_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 TEXT_ENDINGS = (".txt", ".md")
+_ENDINGS: dict[tuple[str, ...], Format] = {
+    ROW_ENDINGS: "jsonl",
+    TEXT_ENDINGS: "text",
+    (".parquet",): "parquet",
+    (".sqlite",): "journal",
+}
 
 
 class JournalChoice(Section):
@@ -34,7 +41,8 @@ class SourceSpec(Section):
         min_length=1, description="files, folders or glob patterns, relative to the YAML file"
     )
     format: Literal["auto", "jsonl", "parquet", "text", "journal"] = Field(
-        "auto", description="auto: by ending (.jsonl, .jsonl.gz, .parquet, .sqlite); a folder: text, *.txt and *.md"
+        "auto",
+        description="auto: by ending (.jsonl, .json, both also with .gz, .parquet, .sqlite); a folder: text, *.txt and *.md",
     )
     key: str = Field("text", description="key (JSONL) or column (Parquet) of the text")
     encoding: str = Field("utf-8", description="of text files, e.g. gb18030")
@@ -84,16 +92,18 @@ class CorpusSpec(Section):
 
 def read_spec(path: Path) -> CorpusSpec:
     """Reads the YAML file and makes its paths absolute. Raises DataError naming the key."""
+    text = read_text(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        spec = CorpusSpec.model_validate(tree)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # a date or number that is none; too deep
         raise DataError(path, f"cannot be read ({' '.join(str(error).split())})") from error
+    try:
+        spec = CorpusSpec.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the file"
         advice = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
-        raise DataError(path, f"{key} = {first['input']!r}: {advice}") from error
+        raise DataError(path, f"{key} = {first['input']!r:.200}: {advice}") from error
     folder = path.resolve().parent
     sources = [s.model_copy(update={"paths": tuple(str(folder / p) for p in s.paths)}) for s in spec.sources]
     return spec.model_copy(update={"tokenizer": str(folder / spec.tokenizer), "sources": tuple(sources)})
@@ -127,9 +137,7 @@ def _format_of(path: Path, source: SourceSpec) -> Format:
         return source.format
     if path.is_dir():
         return "text"
-    if path.name.endswith((".jsonl.gz", *TEXT_ENDINGS)):
-        return "jsonl" if path.suffix == ".gz" else "text"
-    kind = _ENDINGS.get(path.suffix)
+    kind = next((kind for endings, kind in _ENDINGS.items() if path.name.endswith(endings)), None)
     if kind is None:
         raise DataError(path, f"source '{source.name}': unknown ending; set its format")
     return kind
@@ -138,6 +146,7 @@ def _format_of(path: Path, source: SourceSpec) -> Format:
 def _files_below(folder: Path, kind: Format, source: SourceSpec) -> list[Path]:
     if kind == "journal":
         return [RunPaths(folder).journal]
+    # A folder of data sets holds .json files that are no rows, such as dataset_info.json.
     endings = {"jsonl": (".jsonl", ".jsonl.gz"), "parquet": (".parquet",), "text": TEXT_ENDINGS}[kind]
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(endings))
     if not found:

@@ -1,23 +1,30 @@
 """Cuts sources into units of work, and reads a unit.
 
-A unit is a byte range of a JSONL file, some row groups of a Parquet file, or some text files.
+A unit is a byte range of a JSONL file, some row groups of a Parquet file, some text files, or a whole file whose rows
+cannot be cut: a JSON array, or anything compressed.
 """
 
 from __future__ import annotations
 
-import gzip
-import importlib
-import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from megatron_lwz.data.corpora.spec import Format, SourceSpec
-from megatron_lwz.errors import DataError, EnvironmentSetupError
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+from megatron_lwz.errors import DataError
+from megatron_lwz.reading import (
+    MAX_LINE_BYTES,
+    Row,
+    check_length,
+    open_parquet,
+    parquet_rows,
+    parse_row,
+    read_text,
+    scan_rows,
+    shape_of,
+)
+from megatron_lwz.reading import Unit as Place
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Unit:
     """The part of a source that one worker reads at a time.
 
     `start` and `stop` bound a range: byte offsets of a JSONL file (the lines that begin in it are read), or row groups
-    of a Parquet file.
+    of a Parquet file. Both are 0 for a file that is read whole.
     """
 
     source: int
@@ -41,9 +48,10 @@ def cut(source: int, kind: Format, files: list[Path], unit_bytes: int) -> Iterat
         yield from _cut_texts(source, files, unit_bytes)
         return
     for file in files:
-        if kind == "parquet":
+        shape = shape_of(file) if kind != "parquet" else kind  # what the file holds decides, not its name
+        if shape == "parquet":
             yield from _cut_parquet(source, file, unit_bytes)
-        elif file.suffix == ".gz":
+        elif shape != "lines":
             yield Unit(source, kind, (str(file),))
         else:
             size = file.stat().st_size
@@ -52,13 +60,18 @@ def cut(source: int, kind: Format, files: list[Path], unit_bytes: int) -> Iterat
 
 
 def read(unit: Unit, source: SourceSpec) -> Iterator[str | DataError]:
-    """Yields the texts of a unit in order. For a document that cannot be read, yields the error instead."""
+    """Yields the texts of a unit in order. For a document that cannot be read, yields the error instead.
+
+    Raises DataError when the rest of the unit cannot be read.
+    """
     if unit.format == "text":
         yield from (_read_text(Path(file), source.encoding) for file in unit.files)
     elif unit.format == "parquet":
-        yield from _read_parquet(unit, source)
+        yield from _read_parquet(unit, source.key)
+    elif unit.stop:
+        yield from _read_range(unit, source.key)
     else:
-        yield from _read_jsonl(unit, source)
+        yield from (_text(found, source.key) for found in scan_rows(unit.files[0]))
 
 
 def _cut_texts(source: int, files: list[Path], unit_bytes: int) -> Iterator[Unit]:
@@ -75,7 +88,7 @@ def _cut_texts(source: int, files: list[Path], unit_bytes: int) -> Iterator[Unit
 
 
 def _cut_parquet(source: int, file: Path, unit_bytes: int) -> Iterator[Unit]:
-    metadata = _open_parquet(file).metadata
+    metadata = open_parquet(file).metadata
     start, size = 0, 0
     for group in range(metadata.num_row_groups):
         size += metadata.row_group(group).total_byte_size
@@ -86,70 +99,56 @@ def _cut_parquet(source: int, file: Path, unit_bytes: int) -> Iterator[Unit]:
 
 def _read_text(file: Path, encoding: str) -> str | DataError:
     try:
-        return file.read_text(encoding=encoding).removeprefix("\ufeff")
-    except (OSError, UnicodeDecodeError, LookupError) as error:
+        if encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig"):
+            return read_text(file)
+        text = file.read_text(encoding=encoding).removeprefix("\ufeff")
+        text.encode()  # some encodings can hold half a surrogate pair
+        return text
+    except DataError as error:
+        return error
+    except (OSError, UnicodeError, LookupError) as error:
         return DataError(file, f"cannot be read as {encoding} ({error})")
 
 
-def _read_parquet(unit: Unit, source: SourceSpec) -> Iterator[str | DataError]:
+def _read_parquet(unit: Unit, key: str) -> Iterator[str | DataError]:
     path = Path(unit.files[0])
-    table = _open_parquet(path)
-    if source.key not in table.schema_arrow.names:
-        raise DataError(path, f"no column '{source.key}', there are: {', '.join(table.schema_arrow.names)}")
-    groups = list(range(unit.start, unit.stop))
-    for batch in table.iter_batches(batch_size=256, row_groups=groups, columns=[source.key]):
-        for value in batch.column(0).to_pylist():
-            yield (
-                value if isinstance(value, str) else DataError(path, f"column '{source.key}' holds {value!r}, no text")
-            )
+
+    def chosen(present: Sequence[str]) -> Sequence[str]:
+        if key not in present:
+            raise DataError(path, f"no column '{key}', there are: {', '.join(present)}")
+        return [key]
+
+    for row in parquet_rows(path, columns=chosen, groups=range(unit.start, unit.stop)):
+        yield _text(row, key)
 
 
-def _open_parquet(path: Path) -> Any:
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")  # imported by name because pyarrow is optional
-    except ImportError as error:
-        raise EnvironmentSetupError("reading Parquet needs pyarrow: pip install 'megatron-lwz[data]'") from error
-    try:
-        return parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise DataError(path, f"not a Parquet file ({error})") from error
-
-
-def _read_jsonl(unit: Unit, source: SourceSpec) -> Iterator[str | DataError]:
+def _read_range(unit: Unit, key: str) -> Iterator[str | DataError]:
+    """Yields the texts of the lines that begin in a byte range."""
     path = Path(unit.files[0])
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as stream:
-                yield from _parse_lines(enumerate(stream, start=1), path, "line", source.key)
-        else:
-            with path.open("rb") as stream:
-                yield from _parse_lines(_lines_between(stream, unit.start, unit.stop), path, "byte", source.key)
-    except (OSError, EOFError) as error:
-        raise DataError(path, f"cannot be read ({error})") from error
+        with path.open("rb") as stream:
+            for number, (offset, line) in enumerate(_lines_between(stream, unit.start, unit.stop), start=1):
+                # The numbers of lines after the first range are unknown.
+                place: tuple[int, Place] = (offset, "byte") if unit.start else (number, "line")
+                check_length(line, path, *place)
+                if (found := parse_row(line, path, *place)) is not None:
+                    yield _text(found, key)
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror})") from error
 
 
 def _lines_between(stream: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """Yields the offset and the bytes of every line that begins in [start, stop)."""
+    """Yields the offset and the bytes of every line that begins in [start, stop), of a very long line only a part."""
     stream.seek(max(0, start - 1))
-    if start:
-        stream.readline()  # skips the line that began before `start`
+    if start:  # skips the line that began before `start`
+        while (part := stream.readline(MAX_LINE_BYTES)) and not part.endswith(b"\n"):
+            pass
     while (offset := stream.tell()) < stop:
-        yield offset, stream.readline()
+        yield offset, stream.readline(MAX_LINE_BYTES + 1)
 
 
-def _parse_lines(lines: Iterator[tuple[int, bytes]], path: Path, unit: str, key: str) -> Iterator[str | DataError]:
-    for where, line in lines:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # also raised for bytes that are not UTF-8
-            yield DataError(path, f"{unit} {where}: not valid JSON ({error})")
-            continue
-        text = row.get(key) if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            yield DataError(path, f"{unit} {where}: needs a string under the key '{key}'")
-        elif not text.isascii() and _LONE_SURROGATE.search(text):
-            yield DataError(path, f"{unit} {where}: the text holds half a surrogate pair, which is no character")
-        else:
-            yield text
+def _text(found: Row | DataError, key: str) -> str | DataError:
+    if isinstance(found, DataError):
+        return found
+    text = found.value.get(key)
+    return text if isinstance(text, str) else found.error(f"needs a string under the key '{key}'")

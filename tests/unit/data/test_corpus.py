@@ -92,7 +92,12 @@ def test_every_piece_is_its_own_sequence_with_one_given_token() -> None:
 
 @pytest.mark.parametrize(
     ("line", "advice"),
-    [('{"text": "a"', "not valid JSON"), ('{"txt": "a"}', "'text'"), ('["a"]', "'text'"), ('{"text": 3}', "'text'")],
+    [
+        ('{"text": "a"', "not valid JSON"),
+        ('{"txt": "a"}', "'text'"),
+        ('["a"]', "a row must be a JSON object"),
+        ('{"text": 3}', "'text'"),
+    ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, line: str, advice: str) -> None:
     path = tmp_path / "corpus.jsonl"

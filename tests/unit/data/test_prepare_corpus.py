@@ -314,7 +314,10 @@ def test_a_prepared_corpus_trains(home: Path) -> None:
         ({"sources": [{"name": "a", "paths": ["odd.xyz"]}]}, "unknown ending"),
         ({"sources": [{"name": "a", "paths": ["odd.jsonl", "odd.txt"]}]}, "make it two sources"),
         ({"sources": [{"name": "a", "paths": ["empty"]}]}, "no .txt or .md files"),
-        ({"sources": [{"name": "a", "paths": ["odd.jsonl"]}]}, "byte 14: needs a string under the key 'text'"),
+        (
+            {"sources": [{"name": "a", "paths": ["odd.jsonl"]}]},
+            r"odd\.jsonl, line 2: needs a string under the key 'text'",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_spec_is_said_in_one_line(home: Path, change: dict, advice: str) -> None:

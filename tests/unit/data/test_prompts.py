@@ -1,4 +1,6 @@
 import json
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,9 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.types import LengthRange, Prompt
 
 ROW = {"id": "a", "prompt": "Write.", "length": {"lower": 10, "upper": 20}}
+
+
+SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}
 
 
 def write(folder: Path, *rows: object) -> Path:
@@ -28,14 +33,29 @@ def test_reads_all_keys_and_keeps_the_unknown_ones(tmp_path):
     ("bad", "part"),
     [
         ("{oops\n", "not valid JSON"),
-        ("[1]\n", "must be a JSON object, not list"),
+        ("[1]\n", "must be a JSON object, not a list"),
         ({"prompt": "x"}, "'id'"),
+        ({"id": "b", "query": "x"}, "no 'prompt'"),
+        ({"instruction": "x", "output": "y"}, "this one has instruction, output; tools/prepare_prompts.py"),
+        ({"id": "b", "prompt": None}, "'prompt' must be a text or a list of turns"),
+        ({"id": "b", "prompt": []}, "one user turn, its turns are: none; tools/prepare_prompts.py"),
+        ({"id": "b", "prompt": [{"role": "user", "content": " "}]}, "'prompt' must not be empty"),
+        ({"id": "b", "prompt": [SYSTEM, USER]}, "one user turn, its turns are: system, user; tools/prepare_prompts.py"),
+        ({"id": "b", "prompt": [USER, {"role": "assistant", "content": "y"}]}, "its turns are: user, assistant"),
+        ({"id": "b", "prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "turn 1 of 'prompt' has a part"),
+        ({"id": "b", "prompt": {"text": "x"}}, "turn 1 of 'prompt' has no known role"),
+        ({"id": "b", "prompt": "x", "system": "Be brief."}, "'system' would be lost"),
+        ({"id": "b", "prompt": [USER], "tools": [{"name": "search"}]}, "'tools' would be lost"),
         ({"id": True, "prompt": "x"}, "'id'"),
         ({"id": "b", "prompt": " "}, "'prompt'"),
         ({"id": "b", "prompt": 3}, "'prompt'"),
         ({**ROW, "id": "b", "length": [1, 2]}, "'length'"),
         ({**ROW, "id": "b", "length": {"lower": 1.5, "upper": 2}}, "'length'"),
         ({**ROW, "id": "b", "length": {"lower": True, "upper": 2}}, "'length'"),
+        ({**ROW, "id": "b", "length": {"lower": 1, "upper": float("inf")}}, "got {'lower': 1, 'upper': inf}"),
+        ({**ROW, "id": "b", "length": {"lower": float("nan"), "upper": 2}}, "got {'lower': nan, 'upper': 2}"),
+        ({**ROW, "id": "b", "length": {"min": 1, "max": 2}}, "'length'"),
+        ({**ROW, "id": "b", "length": 500}, "'length'"),
         ({**ROW, "id": "b", "length": {"lower": 30, "upper": 20}}, "[30, 20]"),
         ({**ROW, "id": "b", "length": {"lower": -1, "upper": 20}}, "[-1, 20]"),
         ({**ROW, "id": "b", "length": {"lower": 0, "upper": 0}}, "[0, 0]"),
@@ -52,6 +72,43 @@ def test_a_bad_row_is_one_line_that_names_its_line(tmp_path, bad, part):
     assert message.startswith(f"{path}, line 3: ") and part in message and "\n" not in message
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [{"role": "user", "content": "Write.\n写。"}],
+        [{"from": "human", "value": "Write.\n写。"}],
+        {"role": "user", "content": "Write.\n写。"},
+        [{"role": "user", "content": [{"type": "text", "text": "Write."}, {"type": "text", "text": "写。"}]}],
+        json.dumps([{"role": "user", "content": "Write.\n写。"}]),
+    ],
+)
+def test_a_message_list_of_one_user_turn_is_its_text(tmp_path, prompt):
+    row = {"id": "a", "prompt": prompt, "system": "", "tools": "[]"}
+    (found,) = read_prompts(write(tmp_path, row))
+    assert found.text == "Write.\n写。"
+
+
+def test_bounds_may_be_whole_floats_and_empty_columns_are_no_range(tmp_path):
+    floats, none = {"lower": 500.0, "upper": 1e3}, {"lower": None, "upper": None}
+    first, second = read_prompts(write(tmp_path, {**ROW, "length": floats}, {**ROW, "id": "b", "length": none}))
+    assert (first.length, second.length) == (LengthRange(500, 1000), None)
+    assert type(first.length.lower) is int
+
+
+def test_dates_of_a_parquet_file_become_texts_and_bytes_are_refused(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    made, path = datetime(2023, 4, 9, 1, 2, 3, tzinfo=UTC), tmp_path / "prompts.parquet"
+    row = {"id": 7, "prompt": "x", "made": made, "cost": Decimal("1.50")}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    (prompt,) = read_prompts(path)
+    assert prompt == Prompt("7", "x", extra={"made": "2023-04-09 01:02:03+00:00", "cost": "1.50"})
+    parquet.write_table(pyarrow.Table.from_pylist([{**row, "image": b"\x89PNG"}]), path)
+    with pytest.raises(DataError, match=r"prompts\.parquet, row 1: holds bytes"):
+        read_prompts(path)
+
+
 def test_a_range_up_to_l_max_is_refused_with_the_prompt_named(tmp_path):
     path = write(tmp_path, ROW)
     assert read_prompts(path, maximum_length=21)
@@ -63,7 +120,7 @@ def test_missing_binary_and_empty_files(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         read_prompts(tmp_path / "none.jsonl")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is UTF-16"):
         read_prompts(tmp_path / "binary")
     with pytest.raises(DataError, match="no prompts"):
         read_prompts(write(tmp_path, "\n"))

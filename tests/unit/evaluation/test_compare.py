@@ -92,12 +92,60 @@ def test_elo_differences_are_paired_by_prompt(tmp_path):
     assert elo_difference(b.tournaments[row], other) is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "text"}', '{"kind": "text", "metrics": {"s_l": 3}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"kind": "text"}',
+        '{"kind": "other", "metrics": {}}',
+        '{"kind": "text", "metrics": {"s_l": 3}}',
+        '{"kind": "text", "metrics": {"s_l": {"value": "5", "low": 4, "high": 6, "count": 9}}}',
+        '{"kind": "text", "metrics": {"s_l": {"value": NaN, "low": 4, "high": 6, "count": 9}}}',
+        '{"kind": "text", "metrics": {"s_l": {"value": 5, "low": 6, "high": 4, "count": 9}}}',
+        '{"kind": "text", "metrics": {"\\ud83d": {}}}',
+    ],
+)
 def test_what_is_no_result_is_said(tmp_path, text):
     with pytest.raises(DataError, match="no evaluation here"):
         read_run(tmp_path)
     (tmp_path / "text.json").write_text(text)
     with pytest.raises(DataError, match=r"text\.json: not a result"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "keys", "file", "line"),
+    [
+        ("text", "s_l", {}, "text_rows.jsonl", '{"id": 1, "s_l": "high"}'),
+        ("text", "s_l", {}, "text_rows.jsonl", '{"s_l": 1}'),
+        ("text", "s_l", {}, "text_rows.jsonl", '{"id": "\\ud83d"}'),
+        ("writing_bench", "Overall", {"scores": "s.jsonl"}, "s.jsonl", '{"index": 1, "scores": {"a": [3]}}'),
+        ("writing_bench", "Overall", {"scores": "s.jsonl"}, "s.jsonl", '{"index": 1, "scores": {"a": [{"score": "3"}]}}'),
+        ("arena_write", "Elo", {"name": "a", "anchor": "b"}, "arena_write_games.jsonl", '{"prompt": "1"}'),
+        ("arena_write", "Elo", {"name": "a", "anchor": "b"}, "arena_write_games.jsonl",
+         '{"prompt": 1, "first": "a", "second": "b", "sample": 0, "score": 1}'),
+        ("arena_write", "Elo", {"name": "a", "anchor": "b"}, "arena_write_games.jsonl",
+         '{"prompt": "1", "first": "a", "second": "b", "sample": 0, "score": null}'),
+    ],
+)  # fmt: skip
+def test_a_row_beside_a_result_that_is_not_ours_is_named(tmp_path, kind, metric, keys, file, line):
+    if kind == "arena_write":
+        keys = keys | {"elo": {"a": VALUE, "b": VALUE}, "anchor_elo": 1000.0}
+    result(tmp_path, kind, [metric], **keys)
+    (tmp_path / file).write_text("\n" + line + "\n")
+    with pytest.raises(DataError, match=rf"{file}, line 2: ") as caught:
+        read_run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_scores_without_an_overall_figure_or_without_a_score_are_no_traceback(tmp_path):
+    (tmp_path / "s.jsonl").write_text('{"index": 1, "scores": {}}\n')
+    result(tmp_path, "writing_bench", ["style_R"], scores="s.jsonl")
+    assert not read_run(tmp_path).values
+    result(tmp_path, "writing_bench", ["Overall"], scores="s.jsonl")
+    with pytest.raises(DataError, match=r"writing_bench\.json: not a result"):
         read_run(tmp_path)
 
 

@@ -200,7 +200,7 @@ def test_beginnings_made_in_another_way_are_not_gone_on_with(tmp_path, tasks):
         with pytest.raises(EngineError):
             write(path, tasks[:1], server, plan, api="completions")
     path.with_name("r.jsonl.partial.jsonl").write_text("{}\n")
-    with serving(server), pytest.raises(DataError, match=r"partial\.jsonl: damaged"):
+    with serving(server), pytest.raises(DataError, match=r"partial\.jsonl, line 1: damaged"):
         write(path, tasks[:1], server, plan, api="completions")
 
 

@@ -227,6 +227,9 @@ def test_a_damaged_note_is_named(tmp_path):
     pinned.begin(WeightVersion(1), None)
     note = tmp_path / "evaluation" / "step_00000001.json"
     assert json.loads(note.read_text()) == {"version": "1.0."}
-    note.write_text("{")
-    with pytest.raises(DataError, match=r"step_00000001\.json"):
-        pinned.begun()
+    for text in ("{", "[]", '{"version": 1}', '{"version": "one"}', '{"version": ' + "[" * 100_000):
+        note.write_text(text)
+        with pytest.raises(DataError, match=r"step_00000001\.json: not the note of an evaluation"):
+            pinned.begun()
+    note.write_text('\ufeff{"version": "1.0."}', encoding="utf-8")
+    assert [found.step for found in pinned.begun()] == [1]

@@ -53,7 +53,17 @@ def test_writing_benchs_prompt_is_read_without_running_it(tmp_path):
     question = prompts.criterion_question("q {x}", "r {query}", CRITERION, public)
     expected = public[1].format(criteria=CRITERION, query="q {x}", response="r {query}")
     assert (question.system, question.user) == ("You judge.", expected), "the same text as the public script's"
-    for text in ("", "evaluate_system = 'a'\nevaluate_prompt = '{query}'", "def (", "evaluate_system = f()\n"):
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert prompts.read_writing_bench_prompt(path) == public, "the same version with other line ends"
+    for text in (
+        "",
+        "evaluate_system = 'a'\nevaluate_prompt = '{query}'",
+        "def (",
+        "evaluate_system = f()\n",
+        "(" * 5000 + ")" * 5000,
+        "x = 1" + "+1" * 50_000,
+        "\0",
+    ):
         path.write_text(text)
         with pytest.raises(DataError, match=r"prompt\.py: not WritingBench's"):
             prompts.read_writing_bench_prompt(path)

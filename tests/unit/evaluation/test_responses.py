@@ -1,8 +1,10 @@
 import json
+import math
 
 import pytest
 
 from megatron_lwz.errors import DataError
+from megatron_lwz.evaluation.response_file import ResponseFile
 from megatron_lwz.evaluation.responses import cut, read_responses
 from megatron_lwz.evaluation.tasks import read_tasks
 from megatron_lwz.types import LengthRange
@@ -64,8 +66,17 @@ def test_prompt_files_of_all_benchmarks_are_read_unchanged(tmp_path):
         (["[1]"], "line 1: a row must be a JSON object"),
         ([{"prompt": "a", "id": 1}, {"prompt": "b", "id": "1"}], "line 2: id '1' was already used on line 1"),
         ([{"text": "a"}], "line 1: no prompt: give one of prompt, query"),
-        ([{"prompt": " "}], "line 1: 'prompt' must be a text"),
+        ([{"prompt": " "}], "line 1: 'prompt' must not be empty"),
         ([{"prompt": "a", "length": "long"}], "line 1: 'length' must be"),
+        ([{"prompt": "a", "length": math.inf}], "line 1: 'length' must be .* got inf"),
+        ([{"prompt": "a", "length": math.nan}], "line 1: 'length' must be .* got nan"),
+        ([{"prompt": "a", "length": 1.5}], "line 1: 'length' must be .* got 1.5"),
+        ([{"prompt": "a", "length": [1, 2]}], "line 1: 'length' must be"),
+        ([{"prompt": "a", "length": -1}], "line 1: 'length' must have"),
+        ([{"prompt": [{"role": "system", "content": "a"}]}], "line 1: 'prompt' must be the text of one user turn"),
+        ([{"instruction": "a", "input": ["b"]}], "line 1: 'input' must be a text beside the request"),
+        ([{"query": "a", "system_prompt": "b"}], "line 1: 'system_prompt' would be lost"),
+        ([{"messages": []}], "line 1: no prompt: .*; the row has messages"),
         ([{"prompt": "a", "length": {"lower": 9, "upper": 1}}], "line 1: 'length' must have"),
         ([{"prompt": "a", "id": [1]}], "line 1: 'id' must be"),
         ([], "no prompts"),
@@ -74,6 +85,57 @@ def test_prompt_files_of_all_benchmarks_are_read_unchanged(tmp_path):
 def test_faults_of_prompt_files_name_the_line(tmp_path, rows, said):
     with pytest.raises(DataError, match=said):
         read_tasks(write(tmp_path / "p.jsonl", *rows))
+
+
+def test_alpacas_input_and_message_lists_are_prompts_in_tasks_and_in_responses_to_them(tmp_path):
+    rows = [
+        {"id": 1, "instruction": "Continue.", "input": "It rained.", "output": "no prompt"},
+        {"id": 2, "prompt": [{"role": "user", "content": [{"type": "text", "text": "Write."}]}], "input": "no prompt"},
+    ]
+    tasks = read_tasks(write(tmp_path / "p.jsonl", *rows))
+    assert [task.prompt for task in tasks] == ["Continue.\n\nIt rained.", "Write."]
+    answered = [{**row, "response": "text"} for row in rows]
+    with ResponseFile(tmp_path / "r.jsonl", tasks, {}) as file:
+        for task, row in zip(tasks, answered, strict=True):
+            file.add((task.id, 0), row)
+    with ResponseFile(tmp_path / "r.jsonl", tasks, {}) as file:
+        assert file.done == {("1", 0), ("2", 0)}
+    for row in answered:
+        del row["id"]
+    found = read_responses(write(tmp_path / "o.jsonl", *reversed(answered)), tasks)
+    assert [(response.id, response.prompt) for response in found] == [("2", "Write."), ("1", "Continue.\n\nIt rained.")]
+
+
+def test_whole_floats_and_empty_columns_are_read(tmp_path):
+    rows = [
+        {"prompt": None, "instruction": "a", "input": "", "id": None, "length": 500.0},
+        {"prompt": "b", "instruction": None, "input": "kept", "id": 7, "length": {"lower": 1.0, "upper": 2.0}},
+    ]
+    tasks = read_tasks(write(tmp_path / "p.jsonl", *rows))
+    assert [(task.id, task.prompt, task.length) for task in tasks] == [
+        ("0", "a", LengthRange(500, 500)),
+        ("7", "b", LengthRange(1, 2)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"response": None}, "'response' must be a text, got None"),
+        ({"response": [{"role": "assistant", "content": "a"}]}, "'response' must be a text"),
+        ({"response": "a", "sample": "1"}, "'sample' must be a whole number"),
+        ({"response": "a", "id": [1]}, "'id' must be a whole number or a text"),
+        ({"response": "a", "prompt": ["b"]}, "turn 1 of 'prompt' must be an object"),
+        ({"response": "a", "language": 1}, "'language' must be a text"),
+        ({"response": "a", "finish_reason": {}}, "'finish_reason' must be a text"),
+        ({"response": "a", "raw": "b", "template": "think", "stop": ["c"]}, "'stop' must be a text"),
+        ({"response": "a", "length": math.inf}, "'length' must be"),
+    ],
+)
+def test_faults_of_response_files_name_the_line(tmp_path, row, said):
+    path = write(tmp_path / "r.jsonl", {"response": "good"}, row)
+    with pytest.raises(DataError, match=f"line 2: {said}"):
+        read_responses(path)
 
 
 def test_response_files_take_prompt_and_length_from_the_prompts(tmp_path):

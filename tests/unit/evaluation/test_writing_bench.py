@@ -54,6 +54,11 @@ def test_the_eras_are_never_mixed(tmp_path):
     [
         ({"index": 1, "scores": {"Other": [{"score": 1}]}}, "criterion 'Other' is not in the benchmark of 2025-04"),
         ({"index": 99, "scores": {}}, "index 99 is not in"),
+        ({"index": 1, "scores": {}}, "query 1 has no scores for"),
+        ({"index": 1, "scores": {"NAME": 3}}, "must hold scores from 1 to 10"),
+        ({"index": 1, "scores": {"NAME": {"score": 3}}}, "must hold scores from 1 to 10"),
+        ({"index": 1, "scores": {"NAME": [{"score": True}]}}, "must hold scores from 1 to 10"),
+        ({"index": 1, "scores": {"NAME": [{"score": float("nan")}]}}, "must hold scores from 1 to 10"),
         ({"index": 1, "scores": {"NAME": []}}, "must hold scores from 1 to 10"),
         ({"index": 1, "scores": {"NAME": [{"score": 11}]}}, "must hold scores from 1 to 10"),
         ({"index": "1", "scores": {}}, "a row of scores reads"),
@@ -75,8 +80,19 @@ def test_what_is_no_benchmark_is_said(tmp_path):
     path = write_jsonl(tmp_path / "benchmark_all.jsonl", [{"index": 1, "query": "q"}])
     with pytest.raises(DataError, match="line 1: no criteria"):
         files.read_benchmark(path)
-    with pytest.raises(DataError, match="line 1: not a query of WritingBench"):
-        files.read_benchmark(write_jsonl(path, [{"index": 1, "query": "q", "checklist": [{}]}]))
+    for change in ({"checklist": [{}]}, {"checklist": 3}, {"checklist": [{"name": 1}]}, {"domain1": ["a"]}):
+        query = {"index": 1, "query": "q", "checklist": [{"name": "Tone"}], **change}
+        with pytest.raises(DataError, match="line 1: not a query of WritingBench"):
+            files.read_benchmark(write_jsonl(path, [query]))
+
+
+def test_a_query_of_a_subset_needs_scores_for_its_criteria(tmp_path):
+    benchmark = files.read_benchmark(write_benchmark(tmp_path))
+    index, names = next((i, n) for i, n in benchmark.subsets["style"].criteria.items() if n)
+    (row,) = [row for row in PUBLIC["scores"] if row["index"] == index][:1]
+    row = {**row, "scores": {name: found for name, found in row["scores"].items() if name != names[0]}}
+    with pytest.raises(DataError, match=f"line 1: query {index} has no scores for '{names[0]}'"):
+        files.read_scores(write_jsonl(tmp_path / "m.jsonl", [row]), benchmark)
 
 
 def test_every_criterion_is_judged_and_the_scores_read_back(tmp_path):

@@ -30,6 +30,15 @@ def test_a_wrong_line_is_named_once(tmp_path: Path):
     assert engines.read() is None
 
 
+def test_the_file_may_begin_with_a_byte_order_mark_and_must_be_utf8(tmp_path: Path):
+    path = tmp_path / "engines.txt"
+    path.write_bytes(b"\xef\xbb\xbfhttp://a:1\r\nhttp://b:2\r\n")
+    assert EngineList(path).read() == ("http://a:1", "http://b:2")
+    path.write_bytes("http://a:1\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"engines\.txt, line 1: not UTF-8"):
+        EngineList(path).read()
+
+
 def test_a_file_that_is_gone_is_said(tmp_path: Path):
     with pytest.raises(DataError, match=r"rollout\.engines_file cannot be read: No such file"):
         EngineList(tmp_path / "nowhere").read()
