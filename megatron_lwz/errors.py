@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +38,24 @@ class CheckpointError(LwzError):
 
     def __init__(self, path: Path | str, advice: str) -> None:
         super().__init__(f"checkpoint {path}: {advice}")
+
+
+class FileSystemError(LwzError):
+    """The system refuses a path: it does not exist, may not be written, or its disk is full."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+"""Errors of writing to an open file. They name no path."""
+
+
+def refused_path(error: BaseException) -> FileSystemError | None:
+    """Returns the one-line form of an error of the file system; None if the error comes from something else."""
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _FULL):
+        where = "the disk" if error.filename is None else error.filename
+        return FileSystemError(f"{where}: cannot be used ({error.strerror}); --traceback shows where")
+    if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":
+        return FileSystemError(f"{error.object}: no {error.encoding} name: use a UTF-8 locale, e.g. LC_ALL=C.UTF-8")
+    return None
 
 
 class EngineError(LwzError):

@@ -18,6 +18,8 @@ class RunPaths:
         self.root = root = Path(root)
         self.config = root / "config.yaml"
         """The resolved settings."""
+        self.lock = root / "writer.lock"
+        """Held by the process that writes the run. Names it meanwhile; empty otherwise."""
         self.attempts = root / "attempts.jsonl"
         """One object per start of the run, with package versions."""
 

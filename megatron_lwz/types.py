@@ -15,6 +15,13 @@ import torch
 
 IGNORED_LABEL = -100
 """Label of a position that needs no log-prob: prompt tokens, padding. The log-prob op skips it at no cost."""
+LARGEST_SCORE = 1e12
+"""Largest absolute value of a score or an advantage. Loss and gradients are fp32: far larger ones make them infinite."""
+
+
+def is_score(value: float) -> bool:
+    """Whether a number can be a score: finite, and at most LARGEST_SCORE in absolute value."""
+    return abs(value) <= LARGEST_SCORE  # false for NaN
 
 
 class FinishReason(str, Enum):
@@ -138,13 +145,18 @@ class Rollout:
 class ComponentScore:
     """One reward component's score of one rollout. An invalid score is masked out, never counted as 0.
 
-    `details` are numbers to report as metrics (`{"words": 412.0, "in_range": 1.0}`). `version` names the judge or rule.
+    A score that `is_score` refuses is invalid, wherever it comes from: a function, a server or a journal. `details` are
+    numbers to report as metrics (`{"words": 412.0, "in_range": 1.0}`). `version` names the judge or rule.
     """
 
     value: float
     valid: bool = True
     details: Mapping[str, float] = field(default_factory=dict)
     version: str = "rule-1"
+
+    def __post_init__(self) -> None:
+        if not is_score(self.value):
+            object.__setattr__(self, "valid", False)
 
 
 class RewardFn(Protocol):

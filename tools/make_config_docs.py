@@ -21,6 +21,10 @@ One YAML file serves every stage; a stage reads the sections it needs. Precedenc
 a top-level `base:` (relative to the file), then the file itself, then `section.key=value` on the command line.
 `${config_dir}` is the folder of the YAML file. Unknown keys and wrong types are errors: one line, exit status 2.
 
+A single value may stand for a list of one. Lists of addresses, paths, functions, numbers and fixed words may also be one text
+with commas (`rollout.urls=http://a:8000,http://b:8000`); texts such as `rollout.stop` are not split. `~` in a path is the home
+folder.
+
 Grades after a source: **A** a primary artefact, **B** two or more independent write-ups, **C** one write-up.
 "open" means that the paper does not say; the default is our choice, see [recipe.md](recipe.md).
 """
@@ -78,6 +82,8 @@ def _type(field: FieldInfo) -> str:
 
 
 def _name(kind: typing.Any) -> str:
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
     return "section" if isinstance(kind, type) and issubclass(kind, BaseModel) else getattr(kind, "__name__", str(kind))
 
 

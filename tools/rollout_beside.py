@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from megatron_lwz.config import Config, save_config
+from megatron_lwz.config import Config
 from megatron_lwz.config.load import validate
 from megatron_lwz.distributed import environment
 from megatron_lwz.orchestrator.protocol import Host
@@ -169,7 +169,6 @@ def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result
 def hosted(config: Config, run: RunPaths) -> Iterator[Host]:
     """Yields rank 0's rollout host, connected."""
     run.root.mkdir()
-    save_config(config, run.config)
     with open_host(config, run, 0, lambda _: None) as host:
         host.connect(WeightVersion(0), run.weights)
         yield host

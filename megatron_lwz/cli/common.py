@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import logging
 import os
 import signal
@@ -20,8 +21,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megatron_lwz.config import Config, load_config
+from megatron_lwz.config.base import user_path
 from megatron_lwz.distributed import environment, termination
-from megatron_lwz.errors import DataError, LwzError
+from megatron_lwz.errors import DataError, LwzError, refused_path
 
 USER_ERROR = 2
 GOES_ON = "the same command goes on from the last checkpoint"
@@ -35,12 +37,16 @@ class UsageError(LwzError):
     """Raised when the command line itself cannot be read."""
 
 
+class PathError(UsageError, argparse.ArgumentTypeError):
+    """Raised for an argument that cannot be a path. argparse adds the argument's name."""
+
+
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None, *, advice: str = "") -> int:
     """Runs `main(argv)` and returns the exit status: 0, 2 after an LwzError, 130 after ^C, 143 after SIGTERM.
 
-    An LwzError is printed as one line on stderr, once for all ranks. `--traceback` anywhere in `argv` shows the whole
-    stack. After a signal `finally` blocks run, for at most 30 s. Then one line reports the signal, with `advice` on how
-    to resume.
+    An LwzError is printed as one line on stderr, once for all ranks. So is a path that the system refuses.
+    `--traceback` anywhere in `argv` shows the whole stack. After a signal `finally` blocks run, for at most 30 s. Then
+    one line reports the signal, with `advice` on how to resume.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--traceback" in arguments
@@ -59,6 +65,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
                 _report(error, verbose=verbose)
                 return USER_ERROR
             if not number:
+                if (refused := refused_path(error)) is not None:
+                    _report(refused.with_traceback(error.__traceback__), verbose=verbose)
+                    return USER_ERROR
                 raise
             if verbose:
                 traceback.print_exception(error)
@@ -87,7 +96,7 @@ def load(argv: Sequence[str]) -> Config:
 def parser(description: str = "") -> argparse.ArgumentParser:
     """Returns a parser for `CONFIG [section.key=value …]`; a command adds its own options to it."""
     built = Parser(description=description)
-    built.add_argument("config", metavar="CONFIG", help="a YAML file, or a folder that holds config.yaml")
+    built.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file, or a folder that holds config.yaml")
     built.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that win over the file's")
     return built
 
@@ -99,7 +108,14 @@ def parse(with_options: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[C
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors in one line, like all other errors, and prints on rank 0 only."""
+    """An argument parser that reports errors in one line, like all other errors, and prints on rank 0 only.
+
+    Arguments of `type=Path` are read by `file_path`.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("type", Path, file_path)
 
     def error(self, message: str) -> NoReturn:
         """Raises UsageError instead of leaving the process."""
@@ -111,6 +127,25 @@ class Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
+def file_path(text: str) -> Path:
+    """Parses a path, with `~` expanded. Raises PathError."""
+    try:
+        return Path(user_path(text))
+    except ValueError as error:
+        raise PathError(str(error)) from error
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Checks, before any work is done for it, that the file `path` can be written. Raises UsageError."""
+    folder = path.parent
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: is a folder, but a file will be written")
+    if not folder.is_dir():
+        raise UsageError(f"{option} {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {path}: {folder} cannot be written")
+
+
 def positive(text: str) -> int:
     """Parses an option that must be at least 1."""
     return _at_least(1, text)
@@ -119,6 +154,14 @@ def positive(text: str) -> int:
 def not_negative(text: str) -> int:
     """Parses an option that must be at least 0."""
     return _at_least(0, text)
+
+
+def port(text: str) -> int:
+    """Parses a port; 0 lets the system choose."""
+    value = not_negative(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"{text}: must be at most 65535")
+    return value
 
 
 def _at_least(least: int, text: str) -> int:
@@ -135,7 +178,7 @@ def serving_parser(command: str, description: str, model: str) -> Parser:
     """
     parser = Parser(prog=f"lwz {command}", description=description)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder with tokenizer.json")
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=port, required=True)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default loopback only")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--threads", type=not_negative, default=0, help="CPU threads; 0: all cores")
@@ -184,10 +227,14 @@ class StepProgress:
 
 
 def start_log() -> None:
-    """Sets up our own log.
+    """Sets up the output streams and our own log.
 
-    Information such as the choices made goes to stdout, on rank 0 only. Warnings of every rank go to stderr.
+    A character that the terminal cannot show becomes an escape such as `\\u2192`. Information such as the choices made
+    goes to stdout, on rank 0 only. Warnings of every rank go to stderr.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     log = logging.getLogger("megatron_lwz")
     log.setLevel(logging.INFO if environment.rank() == 0 else logging.WARNING)
     for handler in list(log.handlers):  # `run` may be called again with other streams

@@ -63,7 +63,7 @@ def _players(options: argparse.Namespace, tasks: Sequence[Task]) -> tuple[dict[s
     for target, given in ((models, options.responses), (baselines, options.baseline)):
         for text in given:
             name, equals, path = text.rpartition("=")
-            file = Path(path)
+            file = common.file_path(path)
             name = name if equals else file.stem
             if name in models or name in baselines:
                 raise common.UsageError(f"{text}: there is a player named '{name}' already; write NAME=FILE")

@@ -40,10 +40,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run(text: str) -> Run:
-    if Path(text).is_dir():
-        return read_run(Path(text))
+    if (folder := common.file_path(text)).is_dir():
+        return read_run(folder)
     name, _, path = text.rpartition("=")
-    return read_run(Path(path), name)
+    return read_run(common.file_path(path), name)
 
 
 def _write(folder: Path, title: str, runs: Sequence[Run], found: Sequence[Row]) -> None:

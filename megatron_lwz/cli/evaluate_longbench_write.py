@@ -64,7 +64,7 @@ def _wording(options: argparse.Namespace) -> tuple[str | None, str]:
     path = options.judge_prompt
     if path == "ours":
         return None, "ours"
-    path = Path(path) if path else options.prompts.parent / "judge.txt"
+    path = common.file_path(path) if path else options.prompts.parent / "judge.txt"
     if not path.is_file() and not options.judge_prompt:
         return None, "ours"
     text = read_text(path)

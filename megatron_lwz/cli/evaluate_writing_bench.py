@@ -94,7 +94,7 @@ def _wording(options: argparse.Namespace, benchmark: Benchmark) -> tuple[Wording
     """
     if options.judge_prompt == "ours":
         return None, "ours"
-    path = Path(options.judge_prompt) if options.judge_prompt else files.find_prompt(options.benchmark)
+    path = common.file_path(options.judge_prompt) if options.judge_prompt else files.find_prompt(options.benchmark)
     if path is None:
         return None, "ours"
     public = judge_prompts.read_writing_bench_prompt(path)

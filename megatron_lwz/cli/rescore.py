@@ -47,6 +47,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="the comparison as JSON")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="one line per rollout")
     options = parser.parse_intermixed_args(list(argv))
+    for option, path in (("--json", options.json), ("--csv", options.csv)):
+        if path is not None:
+            common.check_writable(path, option)
     old, new = _configs(options.run, options.config, options.overrides)
     rescorer = Rescorer(old, new, ask=options.ask, again=options.recompute)
     rows = _rescore(rescorer, RunPaths(options.run).journal, options.steps, options.limit)

@@ -1,4 +1,4 @@
-"""`python -m megatron_lwz.cli.rollout_host CONFIG --socket FD --step N`: started by a trainer with `rollout.controller: process`."""
+"""`python -m megatron_lwz.cli.rollout_host --socket FD`: started by a trainer with `rollout.controller: process`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 
 from megatron_lwz.cli import common
-from megatron_lwz.config import load_config
 from megatron_lwz.distributed import termination
 from megatron_lwz.errors import LwzError
 from megatron_lwz.orchestrator.connection import Connection, describe_error
@@ -21,15 +20,13 @@ def main(argv: Sequence[str]) -> int:
     An LwzError is sent to the trainer over the socket.
     """
     parser = argparse.ArgumentParser()
-    parser.add_argument("config")
     parser.add_argument("--socket", type=int, required=True)
-    parser.add_argument("--step", type=int, required=True)
     options = parser.parse_args(argv)
     common.start_log()
     connection = Connection(socket.socket(fileno=options.socket))
     with common.imports_frozen(), termination.watched(forced=lambda: None, until_exit=True):
         try:
-            serve(load_config(options.config), options.step, connection)
+            serve(connection)
         except LwzError as error:
             connection.send({"parting": describe_error(error)})
             return common.USER_ERROR

@@ -20,7 +20,8 @@ def main(argv: Sequence[str]) -> None:
     config, options = common.parse(parser, argv)
     if options.temperature <= 0:
         raise common.UsageError(f"--temperature {options.temperature}: must be above 0")
-    config = policy_of(config, Path(options.config))
+    common.check_writable(options.output, "--output")
+    config = policy_of(config, options.config)
     try:
         count = write_logprobs(config, options.input, options.output, temperature=options.temperature)
     finally:

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         with common.StepProgress("grpo", config.training.steps) as bar:
             run = train(config, ConsoleDisplay(bar))
         if groups.is_rank_zero():
-            report = build_report(run.root)
+            report = run.report if run.finished and run.report.exists() else build_report(run.root)
             show_results(run.root)
             common.console().print(f"report: {report}", markup=False)
     finally:

@@ -23,10 +23,11 @@ def main(argv: Sequence[str]) -> None:
     try:
         config, task = reward_model.prepare(config)
         with common.StepProgress("reward model", config.training.steps) as progress:
-            root = reward_model.train(config, task, progress)
+            run = reward_model.train(config, task, progress)
         if groups.is_rank_zero():
-            _show(root)
-            common.console().print(f"report: {build_reward_report(root)}", markup=False)
+            report = run.report if run.finished and run.report.exists() else build_reward_report(run.root)
+            _show(run.root)
+            common.console().print(f"report: {report}", markup=False)
     finally:
         launch.shutdown()
 

@@ -1,19 +1,87 @@
-"""The base classes that every section of the config is built on."""
+"""The base classes and value types that every section of the config is built on."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+_LARGEST_FLOAT = 3.4e38
+"""Settings end up in fp32 tensors, where a larger number becomes infinite."""
+_LARGEST_INT = 2**63 - 1
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def user_path(text: str) -> str:
+    """Returns a path that a person gave, with `~` expanded. Raises ValueError for what cannot be a path."""
+    if not text.strip():
+        raise ValueError("an empty path: name a file or folder")
+    if "\0" in text:
+        raise ValueError("a path cannot hold a NUL character")
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise ValueError(
+            "no home folder is known for '~': write the whole path, or ./~ for a file of this name"
+        ) from error
+
+
+def _address(text: str) -> str:
+    """Refuses what is no address of a server, such as one without `http://`."""
+    scheme, _, rest = text.partition("://")
+    if scheme not in ("http", "https") or not rest or rest[0] in "/:?#" or any(map(str.isspace, text)):
+        raise ValueError("not an address: write http://host:port")
+    return text
+
+
+def _one_of_a_list(value: Any) -> Any:
+    """Reads a single value as a list of one: `rollout.stop=</answer>`."""
+    return [value] if isinstance(value, (str, int, float, Mapping)) else value
+
+
+def _parts_of_a_list(value: Any) -> Any:
+    """Reads a text as a list, split at its commas: `rollout.urls=http://a,http://b`. Another single value is a list of one."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return _one_of_a_list(value)
+
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Normalizer = Literal["zscore", "range", "none"]
+UserPath = Annotated[str, AfterValidator(user_path)]
+OneOrList = BeforeValidator(_one_of_a_list)
+"""Marks a list whose items are texts that may hold commas, or sections."""
+CommaList = BeforeValidator(_parts_of_a_list)
+"""Marks a list whose items hold no commas: addresses, paths, names, numbers."""
+Paths = Annotated[tuple[UserPath, ...], CommaList]
+Urls = Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], CommaList]
 
 
 class Section(BaseModel):
     """Base class of all sections. Sections are frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_true_as_1(cls, given: Any, info: ValidationInfo) -> Any:
+        if isinstance(given, bool):
+            annotation = cls.model_fields[str(info.field_name)].annotation
+            if {int, float} & {annotation, *get_args(annotation)}:
+                raise ValueError(f"must be a number, not {str(given).lower()}")
+        return given
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_what_cannot_be_used(cls, value: Any) -> Any:
+        if (fault := _fault(value)) is not None:
+            raise ValueError(fault)
+        return value
 
 
 class ComponentSection(Section):
@@ -26,3 +94,17 @@ class ComponentSection(Section):
         None,
         description="normaliser of this component; null: the one of reward.normalizer; refused with reward.combine: rewards",
     )
+
+
+def _fault(value: Any) -> str | None:
+    """Returns what makes a value unusable, wherever it stands in a list or mapping; None if nothing does."""
+    if isinstance(value, str):
+        return "is not valid Unicode (half a surrogate pair): write it in UTF-8" if _HALF_PAIR.search(value) else None
+    if isinstance(value, float):
+        return "is too large: fp32 holds numbers up to 3.4e38" if abs(value) > _LARGEST_FLOAT else None
+    if isinstance(value, int):
+        return f"is too large: at most {_LARGEST_INT}" if abs(value) > _LARGEST_INT else None
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    faults = map(_fault, value) if isinstance(value, (list, tuple)) else ()
+    return next((fault for fault in faults if fault is not None), None)

@@ -6,22 +6,22 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import Section
+from megatron_lwz.config.base import Paths, Section, UserPath
 
 
 class DataSection(Section):
     """The input data of a run."""
 
-    prompts: str | None = Field(None, description="JSONL of prompt rows")
-    held_out_prompts: str | None = Field(None, description="JSONL of prompt rows used only for evaluation")
-    corpus: tuple[str, ...] = Field(
+    prompts: UserPath | None = Field(None, description="JSONL of prompt rows")
+    held_out_prompts: UserPath | None = Field(None, description="JSONL of prompt rows used only for evaluation")
+    corpus: Paths = Field(
         (), description="pretraining: a manifest of tools/prepare_corpus.py, or JSONL files with a `text` key"
     )
-    instructions: tuple[str, ...] = Field(
+    instructions: Paths = Field(
         (),
         description="SFT: files of messages, conversations, prompt + response, question + answer or instruction + output",
     )
-    validation: dict[str, tuple[str, ...]] = Field(
+    validation: dict[str, Paths] = Field(
         {},
         description="pretraining, SFT: source → JSONL files in the stage's format; their loss is computed every evaluation.interval steps",
     )

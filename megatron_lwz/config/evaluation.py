@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from megatron_lwz.config.base import Section
+from megatron_lwz.config.base import Section, Urls
 
 
 class EvaluationSection(Section):
@@ -18,7 +18,7 @@ class EvaluationSection(Section):
         True,
         description="RL: evaluate beside training, on separate engines that keep the weights an evaluation began with; false: training waits while its own engines generate the evaluation rollouts",
     )
-    urls: tuple[str, ...] = Field(
+    urls: Urls = Field(
         (),
         description="RL, concurrent: URLs of running engines used only for evaluation; they must not be in rollout.urls and use the token of rollout.api_key_env; empty: one embedded engine is started for the first evaluation",
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import ComponentSection, Fraction
+from megatron_lwz.config.base import CommaList, ComponentSection, Fraction, UserPath
 
 
 class FormatReward(ComponentSection):
@@ -34,7 +34,7 @@ class OverlapReward(ComponentSection):
     """
 
     url: str | None = Field(None, description="server with OpenAI's /v1/embeddings, e.g. http://127.0.0.1:8000/v1")
-    hf: str | None = Field(
+    hf: UserPath | None = Field(
         None,
         description="Hugging Face folder of a local encoder that runs on the CPU; a paragraph's embedding is the mean of the last hidden states",
     )
@@ -72,7 +72,7 @@ class OverlapReward(ComponentSection):
 class StructureReward(ComponentSection):
     """Mean of the `checks` that apply to the text's headings and lists. Off until `checks` is not empty."""
 
-    checks: tuple[Literal["headings", "numbering", "lists", "asked"], ...] = Field(
+    checks: Annotated[tuple[Literal["headings", "numbering", "lists", "asked"], ...], CommaList] = Field(
         (),
         description="headings: levels, names, text below each; numbering: chapters and items are numbered consecutively; lists: one marker style, no single or empty item; asked: the row's `structure` (docs/format.md); open",
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import Section
+from megatron_lwz.config.base import CommaList, Section
 
 Rule = Literal["format", "loop", "length"]
 
@@ -18,7 +18,7 @@ class GuardSection(Section):
         "off",
         description="off: no checks; observe: record where a rule holds and keep generating; on: stop the rollout there, if that is allowed",
     )
-    rules: tuple[Rule, ...] = Field(
+    rules: Annotated[tuple[Rule, ...], CommaList] = Field(
         ("format", "loop", "length"),
         min_length=1,
         description="format: no continuation can be well formed; loop: the text repeats itself; length: the length reward is 0 whatever follows; open",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import ComponentSection, Section
+from megatron_lwz.config.base import ComponentSection, OneOrList, Section, UserPath
 
 
 class JudgeSection(Section):
@@ -41,7 +41,7 @@ class JudgeSection(Section):
     )
     max_requests: int = Field(0, ge=0, description="maximum requests per process; 0 = no limit")
     max_total_tokens: int = Field(0, ge=0, description="maximum prompt and reply tokens per process; 0 = no limit")
-    cache: str | None = Field(
+    cache: UserPath | None = Field(
         None,
         description="SQLite file that stores the replies; null: in memory (evaluation, GRPO: under the output or run folder)",
     )
@@ -67,7 +67,7 @@ class JudgeReward(ComponentSection):
         description="rubric: marks on criteria; checklist: share of requirements met (ACE-RL, 2509.04903); pairwise: comparisons won against other rollouts of the group (UniCreative, 2604.05517); reference: comparisons won against the row's reference text (Writing-Zero, 2506.00103)",
     )
     name: str = Field("", description="the component's name in metrics; empty: the kind")
-    criteria: tuple[str, ...] = Field(
+    criteria: Annotated[tuple[str, ...], OneOrList] = Field(
         (), description="rubric: custom criteria, one sentence each; empty: the built-in ones"
     )
     items: int = Field(

@@ -12,9 +12,40 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from megatron_lwz.config.base import user_path
 from megatron_lwz.config.tree import Config
 from megatron_lwz.errors import ConfigError, DataError
+from megatron_lwz.reading import read_text
 from megatron_lwz.run_paths import RunPaths
+
+_NUMBER, _WHOLE, _TEXT = "must be a number", "must be a whole number", "must be a text: put it in quotes"
+_LIST, _KEYS = "must be a list, e.g. [a, b]; [] for none", "must be a section of keys and values"
+_ADVICE = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "dict_type": _KEYS,
+    "finite_number": "must be a finite number",
+    "float_parsing": _NUMBER,
+    "float_type": _NUMBER,
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "int_from_float": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_parsing_size": "is too large",
+    "int_type": _WHOLE,
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "list_type": _LIST,
+    "literal_error": "must be {expected}",
+    "missing": "is required here",
+    "model_attributes_type": _KEYS,
+    "model_type": _KEYS,
+    "string_type": _TEXT,
+    "too_short": "must have at least {min_length} of them",
+    "tuple_type": _LIST,
+    "value_error": "{error}",
+}
+"""pydantic's kind of error → advice. Other kinds keep pydantic's own message."""
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -29,16 +60,18 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     merged = _read_tree(file) if path is not None else OmegaConf.create({})
     for text in overrides:
         key, equals, _ = text.partition("=")
-        if not equals or "." not in key:
+        if not equals or not all(key.split(".")) or "." not in key:
             raise ConfigError(key, text, "an override reads section.key=value")
         try:
             merged = _merge(merged, OmegaConf.from_dotlist([text]))
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise ConfigError(key, text, f"cannot be read as section.key=value ({_first_line(error)})") from error
+        except (OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
+            raise ConfigError(key, text, f"cannot be read as section.key=value ({_reason(error)})") from error
+        except UnicodeEncodeError as error:
+            raise ConfigError(key, text, "is not UTF-8: use a UTF-8 locale, e.g. LC_ALL=C.UTF-8") from error
     try:
         plain = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise DataError(file, _first_line(error)) from error
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise DataError(file, _reason(error)) from error
     assert isinstance(plain, dict)
     plain.pop("config_dir", None)
     return validate({str(key): value for key, value in plain.items()})
@@ -50,10 +83,12 @@ def validate(tree: dict[str, Any]) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "config"
-        advice = first["msg"]
+        key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "config"
         if first["type"] == "extra_forbidden":
             advice = "unknown key" + _suggestion(first["loc"])
+        else:
+            known = _ADVICE.get(first["type"])
+            advice = known.format(**first.get("ctx", {})) if known is not None else first["msg"]
         raise ConfigError(key, first.get("input"), advice) from error
 
 
@@ -64,23 +99,28 @@ def save_config(config: Config, path: Path) -> None:
     )
 
 
-def _read_tree(file: Path) -> DictConfig:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(file, f"config file cannot be read ({_first_line(error)})") from error
+def _read_tree(file: Path, above: tuple[Path, ...] = ()) -> DictConfig:
+    """Reads a file and the `base` files under it. `above`: the files whose `base` led here."""
+    text = read_text(file)
     try:
         tree = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        raise DataError(file, f"not valid YAML ({_first_line(error)})", line=mark.line + 1 if mark else None) from error
+        raise DataError(file, f"not valid YAML ({_reason(error)})", line=mark.line + 1 if mark else None) from error
     if not isinstance(tree, DictConfig):
         raise DataError(file, "must hold sections like 'run:' and 'model:', not a list or a single value")
     base = tree.pop("base", None)
     tree["config_dir"] = str(file.parent)
     if base is None:
         return tree
-    return _merge(_read_tree(file.parent / str(base)), tree)
+    try:
+        under = file.parent / user_path(str(base))
+    except ValueError as error:
+        raise DataError(file, f"base: {error}") from error
+    above = (*above, file.resolve())
+    if under.resolve() in above:
+        raise DataError(file, f"base: {base} leads back to this file: the files are each other's base")
+    return _merge(_read_tree(under, above), tree)
 
 
 def _merge(under: DictConfig, over: DictConfig) -> DictConfig:
@@ -105,5 +145,11 @@ def _suggestion(location: Sequence[int | str]) -> str:
     return f", did you mean '{close[0]}'?" if close else f"; known here: {', '.join(model.model_fields)}"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _reason(error: BaseException) -> str:
+    """Returns what is wrong in one line. YAML's own first line only says what was being read."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    problem = getattr(error, "problem", None)
+    if problem == "found character that cannot start any token":
+        return "a tab, % or @ where a value or key should begin: indent with spaces, put such texts in quotes"
+    return " ".join(str(problem).split()) if problem else (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from megatron_lwz.config.base import Section
+from megatron_lwz.config.base import Section, UserPath
 
 Head = Literal["language", "scalar"]
 
@@ -37,10 +37,10 @@ class Architecture(Section):
 class ModelSection(Section):
     """The policy. Give one of `hf`, `architecture` or `preset`; weights come from `hf`, `checkpoint.load` or a random init."""
 
-    hf: str | None = Field(None, description="Hugging Face folder: config.json, *.safetensors, tokenizer files")
+    hf: UserPath | None = Field(None, description="Hugging Face folder: config.json, *.safetensors, tokenizer files")
     architecture: Architecture | None = Field(None, description="explicit architecture of the decoder")
     preset: str | None = Field(None, description="name of a Qwen2.5 size: qwen2.5-0.5b … qwen2.5-72b")
-    tokenizer: str | None = Field(None, description="folder with tokenizer.json; null: `hf`")
+    tokenizer: UserPath | None = Field(None, description="folder with tokenizer.json; null: `hf`")
     vocab_padding: int = Field(
         128,
         gt=0,

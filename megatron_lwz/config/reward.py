@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from megatron_lwz.config.base import ComponentSection, Normalizer, Section
+from megatron_lwz.config.base import CommaList, ComponentSection, Normalizer, OneOrList, Section
 from megatron_lwz.config.format import FormatReward, OverlapReward, StructureReward
 from megatron_lwz.config.judge import JudgeReward
 from megatron_lwz.config.reward_model import WritingReward
@@ -74,8 +74,10 @@ class RewardSection(Section):
     overlap: OverlapReward = OverlapReward()
     structure: StructureReward = StructureReward()
     writing: WritingReward = WritingReward()
-    judges: tuple[JudgeReward, ...] = Field((), description="components that the model of section `judge` scores")
-    functions: tuple[FunctionReward, ...] = Field((), description="custom components")
+    judges: Annotated[tuple[JudgeReward, ...], OneOrList] = Field(
+        (), description="components that the model of section `judge` scores"
+    )
+    functions: Annotated[tuple[FunctionReward, ...], CommaList] = Field((), description="custom components")
     advantage_function: str | None = Field(
         None,
         description="package.module:function that computes advantages from the components' scores; replaces `combine`, the normalizers and grpo.std_floor, see docs/rewards.md; null: these are used",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import ComponentSection, Section
+from megatron_lwz.config.base import ComponentSection, Paths, Section, UserPath
 
 Template = Literal["markers", "chat"]
 
@@ -14,10 +14,10 @@ Template = Literal["markers", "chat"]
 class RewardModelSection(Section):
     """Training of a reward model on preference pairs (train_reward_model)."""
 
-    pairs: tuple[str, ...] = Field(
+    pairs: Paths = Field(
         (), description="JSONL or Parquet files of pairs, from tools/make_preference_pairs.py or human annotation"
     )
-    held_out: tuple[str, ...] = Field((), description="pairs used for evaluation only, in the same formats")
+    held_out: Paths = Field((), description="pairs used for evaluation only, in the same formats")
     epochs: float | None = Field(None, gt=0, description="passes over the pairs; replaces training.steps")
     margin: float = Field(
         0.0,
@@ -37,7 +37,7 @@ class RewardModelSection(Section):
 class WritingReward(ComponentSection):
     """The reward model's score of the answer. Off until `hf` or `url` is given."""
 
-    hf: str | None = Field(
+    hf: UserPath | None = Field(
         None, description="Hugging Face folder of a reward model: the run serves it on loopback and stops it at the end"
     )
     url: str | None = Field(None, description="URL of a running server: lwz serve-reward, or vLLM")

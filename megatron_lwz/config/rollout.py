@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import Section
+from megatron_lwz.config.base import OneOrList, Section, Urls, UserPath
 from megatron_lwz.config.guard import GuardSection
 from megatron_lwz.config.lengths import LengthsSection
 from megatron_lwz.config.pool import PoolSection
@@ -21,10 +21,8 @@ class RolloutSection(Section):
     engine: Literal["embedded", "vllm"] = Field(
         "embedded", description="embedded: the run starts the engine itself; vllm: requires `urls` or `engines_file`"
     )
-    urls: tuple[str, ...] = Field(
-        (), description="URLs of engines that are already running, e.g. http://127.0.0.1:8000"
-    )
-    engines_file: str | None = Field(
+    urls: Urls = Field((), description="URLs of engines that are already running, e.g. http://127.0.0.1:8000")
+    engines_file: UserPath | None = Field(
         None,
         description="alternative to urls: a file with one URL per line, read again when it changes, so that engines can join and leave",
     )
@@ -37,7 +35,7 @@ class RolloutSection(Section):
         description="nucleus sampling; paper: 1.0 (B); below 1 the behaviour log-prob is not the policy's, and the loss must correct it",
     )
     max_new_tokens: int = Field(14_000, gt=0, description="maximum tokens of a response; paper: 14,000 (B)")
-    stop: tuple[str, ...] = Field(
+    stop: Annotated[tuple[str, ...], OneOrList] = Field(
         ("</answer>", "<|user|>", "<|用户|>"), description="stop strings; those of the model card (A)"
     )
     max_staleness: int = Field(

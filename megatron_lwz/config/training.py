@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import Fraction, Section
+from megatron_lwz.config.base import CommaList, Fraction, Section, UserPath
 
 
 class RunSection(Section):
     """Folder, name and seed of a run."""
 
-    dir: str = Field("runs/default", description="run folder; the run writes only under it")
+    dir: UserPath = Field("runs/default", description="run folder; the run writes only under it")
     name: str = Field("", description="name in reports; empty = the folder's name")
     seed: int = Field(1234, ge=0, description="seed of weights, data order and sampling")
     resume: Literal["auto", "never", "must"] = Field(
@@ -127,7 +127,7 @@ class OptimizerSection(Section):
 class CheckpointSection(Section):
     """Checkpoints: saving, and the initial weights."""
 
-    load: str | None = Field(
+    load: UserPath | None = Field(
         None, description="checkpoint folder with the initial weights (the optimizer state is not loaded)"
     )
     interval: int = Field(10, ge=0, description="steps between checkpoints; 0 = only at the end")
@@ -149,7 +149,7 @@ class LoggingSection(Section):
 
     tensorboard: bool = True
     rollouts_in_report: int = Field(2, ge=0, description="number of rollouts shown in report.html")
-    length_buckets: tuple[int, ...] = Field(
+    length_buckets: Annotated[tuple[int, ...], CommaList] = Field(
         (),
         description="RL: edges of length buckets, in response tokens, for logging each bucket's share of the gradient; empty: quarters of rollout.max_new_tokens",
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import Section
+from megatron_lwz.config.base import Section, UserPath
 
 
 class WeightSyncSection(Section):
@@ -29,7 +29,7 @@ class WeightSyncSection(Section):
     buffers: int = Field(
         2, gt=0, description="nccl: buckets that an engine receives before it loads them; vLLM's default"
     )
-    library: str = Field(
+    library: UserPath = Field(
         "libnccl.so.2",
         description="nccl: shared library of NCCL; its version must match the engines' (default: torch's own)",
     )

@@ -40,11 +40,15 @@ def shared_documents(folder: Path, documents: Iterable[list[int]]) -> tuple[NDAr
 def _write(folder: Path, documents: Iterable[list[int]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     temporary, lengths = folder / (_TOKENS + ".tmp"), []
-    with temporary.open("wb") as file:
-        for document in documents:
-            np.asarray(document, np.int32).tofile(file)
-            lengths.append(len(document))
-    if max(lengths, default=0) < 2:
-        raise DataError("data.corpus", "no documents: name JSONL files with a `text` key")
+    try:
+        with temporary.open("wb") as file:
+            for document in documents:
+                np.asarray(document, np.int32).tofile(file)
+                lengths.append(len(document))
+        if max(lengths, default=0) < 2:
+            raise DataError("data.corpus", "no documents: name JSONL files with a `text` key")
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # the files of an earlier start stay as they are
+        raise
     np.save(folder / _LENGTHS, np.asarray(lengths, np.int64))
     temporary.replace(folder / _TOKENS)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from megatron_lwz.errors import LwzError, refused_path
 
 _POLL_SECONDS = 0.05
 PIECE_BYTES = 64 * 2**20
@@ -29,6 +32,26 @@ def broadcast_json(value: Any = None, *, source: int = 0) -> Any:
         data.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     dist.broadcast(data, src=source)
     return json.loads(data.numpy().tobytes())
+
+
+def from_rank_zero(work: Callable[[], Any]) -> Any:
+    """Returns on every rank the JSON value that `work` returns on rank 0, which alone calls it.
+
+    Raises on every rank the LwzError that it raises there; so too for a path that the system refuses.
+    """
+    value, failed = None, None
+    if dist.get_rank() == 0:
+        try:
+            value = work()
+        except LwzError as error:
+            failed = error
+        except OSError as error:
+            if (failed := refused_path(error)) is None:
+                raise
+    said, value = broadcast_json((failed and str(failed), value))
+    if said is not None:
+        raise failed or LwzError(said)
+    return value
 
 
 def broadcast_tensors(tensors: dict[str, Tensor] | None = None, *, source: int = 0) -> dict[str, Tensor]:

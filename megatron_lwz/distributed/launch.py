@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import random
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 
 import numpy
 import torch
@@ -15,6 +16,7 @@ from megatron_lwz.distributed import environment, platform
 from megatron_lwz.kernels import dispatch
 
 _SEED_STEP_PER_STAGE = 100
+_ends = ExitStack()
 
 
 def initialize(config: Config) -> None:
@@ -32,6 +34,11 @@ def initialize(config: Config) -> None:
     _seed(config.run.seed)
 
 
+def at_shutdown(end: Callable[[], None]) -> None:
+    """Registers what `shutdown` calls last, once: the release of something that this process holds to its end."""
+    _ends.callback(end)
+
+
 def shutdown() -> None:
     """Destroys the process groups. Safe to call twice, or before `initialize`."""
     from megatron.core import parallel_state
@@ -40,6 +47,7 @@ def shutdown() -> None:
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
+    _ends.close()
 
 
 def _join(timeout: datetime.timedelta) -> None:

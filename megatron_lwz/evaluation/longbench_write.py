@@ -71,12 +71,12 @@ def evaluate_now(responses: Sequence[Response]) -> LongBenchReport:
     return asyncio.run(evaluate(responses, None))
 
 
-def read_quality(reply: str) -> dict[str, int] | None:
-    """Returns the six scores of a reply, None when one is missing or is not a whole number from 1 to 5."""
+def read_quality(reply: str) -> dict[str, float] | None:
+    """Returns the six scores of a reply, None when one is missing or is not a number from 1 to 5."""
     found = read_object(reply, QUALITY_DIMENSIONS)
     scores = {name: as_score(found[name], 1, 5) for name in QUALITY_DIMENSIONS} if found else {}
-    whole = {name: score for name, score in scores.items() if score is not None}
-    return whole if len(whole) == len(QUALITY_DIMENSIONS) else None
+    given = {name: score for name, score in scores.items() if score is not None}
+    return given if len(given) == len(QUALITY_DIMENSIONS) else None
 
 
 @dataclass(frozen=True)

@@ -21,18 +21,22 @@ from megatron_lwz.run_paths import RunPaths
 START_SECONDS = 300.0
 
 
-@contextmanager
-def open_engines(config: Config, run: RunPaths, model: Path) -> Iterator[EnginePool]:
-    """Yields a pool of the engines that run elsewhere, or of one embedded engine that serves `model`. Rank 0 only.
+def running_engines(config: Config) -> EnginePool:
+    """Returns a pool of the engines that run elsewhere. Rank 0 only.
 
-    The embedded engine is stopped at the end of the block. Raises EngineError when an engine does not start, when a
-    running one does not meet the contract (rollout/contract.py), or when none answers.
+    Raises EngineError when one does not meet the contract (rollout/contract.py), or when none answers.
     """
-    if config.rollout.elsewhere:
-        pool = running_pool(config)
-        pool.meet()
-        yield pool
-        return
+    pool = running_pool(config)
+    pool.meet()
+    return pool
+
+
+@contextmanager
+def embedded_engine(config: Config, run: RunPaths, model: Path) -> Iterator[EnginePool]:
+    """Yields a pool of one engine that serves `model`, and stops it at the end of the block. Rank 0 only.
+
+    Raises EngineError when it does not start.
+    """
     engine = EmbeddedEngine(config, model, threads=config.rollout.engine_threads, log_path=run.engine_log)
     engine.server.start()
     try:

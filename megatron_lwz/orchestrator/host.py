@@ -19,7 +19,7 @@ from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import termination
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.evaluation.in_loop import InLoopEvaluation, Metrics
-from megatron_lwz.orchestrator.engines import open_engines
+from megatron_lwz.orchestrator.engines import embedded_engine, running_engines
 from megatron_lwz.orchestrator.evaluation import in_loop_evaluation
 from megatron_lwz.orchestrator.experience import Experience, experience_metrics, is_barren, make_batch
 from megatron_lwz.orchestrator.protocol import Host, Waiting
@@ -29,7 +29,7 @@ from megatron_lwz.rewards.guard import response_guards
 from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.held_out import HeldOut
-from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.journal import Journal, check_journal
 from megatron_lwz.rollout.length_book import LengthBook, exclusions
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.run_paths import RunPaths
@@ -44,26 +44,31 @@ def local_host(config: Config, run: RunPaths, step: int, waiting: Waiting) -> It
 
     The run continues from `step`.
     """
-    with open_reward_server(config, run) as served, ExitStack() as stack:
-        yield RolloutHost(served, run, step, waiting, stack)
+    with ExitStack() as stack:
+        yield RolloutHost(config, run, step, waiting, stack)
 
 
 class RolloutHost(Host):
     """Engines, journal, rewards and controller of a run.
 
-    `waiting` is called with the progress of awaited rollouts. `stack` closes the connections that the host opens.
+    A new host has read and checked all its inputs and has changed no file of the run but a log. `waiting` is called with
+    the progress of awaited rollouts. `stack` closes the servers and connections that the host opens.
     """
 
     engines: EnginePool
 
     def __init__(self, config: Config, run: RunPaths, step: int, waiting: Waiting, stack: ExitStack) -> None:
-        self._config, self._run, self._step, self._waiting = config, run, step, waiting
+        self._run, self._step, self._waiting = run, step, waiting
         self._stack = stack
+        self._config = config
         self._evaluation: InLoopEvaluation | None = None
         self._tokenizer = Tokenizer(config.tokenizer_dir())
         self._prompts = self._read(config.data.prompts)
         self._held_out = self._read(config.data.held_out_prompts) if config.data.held_out_prompts else []
         self._order = PromptOrder(len(self._prompts), config.run.seed, config.data.shuffle)
+        check_journal(run.journal)
+        self._running = running_engines(config) if config.rollout.elsewhere else None
+        self._config = stack.enter_context(open_reward_server(config, run))
         self._rewards = self._new_rewards()
         self._names = [reward.name for reward in self._rewards]
         self._guard = response_guards(config) if config.rollout.guard.mode != "off" else None
@@ -72,8 +77,10 @@ class RolloutHost(Host):
 
     @override
     def connect(self, version: WeightVersion, folder: Path) -> None:
-        self.engines = self._stack.enter_context(open_engines(self._config, self._run, folder))
-        self._stack.enter_context(self._controlled(self.engines, version))
+        if (engines := self._running) is None:
+            engines = self._stack.enter_context(embedded_engine(self._config, self._run, folder))
+        self.engines = engines
+        self._stack.enter_context(self._controlled(engines, version))
 
     @contextmanager
     def _controlled(self, pool: EnginePool, version: WeightVersion) -> Iterator[None]:

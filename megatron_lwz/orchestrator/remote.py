@@ -24,19 +24,18 @@ from megatron_lwz.orchestrator.process import Asked, HostProcess
 from megatron_lwz.orchestrator.protocol import EngineControl, Host, Signature, Waiting, callback_kinds, signatures
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.open_stream import OpenStream
-from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import WeightVersion
 
 
 @contextmanager
-def remote_host(config: Config, run: RunPaths, step: int, waiting: Waiting) -> Iterator[Host]:
+def remote_host(config: Config, step: int, waiting: Waiting) -> Iterator[Host]:
     """Yields a host in a separate process, which ends with the block and with this process.
 
     The run continues from `step`.
     """
-    process = HostProcess(["-m", "megatron_lwz.cli.rollout_host", str(run.config), "--step", str(step)], waiting)
+    process = HostProcess(["-m", "megatron_lwz.cli.rollout_host"], waiting)
     try:
-        process.call("open")
+        process.call("open", [config.model_dump(mode="json"), step])
         with termination.kept(process.keep):
             yield stub(process, client_maker(config, environment.get(config.rollout.api_key_env)))
     finally:

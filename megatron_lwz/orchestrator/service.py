@@ -14,9 +14,9 @@ from operator import attrgetter
 from queue import SimpleQueue
 from typing import Any
 
-from megatron_lwz.config import Config
+from megatron_lwz.config import validate
 from megatron_lwz.distributed import termination
-from megatron_lwz.errors import EnvironmentSetupError, LwzError
+from megatron_lwz.errors import EnvironmentSetupError, LwzError, refused_path
 from megatron_lwz.orchestrator.connection import Codec, Connection, Message, Tensors, describe_error
 from megatron_lwz.orchestrator.host import local_host
 from megatron_lwz.orchestrator.protocol import Host, callback_kinds, signatures
@@ -27,14 +27,15 @@ from megatron_lwz.run_paths import RunPaths
 _SIGNATURES = signatures(Host)
 
 
-def serve(config: Config, step: int, connection: Connection) -> None:
+def serve(connection: Connection) -> None:
     """Answers the trainer's calls until SIGTERM, which the end of the trainer also triggers. Raises LwzError.
 
     When it returns, everything is durable.
     """
     with ExitStack() as stack:
 
-        def open_host() -> Host:
+        def open_host(settings: dict[str, Any], step: int) -> Host:
+            config = validate(settings)
             return stack.enter_context(local_host(config, RunPaths(config.run.dir), step, service.waiting))
 
         service = HostService(open_host, connection)
@@ -44,10 +45,10 @@ def serve(config: Config, step: int, connection: Connection) -> None:
 class HostService:
     """Answers the calls of `Host` that arrive over a connection.
 
-    The call `open` creates the host and must come first.
+    The call `open` creates the host and must come first. `open_host` gets its arguments.
     """
 
-    def __init__(self, open_host: Callable[[], Host], connection: Connection) -> None:
+    def __init__(self, open_host: Callable[..., Host], connection: Connection) -> None:
         self._open_host = open_host
         self._connection = connection
         self._codec = Codec({EngineClient: (attrgetter("url"), _refused)})
@@ -77,10 +78,13 @@ class HostService:
             content = {"answer": self._codec.encode(method(*arguments), result, tensors)}
         except LwzError as error:
             content = {"error": describe_error(error)}
-        except Exception as error:  # our own bug: the trainer ends, and this names the place to look
-            traceback.print_exc()
-            text = f"rollout process: {type(error).__name__}: {error}; its traceback is above"
-            content = {"error": describe_error(EnvironmentSetupError(text))}
+        except Exception as error:
+            shown: LwzError | None = refused_path(error)
+            if shown is None:  # our own bug: the trainer ends, and this names the place to look
+                traceback.print_exc()
+                text = f"rollout process: {type(error).__name__}: {error}; its traceback is above"
+                shown = EnvironmentSetupError(text)
+            content = {"error": describe_error(shown)}
         finally:
             self._number = outer
         self._connection.send(content | {"number": message.content["number"]}, tensors)
@@ -89,7 +93,7 @@ class HostService:
         """Returns the method that a message calls, its arguments, and the type of its result."""
         name = message.content["call"]
         if name == "open":
-            return self._open, [], None
+            return self._open, message.content["arguments"], None
         if name not in _SIGNATURES:
             raise ValueError(f"no call {name!r}")
         signature = _SIGNATURES[name]
@@ -106,8 +110,8 @@ class HostService:
             return partial(self._begin, name, method), arguments, None
         return method, arguments, signature.result
 
-    def _open(self) -> None:
-        self._host = self._open_host()
+    def _open(self, *arguments: Any) -> None:
+        self._host = self._open_host(*arguments)
 
     def _begin(self, name: str, method: Callable[..., Iterator[Any]], *arguments: Any) -> None:
         self._streams[name] = method(*arguments)

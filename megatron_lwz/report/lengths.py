@@ -30,6 +30,7 @@ _NAMES = {
     "no score": "no score",
     "failed": "group failed",
     "prompts changed": "prompts changed",
+    "group size changed": "group size changed",
 }
 """Labels for the reasons why training did not see a rollout."""
 

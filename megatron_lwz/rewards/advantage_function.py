@@ -23,7 +23,7 @@ from dataclasses import replace
 import torch
 
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.types import RewardColumns
+from megatron_lwz.types import LARGEST_SCORE, RewardColumns
 from megatron_lwz.user_functions import load_function
 
 KEY = "reward.advantage_function"
@@ -58,7 +58,7 @@ def function_advantages(
         infinite = _not_finite(parts)
         if infinite.any():
             prompts = [prompt for prompt, bad in zip(prompts, infinite.tolist(), strict=True) if bad]
-            raise _Refused("gives numbers that are not finite (or not in fp32)")
+            raise _Refused(f"gives numbers that are not finite (or above {LARGEST_SCORE:g})")
     except _Refused as error:
         more = f" and {len(prompts) - _NAMED} more" if len(prompts) > _NAMED else ""
         raise ConfigError(KEY, path, f"{error}; prompts: {', '.join(prompts[:_NAMED])}{more}") from error
@@ -127,8 +127,8 @@ def _call(function: Callable[..., object], columns: RewardColumns, where: str = 
 
 
 def _not_finite(parts: torch.Tensor) -> torch.Tensor:
-    """Returns [P] bool: whether a group has a part, or a sum of parts, that fp32 cannot hold."""
-    return ~parts.abs().sum(-1).float().isfinite().all(-1)
+    """Returns [P] bool: whether a group has parts that are not finite, or together larger than an advantage may be."""
+    return ~(parts.abs().sum(-1) <= LARGEST_SCORE).all(-1)
 
 
 def _group(columns: RewardColumns, place: int) -> RewardColumns:

@@ -33,8 +33,8 @@ KEY = "reward.functions"
 class FunctionComponent:
     """A user's `package.module:function`: plain or async, `(prompt, rollouts) -> [float or None, …]`.
 
-    None, or a number that is not finite, masks that rollout's score. An exception masks the scores of the whole group
-    and is logged.
+    None, or a number that cannot be a score (`types.is_score`), masks that rollout's score. An exception masks the
+    scores of the whole group and is logged.
     """
 
     def __init__(self, section: FunctionReward) -> None:
@@ -62,6 +62,9 @@ class FunctionComponent:
 
 
 def _to_score(value: Any) -> ComponentScore:
-    if value is None or not math.isfinite(float(value)):
+    if value is None:
         return ComponentScore(0.0, valid=False, version="function")
-    return ComponentScore(float(value), version="function")
+    try:
+        return ComponentScore(float(value), version="function")
+    except OverflowError:  # an int that no float holds
+        return ComponentScore(math.inf, version="function")

@@ -26,6 +26,9 @@ _SPACE = re.compile(r"\s*")
 _NUMBER = re.compile(r"-?\d{1,15}(?:\.\d+)?(?:[eE][+-]?\d{1,3})?(?=\s*(?:[,}\]]|$))")
 _WORD = re.compile(r"[^\s\"'“‘{}\[\],:][^{}\[\],:\n]{0,200}")
 _LITERALS = {"true": True, "false": False, "null": None, "none": None}
+_SCORE = re.compile(
+    r"(?P<score>\d{1,4}(?:\.\d{1,4})?) ?分?(?:\s*(?:/|out of|of)\s*(?P<scale>\d{1,4})(?:\.0)? ?分?)?", re.I
+)
 _KEY_ENDS = re.compile(r"\s*:")
 _ITEM_ENDS = re.compile(r"\s*(?:\]|$|,\s*\S)")
 # A quote ends a string only where the object can go on: before its end, or before a comma and the next key.
@@ -53,16 +56,20 @@ def read_object(reply: str, keys: Sequence[str]) -> dict[str, Any] | None:
     return found
 
 
-def as_score(value: Any, low: int, high: int) -> int | None:
-    """Returns an integer in [low, high], even if written as text or as 7.0. None for anything else."""
+def as_score(value: Any, low: int, high: int) -> float | None:
+    """Returns a number in [low, high], None for anything else. A whole number comes as int, even if written as 7.0.
+
+    Reads numbers between the whole ones (7.5), and texts that leave no doubt about the scale: "8", "7.5", "8分", "8/10"
+    and "8 out of 10" where `high` is 10. A text with another scale ("4/5", "80/100", "80%") is refused.
+    """
     if isinstance(value, str):
-        value = value.strip()
-        if not re.fullmatch(r"\d{1,4}(?:\.0+)?", value):
+        written = _SCORE.fullmatch(value.strip())
+        if written is None or int(written["scale"] or high) != high:
             return None
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        value = float(written["score"])
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         return None
-    return int(value) if low <= value <= high and value == int(value) else None
+    return int(value) if value == int(value) else float(value)
 
 
 def _object_at(text: str, start: int) -> tuple[dict[str, Any] | None, int]:

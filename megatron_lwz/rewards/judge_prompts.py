@@ -173,19 +173,16 @@ Answer: {{"reason": "what decides it, in two or three sentences", "winner": "fir
 回答：{{"reason": "两三句话说明依据", "winner": "first" 或 "second" 或 "tie"}}""",
 }
 _PLACES = {
-    "first": 1.0,
-    "tie": 0.5,
-    "second": 0.0,
-    "第一篇": 1.0,
-    "第一位": 1.0,
-    "第二篇": 0.0,
-    "第二位": 0.0,
-    "平局": 0.5,
-}
-_DEGREES = {
-    "met": 1.0, "yes": 1.0, "partly": 0.5, "partly met": 0.5, "partial": 0.5, "partially": 0.5, "not": 0.0, "not met": 0.0,
-    "no": 0.0, "满足": 1.0, "部分": 0.5, "部分满足": 0.5, "不满足": 0.0, "未满足": 0.0,
+    "first": 1.0, "the first": 1.0, "1": 1.0, "tie": 0.5, "draw": 0.5, "second": 0.0, "the second": 0.0, "2": 0.0,
+    "第一篇": 1.0, "第一位": 1.0, "第二篇": 0.0, "第二位": 0.0, "平局": 0.5,
 }  # fmt: skip
+_DEGREES = {
+    "met": 1.0, "fully met": 1.0, "yes": 1.0, "true": 1.0, "1": 1.0, "1.0": 1.0,
+    "partly": 0.5, "partly met": 0.5, "partial": 0.5, "partially": 0.5, "partially met": 0.5, "0.5": 0.5,
+    "not": 0.0, "not met": 0.0, "no": 0.0, "false": 0.0, "0": 0.0, "0.0": 0.0,
+    "满足": 1.0, "部分": 0.5, "部分满足": 0.5, "不满足": 0.0, "未满足": 0.0,
+}  # fmt: skip
+"""A judge's words → how far a requirement is met. Also true and false, and the numbers themselves."""
 
 
 def rubric_question(request: str, piece: str, language: Language, criteria: Sequence[str] = ()) -> Question:
@@ -199,10 +196,10 @@ def rubric_question(request: str, piece: str, language: Language, criteria: Sequ
     return Question(asked, version, _SYSTEM[language])
 
 
-def read_marks(count: int) -> Callable[[str], list[int] | None]:
+def read_marks(count: int) -> Callable[[str], list[float] | None]:
     """Returns a parser of the marks of `count` criteria. It gives None unless every mark is there and from 1 to 10."""
 
-    def read(reply: str) -> list[int] | None:
+    def read(reply: str) -> list[float] | None:
         found = read_object(reply, _numbers(count))
         marks = [as_score(found[key], 1, BEST_MARK) for key in _numbers(count)] if found else []
         kept = [value for value in marks if value is not None]
@@ -261,7 +258,7 @@ def read_degrees(count: int) -> Callable[[str], list[float] | None]:
 
     def read(reply: str) -> list[float] | None:
         found = read_object(reply, _numbers(count))
-        degrees = [_DEGREES.get(str(found[key]).strip().lower()) for key in _numbers(count)] if found else []
+        degrees = [_DEGREES.get(_plain(found[key])) for key in _numbers(count)] if found else []
         kept = [value for value in degrees if value is not None]
         return kept if len(kept) == count else None
 
@@ -277,7 +274,12 @@ def pair_question(request: str, first: str, second: str, language: Language = "e
 def read_winner(reply: str) -> float | None:
     """Returns the first piece's score in a reply: 1, 0.5 or 0; None if it cannot be parsed."""
     found = read_object(reply, ("winner",))
-    return _PLACES.get(str(found["winner"]).strip().lower()) if found else None
+    return _PLACES.get(_plain(found["winner"])) if found else None
+
+
+def _plain(word: object) -> str:
+    """Returns a judge's word in lower case, without a full stop at its end."""
+    return str(word).strip().rstrip(".。").lower()
 
 
 def _numbered(texts: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
 from megatron_lwz.http.session import HttpSession, is_address, read_bounded
 from megatron_lwz.rewards.per_rollout import PerRollout
-from megatron_lwz.types import ComponentScore, Prompt, Rollout
+from megatron_lwz.types import ComponentScore, Prompt, Rollout, is_score
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ _NOT_AS_AGREED = (LookupError, TypeError, AttributeError, ValueError, OverflowEr
 class WritingComponent(HttpSession, PerRollout):
     """Requests the scores of a group's answers from lwz serve-reward or vLLM's pooling server.
 
-    A rollout without an answer is not sent. Its score is invalid, like that of a text which the server rejects.
+    A rollout without an answer is not sent. Its score is invalid, like that of a text which the server rejects or to
+    which it gives a number that cannot be a score.
     Details: `raw` (the model's own number). `metrics()` counts requests and masked scores, by reason.
     """
 
@@ -169,13 +170,14 @@ class _Answer:
     version: str
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+def _number(value: Any) -> float | None:
+    """Returns a text's score; None for a number that cannot be one, like NaN. Raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{value!r} is no score")
-    return float(value)
+    return float(value) if is_score(value) else None
 
 
-def _only(values: Any) -> float:
-    """Returns the one number of a text's output. Raises ValueError for a model with several."""
+def _only(values: Any) -> float | None:
+    """Returns the one number of a text's output, as `_number` does. Raises ValueError for a model with several."""
     (value,) = values if isinstance(values, list) else [values]
     return _number(value)

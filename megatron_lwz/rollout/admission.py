@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 
 from megatron_lwz.rollout.drafts import GroupDraft
+from megatron_lwz.rollout.length_book import PROMPTS_CHANGED, SIZE_CHANGED
 from megatron_lwz.types import Group, Prompt
 
 SEED_BITS = 48
@@ -198,6 +199,21 @@ def derive_seed(*parts: object) -> int:
     """Returns a number in [0, 2^48) that depends on every part. It is the same on every machine and Python version."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest, "big") >> (256 - SEED_BITS)
+
+
+def misfit(group: GroupDraft, prompt: Prompt, group_size: int) -> tuple[str, str] | None:
+    """Returns why a journal's group is not the one for `prompt`: the reason to record, and the same in words.
+
+    None if it is.
+    """
+    if len(group.drafts) != group_size:
+        return SIZE_CHANGED, f"it has {len(group.drafts)} rollouts, and a group now has {group_size}"
+    if group.prompt.id != prompt.id:
+        return PROMPTS_CHANGED, f"its place in the order of prompts now has {prompt.id!r}, not {group.prompt.id!r}"
+    changed = [
+        field.name for field in fields(Prompt) if getattr(group.prompt, field.name) != getattr(prompt, field.name)
+    ]
+    return (PROMPTS_CHANGED, f"prompt {prompt.id!r} has another {', '.join(changed)} now") if changed else None
 
 
 def match_groups(

@@ -30,12 +30,12 @@ from typing import Any
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.errors import LwzError
 from megatron_lwz.http.retry import RequestFailure
-from megatron_lwz.rollout.admission import Intake, derive_seed
+from megatron_lwz.rollout.admission import Intake, derive_seed, misfit
 from megatron_lwz.rollout.commits import Committer
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.guard import GuardMaker
 from megatron_lwz.rollout.journal import Journal
-from megatron_lwz.rollout.length_book import FAILED, PROMPTS_CHANGED, ZERO_VARIANCE
+from megatron_lwz.rollout.length_book import FAILED, ZERO_VARIANCE
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Meter, ProgressFn
 from megatron_lwz.rollout.recovery import Recovery
@@ -95,12 +95,14 @@ class RolloutController:
         """
         returned = self._journal.rewind(step)
         for group in self._journal.open_groups():
-            if group.prompt == self._intake.prompt_of(group.id) and len(group.drafts) == self._intake.group_size:
+            found = misfit(group, self._intake.prompt_of(group.id), self._intake.group_size)
+            if found is None:
                 self._drafts[group.id] = group
                 self._admission.restore(group.id, group.admitted)
             else:
-                log.warning("group %d is dropped: its place in the order of prompts now has another prompt", group.id)
-                self._journal.drop(group.id, PROMPTS_CHANGED)
+                reason, why = found
+                log.warning("group %d is dropped: %s", group.id, why)
+                self._journal.drop(group.id, reason)
                 self._writer.counters["dropped"] += 1
         self._admission.replay = self._journal.orders(after=step)
         complete = sum(group.finished for group in self._drafts.values())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -11,11 +13,14 @@ from megatron_lwz.rollout.admission import derive_seed, match_groups
 from megatron_lwz.rollout.commits import Committer
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.length_book import PROMPTS_CHANGED, SIZE_CHANGED
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.rollout.progress import Meter, Progress
 from megatron_lwz.rollout.scoring import GroupScoring, close_rewards
 from megatron_lwz.rollout.writer import RolloutWriter, Tokenizer
 from megatron_lwz.types import Group, Prompt, RewardFn, WeightVersion
+
+log = logging.getLogger(__name__)
 
 
 class HeldOut:
@@ -53,14 +58,19 @@ class HeldOut:
         name that the weights had then. The other groups are dropped.
         """
         same: list[GroupDraft] = []
+        dropped: defaultdict[str, list[GroupDraft]] = defaultdict(list)
         for group in self._journal.open_groups("evaluation", admitted=version.step):
             if all(known.checksum == version.checksum for known in _versions([group])):
                 same.append(group)
             else:
-                self._journal.drop(group.id, "other weights")
+                dropped["other weights"].append(group)
         found, left = match_groups(prompts, same, group_size=samples)
         for group in left:
-            self._journal.drop(group.id, "prompts changed")
+            dropped[PROMPTS_CHANGED if len(group.drafts) == samples else SIZE_CHANGED].append(group)
+        for reason, unfit in dropped.items():
+            log.warning("evaluation after %d updates: %d groups begin anew: %s", version.step, len(unfit), reason)
+            for group in unfit:
+                self._journal.drop(group.id, reason)
         groups = [
             known or self._admit(prompt, samples, version.step) for prompt, known in zip(prompts, found, strict=True)
         ]

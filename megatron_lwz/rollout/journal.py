@@ -6,7 +6,6 @@ memory, so that the deltas of many rollouts share one disk flush.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import sqlite3
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_lwz.errors import DataError
+from megatron_lwz.file_lock import FileLock, LockHeld
 from megatron_lwz.rollout import recovery
 from megatron_lwz.rollout.drafts import Draft, GroupDraft, Kind
 from megatron_lwz.rollout.lengths import GroupLengths
@@ -51,13 +51,16 @@ class Journal:
         self._deltas: dict[tuple[int, int], tuple[int, TokenDelta]] = {}
         self._undurable = 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock_file = path.with_name(path.name + ".lock").open("a")
         try:
-            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(path, "another process writes this journal; is the run already going?") from error
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._guarded(lambda: self._open(exclusive))
+            self._lock = FileLock(path.with_name(path.name + ".lock"))
+        except LockHeld as held:
+            raise DataError(path, f"{held.holder} writes this journal; is the run already going?") from held
+        try:
+            self._db = self._guarded(lambda: sqlite3.connect(path, isolation_level=None, check_same_thread=False))
+            self._guarded(lambda: self._open(exclusive))
+        except BaseException:
+            self._lock.release()
+            raise
 
     @property
     def undurable(self) -> int:
@@ -205,7 +208,7 @@ class Journal:
             if self._exclusive:  # a WAL left on a network file system could not be read by others
                 self._guarded(lambda: self._db.execute("PRAGMA journal_mode = DELETE"))
             self._db.close()
-        self._lock_file.close()
+        self._lock.release()
 
     def _queue(self, statement: str, row: tuple[Any, ...]) -> None:
         with self._queue_lock:
@@ -235,6 +238,21 @@ class Journal:
             return action()
         except sqlite3.Error as error:
             raise DataError(self.path, f"the journal's disk or file refuses: {error}") from error
+
+
+def check_journal(path: Path) -> None:
+    """Checks that `Journal` can open the file, if there is one, without touching any file. Raises DataError.
+
+    A journal that was not closed in order is not checked: a part of it is in its WAL.
+    """
+    log = path.with_name(path.name + "-wal")
+    if not path.exists() or (log.exists() and log.stat().st_size):
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)) as db:
+            check_schema(db, path, may_be_empty=True)
+    except sqlite3.Error as error:
+        raise DataError(path, f"cannot be read as a journal: {error}") from error
 
 
 def _delta_row(key: tuple[int, int], start: int, delta: TokenDelta) -> tuple[str, tuple[Any, ...]]:

@@ -27,7 +27,7 @@ TRUNCATED, ZERO_VARIANCE, NO_SCORE = "truncated", "zero variance", "no score"
 """Reasons why a rollout of a trained group has no weight. (For groups that are not trained, the journal holds the
 reason.)
 """
-FAILED, PROMPTS_CHANGED = "failed", "prompts changed"
+FAILED, PROMPTS_CHANGED, SIZE_CHANGED = "failed", "prompts changed", "group size changed"
 """Reasons why a group is never trained on, besides ZERO_VARIANCE."""
 
 ADVICE = {
@@ -36,6 +36,7 @@ ADVICE = {
     NO_SCORE: "groups without any score are left out: see what the judge or reward model refuses in the log",
     FAILED: "groups whose requests failed are given up: see the engines' errors in the log, raise rollout.retries",
     PROMPTS_CHANGED: "groups of other prompts were dropped at a restart: this passes by itself",
+    SIZE_CHANGED: "groups of another size were dropped at a restart: this passes by itself",
 }
 
 _ROLLOUTS = 4096

@@ -11,7 +11,7 @@ from megatron_lwz.rollout.commits import Committer
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.guard import given_column
 from megatron_lwz.rollout.journal import Journal
-from megatron_lwz.types import ClosableReward, ComponentScore, PerRolloutReward, RewardFn, Rollout
+from megatron_lwz.types import ClosableReward, ComponentScore, PerRolloutReward, RewardFn, Rollout, is_score
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +67,20 @@ class GroupScoring:
         group.scores = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] or [
             {} for _ in rollouts
         ]
+        self._warn_of_no_scores()
         self._journal.score(group.id, group.scores)
         await self._committer.durable()
         return sum(not score.valid for scores in group.scores for score in scores.values())
+
+    def _warn_of_no_scores(self) -> None:
+        """Names a rollout whose number cannot be a score, once for each component. ComponentScore has masked it."""
+        for name in self._group.scores[0] if self._group.scores else ():
+            values = [scores[name].value for scores in self._group.scores]
+            broken = [place for place, value in enumerate(values) if not is_score(value)]
+            if broken:
+                rollout, value = self._group.drafts[broken[0]].id, values[broken[0]]
+                more = f", and {len(broken) - 1} more of its group" if broken[1:] else ""
+                log.warning("reward %s: %r for rollout %s cannot be a score, masked%s", name, value, rollout, more)
 
     async def _score_one(self, rollout: Rollout) -> dict[str, ComponentScore | BaseException]:
         await self._committer.durable(urgent=False)

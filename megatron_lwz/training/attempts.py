@@ -11,7 +11,7 @@ import json
 import platform
 from pathlib import Path
 
-from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.distributed import exchange
 from megatron_lwz.run_paths import RunPaths
 
 _PACKAGES = ("megatron-lwz", "torch", "megatron-core", "transformers")
@@ -22,7 +22,7 @@ def record_attempt(run: RunPaths, step: int) -> int:
 
     Collective.
     """
-    return int(exchange.broadcast_json(_append(run.attempts, step) if groups.is_rank_zero() else None))
+    return int(exchange.from_rank_zero(lambda: _append(run.attempts, step)))
 
 
 def _append(path: Path, step: int) -> int:

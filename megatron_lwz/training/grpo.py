@@ -22,6 +22,7 @@ from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.rollouts import Rollouts, open_rollouts
 from megatron_lwz.training.run_folder import RunFolder, due
+from megatron_lwz.training.state import TrainState
 
 
 class Display(Protocol):
@@ -43,19 +44,16 @@ def train(config: Config, display: Display) -> RunFolder:
     check_loss_function(config.grpo, platform.device())
     started = time.monotonic()
     run = RunFolder(config)
-    state = build_train_state(config)
-    for policy in state.policies:
-        policy.temperature = config.rollout.temperature  # log-probs of the distribution the engines sample from
-    reference = ReferenceWeights(state) if config.grpo.kl_coefficient > 0 else None
-    if run.resume:
-        load_checkpoint(state, run.resume)
-    writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
+    if run.finished:
+        return run
+    state, reference = _load(config, run)
     timer = Timer()
 
     with (
         open_rollouts(config, run, state, display.waiting) as rollouts,
         CheckpointSaver(state, run.checkpoints, rollouts.checkpointed) as saver,
     ):
+        writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
         if state.step == 0:
             rollouts.evaluate()
 
@@ -94,6 +92,17 @@ def train(config: Config, display: Display) -> RunFolder:
         mark_best(run, config, state.step)
         writer.close(time.monotonic() - started)
     return run
+
+
+def _load(config: Config, run: RunFolder) -> tuple[TrainState, ReferenceWeights | None]:
+    """Returns the state that the run continues from, and the weights that it began with if the KL term needs them."""
+    state = build_train_state(config)
+    for policy in state.policies:
+        policy.temperature = config.rollout.temperature  # log-probs of the distribution the engines sample from
+    reference = ReferenceWeights(state) if config.grpo.kl_coefficient > 0 else None
+    if run.resume:
+        load_checkpoint(state, run.resume)
+    return state, reference
 
 
 def _record(rollouts: Rollouts, writer: MetricsWriter) -> None:

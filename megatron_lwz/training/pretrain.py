@@ -15,6 +15,7 @@ from megatron_lwz.data.supervised import SupervisedBatch
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import launch
 from megatron_lwz.errors import ConfigError
+from megatron_lwz.training.run_folder import RunFolder
 from megatron_lwz.training.supervised import OnStep, check_supervised, train_supervised
 
 
@@ -22,9 +23,12 @@ def pretrain(config: Config, on_step: OnStep = lambda _step, _shown: None) -> No
     """Runs or resumes the pretraining of `config`. All ranks call it. Raises LwzError."""
     launch.initialize(config)
     check_pretrain(config)
+    run = RunFolder(config)
+    if run.finished:
+        return
     corpus = open_corpus(config)
     held_out = corpus_validation(corpus, config) | validation_batches(config)
-    train_supervised(config, CorpusSource(corpus), held_out, on_step)
+    train_supervised(config, run, CorpusSource(corpus), held_out, on_step)
 
 
 def check_pretrain(config: Config) -> None:

@@ -28,8 +28,8 @@ from megatron_lwz.kernels.collectives import sum_over
 from megatron_lwz.metrics import write_json
 from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.models.reward_model import last_token_scores
-from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.batching import make_micro_batches, make_pair_batches, pair_size
+from megatron_lwz.training.run_folder import RunFolder
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import LossFn, TokenLossFn, forward_chunks
 from megatron_lwz.training.supervised import OnStep, check_supervised, run_task, with_epochs
@@ -114,19 +114,20 @@ def prepare(config: Config) -> tuple[Config, PairTask]:
     return with_epochs(config, task.source.total), task
 
 
-def train(config: Config, task: PairTask, on_step: OnStep = lambda _step, _shown: None) -> Path:
+def train(config: Config, task: PairTask, on_step: OnStep = lambda _step, _shown: None) -> RunFolder:
     """Runs or resumes the training that `prepare` made ready; returns the run folder.
 
     All ranks call it. Raises LwzError. Besides the usual files of a stage it writes `held_out.jsonl` and
     `held_out.json`: the score of each held-out pair, and the summary.
     """
-    root = run_task(config, task, on_step)
+    run = RunFolder(config)
+    if not run.finished:
+        run_task(config, run, task, on_step)
     if groups.is_rank_zero() and task.scored:
         rows = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in task.scored)
-        paths = RunPaths(root)
-        paths.held_out.write_text(rows, encoding="utf-8")
-        write_json(paths.held_out_summary, summarize_pairs(task.scored))
-    return root
+        run.held_out.write_text(rows, encoding="utf-8")
+        write_json(run.held_out_summary, summarize_pairs(task.scored))
+    return run
 
 
 def check_reward_model(config: Config) -> None:

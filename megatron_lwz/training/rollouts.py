@@ -28,6 +28,7 @@ from megatron_lwz.types import SequenceBatch, WeightVersion
 def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Waiting) -> Iterator[Rollouts]:
     """Exports the policy, starts (or connects to) the engines with it, opens the journal; closes everything on exit.
 
+    The host reads prompts and rewards, and asks running engines, before the first file of the run is written.
     Collective. On rank 0 `waiting` is called with the progress while the trainer waits for rollouts. Raises LwzError.
     """
     transport = partial(make_transport, config=config, root=run.weights, chunks=state.policies)
@@ -35,6 +36,7 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
         host: Host | None = None
         if groups.is_rank_zero():
             host = stack.enter_context(open_host(config, run, state.step, waiting))
+        run.begin()
         exporter = transport(None)
         first = WeightVersion(state.step, record_attempt(run, state.step))
         version = exporter.prepare(first, folder=config.data.held_out_prompts is not None)
@@ -57,7 +59,7 @@ def open_host(config: Config, run: RunPaths, step: int, waiting: Waiting) -> Abs
     Rank 0, main thread only.
     """
     if config.rollout.controller == "process":
-        return remote_host(config, run, step, waiting)
+        return remote_host(config, step, waiting)
     return local_host(config, run, step, waiting)
 
 

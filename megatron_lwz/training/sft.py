@@ -14,6 +14,7 @@ from megatron_lwz.data.supervised import SupervisedBatch
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import launch
 from megatron_lwz.errors import ConfigError
+from megatron_lwz.training.run_folder import RunFolder
 from megatron_lwz.training.supervised import OnStep, check_supervised, train_supervised, with_epochs
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,9 @@ def prepare(config: Config) -> tuple[Config, ExampleSource]:
 
 def train(config: Config, source: ExampleSource, on_step: OnStep = lambda _step, _shown: None) -> None:
     """Runs or resumes the fine-tuning that `prepare` made ready. All ranks call it. Raises LwzError."""
-    train_supervised(config, source, validation_batches(config), on_step)
+    run = RunFolder(config)
+    if not run.finished:
+        train_supervised(config, run, source, validation_batches(config), on_step)
 
 
 def check_sft(config: Config) -> None:

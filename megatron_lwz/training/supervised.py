@@ -77,21 +77,21 @@ class Task(Protocol[B]):
         ...
 
 
-def train_supervised(config: Config, data: BatchSource, held_out: HeldOut, on_step: OnStep) -> Path:
+def train_supervised(config: Config, run: RunFolder, data: BatchSource, held_out: HeldOut, on_step: OnStep) -> None:
     """Runs `run_task` on next-token prediction, for pretraining and SFT."""
-    return run_task(config, LanguageModeling(data, held_out, config.training.z_loss), on_step)
+    run_task(config, run, LanguageModeling(data, held_out, config.training.z_loss), on_step)
 
 
-def run_task(config: Config, task: Task[B], on_step: OnStep) -> Path:
-    """Runs or resumes the training of `config`; all ranks call it. Returns the run folder.
+def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep) -> None:
+    """Runs or resumes the training of `config` in an unfinished run folder; all ranks call it.
 
     Writes checkpoints, metrics.jsonl, evaluation.jsonl, summary.json and, in `hf/`, the trained weights in Hugging
     Face's format. Under the same layout a resumed run repeats an uninterrupted one bit for bit. Raises LwzError.
     """
     started = time.monotonic()
-    run = RunFolder(config)
     state = build_train_state(config)
     position: dict[str, Any] = load_checkpoint(state, run.resume) if run.resume else {"cursor": 0}
+    run.begin()
     cursor, guard = position["cursor"], SpikeGuard(config.training, run.skipped, position.get("guard"))
     writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
     if state.step == 0:
@@ -120,7 +120,6 @@ def run_task(config: Config, task: Task[B], on_step: OnStep) -> Path:
     task.export(state, run.hf)
     if writer:
         writer.close(time.monotonic() - started)
-    return run.root
 
 
 @dataclass(frozen=True)

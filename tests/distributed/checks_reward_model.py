@@ -39,7 +39,7 @@ def layouts(folder: str, layouts: dict[str, list[str]]) -> dict[str, Any]:
 def run_and_resume(folder: str, layout: list[str]) -> dict[str, Any]:
     """A whole run of the stage on two ranks; its checkpoint read under another layout."""
     config = load_config(Path(folder, "config.yaml"), [f"run.dir={folder}/run", "checkpoint.interval=4", *layout])
-    root = reward_model.train(*reward_model.prepare(config))
+    root = reward_model.train(*reward_model.prepare(config)).root
     other = load_config(root, ["parallel.tensor=1", "parallel.pipeline=2"])
     other, _ = reward_model.prepare(other)
     state = build_train_state(other)

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_lwz.cli import common, train_grpo
 from megatron_lwz.config import load_config
 from megatron_lwz.kernels.dispatch import BACKENDS
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
+from tests.support.files import contents
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
 from tests.support.waiting import wait_for
 
@@ -102,13 +104,45 @@ def test_resumed_run_repeats_the_loss_bit_for_bit(controller: str, undisturbed: 
     assert [(row["attempt"], row["step"]) for row in attempts] == [(0, 0), (1, 2)]
 
 
-def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "already finished at step 4: raise training.steps (4) to go on"),
+        (["data.prompts=/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["data.held_out_prompts=/nowhere.jsonl", "rollout.controller=process"], "/nowhere.jsonl"),
+        (["model.architecture.hidden_size=48"], "step_00000004: cannot be read"),
+        (["model.tokenizer=/nowhere"], "'model.tokenizer' = '/nowhere'"),
+        (["reward.functions=[no.such:function]"], "'reward.functions' = 'no.such:function'"),
+        (["rollout.urls=http://127.0.0.1:9"], "http://127.0.0.1:9"),
+        (["run.resume=never"], "metrics.jsonl exists"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and value else None,
+)
+def test_a_start_that_fails_or_has_nothing_to_do_changes_no_byte(
+    undisturbed: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], said: str
+) -> None:
+    before = contents(undisturbed / "run")
+    more = ["training.steps=5"] if overrides else []
+    status = common.run(train_grpo.main, [str(undisturbed / "config.yaml"), *more, *overrides])
+    out, error = capsys.readouterr()
+    assert contents(undisturbed / "run") == before
+    assert status == (2 if overrides else 0) and said in (error if overrides else out)
+
+
+def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     function = "examples.custom.cispo:cispo"  # a loss of the user's own goes through a kill like any other
     overrides = (f"run.dir={run}", "training.steps=5", "rollout.max_new_tokens=400", f"grpo.loss_function={function}")
     process = subprocess.Popen(
         command(undisturbed / "config.yaml", *overrides), cwd=ROOT, env=variables(), start_new_session=True
     )
+    wait_for(lambda: (run / "attempts.jsonl").exists(), seconds=240, process=process)
+    begun = [(run / name).read_bytes() for name in ("config.yaml", "attempts.jsonl", "writer.lock")]
+    assert common.run(train_grpo.main, [str(undisturbed / "config.yaml"), f"run.dir={run}"]) == 2
+    assert f"process {process.pid} on " in capsys.readouterr().err
+    assert begun == [(run / name).read_bytes() for name in ("config.yaml", "attempts.jsonl", "writer.lock")]
     wait_for(
         lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) >= 3,
         seconds=240,

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_lwz.cli import common, pretrain
 from megatron_lwz.metrics import read_metrics
+from tests.support.files import contents
 from tests.support.stages import ROOT, TINY, assert_one_line_each, kill_while_saving, rows_of, run, start
 from tests.support.tiny_qwen2 import write_word_tokenizer
 
@@ -88,6 +90,26 @@ def test_a_run_that_is_killed_while_it_saves_resumes_bit_for_bit_from_the_checkp
     assert done.returncode == 0, done.stderr
     assert rows_of(folder) == rows_of(whole)
     assert not list(folder.rglob("*.tmp")), "what the kill left is gone"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "already finished at step 8: raise training.steps (8) to go on"),
+        (["data.corpus={folder}/broken.jsonl"], "broken.jsonl, line 2"),
+        (["model.architecture.hidden_size=48"], "step_00000008: cannot be read"),
+    ],
+)
+def test_a_start_that_fails_or_has_nothing_to_do_changes_no_byte(
+    config: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], said: str
+) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"text": "w1 w2"}\n{"text": "w1\n')
+    before = contents(whole)
+    more = ["training.steps=9", *(given.format(folder=tmp_path) for given in overrides)] if overrides else []
+    status = common.run(pretrain.main, [str(config), f"run.dir={whole}", *more])
+    out, error = capsys.readouterr()
+    assert contents(whole) == before
+    assert status == (2 if overrides else 0) and said in (error if overrides else out)
 
 
 def test_a_prepared_corpus_is_trained_and_its_sources_are_validated(config: Path, tmp_path: Path) -> None:

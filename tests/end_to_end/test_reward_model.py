@@ -17,6 +17,7 @@ from megatron_lwz.config import load_config
 from megatron_lwz.data.preferences.rendering import load_rendering
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
+from tests.support.files import contents
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
 from tools import make_preference_pairs, make_tiny_data
 
@@ -133,6 +134,15 @@ def test_a_resumed_run_ends_with_the_same_weights(run: dict[str, Any], tmp_path:
         train_reward_model.main, [arguments[0], f"run.dir={tmp_path}/whole", "optimizer.schedule=constant"]
     ) == 0  # fmt: skip
     assert checksum_folder(tmp_path / "hf") == checksum_folder(tmp_path / "whole" / "hf")
+    before = contents(tmp_path / "whole")
+    for steps, status in (6, 0), (7, 2):  # nothing to do; a checkpoint of another shape
+        overrides = [
+            f"run.dir={tmp_path}/whole",
+            f"training.steps={steps}",
+            f"model.architecture.hidden_size={8 * steps}",
+        ]
+        assert common.run(train_reward_model.main, [arguments[0], *overrides]) == status
+        assert contents(tmp_path / "whole") == before
 
 
 @pytest.mark.parametrize(

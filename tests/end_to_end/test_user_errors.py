@@ -44,7 +44,11 @@ def error_of(capsys: pytest.CaptureFixture[str], main, *argv: object) -> str:
         ("grpo.loss_function=no.such:loss", "'grpo.loss_function' = 'no.such:loss': cannot be imported"),
         ("grpo.loss_function=tests.support.user_losses:scalar", "the loss has shape [] for 40 tokens"),
         ("rollout.over_sampling=1", "at most rollout.max_staleness = 0"),
-        ("rollout.urls=['http://127.0.0.1:9']", "http://127.0.0.1:9"),
+        ("rollout.urls=http://127.0.0.1:9", "engine http://127.0.0.1:9: "),
+        ("rollout.urls=3", "'rollout.urls.0' = 3: must be a text"),
+        ("run.dir=/dev/null/run", "'run.dir' = '/dev/null/run': cannot be a run folder (Not a directory)"),
+        ("run.dir=/proc/run", "'run.dir' = '/proc/run': cannot be a run folder (No such file or directory)"),
+        ("run.dir=''", "'run.dir' = '': an empty path"),
         ("training.tokens_per_micro_batch=80", "must hold the longest rollout"),
     ],
 )

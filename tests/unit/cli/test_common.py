@@ -1,10 +1,15 @@
+import errno
+import io
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from megatron_lwz.cli import common, main
 from megatron_lwz.errors import ConfigError, LwzError
@@ -60,9 +65,83 @@ def test_traceback_shows_the_stack(config, capsys):
     assert "Traceback" in error and "grpo.group_size" in error
 
 
+def _no_route(_argv):
+    raise ConnectionRefusedError(111, "Connection refused")
+
+
 def test_a_bug_is_not_dressed_up_as_a_user_error():
     with pytest.raises(ZeroDivisionError):
         common.run(lambda _argv: 1 / 0, [])
+    with pytest.raises(ConnectionRefusedError):
+        common.run(_no_route, [])
+
+
+def _full_disk(_argv):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_path_that_the_system_refuses_is_one_line_and_status_2(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    below, folder = tmp_path / "file" / "out.json", tmp_path
+    for fails, said in (
+        (lambda _argv: below.write_text("x"), f"{below}: cannot be used (Not a directory)"),
+        (lambda _argv: folder.read_bytes(), f"{folder}: cannot be used (Is a directory)"),
+        (lambda _argv: (tmp_path / ("x" * 300)).touch(), "cannot be used (File name too long)"),
+        (_full_disk, "the disk: cannot be used (No space left on device)"),
+    ):
+        assert common.run(fails, []) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+        assert common.run(fails, ["--traceback"]) == 2
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_paths_are_read_alike_by_every_parser(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = common.Parser()
+    parser.add_argument("--out", type=Path)
+    commands = parser.add_subparsers()
+    commands.add_parser("sub").add_argument("--hf", type=Path)
+    found = parser.parse_args(["--out", "~/x", "sub", "--hf", "~/y~"])
+    assert (found.out, found.hf) == (tmp_path / "x", tmp_path / "y~")
+    with pytest.raises(common.UsageError, match="argument --out: an empty path"):
+        parser.parse_args(["--out", ""])
+    with pytest.raises(common.UsageError, match="an empty path"):
+        common.file_path(" ")
+
+
+def test_a_file_that_cannot_be_written_is_said_before_the_work(tmp_path):
+    common.check_writable(tmp_path / "new.json", "--json")
+    for path, said in ((tmp_path, "is a folder"), (tmp_path / "none" / "new.json", "there is no folder")):
+        with pytest.raises(common.UsageError, match=f"--json .*{said}"):
+            common.check_writable(path, "--json")
+
+
+def _speak(_argv):
+    log = logging.getLogger("megatron_lwz")
+    log.info("写 →")
+    log.warning("é \ud800")
+    table = Table(title="写")
+    table.add_row("→")
+    common.console().print(table)
+    print("plain →")
+    with common.StepProgress("写", 1) as progress:
+        progress(1, {"é": 0.5})
+    raise common.UsageError("写 →")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", "\\u5199 \\u2192"), ("latin-1", "\\u5199 \\u2192"), ("utf-8", "写 →")]
+)
+def test_no_output_fails_on_a_terminal_that_cannot_show_it(monkeypatch, encoding, shown):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    status = common.run(_speak, [])
+    out, error = (stream.buffer.getvalue().decode(encoding) for stream in streams.values() if not stream.flush())
+    assert status == 2
+    assert out.startswith(f"INFO: {shown}\n") and f"plain {shown[-1:] if encoding == 'utf-8' else shown[7:]}\n" in out
+    assert error.splitlines()[-1] == f"error: {shown}" and "Logging error" not in error
 
 
 def _fail(_argv):

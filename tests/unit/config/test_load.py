@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from operator import attrgetter
 
 import pytest
 
@@ -72,14 +73,69 @@ def test_overrides_take_lists_and_null(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("rollout.urls=http://a", ("http://a",)),
+        ("rollout.urls=http://a, http://b", ("http://a", "http://b")),
+        ("rollout.urls=''", ()),
+        ("rollout.stop=one, two", ("one, two",)),
+        ("data.corpus=a.jsonl,b.jsonl", ("a.jsonl", "b.jsonl")),
+        ("data.corpus=['a,b.jsonl']", ("a,b.jsonl",)),
+        ("data.validation={web: a.jsonl}", {"web": ("a.jsonl",)}),
+        ("logging.length_buckets=100", (100,)),
+        ("logging.length_buckets=100,200", (100, 200)),
+        ("reward.structure.checks=lists,headings", ("lists", "headings")),
+        ("reward.functions=a:b,c:d", ("a:b", "c:d")),
+        ("reward.judges={kind: rubric}", ("rubric",)),
+    ],
+)
+def test_one_value_is_a_list_of_one_and_commas_part_what_holds_none(override, value):
+    section, key = override.partition("=")[0].rsplit(".", 1)
+    found = getattr(attrgetter(section)(load_config(None, [override])), key)
+    plain = {"functions": lambda entry: entry.path, "judges": lambda entry: entry.kind}.get(key)
+    assert (tuple(map(plain, found)) if plain else found) == value
+
+
+def test_the_home_folder_is_expanded_wherever_a_path_is_set(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = {
+        "run.dir", "model.hf", "model.tokenizer", "data.prompts", "data.held_out_prompts", "data.corpus",
+        "data.instructions", "data.validation.web", "reward_model.pairs", "reward_model.held_out", "checkpoint.load",
+        "judge.cache", "reward.writing.hf", "reward.overlap.hf", "rollout.engines_file", "weight_sync.library",
+    }  # fmt: skip
+    config = load_config(None, [f"{key}=~/x" for key in keys])
+    text = json.dumps(config.model_dump(mode="json"))
+    assert text.count(f'"{tmp_path}/x"') == len(keys) and "~" not in text
+    assert load_config(None, ["run.dir=a~b"]).run.dir == "a~b"
+
+
+@pytest.mark.parametrize(
     ("text", "key", "advice"),
     [
         ("grpo: {clip_hgih: 0.3}", "grpo.clip_hgih", "did you mean 'clip_high'"),
         ("gpro: {clip_high: 0.3}", "gpro", "did you mean 'grpo'"),
         ("reward: {length: {maximun: 3}}", "reward.length.maximun", "did you mean 'maximum'"),
         ("model: {architecture: {zzz: 1}}", "model.architecture", ""),
-        ("training: {steps: many}", "training.steps", "integer"),
-        ("training: {steps: 0}", "training.steps", "greater than 0"),
+        ("training: {steps: many}", "training.steps", "must be a whole number"),
+        ("training: {steps: 1.5}", "training.steps", "must be a whole number"),
+        ("training: {steps: true}", "training.steps", "must be a number, not true"),
+        ("training: {steps: 99999999999999999999}", "training.steps", "too large"),
+        ("training: {steps: 0}", "training.steps", "must be greater than 0"),
+        ("training: 3", "training", "a section of keys and values"),
+        ("data: {shuffle: maybe}", "data.shuffle", "must be true or false"),
+        ("run: {name: 2024}", "run.name", "a text: put it in quotes"),
+        ("run: {dir: ''}", "run.dir", "an empty path"),
+        ('run: {dir: "a\\0b"}', "run.dir", "NUL"),
+        ("rollout: {urls: [3]}", "rollout.urls.0", "a text"),
+        ("rollout: {urls: 127.0.0.1:8000}", "rollout.urls.0", "write http://host:port"),
+        ("evaluation: {urls: ['http://a', 'http:///b']}", "evaluation.urls.1", "write http://host:port"),
+        ("rollout: {stop: null}", "rollout.stop", "a list, e.g. [a, b]"),
+        ("reward: {judges: [{}]}", "reward.judges.0.kind", "required"),
+        ("reward: {violators: [1]}", "reward.violators", "keys and values"),
+        ("reward: {violators: {length: 1.0e39}}", "reward.violators", "fp32"),
+        ("reward: {length: {weight: 1.0e39}}", "reward.length.weight", "fp32"),
+        ("optimizer: {lr: much}", "optimizer.lr", "must be a number"),
+        ("optimizer: {beta1: 1}", "optimizer.beta1", "must be less than 1"),
         ("grpo: {ratio: both}", "grpo.ratio", "'token' or 'sequence'"),
         ("optimizer: {lr: .nan}", "optimizer.lr", "finite"),
     ],
@@ -91,12 +147,35 @@ def test_errors_are_one_line_and_name_the_key(tmp_path, text, key, advice):
     assert key in message and advice in message and "\n" not in message
 
 
-@pytest.mark.parametrize("text", ["a: [1,\nb: }", "- 1\n- 2\n", "run: {dir: '${nowhere}'}\n"])
-def test_broken_files_are_one_line_errors(tmp_path, text):
-    path = write(tmp_path, "c.yaml", text)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a: [1,\nb: }", "line 2: not valid YAML (did not find"),
+        ("- 1\n- 2\n", "must hold sections"),
+        ("run: {dir: '${nowhere}'}\n", "nowhere"),
+        ("run:\n\tseed: 1\n", "line 2: not valid YAML (a tab"),
+        ("run: {seed: 1}\nrun: {seed: 2}\n", "line 2: not valid YAML (found duplicate key run)"),
+        ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("run: {name: '\0'}", "control characters"),
+        ("base: c.yaml\n", "leads back to this file"),
+        ("base: ''\n", "base: an empty path"),
+        ("run: {seed: 1}".encode("utf-16"), "not UTF-8"),
+        ("run: {name: é}".encode("latin-1"), "line 1: not UTF-8"),
+    ],
+)
+def test_broken_files_are_one_line_errors(tmp_path, content, said):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError) as caught:
         load_config(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and said in message and "\n" not in message
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"\xef\xbb\xbfrun:\r\n  seed: 5\r\n")
+    assert load_config(path).run.seed == 5
 
 
 def test_missing_files_and_malformed_overrides(tmp_path):
@@ -106,7 +185,7 @@ def test_missing_files_and_malformed_overrides(tmp_path):
     with pytest.raises(DataError, match=r"gone\.yaml"):
         load_config(path)
     good = write(tmp_path, "good.yaml", "run: {seed: 1}\n")
-    for override in ("seed=3", "run.seed", "run.seed=[1,"):
+    for override in ("seed=3", "run.seed", "run.seed=[1,", "run..seed=1", "run.=1", "run.name=\udce9"):
         with pytest.raises(ConfigError) as caught:
             load_config(good, [override])
         assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 """Groups → advantages → flat batch: what is trained on is what was written, and masks keep out what they must."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,16 @@ from megatron_lwz.orchestrator.experience import (
     staleness_metrics,
 )
 from megatron_lwz.training.grpo_update import select, split
-from megatron_lwz.types import ComponentScore, FinishReason, Group, Prompt, Rollout, VersionSegment, WeightVersion
+from megatron_lwz.types import (
+    LARGEST_SCORE,
+    ComponentScore,
+    FinishReason,
+    Group,
+    Prompt,
+    Rollout,
+    VersionSegment,
+    WeightVersion,
+)
 
 NAMES = ("length", "format")
 
@@ -76,6 +86,18 @@ def test_groups_without_variance_leave_the_denominator_only_when_dropped():
     assert dropped.batch.weights.tolist() == [0, 0]
     assert dropped.metrics["rollout/zero_variance_groups"] == 1
     assert experience(flat, zero_variance="keep").batch.weights.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("combine", ["advantages", "rewards"])
+@pytest.mark.parametrize("normalizer", ["zscore", "range", "none"])
+def test_the_largest_scores_give_finite_advantages_and_larger_ones_none(normalizer, combine):
+    large = LARGEST_SCORE
+    reward = {"normalizer": normalizer, "combine": combine, "violators": {"length": 0.0}}
+    config = validate({"reward": reward, "grpo": {"truncated": "penalty", "truncation_penalty": 3e38}})
+    groups = [group([(large, -large), (-large, large), (1e39, 0.0), (math.nan, 1.0)])]
+    found = make_experience(groups, config, names=NAMES, step=1)
+    assert found.batch.advantages.isfinite().all() and found.batch.advantages.abs().max() > 0
+    assert found.metrics["reward_masked/length"] == 0.5 and all(map(math.isfinite, found.metrics.values()))
 
 
 def test_a_group_is_barren_when_nobody_is_better():

@@ -134,7 +134,7 @@ def test_settings_that_it_leaves_without_effect_are_refused(section, part):
     ("name", "part"),
     [
         ("fails_above_one", "raises KeyError: 'above\\\\none'; prompts: p0, p1, p2$"),
-        ("infinite_above_one", r"not finite \(or not in fp32\); prompts: p1$"),
+        ("infinite_above_one", r"not finite \(or above 1e\+12\); prompts: p1$"),
     ],
 )
 def test_a_function_that_fails_later_ends_the_run_with_the_prompts_in_one_line(name, part):

@@ -96,12 +96,15 @@ def test_user_functions_may_be_async_and_mask_what_they_cannot_score():
     words, holes = build_rewards(functions("words", "holes"))[2:]
     rollouts = [rollout("a b c", index=i) for i in range(4)]
     assert [s.value for s in score(words, prompt(), *rollouts)] == [3.0] * 4
-    assert [(s.value, s.valid) for s in score(holes, prompt(), *rollouts)] == [
-        (1.0, True),
-        (0.0, False),
-        (0.0, False),
-        (0.25, True),
-    ]
+    found = score(holes, prompt(), *rollouts)
+    assert [s.valid for s in found] == [True, False, False, True]
+    assert (found[0].value, found[3].value) == (1.0, 0.25)
+
+
+def test_a_number_that_fp32_training_cannot_use_is_masked_for_its_rollout_alone():
+    (component,) = build_rewards(functions("huge"))[2:]
+    found = score(component, prompt(), *(rollout("a", index=i) for i in range(4)))
+    assert [s.valid for s in found] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("name", ["broken", "short"])

@@ -316,8 +316,23 @@ def test_readers_give_a_verdict_in_its_bounds_or_none(reply):
         ('{"winner": "first"}', 1.0),
         ("<think>{\"winner\": \"first\"}</think>```json\n{'winner': 'Second',}\n```", 0.0),
         ('{"reason": "他说 "好" ", "winner": "平局"}', 0.5),
+        ('{"winner": "The first."}', 1.0),
+        ('{"winner": 2}', 0.0),
+        ('{"winner": "draw"}', 0.5),
         ('{"winner": "both"}', None),
+        ('{"winner": 0}', None),
+        ('{"winner": true}', None),
     ],
 )
 def test_a_winner_is_read_out_of_what_judges_write(reply, score):
     assert ask.read_winner(reply) == score
+
+
+def test_marks_and_degrees_are_read_as_judges_write_them():
+    assert ask.read_marks(3)('{"1": "8/10", "2": 7.5, "3": "9"}') == [8, 7.5, 9]
+    assert ask.read_marks(1)('{"1": "8/5"}') is None
+    written = ["met", "Partly met.", "not", True, False, 1, 0.5, 0, "1.0", "满足。"]
+    reply = json.dumps({str(number): degree for number, degree in enumerate(written, start=1)})
+    assert ask.read_degrees(len(written))(reply) == [1, 0.5, 0, 1, 0, 1, 0.5, 0, 1, 1]
+    for unclear in ("mostly", 0.7, 2, None, "met?"):
+        assert ask.read_degrees(1)(json.dumps({"1": unclear})) is None

@@ -50,11 +50,25 @@ def test_what_is_no_verdict_is_none(reply):
 
 @pytest.mark.parametrize(
     ("value", "score"),
-    [(1, 1), (10, 10), (7.0, 7), ("7", 7), (" 7.0 ", 7), (0, None), (11, None), (7.5, None), (True, None),
-     ("7/10", None), (None, None), ([7], None), ("", None), (float("nan"), None), (float("inf"), None)],
+    [(1, 1), (10, 10), (7.0, 7), (7.5, 7.5), ("7", 7), (" 7.0 ", 7), ("7.5", 7.5), ("8/10", 8), ("7.5 / 10", 7.5),
+     ("8 out of 10", 8), ("8 OF 10", 8), ("8/10.0", 8), ("8分", 8), ("8 分", 8), ("8分/10分", 8), ("10/10", 10),
+     (0, None), (11, None), (0.5, None), (10.5, None), ("0/10", None), ("11/10", None), ("4/5", None), ("80/100", None),
+     ("80%", None), ("8,5", None), ("8-9", None), ("-8", None), ("8/", None), ("8/10/10", None), ("eight", None),
+     ("Score: 8", None), ("1e1", None), (True, None), (None, None), ([7], None), ({"score": 7}, None), ("", None),
+     (float("nan"), None), (float("inf"), None), (10**400, None)],
 )  # fmt: skip
-def test_scores_are_whole_numbers_in_range(value, score):
-    assert as_score(value, 1, 10) == score
+def test_scores_are_numbers_on_the_scale_that_was_asked_for(value, score):
+    found = as_score(value, 1, 10)
+    assert found == score and type(found) is type(score)
+
+
+def test_the_scale_in_a_score_is_the_one_that_was_asked_for():
+    assert as_score("4/5", 1, 5) == 4 and as_score("4/10", 1, 5) is None
+
+
+@pytest.mark.parametrize("written", ['"8/10"', "8/10", "8 out of 10", '"8"', "8.0", "'8/10'"])
+def test_a_score_with_its_scale_is_read_quoted_or_not(written):
+    assert as_score(read_object(f'{{"reason": "fine", "score": {written}}}', KEYS)["score"], 1, 10) == 8
 
 
 def test_hostile_replies_cost_little_time():

@@ -15,7 +15,7 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.http.server import make_app, read_object
 from megatron_lwz.rewards.composite import build_rewards, component_weights
 from megatron_lwz.rewards.writing import WritingComponent
-from megatron_lwz.types import ComponentScore, FinishReason, Prompt, Rollout
+from megatron_lwz.types import LARGEST_SCORE, ComponentScore, FinishReason, Prompt, Rollout
 
 Answer = Callable[[dict[str, Any]], Awaitable[web.StreamResponse]]
 PROMPT = Prompt("p", "Write about rain.")
@@ -143,7 +143,8 @@ def answering(**answer: Any) -> Answer:
         (answering(scores=[1.0]), "contract", 2),
         (answering(scores=["high", "low"]), "contract", 2),
         (answering(scores=[True, False]), "contract", 2),
-        (answering(scores=[float("nan"), 1.0]), "contract", 2),
+        (answering(scores=[float("nan"), 10**400]), "refused_text", 1),
+        (answering(scores=[1e39, -1e13]), "refused_text", 1),
         (answering(scores={"a": [[[]]]}), "contract", 2),
         (answering(error="out of memory"), "contract", 2),
     ],
@@ -153,6 +154,14 @@ def test_every_failure_masks_the_group_and_is_counted(answer: Answer, reason: st
     assert [score.valid for score in scores] == [False] * 3
     assert component.counters[f"masked/{reason}"] == 2 and len(bodies) == requests
     assert component.counters["retried"] == requests - 1
+
+
+@pytest.mark.parametrize("transform", ["none", "sigmoid"])
+@pytest.mark.parametrize("number", [float("nan"), float("-inf"), 1e39, 2 * LARGEST_SCORE])
+def test_a_number_that_cannot_be_a_score_masks_its_text_alone(transform: str, number: float) -> None:
+    scores, component, bodies = ask(answering(scores=[number, 1.0]), transform=transform)
+    assert [score.valid for score in scores] == [False, False, True]
+    assert component.counters["masked/refused_text"] == 1 and component.counters["scored"] == 1 and len(bodies) == 1
 
 
 def test_a_wrong_token_and_a_server_that_is_gone_mask_too() -> None:

@@ -9,6 +9,10 @@ async def holes(prompt, rollouts):
     return [1, None, float("nan"), 0.25][: len(rollouts)]
 
 
+def huge(prompt, rollouts):
+    return [1e39, -2e12, 10**400, 1e12][: len(rollouts)]
+
+
 def broken(prompt, rollouts):
     raise RuntimeError("no")
 

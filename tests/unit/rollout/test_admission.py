@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_lwz.rollout.admission import Admission
+from megatron_lwz.rollout.admission import Admission, misfit
+from megatron_lwz.rollout.length_book import PROMPTS_CHANGED, SIZE_CHANGED
+from tests.unit.rollout import journal_groups
+from tests.unit.rollout.journal_groups import PROMPT
 
 
 @dataclass
@@ -270,3 +273,16 @@ def test_a_run_that_goes_on_with_other_settings_wakes_what_it_needs():
     for group in range(3):
         admission.finish(group)
     assert admission.take() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "size", "reason", "said"),
+    [
+        (PROMPT, 2, None, None),
+        (PROMPT, 4, SIZE_CHANGED, "it has 2 rollouts, and a group now has 4"),
+        (replace(PROMPT, id="b"), 2, PROMPTS_CHANGED, "its place in the order of prompts now has 'b', not 'a'"),
+        (replace(PROMPT, length=None, text="new"), 2, PROMPTS_CHANGED, "prompt 'a' has another text, length now"),
+    ],
+)
+def test_a_group_of_the_journal_that_does_not_fit_is_told_apart(prompt, size, reason, said):
+    assert misfit(journal_groups.group(), prompt, size) == (None if reason is None else (reason, said))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from pathlib import Path
 
@@ -156,6 +157,20 @@ def test_failing_rewards_mask_their_column_and_never_stop_the_run(make_controlle
     assert controller.metrics()["rollout/total_failed_scores"] == 6
 
 
+def test_a_number_that_cannot_be_a_score_is_masked_counted_and_named(make_controller, start_engine, caplog):
+    class Huge:
+        name = "huge"
+
+        async def score(self, prompt, rollouts):
+            return [ComponentScore(value) for value in (0.5, 1e39, math.nan)]
+
+    controller = make_controller(start_engine(Engine()), rewards=[Huge()])
+    (group,) = controller.collect(1)
+    assert [scores["huge"].valid for scores in group.scores] == [True, False, False]
+    assert controller.metrics()["rollout/total_failed_scores"] == 2
+    assert "reward huge: 1e+39 for rollout 0-1 cannot be a score, masked, and 1 more of its group" in caplog.text
+
+
 def test_truncation_and_stop_strings(make_controller, start_engine):
     controller = make_controller(start_engine(Engine()), max_new_tokens=10, group_size=2)
     (group,) = controller.collect(1)
@@ -228,6 +243,17 @@ def test_groups_whose_prompts_changed_are_replaced_and_counted(make_controller, 
     again = make_controller(url, batch=2, source=lambda place: prompts(place + 1)[place] if place else prompts(9)[8])
     groups = again.collect(1)
     assert [(group.id, group.prompt.id) for group in groups] == [(1, "p1"), (2, "p2")]
+    assert again.metrics()["rollout/total_dropped"] == 1
+
+
+def test_groups_of_another_size_are_replaced_for_that_reason(make_controller, start_engine, caplog):
+    url = start_engine(Engine())
+    controller = make_controller(url)
+    controller.collect(1)
+    controller.close()
+    again = make_controller(url, group_size=2)
+    assert [len(group.rollouts) for group in again.collect(1)] == [2]
+    assert "group 0 is dropped: it has 3 rollouts, and a group now has 2" in caplog.text
     assert again.metrics()["rollout/total_dropped"] == 1
 
 

@@ -84,7 +84,7 @@ def test_other_weights_begin_anew_and_the_reader_sees_each_prompt_once(journal, 
         assert [group.prompt.id for group in reader.groups("evaluation")] == ["p1", "p0"]
 
 
-def test_other_prompts_and_other_samples_begin_anew(journal, start_engine):
+def test_other_prompts_and_other_samples_begin_anew(journal, start_engine, caplog):
     engine = Engine(version=str(VERSION))
     url, writer = start_engine(engine), held_out(journal)
     evaluate(writer, url, 3)
@@ -92,6 +92,11 @@ def test_other_prompts_and_other_samples_begin_anew(journal, start_engine):
     assert [group.id for group in groups] == [-1, -2]
     groups, _ = writer.take_up(prompts(2), 4, VERSION)
     assert [group.id for group in groups] == [-4, -5] and all(len(group.drafts) == 4 for group in groups)
+    said = "evaluation after 3 updates: {}"
+    assert caplog.messages == [
+        said.format("1 groups begin anew: prompts changed"),
+        said.format("2 groups begin anew: group size changed"),
+    ]
 
 
 def test_a_disk_that_refuses_ends_the_evaluation(journal, start_engine):

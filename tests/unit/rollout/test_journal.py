@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 
 import pytest
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.rollout.drafts import Draft
-from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.journal import Journal, check_journal
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import ComponentScore, VersionSegment
+from tests.support.files import contents
 from tests.support.paths import ROOT
 from tests.unit.rollout.journal_groups import PROMPT, V0, V1, complete, end, group, write
 
@@ -49,7 +53,7 @@ def test_only_a_commit_makes_rows_durable(tmp_path):
     script = f"""
 import os
 from pathlib import Path
-from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.journal import Journal, check_journal
 from tests.unit.rollout.journal_groups import group, write
 journal, written = Journal(Path({str(tmp_path / "j")!r})), group()
 journal.admit(written)
@@ -143,8 +147,9 @@ def test_threads_lose_nothing(tmp_path):
 
 def test_other_schema_versions_are_refused(tmp_path):
     Journal(tmp_path / "j").close()
-    sqlite3.connect(tmp_path / "j").execute("PRAGMA user_version = 99")
-    for open_it in (Journal, JournalReader):
+    with closing(sqlite3.connect(tmp_path / "j")) as db:
+        db.execute("PRAGMA user_version = 99")
+    for open_it in (check_journal, Journal, JournalReader):
         with pytest.raises(DataError, match="journal schema 99, this release reads 1"):
             open_it(tmp_path / "j")
 
@@ -152,10 +157,11 @@ def test_other_schema_versions_are_refused(tmp_path):
 def test_other_files_are_refused(tmp_path):
     sqlite3.connect(tmp_path / "other").execute("CREATE TABLE t (x)")
     (tmp_path / "text").write_text("not a database, but long enough to be taken for one" * 99)
-    with pytest.raises(DataError, match="not a rollout journal"):
-        Journal(tmp_path / "other")
-    with pytest.raises(DataError, match="not a database"):
-        Journal(tmp_path / "text")
+    for open_it in (check_journal, Journal):
+        with pytest.raises(DataError, match="not a rollout journal"):
+            open_it(tmp_path / "other")
+        with pytest.raises(DataError, match="not a database"):
+            open_it(tmp_path / "text")
     with pytest.raises(DataError, match="no journal there"):
         JournalReader(tmp_path / "missing")
 
@@ -164,8 +170,19 @@ def test_a_second_process_cannot_write(tmp_path):
     journal = Journal(tmp_path / "j")
     script = f"from pathlib import Path; from megatron_lwz.rollout.journal import Journal; Journal(Path({str(tmp_path / 'j')!r}))"
     second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert second.returncode != 0 and "another process writes this journal" in second.stderr
+    assert second.returncode != 0 and f"process {os.getpid()} on {platform.node()} writes this journal" in second.stderr
     journal.close()
+
+
+def test_a_check_before_the_start_touches_no_file(tmp_path):
+    check_journal(tmp_path / "j")
+    journal = Journal(tmp_path / "j")
+    complete(journal, group())
+    journal.close()
+    with JournalReader(tmp_path / "j"):
+        before = contents(tmp_path)
+        check_journal(tmp_path / "j")
+        assert contents(tmp_path) == before
 
 
 def test_a_failed_commit_keeps_its_rows(tmp_path):
@@ -178,6 +195,22 @@ def test_a_failed_commit_keeps_its_rows(tmp_path):
         journal.commit()
     blocker.execute("ROLLBACK")
     assert [found.id for found in journal.open_groups()] == [0]
+    journal.close()
+
+
+def test_a_number_that_cannot_be_a_score_is_masked_when_a_journal_holds_it(tmp_path):
+    journal = Journal(tmp_path / "j")
+    complete(journal, group())
+    journal.close()
+    with closing(sqlite3.connect(tmp_path / "j")) as db:
+        db.execute("UPDATE scores SET value = 1e39 WHERE rollout = 1")  # as earlier releases wrote it
+        db.commit()
+    with JournalReader(tmp_path / "j") as reader:
+        (found,) = reader.groups()
+    assert [scores["length"].valid for scores in found.scores] == [True, False]
+    journal = Journal(tmp_path / "j")
+    (resumed,) = journal.open_groups()
+    assert [scores["length"].valid for scores in resumed.scores] == [True, False]
     journal.close()
 
 
