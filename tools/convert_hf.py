@@ -160,11 +160,12 @@ def verify(arguments: argparse.Namespace) -> None:
 def _show(found: Sequence[Comparison], output: str) -> None:
     """Prints the errors of the outputs, ours and those of transformers."""
     table = Table(title=f"errors of {output}s in fp32 against fp64", title_justify="left")
-    for head in (f"{output}s of", "", "ours: largest", "mean", "transformers: largest", "mean"):
-        table.add_column(head, justify="left" if head == f"{output}s of" else "right", no_wrap=True)
+    heads = ("", "number", "ours\nlargest", "ours\nmean", "transformers\nlargest", "transformers\nmean")
+    for head in heads:
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for kind in found:
         errors = (kind.ours.largest, kind.ours.mean, kind.theirs.largest, kind.theirs.mean)
-        table.add_row(kind.what, str(kind.count), *(f"{error:.2g}" for error in errors))
+        table.add_row(kind.what, str(kind.count), *(f"{error:.1e}" for error in errors))
     common.console().print(table)
 
 

@@ -83,10 +83,12 @@ def test_verify_accepts_the_same_model_and_says_all_errors(converted, capsys: py
     assert convert("verify", "--hf", hf, "--checkpoint", checkpoint) == 0
     said = capsys.readouterr().out
     values = sum(tensor.numel() for tensor in load_file(hf / "model.safetensors").values())
-    assert f"weights: all 27 tensors are equal ({values:,} values)" in said and "function: the log-probs are those" in said
+    assert (
+        f"weights: all 27 tensors are equal ({values:,} values)" in said and "function: the log-probs are those" in said
+    )
     rows = [line.replace("│", " ").split() for line in said.splitlines() if "tokens" in line and "│" in line]
     assert [row[:-5] for row in rows] == [["random", "tokens"], ["tokens", "of", "text"]]
-    assert [int(row[-5]) for row in rows] == [4 * 127, 127 + 1]
+    assert [int(row[-5]) for row in rows] == [4 * 127, len(ENGLISH.split()) - 1 + 1]
     errors = [[float(text) for text in row[-4:]] for row in rows]
     assert all(0 < mean < largest <= 1e-4 for ours in errors for largest, mean in (ours[:2], ours[2:]))
 
