@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     parsers["export"].add_argument("--dtype", choices=DTYPES, help="default: as trained")
     parsers["export"].add_argument("--shard-bytes", type=int, default=SHARD_BYTES, help="largest weight file")
     parsers["verify"].add_argument("--tolerance", type=float, default=1e-4, help="largest allowed error")
-    parsers["verify"].add_argument("--sequences", type=int, default=4)
+    parsers["verify"].add_argument("--sequences", type=common.positive, default=4, help="random ones")
     parsers["verify"].add_argument("--length", type=int, default=128, help="tokens per sequence")
     parsers["verify"].add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
@@ -133,6 +133,8 @@ def verify(arguments: argparse.Namespace) -> None:
     hf, checkpoint = arguments.hf, arguments.checkpoint
     saved = _layout_here(_config_of(checkpoint), arguments)
     arch = read_hf_architecture(hf)
+    if arguments.length < 2:
+        raise common.UsageError(f"--length {arguments.length}: must be at least 2")
     if fault := beyond_context(arch, arguments.length, str(hf / "config.json")):
         raise common.UsageError(f"--length {arguments.length}: {fault}")
     cap = max(arguments.length + 1, saved.training.tokens_per_micro_batch)  # + 1: the mark after a scored text
