@@ -96,7 +96,7 @@ def import_hf(arguments: argparse.Namespace) -> None:
     launch.initialize(config)
     policies = build_policy(config)
     load_policy(policies, HfFolder(hf))
-    save_model(policies, out)
+    save_model(policies, out.resolve())  # of a link, the folder that it names is replaced
     if groups.is_rank_zero():
         copy_carried_files(hf, out)
         shutil.copyfile(hf / "config.json", out / "config.json")

@@ -220,7 +220,7 @@ def _rope_theta(found: _Reader) -> float:
 
 def _head(found: _Reader) -> Head:
     named = found.raw.get("architectures") or ["Qwen2ForCausalLM"]
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in _HEADS:
+    if not isinstance(named, list) or len(named) != 1 or named[0] not in [*_HEADS]:
         raise found.error("architectures", f"must name one of {', '.join(_HEADS)}")
     head = _HEADS[named[0]]
     if head == "scalar":

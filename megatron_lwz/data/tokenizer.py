@@ -13,6 +13,7 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.reading import read_object, read_text
 
 _FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_MOST_IDS = 2**31  # ids are int32 everywhere
 
 
 class Tokenizer:
@@ -87,7 +88,7 @@ def read_token_ids(settings: dict[str, Any], key: str, path: Path) -> list[int]:
     if value is None:
         return []
     found = [_whole(entry) for entry in (value if isinstance(value, list) else [value])]
-    ids = [number for number in found if number is not None and number >= 0]
+    ids = [number for number in found if number is not None and 0 <= number < _MOST_IDS]
     if len(ids) < len(found):
         raise DataError(path, f"{key} = {value!r}: must be a token id, a whole number from 0 on, or a list of them")
     return ids

@@ -174,6 +174,7 @@ def _of_transformers(hf: Path, texts: Sequence[Tensor], *, scalar: bool) -> list
     """Returns the same outputs of transformers' model in fp32. Raises CheckpointError if it cannot load the folder."""
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     kind = transformers.Qwen2ForSequenceClassification if scalar else transformers.Qwen2ForCausalLM
     try:
         model = kind.from_pretrained(hf, dtype=torch.float32, use_safetensors=True).eval()

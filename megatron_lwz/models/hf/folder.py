@@ -127,8 +127,10 @@ class HfFolder:
         if not listed:
             raise self._error(f"{INDEX} lists no tensor")
         for file in listed.values():
-            if Path(file).name != file:
-                raise self._error(f"{INDEX} names the file {file!r}; only files in the folder itself are read")
+            if Path(file).name != file or not file.endswith(".safetensors") or len(file) > 255:
+                raise self._error(
+                    f"{INDEX} names {file[:80]!r}; only files in the folder itself are read, *.safetensors"
+                )
         return listed
 
     def _open(self, file: str) -> None:

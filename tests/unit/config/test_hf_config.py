@@ -181,6 +181,7 @@ REFUSED = [
     ({"architectures": ["Qwen2ForTokenClassification"]}, "architectures = "),
     ({"architectures": ["Qwen2Model"]}, "architectures = "),
     ({"architectures": "Qwen2ForCausalLM"}, "architectures = "),
+    ({"architectures": [["Qwen2ForCausalLM"]]}, "architectures = "),
     ({"architectures": ["Qwen2ForCausalLM", "Qwen2ForSequenceClassification"]}, "architectures = "),
     ({"architectures": SCORER["architectures"]}, "one label .*transformers takes 2"),
     (SCORER | {"num_labels": 5}, "num_labels = 5: a reward model has one label"),

@@ -55,7 +55,9 @@ def test_ids_in_the_forms_of_other_tools_are_read(folder, tmp_path, given, ids):
         assert read_pad_id(tmp_path) == (min(ids) if ids else 697)
 
 
-@pytest.mark.parametrize("given", [-1, "many", "-5", 2.5, True, [[5]], [5, None], {"id": 5}, float("nan"), "５"])
+@pytest.mark.parametrize(
+    "given", [-1, 10**30, "many", "-5", 2.5, True, [[5]], [5, None], {"id": 5}, float("nan"), "５"]
+)
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_what_is_no_token_id_is_refused_by_file_and_key(folder, tmp_path, name, given):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
