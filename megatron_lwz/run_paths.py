@@ -7,7 +7,7 @@ from pathlib import Path
 LATEST, BEST = "latest", "best"
 """Files in a `checkpoints` folder. Each holds the name of a checkpoint folder."""
 
-STEPS = "step_*"
+STEPS = "step_" + 8 * "[0-9]"
 """What `step_name` gives, as a pattern of file names."""
 
 

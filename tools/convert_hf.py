@@ -3,10 +3,13 @@
 
     python tools/convert_hf.py import --hf DIR --out DIR          Hugging Face → checkpoint + config.yaml
     python tools/convert_hf.py export --checkpoint DIR --out DIR  checkpoint (or run folder) → Hugging Face
-    python tools/convert_hf.py verify --hf DIR --checkpoint DIR   largest difference of log-probs on random tokens
+    python tools/convert_hf.py verify --hf DIR --checkpoint DIR   do both hold the same model?
 
-Reward models (Qwen2ForSequenceClassification with one label) are converted in the same way; `verify` then compares
-scores.
+`verify` compares every weight, then the log-probs of random tokens and of text, both in fp32 with an fp64 reference.
+The checkpoint may be off by --tolerance, or by as much as transformers is. Reward models
+(Qwen2ForSequenceClassification with one label) are converted in the same way; `verify` then compares scores.
+
+`import` and `export` replace a folder only if it holds nothing but the files that such a conversion writes.
 
 A checkpoint does not depend on the layout: `--tensor` and `--pipeline` of `import` only fill in the `parallel` section
 of config.yaml. One process holds the whole model once. For models that do not fit into one machine's memory, start the
@@ -17,7 +20,6 @@ tool with torchrun, and it uses the layout that the options give: `torchrun --np
 from __future__ import annotations
 
 import argparse
-import gc
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,23 +28,30 @@ from typing import Any
 
 import torch
 import yaml
+from rich.table import Table
 
 from megatron_lwz.cli import common
 from megatron_lwz.config import Config, load_config, read_hf_architecture, validate
-from megatron_lwz.data.preferences.batches import text_batch
 from megatron_lwz.data.preferences.rendering import rendering_for, save_rendering
-from megatron_lwz.data.tokenizer import read_pad_id
-from megatron_lwz.distributed import environment, exchange, groups, launch
+from megatron_lwz.data.start_check import beyond_context
+from megatron_lwz.distributed import environment, groups, launch
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf import HfFolder, export_policy, load_policy
+from megatron_lwz.models.hf.compare import compare_weights
 from megatron_lwz.models.hf.export import SHARD_BYTES
 from megatron_lwz.models.hf.name_map import tensor_shapes
-from megatron_lwz.models.hf.write import copy_carried_files, refuse_foreign
+from megatron_lwz.models.hf.target import CHECKPOINT, EXPORT, check_target
+from megatron_lwz.models.hf.write import copy_carried_files
 from megatron_lwz.models.qwen2 import build_policy
 from megatron_lwz.run_paths import RunPaths
-from megatron_lwz.training.checkpoint import load_model, save_model
-from megatron_lwz.training.reward_model import score_sequences
-from megatron_lwz.training.token_logprobs import TokenRow, compute_logprobs
+from megatron_lwz.training.checkpoint import load_model, resolve, save_model
+from megatron_lwz.training.verification import (
+    Comparison,
+    check_function,
+    check_same_architecture,
+    compare_function,
+    sample_texts,
+)
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -65,8 +74,8 @@ def main(argv: Sequence[str]) -> None:
         parsers[command].add_argument("--pipeline", type=int, default=1, help="pipeline stages")
     parsers["export"].add_argument("--dtype", choices=DTYPES, help="default: as trained")
     parsers["export"].add_argument("--shard-bytes", type=int, default=SHARD_BYTES, help="largest weight file")
-    parsers["verify"].add_argument("--tolerance", type=float, default=1e-4, help="largest allowed difference")
-    parsers["verify"].add_argument("--sequences", type=int, default=4)
+    parsers["verify"].add_argument("--tolerance", type=float, default=1e-4, help="largest allowed error")
+    parsers["verify"].add_argument("--sequences", type=common.positive, default=4, help="random ones")
     parsers["verify"].add_argument("--length", type=int, default=128, help="tokens per sequence")
     parsers["verify"].add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
@@ -82,12 +91,12 @@ def import_hf(arguments: argparse.Namespace) -> None:
     tree = _config_tree(hf, arguments)
     config = validate({**tree, "model": {**tree["model"], "tokenizer": None}, "checkpoint": {}})
     config.check_layout(arguments.tensor * arguments.pipeline)
-    refuse_foreign(out, weights="*.distcp")
+    check_target(out, CHECKPOINT, [hf], outside=hf)
     config = _layout_here(config, arguments)
     launch.initialize(config)
     policies = build_policy(config)
     load_policy(policies, HfFolder(hf))
-    save_model(policies, out)
+    save_model(policies, out.resolve())  # of a link, the folder that it names is replaced
     if groups.is_rank_zero():
         copy_carried_files(hf, out)
         shutil.copyfile(hf / "config.json", out / "config.json")
@@ -99,10 +108,13 @@ def import_hf(arguments: argparse.Namespace) -> None:
 def export_hf(arguments: argparse.Namespace) -> None:
     """Converts a checkpoint or run folder to a Hugging Face folder."""
     config = _layout_here(_config_of(arguments.checkpoint), arguments)
+    carried = config.model.tokenizer or config.model.hf
+    folder = resolve(arguments.checkpoint)
+    given = [folder, *map(Path, filter(None, (config.model.hf, config.model.tokenizer)))]
+    check_target(arguments.out, EXPORT, given, outside=folder)
     launch.initialize(config)
     policies = build_policy(config)
     load_model(policies, arguments.checkpoint)
-    carried = config.model.tokenizer or config.model.hf
     checksum = export_policy(
         policies,
         arguments.out,
@@ -117,33 +129,46 @@ def export_hf(arguments: argparse.Namespace) -> None:
 
 
 def verify(arguments: argparse.Namespace) -> None:
-    """Compares fp32 log-probs (scores) of transformers and of the checkpoint; one model is in memory at a time."""
-    config = _layout_here(_config_of(arguments.checkpoint), arguments)
-    exact = {
-        "precision": "fp32",
-        "tokens_per_micro_batch": max(arguments.length, config.training.tokens_per_micro_batch),
-    }
-    config = config.model_copy(update={"training": config.training.model_copy(update=exact)})
+    """Compares the checkpoint with the folder: numbers of the architecture, weights, and outputs in fp32."""
+    hf, checkpoint = arguments.hf, arguments.checkpoint
+    saved = _layout_here(_config_of(checkpoint), arguments)
+    arch = read_hf_architecture(hf)
+    if arguments.length < 2:
+        raise common.UsageError(f"--length {arguments.length}: must be at least 2")
+    if fault := beyond_context(arch, arguments.length, str(hf / "config.json")):
+        raise common.UsageError(f"--length {arguments.length}: {fault}")
+    cap = max(arguments.length + 1, saved.training.tokens_per_micro_batch)  # + 1: the mark after a scored text
+    training = saved.training.model_copy(update={"precision": "fp32", "tokens_per_micro_batch": cap})
+    config = saved.model_copy(update={"training": training})
     launch.initialize(config)
-    HfFolder(arguments.hf).check(tensor_shapes(read_hf_architecture(arguments.hf)))
-    generator = torch.Generator().manual_seed(arguments.seed)
-    shape = (arguments.sequences, arguments.length)
-    tokens = torch.randint(config.architecture().vocab_size, shape, generator=generator)
-    scalar = config.architecture().head == "scalar"
-    if scalar:  # transformers looks for the last token that is not padding
-        tokens[:, -1] = torch.where(tokens[:, -1] == (read_pad_id(arguments.hf) or 0), 1, tokens[:, -1])
-    of_transformers = _transformers_scores if scalar else _transformers_logprobs
-    theirs = of_transformers(arguments.hf, tokens) if groups.is_rank_zero() else None
-    ours = (_megatron_scores if scalar else _megatron_logprobs)(config, arguments.checkpoint, tokens)
-    difference = float((ours - theirs).abs().max()) if theirs is not None else None
-    difference = exchange.broadcast_json(difference)
-    what, over = ("score", "texts of random tokens") if scalar else ("log-prob", "random tokens")
-    _say(f"max |{what} difference| = {difference:.3g} over {ours.numel()} {over}")
-    if not difference <= arguments.tolerance:  # a NaN fails too
-        raise CheckpointError(
-            arguments.checkpoint,
-            f"is not the model in {arguments.hf}: {what}s differ by {difference:.3g}, tolerance {arguments.tolerance:g}",
-        )
+    check_same_architecture(config, arch, hf, checkpoint)
+    folder = HfFolder(hf)
+    folder.check(tensor_shapes(arch))
+    samples = sample_texts(hf, arch, sequences=arguments.sequences, length=arguments.length, seed=arguments.seed)
+    policies = build_policy(config)
+    load_model(policies, checkpoint)
+    weights = compare_weights(policies, folder, DTYPES[saved.training.precision])
+    if weights.worst is not None:
+        said = f"{weights.differing} of {weights.tensors} tensors differ; {weights.worst}"
+        raise CheckpointError(checkpoint, f"is not the model in {hf}: {said}")
+    _say(f"weights: all {weights.tensors} tensors are equal ({weights.values:,} values)")
+    found = compare_function(policies, hf, arch, samples, config)
+    output = "score" if arch.head == "scalar" else "log-prob"
+    _show(found, output)
+    check_function(found, hf, checkpoint, output=output, tolerance=arguments.tolerance)
+    _say(f"function: the {output}s are those of the folder")
+
+
+def _show(found: Sequence[Comparison], output: str) -> None:
+    """Prints the errors of the outputs, ours and those of transformers."""
+    table = Table(title=f"errors of {output}s in fp32 against fp64", title_justify="left")
+    heads = ("", "number", "ours\nlargest", "ours\nmean", "transformers\nlargest", "transformers\nmean")
+    for head in heads:
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    for kind in found:
+        errors = (kind.ours.largest, kind.ours.mean, kind.theirs.largest, kind.theirs.mean)
+        table.add_row(kind.what, str(kind.count), *(f"{error:.1e}" for error in errors))
+    common.console().print(table)
 
 
 def _say(text: str) -> None:
@@ -184,45 +209,6 @@ def _layout_here(config: Config, arguments: argparse.Namespace) -> Config:
     alone = environment.world_size() == 1
     layout = {"tensor": 1 if alone else arguments.tensor, "pipeline": 1 if alone else arguments.pipeline}
     return config.model_copy(update={"parallel": type(config.parallel)(**layout)})
-
-
-def _transformers_logprobs(hf: Path, tokens: torch.Tensor) -> torch.Tensor:
-    """Returns [sequences, length − 1] log-probs of each next token."""
-    from transformers import Qwen2ForCausalLM
-
-    model = Qwen2ForCausalLM.from_pretrained(hf, dtype=torch.float32, use_safetensors=True).eval()
-    rows = []
-    with torch.no_grad():
-        for row in tokens:
-            logits = model(row[None]).logits[0, :-1]
-            rows.append(logits.log_softmax(-1).gather(-1, row[1:, None])[:, 0])
-    del model
-    gc.collect()
-    return torch.stack(rows)
-
-
-def _transformers_scores(hf: Path, tokens: torch.Tensor) -> torch.Tensor:
-    """Returns [sequences] scores of the rows."""
-    from transformers import Qwen2ForSequenceClassification
-
-    model = Qwen2ForSequenceClassification.from_pretrained(hf, dtype=torch.float32, use_safetensors=True).eval()
-    with torch.no_grad():
-        return torch.stack([model(row[None]).logits[0, 0] for row in tokens])
-
-
-def _megatron_scores(config: Config, checkpoint: Path, tokens: torch.Tensor) -> torch.Tensor:
-    """Returns the same scores from the checkpoint, on every rank."""
-    models = build_policy(config)
-    load_model(models, checkpoint)
-    return score_sequences(models, text_batch(list(tokens)), config)
-
-
-def _megatron_logprobs(config: Config, checkpoint: Path, tokens: torch.Tensor) -> torch.Tensor:
-    """Returns the same log-probs from the checkpoint, on every rank."""
-    policies = build_policy(config)
-    load_model(policies, checkpoint)
-    rows = [TokenRow(str(index), tuple(row), 1) for index, row in enumerate(tokens.tolist())]
-    return torch.stack([logprobs for logprobs, _ in compute_logprobs(policies, rows, config)])
 
 
 if __name__ == "__main__":

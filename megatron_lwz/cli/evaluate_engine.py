@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_lwz.config import Architecture, load_config, read_hf_architecture
+from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.http.process import ServerProcess
@@ -45,22 +47,27 @@ def identity(model: Path) -> str:
     return f"{model.name}@{hashlib.sha256(repr(stamps).encode()).hexdigest()[:12]}"
 
 
+def sizes_of(model: Path) -> tuple[Architecture, Tokenizer, str]:
+    """Returns the architecture and the tokenizer of `model`, and where the architecture stands. Reads no weights.
+
+    Raises LwzError, also when `model` is neither a Hugging Face folder nor a checkpoint.
+    """
+    run = _run_of(model)
+    if run is None:
+        return read_hf_architecture(model), Tokenizer(model), str(model / "config.json")
+    config = load_config(run)
+    return config.architecture(), Tokenizer(config.tokenizer_dir()), str(RunPaths(run).config)
+
+
 @contextmanager
 def servable(model: Path, work: Path) -> Iterator[Path]:
     """Yields `model` as a Hugging Face folder: itself, or an export of the checkpoint.
 
     The export lies under `work` and is deleted when the block ends. Raises CheckpointError when `model` is neither.
     """
-    if (model / "config.json").is_file() and list(model.glob("*.safetensors")):
+    if _run_of(model) is None:
         yield model
         return
-    if not model.is_dir():
-        raise CheckpointError(model, "no such folder: name a Hugging Face folder, a run folder or a checkpoint")
-    above = (model, *list(model.resolve().parents)[:2])
-    if not any(RunPaths(folder).config.is_file() for folder in above):
-        raise CheckpointError(
-            model, "neither a Hugging Face folder nor a checkpoint: no config.yaml here or in a run above"
-        )
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="export-", dir=work) as folder:
         target = Path(folder) / "hf"
@@ -72,3 +79,20 @@ def servable(model: Path, work: Path) -> Iterator[Path]:
             said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("error: ")
             raise CheckpointError(model, f"cannot be exported: {said}")
         yield target
+
+
+def _run_of(model: Path) -> Path | None:
+    """Returns the folder with the config.yaml of a checkpoint or run folder, None for a Hugging Face folder.
+
+    Raises CheckpointError if it is none of these.
+    """
+    if (model / "config.json").is_file() and list(model.glob("*.safetensors")):
+        return None
+    if not model.is_dir():
+        raise CheckpointError(model, "no such folder: name a Hugging Face folder, a run folder or a checkpoint")
+    for folder in (model, *list(model.resolve().parents)[:2]):
+        if RunPaths(folder).config.is_file():
+            return folder
+    raise CheckpointError(
+        model, "neither a Hugging Face folder nor a checkpoint: no config.yaml here or in a run above"
+    )

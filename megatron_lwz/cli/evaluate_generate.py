@@ -16,9 +16,10 @@ from typing import Literal
 from megatron_lwz.cli import common, evaluate_engine
 from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.config import read_hf_architecture
+from megatron_lwz.data.start_check import beyond_context, check_vocabulary
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import environment
-from megatron_lwz.evaluation.generate import Plan, Progress, generate, settings_of
+from megatron_lwz.evaluation.generate import Plan, Progress, generate, prompt_text, settings_of
 from megatron_lwz.evaluation.presets import PRESETS, Sampling
 from megatron_lwz.evaluation.response_file import ResponseFile
 from megatron_lwz.evaluation.tasks import Task, read_tasks
@@ -36,6 +37,8 @@ def main(argv: Sequence[str]) -> None:
         raise common.UsageError("--served-model is missing: the name that the server knows the model by")
     tasks = read_tasks(options.prompts)[: options.limit]
     plan = _plan(options)
+    if options.model is not None:
+        _check_model(options, tasks, plan)
     name = options.served_model or evaluate_engine.identity(options.model)
     with ExitStack() as stack:
         file = stack.enter_context(ResponseFile(options.output, tasks, settings_of(plan, name)))
@@ -65,6 +68,24 @@ async def _run(tasks: Sequence[Task], client: CompletionClient, file: ResponseFi
     with Bar("responses") as bar:
         async with client:
             await generate(tasks, client, file, plan, show)
+
+
+def _check_model(options: argparse.Namespace, tasks: Sequence[Task], plan: Plan) -> None:
+    """Checks that prompts and responses fit the model that the embedded engine will serve. Raises LwzError.
+
+    The limit of a preset is reduced to what fits, with a warning. A limit that was asked for is not.
+    """
+    arch, tokenizer, source = evaluate_engine.sizes_of(options.model)
+    check_vocabulary(arch, tokenizer, source)
+    prompt, task = max((len(tokenizer.encode(prompt_text(task, plan))), task.id) for task in tasks)
+    limit = plan.sampling.max_tokens
+    fault = beyond_context(arch, prompt + limit, source)
+    if fault is None:
+        return
+    if options.max_tokens is not None or prompt >= arch.max_position_embeddings:
+        raise common.UsageError(f"--max-tokens {limit}: with the {prompt} tokens of prompt {task!r}, {fault}")
+    log.warning("preset %s asks for %d tokens, the model has room for %d after its longest prompt: "
+                "responses end there", options.preset, limit, arch.max_position_embeddings - prompt)  # fmt: skip
 
 
 def _embedded(options: argparse.Namespace, plan: Plan, stack: ExitStack) -> tuple[CompletionClient, Plan]:

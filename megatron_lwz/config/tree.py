@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from megatron_lwz.config import sections as s
+from megatron_lwz.config.hf_config import read_hf_architecture
 from megatron_lwz.config.presets import PRESETS
-from megatron_lwz.errors import ConfigError, DataError
+from megatron_lwz.errors import ConfigError
 
 
 class Config(s.Section):
@@ -210,31 +210,3 @@ class Config(s.Section):
                 f"must be a multiple of checkpoint.interval = {every}: checkpoint.best_metric keeps what is evaluated"
             )
             raise ConfigError("evaluation.interval", e.interval, advice)
-
-
-def read_hf_architecture(folder: Path) -> s.Architecture:
-    """Reads the Architecture from a Hugging Face `config.json`. Raises ConfigError or DataError."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ConfigError("model.hf", str(folder), "no config.json in this folder")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(path, f"not valid JSON ({error})") from error
-    if raw.get("model_type") != "qwen2":
-        raise DataError(path, f"model_type is {raw.get('model_type')!r}, only 'qwen2' (Qwen2.5) is supported")
-    rope = raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling") or rope
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind != "default":
-        raise DataError(path, f"RoPE scaling {kind!r} is not supported: use the base model's config.json without it")
-    if raw.get("use_sliding_window"):
-        raise DataError(path, "use_sliding_window is true, but only full attention is supported")
-    values = {key: raw[key] for key in s.Architecture.model_fields if key in raw and raw[key] is not None}
-    if "rope_theta" in rope:  # transformers 5 nests it
-        values["rope_theta"] = rope["rope_theta"]
-    values["head"] = "scalar" if "Qwen2ForSequenceClassification" in (raw.get("architectures") or ()) else "language"
-    try:
-        return s.Architecture(**values)
-    except ValueError as error:
-        raise DataError(path, f"not a Qwen2.5 config: {str(error).splitlines()[0]}") from error

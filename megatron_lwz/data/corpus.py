@@ -78,15 +78,18 @@ class PackedCorpus:
         sequence_length: int,
         reset: bool = True,
         validation: Mapping[str, Pieces] | None = None,
+        vocabulary: int | None = None,
     ) -> None:
         """Takes pieces of at most `sequence_length` + 1 tokens. `reset` is `data.reset_attention`.
 
         `validation` maps the name of a source to its held-back pieces. Each of those is always a sequence of its own.
+        `vocabulary` is the model's: a batch with another token id raises DataError.
         """
         self._pieces = pieces
         self._sequence_length = sequence_length
         self._reset = reset
         self._validation = dict(validation or {})
+        self._vocabulary = vocabulary
 
     def __len__(self) -> int:
         """Returns the number of pieces in one epoch (of several sources: in one epoch of each)."""
@@ -99,6 +102,7 @@ class PackedCorpus:
         before the first piece that fits into none of its sequences.
         """
         batch = _fill((self._pieces[k] for k in count(cursor)), sequences, self._sequence_length, apart=self._reset)
+        self._check_ids(batch, self._pieces, cursor)
         return batch, cursor + len(batch.starts)
 
     def labels(self, start: int, stop: int) -> list[str]:
@@ -121,8 +125,21 @@ class PackedCorpus:
         while cursor < len(pieces) and (limit is None or batches < limit):
             rest = (pieces[k] for k in range(cursor, len(pieces)))
             batch = _fill(rest, sequences, self._sequence_length, apart=True)
+            self._check_ids(batch, pieces, cursor)
             yield batch
             cursor, batches = cursor + len(batch.starts), batches + 1
+
+    def _check_ids(self, batch: PackedBatch, pieces: Pieces, cursor: int) -> None:
+        """Raises DataError that names the first piece with a token for which the model has no embedding."""
+        if self._vocabulary is None:
+            return
+        strange = ((batch.tokens < 0) | (batch.tokens >= self._vocabulary)).nonzero()
+        if len(strange):
+            at = int(strange[0])
+            order = [number for members in batch.members for number in members]
+            label = pieces.label(cursor + order[int((batch.starts <= at).sum()) - 1])
+            advice = f"holds token id {int(batch.tokens[at])}, the model has vocab_size {self._vocabulary}"
+            raise DataError(label, f"{advice}: prepare the corpus with the model's tokenizer")
 
 
 def _fill(pieces: Iterator[NDArray], sequences: int, length: int, *, apart: bool) -> PackedBatch:
@@ -196,6 +213,7 @@ def open_corpus(config: Config) -> PackedCorpus:
     """Opens the corpus that `data.corpus` names. Every rank must call it. Raises LwzError."""
     paths, length = config.data.corpus, config.training.sequence_length
     seed, shuffle, reset = config.run.seed, config.data.shuffle, config.data.reset_attention
+    vocabulary = config.architecture().vocab_size
     if any(map(is_manifest, paths)):
         if len(paths) > 1:
             raise ConfigError("data.corpus", list(paths), "name one manifest, or JSONL files, not both")
@@ -203,7 +221,9 @@ def open_corpus(config: Config) -> PackedCorpus:
         manifest = read_manifest(path)
         _check_tokenizer(manifest, path, config.tokenizer_dir())
         folder = path if path.is_dir() else path.parent
-        return corpus_of(manifest, folder, sequence_length=length, seed=seed, shuffle=shuffle, reset=reset)
+        return corpus_of(
+            manifest, folder, sequence_length=length, seed=seed, shuffle=shuffle, reset=reset, vocabulary=vocabulary
+        )
     tokenizer = Tokenizer(config.tokenizer_dir())
     documents = tokenized(map(Path, paths), tokenizer.encode, min(tokenizer.eos_ids))
     tokens, lengths = shared_documents(RunPaths(config.run.dir).corpus, documents)
@@ -212,7 +232,14 @@ def open_corpus(config: Config) -> PackedCorpus:
 
 
 def corpus_of(
-    manifest: Manifest, folder: Path, *, sequence_length: int, seed: int, shuffle: bool, reset: bool = True
+    manifest: Manifest,
+    folder: Path,
+    *,
+    sequence_length: int,
+    seed: int,
+    shuffle: bool,
+    reset: bool = True,
+    vocabulary: int | None = None,
 ) -> PackedCorpus:
     """Opens the blend that a manifest in `folder` describes. Raises DataError when a file does not match it."""
 
@@ -232,6 +259,7 @@ def corpus_of(
         sequence_length=sequence_length,
         reset=reset,
         validation={s.name: pieces(s.validation, s.name, False) for s in manifest.sources if s.validation},
+        vocabulary=vocabulary,
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from megatron_lwz.errors import DataError
+from megatron_lwz.reading import read_object, read_text
+
+_FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_MOST_IDS = 2**31  # ids are int32 everywhere
 
 
 class Tokenizer:
@@ -17,24 +21,18 @@ class Tokenizer:
 
     def __init__(self, folder: str | Path) -> None:
         """Reads `folder`. Raises DataError when tokenizer.json is missing or broken, or when no file names an EOS."""
-        folder = Path(folder)
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise DataError(folder, "no tokenizer.json in this folder")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(path, f"not a tokenizers file ({error})") from error
-        self.eos_ids: frozenset[int] = self._read_eos(folder)
+        self.folder = Path(folder)
+        self._tokenizer = open_tokenizer(self.folder)
+        self.eos_ids: frozenset[int] = self._read_eos()
         """All ids that end a text. Qwen2.5's files name different ones.
 
         If a stop set lacks one of them, generation can run to its token limit.
         """
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Number of ids, added tokens included."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+        """The largest id + 1, added tokens included. A vocabulary may have gaps."""
+        return vocabulary_size(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of `text`. Special tokens written out in it (`<|endoftext|>`) become their ids."""
@@ -44,43 +42,90 @@ class Tokenizer:
         """Returns the text of `ids`. Bytes that are not UTF-8 become U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
 
-    def _read_eos(self, folder: Path) -> frozenset[int]:
+    def _read_eos(self) -> frozenset[int]:
         found: set[int] = set()
         for name in ("config.json", "generation_config.json"):
-            ids = _read_object(folder / name).get("eos_token_id")
-            found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
-        token = _read_object(folder / "tokenizer_config.json").get("eos_token")
-        if isinstance(token, dict):
-            token = token.get("content")
+            path = self.folder / name
+            ids = read_token_ids(_settings(path), "eos_token_id", path)
+            strange = next((number for number in ids if self._tokenizer.id_to_token(number) is None), None)
+            if strange is not None:
+                raise DataError(path, f"eos_token_id {strange} is no token of {_FILE}")
+            found.update(ids)
+        token = _named_token(self.folder, "eos_token")
         if token is not None:
-            number = self._tokenizer.token_to_id(token)
-            if number is None:
-                raise DataError(folder / "tokenizer_config.json", f"eos_token {token!r} is not in tokenizer.json")
-            found.add(number)
+            found.add(_token_id(self._tokenizer, token, self.folder, "eos_token"))
         if not found:
-            raise DataError(folder, "no end-of-text token: name eos_token in tokenizer_config.json")
+            raise DataError(self.folder, f"no end-of-text token: name eos_token in {_SETTINGS}")
         return frozenset(found)
 
 
+def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:
+    """Returns the largest id of a tokenizer + 1, added tokens included."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
 def read_pad_id(folder: Path) -> int | None:
-    """Returns the id of the padding token that config.json or tokenizer_config.json names, None if neither does."""
-    given = _read_object(folder / "config.json").get("pad_token_id")
-    if given is not None:
-        return given
-    token = _read_object(folder / "tokenizer_config.json").get("pad_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    if token is None or not (folder / "tokenizer.json").is_file():
-        return None
-    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(token)
+    """Returns the id of the padding token that config.json or tokenizer_config.json names, None if neither does.
+
+    Raises DataError.
+    """
+    path = folder / "config.json"
+    given = read_token_ids(_settings(path), "pad_token_id", path)
+    if len(given) > 1:
+        raise DataError(path, f"pad_token_id = {given}: must be one token id")
+    token = _named_token(folder, "pad_token")
+    if given or token is None or not (folder / _FILE).is_file():
+        return given[0] if given else None
+    return _token_id(open_tokenizer(folder), token, folder, "pad_token")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_token_ids(settings: dict[str, Any], key: str, path: Path) -> list[int]:
+    """Returns the token ids under `key`: one, or a list of them; none if it is missing or null. Raises DataError.
+
+    Files of other tools hold ids as texts or as numbers like 2.0, which are read too.
+    """
+    value = settings.get(key)
+    if value is None:
+        return []
+    found = [_whole(entry) for entry in (value if isinstance(value, list) else [value])]
+    ids = [number for number in found if number is not None and 0 <= number < _MOST_IDS]
+    if len(ids) < len(found):
+        raise DataError(path, f"{key} = {value!r}: must be a token id, a whole number from 0 on, or a list of them")
+    return ids
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _named_token(folder: Path, key: str) -> Any:
+    """Returns the token under `key` of tokenizer_config.json. Old files hold an object with the text and its flags."""
+    token = _settings(folder / _SETTINGS).get(key)
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _token_id(tokenizer: tokenizers.Tokenizer, token: Any, folder: Path, key: str) -> int:
+    number = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    if number is None:
+        raise DataError(folder / _SETTINGS, f"{key} {token!r} is not in {_FILE}")
+    return number
+
+
+def open_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """Returns the library's tokenizer of a folder. Raises DataError."""
+    path = folder / _FILE
     if not path.is_file():
-        return {}
+        raise DataError(folder, f"no {_FILE} in this folder")
+    text = read_text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(path, f"not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise DataError(path, "must hold a JSON object")
-    return value
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(path, f"not a tokenizers file ({error})") from error
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.is_file() else {}

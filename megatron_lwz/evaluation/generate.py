@@ -127,6 +127,12 @@ async def generate(
     return progress
 
 
+def prompt_text(task: Task, plan: Plan) -> str:
+    """Returns a task's prompt as it is sent."""
+    template = template_of(task, plan)
+    return render(Prompt(task.id, task.prompt, template=template), plan.style) if template else task.prompt
+
+
 def template_of(task: Task, plan: Plan) -> Template | None:
     """Returns the template of a task's prompt."""
     if plan.template == "row":
@@ -154,8 +160,7 @@ async def _respond(
     was killed.
     """
     template = template_of(task, plan)
-    text = render(Prompt(task.id, task.prompt, template=template), plan.style) if template else task.prompt
-    key, begin = (task.id, sample), time.monotonic()
+    text, key, begin = prompt_text(task, plan), (task.id, sample), time.monotonic()
     budget = RetryBudget(plan.retries, base_seconds=plan.backoff, max_seconds=60 * plan.backoff)
     while True:
         before, counted = partials.get(key), 0

@@ -18,6 +18,7 @@ from megatron_lwz.config import validate
 from megatron_lwz.data.packing import build_micro_batch
 from megatron_lwz.data.preferences.batches import text_batch
 from megatron_lwz.data.preferences.rendering import Rendering, load_rendering
+from megatron_lwz.data.start_check import served_length
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import launch, platform
 from megatron_lwz.errors import DataError
@@ -40,8 +41,7 @@ class ServedRewardModel:
     ) -> None:
         """Loads the model. `max_length` is in tokens; None: the model's own.
 
-        `template` None: the one it was trained with, or Qwen's chat markup for a foreign model. Raises ConfigError,
-        CheckpointError or DataError.
+        `template` None: the one it was trained with, or Qwen's chat markup for a foreign model. Raises LwzError.
         """
         config = validate({"model": {"hf": str(folder)}, "training": {"precision": dtype}})
         self.arch = config.architecture()
@@ -53,7 +53,7 @@ class ServedRewardModel:
         self.rendering = load_rendering(folder) or Rendering("chat")
         if template is not None:
             self.rendering = Rendering(template, self.rendering.thinking, self.rendering.end)
-        self.max_length = min(max_length or self.arch.max_position_embeddings, self.arch.max_position_embeddings)
+        self.max_length = served_length(self.arch, self.tokenizer, max_length)
         launch.initialize(config)
         (self._model,) = build_policy(config)
         load_policy([self._model], HfFolder(folder))

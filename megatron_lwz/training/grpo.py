@@ -22,6 +22,7 @@ from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.rollouts import Rollouts, open_rollouts
 from megatron_lwz.training.run_folder import RunFolder, due
+from megatron_lwz.training.start import check_grpo_start
 from megatron_lwz.training.state import TrainState
 
 
@@ -40,7 +41,7 @@ class Display(Protocol):
 def train(config: Config, display: Display) -> RunFolder:
     """Runs or resumes GRPO; every rank calls it. Returns the run folder. Raises LwzError."""
     launch.initialize(config)
-    config.check_grpo()
+    check_grpo_start(config)
     check_loss_function(config.grpo, platform.device())
     started = time.monotonic()
     run = RunFolder(config)

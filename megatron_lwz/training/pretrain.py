@@ -16,6 +16,7 @@ from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import launch
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.training.start import check_supervised_start
 from megatron_lwz.training.supervised import OnStep, check_supervised, train_supervised
 
 
@@ -23,6 +24,7 @@ def pretrain(config: Config, on_step: OnStep = lambda _step, _shown: None) -> No
     """Runs or resumes the pretraining of `config`. All ranks call it. Raises LwzError."""
     launch.initialize(config)
     check_pretrain(config)
+    check_supervised_start(config, corpus=True)
     run = RunFolder(config)
     if run.finished:
         return

@@ -30,6 +30,7 @@ from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.models.reward_model import last_token_scores
 from megatron_lwz.training.batching import make_micro_batches, make_pair_batches, pair_size
 from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.training.start import check_supervised_start
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import LossFn, TokenLossFn, forward_chunks
 from megatron_lwz.training.supervised import OnStep, check_supervised, run_task, with_epochs
@@ -110,6 +111,7 @@ def prepare(config: Config) -> tuple[Config, PairTask]:
     config = config.model_copy(update={"model": config.model.model_copy(update={"head": "scalar"})})
     launch.initialize(config)
     check_reward_model(config)
+    check_supervised_start(config)
     task = build_task(config)
     return with_epochs(config, task.source.total), task
 

@@ -15,6 +15,7 @@ from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import launch
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.training.start import check_supervised_start
 from megatron_lwz.training.supervised import OnStep, check_supervised, train_supervised, with_epochs
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def prepare(config: Config) -> tuple[Config, ExampleSource]:
     """
     launch.initialize(config)
     check_sft(config)
+    check_supervised_start(config)
     source = build_source(config)
     return with_epochs(config, source.total), source
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron_lwz import reading
 from megatron_lwz.config import Config
 from megatron_lwz.data.packing import unpack
+from megatron_lwz.data.start_check import check_rows
 from megatron_lwz.distributed import groups, launch, platform
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.training.batching import make_micro_batches
@@ -42,6 +43,7 @@ def write_logprobs(config: Config, source: Path, target: Path, *, temperature: f
     """
     launch.initialize(config)
     rows = read_rows(source, config)
+    check_rows(config, source, ((row.id, len(row.tokens)) for row in rows))
     policies = initial_policy(config)
     for policy in policies:
         policy.temperature = temperature

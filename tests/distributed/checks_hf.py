@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from megatron_lwz.config import Config, load_config, read_hf_architecture, validate
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.errors import CheckpointError, LwzError
 from megatron_lwz.models.hf import HfFolder, RandomInit, checksum_policy, export_policy, load_policy
+from megatron_lwz.models.hf.compare import compare_weights
 from megatron_lwz.models.hf.name_map import tensor_shapes
 from megatron_lwz.models.qwen2 import build_policy
 from megatron_lwz.rollout.client import EngineClient
@@ -54,10 +56,31 @@ def round_trips(cases: list[dict[str, Any]]) -> list[str]:
         if case.get("wrapped"):
             chunks = wrap_data_parallel(chunks, config)
         load_policy(chunks, HfFolder(case["source"]))
+        found = compare_weights(chunks, HfFolder(case["source"]), next(chunks[0].parameters()).dtype)
+        assert found.worst is None and found.tensors == len(tensor_shapes(config.architecture())), found
         made = export_policy(chunks, Path(case["out"]), config_files_from=Path(case["source"]), shard_bytes=20_000)
         assert made == checksum_policy(chunks)
         checksums.append(made)
     return checksums
+
+
+def changed_values(source: str, layouts: list[dict[str, int]]) -> list[str]:
+    """Under each layout, what the comparison says when one value on the last rank is changed by one percent."""
+    said = []
+    for layout in layouts:
+        launch.initialize(config := config_for(source, "fp32", layout))
+        chunks = build_policy(config)
+        load_policy(chunks, HfFolder(source))
+        if dist.get_rank() == dist.get_world_size() - 1:
+            chunks[-1].decoder.layers[-1].mlp.linear_fc2.weight.data[3, 5] *= 1.01
+        found = compare_weights(chunks, HfFolder(source), torch.float32)
+        said.append(f"{found.differing}: {found.worst}".partition(", most at ")[0])
+    return said
+
+
+def verify_on_two_ranks(hf: str, checkpoint: str) -> None:
+    """The tool under torchrun, pipeline parallel 2. It closes the process group, so nothing can follow."""
+    convert_hf.main(["verify", "--hf", hf, "--checkpoint", checkpoint, "--pipeline", "2", "--length", "40"])
 
 
 def random_init(source: str, layouts: list[dict[str, int]]) -> list[str]:
@@ -212,6 +235,7 @@ def two_ranks(arguments: dict[str, Any]) -> dict[str, Any]:
     """All two-rank checks."""
     return {
         "round_trips": round_trips(arguments["cases"]),
+        "changed": changed_values(arguments["source"], arguments["layouts"][1:4]),
         "random": random_init(arguments["source"], arguments["layouts"]),
         "padding": padding_rows(arguments["small_vocabulary"]),
         "faults": faults(arguments["broken"]),

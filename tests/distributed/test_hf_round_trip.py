@@ -126,6 +126,20 @@ def test_four_rank_round_trips_are_bit_exact(tmp_path: Path) -> None:
             assert_round_trip(case, checksum)
 
 
+def test_one_changed_value_is_named_under_any_layout(two: dict[str, Any]) -> None:
+    for result in two["results"]:
+        assert result["changed"] == ["1: 1 of the 1536 values of model.layers.3.mlp.down_proj.weight differ"] * 3
+
+
+def test_two_ranks_verify_a_tied_model_that_one_rank_imported(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "hf", "bf16", tied=True)
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    convert_hf.main(["import", "--hf", source, "--out", str(tmp_path / "checkpoint")])
+    run_ranks(
+        "tests.distributed.checks_hf:verify_on_two_ranks", ranks=2, hf=source, checkpoint=str(tmp_path / "checkpoint")
+    )
+
+
 def test_random_weights_are_invariant_to_the_layout(two: dict[str, Any]) -> None:
     assert len({checksum for result in two["results"] for checksum in result["random"]}) == 1
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForCausalLM
 
 from megatron_lwz.cli import common
-from megatron_lwz.config import load_config
+from megatron_lwz.config import hf_config, load_config
+from megatron_lwz.data.text.sample import ENGLISH
 from megatron_lwz.distributed import environment, launch
+from megatron_lwz.models.hf import name_map
 from megatron_lwz.training.token_logprobs import write_logprobs
-from tests.support.tiny_qwen2 import tiny_qwen2
+from tests.support.tiny_qwen2 import tiny_qwen2, write_word_tokenizer
 from tools import convert_hf
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +33,7 @@ def save_model(folder: Path, *, tied: bool = False, dtype: torch.dtype = torch.f
         tie_word_embeddings=tied,
     ).to(dtype)  # fmt: skip
     model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_text('{"marker": 1}')
+    write_word_tokenizer(folder, ["<unknown>", *ENGLISH.split()[:150]])
     return folder
 
 
@@ -44,17 +49,106 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return hf, root / "checkpoint"
 
 
-def test_verify_accepts_the_same_model_and_says_the_difference(converted, capsys: pytest.CaptureFixture) -> None:
+def changed_copy(hf: Path, folder: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> Path:
+    """The folder with other numbers in config.json or other weights."""
+    shutil.copytree(hf, folder)
+    config, tensors = json.loads((hf / "config.json").read_text()), load_file(hf / "model.safetensors")
+    change(config, tensors)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def one_percent(_: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.1.mlp.up_proj.weight"][7, 5] *= 1.01
+
+
+def swapped_heads(_: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    for name in ("weight", "bias"):
+        heads = tensors[f"model.layers.0.self_attn.q_proj.{name}"].unflatten(0, (6, 8))
+        heads[[0, 1]] = heads[[1, 0]]
+
+
+def another_theta(config: dict[str, Any], _: dict[str, torch.Tensor]) -> None:
+    config["rope_parameters"]["rope_theta"] = 10_000.0
+
+
+def another_model(_: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    for tensor in tensors.values():
+        tensor.add_(0.1)
+
+
+def test_verify_accepts_the_same_model_and_says_all_errors(converted, capsys: pytest.CaptureFixture) -> None:
     hf, checkpoint = converted
     assert convert("verify", "--hf", hf, "--checkpoint", checkpoint) == 0
-    said = next(line for line in capsys.readouterr().out.splitlines() if "difference" in line)
-    assert float(said.split("=")[1].split()[0]) <= 1e-4
+    said = capsys.readouterr().out
+    values = sum(tensor.numel() for tensor in load_file(hf / "model.safetensors").values())
+    assert (
+        f"weights: all 27 tensors are equal ({values:,} values)" in said and "function: the log-probs are those" in said
+    )
+    rows = [line.replace("│", " ").split() for line in said.splitlines() if "tokens" in line and "│" in line]
+    assert [row[:-5] for row in rows] == [["random", "tokens"], ["tokens", "of", "text"]]
+    assert [int(row[-5]) for row in rows] == [4 * 127, len(ENGLISH.split()) - 1 + 1]
+    errors = [[float(text) for text in row[-4:]] for row in rows]
+    assert all(0 < mean < largest <= 1e-4 for ours in errors for largest, mean in (ours[:2], ours[2:]))
 
 
-def test_verify_refuses_another_model(converted, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    other = save_model(tmp_path / "other", seed=2)
-    assert convert("verify", "--hf", other, "--checkpoint", converted[1]) != 0
-    assert "log-probs differ by" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (one_percent, "1 of 27 tensors differ; 1 of the 3840 values of model.layers.1.mlp.up_proj.weight differ, most at [7, 5]"),
+        (swapped_heads, "2 of 27 tensors differ; 7"),
+        (another_theta, "rope_theta is 1000000.0 in its config.yaml, 10000.0 in config.json"),
+        (another_model, "27 of 27 tensors differ"),
+    ],
+)  # fmt: skip
+def test_verify_refuses_another_model(converted, tmp_path: Path, capsys, change, words: str) -> None:
+    hf, checkpoint = converted
+    other = changed_copy(hf, tmp_path / "other", change)
+    assert convert("verify", "--hf", other, "--checkpoint", checkpoint) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and f"is not the model in {other}" in line and words in line
+
+
+def test_verify_compares_in_the_narrower_of_two_types(converted, tmp_path: Path) -> None:
+    hf, _ = converted
+    half = changed_copy(hf, tmp_path / "half", lambda config, tensors: tensors.update(
+        {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    ))  # fmt: skip
+    assert convert("import", "--hf", half, "--out", tmp_path / "checkpoint") == 0
+    assert load_config(tmp_path / "checkpoint").training.precision == "bf16"
+    assert convert("verify", "--hf", half, "--checkpoint", tmp_path / "checkpoint") == 0
+    assert convert("verify", "--hf", half, "--checkpoint", converted[1], "--tolerance", 9) == 0
+    wrong = changed_copy(half, tmp_path / "wrong", one_percent)
+    assert convert("verify", "--hf", wrong, "--checkpoint", tmp_path / "checkpoint") == 2
+
+
+def test_verify_sees_what_import_and_export_get_wrong_alike(
+    converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Then the weights come back equal, and only the function shows it."""
+    view = name_map._view
+
+    def gate_for_up(parameter: torch.Tensor, part: name_map.Part, arch: Any) -> torch.Tensor:
+        wrong = {name_map.Part.GATE: name_map.Part.UP, name_map.Part.UP: name_map.Part.GATE}
+        return view(parameter, wrong.get(part, part), arch)
+
+    monkeypatch.setattr(name_map, "_view", gate_for_up)
+    assert convert("import", "--hf", converted[0], "--out", tmp_path / "wrong") == 0
+    assert convert("verify", "--hf", converted[0], "--checkpoint", tmp_path / "wrong") == 2
+    out, err = capsys.readouterr()
+    assert "weights: all 27 tensors are equal" in out
+    assert "log-probs of random tokens are off by" in err and "transformers' own by" in err
+
+
+def test_verify_sees_a_config_that_transformers_reads_differently(
+    converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    other = changed_copy(converted[0], tmp_path / "other", lambda config, _: config.pop("rope_parameters"))
+    monkeypatch.setattr(hf_config, "_THETA", 1e6)  # transformers takes 10,000
+    assert convert("import", "--hf", other, "--out", tmp_path / "checkpoint") == 0
+    assert convert("verify", "--hf", other, "--checkpoint", tmp_path / "checkpoint") == 2
+    assert "transformers computes another function than the one that was read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -66,7 +160,7 @@ def test_export_gives_back_every_bit_and_file(tmp_path: Path, tied: bool, dtype:
     before, after = load_file(hf / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(after[name].dtype == dtype and torch.equal(after[name], tensor) for name, tensor in before.items())
-    assert (tmp_path / "back" / "tokenizer.json").read_text() == '{"marker": 1}'
+    assert (tmp_path / "back" / "tokenizer.json").read_text() == (hf / "tokenizer.json").read_text()
     old, new = (json.loads((folder / "config.json").read_text()) for folder in (hf, tmp_path / "back"))
     assert all(new[key] == value for key, value in old.items())
 
@@ -100,7 +194,11 @@ def test_stages_accept_the_checkpoint_folder_as_config(converted, tmp_path: Path
     ("arguments", "words"),
     [
         (["import", "--hf", "nowhere", "--out", "out"], "config key 'model.hf'"),
-        (["import", "--hf", "{hf}", "--out", "{hf}"], "name another folder"),
+        (["import", "--hf", "{hf}", "--out", "{hf}"], "is what is read from"),
+        (["import", "--hf", "{hf}", "--out", "{hf}/out"], "lies inside"),
+        (["export", "--checkpoint", "{checkpoint}", "--out", "{checkpoint}"], "is what is read from"),
+        (["export", "--checkpoint", "{checkpoint}", "--out", "{checkpoint}/hf"], "lies inside"),
+        (["export", "--checkpoint", "{checkpoint}", "--out", "{checkpoint}/.."], "holds"),
         (["import", "--hf", "{hf}", "--out", "out", "--tensor", "4"], "must divide the model's 6 attention heads"),
         (["export", "--checkpoint", "{hf}", "--out", "out"], "no config.yaml here"),
         (["verify", "--hf", "{hf}"], "required: --checkpoint"),
@@ -108,10 +206,23 @@ def test_stages_accept_the_checkpoint_folder_as_config(converted, tmp_path: Path
 )
 def test_mistakes_are_one_line(converted, tmp_path: Path, monkeypatch, capsys, arguments, words: str) -> None:
     monkeypatch.chdir(tmp_path)
-    assert convert(*[a.format(hf=converted[0]) for a in arguments]) == 2
+    assert convert(*[a.format(hf=converted[0], checkpoint=converted[1]) for a in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and words in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_a_folder_with_other_files_loses_nothing(converted, tmp_path: Path, capsys, command: str) -> None:
+    source = ("--hf", converted[0]) if command == "import" else ("--checkpoint", converted[1])
+    out = tmp_path / "out"
+    assert convert(command, *source, "--out", out) == 0
+    assert convert(command, *source, "--out", out) == 0, "what it wrote itself is replaced"
+    (out / "notes.txt").write_text("years")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert convert(command, *source, "--out", out) == 2
+    assert "holds notes.txt, which would be lost" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_plain_python_runs_it(converted, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,12 +38,31 @@ def test_an_engine_is_started_for_a_hugging_face_folder(model, tmp_path):
     argv += ["--threads", 1, "--samples", 2, "--preset", "writing-bench", "--concurrency", 4]
     done = run(argv)
     assert "no top-k" in done.stderr and "6 responses" in done.stdout
+    assert "preset writing-bench asks for 16000 tokens, the model has room for" in done.stderr
     rows = rows_of(output)
     assert {(row["id"], row["sample"]) for row in rows} == {(f"p{n}", k) for n in range(3) for k in range(2)}
     for row in rows:
         assert row["template"] == "think" and isinstance(row["raw"], str) and row["finish_reason"] in ("stop", "length")
         assert row["fault"] and row["tokens"] <= 160
     assert "complete" in run(argv).stdout and rows_of(output) == rows
+
+
+def test_what_the_model_cannot_take_is_refused_before_anything_is_written(model, tmp_path, capsys):
+    argv = (
+        "generate",
+        prompts(tmp_path / "p.jsonl", 2),
+        "--output",
+        tmp_path / "r.jsonl",
+        "--style",
+        "bare",
+        "--model",
+    )
+    said = mistake(capsys, *argv, model, "--max-tokens", 150)
+    assert "--max-tokens 150: with the" in said and "tokens are more than the 160 of max_position_embeddings" in said
+    shutil.copytree(model, tmp_path / "small")
+    (tmp_path / "small" / "config.json").write_text((model / "config.json").read_text().replace("320", "319"))
+    assert "has ids up to 319" in mistake(capsys, *argv, tmp_path / "small")
+    assert not (tmp_path / "r.jsonl").exists()
 
 
 @pytest.mark.long

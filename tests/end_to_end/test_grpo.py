@@ -168,7 +168,7 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("long")
     config = write_example(
         folder,
-        vocab_size=256,
+        endless=True,
         training={"steps": 1, "prompts_per_step": 1, "tokens_per_micro_batch": 10_400},
         rollout={"max_new_tokens": 10_240, "stop": []},
         grpo={"group_size": 2, "zero_variance": "keep"},

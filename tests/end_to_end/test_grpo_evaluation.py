@@ -30,7 +30,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
     write_example(
         folder,
-        vocab_size=256,  # every rollout runs to its limit: an evaluation takes longer than a step
+        endless=True,  # every rollout runs to its limit: an evaluation takes longer than a step
         training={"steps": STEPS, "tokens_per_micro_batch": 1024},
         rollout={"max_new_tokens": LIMIT, "stop": [], "engine_threads": 1},
         evaluation={"concurrent": True, "interval": 2, "samples": SAMPLES, "most_begun": 3},

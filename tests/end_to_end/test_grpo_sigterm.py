@@ -100,7 +100,7 @@ def rows(folder: Path, query: str) -> list[tuple]:
 def test_torchrun_is_told_to_end_in_the_middle_of_rollouts(controller: str, tmp_path: Path) -> None:
     config = write_example(
         tmp_path,
-        vocab_size=256,
+        endless=True,
         training={"tokens_per_micro_batch": 32_768},
         rollout={"max_new_tokens": 20_000, "stop": [], "engine_threads": 1, "controller": controller},
     )
@@ -117,7 +117,7 @@ def test_told_to_end_again_and_again_it_trains_every_group_once(controller: str,
     steps, draw = 40, random.Random(3)
     config = write_example(
         tmp_path,
-        vocab_size=256,
+        endless=True,
         training={"steps": steps},
         rollout={"max_new_tokens": 400, "stop": [], "engine_threads": 1, "controller": controller},
         evaluation={"concurrent": True, "interval": 4, "samples": 8},

@@ -8,9 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from megatron_lwz.cli import common, pretrain, score, serve_engine, train_grpo
+from megatron_lwz.cli import (
+    common,
+    pretrain,
+    score,
+    serve_engine,
+    serve_reward,
+    train_grpo,
+    train_reward_model,
+    train_sft,
+)
 from tests.support import stages
 from tests.support.grpo_runs import write_example
+from tests.support.tiny_qwen2 import SIZES, write_word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +66,38 @@ def test_bad_setting_of_the_main_job(config: Path, capsys, tmp_path: Path, overr
     assert said in error_of(capsys, train_grpo.main, config, f"run.dir={tmp_path}/run", override)
 
 
+STAGES = {
+    train_grpo: (),
+    pretrain: ("data.corpus=[corpus.jsonl]", "training.sequence_length=64"),
+    train_sft: ("data.instructions=[rows.jsonl]", "training.sequence_length=64"),
+    train_reward_model: ("reward_model.pairs=[pairs.jsonl]", "training.sequence_length=64"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__.rpartition(".")[2])
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(config: Path, capsys, tmp_path, stage) -> None:
+    settings = (config, f"run.dir={tmp_path}/run", *STAGES[stage])
+    error = error_of(capsys, stage.main, *settings, "model.architecture.vocab_size=256")
+    assert "tokenizer.json: has ids up to 256, but model.architecture has vocab_size 256" in error
+    error = error_of(capsys, stage.main, *settings, "model.architecture.max_position_embeddings=63")
+    assert "tokens are more than the 63 of max_position_embeddings in model.architecture" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("server", [serve_engine, serve_reward], ids=["engine", "reward"])
+def test_a_server_refuses_what_its_model_cannot_take(capsys, tmp_path: Path, server) -> None:
+    tokens = write_word_tokenizer(tmp_path, ["a", "b"])
+    scorer = {"architectures": ["Qwen2ForSequenceClassification"], "num_labels": 1} if server is serve_reward else {}
+    sizes = {"model_type": "qwen2"} | scorer | SIZES | {"max_position_embeddings": 128}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    arguments = ("--model", tmp_path, "--port", 0)
+    error = error_of(capsys, server.main, *arguments, "--max-length", 129)
+    assert "--max-length 129: 129 tokens are more than the 128" in error
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"vocab_size": tokens - 1}))
+    error = error_of(capsys, server.main, *arguments)
+    assert f"has ids up to 2, but {tmp_path / 'config.json'} has vocab_size 2" in error
+
+
 def test_a_loss_function_that_fails_during_the_run_ends_it_in_one_line(config: Path, tmp_path: Path) -> None:
     function = "tests.support.grpo_runs:fails_on_a_batch"
     done = stages.run("train_grpo", str(config), f"run.dir={tmp_path}/run", f"grpo.loss_function={function}")
@@ -86,6 +128,10 @@ def test_broken_row_to_score_is_named(config: Path, capsys, tmp_path: Path) -> N
     rows.write_text(json.dumps({"id": "a", "tokens": [1, 2, 9999], "prompt_length": 1}) + "\n")
     error = error_of(capsys, score.main, config, "--input", rows, "--output", tmp_path / "out.jsonl")
     assert f"{rows}, line 1" in error and "9999" in error
+    rows.write_text(json.dumps({"id": "a", "tokens": [1] * 65, "prompt_length": 1}) + "\n")
+    short = "model.architecture.max_position_embeddings=64"
+    error = error_of(capsys, score.main, config, short, "--input", rows, "--output", tmp_path / "out.jsonl")
+    assert f"{rows}: row 'a': 65 tokens are more than the 64" in error
     assert not (tmp_path / "out.jsonl").exists()
 
 

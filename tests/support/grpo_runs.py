@@ -16,6 +16,7 @@ from megatron_lwz.algorithms.grpo import LossInputs
 from megatron_lwz.config.sections import GrpoSection
 from megatron_lwz.types import Prompt, Rollout
 from tests.support import stages
+from tests.support.endless_policy import write_endless_policy
 from tests.support.stages import ROOT, variables
 
 __all__ = ["ROOT", "command", "share_of_spaces", "train", "variables", "write_example"]
@@ -41,10 +42,10 @@ def fails_on_a_batch(inputs: LossInputs, section: GrpoSection) -> Tensor:
     return -inputs.advantage * inputs.logprob
 
 
-def write_example(folder: Path, *, vocab_size: int | None = None, words: Sequence[str] = (), **sections: Any) -> Path:
+def write_example(folder: Path, *, endless: bool = False, words: Sequence[str] = (), **sections: Any) -> Path:
     """Tokenizer (one token per byte, and `words`), prompts and config.yaml in `folder`; the policy starts from random weights.
 
-    With `vocab_size` 256 the policy cannot write the end-of-text token: every rollout runs to its token limit.
+    An `endless` policy cannot write the end-of-text token: every rollout runs to its token limit.
     """
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(BYTES)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -65,7 +66,7 @@ def write_example(folder: Path, *, vocab_size: int | None = None, words: Sequenc
                 "intermediate_size": 64,
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
-                "vocab_size": vocab_size or END_OF_TEXT + 1 + len(words),
+                "vocab_size": END_OF_TEXT + 1 + len(words),
                 "initializer_range": 0.2,
             },
             "tokenizer": str(folder),
@@ -84,6 +85,8 @@ def write_example(folder: Path, *, vocab_size: int | None = None, words: Sequenc
         "checkpoint": {"interval": 2, "keep": 10},
         "evaluation": {"concurrent": False},
     }
+    if endless:
+        tree["model"]["hf"] = str(write_endless_policy(folder, tree["model"].pop("architecture"), end=END_OF_TEXT))
     for name, values in sections.items():
         tree.setdefault(name, {}).update(values)
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))

@@ -11,6 +11,7 @@ from megatron_lwz.config import load_config
 from megatron_lwz.config.tree import Config
 from megatron_lwz.data.corpora.spec import read_spec
 from megatron_lwz.data.prompts import read_prompts
+from megatron_lwz.data.start_check import check_longest_rollout, check_longest_text
 from megatron_lwz.data.templates import detect_language
 from megatron_lwz.data.text.length_request import find_length_request
 from megatron_lwz.rollout.vllm_guard import RequireToken
@@ -67,7 +68,7 @@ def test_the_config_fits_the_model_and_the_ranks_of_its_run_script(path):
     config.check_grpo()
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     assert longest <= config.training.tokens_per_micro_batch, "the longest rollout must fit a micro-batch"
-    assert longest <= config.architecture().max_position_embeddings
+    check_longest_rollout(config)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,7 @@ def test_every_step_of_the_chain_loads_and_fits_its_ranks(name):
     config = load_config(CHAIN / f"{name}.yaml", ["model.hf=null", "model.preset=qwen2.5-32b"])
     config.check_layout(world_size(script))
     {"4_pretrain": check_pretrain, "sft": check_sft}.get(name, Config.check_grpo)(config)
+    (check_longest_rollout if name in GRPO else check_longest_text)(config)
     stage = {"4_pretrain": "pretrain", "sft": "train_sft"}.get(name, "train_grpo")
     assert f'train {stage} "$STEPS/{name}.yaml"' in script
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 
 from megatron_lwz.data.corpora.files import replacing
@@ -24,6 +23,7 @@ from megatron_lwz.data.corpora.fingerprints import VALUES, MinHash, text_hash
 from megatron_lwz.data.corpora.spec import DuplicateSpec, SourceSpec
 from megatron_lwz.data.corpora.units import Unit, read
 from megatron_lwz.data.index_file import token_dtype
+from megatron_lwz.data.tokenizer import open_tokenizer, vocabulary_size
 from megatron_lwz.errors import DataError, LwzError
 
 _COUNTS = ("read", "broken", "empty", "bytes")
@@ -102,14 +102,14 @@ _open: dict[tuple[str, bool], Any] = {}
 def _tokenizer(folder: str, special_tokens: bool) -> Any:
     key = (folder, special_tokens)
     if key not in _open:
-        _open[key] = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        _open[key] = open_tokenizer(Path(folder))
         _open[key].encode_special_tokens = not special_tokens
     return _open[key]
 
 
 def _write(job: Job) -> None:
     tokenizer = _tokenizer(job.tokenizer, job.source.special_tokens)
-    dtype = token_dtype(tokenizer.get_vocab_size(with_added_tokens=True))
+    dtype = token_dtype(vocabulary_size(tokenizer))
     min_hash = MinHash(job.duplicates.shingle, job.duplicates.minimum_shingles)
     counts: Counter[str] = Counter()
     lengths, hashes, values = [], [], []

@@ -19,7 +19,8 @@ from megatron_lwz.errors import CheckpointError, LwzError
 from megatron_lwz.models.hf.checksum import checksum_of
 from megatron_lwz.models.hf.folder import HfFolder
 from megatron_lwz.models.hf.name_map import Placement, placements, tensor_shapes, unwrap
-from megatron_lwz.models.hf.write import ShardWriter, atomic_folder, copy_carried_files, write_config
+from megatron_lwz.models.hf.target import atomic_folder
+from megatron_lwz.models.hf.write import ShardWriter, copy_carried_files, write_config
 
 SHARD_BYTES = 5 * 2**30
 CPU = torch.device("cpu")
@@ -37,7 +38,7 @@ def export_policy(
 
     Config, generation config and tokenizer files come from `config_files_from`; without a config.json there, one is
     created. `dtype` None keeps the parameters' type (bit-exact). Padding rows are dropped. The folder appears whole or
-    not at all. Raises LwzError, on every rank alike.
+    not at all; only an earlier export is replaced. Raises LwzError, on every rank alike.
     """
     arch = unwrap(chunks[0]).arch
     dtype = dtype or next(chunks[0].parameters()).dtype
@@ -45,7 +46,7 @@ def export_policy(
     outcome = None
     if groups.is_rank_zero():
         try:
-            with atomic_folder(folder) as temporary:
+            with atomic_folder(folder, sources=[config_files_from] if config_files_from else []) as temporary:
                 checksum = _write(stream, temporary, arch, dtype, shard_bytes)
                 write_config(temporary, arch, dtype, config_files_from)
                 if config_files_from is not None:

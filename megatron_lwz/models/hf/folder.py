@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_lwz.errors import CheckpointError
+from megatron_lwz.errors import CheckpointError, DataError
 from megatron_lwz.models.hf.name_map import EMBEDDING, HEAD, Shape
+from megatron_lwz.reading import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 _DTYPES = ("BF16", "F16", "F32")
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"  # a buffer that old exports saved; it follows from rope_theta
 
@@ -21,7 +22,8 @@ _IGNORED_SUFFIX = ".rotary_emb.inv_freq"  # a buffer that old exports saved; it 
 class HfFolder:
     """`model.safetensors`, or shards with their index. Opening reads headers only; raises CheckpointError.
 
-    Pickled weights (`*.bin`, `*.pt`) are refused: reading them can run code.
+    Pickled weights (`*.bin`, `*.pt`) are refused: reading them can run code. A folder from which transformers and vLLM
+    would read different weights is refused too.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -29,6 +31,7 @@ class HfFolder:
         self._files: dict[str, Any] = {}  # file name → open reader
         self._file_of: dict[str, str] = {}  # tensor name → file name
         listed = self._read_index() if (self.path / INDEX).is_file() else None
+        self._refuse_ambiguous(listed)
         for file in sorted(set(listed.values())) if listed is not None else [self._single_file()]:
             self._open(file)
         if listed is not None:
@@ -96,15 +99,38 @@ class HfFolder:
             )
         raise self._error(f"neither {SINGLE} nor {INDEX} is in this folder")
 
+    def _refuse_ambiguous(self, listed: Mapping[str, str] | None) -> None:
+        """Raises CheckpointError if readers would disagree about the weights of this folder."""
+        if (self.path / ADAPTER).is_file():
+            raise self._error(f"holds {ADAPTER}: merge the adapter into the model (peft: merge_and_unload), save that")
+        if not (self.path / SINGLE).is_file():
+            return
+        others = sorted({*listed.values()} - {SINGLE}) if listed is not None else []
+        if others:
+            raise self._error(
+                f"holds {SINGLE}, which transformers reads, and {INDEX} of {others[0]} …, which vLLM reads: "
+                f"delete what is out of date, {SINGLE} or the index and its files"
+            )
+        further = sorted(path.name for path in self.path.glob("*.safetensors") if path.name != SINGLE)
+        if further and listed is None:
+            raise self._error(
+                f"holds {further[0]} beside {SINGLE}: transformers leaves it out, vLLM reads it too; move it away"
+            )
+
     def _read_index(self) -> dict[str, str]:
         try:
-            weight_map = json.loads((self.path / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            weight_map = read_object(self.path / INDEX)["weight_map"]
             listed = {str(name): str(file) for name, file in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._error(f"{INDEX} is not an index of safetensors files ({error!r})") from error
+        except (DataError, KeyError, AttributeError) as error:
+            reason = str(error) if isinstance(error, DataError) else repr(error)
+            raise self._error(f"{INDEX} is not an index of safetensors files ({reason})") from error
+        if not listed:
+            raise self._error(f"{INDEX} lists no tensor")
         for file in listed.values():
-            if Path(file).name != file:
-                raise self._error(f"{INDEX} names the file {file!r}; only files in the folder itself are read")
+            if Path(file).name != file or not file.endswith(".safetensors") or len(file) > 255:
+                raise self._error(
+                    f"{INDEX} names {file[:80]!r}; only files in the folder itself are read, *.safetensors"
+                )
         return listed
 
     def _open(self, file: str) -> None:

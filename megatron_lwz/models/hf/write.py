@@ -1,4 +1,4 @@
-"""Writes a Hugging Face folder: safetensors streamed tensor by tensor, config, tokenizer files; all or nothing.
+"""Writes the files of a Hugging Face folder: safetensors streamed tensor by tensor, config, tokenizer files.
 
 The safetensors layout (8-byte header length, JSON header, raw little-endian data) is written here directly, because the
 library's writer needs a whole shard in memory at once.
@@ -7,10 +7,8 @@ library's writer needs a whole shard in memory at once.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,10 +16,11 @@ from typing import Any, BinaryIO
 import torch
 
 from megatron_lwz.config import Architecture
-from megatron_lwz.data.tokenizer import read_pad_id
-from megatron_lwz.errors import CheckpointError, DataError
+from megatron_lwz.config.hf_config import written_settings
+from megatron_lwz.data.tokenizer import read_pad_id, read_token_ids
 from megatron_lwz.models.hf.folder import INDEX, SINGLE
-from megatron_lwz.models.hf.name_map import Shape, head_size
+from megatron_lwz.models.hf.name_map import Shape
+from megatron_lwz.reading import read_object
 
 DTYPE_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
@@ -117,23 +116,25 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_config(folder: Path, arch: Architecture, dtype: torch.dtype, source: Path | None) -> None:
-    """Writes config.json: the source's, if there is one, with its numbers replaced by those of the architecture.
-
-    `rope_theta` is written in both ways: on its own (transformers 4, vLLM) and in `rope_parameters` (transformers 5).
-    """
-    config: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "use_sliding_window": False}
-    if source is not None and (source / "config.json").is_file():
-        try:
-            config |= json.loads((source / "config.json").read_text(encoding="utf-8"))
-        except (ValueError, TypeError) as error:
-            raise DataError(source / "config.json", f"not a JSON object ({error})") from error
-    config |= {"model_type": "qwen2"} | arch.model_dump(exclude={"head"}) | {"head_dim": head_size(arch)}
+    """Writes config.json for the architecture, with what the one of `source` says besides. Raises DataError."""
+    path = source / "config.json" if source is not None else None
+    carried = read_object(path) if path is not None and path.is_file() else {}
+    config = written_settings(arch, carried, str(dtype).removeprefix("torch."))
+    if path is not None:
+        config |= _token_ids(carried, path)
     if arch.head == "scalar":
         config |= _classifier(source)
-    rope = config.get("rope_parameters") or {"rope_type": "default"}
-    config["rope_parameters"] = rope | {"rope_theta": arch.rope_theta}
-    config["torch_dtype"] = config["dtype"] = str(dtype).removeprefix("torch.")
     write_json(folder / "config.json", config)
+
+
+def _token_ids(carried: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the ids that are read here as numbers: other readers do not read "2" or 2.0 as an id."""
+    found: dict[str, Any] = {}
+    for key in ("eos_token_id", "pad_token_id"):
+        ids = read_token_ids(carried, key, path)
+        if ids:
+            found[key] = ids if isinstance(carried[key], list) else ids[0]
+    return found
 
 
 def _classifier(source: Path | None) -> dict[str, Any]:
@@ -141,12 +142,7 @@ def _classifier(source: Path | None) -> dict[str, Any]:
 
     They are one label, and the padding token that is skipped at the end.
     """
-    found: dict[str, Any] = {
-        "architectures": ["Qwen2ForSequenceClassification"],
-        "num_labels": 1,
-        "id2label": {"0": "score"},
-        "label2id": {"score": 0},
-    }
+    found: dict[str, Any] = {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
     if source is not None and (pad := read_pad_id(source)) is not None:
         found["pad_token_id"] = pad
     return found
@@ -157,34 +153,3 @@ def copy_carried_files(source: Path, folder: Path) -> None:
     for name in CARRIED_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-
-
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields a temporary sibling folder that becomes `target` when the block ends without an error; else it is deleted.
-
-    An existing weight folder is replaced. Any other folder with files in it raises CheckpointError.
-    """
-    refuse_foreign(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
-    try:
-        temporary.mkdir()
-        yield temporary
-        if target.exists():
-            old = target.parent / f".{target.name}.{os.getpid()}.old"
-            target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def refuse_foreign(target: Path, *, weights: str = "*.safetensors") -> None:
-    """Raises CheckpointError if `target` has files in it, but no `weights`: such a folder must not be replaced."""
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(target, "is a file; name a folder to write to")
-    if target.is_dir() and any(target.iterdir()) and not any(target.glob(weights)):
-        raise CheckpointError(target, f"is not empty and holds no {weights} to replace; name another folder")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import torch
 
 from megatron_lwz.config import validate
+from megatron_lwz.data.start_check import served_length
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import launch, platform
 from megatron_lwz.distributed.parking import Parked
@@ -16,8 +16,6 @@ from megatron_lwz.models.hf import HfFolder, checksum_policy, load_policy
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.qwen2 import build_policy
 
-log = logging.getLogger(__name__)
-
 
 class ServedPolicy:
     """Model, tokenizer and limits of a served Hugging Face folder."""
@@ -25,14 +23,12 @@ class ServedPolicy:
     def __init__(self, folder: Path, *, dtype: str = "fp32", max_length: int | None = None) -> None:
         """Builds and loads the model.
 
-        `max_length` None: the model's own. Raises ConfigError, CheckpointError, DataError.
+        `max_length` counts prompt + response tokens; None: the model's own. Raises LwzError.
         """
         config = validate({"model": {"hf": str(folder)}, "training": {"precision": dtype}})
         self.arch = config.architecture()
         self.tokenizer = Tokenizer(folder)
-        self.max_length = max_length or self.arch.max_position_embeddings
-        if self.max_length > self.arch.max_position_embeddings:
-            log.warning("max length %d is beyond the model's %d", self.max_length, self.arch.max_position_embeddings)
+        self.max_length = served_length(self.arch, self.tokenizer, max_length)
         launch.initialize(config)
         self._chunks: list[PolicyModel] = build_policy(config)
         self._parked: Parked | None = None

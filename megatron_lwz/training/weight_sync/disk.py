@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,8 @@ from megatron_lwz.orchestrator.protocol import EngineControl
 from megatron_lwz.types import WeightVersion
 
 KEPT_VERSIONS = 2
+_VERSION = re.compile(r"\d+\.\d+|\.\d+\.\d+\.\d+\.(tmp|old)")
+"""Names of a version's folder, and of one that a killed run was writing or replacing."""
 
 
 class DiskTransport:
@@ -71,7 +74,8 @@ class DiskTransport:
         """Does nothing: this transport holds no resources."""
 
     def _drop_old(self, *, keep: Path) -> None:
-        others = [path for path in self._root.iterdir() if path.is_dir() and path != keep]
+        found = [path for path in self._root.iterdir() if path.is_dir() and path != keep]
+        others = [path for path in found if _VERSION.fullmatch(path.name)]  # anything else was put there by somebody
         killed = [path for path in others if path.name.startswith(".")]  # incomplete exports of a killed run
         older = sorted(set(others) - set(killed), key=lambda path: path.stat().st_mtime_ns)
         for path in killed + older[: 1 - KEPT_VERSIONS]:

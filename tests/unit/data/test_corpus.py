@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_lwz.data.corpus import PackedCorpus, read_documents, read_texts
+from megatron_lwz.data.corpus import ArrayPieces, PackedCorpus, read_documents, read_texts
 from megatron_lwz.data.token_file import shared_documents
 from megatron_lwz.errors import DataError, LwzError
 from megatron_lwz.types import SequenceBatch
@@ -171,3 +171,17 @@ def test_documents_are_tokenised_once_into_a_file_that_is_mapped(tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(LwzError, match="cannot be written"):
         shared_documents(tmp_path / "file", iter(documents))
+
+
+@pytest.mark.parametrize("strange", [50, -1])
+def test_a_token_that_the_model_does_not_know_is_named_with_its_place(strange: int) -> None:
+    """On several ranks the model would train on such a token without an error."""
+    documents = [[1, 2, 3, EOS], [4, 49, EOS], [5, strange, EOS]]
+    tokens, lengths = np.array([t for each in documents for t in each], np.int32), np.array([4, 3, 3])
+    pieces = ArrayPieces(tokens, lengths, sequence_length=3, seed=0, shuffle=False)
+    corpus = PackedCorpus(pieces, sequence_length=3, validation={"own": pieces}, vocabulary=50)
+    corpus.take(0, 1)
+    with pytest.raises(DataError, match=rf"^corpus:2:7: holds token id {strange}, the model has vocab_size 50"):
+        corpus.take(1, 2)
+    with pytest.raises(DataError, match="corpus:2:7"):
+        list(corpus.validation("own", 4))

@@ -51,6 +51,10 @@ SOURCES = {
     "papers": (documents_of([9, 33, 2, 14], 200_000), None),
     "thoughts": (documents_of([25, 6], 300_000), documents_of([5], 360_000)),
 }
+SIZES = {
+    "num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1,
+    "num_key_value_heads": 1, "vocab_size": 400_000,
+}  # fmt: skip
 WEIGHTS = {"books": 0.6, "papers": 0.39, "thoughts": 0.01}
 
 
@@ -77,7 +81,7 @@ def prepared(tmp_path_factory, tiny) -> Path:
 def config_of(folder: Path, **data):
     return validate(
         {
-            "model": {"tokenizer": str(folder), "preset": "qwen2.5-0.5b"},
+            "model": {"tokenizer": str(folder), "architecture": SIZES},
             "data": {"corpus": [str(folder / "manifest.json")], **data},
             "training": {"sequence_length": LENGTH, "tokens_per_micro_batch": 64},
             "run": {"seed": 5},

@@ -2,8 +2,9 @@ import json
 import shutil
 
 import pytest
+import tokenizers
 
-from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.data.tokenizer import Tokenizer, read_pad_id
 from megatron_lwz.errors import DataError
 
 
@@ -38,6 +39,50 @@ def test_eos_ids_are_the_union_of_all_files(folder, tmp_path):
     config["eos_token"] = {"content": "<|im_end|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert Tokenizer(tmp_path).eos_ids == {3, 5, 699}
+
+
+@pytest.mark.parametrize(
+    ("given", "ids"),
+    [(5, {5}), ("5", {5}), (5.0, {5}), ([5, "3"], {3, 5}), (None, set()), ([], set())],
+)
+def test_ids_in_the_forms_of_other_tools_are_read(folder, tmp_path, given, ids):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text(
+        "\ufeff" + json.dumps({"eos_token_id": given, "pad_token_id": given}), "utf-8"
+    )
+    assert Tokenizer(tmp_path).eos_ids == ids | {697}
+    if len(ids) < 2:
+        assert read_pad_id(tmp_path) == (min(ids) if ids else 697)
+
+
+@pytest.mark.parametrize(
+    "given", [-1, 10**30, "many", "-5", 2.5, True, [[5]], [5, None], {"id": 5}, float("nan"), "５"]
+)
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_what_is_no_token_id_is_refused_by_file_and_key(folder, tmp_path, name, given):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": given, "pad_token_id": given}))
+    with pytest.raises(DataError, match=rf"{name}: eos_token_id = .*must be a token id"):
+        Tokenizer(tmp_path)
+    if name == "config.json":
+        with pytest.raises(DataError, match=r"config\.json: pad_token_id = .*must be a token id"):
+            read_pad_id(tmp_path)
+
+
+def test_ids_beyond_the_vocabulary_and_several_padding_tokens_are_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text('{"eos_token_id": [5, 700], "pad_token_id": [1, 2]}')
+    with pytest.raises(DataError, match=r"config\.json: eos_token_id 700 is no token of tokenizer\.json"):
+        Tokenizer(tmp_path)
+    with pytest.raises(DataError, match=r"pad_token_id = \[1, 2\]: must be one token id"):
+        read_pad_id(tmp_path)
+
+
+def test_a_vocabulary_with_gaps_is_as_large_as_its_largest_id(tmp_path):
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 70_000}, "a")).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "b"}')
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.vocab_size == 70_001 and tokenizer.eos_ids == {70_000}
 
 
 def test_broken_folders_give_one_line(folder, tmp_path):

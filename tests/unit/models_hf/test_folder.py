@@ -83,14 +83,45 @@ def test_index_that_disagrees_with_the_files_is_named(tmp_path: Path) -> None:
     save_sharded(tmp_path, {EMBEDDING: "b.safetensors", "model.norm.weight": "b.safetensors"})
     assert f"tensor {EMBEDDING} is missing from b.safetensors" in fault(tmp_path)
     save_sharded(tmp_path, {EMBEDDING: "a.safetensors"})
-    HfFolder(tmp_path)  # files that the index does not name are not read
+    HfFolder(tmp_path)  # files that the index does not name are read by nobody
     assert "tensor model.norm.weight is missing" in fault(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}'])
+def test_weights_of_which_readers_would_take_different_ones_are_refused(tmp_path: Path) -> None:
+    save_sharded(save(tmp_path, TENSORS))
+    message = fault(tmp_path)
+    assert (
+        "holds model.safetensors, which transformers reads, and model.safetensors.index.json of a.safetensors"
+        in message
+    )
+    assert "delete" in message
+    (tmp_path / "model.safetensors.index.json").unlink()
+    assert "holds a.safetensors beside model.safetensors" in fault(tmp_path)
+    for shard in ("a.safetensors", "b.safetensors"):
+        (tmp_path / shard).unlink()
+    HfFolder(tmp_path).check(SHAPES)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "adapter_config.json: merge the adapter" in fault(tmp_path)
+
+
+def test_an_index_of_the_single_file_says_nothing_else(tmp_path: Path) -> None:
+    index = {"weight_map": dict.fromkeys(TENSORS, "model.safetensors")}
+    (save(tmp_path, TENSORS) / "model.safetensors.index.json").write_text(
+        "\ufeff" + json.dumps(index), encoding="utf-8"
+    )
+    HfFolder(tmp_path).check(SHAPES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.float64])
+def test_other_types_are_named(tmp_path: Path, dtype: torch.dtype) -> None:
+    save(tmp_path, TENSORS | {"model.norm.weight": torch.ones(3).to(dtype)})
+    assert "tensor model.norm.weight has type" in fault(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {}}', "\xff"])
 def test_broken_index_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    assert "model.safetensors.index.json is not an index" in fault(tmp_path)
+    assert "model.safetensors.index.json" in fault(tmp_path)
 
 
 def test_index_cannot_point_outside_the_folder(tmp_path: Path) -> None:

@@ -94,13 +94,22 @@ def test_the_newest_stay_and_the_best(tmp_path: Path) -> None:
     state = state_of(config_of())
     (tmp_path / ".step_00000009.tmp").mkdir()  # a kill left it
     (tmp_path / "step_00000008").mkdir()  # of a time that the run went back from
+    (tmp_path / "step_00000001_good").mkdir()  # somebody's own
     with CheckpointSaver(state, tmp_path) as saver:
         for state.step in range(1, 6):
             saver.save({})
             saver.wait()
             if state.step == 2:
                 (tmp_path / BEST).write_text("step_00000002\n")
-    assert names(tmp_path) == [BEST, LATEST, "step_00000002", "step_00000004", "step_00000005", "step_00000008"]
+    assert names(tmp_path) == [
+        BEST,
+        LATEST,
+        "step_00000001_good",
+        "step_00000002",
+        "step_00000004",
+        "step_00000005",
+        "step_00000008",
+    ]
     assert (tmp_path / LATEST).read_text() == "step_00000005"
 
 

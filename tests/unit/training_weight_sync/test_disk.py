@@ -1,5 +1,6 @@
 """The order of a push, what happens when an engine fails, and the verdict of verify."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,3 +44,13 @@ def test_verify_names_the_engine_that_differs() -> None:
 def test_ranks_without_engines_do_nothing() -> None:
     transport(None).push(VERSION)
     transport(None).verify(VERSION)
+
+
+def test_only_old_versions_are_deleted(tmp_path: Path) -> None:
+    names = ["1.0", "2.0", "3.1", ".2.0.77.tmp", ".1.0.77.old", "mine", "3.1 copy", ".git"]
+    for age, name in enumerate(names):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (age, age))
+    (tmp_path / "4.0").write_text("a file")
+    DiskTransport(None, tmp_path, chunks=[], config_files_from=None)._drop_old(keep=tmp_path / "3.1")
+    assert {path.name for path in tmp_path.iterdir()} == {"2.0", "3.1", "mine", "3.1 copy", ".git", "4.0"}
