@@ -7,6 +7,10 @@ import re
 from megatron_lwz.data.text.numerals import NUMBER
 
 
+SMALLEST = 50
+"""Smallest count that is taken as a length. Smaller ones are of titles, slogans and word lists rather than of texts."""
+
+
 def _kind(name: str, english: str, chinese: str = "") -> str:
     """Returns a named group that matches whole English words, or Chinese words and signs."""
     return f"(?P<{name}>" + "|".join(filter(None, (english and f"(?<![a-z])(?:{english})(?![a-z])", chinese))) + ")"
@@ -19,7 +23,9 @@ _TEXTS = (
     "essay|article|story|text|post|blog|paper|report|speech|letter|piece|response|answer|reply|summary|review|novel|poem|"
     "assignment|document|novella|script|column|email|description|guide|proposal|composition|output|draft"
 )
-_PARTS = "section|chapter|paragraph|part|page|scene|stanza|heading|subheading|topic|point|item|question|day|week|minute|hour"
+_PARTS = (
+    "section|chapter|paragraph|part|page|scene|stanza|heading|subheading|topic|point|item|question|day|week|minute|hour"
+)
 
 TOKEN = re.compile(
     "|".join(
@@ -41,12 +47,12 @@ TOKEN = re.compile(
                 "tolerance",
                 r"plus[ /](?:or[ /])?minus|give or take|tolerance|leeway|margin|deviation|variation|variance|"
                 r"either (?:way|side|direction)|over or under|above or below|more or less",
-                r"±|\+ ?/? ?-|上下浮动|浮动|误差|偏差|出入|正负",
+                r"±|\+ ?/ ?-|\+-(?= ?\d)|上下浮动|浮动|误差|偏差|出入|正负",
             ),
             _kind("instead", "instead of|rather than|as opposed to", "而不是|而非|不是|并非"),
             _kind(
                 "label",
-                rf"word(?=[ -]?(?:{_LIMIT_NAMES})s?(?![a-z]))|number of words|length in words|words? ?(?=[:=])",
+                rf"word(?=[ -]?(?:{_LIMIT_NAMES})s?(?![a-z]))|number of words|length in words|words? ?(?=[:=<>≤≥])",
                 "字数|词数",
             ),
             rf"(?P<number>(?<!\d[.,])(?<![0-9a-z$€£¥#]){NUMBER})",
@@ -69,8 +75,8 @@ TOKEN = re.compile(
             ),
             _kind(
                 "least_after",
-                rf"(?:plus|or (?:{_COMPARED}|above|over|up)|(?:and|or) (?:up|above|over|upwards?)|upwards?)(?! to| than| \d)",
-                r"\+(?! ?/)|[余多](?=个?(?:字|词|单词|汉字|words))|及?以上|或以上|(?<=[字词\d])起步?(?![来到码])|往上|打底|或更多",
+                rf"(?:plus|or (?:{_COMPARED}|above|over|up)|(?:and|or) (?:up|above|over|upwards?)|upwards?)(?! to| than| of| \d)",
+                r"\+(?! ?/ ?-)|[余多](?=个?(?:字|词|单词|汉字|words))|及?以上|或以上|(?<=[字词\d])起步?(?![来到码])|往上|打底|或更多",
             ),
             _kind(
                 "most_after",
@@ -111,7 +117,11 @@ TOKEN = re.compile(
             _kind("joint", "to|through|until", r"-+|~+|到|至|(?<=\d)/(?=\d)"),
             _kind("or", "or", "或者?"),
             _kind("and", "and", "&|和|与|及"),
-            _kind("sep", "but|yet|though|although|however|while", r"[,;、()\[\]{}|/《》“”#]|且|并|而且?|但是?|又|既|也|然而|同时"),
+            _kind(
+                "sep",
+                "but|yet|though|although|however|while",
+                r"[,;、()\[\]{}|/《》“”#]|且|并|而且?|但是?|又|既|也|然而|同时",
+            ),
             _kind(
                 "total",
                 "in total|total(?:ling|s|ing)?|overall|altogether|in all|combined",
@@ -122,7 +132,11 @@ TOKEN = re.compile(
             _kind("whole", f"(?:{_TEXTS})s?|stories", "文章|作文|论文|报告|小说|故事|正文"),
             _kind("adj", "english|chinese|more|additional|full|extra", "个|中文|英[文语]"),
             _kind("prep", "in|into|as|for|with|at|by"),
-            _kind("verb", "writ(?:e|ten|ing)|make|use|using|give|keep|kept", "撰?写|要求|用"),
+            _kind(
+                "verb",
+                "writ(?:e|ten|ing)|make|use|using|give|keep|kept|submit|hand|turn|send|reach|hit|produce|deliver",
+                "撰?写|要求|用",
+            ),
             _kind(
                 "fill",
                 "an?|the|of|is|are|be|being|was|it|its|it's|that|which|long|length|should|must|shall|will|"
@@ -175,9 +189,10 @@ PER_PART_BEFORE = re.compile(
 )
 PER_PART_AFTER = re.compile(
     r"[ )(的]*(?:each\b|apiece|per\b|every\b|(?:for|in|on|to|about|of) (?:each|every)\b|an? (?:day|week|month|minute|hour|chapter|"
-    r"page|section|paragraph)\b|daily|/ ?(?:day|min|page|chapter|[章天页段分])|每|一[章段天节页])"
+    r"page|section|paragraph)\b|daily|/ ?(?:(?:day|page|chapter|min(?:ute)?)\b(?!\.? ?\d)|[章天页段分])|每|一[章段天节页])"
 )
 _NOT_OF_TEXTS = rf"(?:on|about|of|in|for|to|and|or|with|from|that|which|comparing|using|by|the|{_TEXTS})\b"
+MANY_OF_BEFORE = re.compile(rf"(?<!\d){_FEW} (?:[a-z-]+ ){{0,2}}[a-z]{{2,}}s of\b[^,.;]{{0,25}}$")
 MANY_AFTER = re.compile(rf"[ -]?(?:(?!{_NOT_OF_TEXTS})[a-z-]+ ){{0,2}}{_MANY_TEXTS}\b")
 """The length of each of several texts, unless an article comes before: "500-word essays"."""
 ARTICLE_BEFORE = re.compile(r"\b(?:an?|one|the|this)\b[^,.;]{0,20}$")
@@ -188,7 +203,7 @@ TOTAL_AFTER = re.compile(
     r"[ ,(]*(?:in total|total|overall|altogether|in all|combined)\b(?! (?:length|words?|count|number|text|size|of|should|must|is)\b)"
 )
 _PART = (
-    r"(?:introduction|intro|conclusion|abstract|opening|ending|title|headline|body|section|paragraph|chapter|scene|stanza|part|"
+    r"(?:introduction|intro|conclusion|abstract|opening|ending|title|headline|body(?! of the)|section|paragraph|chapter|scene|stanza|part|"
     r"caption|prologue|epilogue)"
 )
 _HAN_PART = "(?:开头|中间|结尾|摘要|引言|导语|前言|首段|末段|标题|正文部分)"
@@ -201,9 +216,29 @@ PART_LATER = re.compile(rf" (?:for|in|on) (?:the|an?|your|my) (?P<part>{_PART})\
 """A count next to these words is the length of a part."""
 PART_ASKED = re.compile(
     rf"\b{_WRITE}\b(?: (?!with\b|including\b|containing\b|whose\b|where\b|{_WRITE}\b)[a-z0-9-]+){{0,8}}? (?P<part>{_PART})\b|"
+    rf"(?:^|[.!?:\n] ?)(?:an?|one) (?:(?!{_PART})[a-z]+ ){{0,3}}(?P<head>{_PART})\b|"
     rf"(?:写|拟|生成|创作)[^,。;\n]{{0,12}}?(?P<han>{_HAN_PART})"
 )
 """A part that the request asks for: "write the introduction of my thesis"."""
+ABOUT_A_TEXT = re.compile(
+    r"\b(?:ideas?|tips?|advice|outlines?|titles?|topics?|suggestions|headlines?|feedback|thesis statements?) "
+    r"(?:for|on|of|about|to|when|while)(?: writ(?:e|ing))?(?: (?:an?|my|the|this|another))? $|"
+    r"\bhow (?:do|can|should|would|to)(?: (?:i|you|we|one))?(?: best)? (?:write|structure|start|plan|begin|finish|organi[sz]e)"
+    r"(?: (?:an?|my|the|this))? $|\bhow (?:much|many|long)\b[^.?!]{0,40}$|"
+    r"\bshould (?:an?|my|the)\b[^.?!]{0,30} be $|(?:如何|怎么|怎样)(?:才能)?(?:写|撰写|构思|完成)[好出]?(?:一?篇)?$"
+)
+"""The count after these words is of a text that the request does not ask for: "an outline for a 2000-word essay"."""
+NO_TEXT_AFTER = re.compile(
+    rf"[ -]?(?:{_TEXTS})s? (?:outlines?|ideas?|topics?|prompts?|titles?|plans?)\b|"
+    r"的?(?:作文|论文|文章|小说|报告)的?(?:大纲|提纲|思路|框架|题目)"
+)
+CONSEQUENCE_AFTER = re.compile(
+    r"(?: (?:will|would|won't|is|are|may|can|cannot|gets?|not|be|get|automatically))* (?:reject|penali|disqualif|deduct|ignor|"
+    r"unaccept|(?:not|n't)(?: be)? (?:accept|read|allow|grad|mark|count|consider)|fail|los[et]|too (?:long|short)|cut off|truncat)|"
+    r",?(?:的|者|部分|时)?(?:都|均|将|会|就|则|要|者)*(?:扣|不予|不给|不得分|不计|不收|不合格|不及格|不通过|作废|无效|超时|罚|拒|零分|"
+    r"0分|重写|太[长短])"
+)
+"""After a bound these say what happens beyond it: "超过1000字扣分" is a maximum."""
 GIVEN_BEFORE = re.compile(
     r"(?:\b(?:th(?:is|ese|ose|at)|my|his|her|our|their|its|following|(?:the )?(?:above|below)|attached|existing|original|last|"
     r"top|new|common|key|difficult|hard|random|important|other|unique|different|basic|frequent|list|list of|"
@@ -220,7 +255,10 @@ STATED_OF_GIVEN = re.compile(
     r"(?:has|had|contains|contained|is|was|were|runs|ran)(?: (?:already|now|currently|a total of))* ?$|"
     r"\b(?:i|we|they)(?: have|'ve)(?: (?:already|now|written|got|only))*(?: (?:an?|about|around))* ?$|"
     r"\b(?:typically|usually|generally|normally|on average) (?:has|have|is|are|contains?|runs?)(?: [a-z]+)? ?$|"
-    r"(?:这|那|该|此|原|(?:我|你|他|她|它|们)的|现有|目前|现在|已经?|附件|上面|下面|下列|上述)[^,。要需应须得求写]{0,8}(?:有|共|达|长达|是|写了|达到)了? ?$"
+    r"(?:这|那|该|此|原|(?:我|你|他|她|它|们)的|现有|目前|现在|已经?|附件|上面|下面|下列|上述)[^,。要需应须得求写]{0,8}(?:有|共|达|长达|是|写了|达到)了? ?$|"
+    r"》(?:全书|全文|原文|一书|这本书)?(?:共|有|约|长达|总共)+计? ?$|"
+    r"(?:这|那|该|此|原|我的)[^,。要需应须得求写不]{0,8}(?:超过|超出|多达) ?$|"
+    r"\b(?:th(?:is|at)|my|our|his|her|their|the)(?: [a-z-]+){1,2} (?:exceeds|exceeded|surpasses|goes over|went over) ?$"
 )
 """Any count after these words, a bound as well, is the length of an existing text."""
 REQUESTED = re.compile(r"\b(?:ensure|make sure|so that|so|until|such that|want|if|for)\b[^.!?]{0,40}$")
@@ -228,5 +266,5 @@ NOT_A_LENGTH_AFTER = re.compile(
     r" ?(?:were\b|documents|docs|files|list\b|lists\b|bank\b|problems?\b|search\b|puzzles?\b|vocab|that (?:start|begin|end|rhyme|"
     r"contain|describe|mean|are|relate|can)|which|starting|beginning|ending|related|rhym|associated|containing|"
     r"(?:and|or) phrases|from (?:this|the|a)\b|with (?:the letter|their|definitions|meanings|translations)|"
-    r"to (?:learn|know|memori[sz]e)|look\b|(?:i|you) (?:should|don't|need|can)|for (?:beginners|ielts|toefl|gre|sat)\b|/ ?min|wpm)"
+    r"to (?:learn|know|memori[sz]e)|look\b|(?:i|you) (?:should|don't|need|can)|for (?:beginners|ielts|toefl|gre|sat)\b|/ ?min(?:ute)?\b(?!\.? ?\d)|wpm)"
 )

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_lwz.data.text.length import Unit
-from megatron_lwz.data.text.length_scope import find_asked_parts, find_scopes
-from megatron_lwz.data.text.length_statements import SMALLEST, Count, read_statement
-from megatron_lwz.data.text.length_tokens import find_statements, normalize
+from megatron_lwz.data.text.length_scope import Scope, find_asked_parts, find_scopes
+from megatron_lwz.data.text.length_statements import read_statement
+from megatron_lwz.data.text.length_tokens import Count, find_statements, normalize
 
-__all__ = ["SMALLEST", "TOLERANCE", "LengthReading", "LengthRequest", "Unit", "find_length_request", "read_length"]
+__all__ = ["TOLERANCE", "LengthReading", "LengthRequest", "Unit", "find_length_request", "read_length"]
 
 TOLERANCE = 0.1
 """Width of a range: N means N ± 10 %, a single bound gets a range of 10 % on its free side (docs/recipe.md)."""
@@ -57,6 +57,11 @@ class _Stated:
     upper: float | None = None
     target: float | None = None
 
+    @property
+    def largest(self) -> float:
+        """The largest of the numbers."""
+        return max(value for value in (self.lower, self.upper, self.target) if value is not None)
+
     def within(self, other: _Stated) -> bool:
         """Returns whether this is a range inside the bounds of the other."""
         return (
@@ -76,23 +81,31 @@ def read_length(text: str) -> LengthReading:
     """Returns the range that `text` asks for, and whether it states lengths that give no certain range."""
     text = normalize(text)
     asked = find_asked_parts(text)
-    totals: list[_Stated | None] = []
-    wholes: list[_Stated | None] = []
-    parts: list[_Stated | None] = []
+    found: dict[Scope, list[_Stated | None]] = {"total": [], "whole": [], "part": []}
     loose: list[Count] = []
-    for tokens in find_statements(text):
-        statement = read_statement(tokens, text)
+    for statement in find_statements(text):
+        read_statement(statement)
         scopes = find_scopes(statement, asked)
         loose += statement.loose
-        for found, names in ((totals, ("total",)), (wholes, ("whole",)), (parts, ("part",))):
-            counts = [count for count, scope in zip(statement.counts, scopes, strict=True) if scope in names]
+        for scope, statements in found.items():
+            counts = [count for count, other in zip(statement.counts, scopes, strict=True) if other == scope]
             if counts:
-                found.append(None if statement.doubtful else _merge([_stated(count) for count in counts]))
-    stated = _merge_statements(totals + wholes) or _merge_statements(totals)
-    if not totals and not wholes:
-        stated = _merge_statements(parts)
+                statements.append(None if statement.doubtful else _merge(_stated(count) for count in counts))
+    stated = _choose(found["total"], found["whole"], found["part"])
     request = _range(stated, loose) if stated is not None else None
-    return LengthReading(request, unclear=request is None and bool(totals or wholes or parts))
+    return LengthReading(request, unclear=request is None and any(found.values()))
+
+
+def _choose(totals: list[_Stated | None], wholes: list[_Stated | None], parts: list[_Stated | None]) -> _Stated | None:
+    """Returns what the request states about the text to write. Without a word about it, a part that it asks for."""
+    if not totals and not wholes:
+        return _merge_statements(parts)
+    stated = _merge_statements(totals + wholes)
+    total = _merge_statements(totals) if stated is None and totals else None
+    if total is None:
+        return stated
+    # "3000 words in total. Start with 500 words on …": smaller numbers than the total may be of parts.
+    return total if all(one is not None and one.largest <= total.largest for one in wholes) else None
 
 
 def _stated(count: Count) -> _Stated:
@@ -125,7 +138,9 @@ def _both(one: _Stated, other: _Stated | None) -> _Stated | None:
         lower, upper = one.lower, one.upper
     elif other.within(one):
         lower, upper = other.lower, other.upper
-    elif (one.lower is None or other.lower in (None, one.lower)) and (one.upper is None or other.upper in (None, one.upper)):
+    elif (one.lower is None or other.lower in (None, one.lower)) and (
+        one.upper is None or other.upper in (None, one.upper)
+    ):
         lower = one.lower if one.lower is not None else other.lower
         upper = one.upper if one.upper is not None else other.upper
     else:
@@ -168,9 +183,5 @@ def _range(stated: _Stated, loose: list[Count]) -> LengthRequest | None:
 
 def _may_bound(stated: _Stated, loose: list[Count]) -> bool:
     """Returns whether a bound without a unit may be the one that is missing: "at least 800 words … at most 1000"."""
-    for count in loose:
-        if stated.lower is not None and count.upper and stated.lower <= count.high <= _FAR_BOUNDS * stated.lower:
-            return True
-        if stated.upper is not None and count.lower and stated.upper >= count.low >= stated.upper / _FAR_BOUNDS:
-            return True
-    return False
+    value = stated.lower or stated.upper or 0.0
+    return any(value / _FAR_BOUNDS <= count.low <= _FAR_BOUNDS * value for count in loose)

@@ -3,111 +3,123 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Set
+from dataclasses import dataclass
 from typing import Literal
 
 from megatron_lwz.data.text import length_patterns as patterns
-from megatron_lwz.data.text.length_statements import AFTER, BEFORE, EITHER, LIGHT, Count, Statement
+from megatron_lwz.data.text.length_bounds import AFTER, BEFORE, EITHER, LIGHT
+from megatron_lwz.data.text.length_tokens import Count, Statement
 
 Scope = Literal["total", "whole", "part", "each", "other"]
-"""total and whole: the text to write ("total" says so); part: a part that is named; each: each of several parts or texts;
-other: an existing text, or words that are no text."""
+"""total and whole: the text to write (for "total", the request says so); part: a part, which is all that is asked for;
+each: one of several parts or texts; other: an existing text, or words that are no text."""
 
 _WINDOW = 70
+_LEAD = LIGHT | BEFORE | EITHER | {"not", "instead", "("}
 
 
 def find_asked_parts(text: str) -> frozenset[str]:
     """Returns the names of the parts that the request asks for as such: "write the introduction of my thesis"."""
-    return frozenset(match["part"] or match["han"] for match in patterns.PART_ASKED.finditer(text))
+    return frozenset(match["part"] or match["head"] or match["han"] for match in patterns.PART_ASKED.finditer(text))
 
 
-def find_scopes(statement: Statement, asked: frozenset[str]) -> list[Scope]:
-    """Returns what each count of a statement measures. A minimum and a maximum side by side measure the same.
-
-    asked: the result of `find_asked_parts`.
-    """
+def find_scopes(statement: Statement, asked: Set[str]) -> list[Scope]:
+    """Returns what each count of a statement measures. `asked`: the result of `find_asked_parts`."""
     scopes: list[Scope] = []
     for place, count in enumerate(statement.counts):
-        scope = _scope(statement, count, asked)
-        if place and _same_thing(statement, statement.counts[place - 1], count):
-            last = scopes[-1]
-            if scope == "whole" and last in ("part", "each") and count.bound:
-                scope = last
-            elif scope in ("part", "each") and last == "whole" and count.bound and statement.counts[place - 1].bound:
-                scopes[-1] = scope
-            elif "total" in (scope, last) and {scope, last} <= {"total", "whole"}:
-                scope = scopes[-1] = "total"
-        scopes.append(scope)
+        scopes.append(_scope(_context(statement, count), count, asked))
+        if place:
+            scopes[-2:] = _agree(statement, statement.counts[place - 1], count, scopes[-2], scopes[-1])
     return scopes
 
 
-def _same_thing(statement: Statement, last: Count, count: Count) -> bool:
-    """Returns whether two neighbours in a sentence belong together: opposite bounds, or a number and its bound."""
-    if statement.kinds(last.last + 1, count.first) & {"stop", "whole"} or not (count.bound or last.bound):
-        return False
-    return not (last.bound and count.bound and last.lower == count.lower)
+def _agree(statement: Statement, last: Count, count: Count, first: Scope, second: Scope) -> list[Scope]:
+    """Returns the scopes of two neighbours, where a bound that says nothing of its own takes that of the other.
+
+    "Each section at least 300 words, at most 500 words": both are of a section.
+    """
+    between = statement.kinds(last.last + 1, count.first)
+    one_sentence, opposite = "stop" not in between, last.bound and last.lower != count.lower
+    if "whole" in between or not count.bound or {first, second} & {"whole"} == set():
+        return [first, second]
+    if opposite and {first, second} <= {"whole", "total", "part", "each"}:
+        return [second, second] if first == "whole" else [first, first]
+    if first in ("part", "each") and not last.bound and one_sentence:
+        return [first, first]
+    in_order = last.low <= count.low if last.lower else count.low <= last.low
+    return [first, first] if first == "other" and opposite and in_order and one_sentence else [first, second]
 
 
-def _scope(statement: Statement, count: Count, asked: frozenset[str]) -> Scope:
+@dataclass(frozen=True)
+class _Context:
+    """The text of the sentence before a count and after it, at most a window of it.
+
+    left: up to the number. unbound: up to its bound, "my essay has" of "my essay has over". plain: up to the words of no
+    weight. before: up to all words that lead to the number, also verbs and prepositions. right: from behind the unit.
+    beyond: from behind the bounds after the unit.
+    """
+
+    left: str
+    unbound: str
+    plain: str
+    before: str
+    right: str
+    beyond: str
+
+
+def _context(statement: Statement, count: Count) -> _Context:
     tokens, text = statement.tokens, statement.text
     start = tokens[count.first].start
-    bound_start = _start(statement, count, {"about", "not", "adj", "joint", "between", *BEFORE, *EITHER})
-    plain_start = _start(statement, count, (LIGHT | BEFORE | EITHER | {"not", "instead", "("}) - {"verb", "prep", "joint"})
-    before_start = _start(statement, count, LIGHT | BEFORE | EITHER | {"not", "instead", "("})
-    sentence = start - len(_sentence(text, start))
-    left, inner, plain, before = (
-        text[min(sentence, place) : place] for place in (start, bound_start, plain_start, before_start)
+    leads = ({"about", "not", "adj", "between"} | BEFORE | EITHER, _LEAD - {"verb", "prep", "joint"}, _LEAD)
+    ends = [tokens[statement.skip(count.first - 1, kinds, -1) + 1].start for kinds in leads]
+    sentence = re.split(r"[.!?;。\n](?= ?[^ ])", text[max(0, start - _WINDOW) : start])[-1]
+    left, unbound, plain, before = (sentence[: max(0, len(sentence) - (start - end))] for end in (start, *ends))
+    behind_unit = statement.skip(count.last + 1, {"unit", "adj", "joint"})
+    behind_bound = statement.skip(behind_unit, {"unit", "about", "tolerance", "percent"} | AFTER | EITHER)
+    right, beyond = (
+        text[tokens[place - 1].end : tokens[place - 1].end + _WINDOW] for place in (behind_unit, behind_bound)
     )
-    after_unit = count.last + 1
-    while statement.kind(after_unit) in {"unit", "adj", "joint"}:
-        after_unit += 1
-    end = statement.skip(after_unit, {"unit", "about", "tolerance", "percent", *AFTER, *EITHER})
-    rights = [text[tokens[place - 1].end : tokens[place - 1].end + _WINDOW] for place in (after_unit, end)]
-    if count.own_unit and patterns.NOT_A_LENGTH_AFTER.match(rights[0]):
-        return "other"
-    if patterns.STATED_OF_GIVEN.search(inner) and not patterns.REQUESTED.search(inner):
-        return "other"
-    if not (count.lower or count.upper):
-        if any(patterns.GIVEN_BEFORE.search(part) for part in (left, inner, plain)):
-            return "other"
-        if not count.pair and patterns.OUT_OF.search(plain):
-            return "other"
-    return _part_or_whole(left, before, rights, asked)
+    return _Context(left, unbound, plain, before, right, beyond)
 
 
-def _part_or_whole(left: str, before: str, rights: list[str], asked: frozenset[str]) -> Scope:
-    if any(patterns.PER_PART_AFTER.match(right) for right in rights):
+def _scope(context: _Context, count: Count, asked: Set[str]) -> Scope:
+    left, right = context.left, context.right
+    if _is_other(context, count):
+        return "other"
+    if patterns.PER_PART_AFTER.match(right) or patterns.PER_PART_AFTER.match(context.beyond):
         return "each"
-    if patterns.MANY_AFTER.match(rights[0]) and not patterns.ARTICLE_BEFORE.search(left):
+    if patterns.MANY_AFTER.match(right) and not patterns.ARTICLE_BEFORE.search(left):
         return "each"
-    total, each = patterns.TOTAL_BEFORE.search(left), patterns.PER_PART_BEFORE.search(before)
-    if any(patterns.TOTAL_AFTER.match(right) for right in rights) or (
-        total is not None and (each is None or each.start() < total.start())
-    ):
+    total = patterns.TOTAL_BEFORE.search(left)
+    each = patterns.PER_PART_BEFORE.search(context.before) or patterns.MANY_OF_BEFORE.search(left)
+    if patterns.TOTAL_AFTER.match(right) or patterns.TOTAL_AFTER.match(context.beyond):
+        return "total"
+    if total is not None and (each is None or each.start() < total.start()):
         return "total"
     if each is not None:
         return "each"
-    if patterns.PART_AFTER.match(rights[0]):
+    if patterns.PART_AFTER.match(right):
         return "part"
-    part = patterns.PART_BEFORE.search(left)
-    if part is not None:
-        return "part" if (part["part"] or part["han"]) in asked else "each"
-    later = patterns.PART_LATER.match(rights[0]) or patterns.PART_LATER.match(rights[1])
+    named = patterns.PART_BEFORE.search(left) or patterns.PART_BEFORE.search(context.plain)
+    if named is not None:
+        return "part" if (named["part"] or named["han"]) in asked else "each"
+    later = patterns.PART_LATER.match(right) or patterns.PART_LATER.match(context.beyond)
     if later is not None:
         return "part" if later["part"] in asked else "each"
     return "whole"
 
 
-def _start(statement: Statement, count: Count, kinds: set[str]) -> int:
-    """Returns where the words of these kinds that lead to the count begin."""
-    place = count.first
-    while place > 0 and count.first - place < 16:
-        token = statement.tokens[place - 1]
-        if token.kind not in kinds and not ("(" in kinds and token.text == "("):
-            break
-        place -= 1
-    return statement.tokens[place].start
-
-
-def _sentence(text: str, end: int) -> str:
-    """Returns the sentence up to `end`, at most a window of it."""
-    return re.split(r"[.!?;。\n](?= ?[^ ])", text[max(0, end - _WINDOW) : end])[-1]
+def _is_other(context: _Context, count: Count) -> bool:
+    left, right, unbound = context.left, context.right, context.unbound
+    if count.own_unit and (patterns.NOT_A_LENGTH_AFTER.match(right) or patterns.NO_TEXT_AFTER.match(right)):
+        return True
+    if patterns.ABOUT_A_TEXT.search(left):
+        return True
+    if patterns.STATED_OF_GIVEN.search(unbound) or patterns.STATED_OF_GIVEN.search(left):
+        return patterns.REQUESTED.search(unbound) is None
+    if count.lower or count.upper:
+        return False
+    if any(patterns.GIVEN_BEFORE.search(words) for words in (left, unbound, context.plain)):
+        return True
+    return not count.pair and patterns.OUT_OF.search(context.plain) is not None
