@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 from megatron_lwz.data.text import length_patterns as patterns
 from megatron_lwz.data.text.length_tokens import REACH, Count, Statement
@@ -23,7 +23,7 @@ def attach_bounds(statement: Statement, counts: list[Count]) -> list[Count]:
     """Sets `lower` and `upper` of the counts. Returns them without those that are denied: "not 800 words"."""
     counts = _leave_out_sources(statement, _leave_out_denied(statement, counts))
     ends = [None, *counts, None]
-    for left, right in zip(ends, ends[1:], strict=False):
+    for left, right in pairwise(ends):
         start = left.last + 1 if left is not None else 0
         stop = right.first if right is not None else len(statement.tokens)
         far = stop - start > 2 * REACH

@@ -118,6 +118,8 @@ def _is_other(context: _Context, count: Count) -> bool:
         return True
     if patterns.STATED_OF_GIVEN.search(unbound) or patterns.STATED_OF_GIVEN.search(left):
         return patterns.REQUESTED.search(unbound) is None
+    if patterns.OWNED.search(unbound) and not (count.bound and count.upper):
+        return True
     if count.lower or count.upper:
         return False
     if any(patterns.GIVEN_BEFORE.search(words) for words in (left, unbound, context.plain)):

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Set
 from dataclasses import dataclass, field
 
-from megatron_lwz.data.text import length_patterns as patterns
+from megatron_lwz.data.text import length_words as words
 from megatron_lwz.data.text.length import Unit
 from megatron_lwz.data.text.numerals import adjacent_pair, parse_number, simplify
 
@@ -98,7 +98,7 @@ class Statement:
 def find_statements(text: str) -> list[Statement]:
     """Returns the statements of a normalized text that hold a number."""
     runs: list[list[Token]] = [[]]
-    for match in patterns.TOKEN.finditer(text):
+    for match in words.TOKEN.finditer(text):
         if runs[-1] and text[runs[-1][-1].end : match.start()].strip(" "):
             runs.append([])
         runs[-1].append(_token(match))
@@ -110,9 +110,11 @@ def _token(match: re.Match[str]) -> Token:
     if kind != "number":
         return Token(kind, text, start, end)
     if (pair := adjacent_pair(text)) is not None:
-        return Token(kind, text, start, end, *map(float, pair))
+        return Token(kind, text, start, end, float(pair[0]), float(pair[1]))
     parsed = parse_number(text)
-    return Token(kind, text, start, end, parsed[0], *parsed) if parsed is not None else Token("fill", text, start, end)
+    if parsed is None:
+        return Token("fill", text, start, end)
+    return Token(kind, text, start, end, parsed[0], *parsed)
 
 
 _TRADITIONAL = (
