@@ -36,7 +36,7 @@ _MANY_TEXTS = (
 PER_PART_BEFORE = re.compile(
     r"\b(?:each|every|per)\b[^,.]{0,45}$|(?:每|各|分别|平均)[^,。]{0,14}$|"
     rf"{_MANY} (?:[a-z]+ ){{0,2}}(?:{_MANY_TEXTS}|paragraphs|chapters|sections|parts|scenes)\b[^,.]{{0,20}}$|"
-    rf"{_MANY} (?:[a-z]+ ){{0,2}}{_MANY_TEXTS} ?[,(:;-] ?$|(?<!\d){_FEW} $|"
+    rf"{_MANY} (?:[a-z]+ ){{0,2}}{_MANY_TEXTS} ?[,(:;-] ?$|"
     r"(?<!第)[二两三四五六七八九十\d]个?(?:篇|段|章|节|部分|版本)[^,。]{0,6}$|"
     r"(?<!第)[二两三四五六七八九十\d]个?(?:篇|版本)[^,。]{0,6}[,(:;]$"
 )
@@ -45,7 +45,8 @@ PER_PART_AFTER = re.compile(
     r"page|section|paragraph)\b|daily|/ ?(?:(?:day|page|chapter|min(?:ute)?)\b(?!\.? ?\d)|[章天页段分])|每|一[章段天节页])"
 )
 _NOT_OF_TEXTS = rf"(?:on|about|of|in|for|to|and|or|with|from|that|which|comparing|using|by|the|{TEXTS})\b"
-MANY_OF_BEFORE = re.compile(rf"(?<!\d){_FEW} (?:[a-z-]+ ){{0,2}}[a-z]{{2,}}s of\b[^,.;]{{0,25}}$")
+MANY_OF_BEFORE = re.compile(rf"(?<!\d){_FEW} (?:(?:[a-z-]+ ){{0,2}}[a-z]{{2,}}s of\b[^,.;]{{0,25}})?$")
+"""Directly before the number: "10 tweets of", "3 500-word essays"."""
 MANY_AFTER = re.compile(rf"[ -]?(?:(?!{_NOT_OF_TEXTS})[a-z-]+ ){{0,2}}{_MANY_TEXTS}\b")
 """The length of each of several texts, unless an article comes before: "500-word essays"."""
 ARTICLE_BEFORE = re.compile(r"\b(?:an?|one|the|this)\b[^,.;]{0,20}$")
@@ -83,19 +84,19 @@ ABOUT_A_TEXT = re.compile(
 """The count after these words is of a text that the request does not ask for: "an outline for a 2000-word essay"."""
 NO_TEXT_AFTER = re.compile(
     rf"[ -]?(?:{TEXTS})s? (?:outlines?|ideas?|topics?|prompts?|titles?|plans?)\b|"
-    r"的?(?:作文|论文|文章|小说|报告)的?(?:大纲|提纲|思路|框架|题目)"
+    r"的?(?:作文|论文|文章|小说|报告)(?:的?(?:大纲|提纲|思路|框架|题目)|[^,。写]{0,6}写?(?:几|多少))"
 )
 CONSEQUENCE_AFTER = re.compile(
     r"(?: (?:will|would|won't|is|are|may|can|cannot|gets?|not|be|get|automatically))* (?:reject|penali|disqualif|deduct|ignor|"
     r"unaccept|(?:not|n't)(?: be)? (?:accept|read|allow|grad|mark|count|consider)|fail|los[et]|too (?:long|short)|cut off|truncat)|"
-    r",?(?:的|者|部分|时)?(?:都|均|将|会|就|则|要|者)*(?:扣|不予|不给|不得分|不计|不收|不合格|不及格|不通过|作废|无效|超时|罚|拒|零分|"
+    r",?的?(?:作文|文章|论文|稿件|者|部分|时)?(?:都|均|将|会|就|则|要|者)*(?:扣|不予|不给|不得分|不计|不收|不合格|不及格|不通过|作废|无效|超时|罚|拒|零分|"
     r"0分|重写|太[长短])"
 )
 """After a bound these say what happens beyond it: "超过1000字扣分" is a maximum."""
 GIVEN_BEFORE = re.compile(
     r"(?:\b(?:th(?:is|ese|ose|at)|my|his|her|our|their|its|following|(?:the )?(?:above|below)|attached|existing|original|last|"
     r"top|new|common|key|difficult|hard|random|important|other|unique|different|basic|frequent|list|list of|"
-    r"vocabulary of|of these|learn|know|memori[sz]e|read|name|year|page|already|currently(?: at)?|there are|"
+    r"vocabulary of|of these|add|insert|remove|delete|learn|know|memori[sz]e|read|name|year|page|already|currently(?: at)?|there are|"
     r"(?:increased?|decreased?|reduced?|expand(?:ed)?|extend(?:ed)?|shorten(?:ed)?|cut)(?: [a-z]+){0,3} by|"
     r"(?:written|wrote|i have|i've|we have|i got)(?: (?:already|only|just|about|around|an?))?) ?|"
     r"(?:这|那|该|此)(?:一?[篇段个份本些])? ?|(?:下面|以下|上面|上述|前面|下列)(?:的|这[篇段])? ?|原文|我的|"
@@ -106,6 +107,7 @@ STATED_OF_GIVEN = re.compile(
     r"(?:\b(?:th(?:is|ese|ose|at)|my|our|his|her|their|(?:the )?(?:following|attached|above|below|original))(?: [a-z-]+){0,3}?|"
     r"\bthe (?:novel|book|manuscript|text|document|file|transcript|original|source|article|paper|passage|speech)) "
     r"(?:has|had|contains|contained|is|was|were|runs|ran)(?: (?:already|now|currently|a total of))* ?$|"
+    r"\b(?:is|are|was) (?:this|that|it|my [a-z]+)(?: already)? ?$|"
     r"\b(?:typically|usually|generally|normally|on average) (?:has|have|is|are|contains?|runs?)(?: [a-z]+)? ?$|"
     r"(?:这|那|该|此|原|(?:我|你|他|她|它|们)的|现有|目前|现在|已经?|附件|上面|下面|下列|上述)"
     r"[^,。要需应须得求写]{0,8}(?:有|共|达|长达|是|写了|达到)了? ?$|"

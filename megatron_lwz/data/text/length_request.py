@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_lwz.data.text import length_words
 from megatron_lwz.data.text.length import Unit
 from megatron_lwz.data.text.length_scope import Scope, find_asked_parts, find_scopes
 from megatron_lwz.data.text.length_statements import read_statement
@@ -80,6 +81,8 @@ def find_length_request(text: str) -> LengthRequest | None:
 def read_length(text: str) -> LengthReading:
     """Returns the range that `text` asks for, and whether it states lengths that give no certain range."""
     text = normalize(text)
+    if length_words.UNIT.search(text) is None:
+        return LengthReading(None)
     asked = find_asked_parts(text)
     found: dict[Scope, list[_Stated | None]] = {"total": [], "whole": [], "part": []}
     loose: list[Count] = []

@@ -96,17 +96,46 @@ class Statement:
 
 
 def find_statements(text: str) -> list[Statement]:
-    """Returns the statements of a normalized text that hold a number."""
-    runs: list[list[Token]] = [[]]
+    """Returns the statements of a normalized text that hold a number, and a unit or a bound."""
+    statements: list[Statement] = []
+    run: list[re.Match[str]] = []
+    end = 0
     for match in words.TOKEN.finditer(text):
-        if runs[-1] and text[runs[-1][-1].end : match.start()].strip(" "):
-            runs.append([])
-        runs[-1].append(_token(match))
-    return [Statement(run, text) for run in runs if any(token.kind == "number" for token in run)]
+        start, following = match.span()
+        if start > end and text[end:start] != " ":
+            statements += _statement(run, text)
+            run = []
+        run.append(match)
+        end = following
+    return statements + _statement(run, text)
+
+
+def _statement(run: list[re.Match[str]], text: str) -> list[Statement]:
+    kinds = {_kind(match) for match in run}
+    told = "number" in kinds and kinds & _TELLING
+    return [Statement([_token(match) for match in run], text)] if told else []
+
+
+def _kind(match: re.Match[str]) -> str:
+    return (match.lastgroup or "").rpartition("_")[0]
+
+
+_TELLING = {
+    "unit",
+    "label",
+    "least",
+    "most",
+    "least_before",
+    "most_before",
+    "least_after",
+    "most_after",
+    "more",
+    "less",
+}
 
 
 def _token(match: re.Match[str]) -> Token:
-    kind, text, (start, end) = match.lastgroup or "", match.group(), match.span()
+    kind, text, (start, end) = _kind(match), match.group(), match.span()
     if kind != "number":
         return Token(kind, text, start, end)
     if (pair := adjacent_pair(text)) is not None:
