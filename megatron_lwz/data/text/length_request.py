@@ -172,7 +172,7 @@ def _range(stated: _Stated, loose: list[Count]) -> LengthRequest | None:
     lower, upper, target = stated.lower, stated.upper, stated.target
     if lower is not None and lower == upper:
         lower, upper, target = None, None, lower
-    if (lower is None) != (upper is None) and _may_bound(stated, loose):
+    if (lower is None or upper is None) and _may_bound(stated, loose):
         return None
     kind: Kind = "about"
     if lower is not None:
@@ -186,5 +186,5 @@ def _range(stated: _Stated, loose: list[Count]) -> LengthRequest | None:
 
 def _may_bound(stated: _Stated, loose: list[Count]) -> bool:
     """Returns whether a bound without a unit may be the one that is missing: "at least 800 words … at most 1000"."""
-    value = stated.lower or stated.upper or 0.0
+    value = stated.target or stated.lower or stated.upper or 0.0
     return any(value / _FAR_BOUNDS <= count.low <= _FAR_BOUNDS * value for count in loose)

@@ -183,7 +183,9 @@ def _shares_unit(statement: Statement, count: Count) -> bool:
 
 def _is_topic(statement: Statement, count: Count) -> bool:
     """Returns whether a preposition only names a subject or a place: "2000 words about 1848", "words over 3 pages"."""
-    if not count.first or not patterns.TOPIC.fullmatch(statement.tokens[count.first - 1].text):
-        return False
-    year = patterns.YEAR.fullmatch(statement.tokens[count.first].text) is not None
-    return statement.kind(count.first - 2) == "unit" or (count.first == 1 and year)
+    before = statement.tokens[count.first - 1].text if count.first else ""
+    if statement.kind(count.first - 2) == "unit":
+        return patterns.TOPIC.fullmatch(before) is not None
+    year = patterns.YEAR.fullmatch(statement.tokens[count.first].text)
+    alone = not statement.kind(statement.skip(count.first - 2, {"sep", "stop"}, -1))
+    return alone and year is not None and (before == "up to" or patterns.TOPIC.fullmatch(before) is not None)
