@@ -42,7 +42,8 @@ class RangeRules:
     def settle(self, lower: int, upper: int, *, firm: tuple[bool, bool] = (False, False)) -> Settled:
         """Checks and rounds a range.
 
-        `firm` marks the bounds that the request states explicitly. They are rounded inwards, others outwards.
+        `firm` marks the bounds that the request states explicitly. They are rounded inwards, others outwards. Firm bounds
+        that would meet ("850 to 900" by steps of 100) are rounded outwards as well: no text has exactly 900 words.
         """
         if lower == upper == 0:
             return Settled(None, "[0, 0]: impossible or oversized")
@@ -75,7 +76,7 @@ class RangeRules:
             up += step
         if down == up and firm == (False, True):
             down = max(down - step, 0)
-        return (down, up) if down <= up and up > 0 else outside
+        return (down, up) if down < up else outside
 
 
 @dataclass(frozen=True)

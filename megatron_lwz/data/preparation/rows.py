@@ -14,11 +14,11 @@ from megatron_lwz.data.preparation.copies import CopyFinder
 from megatron_lwz.data.preparation.language import Language, tell_language
 from megatron_lwz.data.preparation.ranges import RangeRules, Settled, TokenBudget
 from megatron_lwz.data.preparation.sources import NO_REQUEST, Source
-from megatron_lwz.data.text.length_request import LengthRequest, Unit, find_length_request
+from megatron_lwz.data.text.length_request import LengthRequest, Unit, read_length
 from megatron_lwz.errors import DataError
 
-RULES_VERSION = "lwz-length-rules-1"
-"""Version of `find_length_request` and `RangeRules`, written to every row."""
+RULES_VERSION = "lwz-length-rules-2"
+"""Version of `read_length` and `RangeRules`, written to every row."""
 
 _CJK = re.compile(r"[\u3400-\u9fff]")
 
@@ -113,7 +113,10 @@ def find_candidates(sources: Iterable[Source | DataError], filters: Filters, tal
         if reason is not None or language is None:
             tally.drop(reason or "another language")
             continue
-        explicit = find_length_request(source.text)
+        reading = read_length(source.text)
+        explicit = reading.request
+        if reading.unclear:
+            tally.note("lengths in the request that disagree or are unclear: no range by rule")
         if explicit is not None and language == "en" and explicit.unit == "characters":
             tally.note("a length in letters, which the reward does not count")
             explicit = None

@@ -1,108 +1,128 @@
-"""The regular expressions of `length_request`, for text in lower case and half width."""
+"""What the words around a number say about it: expressions for normalized text, lower case and half width."""
 
 from __future__ import annotations
 
 import re
-from typing import Literal
 
-from megatron_lwz.data.text.numerals import NUMBER
+from megatron_lwz.data.text.length_words import TEXTS
 
-Bound = Literal["at least", "at most"]
+SMALLEST = 50
+"""Smallest count that is taken as a length. Smaller ones are of titles, slogans and word lists rather than of texts."""
 
-COUNT = re.compile(
-    rf"(?<!\d[.,])(?<![0-9a-z$€£¥#几上好第])(?<!(?<![字词])数)(?P<first>{NUMBER})"
-    rf"(?:(?: ?words?| ?个?字)? ?(?P<joint>-+|~+|(?:- )?to|or|through|and|到|至|或|和|与) ?(?P<second>(?<![0-9a-z]){NUMBER}))?"
+SPAN_AFTER = re.compile("(?: ?(?:个?字|个?词|words?))? ?之?间")
+"""Follows the second of two numbers that "and" joins: "800和1000字之间"."""
+TOPIC = re.compile("about|around|some|over|under|above|below|past|beyond|within")
+"""Directly after a unit these are prepositions: "2000 words about 1848"."""
+YEAR = re.compile(r"1[5-9]\d\d|20\d\d")
+OF_PAGES = re.compile(" ?-?(?:page|side|页)")
+OUT_OF = re.compile(r"从 ?$|由 ?$")
+"""The length that a text had: "从500字扩写到1000字"."""
+POINTS = re.compile(r"\d+(?:\.\d{3})+")
+DESIGNATION = re.compile(
+    r"(?:\b(?:chapter|part|grade|level|unit|section|question|task|topic|week|day|page|volume|book|act|scene|step|number|no\.|"
+    r"version|class|year|age|exercise)|[第级题]) ?$"
 )
-UNIT = re.compile(
-    r"(?P<between>[ -]?(?:(?:\+|plus|or more|or less|or fewer|max(?:imum)?|min(?:imum)?|more|additional|余|多|来)[ -]?)?"
-    r"(?:\([^()]{1,30}\)[ -]?)?(?:(?:english|chinese|total|full)[ -])?个?)"
-    r"(?P<unit>words?(?![a-z])|char(?:acter)?s?(?![a-z])|英[文语]单词|单词|中文字符?|汉字|字符(?!集)|"
-    r"字(?![节母体典幕经眼库形帖型诀令谜段符])|词(?![汇语组条性典库]))"
-)
-LABEL = re.compile(
-    r"(?:(?P<name>word)[ -]?(?:count|limit|length|total|target|range|requirement|goal|minimum|maximum)s?|number of words|"
-    r"length in words|\bwords? ?(?=[:=])|字数|词数)(?P<rest>[^.。!?\n]{0,40})$"
-)
-"""Label that makes a number without a unit a length. `rest` must hold only filler and comparisons (RESTS)."""
-OTHER_UNIT = re.compile(
-    r" ?(?:pages?|paragraphs?|chapters?|sentences?|%|dollars?|minutes?|tokens?|[年页段章分元句行岁万])"
-)
-
-_TOKEN = (
-    r"[ :=(\"'~≈\[-]|\b(?:an?|of|to|the|be|is|are|at|by|in|about|around|roughly|approx(?:imately|\.)?|some|circa|ca\.?|"
-    r"nearly|total|words?|count|length|requirement|target|range|between|from|should|must|it|exactly|least)\b|"
-    r"字数|篇幅|长度|要求|控制|保持|在|为|是|大?约|大概|大致|差不多|将?近|接近|需要?|应该?当?|要|达到?|写|共|有|到|于|了|的|介于|整整"
-)
-_FILL = rf"(?:{_TOKEN})*+"
-_MORE = (
-    r"more than|(?<!the )\babove|\bover|exceed(?:s|ing)?|longer than|greater than|beyond|surpass(?:es|ing)?|>|"
-    r"超过|超出|多于|大于|高于|长于|逾"
-)
-_LESS = r"less than|fewer than|shorter than|lower than|\bunder|(?<!the )\bbelow|<|少于|低于|小于|短于"
-_LEAST = r"at (?:the )?least|\bminimum|\bmin\b\.?|no less|>=|≥|upwards? of|至少|最少|起码|最低|不下于?|下限"
-_MOST = (
-    r"at (?:the )?most|\bmaximum|\bmax\b\.?|\bup to|\bwithin|limit(?:ed)?|\bcap(?:ped)?\b|<=|≤|"
-    r"至多|最多|最大|最长|最高|上限|限制?|不到|不足"
-)
-_NOT = (
-    r"(?:\bno|\bnot|n't|\bnever|\bcannot|\bdont|\bwithout)(?: (?:be|to|any|go|going|get|have|contain|use|write|run|much))* ?|"
-    r"(?:不|勿|别|未)(?:得|能|要|可以?|应该?当?|宜|准|许|允许|会|需要?|必)*"
+"""Before "3 500 words" these say that the 3 is a number of its own."""
+CHANGED_FROM = re.compile(
+    r"\b(?:expand|extend|increas|enlarg|lengthen|reduc|cut|shorten|condens|trim|compress|bring)[a-z]*\b[^.,;!?\n]{0,30}\bfrom $"
 )
 
-BEFORE: tuple[tuple[re.Pattern[str], Bound, Bound | None], ...] = (
-    (re.compile(rf"(?:{_LEAST}){_FILL}$"), "at least", None),
-    (re.compile(rf"(?:{_MOST}){_FILL}$"), "at most", None),
-    (re.compile(rf"(?:{_MORE}){_FILL}$"), "at least", "at most"),
-    (re.compile(rf"(?:{_LESS}){_FILL}$"), "at most", "at least"),
-)
-"""(text before the number, the bound it states, the bound it states after a "not")."""
-NEGATION = re.compile(rf"(?:{_NOT})$")
-FILLER = re.compile(rf"(?<![a-z]){_FILL}$")
-RESTS = re.compile(rf"(?:{_NOT}|{_MORE}|{_LESS}|{_LEAST}|{_MOST}|{_TOKEN})*+")
-
-AT_LEAST_AFTER = re.compile(
-    r"[ ,(]*(?:\+|plus\b|or (?:more|longer|above|over)|(?:and|or) (?:up|above|over)\b|min(?:imum)?\b|at (?:a )?minimum|"
-    r"at (?:the )?least|余|多|及?以上|或以上|起步?(?!来)|往上|打底|或更多)"
-)
-AT_MOST_AFTER = re.compile(
-    r"[ ,(]*(?:or (?:less|fewer|under|below|shorter)|(?:and|or) under\b|max(?:imum)?\b|at (?:the )?most|at (?:a )?maximum|"
-    r"tops\b|limit|cap\b|(?:之|以)?内|及?以下|或以下|或更少|封顶|为限|为上限)"
+_FEW = r"\b(?:\d{1,2}|two|three|four|five|six|seven|eight|nine|ten|several|multiple|a few)"
+_MANY = r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|several|multiple|separate|a few|both)"
+_MANY_TEXTS = (
+    r"(?:essays|articles|stories|posts|versions|emails|reviews|blogs|letters|poems|speeches|reports|summaries|texts|papers|"
+    r"columns|scripts|descriptions|answers|responses|pieces|drafts)"
 )
 PER_PART_BEFORE = re.compile(
     r"\b(?:each|every|per)\b[^,.]{0,45}$|(?:每|各|分别|平均)[^,。]{0,14}$|"
-    r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|several|multiple|separate) (?:[a-z]+ ){0,2}"
-    r"(?:essays|articles|stories|posts|paragraphs|chapters|sections|versions|emails|reviews|parts|blogs|letters|scenes)\b[^,.]{0,20}$|"
-    r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|several|multiple|a few|some) $|"
-    r"(?<!第)[二两三四五六七八九十\d]个?(?:篇|段|章|节|部分|版本)[^,。]{0,6}$"
+    rf"{_MANY} (?:[a-z]+ ){{0,2}}(?:{_MANY_TEXTS}|paragraphs|chapters|sections|parts|scenes)\b[^,.]{{0,20}}$|"
+    rf"{_MANY} (?:[a-z]+ ){{0,2}}{_MANY_TEXTS} ?[,(:;-] ?$|"
+    r"(?<!第)[二两三四五六七八九十\d]个?(?:篇|段|章|节|部分|版本)[^,。]{0,6}$|"
+    r"(?<!第)[二两三四五六七八九十\d]个?(?:篇|版本)[^,。]{0,6}[,(:;]$"
 )
 PER_PART_AFTER = re.compile(
-    r"[ )(的]*(?:each\b|apiece|per\b|every\b|(?:for|in) (?:each|every)\b|an? (?:day|week|month|minute|hour|chapter|page|"
-    r"section|paragraph)\b|daily|/ ?(?:day|min|page|chapter|[章天页段分])|每|一[章段天节页])"
+    r"[ )(的]*(?:each\b|apiece|per\b|every\b|(?:for|in|on|to|about|of) (?:each|every)\b|an? (?:day|week|month|minute|hour|chapter|"
+    r"page|section|paragraph)\b|daily|/ ?(?:(?:day|page|chapter|min(?:ute)?)\b(?!\.? ?\d)|[章天页段分])|每|一[章段天节页])"
 )
-TOTAL_BEFORE = re.compile(r"(?:\btotal|overall|altogether|in all|全文|全篇|全书|整篇|总(?!结)|合计)[^,.。]{0,25}$")
-TOTAL_AFTER = re.compile(r"[ ,(]*(?:in total|total|overall|altogether|in all)\b")
+_NOT_OF_TEXTS = rf"(?:on|about|of|in|for|to|and|or|with|from|that|which|comparing|using|by|the|{TEXTS})\b"
+MANY_OF_BEFORE = re.compile(rf"(?<!\d){_FEW} (?:(?:[a-z-]+ ){{0,2}}[a-z]{{2,}}s of\b[^,.;]{{0,25}})?$")
+"""Directly before the number: "10 tweets of", "3 500-word essays"."""
+MANY_AFTER = re.compile(rf"[ -]?(?:(?!{_NOT_OF_TEXTS})[a-z-]+ ){{0,2}}{_MANY_TEXTS}\b")
+"""The length of each of several texts, unless an article comes before: "500-word essays"."""
+ARTICLE_BEFORE = re.compile(r"\b(?:an?|one|the|this)\b[^,.;]{0,20}$")
+TOTAL_BEFORE = re.compile(
+    r"(?:\btotal|overall|altogether|in all|\b(?:whole|entire)|全文|全篇|全书|整篇|总(?!结)|合计|共)[^,.。]{0,25}$"
+)
+TOTAL_AFTER = re.compile(
+    r"[ ,(]*(?:in total|total|overall|altogether|in all|combined)\b(?! (?:length|words?|count|number|text|size|of|should|must|is)\b)"
+)
+_PART = (
+    r"(?:introduction|intro|conclusion|abstract|opening|ending|title|headline|body(?! of the)|section|paragraph|chapter|scene|"
+    r"stanza|part|caption|prologue|epilogue)"
+)
+_HAN_PART = "(?:开头|中间|结尾|摘要|引言|导语|前言|首段|末段|标题|正文部分)"
+_WRITE = r"(?:writ(?:e|ing)|draft|compose|create|generate|produce|give|need|craft|continue|prepare|develop|make|provide|finish)"
 PART_BEFORE = re.compile(
-    r"(?:\b(?:introduction|intro|conclusion|abstract|opening|ending|title)\b[^,.]{0,25}|"
-    r"(?:开头|中间|结尾|摘要|引言|导语|前言|首段|末段|标题)[^,。]{0,8})$"
+    rf"(?:\b(?P<part>{_PART})\b(?:(?!\b{_WRITE}\b)[^,.]){{0,25}}|(?P<han>{_HAN_PART})[^,。写拟]{{0,8}})$"
 )
-PART_AFTER = re.compile(
-    r"[- ]?(?:introduction|intro|conclusion|abstract|opening|title)\b|的?(?:开头|结尾|摘要|引言|导语|前言|标题)"
+PART_AFTER = re.compile(rf"[- ]?{_PART}\b|的?{_HAN_PART}")
+PART_LATER = re.compile(rf" (?:for|in|on) (?:the|an?|your|my) (?P<part>{_PART})\b")
+"""A count next to these words is the length of a part."""
+PART_ASKED = re.compile(
+    rf"\b{_WRITE}\b(?: (?!with\b|including\b|containing\b|whose\b|where\b|{_WRITE}\b)[a-z0-9-]+){{0,8}}? (?P<part>{_PART})\b|"
+    rf"(?:^|[.!?:\n] ?)(?:an?|one) (?:(?!{_PART})[a-z]+ ){{0,3}}(?P<head>{_PART})\b|"
+    rf"(?:写|拟|生成|创作)[^,。;\n]{{0,12}}?(?P<han>{_HAN_PART})"
 )
-"""A count next to these words is the length of a part, if the request also has a count without them."""
+"""A part that the request asks for: "write the introduction of my thesis"."""
+ABOUT_A_TEXT = re.compile(
+    r"\b(?:ideas?|tips?|advice|outlines?|titles?|topics?|suggestions|headlines?|feedback|thesis statements?) "
+    r"(?:for|on|of|about|to|when|while)(?: writ(?:e|ing))?(?: (?:an?|my|the|this|another))? $|"
+    r"\bhow (?:do|can|should|would|to)(?: (?:i|you|we|one))?(?: best)? (?:write|structure|start|plan|begin|finish|organi[sz]e)"
+    r"(?: (?:an?|my|the|this))? $|\bhow (?:much|many|long)\b[^.?!]{0,40}$|"
+    r"\bshould (?:an?|my|the)\b[^.?!]{0,30} be $|(?:如何|怎么|怎样)(?:才能)?(?:写|撰写|构思|完成)[好出]?(?:一?篇)?$"
+)
+"""The count after these words is of a text that the request does not ask for: "an outline for a 2000-word essay"."""
+NO_TEXT_AFTER = re.compile(
+    rf"[ -]?(?:{TEXTS})s? (?:outlines?|ideas?|topics?|prompts?|titles?|plans?)\b|"
+    r"的?(?:作文|论文|文章|小说|报告)(?:的?(?:大纲|提纲|思路|框架|题目)|[^,。写]{0,6}写?(?:几|多少))"
+)
+CONSEQUENCE_AFTER = re.compile(
+    r"(?: (?:will|would|won't|is|are|may|can|cannot|gets?|not|be|get|automatically))* (?:reject|penali|disqualif|deduct|ignor|"
+    r"unaccept|(?:not|n't)(?: be)? (?:accept|read|allow|grad|mark|count|consider)|fail|los[et]|too (?:long|short)|cut off|truncat)|"
+    r",?的?(?:作文|文章|论文|稿件|者|部分|时)?(?:都|均|将|会|就|则|要|者)*(?:扣|不予|不给|不得分|不计|不收|不合格|不及格|不通过|作废|无效|超时|罚|拒|零分|"
+    r"0分|重写|太[长短])"
+)
+"""After a bound these say what happens beyond it: "超过1000字扣分" is a maximum."""
 GIVEN_BEFORE = re.compile(
     r"(?:\b(?:th(?:is|ese|ose|at)|my|his|her|our|their|its|following|(?:the )?(?:above|below)|attached|existing|original|last|"
     r"top|new|common|key|difficult|hard|random|important|other|unique|different|basic|frequent|list|list of|"
-    r"vocabulary of|of these|learn|know|memori[sz]e|read|name|year|page|already|currently(?: at)?|there are|"
-    r"(?:increased?|decreased?|reduced?|expand(?:ed)?|extend(?:ed)?|shorten(?:ed)?|cut) by|"
+    r"vocabulary of|of these|add|insert|remove|delete|learn|know|memori[sz]e|read|name|year|page|already|currently(?: at)?|there are|"
+    r"(?:increased?|decreased?|reduced?|expand(?:ed)?|extend(?:ed)?|shorten(?:ed)?|cut)(?: [a-z]+){0,3} by|"
     r"(?:written|wrote|i have|i've|we have|i got)(?: (?:already|only|just|about|around|an?))?) ?|"
     r"(?:这|那|该|此)(?:一?[篇段个份本些])? ?|(?:下面|以下|上面|上述|前面|下列)(?:的|这[篇段])? ?|原文|我的|"
     r"(?:写了|有|写的)(?:一?[篇段个份]|大?约|大概|快)? ?|背|记住?|认识|掌握|学会?|列出|常用的?|阅读|读完?)$"
 )
 """A plain count after these words is the length of an existing text, or a number of words to list or learn."""
-VAGUE = re.compile(r"\b(?:several|few|many|couple(?: of)?) (?:hundred|thousand)$|[几数] ?[百千万]$")
+STATED_OF_GIVEN = re.compile(
+    r"(?:\b(?:th(?:is|ese|ose|at)|my|our|his|her|their|(?:the )?(?:following|attached|above|below|original))(?: [a-z-]+){0,3}?|"
+    r"\bthe (?:novel|book|manuscript|text|document|file|transcript|original|source|article|paper|passage|speech)) "
+    r"(?:has|had|contains|contained|is|was|were|runs|ran)(?: (?:already|now|currently|a total of))* ?$|"
+    r"\b(?:is|are|was) (?:this|that|it|my [a-z]+)(?: already)? ?$|"
+    r"\b(?:typically|usually|generally|normally|on average) (?:has|have|is|are|contains?|runs?)(?: [a-z]+)? ?$|"
+    r"(?:这|那|该|此|原|(?:我|你|他|她|它|们)的|现有|目前|现在|已经?|附件|上面|下面|下列|上述)"
+    r"[^,。要需应须得求写]{0,8}(?:有|共|达|长达|是|写了|达到)了? ?$|"
+    r"》(?:全书|全文|原文|一书|这本书)?(?:共|有|约|长达|总共)+计? ?$|"
+    r"(?:这|那|该|此|原|我的)[^,。要需应须得求写不]{0,8}(?:超过|超出|多达) ?$|"
+    r"\b(?:th(?:is|at)|my|our|his|her|their|the)(?: [a-z-]+){1,2} (?:exceeds|exceeded|surpasses|goes over|went over) ?$"
+)
+"""Any count after these words, a bound as well, is the length of an existing text."""
+OWNED = re.compile(r"\b(?:i|we|they)(?: have|'ve)(?: (?:already|now|written|got|only|an?|about|around))* ?$")
+"""Likewise, unless the count is a maximum: "we have at most 500 words" for a text to write."""
+REQUESTED = re.compile(r"\b(?:ensure|make sure|so that|so|until|such that|want|if|for)\b[^.!?]{0,40}$")
 NOT_A_LENGTH_AFTER = re.compile(
     r" ?(?:were\b|documents|docs|files|list\b|lists\b|bank\b|problems?\b|search\b|puzzles?\b|vocab|that (?:start|begin|end|rhyme|"
     r"contain|describe|mean|are|relate|can)|which|starting|beginning|ending|related|rhym|associated|containing|"
     r"(?:and|or) phrases|from (?:this|the|a)\b|with (?:the letter|their|definitions|meanings|translations)|"
-    r"to (?:learn|know|memori[sz]e)|(?:i|you) (?:should|don't|need|can)|for (?:beginners|ielts|toefl|gre|sat)\b|/ ?min|wpm)"
+    r"to (?:learn|know|memori[sz]e)|look\b|(?:i|you) (?:should|don't|need|can)|for (?:beginners|ielts|toefl|gre|sat)\b|"
+    r"/ ?min(?:ute)?\b(?!\.? ?\d)|wpm)"
 )

@@ -6,28 +6,34 @@ several parts, a vocabulary), or if two counts disagree, it finds no range.
 
 from __future__ import annotations
 
-import re
-import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_lwz.data.text import length_patterns as patterns
-from megatron_lwz.data.text.length_patterns import Bound
-from megatron_lwz.data.text.numerals import adjacent_pair, parse_number, simplify
+from megatron_lwz.data.text import length_words
+from megatron_lwz.data.text.length import Unit
+from megatron_lwz.data.text.length_scope import Scope, find_asked_parts, find_scopes
+from megatron_lwz.data.text.length_statements import read_statement
+from megatron_lwz.data.text.length_tokens import Count, find_statements, normalize
 
-SMALLEST = 50
-"""Smallest count that is taken as a length. Smaller ones are of titles, slogans and word lists rather than of texts."""
-LARGEST = 1_000_000
+__all__ = ["TOLERANCE", "LengthReading", "LengthRequest", "Unit", "find_length_request", "read_length"]
+
 TOLERANCE = 0.1
 """Width of a range: N means N ± 10 %, a single bound gets a range of 10 % on its free side (docs/recipe.md)."""
+_FAR_BOUNDS = 3.0
+"""Largest ratio of a maximum to a minimum in another sentence: beyond it, they are hardly of the same text."""
+_FAR_TARGET = 1.3
+"""Largest ratio between a target ("2000 words") and a minimum or maximum in another sentence."""
 
 Kind = Literal["about", "at least", "at most", "between"]
-Unit = Literal["words", "characters"]
 
 
 @dataclass(frozen=True)
 class LengthRequest:
-    """The requested range, inclusive and not rounded. Characters are Chinese 字, or letters in an English request."""
+    """The requested range, inclusive and not rounded. Characters are Chinese 字, or letters in an English request.
+
+    `kind` names the bounds that the request states. The other ones are TOLERANCE away.
+    """
 
     lower: int
     upper: int
@@ -36,155 +42,149 @@ class LengthRequest:
 
 
 @dataclass(frozen=True)
-class _Count:
-    """One number or pair of numbers in the text. `unit` is None for a comparison whose unit may follow later."""
+class LengthReading:
+    """What a request says about its length. `unclear`: it states lengths that disagree or that were not understood."""
 
-    kind: Kind
-    low: float
-    high: float
-    unit: Unit | None
-    total: bool = False
-    part: bool = False
+    request: LengthRequest | None
+    unclear: bool = False
+
+
+@dataclass(frozen=True)
+class _Stated:
+    """What one or more counts state about the whole text: a minimum, a maximum, a target."""
+
+    unit: Unit
+    lower: float | None = None
+    upper: float | None = None
+    target: float | None = None
+
+    @property
+    def largest(self) -> float:
+        """The largest of the numbers."""
+        return max(value for value in (self.lower, self.upper, self.target) if value is not None)
+
+    def within(self, other: _Stated) -> bool:
+        """Returns whether this is a range inside the bounds of the other."""
+        return (
+            self.lower is not None
+            and self.upper is not None
+            and (other.lower is None or other.lower <= self.lower)
+            and (other.upper is None or self.upper <= other.upper)
+        )
 
 
 def find_length_request(text: str) -> LengthRequest | None:
     """Returns the range that `text` asks for, or None when it states none or none that is certain."""
-    text = _normalize(text)
-    counts: list[_Count] = []
-    following: tuple[int, _Count] | None = None
-    for match in reversed(
-        list(patterns.COUNT.finditer(text))
-    ):  # "at least 800 and at most 1000 words": unit from the right
-        count = _read(text, match)
-        if count is None:
-            continue
-        if count.unit is None and following is not None and following[0] - match.end() <= 30:
-            opposite = {count.kind, following[1].kind} == {"at least", "at most"}
-            count = _Count(count.kind, count.low, count.high, following[1].unit if opposite else None)
-        if count.unit is not None:
-            counts.append(count)
-        following = match.start(), count
-    totals, parts = [count for count in counts if count.total], [count for count in counts if count.part]
-    return _combine(totals or [count for count in counts if not count.part] or parts)
+    return read_length(text).request
 
 
-def _combine(counts: list[_Count]) -> LengthRequest | None:
-    """Combines all counts into one range: a count, possibly stated twice, or a minimum and a maximum. Else None."""
-    units = {count.unit for count in counts}
-    distinct = list(dict.fromkeys((count.kind, count.low, count.high) for count in counts))
-    if len(distinct) == 2:
-        bounds: dict[Kind, float] = {kind: low for kind, low, _ in distinct}
-        if set(bounds) == {"at least", "at most"} and bounds["at least"] <= bounds["at most"]:
-            distinct = [("between", bounds["at least"], bounds["at most"])]
-        elif distinct[0][1:] == distinct[1][1:] and "about" in bounds:  # "a 2000-word essay (at least 2000 words)"
-            distinct = [entry for entry in distinct if entry[0] != "about"]
-    if len(distinct) != 1 or len(units) != 1 or (unit := units.pop()) is None:
+def read_length(text: str) -> LengthReading:
+    """Returns the range that `text` asks for, and whether it states lengths that give no certain range."""
+    text = normalize(text)
+    if length_words.UNIT.search(text) is None:
+        return LengthReading(None)
+    asked = find_asked_parts(text)
+    found: dict[Scope, list[_Stated | None]] = {"total": [], "whole": [], "part": []}
+    loose: list[Count] = []
+    for statement in find_statements(text):
+        read_statement(statement)
+        scopes = find_scopes(statement, asked)
+        loose += statement.loose
+        for scope, statements in found.items():
+            counts = [count for count, other in zip(statement.counts, scopes, strict=True) if other == scope]
+            if counts:
+                statements.append(None if statement.doubtful else _merge(_stated(count) for count in counts))
+    stated = _choose(found["total"], found["whole"], found["part"])
+    request = _range(stated, loose) if stated is not None else None
+    return LengthReading(request, unclear=request is None and any(found.values()))
+
+
+def _choose(totals: list[_Stated | None], wholes: list[_Stated | None], parts: list[_Stated | None]) -> _Stated | None:
+    """Returns what the request states about the text to write. Without a word about it, a part that it asks for."""
+    if not totals and not wholes:
+        return _merge_statements(parts)
+    stated = _merge_statements(totals + wholes)
+    total = _merge_statements(totals) if stated is None and totals else None
+    if total is None:
+        return stated
+    # "3000 words in total. Start with 500 words on …": smaller numbers than the total may be of parts.
+    return total if all(one is not None and one.largest <= total.largest for one in wholes) else None
+
+
+def _stated(count: Count) -> _Stated:
+    if count.unit is None:
+        raise AssertionError("a count of a length has a unit")
+    if count.pair:
+        return _Stated(count.unit, lower=count.low, upper=count.high)
+    if not count.bound:
+        return _Stated(count.unit, target=count.low)
+    return _Stated(count.unit, count.low if count.lower else None, count.high if count.upper else None)
+
+
+def _merge(statements: Iterable[_Stated | None]) -> _Stated | None:
+    """Returns what all of them state together. None: there is none, or they disagree."""
+    merged: _Stated | None = None
+    for stated in statements:
+        merged = stated if merged is None else _both(merged, stated)
+        if merged is None:
+            return None
+    return merged
+
+
+def _both(one: _Stated, other: _Stated | None) -> _Stated | None:
+    if other is None or one.unit != other.unit:
         return None
-    kind, low, high = distinct[0]
-    if kind in ("about", "at most"):
-        low *= 1 - TOLERANCE
-    if kind in ("about", "at least"):
-        high *= 1 + TOLERANCE
-    return LengthRequest(round(low), round(high), unit, kind)
-
-
-def _read(text: str, match: re.Match[str]) -> _Count | None:
-    """Reads one number (or pair) in its context. Returns None if it is not the length of the text to write."""
-    values = _values(match, text)
-    if values is None or not SMALLEST <= values[0] <= values[1] <= LARGEST:
+    if one.target is not None and other.target is not None and one.target != other.target:
         return None
-    left = re.split(r"[.!?;。\n](?= ?[^ ])", text[max(0, match.start() - 70) : match.start()])[-1]
-    right = text[match.end() : match.end() + 60]
-    found = patterns.UNIT.match(right)
-    between, right = (found["between"], right[found.end() :]) if found is not None else ("", right)
-    unit = _unit(found, left, right)
-    before, bound = _bound_before(left)
-    if found is not None and patterns.NOT_A_LENGTH_AFTER.match(right):
+    target = one.target if one.target is not None else other.target
+    if one.within(other):
+        lower, upper = one.lower, one.upper
+    elif other.within(one):
+        lower, upper = other.lower, other.upper
+    elif (one.lower is None or other.lower in (None, one.lower)) and (
+        one.upper is None or other.upper in (None, one.upper)
+    ):
+        lower = one.lower if one.lower is not None else other.lower
+        upper = one.upper if one.upper is not None else other.upper
+    else:
         return None
-    if bound is None and any(patterns.GIVEN_BEFORE.search(part) for part in (left, before)):
+    inside = sorted(value for value in (lower, target, upper) if value is not None)
+    ordered = [value for value in (lower, target, upper) if value is not None] == inside
+    return _Stated(one.unit, lower, upper, target) if ordered else None
+
+
+def _merge_statements(statements: list[_Stated | None]) -> _Stated | None:
+    """Merges what different sentences state. Numbers far apart are of different things, so they disagree."""
+    merged = _merge(statements)
+    if merged is None or len(set(statements)) == 1:
+        return merged
+    if any(one is not None and one.within(merged) for one in statements):
+        return merged
+    lower, upper, target = merged.lower, merged.upper, merged.target
+    if target is not None:
+        near = all(1 / _FAR_TARGET <= value / target <= _FAR_TARGET for value in (lower, upper) if value is not None)
+    else:
+        near = lower is None or upper is None or upper <= _FAR_BOUNDS * lower
+    return merged if near else None
+
+
+def _range(stated: _Stated, loose: list[Count]) -> LengthRequest | None:
+    lower, upper, target = stated.lower, stated.upper, stated.target
+    if lower is not None and lower == upper:
+        lower, upper, target = None, None, lower
+    if (lower is None or upper is None) and _may_bound(stated, loose):
         return None
-    if patterns.PER_PART_BEFORE.search(before) or patterns.PER_PART_AFTER.match(right):
-        return None
-    bound = bound or _bound_after(between.lstrip("- ")) or _bound_after(right)
-    if unit is None and bound is None:
-        return None
-    kind: Kind = "between" if values[0] < values[1] else bound or "about"
-    total = bool(patterns.TOTAL_BEFORE.search(before) or patterns.TOTAL_AFTER.match(right))
-    part = bool(patterns.PART_BEFORE.search(left) or patterns.PART_AFTER.match(right))
-    return _Count(kind, *values, unit, total, part)
+    kind: Kind = "about"
+    if lower is not None:
+        kind = "at least" if upper is None else "between"
+    elif upper is not None:
+        kind = "at most"
+    low = lower if lower is not None else (target or upper or 0) * (1 - TOLERANCE)
+    high = upper if upper is not None else (target or lower or 0) * (1 + TOLERANCE)
+    return LengthRequest(round(low), round(high), stated.unit, kind)
 
 
-def _unit(found: re.Match[str] | None, left: str, right: str) -> Unit | None:
-    """Returns the unit after the number, or that of a label before it ("word count:")."""
-    if found is not None:
-        return "words" if found["unit"].startswith(("word", "英", "单", "词")) else "characters"
-    label = patterns.LABEL.search(left)
-    if label is None or not patterns.RESTS.fullmatch(label["rest"]) or patterns.OTHER_UNIT.match(right):
-        return None
-    return "characters" if "字" in label.group() else "words"
-
-
-def _values(match: re.Match[str], text: str) -> tuple[float, float] | None:
-    pair = adjacent_pair(match["first"])
-    if pair is not None and match["second"] is None:
-        return float(pair[0]), float(pair[1])
-    first = parse_number(match["first"])
-    second = parse_number(match["second"]) if match["second"] else first
-    if first is None or second is None:
-        return None
-    if match["joint"] == "and" and "between" not in text[max(0, match.start() - 30) : match.start()]:
-        return None
-    if match["first"] == "千" and re.match(
-        r"字文(?![章案本稿])", text[match.end() :]
-    ):  # the Thousand Character Classic
-        return None
-    if patterns.VAGUE.search(text[: match.end("first")][-40:]):
-        return None
-    low, high = first[0], second[0]
-    if low < 100 <= high and second[1] > 1 and low * second[1] <= high:  # "2-3k", "八到九千"
-        low *= second[1]
-    return (low, high) if low <= high else None
-
-
-def _bound_before(left: str) -> tuple[str, Bound | None]:
-    """Splits off the comparison at the end of `left`. Returns (text before it, the bound it states)."""
-    for pattern, bound, opposite in patterns.BEFORE:
-        found = pattern.search(left)
-        if found is None:
-            continue
-        before = left[: found.start()]
-        negated = patterns.NEGATION.search(before) if opposite is not None else None
-        if negated is not None:
-            return _stripped(before[: negated.start()]), opposite
-        return _stripped(before), bound
-    return _stripped(left), None
-
-
-def _stripped(left: str) -> str:
-    found = patterns.FILLER.search(left)
-    return left[: found.start()] if found is not None else left
-
-
-def _bound_after(right: str) -> Bound | None:
-    if patterns.AT_LEAST_AFTER.match(right):
-        return "at least"
-    return "at most" if patterns.AT_MOST_AFTER.match(right) else None
-
-
-_SAME = str.maketrans(
-    {
-        **dict.fromkeys("—–−‐‑‒", "-"),
-        **dict.fromkeys("〜∼～", "~"),
-        "’": "'",
-        **dict(zip("數內於約個過應間單詞總達餘來", "数内于约个过应间单词总达余来", strict=True)),
-    }
-)
-
-
-def _normalize(text: str) -> str:
-    """Converts to lower case, half width and one kind of dash, and removes emphasis marks.
-
-    Traditional characters that the patterns use become simplified ones.
-    """
-    text = simplify(unicodedata.normalize("NFKC", text).lower()).translate(_SAME)
-    return re.sub(r"[ \t]+", " ", re.sub(r"[*_`]", "", text))
+def _may_bound(stated: _Stated, loose: list[Count]) -> bool:
+    """Returns whether a bound without a unit may be the one that is missing: "at least 800 words … at most 1000"."""
+    value = stated.target or stated.lower or stated.upper or 0.0
+    return any(value / _FAR_BOUNDS <= count.low <= _FAR_BOUNDS * value for count in loose)

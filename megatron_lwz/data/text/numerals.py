@@ -1,4 +1,4 @@
-"""Parses numbers as people write them in requests: "2,000", "3k", "two thousand", "一千五百", "1.5万", "1万2千"."""
+"""Parses numbers as people write them in requests: "2,000", "2 000", "3k", "two thousand", "一千五百", "1.5万", "1万2千"."""
 
 from __future__ import annotations
 
@@ -23,17 +23,27 @@ _SPELLED = (
 )
 _LONGEST = 100
 """Maximum number of characters of a number. Longer strings of digits are no length."""
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
+_POINTS = r"[1-9]\d{0,2}(?:\.\d{3})+"
+_DIGITS = (
+    r"(?:[1-9]\d{0,2}(?:(?:,\d{3})+|(?:'\d{3})+|(?: \d{3})+)(?!\d)(?:\.\d+)?|"
+    rf"{_POINTS}(?![\d.]|[ -]?k(?![a-z])|[ -]?thousand|[ -]?hundred|\s?[百千万]|w)|\d+(?:\.\d+)?)"
+)
+"""A number in digits. "2.000" is two thousand, as in much of Europe, because no text has a length of 2.0."""
 
 _HAN_DIGITS = {c: v for v, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10_000}
+_SCALES = {**_HAN_SCALES, **_LARGE, "k": 1000, "w": 10_000, "": 1}
 _HAN = "[零〇一二两三四五六七八九十百千万]"
 _FORMAL = str.maketrans("壹贰叁肆伍陆柒捌玖拾佰仟萬兩", "一二三四五六七八九十百千万两")
 
 NUMBER = (
-    rf"(?:{_DIGITS}(?:[ -]?(?:k(?![a-z])|thousand|hundred)|\s?[百千万](?:\d[百千]?)?)?|\b{_SPELLED}(?![a-z])|{_HAN}+)"
+    rf"(?:{_DIGITS}(?:[ -]?(?:k(?![a-z])|thousand|hundred)|w(?![a-z0-9/])|\s?[百千万](?:\d[百千]?)?)?|"
+    rf"\b{_SPELLED}(?![a-z])|{_HAN}+)"
 )
-"""Pattern of one number in lower-case text whose formal and traditional numerals were mapped by `simplify`."""
+"""Pattern of one number in lower-case text whose formal and traditional numerals were mapped by `simplify`.
+
+"1w" is 一万, as in "1w字".
+"""
 
 
 def simplify(text: str) -> str:
@@ -49,13 +59,13 @@ def parse_number(text: str) -> tuple[float, int] | None:
     if re.fullmatch(rf"{_HAN}+", text):
         value = _parse_han(text)
         return (float(value), _HAN_SCALES.get(text[-1], 1)) if value else None
-    if found := re.fullmatch(rf"({_DIGITS})[ -]?(k|thousand|hundred|)", text):
-        scale = {"k": 1000, "": 1}.get(found[2]) or _LARGE[found[2]]
-        return float(found[1].replace(",", "")) * scale, scale
+    if found := re.fullmatch(rf"({_DIGITS})[ -]?(k|w|thousand|hundred|)", text):
+        scale = _SCALES[found[2]]
+        return _parse_digits(found[1], scale) * scale, scale
     if found := re.fullmatch(rf"({_DIGITS})\s?([百千万])(?:(\d)([百千])?)?", text):
-        scale = _HAN_SCALES[found[2]]
-        rest = int(found[3] or 0) * (_HAN_SCALES[found[4]] if found[4] else scale // 10)
-        return float(found[1].replace(",", "")) * scale + rest, scale
+        scale = _SCALES[found[2]]
+        rest = int(found[3] or 0) * (_SCALES[found[4]] if found[4] else scale // 10)
+        return _parse_digits(found[1], scale) * scale + rest, scale
     spelled = _parse_spelled(re.split(r"[ -]", text))
     scale = next((s for name, s in _LARGE.items() if text.endswith(name)), 1)
     return (spelled, scale) if spelled else None
@@ -63,11 +73,18 @@ def parse_number(text: str) -> tuple[float, int] | None:
 
 def adjacent_pair(text: str) -> tuple[int, int] | None:
     """Returns the two bounds of "两三千" (2000, 3000) or "五六百" (500, 600), None for any other numeral."""
-    found = re.fullmatch(r"([一二两三四五六七八])([二三四五六七八九])([百千万])", text)
+    found = re.fullmatch(r"([一二两三四五六七八])([二两三四五六七八九])([百千万])", text)
     if found is None:
         return None
     low, high, scale = _HAN_DIGITS[found[1]], _HAN_DIGITS[found[2]], _HAN_SCALES[found[3]]
     return (low * scale, high * scale) if low < high <= low + 2 else None
+
+
+def _parse_digits(text: str, scale: int) -> float:
+    """Parses digits with separators. Points separate thousands only before no scale: "1.500" but not "1.500k"."""
+    if scale == 1 and re.fullmatch(_POINTS, text):
+        text = text.replace(".", "")
+    return float(re.sub("[, ']", "", text))
 
 
 def _parse_spelled(words: list[str]) -> float:

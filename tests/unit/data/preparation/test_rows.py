@@ -99,6 +99,17 @@ def test_a_system_text_before_a_request_is_noted():
     assert len(kept) == 1 and tally["note: a system text before the request, which is not part of it"] == 1
 
 
+def test_lengths_that_disagree_give_no_range_and_are_counted():
+    kept, tally = run(
+        source("Write at least 1000 words on bees, at most 800 words."),
+        source("写一篇关于大海的作文，至少1000字，最多800字。"),
+        source("Write at least 800 words on wasps, at most 1000 words."),
+    )
+    assert [row["length"] for row in kept] == [{"lower": 800, "upper": 1000}]
+    assert dropped(tally) == {"no explicit length": 2}
+    assert tally["note: lengths in the request that disagree or are unclear: no range by rule"] == 2
+
+
 def test_near_copies_are_dropped_before_a_judge_sees_them():
     long = "Write a long and careful story about a lighthouse keeper who finds a letter in a bottle on the beach. " * 2
     _, tally = run(source(long), source(long + "Please."))
