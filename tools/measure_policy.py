@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -127,20 +128,17 @@ def measure_losses(hf: Path, work: Path) -> str:
     write_rows(work / "talks.jsonl", talks)
     read = [parse_conversation(row, str(number)) for number, row in enumerate(talks)]
     examples = [tokenize(found, tokenizer.encode, sorted(tokenizer.eos_ids), Rendering()) for found in read]
-    longest = max(len(text) for text in (*documents, *(example.tokens for example in examples)))
+    replies = [torch.tensor(example.tokens) for example in examples]
+    longest = max(len(text) for text in (*documents, *replies))
     size = [f"training.sequence_length={longest}", f"training.tokens_per_micro_batch={2 * longest}"]
     steps = [f"training.sequences_per_step={len(TEXTS)}", *size]
-    pairs = {
-        "pretraining": ("pretrain", f"data.corpus=[{work / 'corpus.jsonl'}]", documents, [None] * len(documents)),
-        "fine-tuning": (
-            "train_sft",
-            f"data.instructions=[{work / 'talks.jsonl'}]",
-            [torch.tensor(example.tokens) for example in examples],
-            [torch.tensor(example.trained) for example in examples],
-        ),
-    }
+    labels = [torch.tensor(example.trained) for example in examples]
+    stages: list[tuple[str, str, str, list[Tensor], list[Tensor] | None]] = [
+        ("pretraining", "pretrain", f"data.corpus=[{work / 'corpus.jsonl'}]", documents, None),
+        ("fine-tuning", "train_sft", f"data.instructions=[{work / 'talks.jsonl'}]", replies, labels),
+    ]
     rows = []
-    for name, (stage, data, texts, trained) in pairs.items():
+    for name, stage, data, texts, trained in stages:
         folder = work / stage
         config = write_config(work / f"{stage}.yaml", hf, folder)
         done = run(launched([stage, str(config), data, *steps], ranks=1))
@@ -153,15 +151,15 @@ def measure_losses(hf: Path, work: Path) -> str:
 
 
 @torch.no_grad()
-def transformers_loss(hf: Path, texts: Sequence[Tensor], trained: Sequence[Tensor | None]) -> float:
-    """Returns transformers' mean loss per label. `trained` marks the labels of a text; None: all but its first token."""
+def transformers_loss(hf: Path, texts: Sequence[Tensor], trained: Sequence[Tensor] | None) -> float:
+    """Returns transformers' mean loss per label. `trained` marks the labels; None: all tokens but the first of a text."""
     from transformers import Qwen2ForCausalLM
 
     model = Qwen2ForCausalLM.from_pretrained(hf, dtype=torch.float32, use_safetensors=True).eval()
     total, count = 0.0, 0
-    for text, mask in zip(texts, trained, strict=True):
+    for text, mask in zip(texts, trained or [torch.ones(len(text), dtype=torch.bool) for text in texts], strict=True):
         losses = torch.nn.functional.cross_entropy(model(text[None]).logits[0, :-1], text[1:].long(), reduction="none")
-        kept = losses if mask is None else losses[mask[1:]]
+        kept = losses[mask[1:]]
         total, count = total + float(kept.double().sum()), count + len(kept)
     return total / count
 
@@ -217,7 +215,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def read_lines(path: Path) -> list[dict[str, list[float]]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """Reads JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
