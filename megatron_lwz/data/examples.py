@@ -26,6 +26,12 @@ class ReadExamples:
     left_out: LeftOut
     """Conversations that are not used, by reason."""
     truncated: int
+    unanswered: int
+    """Last questions without a reply, which are not part of their conversations' tokens."""
+
+    def __str__(self) -> str:
+        counts = f"{len(self.kept)} conversations, {self.left_out}, {self.truncated} truncated"
+        return f"{counts}, {self.unanswered} last questions without a reply" if self.unanswered else counts
 
 
 def read_examples(
@@ -38,7 +44,7 @@ def read_examples(
     long_rows: Literal["drop", "truncate"],
 ) -> ReadExamples:
     """Reads and tokenises files in order. Raises DataError naming file and line, or the reasons if no example is left."""
-    kept, left_out, truncated = [], LeftOut(), 0
+    kept, left_out, truncated, unanswered = [], LeftOut(), 0, 0
     for path in paths:
         for conversation in read_conversations(path):
             fault = find_fault(conversation, rendering)
@@ -54,10 +60,11 @@ def read_examples(
                 left_out[f"longer than {maximum_tokens} tokens (training.sequence_length)"] += 1
                 continue
             truncated += long
+            unanswered += conversation.unanswered
             kept.append((example.id, tokens, trained))
     if not kept:
         raise DataError(", ".join(map(str, paths)) or "data.instructions", left_out.all_of(left_out.total()))
-    return ReadExamples(kept, left_out, truncated)
+    return ReadExamples(kept, left_out, truncated, unanswered)
 
 
 class ExampleSource:

@@ -28,7 +28,8 @@ _NOT_TRAINED = "without a reply that is trained"
 class Conversation:
     """Alternating questions and replies, equally many of each. `id` names file and line.
 
-    `trained` says of each reply whether its data set lets it carry the loss; () if all do.
+    `trained` says of each reply whether its data set lets it carry the loss; () if all do. `unanswered`: the row had a
+    last question without a reply, which trains nothing and is not here.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Conversation:
     system: str = ""
     template: Literal["think", "direct"] | None = None
     trained: tuple[bool, ...] = ()
+    unanswered: bool = False
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -168,8 +170,8 @@ def _with_thinking(turns: list[Turn], row: Mapping[str, Any], *, last: bool) -> 
 def _alternating(turns: list[Turn], empty: Conversation) -> Conversation:
     at = next((place for place, turn in enumerate(turns) if turn.role != "system"), len(turns))
     said = turns[at:]
-    if said[-1].role == "user":
-        said = said[:-1]  # a question without a reply trains nothing
+    unanswered = said[-1].role == "user"
+    said = said[:-1] if unanswered else said
     roles = [turn.role for turn in said]
     if not said or roles != ["user", "assistant"] * (len(said) // 2):
         raise ValueError(f"the turns must alternate user, assistant, …; they are {', '.join(roles) or 'none'}")
@@ -180,4 +182,5 @@ def _alternating(turns: list[Turn], empty: Conversation) -> Conversation:
         replies=tuple(turn.text for turn in said[1::2]),
         system="\n\n".join(turn.text for turn in turns[:at] if turn.text.strip()),
         trained=() if all(trained) else trained,
+        unanswered=unanswered,
     )

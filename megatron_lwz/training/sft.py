@@ -50,7 +50,7 @@ def check_sft(config: Config) -> None:
 def build_source(config: Config) -> ExampleSource:
     """Reads and tokenises `data.instructions`. Every rank holds all rows. Raises DataError."""
     found = _read(config, config.data.instructions)
-    log.info("%d conversations, %s, %d truncated", len(found.kept), found.left_out, found.truncated)
+    log.info("%s", found)
     return ExampleSource(
         found.kept,
         weighting=config.sft.weighting,
@@ -65,7 +65,9 @@ def validation_batches(config: Config) -> dict[str, list[SupervisedBatch]]:
     size = config.training.sequences_per_step
     found = {}
     for name, files in config.data.validation.items():
-        kept = _read(config, files).kept[: config.evaluation.sequences]
+        read = _read(config, files)
+        log.info("validation %s: %s, the first %d are used", name, read, config.evaluation.sequences)
+        kept = read.kept[: config.evaluation.sequences]
         found[name] = [supervised_batch(kept[at : at + size], config.sft.weighting) for at in range(0, len(kept), size)]
     return found
 

@@ -35,6 +35,14 @@ def rows(tmp_path: Path) -> Path:
     return tmp_path / "rows.jsonl"
 
 
+def test_last_questions_without_a_reply_are_counted(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}, {"role": "user", "content": "?"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": said}) + "\n" + json.dumps({"messages": said[:2]}) + "\n")
+    found = read_examples([path], encode, [0], rendering=RENDERING, maximum_tokens=400, long_rows="drop")
+    assert str(found) == "2 conversations, 0 left out, 0 truncated, 1 last questions without a reply"
+
+
 def test_long_conversations_are_dropped_or_cut_and_counted(rows: Path) -> None:
     options = {"rendering": RENDERING, "maximum_tokens": 40}
     dropped = read_examples([rows], encode, [0], long_rows="drop", **options)

@@ -145,7 +145,7 @@ def test_system_history_material_and_thinking_are_kept(row: dict[str, Any], expe
 def test_the_system_text_stands_before_the_first_question() -> None:
     turns = [("system", "S"), ("human", "Q1"), ("gpt", "A1"), ("human", "Q2"), ("gpt", "A2"), ("human", "unanswered")]
     found = parse_conversation({"conversations": [{"from": f, "value": v} for f, v in turns]}, "x")
-    assert (found.system, found.questions, found.replies) == ("S", ("Q1", "Q2"), ("A1", "A2"))
+    assert (found.system, found.questions, found.replies) == ("S", ("Q1", "Q2"), ("A1", "A2")) and found.unanswered
     assert decode(list(tokenize(found, encode, [EOS], BARE).tokens)) == (
         "<|user|>: S\n\nQ1 <|assistant|>: A1<eos>\n<|user|>: Q2 <|assistant|>: A2<eos>"
     )
