@@ -112,7 +112,7 @@ def test_the_usual_formats_say_the_same(row: dict[str, Any]) -> None:
         ),
         (
             {"messages": [USER, SAID | {"weight": 0}, USER, SAID | {"weight": 1}, USER]},
-            Conversation("x", ("Q", "Q"), ("A", "A"), trained=(False, True)),
+            Conversation("x", ("Q", "Q"), ("A", "A"), trained=(False, True), unanswered=True),
         ),
         (
             {"prompt": "Q", "response": "A", "reasoning_content": "R"},
