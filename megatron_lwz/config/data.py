@@ -12,10 +12,12 @@ from megatron_lwz.config.base import Paths, Section, UserPath
 class DataSection(Section):
     """The input data of a run."""
 
-    prompts: UserPath | None = Field(None, description="JSONL of prompt rows")
-    held_out_prompts: UserPath | None = Field(None, description="JSONL of prompt rows used only for evaluation")
+    prompts: UserPath | None = Field(
+        None, description="file of prompt rows: JSON lines, a JSON array or Parquet (docs/recipe.md)"
+    )
+    held_out_prompts: UserPath | None = Field(None, description="file of prompt rows used only for evaluation")
     corpus: Paths = Field(
-        (), description="pretraining: a manifest of tools/prepare_corpus.py, or JSONL files with a `text` key"
+        (), description="pretraining: a manifest of tools/prepare_corpus.py, or files of rows with a `text` key"
     )
     instructions: Paths = Field(
         (),
@@ -23,7 +25,7 @@ class DataSection(Section):
     )
     validation: dict[str, Paths] = Field(
         {},
-        description="pretraining, SFT: source → JSONL files in the stage's format; their loss is computed every evaluation.interval steps",
+        description="pretraining, SFT: source → files in the stage's format; their loss is computed every evaluation.interval steps",
     )
     shuffle: bool = Field(
         True, description="shuffle each epoch (seeded); the order does not depend on the parallel layout"
