@@ -39,10 +39,10 @@ FORMS: Mapping[str, Callable[[Rows], bytes]] = {
     "carriage returns": lambda rows: lines(rows).replace(b"\n", b"\r\n"),
     "mark, blank lines, no last line end": lambda rows: MARK + b"\n" + lines(rows).replace(b"\n", b"\n\n").rstrip(),
     "two files in one": lambda rows: MARK + lines(rows[:1]) + MARK + lines(rows[1:]),
-    "gzip": lambda rows: gzip.compress(lines(rows)),
+    "gzip": lambda rows: gzip.compress(lines(rows), mtime=0),
     "array": array,
     "array with mark": lambda rows: MARK + array(rows),
-    "array in gzip": lambda rows: gzip.compress(MARK + array(rows)),
+    "array in gzip": lambda rows: gzip.compress(MARK + array(rows), mtime=0),
     "parquet": parquet,
 }
 """Form → the same rows as the bytes of a file."""
@@ -66,9 +66,12 @@ BROKEN: Mapping[str, tuple[bytes, str]] = {
 
 UNREADABLE: Mapping[str, tuple[Callable[[Rows], bytes], str]] = {
     "UTF-16": (lambda rows: lines(rows).decode().encode("utf-16"), "is UTF-16, not UTF-8"),
-    "UTF-16 in gzip": (lambda rows: gzip.compress(lines(rows).decode().encode("utf-16")), "is UTF-16, not UTF-8"),
+    "UTF-16 in gzip": (
+        lambda rows: gzip.compress(lines(rows).decode().encode("utf-16"), mtime=0),
+        "is UTF-16, not UTF-8",
+    ),
     "zstd": (lambda rows: b"\x28\xb5\x2f\xfd\x04\x00" + lines(rows), "is compressed with zstd"),
-    "torn gzip": (lambda rows: gzip.compress(lines(rows))[:-12], "cannot be read"),
+    "torn gzip": (lambda rows: gzip.compress(lines(rows), mtime=0)[:-12], "cannot be read"),
     "torn parquet": (lambda rows: parquet(rows)[:-9], "not a Parquet file"),
     "torn array": (lambda rows: array(rows)[:-4], "not valid JSON"),
     "two arrays": (lambda rows: array(rows) + b"\n" + array(rows), "something follows the array"),

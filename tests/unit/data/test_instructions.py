@@ -218,7 +218,7 @@ def test_rows_of_every_kind_of_file_are_read(tmp_path: Path) -> None:
     row = {"messages": [USER, SAID | {"reasoning_content": "R"}]}
     array = json.dumps([row, row]).encode()
     for name, data in {
-        "rows.json": array, "mark.json": b"\xef\xbb\xbf" + array, "rows.txt": gzip.compress(array),
+        "rows.json": array, "mark.json": b"\xef\xbb\xbf" + array, "rows.txt": gzip.compress(array, mtime=0),
         "lines.jsonl": b"\xef\xbb\xbf" + b"\r\n".join([json.dumps(row).encode()] * 2),
     }.items():  # fmt: skip
         (tmp_path / name).write_bytes(data)
