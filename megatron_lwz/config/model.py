@@ -10,6 +10,9 @@ from megatron_lwz.config.base import Section, UserPath
 
 Head = Literal["language", "scalar"]
 
+_NO_EFFECT = ("head_dim", "head", "initializer_range", "max_position_embeddings")
+"""Fields that do not change what given weights compute (the head's size is compared with its default filled in)."""
+
 
 class Architecture(Section):
     """The architecture of a Qwen2.5 decoder (names as in Hugging Face's config.json)."""
@@ -32,6 +35,17 @@ class Architecture(Section):
         "language",
         description="language: next-token log-probs; scalar: one score per text, Hugging Face's Qwen2ForSequenceClassification",
     )
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    def difference(self, other: Architecture) -> tuple[str, Any, Any] | None:
+        """Returns (name, own value, other's value) of the first number that changes what the same weights compute."""
+        names = [name for name in type(self).model_fields if name not in _NO_EFFECT]
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in [*names, "head_size"]]
+        return next((pair for pair in pairs if pair[1] != pair[2]), None)
 
 
 class ModelSection(Section):

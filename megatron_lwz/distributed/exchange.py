@@ -54,6 +54,12 @@ def from_rank_zero(work: Callable[[], Any]) -> Any:
     return value
 
 
+def first_said(text: str | None) -> str | None:
+    """Returns on every rank a text that some rank gives (of the highest such rank), None if none does. Collective."""
+    speaker = int(largest(dist.get_rank() if text is not None else -1))
+    return None if speaker < 0 else str(broadcast_json(text, source=speaker))
+
+
 def broadcast_tensors(tensors: dict[str, Tensor] | None = None, *, source: int = 0) -> dict[str, Tensor]:
     """Returns the CPU tensors of rank `source` on every rank.
 

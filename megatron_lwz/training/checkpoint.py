@@ -35,9 +35,9 @@ from megatron_lwz.run_paths import BEST, LATEST, RunPaths, step_name
 from megatron_lwz.training.checkpoint_writer import take_snapshot, write_snapshot
 from megatron_lwz.training.optimizer import load_optimizer_state
 from megatron_lwz.training.safe_unpickle import restricted
+from megatron_lwz.training.same_model import STATE_FILE, check_same_model
 from megatron_lwz.training.state import TrainState
 
-_STATE_FILE = "state.json"
 # Megatron's default sharding needs Transformer Engine or Apex. This one does not, and allows any change of layout.
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 _READ_ERRORS = (
@@ -63,7 +63,8 @@ def run_state(state: TrainState, extra: dict[str, Any]) -> tuple[dict[str, Any],
     if dist.get_rank() == 0:
         kernels = settings().backend
         record = {"step": state.step, "layout": _layout(state.config), "kernels": kernels, "extra": extra}
-        files[_STATE_FILE] = json.dumps(record).encode()
+        record["architecture"] = state.config.architecture().model_dump()
+        files[STATE_FILE] = json.dumps(record).encode()
     return {**model, "optimizer": optimizer}, files
 
 
@@ -73,6 +74,7 @@ def load_checkpoint(state: TrainState, folder: Path) -> dict[str, Any]:
     Collective. Raises CheckpointError for a folder that is missing, is damaged or belongs to another model.
     """
     record = _read_record(folder)
+    check_same_model(state.config.architecture(), folder)
     model = _model_state(state.policies)
     optimizer = state.optimizer.sharded_state_dict(model, is_loading=True, metadata=_SHARDING)
     loaded = _read({**model, "optimizer": optimizer}, folder)
@@ -96,6 +98,7 @@ def load_model(policies: Sequence[PolicyModel], folder: Path) -> None:
     Collective. Raises CheckpointError.
     """
     folder = resolve(folder)
+    check_same_model(policies[0].arch, folder)
     _restore_model(policies, _read(_model_state(policies), folder), folder)
 
 
@@ -162,14 +165,14 @@ def _read(state: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    if not (resolve(folder) / _STATE_FILE).is_file():
+    if not (resolve(folder) / STATE_FILE).is_file():
         raise CheckpointError(folder, "weights only, without optimizer state: name it in checkpoint.load instead")
     try:
-        record = read_object(folder / _STATE_FILE)
+        record = read_object(folder / STATE_FILE)
     except DataError as error:
-        raise CheckpointError(folder, f"{_STATE_FILE} is damaged: {error.advice}") from error
+        raise CheckpointError(folder, f"{STATE_FILE} is damaged: {error.advice}") from error
     if missing := [key for key in ("step", "layout", "extra") if key not in record]:
-        raise CheckpointError(folder, f"{_STATE_FILE} is damaged: it has no '{missing[0]}'")
+        raise CheckpointError(folder, f"{STATE_FILE} is damaged: it has no '{missing[0]}'")
     return record
 
 

@@ -64,6 +64,12 @@ class SpikeGuard:
                 return f"{name} over {factor:g} × the median {median:.4g} of the last {len(before)} steps"
         return ""
 
+    def check_progress(self, steps: int) -> None:
+        """Raises TrainingError if the run has skipped all of its `steps`: its weights are those it began with."""
+        if steps and self.skipped >= steps:
+            advice = f"look at the batches and losses in {self._folder}, and at the weights it began with"
+            raise TrainingError(f"no step was taken: all {steps} were skipped, so nothing is exported; {advice}")
+
     def skip(self, step: int, result: StepResult, batch: SupervisedBatch, cursor: int) -> None:
         """Counts a skipped step and writes its batch to the folder. Raises TrainingError when the budget is spent."""
         self.skipped += 1

@@ -117,6 +117,7 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep) -> 
                 saver.save({"cursor": cursor, "guard": guard.state()})
             saver.poll()
 
+    guard.check_progress(state.step)
     task.export(state, run.hf)
     if writer:
         writer.close(time.monotonic() - started)

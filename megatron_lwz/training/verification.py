@@ -25,7 +25,6 @@ from megatron_lwz.distributed import exchange, groups
 from megatron_lwz.errors import CheckpointError, DataError, LwzError
 from megatron_lwz.models.hf.exact import ExactModel
 from megatron_lwz.models.hf.folder import HfFolder
-from megatron_lwz.models.hf.name_map import head_size
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.training.reward_model import score_sequences
 from megatron_lwz.training.token_logprobs import TokenRow, compute_logprobs
@@ -35,9 +34,6 @@ log = logging.getLogger(__name__)
 FAR = 0.01
 """Largest error of transformers' fp32 outputs that rounding explains: the largest seen is 6e-4, for a model of 0.5B
 parameters. Above it transformers computes another function than the one that was read from config.json."""
-
-_NO_EFFECT = {"head_dim", "initializer_range", "max_position_embeddings"}
-"""Numbers of an architecture that do not change its function (`head_dim` is compared with its default filled in)."""
 
 Samples = Mapping[str, Sequence[Tensor]]
 """What the texts are → token ids of each, [n] int64."""
@@ -63,13 +59,11 @@ class Comparison:
 
 def check_same_architecture(config: Config, arch: Architecture, hf: Path, checkpoint: Path) -> None:
     """Raises CheckpointError that names the first number in which the checkpoint and the folder differ."""
-    ours = config.architecture()
-    for name in Architecture.model_fields:
-        if name not in _NO_EFFECT and getattr(ours, name) != getattr(arch, name):
-            values = f"{name} is {getattr(ours, name)} in its config.yaml, {getattr(arch, name)} in config.json"
-            raise CheckpointError(checkpoint, f"is not the model in {hf}: {values}")
-    if head_size(ours) != head_size(arch):
-        values = f"head_dim is {head_size(ours)} in its config.yaml, {head_size(arch)} in config.json"
+    own = config.architecture()
+    found = own.difference(arch) or ("head", own.head, arch.head)
+    if found[1] != found[2]:
+        name, ours, theirs = found
+        values = f"{name} is {ours} in its config.yaml, {theirs} in config.json"
         raise CheckpointError(checkpoint, f"is not the model in {hf}: {values}")
 
 

@@ -32,7 +32,7 @@ def measure(
     """
     results: dict[str, Any] = {}
     for model, folder in folders.items():
-        oracle = load_file(Path(folder) / "oracle.safetensors")
+        oracle = load_file(Path(folder) / "oracle.tensors")
         for name, layout in layouts.items():
             if model == "tied" and name not in tied:
                 continue

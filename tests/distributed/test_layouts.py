@@ -72,7 +72,7 @@ def _measured(results: Results, model: str, layout: str) -> dict[str, float]:
 def test_oracle_is_hard(folders: dict[str, Path]) -> None:
     assert sum(LENGTHS[0]) >= 4096
     for folder in folders.values():
-        assert load_file(folder / "oracle.safetensors")["largest_logit"] >= 8
+        assert load_file(folder / "oracle.tensors")["largest_logit"] >= 8
 
 
 @pytest.mark.parametrize(("model", "layout"), EXACT)

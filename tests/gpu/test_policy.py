@@ -39,7 +39,7 @@ def test_op_equals_fp64_autograd() -> None:
 
 def test_policy_logprobs_equal_transformers(tmp_path: Path) -> None:
     write_tiny_qwen(tmp_path, tied=False)
-    oracle = load_file(tmp_path / "oracle.safetensors")
+    oracle = load_file(tmp_path / "oracle.tensors")
     launch.initialize(validate({"model": {"hf": str(tmp_path)}, "training": {"precision": "fp32"}}))
     try:
         (policy,) = build_policy(validate({"model": {"hf": str(tmp_path)}, "training": {"precision": "fp32"}}))

@@ -15,7 +15,7 @@ LEARNING_RATE = 1e-3
 
 
 def write_tiny_qwen(folder: Path, *, tied: bool) -> None:
-    """Writes an HF folder with random biases and norm weights (HF's zeros and ones hide errors), and `oracle.safetensors`.
+    """Writes an HF folder with random biases and norm weights (HF's zeros and ones hide errors), and `oracle.tensors`.
 
     The oracle holds, per sequence, tokens, loss weights, log-probs and entropies, and for two Adam steps on all of
     them (weighted log-prob sum over the token count) loss and gradient norm. The vocabulary, 1003, is odd.
@@ -24,7 +24,7 @@ def write_tiny_qwen(folder: Path, *, tied: bool) -> None:
         folder, seed=11 + tied, vocab_size=1003, hidden_size=64, intermediate_size=176, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=tied, initializer_range=0.25,
     )  # fmt: skip
-    save_file(_oracle(model), folder / "oracle.safetensors")
+    save_file(_oracle(model), folder / "oracle.tensors")
 
 
 def _oracle(model: torch.nn.Module) -> dict[str, torch.Tensor]:

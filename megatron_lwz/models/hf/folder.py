@@ -28,6 +28,7 @@ class HfFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.place = str(path)
         self._files: dict[str, Any] = {}  # file name → open reader
         self._file_of: dict[str, str] = {}  # tensor name → file name
         listed = self._read_index() if (self.path / INDEX).is_file() else None

@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 
 from megatron_lwz.config import Architecture
-from megatron_lwz.distributed import groups
+from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf.folder import HfFolder
 from megatron_lwz.models.hf.name_map import EMBEDDING, HEAD, SCORE, Placement, Shape, placements, tensor_shapes, unwrap
 
@@ -18,7 +19,12 @@ __all__ = ["HfFolder", "NewHead", "RandomInit", "TensorSource", "load_policy"]
 
 
 class TensorSource(Protocol):
-    """A source of weights, addressed by HF tensor name."""
+    """A source of weights, addressed by HF tensor name. `place` names it in errors."""
+
+    @property
+    def place(self) -> str:
+        """The folder, or what else the weights come from."""
+        ...
 
     def check(self, shapes: Mapping[str, Shape]) -> None:
         """Raises CheckpointError unless the source holds exactly these tensors."""
@@ -34,6 +40,8 @@ class RandomInit:
 
     Every tensor has its own random stream, seeded by `seed` and its name, so the layout does not change the model.
     """
+
+    place = "a random init"
 
     def __init__(self, arch: Architecture, seed: int) -> None:
         self._arch = arch
@@ -62,6 +70,7 @@ class NewHead:
     """A policy's trunk with a new scalar head: all tensors of `folder` but the output layer, and a drawn `score`."""
 
     def __init__(self, folder: HfFolder, fresh: RandomInit) -> None:
+        self.place = folder.place
         self._folder = folder
         self._fresh = fresh
 
@@ -81,14 +90,21 @@ class NewHead:
 def load_policy(chunks: Sequence[torch.nn.Module], source: TensorSource) -> None:
     """Copies this rank's share of every tensor into `chunks` (bare or wrapped), cast to the parameters' type.
 
-    Reads only this rank's shares. Padding rows of the vocabulary become 0. Raises CheckpointError, on every rank alike.
+    Reads only this rank's shares. Padding rows of the vocabulary become 0. Raises CheckpointError, on every rank alike,
+    also for weights that are NaN or infinite.
     An optimizer that already holds fp32 masters must reload them afterwards (`reload_model_params`).
     """
     arch = unwrap(chunks[0]).arch
     source.check(tensor_shapes(arch))
+    poisoned = None
     for chunk in chunks:
         for placement in placements(chunk, arch):
             _fill(placement, source, groups.tensor_group().rank())
+            poisoned = poisoned or (None if placement.view.isfinite().all() else placement.name)
+    if (name := exchange.first_said(poisoned)) is not None:
+        raise CheckpointError(
+            source.place, f"tensor {name} holds NaN or infinite values: no model can be trained from it"
+        )
 
 
 def _fill(placement: Placement, source: TensorSource, rank: int) -> None:

@@ -118,7 +118,7 @@ class Placement:
 
 def head_size(arch: Architecture) -> int:
     """Returns the width of one attention head."""
-    return arch.head_dim or arch.hidden_size // arch.num_attention_heads
+    return arch.head_size
 
 
 def tensor_shapes(arch: Architecture) -> dict[str, Shape]:

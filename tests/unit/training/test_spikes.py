@@ -63,3 +63,13 @@ def test_a_skipped_step_leaves_its_batch_and_the_budget_ends_the_run(tmp_path: P
     with pytest.raises(TrainingError, match=r"step 9: loss nan.*number 2, training\.skip_budget is 1.*step_00000009"):
         judge.skip(9, refused(float("nan"), 3.0), BATCH, 50)
     assert (tmp_path / "skipped/step_00000009.json").exists()
+
+
+def test_a_run_that_took_no_step_is_an_error(tmp_path: Path) -> None:
+    judge = guard(tmp_path)
+    judge.check_progress(0)
+    for step in (1, 2):
+        judge.skip(step, refused(float("nan"), 1.0), BATCH, step)
+    judge.check_progress(3)
+    with pytest.raises(TrainingError, match="no step was taken: all 2 were skipped, so nothing is exported"):
+        judge.check_progress(2)

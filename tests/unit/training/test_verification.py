@@ -65,7 +65,7 @@ def test_verdict(ours: float, theirs: float, tolerance: float, refused: str | No
         ({"num_key_value_heads": 4}, "num_key_value_heads"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"head": "scalar"}, "head is language"),
-        ({"head_dim": 8}, "head_dim is 4"),
+        ({"head_dim": 8}, "head_size is 4"),
         ({"head_dim": 4, "max_position_embeddings": 7, "initializer_range": 1.0}, None),
     ],
 )
