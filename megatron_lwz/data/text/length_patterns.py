@@ -82,9 +82,17 @@ ABOUT_A_TEXT = re.compile(
     r"(?: (?:an?|my|the|this))? $|\bhow (?:much|many|long)\b[^.?!]{0,40}$|"
     r"\bshould (?:an?|my|the)\b[^.?!]{0,30} be $|"
     r"^ ?(?:(?:what|how|why|when|where) )?(?:is|are|does|do|can|would|will|should|makes) an?(?: (?:typical|good|normal))? $|"
-    r"(?:如何|怎么|怎样)(?:才能)?(?:写|撰写|构思|完成)[好出]?(?:一?篇)?$"
+    r"(?:如何|怎么|怎样)(?:才能)?(?:写|撰写|构思|完成)[好出]?(?:一?篇)?$|"
+    rf"\b(?:{TEXTS})s? (?:about|on|of|describing|featuring|concerning) (?:an?|the|his|her|their) $|"
+    r"\b(?:finds|found|discover(?:s|ed)|receive[sd]|inherit(?:s|ed)|steals|stole|reads|writes|wrote|loses|lost|publishe[sd]|"
+    r"translate[sd]|submit(?:s|ted)) (?:an?|the|his|her|their) $|"
+    r"\b(?:learn(?:s|ed|t|ing)?|memori[sz](?:es?|ed|ing)|kn(?:ows?|own|owing|ew)|master(?:s|ed|ing)?|taught|teach(?:es|ing)?)"
+    r"(?: (?:me|you|the|my|these|them|him|her))? ?$|"
+    r"\b(?:add|insert|remove|delete)(?:ing)?(?: (?:another|an (?:extra|additional)))? ?$|"
+    r"(?:增加|添加|增添|减少|补充|多写|少写)了? ?$"
 )
-"""The count after these words is of a text that the request does not ask for: "an outline for a 2000-word essay"."""
+"""The count after these words is of no text that the request asks for: "an outline for a 2000-word essay", "a story about a
+3000-word manuscript", words that are learned, a change of an existing text."""
 NO_TEXT_AFTER = re.compile(
     rf"[ -]?(?:{TEXTS})s? (?:outlines?|ideas?|topics?|prompts?|titles?|plans?)\b|"
     r"的?(?:作文|论文|文章|小说|报告)(?:的?(?:大纲|提纲|思路|框架|题目)|[^,。写]{0,6}写?(?:几|多少)|[^,。写]{0,6}(?:什么样|多长|多久))"
@@ -103,7 +111,8 @@ GIVEN_BEFORE = re.compile(
     r"(?:increased?|decreased?|reduced?|expand(?:ed)?|extend(?:ed)?|shorten(?:ed)?|cut)(?: [a-z]+){0,3} by|"
     r"(?:written|wrote|i have|i've|we have|i got)(?: (?:already|only|just|about|around|an?))?) ?|"
     r"(?:这|那|该|此)(?:一?[篇段个份本些])? ?|(?:下面|以下|上面|上述|前面|下列)(?:的|这[篇段])? ?|原文|我的|"
-    r"(?:写了|有|写的)(?:一?[篇段个份]|大?约|大概|快)? ?|背|记住?|认识|掌握|学会?|列出|常用的?|阅读|读完?|收[录集][的了]?|(?:缩减|删[减去掉除]|压缩|精简)了?)$"
+    r"(?:写了|有|写的)(?:一?[篇段个份]|大?约|大概|快)? ?|背|记住?|认识|掌握|学会?|列出|常用的?|阅读|读完?|"
+    r"收[录集][的了]?|(?:缩减|删[减去掉除]|压缩|精简)了?)$"
 )
 """A plain count after these words is the length of an existing text, or a number of words to list or learn."""
 STATED_OF_GIVEN = re.compile(

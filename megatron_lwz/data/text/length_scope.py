@@ -122,7 +122,7 @@ def _is_other(context: _Context, count: Count) -> bool:
     befores = dict.fromkeys((unbound, left))
     if any(patterns.ABOUT_A_TEXT.search(words) for words in befores):
         return True
-    quoted = any(mark in left for mark in "\"“《") and patterns.QUOTED_BEFORE.search(left) is not None
+    quoted = any(mark in left for mark in '"“《') and patterns.QUOTED_BEFORE.search(left) is not None
     if quoted and patterns.QUOTED_AFTER.match(right):
         return True
     given = any(patterns.STATED_OF_GIVEN.search(words) for words in befores)
