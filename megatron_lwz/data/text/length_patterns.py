@@ -27,7 +27,10 @@ CHANGED_FROM = re.compile(
     r"\b(?:expand|extend|increas|enlarg|lengthen|reduc|cut|shorten|condens|trim|compress|bring)[a-z]*\b[^.,;!?\n]{0,30}\bfrom $"
 )
 
-_TOPIC_TEXT = rf"\b(?:about|on|of|finds|found|reads) (?:an?|the) (?:[a-z-]+ ){{0,2}}(?:{TEXTS}|book|manuscript|diary)\b"
+_TOPIC_TEXT = (
+    rf"\b(?:about|on|of|to|for|from|in|finds|found|reads) (?:an?|the|my|this|our|your|his|her) "
+    rf"(?:[a-z-]+ ){{0,2}}(?:{TEXTS}|book|manuscript|diary)\b"
+)
 _FEW = r"\b(?:\d{1,2}|two|three|four|five|six|seven|eight|nine|ten|several|multiple|a few)"
 _MANY = r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|several|multiple|separate|a few|both)"
 _MANY_TEXTS = (
@@ -130,7 +133,7 @@ STATED_OF_GIVEN = re.compile(
 )
 """Any count after these words, a bound as well, is the length of an existing text."""
 ASKED_THAT = re.compile(
-    rf"(?:^ ?|\b{_WRITE}\b[^.!?;\n]{{0,12}}\b)(?:an?|one)\b(?:(?!{_TOPIC_TEXT})[^.!?;\n]){{1,60}}"
+    rf"(?:^ ?|\b{_WRITE}\b(?: (?:me|us|up|out))? )(?:an?|one)\b(?:(?!{_TOPIC_TEXT})[^.!?;\n]){{1,60}}"
     r" (?:that|which)(?: (?:also|has to be|have to be|only))? (?:is|has|contains|runs)(?: (?:a total of|only|exactly))* ?$"
 )
 """Before a count, "that" is of the text to write: "write a story about a girl that has". Of a given one: "that has"."""
@@ -149,7 +152,9 @@ OUTLINED = re.compile(
 """Where an outline is asked for, a count after these words is of the text that it is for."""
 OWNED = re.compile(r"\b(?:i|we|they)(?: have|'ve)(?: (?:already|now|written|got|only|an?|about|around))* ?$")
 """Likewise, unless the count is a maximum: "we have at most 500 words" for a text to write."""
-REQUESTED = re.compile(r"\b(?:ensure|make sure|so that|so|until|such that|want|wish|if|for)\b[^.!?]{0,40}$")
+REQUESTED = re.compile(
+    rf"\b(?:ensure|make sure|so that|so|until|such that|want|wish|if|for(?! (?:an?|my) (?:{TEXTS}|book)\b))\b[^.!?]{{0,40}}$"
+)
 NOT_A_LENGTH_AFTER = re.compile(
     r" ?(?:were\b|documents|docs|files|list\b|lists\b|bank\b|problems?\b|search\b|puzzles?\b|vocab|that (?:start|begin|end|rhyme|"
     r"contain|describe|mean|are|relate|can)|which|starting|beginning|ending|related|rhym|associated|containing|"
