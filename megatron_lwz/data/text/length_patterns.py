@@ -27,6 +27,10 @@ CHANGED_FROM = re.compile(
     r"\b(?:expand|extend|increas|enlarg|lengthen|reduc|cut|shorten|condens|trim|compress|bring)[a-z]*\b[^.,;!?\n]{0,30}\bfrom $"
 )
 
+_TOPIC_TEXT = (
+    rf"\b(?:about|on|of|to|for|from|in|finds|found|reads) (?:an?|the|my|this|our|your|his|her) "
+    rf"(?:[a-z-]+ ){{0,2}}(?:{TEXTS}|book|manuscript|diary)\b"
+)
 _FEW = r"\b(?:\d{1,2}|two|three|four|five|six|seven|eight|nine|ten|several|multiple|a few)"
 _MANY = r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|several|multiple|separate|a few|both)"
 _MANY_TEXTS = (
@@ -38,7 +42,7 @@ PER_PART_BEFORE = re.compile(
     rf"{_MANY} (?:[a-z]+ ){{0,2}}(?:{_MANY_TEXTS}|paragraphs|chapters|sections|parts|scenes)\b[^,.]{{0,20}}$|"
     rf"{_MANY} (?:[a-z]+ ){{0,2}}{_MANY_TEXTS} ?[,(:;-] ?$|"
     r"(?<!第)[二两三四五六七八九十\d]个?(?:篇|段|章|节|部分|版本)[^,。]{0,6}$|"
-    r"(?<!第)[二两三四五六七八九十\d]个?(?:篇|版本)[^,。]{0,6}[,(:;]$"
+    r"(?<!第)[二两三四五六七八九十\d]个?(?:篇|版本)[^,。]{0,6}[,(:;]$|[日周月](?:更|均|产)[^,。]{0,4}$"
 )
 PER_PART_AFTER = re.compile(
     r"[ )(的]*(?:each\b|apiece|per\b|every\b|(?:for|in|on|to|about|of) (?:each|every)\b|an? (?:day|week|month|minute|hour|chapter|"
@@ -79,12 +83,22 @@ ABOUT_A_TEXT = re.compile(
     r"(?:for|on|of|about|to|when|while)(?: writ(?:e|ing))?(?: (?:an?|my|the|this|another))? $|"
     r"\bhow (?:do|can|should|would|to)(?: (?:i|you|we|one))?(?: best)? (?:write|structure|start|plan|begin|finish|organi[sz]e)"
     r"(?: (?:an?|my|the|this))? $|\bhow (?:much|many|long)\b[^.?!]{0,40}$|"
-    r"\bshould (?:an?|my|the)\b[^.?!]{0,30} be $|(?:如何|怎么|怎样)(?:才能)?(?:写|撰写|构思|完成)[好出]?(?:一?篇)?$"
+    r"\bshould (?:an?|my|the)\b[^.?!]{0,30} be $|"
+    r"^ ?(?:(?:what|how|why|when|where) )?(?:is|are|does|do|can|would|will|should|makes) an?(?: (?:typical|good|normal))? $|"
+    r"(?:如何|怎么|怎样)(?:才能)?(?:写|撰写|构思|完成)[好出]?(?:一?篇)?$|"
+    rf"\b(?:{TEXTS})s? (?:about|on|of|describing|featuring|concerning) (?:an?|the|his|her|their) $|"
+    r"\b(?:finds|found|discover(?:s|ed)|receive[sd]|inherit(?:s|ed)|steals|stole|reads|writes|wrote|loses|lost|publishe[sd]|"
+    r"translate[sd]|submit(?:s|ted)) (?:an?|the|his|her|their) $|"
+    r"\b(?:learn(?:s|ed|t|ing)?|memori[sz](?:es?|ed|ing)|kn(?:ows?|own|owing|ew)|master(?:s|ed|ing)?|taught|teach(?:es|ing)?)"
+    r"(?: (?:me|you|the|my|these|them|him|her))? ?$|"
+    r"\b(?:add|insert|remove|delete)(?:ing)?(?: (?:another|an (?:extra|additional)))? ?$|"
+    r"(?:增加|添加|增添|减少|补充|多写|少写)了? ?$"
 )
-"""The count after these words is of a text that the request does not ask for: "an outline for a 2000-word essay"."""
+"""The count after these words is of no text that the request asks for: "an outline for a 2000-word essay", "a story about a
+3000-word manuscript", words that are learned, a change of an existing text."""
 NO_TEXT_AFTER = re.compile(
     rf"[ -]?(?:{TEXTS})s? (?:outlines?|ideas?|topics?|prompts?|titles?|plans?)\b|"
-    r"的?(?:作文|论文|文章|小说|报告)(?:的?(?:大纲|提纲|思路|框架|题目)|[^,。写]{0,6}写?(?:几|多少))"
+    r"的?(?:作文|论文|文章|小说|报告)(?:的?(?:大纲|提纲|思路|框架|题目)|[^,。写]{0,6}写?(?:几|多少)|[^,。写]{0,6}(?:什么样|多长|多久))"
 )
 CONSEQUENCE_AFTER = re.compile(
     r"(?: (?:will|would|won't|is|are|may|can|cannot|gets?|not|be|get|automatically))* (?:reject|penali|disqualif|deduct|ignor|"
@@ -100,13 +114,15 @@ GIVEN_BEFORE = re.compile(
     r"(?:increased?|decreased?|reduced?|expand(?:ed)?|extend(?:ed)?|shorten(?:ed)?|cut)(?: [a-z]+){0,3} by|"
     r"(?:written|wrote|i have|i've|we have|i got)(?: (?:already|only|just|about|around|an?))?) ?|"
     r"(?:这|那|该|此)(?:一?[篇段个份本些])? ?|(?:下面|以下|上面|上述|前面|下列)(?:的|这[篇段])? ?|原文|我的|"
-    r"(?:写了|有|写的)(?:一?[篇段个份]|大?约|大概|快)? ?|背|记住?|认识|掌握|学会?|列出|常用的?|阅读|读完?)$"
+    r"(?:写了|有|写的)(?:一?[篇段个份]|大?约|大概|快)? ?|背|记住?|认识|掌握|学会?|列出|常用的?|阅读|读完?|"
+    r"收[录集][的了]?|(?:缩减|删[减去掉除]|压缩|精简)了?)$"
 )
 """A plain count after these words is the length of an existing text, or a number of words to list or learn."""
 STATED_OF_GIVEN = re.compile(
     r"(?:\b(?:th(?:is|ese|ose|at)|my|our|his|her|their|(?:the )?(?:following|attached|above|below|original))(?: [a-z-]+){0,3}?|"
     r"\bthe (?:novel|book|manuscript|text|document|file|transcript|original|source|article|paper|passage|speech)) "
     r"(?:has|had|contains|contained|is|was|were|runs|ran)(?: (?:already|now|currently|a total of))* ?$|"
+    r"\b(?:it|the(?: [a-z-]+){1,2}) (?:had|was|ran|came out)(?: (?:already|at|to|a total of))* ?$|"
     r"\b(?:is|are|was) (?:this|that|it|my [a-z]+)(?: already)? ?$|"
     r"\b(?:typically|usually|generally|normally|on average) (?:has|have|is|are|contains?|runs?)(?: [a-z]+)? ?$|"
     r"(?:这|那|该|此|原|(?:我|你|他|她|它|们)的|现有|目前|现在|已经?|附件|上面|下面|下列|上述)"
@@ -116,9 +132,29 @@ STATED_OF_GIVEN = re.compile(
     r"\b(?:th(?:is|at)|my|our|his|her|their|the)(?: [a-z-]+){1,2} (?:exceeds|exceeded|surpasses|goes over|went over) ?$"
 )
 """Any count after these words, a bound as well, is the length of an existing text."""
+ASKED_THAT = re.compile(
+    rf"(?:^ ?|\b{_WRITE}\b(?: (?:me|us|up|out))? )(?:an?|one)\b(?:(?!{_TOPIC_TEXT})[^.!?;\n]){{1,60}}"
+    r" (?:that|which)(?: (?:also|has to be|have to be|only))? (?:is|has|contains|runs)(?: (?:a total of|only|exactly))* ?$"
+)
+"""Before a count, "that" is of the text to write: "write a story about a girl that has". Of a given one: "that has"."""
+QUOTED_BEFORE = re.compile(
+    rf"\b(?:{TEXTS}|titled?|entitled|called|named|headline|topic|video|book|about|on|for):? ?[\"“][^\"“”\n]{{3,}}$|《[^》\n]{{2,}}$"
+)
+QUOTED_AFTER = re.compile(r"[^\"“”\n《》]{0,60}[\"”》]")
+"""Around a count in a title: "write a post: "How I wrote 1000 words"."."""
+OUTLINE_ASKED = re.compile(
+    rf"\b{_WRITE}\b(?: [a-z]+){{0,4}} (?P<part>outline|synopsis)\b|(?:写|拟|列|生成|设计|创作)[^,。;\n]{{0,12}}?(?P<han>[大提细]纲)"
+)
+OUTLINED = re.compile(
+    r"\b(?:novel|book|story|essay|thesis|paper)(?: itself)? (?:will|should|is|has|would|must)\b[^,.]{0,20}$|"
+    r"(?:全书|全文|整[本部篇]书?|小说|正文|总字数|论文)(?:(?![大提细]纲)[^,。]){0,6}$"
+)
+"""Where an outline is asked for, a count after these words is of the text that it is for."""
 OWNED = re.compile(r"\b(?:i|we|they)(?: have|'ve)(?: (?:already|now|written|got|only|an?|about|around))* ?$")
 """Likewise, unless the count is a maximum: "we have at most 500 words" for a text to write."""
-REQUESTED = re.compile(r"\b(?:ensure|make sure|so that|so|until|such that|want|if|for)\b[^.!?]{0,40}$")
+REQUESTED = re.compile(
+    rf"\b(?:ensure|make sure|so that|so|until|such that|want|wish|if|for(?! (?:an?|my) (?:{TEXTS}|book)\b))\b[^.!?]{{0,40}}$"
+)
 NOT_A_LENGTH_AFTER = re.compile(
     r" ?(?:were\b|documents|docs|files|list\b|lists\b|bank\b|problems?\b|search\b|puzzles?\b|vocab|that (?:start|begin|end|rhyme|"
     r"contain|describe|mean|are|relate|can)|which|starting|beginning|ending|related|rhym|associated|containing|"

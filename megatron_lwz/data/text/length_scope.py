@@ -16,12 +16,15 @@ Scope = Literal["total", "whole", "part", "each", "other"]
 each: one of several parts or texts; other: an existing text, or words that are no text."""
 
 _WINDOW = 70
+OUTLINE = "outline"
+_LIST = {"unit", "adj", "about", "joint", "and", "or"}
 _LEAD = LIGHT | BEFORE | EITHER | {"not", "instead", "("}
 
 
 def find_asked_parts(text: str) -> frozenset[str]:
     """Returns the names of the parts that the request asks for as such: "write the introduction of my thesis"."""
-    return frozenset(match["part"] or match["head"] or match["han"] for match in patterns.PART_ASKED.finditer(text))
+    parts = {match["part"] or match["head"] or match["han"] for match in patterns.PART_ASKED.finditer(text)}
+    return frozenset(parts | {OUTLINE for _ in patterns.OUTLINE_ASKED.finditer(text)})
 
 
 def find_scopes(statement: Statement, asked: Set[str]) -> list[Scope]:
@@ -40,6 +43,8 @@ def _agree(statement: Statement, last: Count, count: Count, first: Scope, second
     "Each section at least 300 words, at most 500 words": both are of a section.
     """
     between = statement.kinds(last.last + 1, count.first)
+    if {first, second} == {"each", "whole"} and between & {"and", "or"} and between <= _LIST and not count.bound:
+        return ["each", "each"]  # "two stories, 1000 words and 2000 words"
     one_sentence, opposite = "stop" not in between, last.bound and last.lower != count.lower
     if "whole" in between or not count.bound or {first, second} & {"whole"} == set():
         return [first, second]
@@ -85,7 +90,7 @@ def _context(statement: Statement, count: Count) -> _Context:
 
 def _scope(context: _Context, count: Count, asked: Set[str]) -> Scope:
     left, right = context.left, context.right
-    if _is_other(context, count):
+    if _is_other(context, count) or (OUTLINE in asked and patterns.OUTLINED.search(left)):
         return "other"
     if patterns.PER_PART_AFTER.match(right) or patterns.PER_PART_AFTER.match(context.beyond):
         return "each"
@@ -114,14 +119,19 @@ def _is_other(context: _Context, count: Count) -> bool:
     left, right, unbound = context.left, context.right, context.unbound
     if count.own_unit and (patterns.NOT_A_LENGTH_AFTER.match(right) or patterns.NO_TEXT_AFTER.match(right)):
         return True
-    if patterns.ABOUT_A_TEXT.search(left):
+    befores = dict.fromkeys((unbound, left))
+    if any(patterns.ABOUT_A_TEXT.search(words) for words in befores):
         return True
-    if patterns.STATED_OF_GIVEN.search(unbound) or patterns.STATED_OF_GIVEN.search(left):
+    quoted = any(mark in left for mark in '"“《') and patterns.QUOTED_BEFORE.search(left) is not None
+    if quoted and patterns.QUOTED_AFTER.match(right):
+        return True
+    given = any(patterns.STATED_OF_GIVEN.search(words) for words in befores)
+    if given and patterns.ASKED_THAT.search(unbound) is None:
         return patterns.REQUESTED.search(unbound) is None
     if patterns.OWNED.search(unbound) and not (count.bound and count.upper):
         return True
     if count.lower or count.upper:
         return False
-    if any(patterns.GIVEN_BEFORE.search(words) for words in (left, unbound, context.plain)):
+    if any(patterns.GIVEN_BEFORE.search(words) for words in dict.fromkeys((left, unbound, context.plain))):
         return True
     return not count.pair and patterns.OUT_OF.search(context.plain) is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from megatron_lwz.data.text import length_patterns as patterns
 from megatron_lwz.data.text.length import Unit
 from megatron_lwz.data.text.length_bounds import AFTER, BEFORE, EITHER, LIGHT, attach_bounds
@@ -15,6 +17,7 @@ def read_statement(statement: Statement) -> None:
     numbers = [token for token in statement.tokens if token.kind == "number"]
     statement.doubtful = any(_is_ambiguous(token, statement.text) for token in numbers)
     counts = attach_bounds(statement, _apply_tolerances(statement, _join_numbers(statement)))
+    _bound_alternatives(statement, counts)
     _give_units(statement, counts)
     bounded = any(count.upper and count.unit and count.high >= patterns.SMALLEST for count in counts)
     for count in counts:
@@ -133,6 +136,15 @@ def _give_units(statement: Statement, counts: list[Count]) -> None:
             count.unit = nearest
         elif count.bound and count.low >= patterns.SMALLEST and not _is_topic(statement, count):
             statement.loose.append(count)
+
+
+def _bound_alternatives(statement: Statement, counts: list[Count]) -> None:
+    """Gives a length the bound of the pages it stands for: "no less than 3 pages or 1500 words"."""
+    for pages, count in pairwise(counts):
+        end = statement.tokens[pages.last].end
+        linked = statement.kinds(pages.last + 1, count.first) <= {"part", "or", "and", "sep", "joint", "about", "adj"}
+        if pages.bound and linked and not count.bound and patterns.OF_PAGES.match(statement.text[end : end + 10]):
+            count.lower, count.upper = pages.lower, pages.upper
 
 
 def _unit_after(statement: Statement, count: Count) -> Unit | None:

@@ -47,7 +47,7 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
     (
         "unit",
         "words?|wds?|char(?:acter)?s?",
-        r"英[文语]单词|单词|中文字符?|汉字|字符(?!集)|字(?![节母体典幕经眼库形帖型诀令谜段符])|词(?![汇语组条性典库])",
+        r"英[文语]单词|单词|中文字符?|汉字|字符(?!集|的?英[文语])|字(?![节母体典幕经眼库形帖型诀令谜段符])|词(?![汇语组条性典库])",
     ),
     ("percent", "percent|per cent", "%|百分之"),
     (
@@ -99,7 +99,7 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
         "about",
         r"about|around|approx(?:imately|\.)?|roughly|circa|ca\.|some|nearly|almost|close to|ideally|preferably|"
         r"target(?:ing|ed)?|aim(?:ing|ed)?(?: for| at)?|or so|ish|maybe|perhaps",
-        "-ish(?![a-z])|≈|大?约|大概|大致|左右|上下|最好|理想|建议|差不多|将?近|接近",
+        "-ish(?![a-z])|来(?=个?[字词])|≈|大?约|大概|大致|左右|上下|最好|理想|建议|差不多|将?近|接近",
     ),
     ("between", "between|from", "介于"),
     ("joint", "to|through|until", r"-+|~+|到|至|(?<=\d)/(?=\d)"),
