@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from megatron_lwz.config import validate
 from megatron_lwz.distributed.launch import initialize, shutdown
+from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf.load import RandomInit, load_policy
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.qwen2 import build_policy
@@ -84,3 +86,29 @@ def test_padding_rows_get_no_gradient(policy: PolicyModel) -> None:
     assert weight.shape[0] == 128
     assert gradient[:101].any()
     assert not gradient[101:].any()
+
+
+class _Poisoned(RandomInit):
+    """Random weights with one value that is not finite."""
+
+    place = "some folder"
+    value = float("nan")
+
+    def read(self, name: str, *arguments: Any, **options: Any) -> Tensor:
+        found = super().read(name, *arguments, **options)
+        if name == "model.layers.1.mlp.up_proj.weight":
+            found[0, 3] = self.value
+        return found
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    policy: PolicyModel, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Poisoned, "value", value)
+    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    with pytest.raises(CheckpointError, match=r"some folder: tensor model.layers.1.mlp.up_proj.weight holds NaN"):
+        load_policy([policy], _Poisoned(policy.arch, seed=3))
+    with torch.no_grad():
+        for parameter, value_before in zip(policy.parameters(), before, strict=True):
+            parameter.copy_(value_before)
