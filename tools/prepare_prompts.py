@@ -52,6 +52,8 @@ CHUNK = 4096
 def main(argv: Sequence[str]) -> None:
     """Reads the inputs, filters them, asks the judge and writes the rows. Raises LwzError."""
     options = _parser().parse_intermixed_args(list(argv))
+    if options.output.is_dir():
+        raise common.UsageError(f"--output {options.output}: is a folder, but a file will be written")
     config = load_config(options.config, options.overrides)
     settings = _settings(options, config)
     tally = Tally()

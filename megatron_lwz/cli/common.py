@@ -149,9 +149,9 @@ def check_writable(path: Path, option: str) -> None:
 
 def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Checks, before anything is written, that no output is one of the inputs, by name or link. Raises DataError."""
-    read = {path.resolve() for path in inputs}
+    read = {os.path.realpath(path) for path in inputs}  # Path.resolve raises RuntimeError for links in a circle
     for path in outputs:
-        if path.resolve() in read:
+        if os.path.realpath(path) in read:
             raise DataError(path, "is one of the inputs; name another output")
 
 

@@ -190,6 +190,7 @@ def test_the_token_budget_is_the_configs(tool, tmp_path):
         (["--rules-only", "--thinking-tokens=-99999"], "--thinking-tokens: -99999: must be at least 0"),
         (["--rules-only", "--shortest-answer=-5"], "--shortest-answer: -5: must be at least 0"),
         (["--rules-only", "--shortest-request=-5"], "--shortest-request: -5: must be at least 0"),
+        (["--rules-only", "--output", "."], "--output .: is a folder, but a file will be written"),
         (["judge.urll=x"], "url"),
     ],
 )
