@@ -47,6 +47,12 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACE = " \t\r\n"
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Returns the files in a folder and the folders in it, sorted. Hidden ones (`._a.jsonl`, `.cache/`) are left out."""
+    found = (path for path in folder.rglob("*") if not any(n.startswith(".") for n in path.relative_to(folder).parts))
+    return sorted(path for path in found if path.is_file())
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a file. `number` counts from 1: lines of a JSON file, rows of a Parquet file (bytes: from 0).

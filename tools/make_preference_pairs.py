@@ -27,7 +27,7 @@ from rich.table import Table
 from megatron_lwz.cli import common
 from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.data.preferences.corruptions import CORRUPTIONS
-from megatron_lwz.data.preferences.documents import read_documents
+from megatron_lwz.data.preferences.documents import Document, read_documents
 from megatron_lwz.data.preferences.formats import read_pairs
 from megatron_lwz.data.preferences.make import (
     MakeRules,
@@ -57,15 +57,29 @@ def main(argv: Sequence[str]) -> None:
         per_document=options.per_document,
         seed=options.seed,
     )
+    documents, pairs = (find_files(paths) for paths in (options.documents, options.pairs))
+    written = {name: options.out / name for name in ("train.jsonl", "held_out.jsonl", "report.json")}
+    common.check_not_inputs((file for path in written.values() for file in (path, _part(path))), (*documents, *pairs))
     counts: Counter[str] = Counter()
-    sides = _sides(options, rules, counts)
+    sides = _sides(
+        list(_read(documents, read_documents, "documents", counts)),
+        list(_read(pairs, read_pairs, "pairs", counts)),
+        rules,
+        options.held_out,
+        counts,
+    )
     if not sides[0]:
         shown = "; ".join(f"{name}: {count}" for name, count in sorted(counts.items()) if count)
         inputs = ", ".join(map(str, (*options.documents, *options.pairs)))
-        raise DataError(inputs, f"no pair could be made ({shown}): give more, longer or other documents or pairs")
+        raise DataError(
+            inputs,
+            f"no pair could be made ({shown}): give more, longer or other documents or pairs"
+            if shown
+            else "holds no row",
+        )
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, pairs in zip(("train", "held_out"), sides, strict=True):
-        _replace(options.out / f"{name}.jsonl", "".join(json.dumps(p.row(), ensure_ascii=False) + "\n" for p in pairs))
+    for name, side in zip(("train.jsonl", "held_out.jsonl"), sides, strict=True):
+        _replace(written[name], "".join(json.dumps(pair.row(), ensure_ascii=False) + "\n" for pair in side))
     report: dict[str, Any] = {
         "inputs": [str(path) for path in (*options.documents, *options.pairs)],
         "rules": dataclasses.asdict(rules) | {"held_out": options.held_out},
@@ -74,25 +88,25 @@ def main(argv: Sequence[str]) -> None:
         "held_out": describe(sides[1]),
         "on_both_sides": leaks(*sides),
     }
-    _replace(options.out / "report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+    _replace(written["report.json"], json.dumps(report, ensure_ascii=False, indent=1) + "\n")
     _show(report, options.out)
 
 
 def _sides(
-    options: argparse.Namespace, rules: MakeRules, counts: Counter[str]
+    documents: Sequence[Document],
+    human: Sequence[PreferencePair],
+    rules: MakeRules,
+    held_out: float,
+    counts: Counter[str],
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """Returns (training, held-out) pairs: generated ones first, then human-labelled ones."""
-    documents = list(_read(options.documents, read_documents, "documents", counts))
-    human = list(_read(options.pairs, read_pairs, "pairs", counts))
     sides: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
-    parted = split_documents(documents, document_keys, held_out=options.held_out, seed=rules.seed)
+    parted = split_documents(documents, document_keys, held_out=held_out, seed=rules.seed)
     for side, part in zip(sides, parted, strict=True):
         made, missed = make_pairs(part, rules)
         side += made
         counts.update({f"not possible: {kind}": count for kind, count in missed.items()})
-    for side, pairs in zip(
-        sides, split_documents(human, pair_keys, held_out=options.held_out, seed=rules.seed), strict=True
-    ):
+    for side, pairs in zip(sides, split_documents(human, pair_keys, held_out=held_out, seed=rules.seed), strict=True):
         side += pairs
     kept = without_shared(*sides)
     counts["held-out pairs left out: a text is on the training side"] = len(sides[1]) - len(kept)
@@ -100,9 +114,8 @@ def _sides(
 
 
 def _read(
-    paths: Sequence[Path], reader: Callable[[Path], Iterator[T | str]], what: str, counts: Counter[str]
+    files: Sequence[Path], reader: Callable[[Path], Iterator[T | str]], what: str, counts: Counter[str]
 ) -> Iterator[T]:
-    files = find_files(paths) if paths else []
     with Bar("read") as bar:
         for number, file in enumerate(files):
             for item in reader(file):
@@ -116,9 +129,14 @@ def _read(
         bar(len(files), len(files), f"files, {counts[f'{what} read']} rows")
 
 
+def _part(path: Path) -> Path:
+    """Returns the name of a file until it is whole."""
+    return path.with_name(path.name + ".part")
+
+
 def _replace(path: Path, text: str) -> None:
     """Writes the whole file, or leaves the old one in place on an error."""
-    part = path.with_name(path.name + ".part")
+    part = _part(path)
     try:
         part.write_text(text, encoding="utf-8", errors="replace")
         part.replace(path)
@@ -147,22 +165,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--documents", metavar="PATH", type=Path, action="append", default=[], help="file or folder")
     parser.add_argument("--pairs", metavar="PATH", type=Path, action="append", default=[], help="file or folder")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
-    parser.add_argument("--held-out", type=_share, default=0.1, help="share of the documents; default 0.1")
+    parser.add_argument("--held-out", type=common.share, default=0.1, help="share of the documents; default 0.1")
     parser.add_argument("--kinds", nargs="+", choices=list(CORRUPTIONS), help="default: all")
-    parser.add_argument("--per-document", type=int, default=rules.per_document, help="pairs of a document")
+    parser.add_argument("--per-document", type=common.positive, default=rules.per_document, help="pairs of a document")
     parser.add_argument(
-        "--tolerance", type=_share, default=rules.tolerance, help="how much lengths may differ; default 0.1"
+        "--tolerance", type=common.share, default=rules.tolerance, help="how much lengths may differ; default 0.1"
     )
     parser.add_argument("--any-length", action="store_true", help="do not match lengths")
     parser.add_argument("--seed", type=int, default=rules.seed)
     return parser
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError("must be from 0 to below 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -52,12 +52,13 @@ CHUNK = 4096
 def main(argv: Sequence[str]) -> None:
     """Reads the inputs, filters them, asks the judge and writes the rows. Raises LwzError."""
     options = _parser().parse_intermixed_args(list(argv))
+    if options.output.is_dir():
+        raise common.UsageError(f"--output {options.output}: is a folder, but a file will be written")
     config = load_config(options.config, options.overrides)
     settings = _settings(options, config)
     tally = Tally()
     files = find_files(options.input)
-    if any(file.resolve() == options.output.resolve() for file in files):
-        raise DataError(options.output, "is one of the inputs; name another output")
+    common.check_not_inputs(_written(options.output, settings, config), files)
     if not settings.rules_only and not config.judge.url:  # fail before an hour of reading, not after it
         raise ConfigError(
             "judge.url", config.judge.url, "name the judge's server and judge.model, or give --rules-only"
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
         "counts": dict(tally),
         "first_fault": str(tally.first_fault) if tally.first_fault is not None else None,
     }
-    _replace(options.output.with_suffix(".summary.json"), json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
+    _replace(_summary_file(options.output), json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
     _show(tally, options.output)
 
 
@@ -130,6 +131,22 @@ def _judge_section(config: Config, output: Path) -> JudgeSection:
     return config.judge.model_copy(update={"cache": str(output.with_suffix(".judge.sqlite"))})
 
 
+def _summary_file(output: Path) -> Path:
+    return output.with_suffix(".summary.json")
+
+
+def _part(path: Path) -> Path:
+    """Returns the name of a file until it is whole."""
+    return path.with_name(path.name + ".part")
+
+
+def _written(output: Path, settings: Settings, config: Config) -> list[Path]:
+    """Returns all files that a run writes. It adds to the judge's replies and replaces the others."""
+    replaced = (output, _summary_file(output))
+    cache = None if settings.rules_only else _judge_section(config, output).cache
+    return [*replaced, *map(_part, replaced), *([Path(cache)] if cache is not None else [])]
+
+
 def _filters(options: argparse.Namespace, config: Config) -> Filters:
     return Filters(
         language=options.language,
@@ -163,7 +180,7 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def _replace(path: Path, text: str) -> None:
     """Writes the whole file, or leaves the old one in place on an error."""
-    part = path.with_name(path.name + ".part")
+    part = _part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text, encoding="utf-8", errors="replace")
@@ -195,15 +212,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", metavar="FILE", type=Path, required=True, help="JSONL of prompt rows")
     parser.add_argument("--column", help="holds the request; default: the usual names")
-    parser.add_argument("--limit", type=int, help="rows read")
+    parser.add_argument("--limit", type=common.positive, help="rows read")
     parser.add_argument("--rules-only", action="store_true", help="no judge: only requests that name their length")
     parser.add_argument("--language", choices=("en", "zh", "both"), default=filters.language)
     parser.add_argument("--keep-flagged", action="store_true", help="also requests that the data set flags as harmful")
-    parser.add_argument("--shortest-request", type=int, default=filters.shortest_request, help="characters")
     parser.add_argument(
-        "--copy-threshold", type=float, default=filters.copy_threshold, help="similarity of near copies"
+        "--shortest-request", type=common.not_negative, default=filters.shortest_request, help="characters"
     )
-    parser.add_argument("--shortest-answer", type=int, default=Settings.shortest_answer, help="least upper bound kept")
+    parser.add_argument(
+        "--copy-threshold", type=common.similarity, default=filters.copy_threshold, help="similarity of near copies"
+    )
+    parser.add_argument(
+        "--shortest-answer", type=common.not_negative, default=Settings.shortest_answer, help="least upper bound kept"
+    )
     parser.add_argument(
         "--step", type=common.positive, default=rules.step, help="bounds are multiples of it; 1 = exact"
     )
@@ -214,9 +235,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--wide", choices=("keep", "narrow", "drop"), default=rules.wide, help="what becomes of wider ones"
     )
-    parser.add_argument("--thinking-tokens", type=int, default=budget.thinking, help="kept free for the think segment")
-    parser.add_argument("--tokens-per-word", type=float, default=budget.per_word, help="estimate")
-    parser.add_argument("--tokens-per-character", type=float, default=budget.per_character, help="estimate, Chinese")
+    parser.add_argument(
+        "--thinking-tokens", type=common.not_negative, default=budget.thinking, help="kept free for the think segment"
+    )
+    parser.add_argument("--tokens-per-word", type=common.positive_number, default=budget.per_word, help="estimate")
+    parser.add_argument(
+        "--tokens-per-character", type=common.positive_number, default=budget.per_character, help="estimate, Chinese"
+    )
     evaluate_judge.add_options(parser)
     return parser
 

@@ -6,12 +6,13 @@ import argparse
 import gc
 import io
 import logging
+import math
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -146,6 +147,14 @@ def check_writable(path: Path, option: str) -> None:
         raise UsageError(f"{option} {path}: {folder} cannot be written")
 
 
+def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Checks, before anything is written, that no output is one of the inputs, by name or link. Raises DataError."""
+    read = {os.path.realpath(path) for path in inputs}  # Path.resolve raises RuntimeError for links in a circle
+    for path in outputs:
+        if os.path.realpath(path) in read:
+            raise DataError(path, "is one of the inputs; name another output")
+
+
 def positive(text: str) -> int:
     """Parses an option that must be at least 1."""
     return _at_least(1, text)
@@ -154,6 +163,30 @@ def positive(text: str) -> int:
 def not_negative(text: str) -> int:
     """Parses an option that must be at least 0."""
     return _at_least(0, text)
+
+
+def positive_number(text: str) -> float:
+    """Parses an option that must be a finite number above 0."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be a finite number above 0")
+    return value
+
+
+def similarity(text: str) -> float:
+    """Parses an option that must be above 0 and at most 1."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 1")
+    return value
+
+
+def share(text: str) -> float:
+    """Parses an option that must be from 0 to below 1."""
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 0 to below 1")
+    return value
 
 
 def port(text: str) -> int:
@@ -169,6 +202,13 @@ def _at_least(least: int, text: str) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number") from error
 
 
 def serving_parser(command: str, description: str, model: str) -> Parser:

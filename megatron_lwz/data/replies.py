@@ -71,6 +71,11 @@ def strip_ends(text: str, ends: Collection[str] = ENDS) -> str:
     return text
 
 
+def holds_end(text: str, ends: Collection[str] = ENDS) -> bool:
+    """Returns whether a token that ends a text stands anywhere in it."""
+    return any(end in text for end in ends if end)
+
+
 def thinks(reply: str) -> bool:
     """Returns whether a reply begins with a think segment."""
     return reply.lstrip().startswith("<think>")
@@ -97,7 +102,7 @@ def find_target_fault(
     fault = find_fault(reply)
     if fault is not None and (wrapped or fault != OTHER_THINKING):
         return fault
-    if any(end in reply for end in ends if end):
+    if holds_end(reply, ends):
         return END_INSIDE
     rest = reply.partition("</think>")[2] if thinks(reply) else reply
     if rest.lstrip().startswith("<answer>") and "</answer>" not in rest:

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from megatron_lwz.config.sections import Fraction, Section
 from megatron_lwz.errors import DataError
-from megatron_lwz.reading import read_text
+from megatron_lwz.reading import files_below, read_text
 from megatron_lwz.run_paths import RunPaths
 
 Format = Literal["jsonl", "parquet", "text", "journal"]
@@ -148,7 +148,7 @@ def _files_below(folder: Path, kind: Format, source: SourceSpec) -> list[Path]:
         return [RunPaths(folder).journal]
     # A folder of data sets holds .json files that are no rows, such as dataset_info.json.
     endings = {"jsonl": (".jsonl", ".jsonl.gz"), "parquet": (".parquet",), "text": TEXT_ENDINGS}[kind]
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(endings))
+    found = [path for path in files_below(folder) if path.name.endswith(endings)]
     if not found:
         raise DataError(folder, f"source '{source.name}': no {' or '.join(endings)} files in this folder")
     return found

@@ -15,7 +15,7 @@ import torch
 from megatron_lwz.data.preferences.pairs import PreferencePair
 from megatron_lwz.data.preferences.rendering import Rendering, split_reply
 from megatron_lwz.data.prompts import PromptOrder
-from megatron_lwz.data.replies import EMPTY, ENDS, LeftOut, strip_ends
+from megatron_lwz.data.replies import EMPTY, END_INSIDE, ENDS, LeftOut, holds_end, strip_ends
 from megatron_lwz.data.supervised import SupervisedBatch
 from megatron_lwz.errors import DataError
 from megatron_lwz.types import SequenceBatch
@@ -52,13 +52,18 @@ def tokenize_pairs(
     maximum_tokens: int,
     ends: Sequence[str] = ENDS,
 ) -> tuple[list[TokenPair], LeftOut]:
-    """Returns (tokenised pairs, the pairs left out by reason): a text is empty, or longer than `maximum_tokens` tokens.
+    """Returns (tokenised pairs, the pairs left out by reason): a text is empty, longer than `maximum_tokens` tokens, or goes on
+    after a token that ends it.
 
     A reply loses the texts `ends` of tokens that end it, because the rendering ends each text with its own.
     """
     kept, left_out = [], LeftOut()
     for pair in pairs:
-        replies = [split_reply(strip_ends(text, ends)) for text in (pair.chosen, pair.rejected)]
+        texts = [strip_ends(text, ends) for text in (pair.chosen, pair.rejected)]
+        if any(holds_end(text, ends) for text in texts):
+            left_out[END_INSIDE] += 1
+            continue
+        replies = [split_reply(text) for text in texts]
         if not all(reply.answer.strip() for reply in replies):
             left_out[EMPTY] += 1
             continue

@@ -79,6 +79,10 @@ def find_choice(row: Mapping[str, Any]) -> Choice | str:
     for names in _TWO:
         if all(row.get(name) is not None for name in names):
             return _of_two(row, names)
+    half = next((names for names in (*_CHOICES, *_TWO) if all(name in row for name in names)), None)
+    if half is not None:
+        missing = next(name for name in half if row[name] is None)
+        raise ValueError(f"'{missing}' is null: a pair needs two replies, leave this row out")
     known = ", ".join(f"{better} + {worse}" for better, worse in (*_CHOICES[:1], *_TWO[:2]))
     raise UnknownFormatError(f"no known columns of a pair ({known} + winner, completions …)")
 
@@ -126,21 +130,37 @@ def _of_two(row: Mapping[str, Any], names: tuple[str, str]) -> Choice | str:
 
 
 def _winner(row: Mapping[str, Any], names: tuple[str, str]) -> tuple[int | None, float | None]:
-    """Returns (index of the better reply or None for a tie, margin). Raises ValueError for a value that says neither."""
-    said = next((key for key in _WINNERS if not is_empty(row.get(key))), None)
-    if said is not None:
-        return _named(row[said], said, names), None
-    for key in _STRENGTHS:
-        if row.get(key) is not None:
-            strength = finite(row[key], key)
-            if strength is None:
-                raise ValueError(f"'{key}' must be a number, got {row[key]!r:.40}")
-            return None if strength == 0 else int(strength > 0), abs(strength)
+    """Returns (index of the better reply or None for a tie, margin).
+
+    Raises ValueError for a value that says neither, and for two columns that contradict each other.
+    """
+    said = [key for key in _WINNERS if not is_empty(row.get(key))]
+    said += [key for key in _STRENGTHS if row.get(key) is not None]
+    if said:
+        place, margin = _verdict(row, said[0], names)
+        for key in said[1:]:
+            try:
+                other, _ = _verdict(row, key, names)
+            except ValueError:
+                continue  # the column says something else, such as a class
+            if other != place:
+                raise ValueError(f"'{said[0]}' and '{key}' contradict each other: keep one")
+        return place, margin
     keys = [f"score_{name.rpartition('_')[2]}" for name in names]
     first, second = (finite(row.get(key), key) for key in keys)
     if first is not None and second is not None:
         return None if first == second else int(second > first), finite(abs(first - second), " − ".join(keys))
     raise UnknownFormatError(f"two replies, but no column says which is better ({', '.join((*_WINNERS, *_STRENGTHS))})")
+
+
+def _verdict(row: Mapping[str, Any], key: str, names: tuple[str, str]) -> tuple[int | None, float | None]:
+    """Returns what one column says: (index of the better reply or None for a tie, margin)."""
+    if key in _WINNERS:
+        return _named(row[key], key, names), None
+    strength = finite(row[key], key)
+    if strength is None:
+        raise ValueError(f"'{key}' must be a number, got {row[key]!r:.40}")
+    return None if strength == 0 else int(strength > 0), abs(strength)
 
 
 def _named(value: Any, key: str, names: tuple[str, str]) -> int | None:

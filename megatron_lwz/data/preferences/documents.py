@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from megatron_lwz.data.instructions import parse_conversation
+from megatron_lwz.data.instructions import Rendering, find_fault, parse_conversation
 from megatron_lwz.data.preferences.pairs import Language, language_of
 from megatron_lwz.data.preferences.pieces import Pieces, size, split_pieces
-from megatron_lwz.data.preferences.rendering import split_reply
-from megatron_lwz.data.replies import EMPTY, clean, find_fault
+from megatron_lwz.data.replies import EMPTY, clean, thinks, wrap
+from megatron_lwz.data.text.grammar import parse_response, quoted_tags
 from megatron_lwz.reading import read_rows
 
 _WORD = re.compile(r"[a-z]{4,}")
@@ -54,8 +54,8 @@ class Document:
 def read_documents(path: Path) -> Iterator[Document | str]:
     """Yields a document per row (prompt + response, messages, conversations …).
 
-    Yields the reason in place of a row that cannot be used (several turns, empty, cut off). Raises DataError naming the
-    row; for an unknown format it lists the columns.
+    Yields the reason in place of a row that cannot be used: several turns, or what fine-tuning leaves out (empty, cut
+    off, text outside the tags …). Raises DataError naming the row; for an unknown format it lists the columns.
     """
     for row in read_rows(path):
         try:
@@ -68,13 +68,14 @@ def _document(row: Mapping[str, Any], identity: str, source: str) -> Document | 
     conversation = parse_conversation(row, identity)
     if len(conversation.replies) != 1:
         return "with several replies"
-    reply = clean(conversation.replies[0])
-    fault = find_fault(reply)
+    fault = find_fault(conversation, Rendering())
     if fault is not None:
         return fault
+    request, reply = conversation.asked[0], clean(conversation.replies[0])
+    parsed = parse_response(wrap(reply), "think" if thinks(reply) else "direct", quoted=quoted_tags(request))
     # Both texts of a pair are joined from pieces, so that they differ only in the corruption.
-    text = split_pieces(split_reply(reply).answer).text
-    return Document(identity, conversation.asked[0].strip(), text, source) if text else EMPTY
+    text = split_pieces(parsed.answer or "").text
+    return Document(identity, request.strip(), text, source) if text else EMPTY
 
 
 class Pool:

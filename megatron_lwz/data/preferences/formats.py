@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_lwz.data.preferences.choices import Choice, UnknownFormatError, find_choice
 from megatron_lwz.data.preferences.pairs import PreferencePair, text_of
-from megatron_lwz.data.replies import find_fault, strip_ends
+from megatron_lwz.data.replies import END_INSIDE, find_fault, holds_end, strip_ends
 from megatron_lwz.data.requests import REQUEST_COLUMNS, find_lost, find_request, lost_message, lowered
 from megatron_lwz.data.transcripts import is_transcript, parse_transcript
 from megatron_lwz.data.turns import Turn, as_text, parse_said, words
@@ -59,6 +59,8 @@ def parse_pair(row: Mapping[str, Any], identity: str, *, source: str = "") -> Pr
         return prompt
     chosen, rejected = strip_ends(chosen), strip_ends(rejected)
     fault = find_fault(chosen) or find_fault(rejected) or (EQUAL if chosen.strip() == rejected.strip() else None)
+    if fault is None and (holds_end(chosen) or holds_end(rejected)):
+        fault = END_INSIDE
     if fault is not None:
         return fault
     said = [*(turn.text for turn in prompt), chosen, rejected]

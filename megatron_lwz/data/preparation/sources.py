@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lwz.data.requests import CONTEXTS, QUESTIONS, TALKS, with_context
+from megatron_lwz.data.requests import CONTEXTS, QUESTIONS, TALKS, lowered, with_context
 from megatron_lwz.data.turns import first_request, is_empty
 from megatron_lwz.errors import DataError
-from megatron_lwz.reading import Row, scan_rows
+from megatron_lwz.reading import Row, files_below, scan_rows
 
 _REQUESTS = (*TALKS, *QUESTIONS, "request", "input")
 """Columns that hold the request: turns, or the request itself. The first that is not empty counts."""
@@ -49,14 +49,15 @@ class Source:
 def find_files(paths: Sequence[Path]) -> list[Path]:
     """Returns the named files and the files in the named folders, in a fixed order. Raises DataError.
 
-    A named file may have any name. From a folder only files with the usual suffixes are taken.
+    A named file may have any name. From a folder only files with the usual suffixes are taken, and none that is hidden
+    (`._a.jsonl` of macOS, `.cache/`).
     """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.name.lower().endswith(_SUFFIXES))
+            inside = [file for file in files_below(path) if file.name.lower().endswith(_SUFFIXES)]
             if not inside:
-                raise DataError(path, f"no {', '.join(_SUFFIXES)} file in this folder")
+                raise DataError(path, f"no {', '.join(_SUFFIXES)} file in this folder (hidden ones are not read)")
             found += inside
         elif not path.exists():
             raise DataError(path, "no such file or folder")
@@ -68,21 +69,23 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
 def read_sources(path: Path, column: str | None = None) -> Iterator[Source | DataError]:
     """Yields the requests of one file, and the error in place of each row that has none or cannot be read.
 
-    `column` names the column of the request; None searches the known names in every row. Raises DataError when no
-    column is found (it lists those present), or when not a single row has a request (it names the first fault).
+    `column` names the column of the request; None searches the known names, in upper or lower case, in every row. Two
+    columns that differ only in case are an error of the row. Raises DataError when no column is
+    found (it lists those present), or when not a single row has a request (it names the first fault).
     """
     names = (column,) if column is not None else (*_REQUESTS, *_OTHERS)
     first_fault: DataError | None = None
     rows, requests = 0, 0
 
     def wanted(present: Sequence[str]) -> list[str]:
-        check_columns(path, present, names)
-        return [name for name in present if name in (*names, *CONTEXTS, *IDS, *LANGUAGES, *RANGES, *_FLAGS)]
+        _check_columns(path, present, column)
+        known = (*names, *CONTEXTS, *IDS, *LANGUAGES, *RANGES, *_FLAGS)
+        return [name for name in present if (name if column is not None else name.lower()) in known]
 
     for row in scan_rows(path, columns=wanted):
-        found = row if isinstance(row, DataError) else _source(row, names)
+        found = row if isinstance(row, DataError) else _source(row, names, column)
         if isinstance(row, Row) and rows == 0:
-            check_columns(path, list(row.value), names)
+            _check_columns(path, list(row.value), column)
         rows += isinstance(row, Row)
         if isinstance(found, DataError):
             first_fault = first_fault or found
@@ -93,16 +96,20 @@ def read_sources(path: Path, column: str | None = None) -> Iterator[Source | Dat
         raise first_fault or DataError(path, "holds no row")
 
 
-def check_columns(path: Path, present: Sequence[str], names: Sequence[str]) -> None:
-    """Raises DataError that lists the columns present if none of `names` is among them."""
-    if not any(name in present for name in names):
-        wanted = f"no column {names[0]!r}" if len(names) == 1 else f"none of the columns {', '.join(names)}"
+def _check_columns(path: Path, present: Sequence[str], column: str | None) -> None:
+    """Raises DataError that lists the columns present if `column`, or else every known name, is missing."""
+    known = (*_REQUESTS, *_OTHERS)
+    if column is not None:
+        wanted, found = f"no column {column!r}", column in present
+    else:
+        wanted, found = f"none of the columns {', '.join(known)}", any(str(name).lower() in known for name in present)
+    if not found:
         raise DataError(path, f"{wanted}; present are: {', '.join(map(str, present)) or 'none'}")
 
 
-def _source(row: Row, names: Sequence[str]) -> Source | DataError:
-    value = row.value
+def _source(row: Row, names: Sequence[str], column: str | None) -> Source | DataError:
     try:
+        value = lowered(row.value) if column is None else row.value
         text, after_system = _request(value, names)
     except ValueError as error:
         return row.error(error)

@@ -45,7 +45,8 @@ def test_a_spec_that_is_none_is_one_line(tmp_path: Path, data: bytes, said: str)
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz"])
 def test_rows_are_known_by_the_name_of_a_file_but_not_looked_for_in_folders_of_json(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("")
+    for file in (name, "._b.jsonl"):  # macOS makes such files beside the others
+        (tmp_path / file).write_text("")
     source = SourceSpec(name="a", paths=(str(tmp_path / name),))
     assert find_files(source) == ("jsonl", [tmp_path / name])
     folder = SourceSpec(name="a", paths=(str(tmp_path),), format="jsonl")

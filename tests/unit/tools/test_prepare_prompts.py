@@ -181,6 +181,16 @@ def test_the_token_budget_is_the_configs(tool, tmp_path):
         (["judge.url=http://127.0.0.1:9", "judge.model=m", "judge.retries=0"], "http://127.0.0.1:9"),
         (["--rules-only", "--column", "ask"], "no column 'ask'; present are: conversation, conversation_id"),
         (["--rules-only", "--step", "0"], "--step"),
+        (["--rules-only", "--limit", "-1"], "--limit: -1: must be at least 1"),
+        (["--rules-only", "--tokens-per-word", "nan"], "--tokens-per-word: nan: must be a finite number above 0"),
+        (["--rules-only", "--tokens-per-word", "many"], "--tokens-per-word: 'many' is no number"),
+        (["--rules-only", "--tokens-per-character", "0"], "--tokens-per-character: 0: must be a finite number above 0"),
+        (["--rules-only", "--copy-threshold", "7"], "--copy-threshold: 7: must be above 0 and at most 1"),
+        (["--rules-only", "--copy-threshold", "nan"], "--copy-threshold: nan: must be above 0 and at most 1"),
+        (["--rules-only", "--thinking-tokens=-99999"], "--thinking-tokens: -99999: must be at least 0"),
+        (["--rules-only", "--shortest-answer=-5"], "--shortest-answer: -5: must be at least 0"),
+        (["--rules-only", "--shortest-request=-5"], "--shortest-request: -5: must be at least 0"),
+        (["--rules-only", "--output", "."], "--output .: is a folder, but a file will be written"),
         (["judge.urll=x"], "url"),
     ],
 )
@@ -192,7 +202,30 @@ def test_mistakes_are_one_line(tool, tmp_path, capsys, more, part):
     assert not (tmp_path / "p.jsonl").exists()
 
 
-def test_an_input_is_not_overwritten(tool, tmp_path, capsys):
-    path = inputs(tmp_path)
-    assert common.run(tool, ["--input", str(path), "--output", str(path), "--rules-only"]) == 2
-    assert "is one of the inputs" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("p.jsonl", ["--rules-only"]),
+        ("p.summary.json", ["--rules-only"]),
+        ("p.jsonl.part", ["--rules-only"]),
+        ("p.judge.sqlite", ["judge.url=http://127.0.0.1:9", "judge.model=m"]),
+        ("mine.jsonl", ["judge.url=http://127.0.0.1:9", "judge.model=m", "judge.cache={folder}/mine.jsonl"]),
+    ],
+)
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_input_is_not_overwritten(tool, tmp_path, capsys, name, more, linked):
+    path = inputs(tmp_path).rename(tmp_path / ("other.jsonl" if linked else name))
+    if linked:
+        (tmp_path / name).symlink_to(path)
+    before, text = sorted(tmp_path.iterdir()), path.read_bytes()
+    line = [
+        "--input",
+        str(path),
+        "--output",
+        str(tmp_path / "p.jsonl"),
+        *(word.format(folder=tmp_path) for word in more),
+    ]
+    assert common.run(tool, line) == 2
+    error = capsys.readouterr().err
+    assert f"{name}: is one of the inputs" in error and error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before and path.read_bytes() == text

@@ -78,10 +78,14 @@ def test_the_rendering_travels_with_the_weights(tmp_path: Path) -> None:
 
 
 def test_a_batch_marks_each_text_end_and_counts_pairs() -> None:
-    pairs = [pair(0), pair(1, margin=0.5), pair(90), pair(91), PreferencePair("p", "q", "<eos> ", "b")]
+    pairs = [pair(0), pair(1, margin=0.5), pair(90), pair(91)]
+    pairs += [PreferencePair("p", "q", "<eos> ", "b"), PreferencePair("p", "q", "a<eos>c", "b")]
     kept, left_out = tokenize_pairs(pairs, encode, Rendering(end=""), maximum_tokens=60, ends=["<eos>"])
     assert [p.pair.id for p in kept] == ["p0", "p1"]
-    assert str(left_out) == ("3 left out (2 longer than 60 tokens (training.sequence_length), 1 with an empty reply)")
+    assert str(left_out) == (
+        "4 left out (2 longer than 60 tokens (training.sequence_length), 1 with an empty reply, "
+        "1 with an end-of-text token inside a reply)"
+    )
     batch = pair_batch(kept)
     assert batch.denominator == 2 and batch.margins.tolist() == [1.0, 0.5] and list(batch.ids) == ["p0", "p1"]
     lengths = [len(kept[0].chosen), len(kept[0].rejected), len(kept[1].chosen), len(kept[1].rejected)]

@@ -176,6 +176,30 @@ def test_documents_keep_their_system_text_and_rows_without_a_whole_reply_have_a_
     ]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "reply", "found"),
+    [
+        ("Q", "<think>a</think><answer>A.</answer> PLANT", "in another form than"),
+        ("Q", "PLANT <answer>A.</answer>", "in another form than"),
+        ("Q", "<think>a</think><answer>A.", "with an answer that is cut off"),
+        ("Q", "<answer>A.", "with an answer that is cut off"),
+        ("Q", "A.<|endoftext|>B.", "with an end-of-text token inside a reply"),
+        ("Q", "<thinking>a</thinking>A.", "with thinking in other tags than <think>"),
+        (" ", "A.", "with an empty question"),
+        ("Q", "It ends at </answer>.", "in another form than"),
+        ("Q", "It is <think>.", "in another form than"),
+        ("What is <think>?", "It is <think>.", "It is <think>."),
+        ("What is <answer>?", "<think>a</think><answer>It is <answer>.</answer>", "It is <answer>."),
+        ("Q", "<think>a</think> <answer>A.</answer><|im_end|>", "A."),
+    ],
+)
+def test_documents_are_what_fine_tuning_would_train(tmp_path: Path, prompt: str, reply: str, found: str) -> None:
+    row = {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]}
+    (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
+    (document,) = read_documents(tmp_path / "d.jsonl")
+    assert document.startswith(found) if isinstance(document, str) else document.reply == found
+
+
 def test_documents_of_unknown_format_name_their_columns(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"foo": 1, "bar": 2}\n')
     with pytest.raises(DataError, match="foo, bar"):

@@ -116,6 +116,9 @@ def test_arrays_gzip_and_folders(tmp_path):
     with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8-sig") as file:
         file.write('{"prompt": "0"}\n')
     (tmp_path / "readme.md").write_text("no data")
+    (tmp_path / ".cache").mkdir()
+    for hidden in ("._a.jsonl", ".cache/c.jsonl"):  # macOS and huggingface_hub make such files
+        (tmp_path / hidden).write_bytes(b"\0\5\x16\7")
     files = find_files([tmp_path, tmp_path / "b.json"])
     assert [file.name for file in files] == ["a.jsonl.gz", "b.json", "b.json"]
     texts = [getattr(source, "text", source) for file in files[:2] for source in read(file)]
@@ -132,6 +135,15 @@ def test_unknown_columns_are_listed_and_one_can_be_named(tmp_path):
     with pytest.raises(DataError, match=r"no column 'asked'; present are: ask, reply$"):
         read(path, "asked")
     assert read(path, "ask")[0].text == "Q"
+
+
+def test_columns_that_differ_in_case_only_are_an_error_of_the_row(tmp_path):
+    rows = {"prompt": "A", "Prompt": "B"}, {"Prompt": "C", "Language": "English"}
+    first, second = read(jsonl(tmp_path / "f.jsonl", *rows))
+    assert "two columns are named 'prompt'" in str(first) and (second.text, second.tag) == ("C", "English")
+    with pytest.raises(DataError, match="two columns are named 'prompt'"):
+        read(jsonl(tmp_path / "g.jsonl", rows[0]))
+    assert [source.text for source in read(jsonl(tmp_path / "g.jsonl", rows[0]), "Prompt")] == ["B"]
 
 
 def test_files_that_are_not_there_or_not_text(tmp_path):
