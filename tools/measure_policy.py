@@ -36,6 +36,7 @@ from megatron_lwz.data.text.sample import TEXTS
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.models.hf import HfFolder, checksum_folder
 from megatron_lwz.models.hf.exact import ExactModel
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.verification import sample_texts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,7 +143,7 @@ def measure_losses(hf: Path, work: Path) -> str:
         folder = work / stage
         config = write_config(work / f"{stage}.yaml", hf, folder)
         done = run(launched([stage, str(config), data, *steps], ranks=1))
-        ours = float(read_lines(folder / "metrics.jsonl")[0]["loss"])
+        ours = float(read_lines(RunPaths(folder).metrics)[0]["loss"])
         theirs = transformers_loss(hf, texts, trained)
         values = [f"{ours:.6f}", f"{theirs:.6f}", f"{abs(ours - theirs):.1e}"]
         rows.append([name, *values, f"{done.seconds:.0f}", f"{done.memory:.1f}"])
@@ -204,7 +205,6 @@ def write_config(path: Path, hf: Path, run_dir: Path) -> Path:
         "data": {"shuffle": False},
         "optimizer": {"lr": 1e-12},
         "checkpoint": {"asynchronous": False},
-        "logging": {"tensorboard": False},
     }
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path

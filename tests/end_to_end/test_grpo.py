@@ -110,7 +110,7 @@ def test_resumed_run_repeats_the_loss_bit_for_bit(controller: str, undisturbed: 
         ([], "already finished at step 4: raise training.steps (4) to go on"),
         (["data.prompts=/nowhere.jsonl"], "/nowhere.jsonl"),
         (["data.held_out_prompts=/nowhere.jsonl", "rollout.controller=process"], "/nowhere.jsonl"),
-        (["model.architecture.hidden_size=48"], "step_00000004: cannot be read"),
+        (["model.architecture.hidden_size=48"], "hidden_size is 32 there, 48 in this config"),
         (["model.tokenizer=/nowhere"], "'model.tokenizer' = '/nowhere'"),
         (["reward.functions=[no.such:function]"], "'reward.functions' = 'no.such:function'"),
         (["rollout.urls=http://127.0.0.1:9"], "http://127.0.0.1:9"),

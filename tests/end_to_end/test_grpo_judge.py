@@ -58,7 +58,7 @@ def behaviour_of(question: str) -> str:
 def write_run(folder: Path, url: str) -> Path:
     config = write_example(
         folder,
-        vocab_size=len(BYTES) + 1 + TAGGED,
+        more_ids=TAGGED,
         training={"steps": 2},
         data={"held_out_prompts": None},
         judge={

@@ -97,7 +97,7 @@ def test_a_run_that_is_killed_while_it_saves_resumes_bit_for_bit_from_the_checkp
     [
         ([], "already finished at step 8: raise training.steps (8) to go on"),
         (["data.corpus={folder}/broken.jsonl"], "broken.jsonl, line 2"),
-        (["model.architecture.hidden_size=48"], "step_00000008: cannot be read"),
+        (["model.architecture.hidden_size=48"], "hidden_size is 32 there, 48 in this config"),
     ],
 )
 def test_a_start_that_fails_or_has_nothing_to_do_changes_no_byte(

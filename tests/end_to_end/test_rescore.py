@@ -193,7 +193,7 @@ def test_it_works_while_the_run_goes_on_and_writes_nothing(tmp_path):
         (["reward.advantage_function=no_such_module:f"], "reward.advantage_function' = 'no_such_module:f': cannot be"),
         (["--steps", "90-99"], "no group of steps 90 to 99"),
         (["--steps", "x"], "--steps"),
-        (["--csv", "/nonexistent/r.csv"], "cannot be written"),
+        (["--csv", "/nonexistent/r.csv"], "there is no folder /nonexistent"),
         (["reward.writing.hf=/nowhere", "--ask"], "reward.writing.url"),
         (["--config", "/nonexistent.yaml"], "cannot be read"),
     ],

@@ -16,7 +16,6 @@ from megatron_lwz.algorithms.grpo import LossInputs
 from megatron_lwz.config.sections import GrpoSection
 from megatron_lwz.types import Prompt, Rollout
 from tests.support import stages
-from tests.support.endless_policy import write_endless_policy
 from tests.support.stages import ROOT, variables
 
 __all__ = ["ROOT", "command", "share_of_spaces", "train", "variables", "write_example"]
@@ -42,10 +41,13 @@ def fails_on_a_batch(inputs: LossInputs, section: GrpoSection) -> Tensor:
     return -inputs.advantage * inputs.logprob
 
 
-def write_example(folder: Path, *, endless: bool = False, words: Sequence[str] = (), **sections: Any) -> Path:
+def write_example(
+    folder: Path, *, endless: bool = False, words: Sequence[str] = (), more_ids: int = 0, **sections: Any
+) -> Path:
     """Tokenizer (one token per byte, and `words`), prompts and config.yaml in `folder`; the policy starts from random weights.
 
-    An `endless` policy cannot write the end-of-text token: every rollout runs to its token limit.
+    An `endless` policy cannot write the end-of-text token: every rollout runs to its token limit. `more_ids` are embeddings
+    for tokens that the test itself adds.
     """
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(BYTES)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -66,7 +68,7 @@ def write_example(folder: Path, *, endless: bool = False, words: Sequence[str] =
                 "intermediate_size": 64,
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
-                "vocab_size": END_OF_TEXT + 1 + len(words),
+                "vocab_size": END_OF_TEXT + 1 + len(words) + more_ids,
                 "initializer_range": 0.2,
             },
             "tokenizer": str(folder),
@@ -86,6 +88,8 @@ def write_example(folder: Path, *, endless: bool = False, words: Sequence[str] =
         "evaluation": {"concurrent": False},
     }
     if endless:
+        from tests.support.endless_policy import write_endless_policy  # needs Megatron, and rewards run without it
+
         tree["model"]["hf"] = str(write_endless_policy(folder, tree["model"].pop("architecture"), end=END_OF_TEXT))
     for name, values in sections.items():
         tree.setdefault(name, {}).update(values)

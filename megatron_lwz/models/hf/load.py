@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -11,9 +12,10 @@ import torch
 
 from megatron_lwz.config import Architecture
 from megatron_lwz.distributed import exchange, groups
-from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf.folder import HfFolder
 from megatron_lwz.models.hf.name_map import EMBEDDING, HEAD, SCORE, Placement, Shape, placements, tensor_shapes, unwrap
+
+log = logging.getLogger(__name__)
 
 __all__ = ["HfFolder", "NewHead", "RandomInit", "TensorSource", "load_policy"]
 
@@ -90,21 +92,24 @@ class NewHead:
 def load_policy(chunks: Sequence[torch.nn.Module], source: TensorSource) -> None:
     """Copies this rank's share of every tensor into `chunks` (bare or wrapped), cast to the parameters' type.
 
-    Reads only this rank's shares. Padding rows of the vocabulary become 0. Raises CheckpointError, on every rank alike,
-    also for weights that are NaN or infinite.
+    Reads only this rank's shares. Padding rows of the vocabulary become 0. Raises CheckpointError, on every rank alike.
+    Weights that are NaN or infinite are loaded, with a warning.
     An optimizer that already holds fp32 masters must reload them afterwards (`reload_model_params`).
     """
     arch = unwrap(chunks[0]).arch
     source.check(tensor_shapes(arch))
-    poisoned = None
     for chunk in chunks:
         for placement in placements(chunk, arch):
             _fill(placement, source, groups.tensor_group().rank())
-            poisoned = poisoned or (None if placement.view.isfinite().all() else placement.name)
-    if (name := exchange.first_said(poisoned)) is not None:
-        raise CheckpointError(
-            source.place, f"tensor {name} holds NaN or infinite values: no model can be trained from it"
-        )
+    if (name := find_not_finite(chunks)) is not None and groups.is_rank_zero():
+        log.warning("%s: tensor %s holds NaN or infinite values", source.place, name)
+
+
+@torch.no_grad()
+def find_not_finite(chunks: Sequence[torch.nn.Module]) -> str | None:
+    """Returns the name of a tensor with NaN or infinite values, on every rank alike; None if there is none. Collective."""
+    places = (place for chunk in chunks for place in placements(chunk, unwrap(chunk).arch))
+    return exchange.first_said(next((place.name for place in places if not place.view.isfinite().all()), None))
 
 
 def _fill(placement: Placement, source: TensorSource, rank: int) -> None:

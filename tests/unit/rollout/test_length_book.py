@@ -64,7 +64,7 @@ def test_a_step_says_what_was_sampled_trained_truncated_and_what_waits(journal):
     assert (found["length/truncated"], found["length/stopped"], found["length/abandoned"]) == (1 / 11, 1 / 11, 1 / 11)
     shares = {name.rpartition("/")[2]: found[name] for name in found if name.startswith("length/excluded/")}
     assert shares == {
-        "truncated": 1 / 11, "zero_variance": 4 / 11, "failed": 3 / 11, "no_score": 0, "prompts_changed": 0
+        "truncated": 1 / 11, "zero_variance": 4 / 11, "failed": 3 / 11, "no_score": 0, "prompts_changed": 0, "group_size_changed": 0
     }  # fmt: skip
     assert found["length/gap"] == pytest.approx(6 / 11) and found["length/parted"] == 0, "too few to tell"
     waiting = {name.rpartition("/")[2]: found[name] for name in found if name.startswith("length/waiting/")}
