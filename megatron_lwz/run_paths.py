@@ -63,6 +63,12 @@ class RunPaths:
         return self.checkpoints / step_name(step)
 
 
+def with_config(folder: Path) -> Path | None:
+    """Returns the folder with the config.yaml of a checkpoint: `folder`, or the run that holds it. None without one."""
+    places = (folder, *list(folder.resolve().parents)[:2])  # RUN/checkpoints/step_…
+    return next((place for place in places if RunPaths(place).config.is_file()), None)
+
+
 def step_name(step: int) -> str:
     """Returns the name of files and folders of the policy after `step` updates. Names sort in the order of steps."""
     return f"step_{step:08d}"

@@ -44,7 +44,7 @@ from megatron_lwz.models.hf.name_map import tensor_shapes
 from megatron_lwz.models.hf.target import CHECKPOINT, EXPORT, check_target
 from megatron_lwz.models.hf.write import copy_carried_files
 from megatron_lwz.models.qwen2 import build_policy
-from megatron_lwz.run_paths import RunPaths
+from megatron_lwz.run_paths import RunPaths, with_config
 from megatron_lwz.training.checkpoint import load_model, resolve, save_model
 from megatron_lwz.training.verification import (
     Comparison,
@@ -199,12 +199,10 @@ def _config_tree(hf: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _config_of(checkpoint: Path) -> Config:
     """Reads the config.yaml in the checkpoint's folder, or in the run folder that holds it."""
-    for folder in (checkpoint, *list(checkpoint.resolve().parents)[:2]):
-        if RunPaths(folder).config.is_file():
-            return load_config(folder)
-    raise CheckpointError(
-        checkpoint, "no config.yaml here, nor in a run folder above: name an imported checkpoint or a run"
-    )
+    if (found := with_config(checkpoint)) is None:
+        advice = "no config.yaml here, nor in a run folder above: name an imported checkpoint or a run"
+        raise CheckpointError(checkpoint, advice)
+    return load_config(found)
 
 
 def _layout_here(config: Config, arguments: argparse.Namespace) -> Config:

@@ -19,7 +19,7 @@ from megatron_lwz.distributed import environment
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.rollout.engine.process import engine_process
-from megatron_lwz.run_paths import RunPaths
+from megatron_lwz.run_paths import RunPaths, with_config
 
 START_SECONDS = 600.0
 
@@ -90,9 +90,7 @@ def _run_of(model: Path) -> Path | None:
         return None
     if not model.is_dir():
         raise CheckpointError(model, "no such folder: name a Hugging Face folder, a run folder or a checkpoint")
-    for folder in (model, *list(model.resolve().parents)[:2]):
-        if RunPaths(folder).config.is_file():
-            return folder
-    raise CheckpointError(
-        model, "neither a Hugging Face folder nor a checkpoint: no config.yaml here or in a run above"
-    )
+    if (found := with_config(model)) is None:
+        advice = "neither a Hugging Face folder nor a checkpoint: no config.yaml here or in a run above"
+        raise CheckpointError(model, advice)
+    return found

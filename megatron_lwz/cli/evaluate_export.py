@@ -16,16 +16,14 @@ from megatron_lwz.distributed import launch
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf import export_policy
 from megatron_lwz.models.qwen2 import build_policy
-from megatron_lwz.run_paths import RunPaths
+from megatron_lwz.run_paths import with_config
 from megatron_lwz.training.checkpoint import load_model
 
 
 def main(argv: Sequence[str]) -> None:
     """Exports a checkpoint, or a run folder's newest one. Raises LwzError."""
     checkpoint, out = Path(argv[0]), Path(argv[1])
-    above = (checkpoint, *list(checkpoint.resolve().parents)[:2])
-    found = next((folder for folder in above if RunPaths(folder).config.is_file()), None)
-    if found is None:
+    if (found := with_config(checkpoint)) is None:
         raise CheckpointError(checkpoint, "no config.yaml here, nor in a run folder above")
     config = load_config(found)
     config = config.model_copy(update={"parallel": type(config.parallel)()})

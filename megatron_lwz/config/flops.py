@@ -11,7 +11,7 @@ def sequence_flops(arch: Architecture, length: int) -> float:
     Matrix products only: projections, MLP, output layer, and causal attention over half of length². A backward pass
     costs twice as much, so a training step is three times this.
     """
-    head = arch.head_dim or arch.hidden_size // arch.num_attention_heads
+    head = arch.head_size
     query, key_value = arch.num_attention_heads * head, arch.num_key_value_heads * head
     weights = arch.hidden_size * (2 * query + 2 * key_value + 3 * arch.intermediate_size)
     attention = query * length  # scores and values over `length`² / 2 pairs each

@@ -109,7 +109,7 @@ def written_settings(arch: Architecture, source: Mapping[str, Any] | None, dtype
     config: dict[str, Any] = {"hidden_act": "silu", "use_sliding_window": False} | _carried(arch, source or {})
     name = next(name for name, head in _HEADS.items() if head == arch.head)
     config |= {"architectures": [name], "model_type": MODEL_TYPE} | arch.model_dump(exclude={"head"})
-    config["head_dim"] = arch.head_dim or arch.hidden_size // arch.num_attention_heads
+    config["head_dim"] = arch.head_size
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": arch.rope_theta}
     config["torch_dtype"] = config["dtype"] = dtype
     return config
@@ -182,8 +182,8 @@ def _architecture(found: _Reader) -> Architecture:
         raise found.error("num_key_value_heads", f"must divide the {heads} attention heads", arch.num_key_value_heads)
     if arch.head_dim is None and arch.hidden_size % heads:
         raise found.error("hidden_size", f"must be a multiple of the {heads} attention heads, or head_dim be given")
-    if (arch.head_dim or arch.hidden_size // heads) % 2:
-        raise found.error("head_dim", "RoPE needs an even size", arch.head_dim or arch.hidden_size // heads)
+    if arch.head_size % 2:
+        raise found.error("head_dim", "RoPE needs an even size", arch.head_size)
     return arch
 
 

@@ -70,7 +70,7 @@ def transformer_config(arch: Architecture, config: Config) -> TransformerConfig:
         "ffn_hidden_size": arch.intermediate_size,
         "num_attention_heads": arch.num_attention_heads,
         "num_query_groups": arch.num_key_value_heads,
-        "kv_channels": arch.head_dim or arch.hidden_size // arch.num_attention_heads,
+        "kv_channels": arch.head_size,
         "normalization": "RMSNorm",
         "layernorm_epsilon": arch.rms_norm_eps,
         "gated_linear_unit": True,

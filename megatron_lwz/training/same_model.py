@@ -12,7 +12,7 @@ from megatron_lwz.config import Architecture, load_config
 from megatron_lwz.distributed import exchange
 from megatron_lwz.errors import CheckpointError, LwzError
 from megatron_lwz.reading import read_object
-from megatron_lwz.run_paths import RunPaths
+from megatron_lwz.run_paths import with_config
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +46,10 @@ def _architecture_of(folder: Path) -> Architecture | None:
         record = read_object(folder / STATE_FILE).get("architecture")
         if isinstance(record, dict):
             return Architecture.model_validate(record)
-    for place in (folder, *list(folder.resolve().parents)[:2]):
-        if RunPaths(place).config.is_file():
-            try:
-                return load_config(place).architecture()
-            except LwzError as error:  # the run's model folder may have moved since
-                log.warning("%s: its model is unknown (%s)", folder, error)
-    return None
+    if (place := with_config(folder)) is None:
+        return None
+    try:
+        return load_config(place).architecture()
+    except LwzError as error:  # the run's model folder may have moved since
+        log.warning("%s: its model is unknown (%s)", folder, error)
+        return None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron_lwz.config import Architecture
 from megatron_lwz.models.hf.folder import HfFolder
-from megatron_lwz.models.hf.name_map import EMBEDDING, HEAD, SCORE, head_size, tensor_shapes
+from megatron_lwz.models.hf.name_map import EMBEDDING, HEAD, SCORE, tensor_shapes
 
 _HEAD_ROWS = 8192
 """Rows of the output layer in memory at a time."""
@@ -68,7 +68,7 @@ class ExactModel:
 
     def _attention(self, hidden: Tensor, prefix: str, turn: tuple[Tensor, Tensor], sizes: list[int]) -> Tensor:
         """Grouped-query causal attention of each text, [T, H] → [T, H]."""
-        size = head_size(self._arch)
+        size = self._arch.head_size
         query, key, value = (
             self._linear(hidden, f"{prefix}self_attn.{name}_proj").unflatten(-1, (-1, size)) for name in "qkv"
         )
@@ -83,7 +83,7 @@ class ExactModel:
 
     def _turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Returns cosine and sine [T, 1, D / 2] of the rotary angles position · θ^(−2i / D)."""
-        size = head_size(self._arch)
+        size = self._arch.head_size
         speeds = self._arch.rope_theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
         angles = (positions.double()[:, None] * speeds)[:, None]
         return angles.cos(), angles.sin()

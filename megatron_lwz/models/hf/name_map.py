@@ -116,11 +116,6 @@ class Placement:
         return min(rank * local, full), min((rank + 1) * local, full)
 
 
-def head_size(arch: Architecture) -> int:
-    """Returns the width of one attention head."""
-    return arch.head_size
-
-
 def tensor_shapes(arch: Architecture) -> dict[str, Shape]:
     """Returns every tensor of the HF model with its shape, in layer order. A tied model has no `lm_head.weight`."""
     sizes, absent = _sizes(arch), {SCORE} if arch.head == "language" else {HEAD}
@@ -181,8 +176,8 @@ def _sizes(arch: Architecture) -> dict[str, int]:
         "vocab": arch.vocab_size,
         "hidden": arch.hidden_size,
         "ffn": arch.intermediate_size,
-        "query": arch.num_attention_heads * head_size(arch),
-        "key_value": arch.num_key_value_heads * head_size(arch),
+        "query": arch.num_attention_heads * arch.head_size,
+        "key_value": arch.num_key_value_heads * arch.head_size,
         "scores": 1,
     }
 
@@ -193,7 +188,7 @@ def _view(parameter: torch.Tensor, part: Part, arch: Architecture) -> torch.Tens
         return parameter
     if part in (Part.GATE, Part.UP):
         return parameter.chunk(2)[part is Part.UP]
-    head = head_size(arch)
+    head = arch.head_size
     queries = arch.num_attention_heads // arch.num_key_value_heads * head
     start, rows = {Part.QUERY: (0, queries), Part.KEY: (queries, head), Part.VALUE: (queries + head, head)}[part]
     return parameter.unflatten(0, (-1, queries + 2 * head)).narrow(1, start, rows)
