@@ -39,7 +39,6 @@ from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf import HfFolder, export_policy, load_policy
 from megatron_lwz.models.hf.compare import compare_weights
 from megatron_lwz.models.hf.export import SHARD_BYTES
-from megatron_lwz.models.hf.load import find_not_finite
 from megatron_lwz.models.hf.name_map import tensor_shapes
 from megatron_lwz.models.hf.target import CHECKPOINT, EXPORT, check_target
 from megatron_lwz.models.hf.write import copy_carried_files
@@ -96,8 +95,7 @@ def import_hf(arguments: argparse.Namespace) -> None:
     config = _layout_here(config, arguments)
     launch.initialize(config)
     policies = build_policy(config)
-    load_policy(policies, HfFolder(hf))
-    if (name := find_not_finite(policies)) is not None:
+    if (name := load_policy(policies, HfFolder(hf))) is not None:
         raise CheckpointError(hf, f"tensor {name} holds NaN or infinite values: no model can be trained from it")
     save_model(policies, out.resolve())  # of a link, the folder that it names is replaced
     if groups.is_rank_zero():

@@ -89,27 +89,26 @@ class NewHead:
 
 
 @torch.no_grad()
-def load_policy(chunks: Sequence[torch.nn.Module], source: TensorSource) -> None:
+def load_policy(chunks: Sequence[torch.nn.Module], source: TensorSource) -> str | None:
     """Copies this rank's share of every tensor into `chunks` (bare or wrapped), cast to the parameters' type.
 
-    Reads only this rank's shares. Padding rows of the vocabulary become 0. Raises CheckpointError, on every rank alike.
-    Weights that are NaN or infinite are loaded, with a warning.
+    Reads only this rank's shares. Padding rows of the vocabulary become 0. Weights that are NaN or infinite are loaded,
+    with a warning; the name of such a tensor is returned, on every rank alike, else None. Collective. Raises
+    CheckpointError, on every rank alike.
     An optimizer that already holds fp32 masters must reload them afterwards (`reload_model_params`).
     """
     arch = unwrap(chunks[0]).arch
     source.check(tensor_shapes(arch))
+    poisoned = None
     for chunk in chunks:
         for placement in placements(chunk, arch):
             _fill(placement, source, groups.tensor_group().rank())
-    if (name := find_not_finite(chunks)) is not None and groups.is_rank_zero():
+            if poisoned is None and not placement.view.isfinite().all():
+                poisoned = placement.name
+    name = exchange.first_said(poisoned)
+    if name is not None and groups.is_rank_zero():
         log.warning("%s: tensor %s holds NaN or infinite values", source.place, name)
-
-
-@torch.no_grad()
-def find_not_finite(chunks: Sequence[torch.nn.Module]) -> str | None:
-    """Returns the name of a tensor with NaN or infinite values, on every rank alike; None if there is none. Collective."""
-    places = (place for chunk in chunks for place in placements(chunk, unwrap(chunk).arch))
-    return exchange.first_said(next((place.name for place in places if not place.view.isfinite().all()), None))
+    return name
 
 
 def _fill(placement: Placement, source: TensorSource, rank: int) -> None:

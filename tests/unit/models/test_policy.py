@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_lwz.config import validate
 from megatron_lwz.distributed.launch import initialize, shutdown
-from megatron_lwz.models.hf.load import RandomInit, find_not_finite, load_policy
+from megatron_lwz.models.hf.load import RandomInit, load_policy
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.qwen2 import build_policy
 from megatron_lwz.types import IGNORED_LABEL
@@ -105,8 +105,6 @@ def test_weights_that_are_not_finite_are_named(
     policy: PolicyModel, value: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(_Poisoned, "value", value)
-    load_policy([policy], _Poisoned(policy.arch, seed=3))
+    assert load_policy([policy], _Poisoned(policy.arch, seed=3)) == "model.layers.1.mlp.up_proj.weight"
     assert "some folder: tensor model.layers.1.mlp.up_proj.weight holds NaN or infinite values" in caplog.text
-    assert find_not_finite([policy]) == "model.layers.1.mlp.up_proj.weight"
-    load_policy([policy], RandomInit(policy.arch, seed=3))
-    assert find_not_finite([policy]) is None
+    assert load_policy([policy], RandomInit(policy.arch, seed=3)) is None
