@@ -30,6 +30,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def take_place(rank: int, world_size: int) -> None:
+    """Sets this process's place as torchrun would, for good; for a rehearsal, whose other ranks do not exist."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
+
+
 def under_torchrun() -> bool:
     """Whether a launcher has set the variables of the rendezvous."""
     return "RANK" in os.environ and "MASTER_ADDR" in os.environ

@@ -1,0 +1,95 @@
+"""What a rehearsal counts: device memory by phase, waits of the host for the GPU by place, launches by kernel."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePath
+from typing import NamedTuple
+
+BLOCK = 512
+"""Bytes: torch's allocator gives device memory in multiples of this."""
+_OURS, _UPSTREAM = "megatron_lwz", ("megatron", "transformer_engine")
+_SKIPPED = "rehearsal"
+
+
+class Wait(NamedTuple):
+    """One kind of wait: what the host asked for, in which phase, and which line of the product asked."""
+
+    phase: str
+    what: str
+    file: str
+    """From the package on, e.g. `megatron_lwz/training/step.py`."""
+    function: str
+    line: int
+
+    @property
+    def place(self) -> str:
+        """File and function: the part that does not change when a line is inserted above."""
+        return f"{self.file}:{self.function}"
+
+
+class Ledger:
+    """The counts of one rank, in phases (parameters, gradients, optimizer, forward …)."""
+
+    def __init__(self) -> None:
+        self.phase = "start"
+        self.waits: Counter[Wait] = Counter()
+        self.launches: Counter[str] = Counter()
+        self.peaks: dict[str, int] = {}
+        """Phase → highest number of bytes allocated on the device during it."""
+        self.bytes = 0
+        """Device memory allocated now."""
+        self.host_bytes = 0
+        """Host memory of fake tensors now: pinned copies of weights and the like."""
+        self.host_peak = 0
+
+    @property
+    def peak(self) -> int:
+        """Highest number of bytes allocated on the device."""
+        return max(self.peaks.values(), default=0)
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Counts what happens inside the block under this phase."""
+        before, self.phase = self.phase, phase
+        self._see_peak()
+        try:
+            yield
+        finally:
+            self.phase = before
+            self._see_peak()
+
+    def allocated(self, size: int, *, on_device: bool) -> None:
+        """Counts memory that is taken, or with a negative size returned. On the device, `size` is in whole BLOCKs."""
+        if on_device:
+            self.bytes += size
+            self._see_peak()
+        else:
+            self.host_bytes += size
+            self.host_peak = max(self.host_peak, self.host_bytes)
+
+    def wait(self, what: str) -> None:
+        """Counts that the host waits here for the device to finish what it was given."""
+        self.waits[Wait(self.phase, what, *_asking())] += 1
+
+    def waits_in(self, *phases: str) -> int:
+        """Returns the number of waits in these phases; in all without arguments."""
+        return sum(count for wait, count in self.waits.items() if not phases or wait.phase in phases)
+
+    def _see_peak(self) -> None:
+        self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self.bytes)
+
+
+def _asking() -> tuple[str, str, int]:
+    """Returns file, function and line of the innermost frame that is the product's or Megatron's, not this package's."""
+    for frame, line in traceback.walk_stack(None):
+        parts = PurePath(frame.f_code.co_filename).parts
+        for root in (_OURS, *_UPSTREAM):
+            if root in parts:
+                inner = parts[len(parts) - 1 - parts[::-1].index(root) :]
+                if _SKIPPED not in inner:
+                    return "/".join(inner), frame.f_code.co_name, line
+    return "?", "?", 0

@@ -1,0 +1,195 @@
+"""One step of each stage by the product's own functions, in the phases that the ledger counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from megatron_lwz.config import Config
+from megatron_lwz.models.hf.export import stream_policy
+from megatron_lwz.models.hf.name_map import tensor_shapes
+from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.rehearsal import batches
+from megatron_lwz.rehearsal.case import Case
+from megatron_lwz.rehearsal.cuda import DEVICE
+from megatron_lwz.rehearsal.device import FakeDevice, RehearsalError
+from megatron_lwz.training import checkpoint
+from megatron_lwz.training.grpo_update import PolicyUpdates, prepare_updates
+from megatron_lwz.training.optimizer import Schedule, build_optimizer, wrap_data_parallel
+from megatron_lwz.training.reference import ReferenceWeights
+from megatron_lwz.training.reward_model import PairTask
+from megatron_lwz.training.state import TrainState
+from megatron_lwz.training.step import forward_metrics, train_step
+from megatron_lwz.training.supervised import LanguageModeling
+from megatron_lwz.training.token_logprobs import TokenRow, compute_logprobs
+from megatron_lwz.training.weight_sync.buckets import Buckets
+from megatron_lwz.types import MicroBatch
+
+MIB = 2**20
+
+PHASES = ("log-probs", "forward+backward", "step", "forward", "export", "checkpoint")
+"""The phases after the state is built."""
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a stage ran with."""
+
+    parameters: int
+    """Number of parameters on this rank."""
+    micro_batches: int = 0
+    notes: dict[str, Any] | None = None
+
+
+def run_stage(case: Case, config: Config, device: FakeDevice) -> Rehearsed:
+    """Builds the state of the stage on the fake device and runs one step. Raises what the product raises."""
+    with device.ledger.during("parameters"):
+        policies = build_policy(config)
+        for policy in policies:
+            policy.temperature = config.rollout.temperature
+    parameters = sum(parameter.numel() for policy in policies for parameter in policy.parameters())
+    if case.stage == "score":
+        return Rehearsed(parameters, *_score(case, config, device, policies))
+    with device.ledger.during("gradients"):
+        chunks = wrap_data_parallel(policies, config)
+    with device.ledger.during("optimizer"):
+        state = TrainState(chunks, build_optimizer(chunks, config), Schedule(config), 0, config)
+    return Rehearsed(parameters, *_STAGES[case.stage](case, state, device))
+
+
+Outcome = tuple[int, dict[str, Any]]
+"""(micro-batches on this rank, notes)."""
+
+
+def _grpo(case: Case, state: TrainState, device: FakeDevice) -> Outcome:
+    config, ledger = state.config, device.ledger
+    batch = batches.sequences(config, case.sequence, case.micro_batches * config.training.updates_per_batch)
+    with ledger.during("log-probs"):
+        reference = ReferenceWeights(state) if config.grpo.kl_coefficient > 0 else None
+        _expect_activations(device, config, batches.first_micro_batch(batch, config))
+        updates = prepare_updates(state, batch, config, reference)
+    run = PolicyUpdates(state, config)
+    with ledger.during("forward+backward"):
+        run.add(updates, last=True)
+    with ledger.during("step"):
+        losses = run.finish()
+    return sum(len(update.micro_batches) for update in updates), {"metrics": sorted(losses[0])}
+
+
+def _language_modeling(case: Case, state: TrainState, device: FakeDevice) -> Outcome:
+    config, ledger = state.config, device.ledger
+    batch = batches.supervised(
+        config, case.sequence, case.micro_batches, prompt=1 if case.stage == "pretrain" else None
+    )
+    task = LanguageModeling(_NoData(), {}, config.training.z_loss)
+    micro_batches = task.micro_batches(batch, config)
+    _expect_activations(device, config, micro_batches[0])
+    with ledger.during("forward+backward"):
+        train_step(
+            state,
+            micro_batches,
+            task.objective(batch),
+            batch.denominator,
+            task.token_loss,
+            accept=lambda _loss, _norm: True,
+        )
+    with ledger.during("forward"):
+        forward_metrics(state, micro_batches, task.objective(batch))
+    return len(micro_batches), {}
+
+
+def _reward_model(case: Case, state: TrainState, device: FakeDevice) -> Outcome:
+    config = state.config
+    batch = batches.pairs(config, case.sequence, case.micro_batches)
+    task = PairTask(config.reward_model, _NoData(), (), rendering=None)  # type: ignore[arg-type]
+    micro_batches = task.micro_batches(batch, config)
+    _expect_activations(device, config, micro_batches[0])
+    with device.ledger.during("forward+backward"):
+        train_step(state, micro_batches, task.objective(batch), batch.denominator, accept=lambda _loss, _norm: True)
+    return len(micro_batches), {}
+
+
+def _score(case: Case, config: Config, device: FakeDevice, policies: Sequence[Any]) -> Outcome:
+    batch = batches.sequences(config, case.sequence, case.micro_batches)
+    spans = batch.offsets.tolist()
+    rows = [
+        TokenRow(str(index), tuple(batch.tokens[start:end].tolist()), int(batch.prompt_lengths[index]))
+        for index, (start, end) in enumerate(pairwise(spans))
+    ]
+    _expect_activations(device, config, batches.first_micro_batch(batch, config))
+    with device.ledger.during("forward"):
+        values = compute_logprobs(policies, rows, config)
+    _require(all(logprobs.device.type == "cpu" for logprobs, _ in values), "log-probs must end in host memory")
+    return case.micro_batches, {}
+
+
+def _export(_case: Case, state: TrainState, device: FakeDevice) -> Outcome:
+    dtype = next(state.policies[0].parameters()).dtype
+    tensors = 0
+    with device.ledger.during("export"):
+        for name, tensor in stream_policy(state.chunks, dtype):
+            if tensor is not None:
+                _require(
+                    tensor.device.type == "cpu" and tensor.dtype == dtype, f"{name}: {tensor.device} {tensor.dtype}"
+                )
+                tensors += 1
+    return 0, {"tensors": tensors}
+
+
+def _buckets(_case: Case, state: TrainState, device: FakeDevice) -> Outcome:
+    """Packs what the engines get over NCCL, as `weight_sync.nccl` does on rank 0."""
+    dtype = next(state.policies[0].parameters()).dtype
+    plan = Buckets(tensor_shapes(state.config.architecture()), dtype, state.config.weight_sync.bucket_mib * MIB)
+    sizes: list[int] = []
+    with device.ledger.during("export"):
+        for bucket in plan.pack(stream_policy(state.chunks, dtype, device=DEVICE), DEVICE):
+            fits = bucket.device.type == "cuda" and bucket.dtype == torch.uint8 and bucket.is_contiguous()
+            _require(fits, f"a bucket of {bucket.dtype} on {bucket.device}")
+            sizes.append(bucket.numel())
+    return 0, {"buckets": len(sizes), "largest": max(sizes, default=0)}
+
+
+def _checkpoint(_case: Case, state: TrainState, device: FakeDevice) -> Outcome:
+    """Makes the state that a save writes, and the one that a load reads into."""
+    with device.ledger.during("checkpoint"):
+        saved, files = checkpoint.run_state(state, {})
+        model = checkpoint._model_state(state.policies)
+        state.optimizer.sharded_state_dict(model, is_loading=True, metadata=checkpoint._SHARDING)
+    return 0, {"entries": len(saved), "files": sorted(files)}
+
+
+_STAGES: dict[str, Callable[[Case, TrainState, FakeDevice], Outcome]] = {
+    "grpo": _grpo,
+    "sft": _language_modeling,
+    "pretrain": _language_modeling,
+    "reward_model": _reward_model,
+    "export": _export,
+    "buckets": _buckets,
+    "checkpoint": _checkpoint,
+}
+
+
+class _NoData:
+    """A source that is never asked: the batches are made here."""
+
+    total = None
+
+    def take(self, _cursor: int, _count: int) -> Any:
+        """Never called."""
+        raise AssertionError("a rehearsal makes its own batches")
+
+
+def _expect_activations(device: FakeDevice, config: Config, micro_batch: MicroBatch) -> None:
+    """Tells the device the shape of the activations that neighbours in the pipeline send: [T (/ TP), 1, H]."""
+    layout = config.parallel
+    shared = layout.tensor if layout.sequence else 1
+    device.arriving_shape = (micro_batch.tokens.numel() // shared, 1, config.architecture().hidden_size)
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise RehearsalError(what)

@@ -1,0 +1,50 @@
+"""What the tests rehearse: every layout with a GRPO step, every stage in some layout, and planted faults."""
+
+from __future__ import annotations
+
+from megatron_lwz.rehearsal.case import Case
+from megatron_lwz.rehearsal.small import BY_NAME, LAYOUTS
+
+_ALL, _TP2 = BY_NAME["TP2 CP2 PP2 DP2 overlap full"], BY_NAME["TP2"]
+_SEQUENCES = {"ratio": "sequence", "mismatch": "sequence", "kl_coefficient": 0.1, "entropy_coefficient": 0.01}
+
+LAYOUT_CASES = [layout.case("grpo", rank) for layout in LAYOUTS for rank in layout.ranks]
+STAGE_CASES = [
+    BY_NAME["CP2"].case("grpo", 1, "by sequence", grpo=_SEQUENCES, training={"updates_per_batch": 2}),
+    _TP2.case("sft", 0),
+    _TP2.case("reward_model", 0),
+    _TP2.case("buckets", 0),
+    _TP2.case("checkpoint", 0),
+    _ALL.case("pretrain", 15),
+    _ALL.case("score", 0),
+    _ALL.case("export", 0),
+]
+CASES = [*LAYOUT_CASES, *STAGE_CASES]
+
+FAULTS = {
+    "host_tensor_in_an_operation": r"two different devices|at least two devices",
+    "host_tensor_in_a_kernel": r"kernel grpo_loss\.token_loss, argument weights: a host tensor",
+    "wrong_dtype_in_a_kernel": r"kernel layers\.rotate_heads, argument cos: torch\.bfloat16 must be torch\.float32",
+    "wrong_dtype_in_a_product": r"a product of torch\.float32 and torch\.bfloat16",
+    "wrong_grid": r"kernel layers\.swiglu_forward: grid \(512, 1, 1\) must be \(512, 2, 1\)",
+    "missing_argument": r"kernel layers\.swiglu_forward: argument BLOCK is missing",
+}
+"""Function of faults.py → what the rehearsal must say."""
+
+
+def with_fault(name: str) -> Case:
+    """The smallest case, with a fault of faults.py in the product."""
+    case = BY_NAME["one GPU"].case("grpo", 0)
+    return Case(f"fault {name}", case.config, fault=f"tests.rehearsal.faults:{name}")
+
+
+FAULT_CASES = [with_fault(name) for name in (*FAULTS, "extra_wait")]
+
+ENGINE_CASES = [
+    BY_NAME["one GPU"].case("grpo", 0),
+    _TP2.case("sft", 0),
+    BY_NAME["PP2"].case("grpo", 1),
+    _TP2.case("buckets", 0),
+    _TP2.case("checkpoint", 0),
+]
+"""With Transformer Engine's layers, attention and Adam."""

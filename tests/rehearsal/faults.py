@@ -1,0 +1,71 @@
+"""Faults that a case plants into the product before its stage runs (`Case.fault`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from megatron_lwz.kernels.layers import triton as layers
+from megatron_lwz.models import attention
+from megatron_lwz.training import step
+
+
+def _leave_on_host(name: str) -> None:
+    move = step._to_device
+    step._to_device = lambda micro: dataclasses.replace(move(micro), **{name: getattr(micro, name)})
+
+
+def host_tensor_in_an_operation(_device: Any) -> None:
+    """The tokens stay on the host, the embedding is on the GPU."""
+    _leave_on_host("tokens")
+
+
+def host_tensor_in_a_kernel(_device: Any) -> None:
+    """The loss weights stay on the host; only a kernel reads them."""
+    _leave_on_host("weights")
+
+
+def wrong_dtype_in_a_kernel(_device: Any) -> None:
+    """The cosines arrive as bf16; the kernel would read two of them as one number."""
+    turn = layers._turn
+    layers._turn = lambda query, key, cos, sin, **rest: turn(query, key, cos.bfloat16(), sin, **rest)
+
+
+def wrong_dtype_in_a_product(_device: Any) -> None:
+    """A factor of the output layer is fp32, the other bf16."""
+    from megatron_lwz.kernels.linear_logprob import head
+
+    multiply = head.multiply
+    head.multiply = lambda a, b, out: multiply(a.float(), b, out)
+
+
+def wrong_grid(_device: Any) -> None:
+    """SwiGLU covers the first block of columns only."""
+    layers._column_grid = lambda out: (out.numel() // out.shape[-1],)
+    layers._COLUMNS = 256
+
+
+def missing_argument(_device: Any) -> None:
+    """A launch forgets what the kernel gained last."""
+    kernels = layers.kernels
+    whole = kernels.swiglu_forward
+
+    class Forgetful:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *arguments: whole[grid](*arguments[:-1])
+
+    kernels.swiglu_forward = Forgetful()
+
+
+def extra_wait(_device: Any) -> None:
+    """Every layer reads a number back from the GPU, as a check for NaN would."""
+    attend = attention.attend_pieces
+
+    def checked(*args: Any, **kwargs: Any) -> torch.Tensor:
+        out = attend(*args, **kwargs)
+        assert out.sum().item() > float("-inf")
+        return out
+
+    attention.attend_pieces = checked
