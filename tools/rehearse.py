@@ -109,7 +109,7 @@ def run(cases: Sequence[Case]) -> list[Report]:
     """Rehearses the cases, with a line for each on stderr."""
     found = []
     for report in rehearse(cases) if cases else ():
-        print(f"{report.seconds:7.1f} s  {report.name}  {report.error or 'passed'}", file=sys.stderr)
+        print(f"{report.seconds:7.1f} CPU s  {report.name}  {report.error or 'passed'}", file=sys.stderr)
         found.append(report)
     return found
 

@@ -60,6 +60,7 @@ class Report:
     micro_batches: int = 0
     notes: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    """Processor time."""
 
     def waits_in(self, *phases: str) -> int:
         """Returns the number of waits in these phases; in all without arguments."""

@@ -105,7 +105,7 @@ class FakeDevice(TorchDispatchMode):
             return self._read_scalar(args[0])
         if not fakes and not _names_device(kwargs):
             return self._on_host(func, args, kwargs, tensors)
-        if func in _INDEXING:
+        if func in _INDEXING and not _is_masked_fill(func, args):
             args = (args[0], self._without_masks(args[0], args[1]), *args[2:])
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         self._count_waits(func, args, kwargs)
@@ -152,6 +152,17 @@ class FakeDevice(TorchDispatchMode):
         raise RehearsalError(
             f"the host reads an integer whose value the rehearsal does not know, {tuple(tensor.shape)}"
         )
+
+    def to_list(self, tensor: Tensor) -> Any:
+        """Returns `tensor.tolist()`, which copies a tensor of the device to the host once."""
+        if tensor.device.type == "cuda":
+            self.ledger.wait("tolist")
+        value = self.content(tensor)
+        if value is None and not tensor.dtype.is_floating_point:
+            raise RehearsalError(
+                f"the host reads integers whose values the rehearsal does not know, {tuple(tensor.shape)}"
+            )
+        return _real(lambda: (torch.ones(tensor.shape) if value is None else value).tolist(), (), {})
 
     def _without_masks(self, target: Tensor, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Replaces boolean indices by positions, as a GPU does, which makes the host wait; host indices do too."""
@@ -253,37 +264,12 @@ class FakeDevice(TorchDispatchMode):
         self.ledger.allocated(-self._live.pop(key), on_device=on_device)
 
 
-def keep_modules_in_place() -> None:
-    """Makes `Module.to(device)` return a module as it is when it lies there already.
-
-    It would give each parameter itself as new data, which FakeTensors that are referenced weakly (by FakeTensorMode)
-    refuse.
-    """
-    move = torch.nn.Module.to
-
-    def to(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        held = [*module.parameters(), *module.buffers()]
-        if dtype is None and device is not None and all(tensor.device.type == device.type for tensor in held):
-            return module
-        return move(module, *args, **kwargs)
-
-    torch.nn.Module.to = to  # type: ignore[method-assign,assignment]
-
-
-def read_lists_one_by_one() -> None:
-    """Makes `torch.tensor` of a list that holds tensors read each of them, in sight of the device.
-
-    torch reads them on the device one by one too, each with a wait, but below the reach of dispatch modes.
-    """
-    make = torch.tensor
-
-    def tensor(data: Any, **kwargs: Any) -> Tensor:
-        if not isinstance(data, Tensor) and any(isinstance(leaf, FakeTensor) for leaf in tree_leaves(data)):
-            data = tree_map(lambda leaf: leaf.item() if isinstance(leaf, Tensor) else leaf, data)
-        return make(data, **kwargs)
-
-    torch.tensor = tensor
+def _is_masked_fill(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether this is `tensor[mask] = number`, which torch computes in one launch, without positions."""
+    if func is aten.index.Tensor or (len(args) > 3 and args[3]):  # accumulating needs positions
+        return False
+    masks = [index for index in args[1] if index is not None]
+    return len(masks) == 1 and masks[0].dtype == torch.bool and args[2].numel() == 1
 
 
 def _names_device(kwargs: Mapping[str, Any]) -> bool:

@@ -9,10 +9,10 @@ import warnings
 
 from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import launch
-from megatron_lwz.rehearsal import cuda, engine, launches, world
+from megatron_lwz.rehearsal import corrections, cuda, engine, launches, world
 from megatron_lwz.rehearsal.case import Case, Report, WaitRow
 from megatron_lwz.rehearsal.contracts import CONTRACTS
-from megatron_lwz.rehearsal.device import FakeDevice, keep_modules_in_place, read_lists_one_by_one
+from megatron_lwz.rehearsal.device import FakeDevice
 from megatron_lwz.rehearsal.ledger import Ledger
 from megatron_lwz.rehearsal.stages import Rehearsed, run_stage
 
@@ -22,7 +22,7 @@ _TOLD = {"loss": 1.0, "tokens": 1.0}
 
 def rehearse_here(case: Case) -> Report:
     """Returns what was counted. An error of the case is in the report, not raised."""
-    started, ledger = time.perf_counter(), Ledger()
+    started, ledger = time.process_time(), Ledger()
     cuda.count_into(ledger)
     engine.count_into(ledger)
     error, detail, found = None, "", Rehearsed(0)
@@ -44,7 +44,7 @@ def rehearse_here(case: Case) -> Report:
         waits=tuple(sorted(waits, key=lambda row: (row.phase, row.place, row.line))),
         micro_batches=found.micro_batches,
         notes=found.notes or {},
-        seconds=time.perf_counter() - started,
+        seconds=time.process_time() - started,
     )
 
 
@@ -53,8 +53,7 @@ def _run(case: Case, device: FakeDevice) -> Rehearsed:
     config.check_layout(case.world)
     warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # asked for its alignment
     launches.install(device, CONTRACTS)
-    keep_modules_in_place()
-    read_lists_one_by_one()
+    corrections.install(device)
     world.join(case.rank, case.world, told=_TOLD)
     with device:
         launch.initialize(config)

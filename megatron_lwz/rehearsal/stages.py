@@ -19,11 +19,11 @@ from megatron_lwz.rehearsal.cuda import DEVICE
 from megatron_lwz.rehearsal.device import FakeDevice, RehearsalError
 from megatron_lwz.training import checkpoint
 from megatron_lwz.training.grpo_update import PolicyUpdates, prepare_updates
-from megatron_lwz.training.optimizer import Schedule, build_optimizer, wrap_data_parallel
+from megatron_lwz.training.optimizer import Schedule, build_optimizer, parts, wrap_data_parallel
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.reward_model import PairTask
 from megatron_lwz.training.state import TrainState
-from megatron_lwz.training.step import forward_metrics, train_step
+from megatron_lwz.training.step import AccumulatingStep, LossFn, TokenLossFn, forward_metrics
 from megatron_lwz.training.supervised import LanguageModeling
 from megatron_lwz.training.token_logprobs import TokenRow, compute_logprobs
 from megatron_lwz.training.weight_sync.buckets import Buckets
@@ -58,7 +58,16 @@ def run_stage(case: Case, config: Config, device: FakeDevice) -> Rehearsed:
         chunks = wrap_data_parallel(policies, config)
     with device.ledger.during("optimizer"):
         state = TrainState(chunks, build_optimizer(chunks, config), Schedule(config), 0, config)
+        _choose_as_on_a_gpu(state)
     return Rehearsed(parameters, *_STAGES[case.stage](case, state, device))
+
+
+def _choose_as_on_a_gpu(state: TrainState) -> None:
+    """Makes torch's Adam update all tensors at once, with temporary copies: its choice for tensors of a GPU, not fake."""
+    for part in parts(state.optimizer):
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            for group in part.optimizer.param_groups:
+                group["foreach"] = True
 
 
 Outcome = tuple[int, dict[str, Any]]
@@ -88,15 +97,7 @@ def _language_modeling(case: Case, state: TrainState, device: FakeDevice) -> Out
     task = LanguageModeling(_NoData(), {}, config.training.z_loss)
     micro_batches = task.micro_batches(batch, config)
     _expect_activations(device, config, micro_batches[0])
-    with ledger.during("forward+backward"):
-        train_step(
-            state,
-            micro_batches,
-            task.objective(batch),
-            batch.denominator,
-            task.token_loss,
-            accept=lambda _loss, _norm: True,
-        )
+    _optimizer_step(state, micro_batches, task.objective(batch), batch.denominator, task.token_loss, device)
     with ledger.during("forward"):
         forward_metrics(state, micro_batches, task.objective(batch))
     return len(micro_batches), {}
@@ -108,9 +109,24 @@ def _reward_model(case: Case, state: TrainState, device: FakeDevice) -> Outcome:
     task = PairTask(config.reward_model, _NoData(), (), rendering=None)  # type: ignore[arg-type]
     micro_batches = task.micro_batches(batch, config)
     _expect_activations(device, config, micro_batches[0])
-    with device.ledger.during("forward+backward"):
-        train_step(state, micro_batches, task.objective(batch), batch.denominator, accept=lambda _loss, _norm: True)
+    _optimizer_step(state, micro_batches, task.objective(batch), batch.denominator, task.token_loss, device)
     return len(micro_batches), {}
+
+
+def _optimizer_step(
+    state: TrainState,
+    micro_batches: Sequence[MicroBatch],
+    loss: LossFn,
+    denominator: int,
+    token_loss: TokenLossFn | None,
+    device: FakeDevice,
+) -> None:
+    """Works like `train_step`, in two phases."""
+    step = AccumulatingStep(state)
+    with device.ledger.during("forward+backward"):
+        step.add(micro_batches, loss, token_loss, last=True)
+    with device.ledger.during("step"):
+        step.finish(denominator, accept=lambda _loss, _norm: True)
 
 
 def _score(case: Case, config: Config, device: FakeDevice, policies: Sequence[Any]) -> Outcome:

@@ -68,7 +68,7 @@ def test_recomputation_saves_memory(reports: dict[str, Report]) -> None:
 PER_PACK = {
     "megatron_lwz/kernels/linear_logprob/problem.py:make_problem": 1,  # which rows have a label
     "megatron_lwz/models/attention.py:plan_pieces": 1,  # where segments begin
-    "megatron_lwz/kernels/linear_logprob/rows.py:cut": 3,  # rows of each rank under sequence parallelism
+    "megatron_lwz/kernels/linear_logprob/rows.py:cut": 2,  # rows of each rank under sequence parallelism
 }
 """Place → the most often that it may wait in the forward and backward pass of a pack, without a pipeline."""
 

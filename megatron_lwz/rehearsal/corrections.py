@@ -1,0 +1,53 @@
+"""Where torch's FakeTensors behave unlike tensors of a GPU, outside the reach of a dispatch mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from megatron_lwz.rehearsal.device import FakeDevice
+
+
+def install(device: FakeDevice) -> None:
+    """Corrects them for the rest of the process."""
+    _keep_modules_in_place()
+    _read_lists_as_torch_does(device)
+
+
+def _keep_modules_in_place() -> None:
+    """Makes `Module.to(device)` return a module as it is when it lies there already.
+
+    It would give each parameter itself as new data, which FakeTensors that are referenced weakly (by FakeTensorMode)
+    refuse.
+    """
+    move = torch.nn.Module.to
+
+    def to(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        held = [*module.parameters(), *module.buffers()]
+        if dtype is None and device is not None and all(tensor.device.type == device.type for tensor in held):
+            return module
+        return move(module, *args, **kwargs)
+
+    torch.nn.Module.to = to  # type: ignore[method-assign,assignment]
+
+
+def _read_lists_as_torch_does(device: FakeDevice) -> None:
+    """Makes `tolist` read a tensor at once, and `torch.tensor` of a list that holds tensors read each of them.
+
+    FakeTensor's own `tolist` reads number by number, which torch does not. `torch.tensor` does, with a wait for each,
+    but below the reach of dispatch modes.
+    """
+    make = torch.tensor
+    FakeTensor.tolist = lambda self: device.to_list(self)  # type: ignore[method-assign]
+
+    def tensor(data: Any, **kwargs: Any) -> Tensor:
+        if not isinstance(data, Tensor) and any(isinstance(leaf, FakeTensor) for leaf in tree_leaves(data)):
+            data = tree_map(lambda leaf: leaf.item() if isinstance(leaf, Tensor) else leaf, data)
+        return make(data, **kwargs)
+
+    torch.tensor = tensor
