@@ -24,6 +24,8 @@ from megatron_lwz.rehearsal.device import RehearsalError
 from megatron_lwz.rehearsal.ledger import Ledger
 
 EXTENSION = "transformer_engine_torch"
+_ONNX = "transformer_engine.pytorch.onnx_extensions"
+"""A module that needs packages for the export to ONNX; no layer calls it."""
 _ledger: Ledger | None = None
 
 
@@ -84,7 +86,7 @@ def install(folder: Path) -> None:
         setattr(extension, name, lambda *_, value=value, **__: value)
     backends = extension.NVTE_Fused_Attn_Backend
     extension.get_fused_attn_backend = lambda *_, **__: backends.NVTE_F16_arbitrary_seqlen
-    sys.modules[EXTENSION] = extension
+    sys.modules |= {EXTENSION: extension, _ONNX: _Extension(_ONNX)}
     importlib.import_module("transformer_engine.common").load_framework_extension = lambda _: None
 
 
