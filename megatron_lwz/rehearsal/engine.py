@@ -88,6 +88,8 @@ def install(folder: Path) -> None:
     extension.get_fused_attn_backend = lambda *_, **__: backends.NVTE_F16_arbitrary_seqlen
     sys.modules |= {EXTENSION: extension, _ONNX: _Extension(_ONNX)}
     importlib.import_module("transformer_engine.common").load_framework_extension = lambda _: None
+    # `import *` has taken the names that the stand-in had by then.
+    importlib.import_module("transformer_engine.pytorch.cpp_extensions").__getattr__ = extension.__getattr__
 
 
 def count_into(ledger: Ledger) -> None:

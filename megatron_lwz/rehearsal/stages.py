@@ -170,11 +170,14 @@ def _buckets(_case: Case, state: TrainState, device: FakeDevice) -> Outcome:
 
 
 def _checkpoint(_case: Case, state: TrainState, device: FakeDevice) -> Outcome:
-    """Makes the state that a save writes, and the one that a load reads into."""
+    """Makes the state that a load reads into, as at a start, and after a step the one that a save writes."""
     with device.ledger.during("checkpoint"):
-        saved, files = checkpoint.run_state(state, {})
         model = checkpoint._model_state(state.policies)
         state.optimizer.sharded_state_dict(model, is_loading=True, metadata=checkpoint._SHARDING)
+    with device.ledger.during("step"):
+        state.optimizer.step()
+    with device.ledger.during("checkpoint"):
+        saved, files = checkpoint.run_state(state, {})
     return 0, {"entries": len(saved), "files": sorted(files)}
 
 
