@@ -33,7 +33,8 @@ def _keep_modules_in_place() -> None:
             return module
         return move(module, *args, **kwargs)
 
-    torch.nn.Module.to = to  # type: ignore[method-assign,assignment]
+    modules: Any = torch.nn.Module
+    modules.to = to
 
 
 def _read_lists_as_torch_does(device: FakeDevice) -> None:
@@ -43,11 +44,13 @@ def _read_lists_as_torch_does(device: FakeDevice) -> None:
     but below the reach of dispatch modes.
     """
     make = torch.tensor
-    FakeTensor.tolist = lambda self: device.to_list(self)  # type: ignore[method-assign]
+    fake: Any = FakeTensor
+    fake.tolist = lambda self: device.to_list(self)
 
     def tensor(data: Any, **kwargs: Any) -> Tensor:
         if not isinstance(data, Tensor) and any(isinstance(leaf, FakeTensor) for leaf in tree_leaves(data)):
             data = tree_map(lambda leaf: leaf.item() if isinstance(leaf, Tensor) else leaf, data)
         return make(data, **kwargs)
 
-    torch.tensor = tensor
+    namespace: Any = torch
+    namespace.tensor = tensor

@@ -124,9 +124,10 @@ def install() -> None:
     for name, kind in (("Stream", Stream), ("Event", Event)):
         setattr(torch.cuda, name, kind)
     torch.cuda.default_generators = (torch.default_generator,)
-    torch._C._cuda_getDevice = lambda: 0  # type: ignore[attr-defined]
-    torch._C._cuda_setDevice = lambda *_: None  # type: ignore[attr-defined]
-    torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]  # torch.tensor(…, device="cuda"): made on the host, then copied
+    binding: Any = torch._C
+    binding._cuda_getDevice = lambda: 0
+    binding._cuda_setDevice = lambda *_: None
+    binding._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device="cuda"): made on the host, then copied
 
 
 def count_into(ledger: Ledger) -> None:

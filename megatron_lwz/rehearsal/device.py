@@ -49,7 +49,7 @@ class _Shapes(FakeTensorMode):
     """FakeTensorMode that takes `cuda` as a device without a driver: it would else compute constants on it."""
 
     @property
-    def avoid_device_init(self) -> bool:  # type: ignore[override]
+    def avoid_device_init(self) -> bool:
         """Always."""
         return True
 
@@ -63,7 +63,7 @@ class FakeDevice(TorchDispatchMode):
         self.arriving_shape: Sequence[int] | None = None
         """Shape of the activations that other pipeline stages send: the content of the messages that announce them."""
         self._fake = _Shapes(allow_non_fake_inputs=True)
-        self._content: Mapping[Tensor, Tensor] = WeakIdKeyDictionary()
+        self._content: Any = WeakIdKeyDictionary()  # Tensor → its values, a CPU tensor
         self._overwritten: set[int] = set()
         self._live: dict[int, int] = {}
 
@@ -231,7 +231,7 @@ class FakeDevice(TorchDispatchMode):
             return tree_map(lambda leaf: self._with_content(leaf, device) if isinstance(leaf, Tensor) else leaf, found)
         for leaf, value in zip(tree_leaves(out), tree_leaves(found), strict=True):
             if isinstance(leaf, FakeTensor) and isinstance(value, Tensor):
-                self._content[leaf] = value  # type: ignore[index]
+                self._content[leaf] = value
         return out
 
     def _with_content(self, value: Tensor, device: torch.device) -> Tensor:
@@ -240,14 +240,14 @@ class FakeDevice(TorchDispatchMode):
             return value
         with self._fake:
             made = torch.empty(value.shape, dtype=value.dtype, device=device)
-        self._content[made] = value  # type: ignore[index]
+        self._content[made] = value
         return made
 
     def _announce(self, received: Sequence[Tensor]) -> None:
         """Fills in the shapes that a pipeline stage sends ahead of its activations."""
         for tensor in received:
             if tensor.dtype == torch.int64 and self.arriving_shape is not None:
-                self._content[tensor] = _real(torch.tensor, (self.arriving_shape,), {})  # type: ignore[index]
+                self._content[tensor] = _real(torch.tensor, (self.arriving_shape,), {})
 
     def _count_memory(self, tensor: FakeTensor) -> None:
         storage = tensor.untyped_storage()

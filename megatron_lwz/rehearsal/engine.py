@@ -7,6 +7,7 @@ raise when they are called. bf16 without fp8, without context parallelism.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import importlib
 import sys
@@ -24,6 +25,7 @@ from megatron_lwz.rehearsal.device import RehearsalError
 from megatron_lwz.rehearsal.ledger import Ledger
 
 EXTENSION = "transformer_engine_torch"
+_DOT_PRODUCT = "transformer_engine.pytorch.attention.dot_product_attention"
 _ONNX = "transformer_engine.pytorch.onnx_extensions"
 """A module that needs packages for the export to ONNX; no layer calls it."""
 _ledger: Ledger | None = None
@@ -43,6 +45,15 @@ class DType(enum.IntEnum):
     kFloat8E5M2 = 8
     kFloat8E8M0 = 9
     kFloat4E2M1 = 10
+
+
+class _Attention(enum.IntEnum):
+    """The extension's kernels of fused attention. Ours is always the one for bf16 and any length."""
+
+    NVTE_No_Backend = -1
+    NVTE_F16_max512_seqlen = 0
+    NVTE_F16_arbitrary_seqlen = 1
+    NVTE_FP8 = 2
 
 
 _DTYPES = {DType.kFloat32: torch.float32, DType.kFloat16: torch.float16, DType.kBFloat16: torch.bfloat16}
@@ -77,19 +88,26 @@ def install(folder: Path) -> None:
     The environment must have NVTE_PROJECT_BUILDING=1, so that it loads no library of CUDA.
     """
     sys.path.insert(0, str(folder))
-    extension = _Extension(EXTENSION)
+    extension: Any = _Extension(EXTENSION)
     extension.__spec__ = ModuleSpec(EXTENSION, None)
     extension.DType = DType
     for name, function in _FUNCTIONS.items():
         setattr(extension, name, _counted(name, function))
     for name, value in _ANSWERS.items():
         setattr(extension, name, lambda *_, value=value, **__: value)
-    backends = extension.NVTE_Fused_Attn_Backend
-    extension.get_fused_attn_backend = lambda *_, **__: backends.NVTE_F16_arbitrary_seqlen
+    extension.NVTE_Fused_Attn_Backend = _Attention
     sys.modules |= {EXTENSION: extension, _ONNX: _Extension(_ONNX)}
-    importlib.import_module("transformer_engine.common").load_framework_extension = lambda _: None
-    # `import *` has taken the names that the stand-in had by then.
-    importlib.import_module("transformer_engine.pytorch.cpp_extensions").__getattr__ = extension.__getattr__
+    common: Any = importlib.import_module("transformer_engine.common")
+    common.load_framework_extension = lambda _: None
+    functions: Any = importlib.import_module("transformer_engine.pytorch.cpp_extensions")
+    functions.__getattr__ = extension.__getattr__  # its `import *` took only what the stand-in had by then
+    _take_fakes_for_tensors(importlib.import_module(f"{_DOT_PRODUCT}.utils"))
+
+
+def _take_fakes_for_tensors(utils: Any) -> None:
+    """Fused attention is chosen for the type torch.Tensor itself, and FakeTensor is a class derived from it."""
+    choose = utils.get_attention_backend
+    utils.get_attention_backend = lambda params: choose(dataclasses.replace(params, qkv_type=Tensor))
 
 
 def count_into(ledger: Ledger) -> None:
@@ -209,6 +227,7 @@ _ANSWERS = {
     "get_cublasLt_version": 130000,
     "get_cudnn_version": 91900,
     "get_num_cublas_streams": 4,
+    "get_fused_attn_backend": _Attention.NVTE_F16_arbitrary_seqlen,
     "get_stream_priority_range": (0, -5),
     "ubuf_built_with_mpi": False,
     "device_supports_multicast": False,

@@ -106,7 +106,8 @@ def _language_modeling(case: Case, state: TrainState, device: FakeDevice) -> Out
 def _reward_model(case: Case, state: TrainState, device: FakeDevice) -> Outcome:
     config = state.config
     batch = batches.pairs(config, case.sequence, case.micro_batches)
-    task = PairTask(config.reward_model, _NoData(), (), rendering=None)  # type: ignore[arg-type]
+    nothing: Any = _NoData()
+    task = PairTask(config.reward_model, nothing, (), rendering=nothing)
     micro_batches = task.micro_batches(batch, config)
     _expect_activations(device, config, micro_batches[0])
     _optimizer_step(state, micro_batches, task.objective(batch), batch.denominator, task.token_loss, device)

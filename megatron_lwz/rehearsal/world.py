@@ -43,8 +43,9 @@ def join(rank: int, world: int, *, told: Any = None) -> None:
     def one_by_one(*_: Any, **__: Any) -> Iterator[_Done]:
         yield _Done()  # the collectives of the block run singly: coalesced ones have no FakeTensor form
 
-    buckets = importlib.import_module("megatron.core.distributed.param_and_grad_buffer")
-    buckets._coalescing_manager = one_by_one  # type: ignore[attr-defined]
-    dist.new_group = fake_group  # type: ignore[assignment]
-    dist.all_gather_object = gather_objects  # type: ignore[assignment]
+    buckets: Any = importlib.import_module("megatron.core.distributed.param_and_grad_buffer")
+    buckets._coalescing_manager = one_by_one
+    distributed: Any = dist
+    distributed.new_group = fake_group
+    distributed.all_gather_object = gather_objects
     exchange.broadcast_json = broadcast_json
