@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -93,7 +94,7 @@ def main() -> int:
     failed = [report for found in reports for report in found if report.error]
     for report in failed:
         print(f"\n{report.name}\n{report.detail or report.error}", file=sys.stderr)
-    text = page(*reports, command=" ".join(["python", "tools/rehearse.py", *sys.argv[1:]]))
+    text = page(*reports, command=shlex.join(["python", "tools/rehearse.py", *sys.argv[1:]]))
     if options.page:
         options.page.write_text(text, encoding="utf-8")
     print(text)

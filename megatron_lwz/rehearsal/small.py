@@ -35,8 +35,8 @@ class Layout:
         }
         for name, section in sections.items():
             config[name] = {**config.get(name, {}), **section}
-        name = [stage, self.name, *([f"rank {rank}"] if self.world > 1 else []), *([label] if label else [])]
-        return Case(" ".join(name), config, stage, self.world, rank)
+        parts = [stage, self.name, *([f"rank {rank}"] if self.world > 1 else []), *([label] if label else [])]
+        return Case(" ".join(parts), config, stage, self.world, rank)
 
 
 LAYOUTS = (

@@ -40,11 +40,5 @@ def with_fault(name: str) -> Case:
 
 FAULT_CASES = [with_fault(name) for name in (*FAULTS, "extra_wait")]
 
-ENGINE_CASES = [
-    BY_NAME["one GPU"].case("grpo", 0),
-    _TP2.case("sft", 0),
-    BY_NAME["PP2"].case("grpo", 1),
-    _TP2.case("buckets", 0),
-    _TP2.case("checkpoint", 0),
-]
-"""With Transformer Engine's layers, attention and Adam."""
+ENGINE_CASES = [_TP2.case("buckets", 0), _TP2.case("checkpoint", 0)]
+"""With Transformer Engine's layers and Adam."""

@@ -1,4 +1,4 @@
-"""The same with Transformer Engine: its real Python and Megatron's wrappers, over a stand-in for its extension."""
+"""The state of a model with Transformer Engine: its real Python and Megatron's wrappers, over a stand-in extension."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from megatron_lwz.errors import EnvironmentSetupError
 from megatron_lwz.rehearsal import shim
 from megatron_lwz.rehearsal.case import Report
 from megatron_lwz.rehearsal.pool import rehearse
-from megatron_lwz.rehearsal.small import BY_NAME
 from tests.rehearsal.cases import ENGINE_CASES
 from tests.support.paths import ROOT
 
 ENGINE = ROOT / "build" / "transformer_engine"
-PACKS = 2
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +30,7 @@ def test_the_gpu_code_runs_with_transformer_engine(reports: dict[str, Report], n
     assert reports[name].error is None, reports[name].detail
 
 
-def test_layers_and_optimizer_are_transformer_engines(reports: dict[str, Report]) -> None:
-    """Four products per layer forward, eight backward; ours are the output layer and the loss."""
-    layers = BY_NAME["one GPU"].layers
-    launches = reports[ENGINE_CASES[0].name].launches
-    assert {name: count for name, count in launches.items() if not name.startswith("transformer_engine.")} == {
-        "linear_logprob.statistics": PACKS,
-        "grpo_loss.token_loss": PACKS,
-        "linear_logprob.gradient": PACKS,
-    }
-    assert launches["transformer_engine.generic_gemm"] == PACKS * layers * 12
-    assert (
-        launches["transformer_engine.fused_attn_fwd"] == launches["transformer_engine.fused_attn_bwd"] == PACKS * layers
-    )
-    assert launches["transformer_engine.rmsnorm_fwd"] == PACKS * (2 * layers + 1)
+def test_the_optimizer_is_transformer_engines(reports: dict[str, Report]) -> None:
+    launches = reports[ENGINE_CASES[1].name].launches
     assert launches["transformer_engine.multi_tensor_adam"] > 0
+    assert launches["transformer_engine.multi_tensor_l2norm"] == 1
