@@ -1,9 +1,9 @@
 """Continuous batching on the policy's own Megatron model: prompts are computed once, then all sequences step together.
 
 The model's own modules do the computation (embedding, norms, linear layers, output layer), so engine and trainer share
-weights and kernels. Written here are attention over cached keys and values, and, on a CPU, products with few tokens. One rank (no tensor or pipeline
-parallelism). Shape legend: T tokens of a pass, H hidden, G key-value heads, Q query heads per key-value head, D head
-dimension, V true vocabulary.
+weights and kernels. Written here are attention over cached keys and values, and, on a CPU, products with few tokens.
+One rank (no tensor or pipeline parallelism). Shape legend: T tokens of a pass, H hidden, G key-value heads, Q query
+heads per key-value head, D head dimension, V true vocabulary.
 """
 
 from __future__ import annotations
