@@ -57,7 +57,12 @@ def render(prompt: Prompt, style: Style = "paper") -> str:
     turn = render_turn(prompt.text)
     if style == "bare":
         return turn
-    return f"{_INSTRUCTIONS[detect_language(prompt.text), prompt.template]}\n{turn}"
+    return f"{instruction(prompt)}\n{turn}"
+
+
+def instruction(prompt: Prompt) -> str:
+    """Returns the instruction paragraph that the paper style puts before the question."""
+    return _INSTRUCTIONS[detect_language(prompt.text), prompt.template]
 
 
 def render_turn(question: str) -> str:
