@@ -86,7 +86,7 @@ def check(text, template, stop, quoted, cuts):
 
 
 @given(STRINGS, TEMPLATES, STOPS, QUOTED, CUTS)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_string_in_any_chunks_gets_one_verdict(text, template, stop, quoted, cuts):
     check(text, template, stop, quoted, cuts)
 
