@@ -147,7 +147,9 @@ class _FolderWriter(torch_checkpoint.FileSystemWriter):
         with (self.temporary / name).open("wb") as file:
             for item in plan.items:
                 begin = file.tell()
-                block = planner.resolve_data(item).detach().cpu()
+                block = planner.resolve_data(item)
+                assert isinstance(block, torch.Tensor), block  # checkpoints of this project hold no object entries
+                block = block.detach().cpu()
                 if block.untyped_storage().nbytes() != block.nbytes:  # a view: `save` writes all that it is a view of
                     block = block.clone()
                 torch.save(block, file)
