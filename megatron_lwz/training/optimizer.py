@@ -113,7 +113,7 @@ def parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
 def prime(optimizer: MegatronOptimizer) -> None:
     """Creates torch's Adam state, filled with zeros.
 
-    Without it Megatron's `state_dict` asserts on an optimizer that never stepped.
+    Without it an optimizer that never stepped has nothing to save, and nothing to load into.
     Fused Adams (Transformer Engine, Apex) keep no per-parameter `step`; they are left unchanged.
     """
     for part in parts(optimizer):
