@@ -136,7 +136,10 @@ class Held:
     begin: int
     """The first element of the range; the range of an optimizer that is not distributed is the whole parameter."""
     tensors: dict[str, torch.Tensor]
-    """`exp_avg`, `exp_avg_sq` and, if the optimizer holds the weights itself, `fp32_param`: each [elements]."""
+    """`exp_avg`, `exp_avg_sq` and the weights in fp32, if it keeps them: each [elements].
+
+    Megatron's names, as in all checkpoints: the weights are `param` of the distributed optimizer, `fp32_param` of others.
+    """
 
 
 def held(part: MegatronOptimizer) -> Iterator[Held]:
@@ -146,7 +149,6 @@ def held(part: MegatronOptimizer) -> Iterator[Held]:
         buckets = (bucket for maps in part.gbuf_ranges for found in maps.values() for bucket in found)
         for parameter, ranges in (item for bucket in buckets for item in bucket["param_map"].items()):
             tensors = part._get_main_param_and_optimizer_states(parameter)
-            tensors["fp32_param"] = tensors.pop("param")
             yield Held(parameter, ranges["param"].start, _flat(tensors))
         return
     groups = (zip(*pair, strict=True) for pair in _masters(part))
