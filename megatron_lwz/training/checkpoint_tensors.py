@@ -1,6 +1,6 @@
 """Which blocks of a checkpoint's tensors this rank writes, and which it reads: views of the state, without a copy.
 
-A checkpoint holds each weight under its name, and under `optimizer.state.<exp_avg | exp_avg_sq | param | fp32_param>.` + name
+A checkpoint holds each weight under its name, and under `optimizer.state.<exp_avg | …>.` + name (optimizer.py: Held)
 what the optimizer keeps of it, whole tensors that any layout cuts up in its own way. The ranks of a data-parallel group
 divide what they all hold: each writes its part of the weights, and of the state of an optimizer that is not distributed.
 """
