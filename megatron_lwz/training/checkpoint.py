@@ -80,7 +80,7 @@ def load_checkpoint(state: TrainState, folder: Path) -> dict[str, Any]:
     check_same_model(state.config.architecture(), folder)
     _read(weights_to_read(state.policies), folder)
     # After the weights: in fp32 both are the same memory, and the master is the exact one in a checkpoint of a bf16 run.
-    common = _read(optimizer_to_read(state.optimizer, state.policies), folder)
+    common = _read(optimizer_to_read(state.optimizer, state.policies, _stored_names(folder)), folder)
     set_adam_step(state.optimizer, _saved_adam_step(common["optimizer"]))
     state.step = int(record["step"])
     if record["layout"] == _layout(state.config):
@@ -140,11 +140,23 @@ def _read(tensors: Blocks, folder: Path) -> dict[str, Any]:
         with restricted():
             return dist_checkpointing.load({"tensors": wanted}, str(folder), validate_access_integrity=False)
     except _READ_ERRORS as error:
-        cause: BaseException = error
-        if isinstance(error, torch_checkpoint.CheckpointException):  # carries each failed rank's own error
-            cause = next(iter(error.failures.values()))[0]
-        reason = " ".join(str(cause).split())[:300]
-        raise CheckpointError(folder, f"cannot be read ({type(cause).__name__}: {reason})") from error
+        raise _unreadable(folder, error) from error
+
+
+def _stored_names(folder: Path) -> frozenset[str]:
+    """Returns the names of all tensors in a checkpoint. Raises CheckpointError."""
+    try:
+        with restricted():
+            return frozenset(torch_checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata)
+    except _READ_ERRORS as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: BaseException) -> CheckpointError:
+    if isinstance(error, torch_checkpoint.CheckpointException):  # carries each failed rank's own error
+        error = next(iter(error.failures.values()))[0]
+    reason = " ".join(str(error).split())[:300]
+    return CheckpointError(folder, f"cannot be read ({type(error).__name__}: {reason})")
 
 
 def _saved_adam_step(entry: dict[str, Any]) -> int:

@@ -7,7 +7,7 @@ divide what they all hold: each writes its part of the weights, and of the state
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,8 @@ class _Range:
     data: torch.Tensor
     begin: int = 0
     prefix: str = ""
+    repeats: bool = False
+    """Whether it is the fp32 weight itself, which the model's part of the checkpoint holds too."""
 
     def blocks(self) -> Iterator[ShardedTensor]:
         return blocks(self.place, self.data, self.begin, prefix=self.prefix)
@@ -48,10 +50,13 @@ def weights_to_write(policies: Sequence[PolicyModel]) -> Blocks:
     return [block for found in _own_part(_weights(policies)) for block in found.blocks()]
 
 
-def optimizer_to_read(optimizer: MegatronOptimizer, policies: Sequence[PolicyModel]) -> Blocks:
-    """Returns all that this rank's optimizer holds."""
+def optimizer_to_read(optimizer: MegatronOptimizer, policies: Sequence[PolicyModel], stored: Collection[str]) -> Blocks:
+    """Returns all that this rank's optimizer holds; fp32 weights only if the checkpoint has masters: its names are `stored`.
+
+    The masters of a bf16 run are exact, its weights are rounded.
+    """
     found = (found for part in parts(optimizer) for found in _states(part, policies))
-    return [block for one in found for block in one.blocks()]
+    return [block for one in found for block in one.blocks() if not one.repeats or block.key in stored]
 
 
 def optimizer_to_write(optimizer: MegatronOptimizer, policies: Sequence[PolicyModel]) -> Blocks:
@@ -60,7 +65,7 @@ def optimizer_to_write(optimizer: MegatronOptimizer, policies: Sequence[PolicyMo
     for part in parts(optimizer):
         states = _states(part, policies)
         own = states if isinstance(part, DistributedOptimizer) else _own_part(states)
-        found += [block for one in own if _is_main(one.place) for block in one.blocks()]
+        found += [block for one in own if _is_main(one.place) and not one.repeats for block in one.blocks()]
     return found
 
 
@@ -73,7 +78,8 @@ def _states(part: MegatronOptimizer, policies: Sequence[PolicyModel]) -> Iterato
     places = {id(place.data): place for place in _places(policies)}
     for found in held(part):
         for name, data in found.tensors.items():
-            yield _Range(places[id(found.parameter)], data, found.begin, f"optimizer.state.{name}.")
+            repeats = name == "param" and found.parameter.dtype == torch.float32
+            yield _Range(places[id(found.parameter)], data, found.begin, f"optimizer.state.{name}.", repeats)
 
 
 def _places(policies: Sequence[PolicyModel]) -> list[Any]:
