@@ -28,6 +28,7 @@ from megatron_lwz.models.attention import CausalAttention, PackedSelfAttention
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.norm import RMSNorm
 from megatron_lwz.models.reward_model import RewardModel
+from megatron_lwz.models.rotary import RotaryTable
 
 _log = logging.getLogger(__name__)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -156,7 +157,7 @@ def build_policy(config: Config) -> list[PolicyModel]:
     chunks = range(virtual) if virtual else [None]
     scalar = arch.head == "scalar"
     model: type[Any] = RewardModel if scalar else PolicyModel
-    return [
+    built = [
         model(
             settings,
             arch,
@@ -172,6 +173,9 @@ def build_policy(config: Config) -> list[PolicyModel]:
         ).to(platform.device())
         for chunk in chunks
     ]
+    for one in built:
+        one.rotary_pos_emb = RotaryTable(arch.head_size, arch.rope_theta, one.pg_collection.cp)
+    return built
 
 
 def _recompute(kind: str) -> dict[str, Any]:
