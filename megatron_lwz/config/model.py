@@ -61,7 +61,8 @@ class ModelSection(Section):
         description="the vocabulary is padded to a multiple of this many rows; independent of parallel.tensor, so that checkpoints can be resharded",
     )
     attention: Literal["auto", "transformer_engine", "flash", "torch"] = Field(
-        "auto", description="auto: Transformer Engine if installed with a GPU, else flash-attn, else torch"
+        "auto",
+        description="auto: Transformer Engine if there is a GPU and it can be imported, else flash-attn, else torch",
     )
     head: Head | None = Field(
         None, description="null: as in `hf` or `architecture`; train_reward_model always uses scalar"

@@ -6,6 +6,7 @@ decoupled and, as in Megatron-LM, does not apply to biases and norm weights.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,12 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 
 from megatron_lwz.config import Config
+from megatron_lwz.distributed import groups
 from megatron_lwz.models.logprobs import PolicyModel
+from megatron_lwz.training import multi_tensor
+from megatron_lwz.training.gradient_fusion import fuse_gradient_accumulation
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ def wrap_data_parallel(policies: list[PolicyModel], config: Config) -> list[Dist
     """Wraps this rank's model chunks for data parallelism. Gradients are summed, not averaged, over DP × CP.
 
     Megatron's schedules get no `finalize_model_grads_func`: gradients are finalised at the end of the step (`step.py`).
+    From here on the weights have fp32 gradient buffers, and layers that can add to them directly do so.
     """
     overlap = config.parallel.overlap
     settings = DistributedDataParallelConfig(
@@ -73,6 +80,9 @@ def wrap_data_parallel(policies: list[PolicyModel], config: Config) -> list[Dist
         DistributedDataParallel(policy.config, settings, policy, disable_bucketing=index > 0)
         for index, policy in enumerate(policies)
     ]
+    fused = fuse_gradient_accumulation(policies)
+    if groups.is_rank_zero():
+        _log.info("matrix products that add to the fp32 weight gradients: %s", ", ".join(fused) or "none")
     if overlap:
         contexts = [chunk.no_sync for chunk in chunks]
         for policy in policies:
@@ -83,6 +93,7 @@ def wrap_data_parallel(policies: list[PolicyModel], config: Config) -> list[Dist
 def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> MegatronOptimizer:
     """Builds Adam over the chunks' current weights. Load weights first: bf16 masters are copied from them."""
     section = config.optimizer
+    multi_tensor.install()
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -111,19 +122,18 @@ def parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
 
 
 def prime(optimizer: MegatronOptimizer) -> None:
-    """Creates torch's Adam state, filled with zeros.
+    """Creates Adam's state, filled with zeros, as its first step would.
 
-    Without it an optimizer that never stepped has nothing to save, and nothing to load into.
-    Fused Adams (Transformer Engine, Apex) keep no per-parameter `step`; they are left unchanged.
+    Without it an optimizer that never stepped has nothing to save, and nothing to load into. torch's Adam counts its
+    steps per parameter, the fused ones (Transformer Engine, Apex) per group.
     """
     for part in parts(optimizer):
-        if not isinstance(part.optimizer, torch.optim.AdamW):
-            continue
         for group in part.optimizer.param_groups:
             for parameter in group["params"]:
                 state = part.optimizer.state[parameter]
                 if not state:
-                    state["step"] = torch.tensor(0.0)
+                    if isinstance(part.optimizer, torch.optim.AdamW):
+                        state["step"] = torch.tensor(0.0)
                     state["exp_avg"] = torch.zeros_like(parameter)
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
 
@@ -143,8 +153,7 @@ class Held:
 
 
 def held(part: MegatronOptimizer) -> Iterator[Held]:
-    """Yields what one Megatron optimizer holds. The state of a fused Adam that never stepped is created."""
-    part.init_state_fn(part.optimizer, part.config)  # changes nothing that is there
+    """Yields what one Megatron optimizer holds, once it is primed."""
     if isinstance(part, DistributedOptimizer):
         buckets = (bucket for maps in part.gbuf_ranges for found in maps.values() for bucket in found)
         for parameter, ranges in (item for bucket in buckets for item in bucket["param_map"].items()):
