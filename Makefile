@@ -58,8 +58,8 @@ format: $(STAMP)
 gpu-check: $(if $(GPU_PYTHON),,$(STAMP))
 	$(GPU_BIN) tools/gpu_check.py --device $(DEVICE) $(if $(PART),--part $(PART)) $(if $(RESULTS),--results $(RESULTS))
 
-gpu-check-wheels: $(STAMP)
-	$(BIN)/pip download --quiet --no-deps --only-binary=:all: --dest build/gpu-wheels \
+gpu-check-wheels:
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest build/gpu-wheels \
 	    --implementation cp --python-version $(GPU_PYTHON_VERSION) $(GPU_PLATFORMS:%=--platform %) \
 	    --constraint requirements/constraints.txt --requirement requirements/gpu-check.txt
 

@@ -183,10 +183,11 @@ def measure(shape: str, ways: Sequence[Way], inputs: Inputs, repeats: int) -> li
     for name, runs in times.items():
         total, extra = min(seconds for seconds, _ in runs), min(extra for _, extra in runs)
         passes = forwards.get(name)
-        alone = (min(s for s, _ in passes), min(b for _, b in passes) / MIB) if passes else (None, None)
+        seconds = min(seconds for seconds, _ in passes) if passes else None
+        mib = min(size for _, size in passes) / MIB if passes else None
         sizes = extra / MIB, max(0, extra - gradients) / MIB
         dtype = str(inputs.hidden.dtype).removeprefix("torch.")
-        figures.append(Figure(shape, name, dtype, *alone, total, *sizes, floor / total, *found[name]))
+        figures.append(Figure(shape, name, dtype, seconds, mib, total, *sizes, floor / total, *found[name]))
     return figures
 
 

@@ -33,7 +33,7 @@ from gpu_page import Results
 
 ROOT = gpu_needs.ROOT
 LOG_LINES = 30
-REHEARSAL_PATIENCE = 5
+REHEARSAL_PATIENCE = 10
 
 
 @dataclasses.dataclass(frozen=True)
