@@ -7,6 +7,7 @@ come as wheels, which `make gpu-check-wheels` downloads elsewhere and `unpack` t
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -109,7 +110,9 @@ def needs(device: str, about: dict[str, Any], work: Path, environment: dict[str,
     path = environment["PATH"]
     listed = [Need("Python 3.11 or newer", python if sys.version_info >= (3, 11) else "", advice="another GPU_PYTHON")]
     for name in OWN:
-        listed.append(Need(name, version(name), advice=f"{sys.executable} has no {name}: install it there"))
+        # A nightly build may be distributed under another name.
+        found = version(name) or ("present" if importlib.util.find_spec(name) else "")
+        listed.append(Need(name, found, advice=f"{sys.executable} has no {name}: install it there"))
     own = about["torch"]
     wanted = ".".join(map(str, OLDEST_TORCH))
     if own and tuple(map(int, re.findall(r"\d+", own)[:2])) < OLDEST_TORCH:
