@@ -21,11 +21,12 @@ import torch  # noqa: E402
 from gpu_findings import Findings, Table, run_part  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from megatron_lwz.distributed import optional  # noqa: E402
 from megatron_lwz.kernels.layers import layer_ops  # noqa: E402
 from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, implementations, linear_logprob, linear_loss  # noqa: E402
 from megatron_lwz.kernels.linear_logprob.epilogue import combine  # noqa: E402
 from megatron_lwz.kernels.settings import using  # noqa: E402
-from megatron_lwz.models.attention import Pieces, attend_pieces, has_flash_attention, plan_pieces  # noqa: E402
+from megatron_lwz.models.attention import Pieces, attend_pieces, plan_pieces  # noqa: E402
 from tests.support import grpo_loss_cases as grid  # noqa: E402
 from tests.support import layers_cases  # noqa: E402
 
@@ -156,7 +157,7 @@ def check_attention(device: str) -> Iterator[Row]:
         drawn = [torch.randn(tokens, heads, dim, generator=generator).bfloat16() for heads in (queries, groups, groups)]
         slope = torch.randn(tokens, queries, dim, generator=generator).bfloat16()
         exact = attended([value.float() for value in drawn], slope.float(), plan_pieces(starts), flash=False)
-        for flash in (False, True) if has_flash_attention() else (False,):
+        for flash in (False, True) if optional.unusable("flash_attn") is None else (False,):
             moved = [value.to(device) for value in drawn]
             found = attended(moved, slope.to(device), plan_pieces(starts.to(device)), flash=flash)
             name = f"{'flash-attn' if flash else 'torch'}, {queries} + {groups} heads of {dim}"
