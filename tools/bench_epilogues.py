@@ -59,7 +59,7 @@ def jobs(tile: Tile) -> list[Job]:
     both = size + tile.z.numel() * tile.dtype.itemsize
     found: list[Job] = [("copy", 2 * size, tile.restore)]
     for name in dispatch.usable():
-        if name == "reference":
+        if name == "reference" or (name == "cpp" and tile.z.is_cuda):
             continue
         epilogue = implementations.epilogue(name)
         running = empty_statistics(len(tile.z), dtype=torch.float32, device=tile.z.device)

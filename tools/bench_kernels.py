@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -45,6 +46,8 @@ class Figure:
     way: str
     dtype: str
     forward_seconds: float | None
+    forward_mib: float | None
+    """Peak memory of the forward-only pass beyond the inputs."""
     total_seconds: float
     extra_mib: float
     workspace_mib: float
@@ -85,11 +88,12 @@ class PeakMemory:
 def make_inputs(shape: str, dtype: torch.dtype, device: torch.device) -> Inputs:
     """Creates random inputs, the same in every run: logits with a standard deviation near 1."""
     tokens, width, vocab = (int(number) for number in shape.split("x"))
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(tokens, width, generator=generator).to(device, dtype).requires_grad_()
-    weight = (torch.randn(vocab, width, generator=generator) * width**-0.5).to(device, dtype).requires_grad_()
-    labels = torch.randint(0, vocab, (tokens,), generator=generator).to(device)
-    return Inputs(hidden, weight, labels, torch.randn(tokens, generator=generator).to(device))
+    generator = torch.Generator(device).manual_seed(0)  # 545 million numbers take a CPU longer than all that is timed
+    kind: dict[str, Any] = {"generator": generator, "device": device}
+    hidden = torch.randn(tokens, width, **kind).to(dtype).requires_grad_()
+    weight = torch.randn(vocab, width, **kind).mul_(width**-0.5).to(dtype).requires_grad_()
+    labels = torch.randint(0, vocab, (tokens,), **kind)
+    return Inputs(hidden, weight, labels, torch.randn(tokens, **kind))
 
 
 def now(device: torch.device) -> float:
@@ -112,14 +116,17 @@ def forward_backward(way: Way, inputs: Inputs) -> tuple[float, int]:
 
 
 @torch.no_grad()
-def forward_only(way: Way, inputs: Inputs) -> float | None:
-    """Returns the seconds of the log-probs alone."""
-    if way.logprob is None:
+def forward_only(way: Way, inputs: Inputs) -> tuple[float, int] | None:
+    """Returns the seconds and peak extra bytes of the log-probs alone (of the product alone for the bare products)."""
+    call = way.product or way.logprob
+    if call is None:
         return None
-    with way.context():
-        start = now(inputs.hidden.device)
-        way.logprob(inputs)
-        return now(inputs.hidden.device) - start
+    device = inputs.hidden.device
+    with way.context(), PeakMemory(device) as peak:
+        start = now(device)
+        call(inputs)
+        end = now(device)
+    return end - start, peak.bytes
 
 
 @torch.no_grad()
@@ -153,7 +160,7 @@ def measure(shape: str, ways: Sequence[Way], inputs: Inputs, repeats: int) -> li
     """
     expected = exact(inputs)
     times: dict[str, list[tuple[float, int]]] = {}
-    forwards: dict[str, list[float]] = {}
+    forwards: dict[str, list[tuple[float, int]]] = {}
     found: dict[str, tuple[float | None, float | None]] = {}
     for repeat in range(repeats):
         for way in ways:
@@ -162,23 +169,25 @@ def measure(shape: str, ways: Sequence[Way], inputs: Inputs, repeats: int) -> li
             try:
                 times.setdefault(way.name, []).append(forward_backward(way, inputs))
                 found.setdefault(way.name, errors(way, inputs, expected))
-                seconds = forward_only(way, inputs)
+                forward = forward_only(way, inputs)
             except Exception as error:
                 times.pop(way.name, None)
                 print(f"{shape}: {way.name} left out: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
                 continue
-            if seconds is not None:
-                forwards.setdefault(way.name, []).append(seconds)
+            if forward is not None:
+                forwards.setdefault(way.name, []).append(forward)
     tokens, width, vocab = (int(number) for number in shape.split("x"))
     gradients = (tokens * width + vocab * width) * inputs.hidden.element_size()
     floor = min((seconds for seconds, _ in times.get("products only", [])), default=float("nan"))
     figures = []
     for name, runs in times.items():
         total, extra = min(seconds for seconds, _ in runs), min(extra for _, extra in runs)
-        forward = min(forwards[name]) if name in forwards else None
+        passes = forwards.get(name)
+        seconds = min(seconds for seconds, _ in passes) if passes else None
+        mib = min(size for _, size in passes) / MIB if passes else None
         sizes = extra / MIB, max(0, extra - gradients) / MIB
         dtype = str(inputs.hidden.dtype).removeprefix("torch.")
-        figures.append(Figure(shape, name, dtype, forward, total, *sizes, floor / total, *found[name]))
+        figures.append(Figure(shape, name, dtype, seconds, mib, total, *sizes, floor / total, *found[name]))
     return figures
 
 

@@ -30,7 +30,7 @@ import torch
 import yaml
 from rich.table import Table
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, option_types
 from megatron_lwz.config import Config, load_config, read_hf_architecture, validate
 from megatron_lwz.data.preferences.rendering import rendering_for, save_rendering
 from megatron_lwz.data.start_check import beyond_context
@@ -70,14 +70,18 @@ def main(argv: Sequence[str]) -> None:
         parsers[command] = commands.add_parser(command)
         for folder in folders:
             parsers[command].add_argument(folder, type=Path, required=True, metavar="DIR")
-        parsers[command].add_argument("--tensor", type=int, default=1, help="tensor parallel size")
-        parsers[command].add_argument("--pipeline", type=int, default=1, help="pipeline stages")
+        parsers[command].add_argument("--tensor", type=option_types.positive, default=1, help="tensor parallel size")
+        parsers[command].add_argument("--pipeline", type=option_types.positive, default=1, help="pipeline stages")
     parsers["export"].add_argument("--dtype", choices=DTYPES, help="default: as trained")
-    parsers["export"].add_argument("--shard-bytes", type=int, default=SHARD_BYTES, help="largest weight file")
-    parsers["verify"].add_argument("--tolerance", type=float, default=1e-4, help="largest allowed error")
-    parsers["verify"].add_argument("--sequences", type=common.positive, default=4, help="random ones")
-    parsers["verify"].add_argument("--length", type=int, default=128, help="tokens per sequence")
-    parsers["verify"].add_argument("--seed", type=int, default=0)
+    parsers["export"].add_argument(
+        "--shard-bytes", type=option_types.positive, default=SHARD_BYTES, help="largest weight file"
+    )
+    parsers["verify"].add_argument(
+        "--tolerance", type=option_types.positive_number, default=1e-4, help="largest allowed error"
+    )
+    parsers["verify"].add_argument("--sequences", type=option_types.positive, default=4, help="random ones")
+    parsers["verify"].add_argument("--length", type=option_types.positive, default=128, help="tokens per sequence")
+    parsers["verify"].add_argument("--seed", type=option_types.not_negative, default=0)
     arguments = parser.parse_args(argv)
     try:
         {"import": import_hf, "export": export_hf, "verify": verify}[arguments.command](arguments)

@@ -38,6 +38,8 @@ class Way:
     loss: Callable[[Inputs], Tensor]
     logprob: Callable[[Inputs], Tensor] | None = None
     """Returns log-probs [T], for the error and for the forward-only time. None: the way gives a loss only."""
+    product: Callable[[Inputs], Tensor] | None = None
+    """What is timed forward-only in place of `logprob`."""
     same_loss: bool = True
     """Whether the loss is L, so that the gradient's error is meaningful."""
     context: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -54,7 +56,7 @@ def of_logprob(
 
 def standard() -> Iterator[Way]:
     """Yields bare products, plain torch, and every implementation of ours that runs here."""
-    yield Way("products only", bare_products, same_loss=False)
+    yield Way("products only", bare_products, product=lambda i: i.hidden @ i.weight.t(), same_loss=False)
     yield of_logprob("plain", plain)
     yield of_logprob("plain + entropy", plain_with_entropy)
     for backend in dispatch.usable():
@@ -118,6 +120,7 @@ def peers() -> Iterator[Way]:
         yield of_logprob("torch linear_cross_entropy", _torch)
     for package, ways in (("cut_cross_entropy", _cce), ("liger_kernel", _liger), ("trl", _trl), ("verl", _verl)):
         if importlib.util.find_spec(package) is None:
+            print(f"{package} left out: not installed")
             continue
         try:
             yield from list(ways())

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from rich.table import Table
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, option_types
 from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.data.preferences.corruptions import CORRUPTIONS
 from megatron_lwz.data.preferences.documents import Document, read_documents
@@ -165,14 +165,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--documents", metavar="PATH", type=Path, action="append", default=[], help="file or folder")
     parser.add_argument("--pairs", metavar="PATH", type=Path, action="append", default=[], help="file or folder")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
-    parser.add_argument("--held-out", type=common.share, default=0.1, help="share of the documents; default 0.1")
+    parser.add_argument("--held-out", type=option_types.share, default=0.1, help="share of the documents; default 0.1")
     parser.add_argument("--kinds", nargs="+", choices=list(CORRUPTIONS), help="default: all")
-    parser.add_argument("--per-document", type=common.positive, default=rules.per_document, help="pairs of a document")
     parser.add_argument(
-        "--tolerance", type=common.share, default=rules.tolerance, help="how much lengths may differ; default 0.1"
+        "--per-document", type=option_types.positive, default=rules.per_document, help="pairs of a document"
+    )
+    parser.add_argument(
+        "--tolerance", type=option_types.share, default=rules.tolerance, help="how much lengths may differ; default 0.1"
     )
     parser.add_argument("--any-length", action="store_true", help="do not match lengths")
-    parser.add_argument("--seed", type=int, default=rules.seed)
+    parser.add_argument("--seed", type=option_types.not_negative, default=rules.seed)
     return parser
 
 

@@ -30,6 +30,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from megatron_lwz.cli import option_types
 from megatron_lwz.config import read_hf_architecture
 from megatron_lwz.data.instructions import Rendering, parse_conversation, tokenize
 from megatron_lwz.data.text.sample import TEXTS
@@ -63,8 +64,8 @@ def main() -> None:
     parser.add_argument("--hf", type=Path, required=True, metavar="DIR", help="the policy, with its tokenizer")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="an empty folder for what is written")
     parser.add_argument("--markdown", type=Path, metavar="PAGE", help="file to write; default: print")
-    parser.add_argument("--sequences", type=int, default=2, help="texts of random tokens")
-    parser.add_argument("--length", type=int, default=128, help="tokens of each")
+    parser.add_argument("--sequences", type=option_types.positive, default=2, help="texts of random tokens")
+    parser.add_argument("--length", type=option_types.positive, default=128, help="tokens of each")
     options = parser.parse_args()
     options.work.mkdir(parents=True)
     sections = [

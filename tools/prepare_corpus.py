@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, option_types
 from megatron_lwz.data.corpora.distil import best_rollouts
 from megatron_lwz.data.corpora.prepare import prepare
 from megatron_lwz.data.corpora.report import table
@@ -29,7 +29,9 @@ def main(argv: Sequence[str]) -> None:
     parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spec", type=Path, metavar="SPEC.yaml")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one per core")
+    parser.add_argument(
+        "--workers", type=option_types.positive, default=os.cpu_count(), help="processes; default: one per core"
+    )
     parser.add_argument(
         "--unit-mib", type=float, default=32.0, help="text per unit of work; a kill loses at most these"
     )

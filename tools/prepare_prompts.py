@@ -24,7 +24,7 @@ from typing import Any
 
 from rich.table import Table
 
-from megatron_lwz.cli import common, evaluate_judge
+from megatron_lwz.cli import common, evaluate_judge, option_types
 from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.config.sections import JudgeSection
@@ -212,35 +212,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", metavar="FILE", type=Path, required=True, help="JSONL of prompt rows")
     parser.add_argument("--column", help="holds the request; default: the usual names")
-    parser.add_argument("--limit", type=common.positive, help="rows read")
+    parser.add_argument("--limit", type=option_types.positive, help="rows read")
     parser.add_argument("--rules-only", action="store_true", help="no judge: only requests that name their length")
     parser.add_argument("--language", choices=("en", "zh", "both"), default=filters.language)
     parser.add_argument("--keep-flagged", action="store_true", help="also requests that the data set flags as harmful")
     parser.add_argument(
-        "--shortest-request", type=common.not_negative, default=filters.shortest_request, help="characters"
+        "--shortest-request", type=option_types.not_negative, default=filters.shortest_request, help="characters"
     )
     parser.add_argument(
-        "--copy-threshold", type=common.similarity, default=filters.copy_threshold, help="similarity of near copies"
+        "--copy-threshold", type=option_types.fraction, default=filters.copy_threshold, help="similarity of near copies"
     )
     parser.add_argument(
-        "--shortest-answer", type=common.not_negative, default=Settings.shortest_answer, help="least upper bound kept"
+        "--shortest-answer",
+        type=option_types.not_negative,
+        default=Settings.shortest_answer,
+        help="least upper bound kept",
     )
     parser.add_argument(
-        "--step", type=common.positive, default=rules.step, help="bounds are multiples of it; 1 = exact"
+        "--step", type=option_types.positive, default=rules.step, help="bounds are multiples of it; 1 = exact"
     )
-    parser.add_argument("--largest", type=common.positive, default=rules.largest, help="no bound is larger")
+    parser.add_argument("--largest", type=option_types.positive, default=rules.largest, help="no bound is larger")
     parser.add_argument(
-        "--widest", type=common.positive, default=rules.widest, help="upper − lower that is not warned of"
+        "--widest", type=option_types.positive, default=rules.widest, help="upper − lower that is not warned of"
     )
     parser.add_argument(
         "--wide", choices=("keep", "narrow", "drop"), default=rules.wide, help="what becomes of wider ones"
     )
     parser.add_argument(
-        "--thinking-tokens", type=common.not_negative, default=budget.thinking, help="kept free for the think segment"
+        "--thinking-tokens",
+        type=option_types.not_negative,
+        default=budget.thinking,
+        help="kept free for the think segment",
     )
-    parser.add_argument("--tokens-per-word", type=common.positive_number, default=budget.per_word, help="estimate")
     parser.add_argument(
-        "--tokens-per-character", type=common.positive_number, default=budget.per_character, help="estimate, Chinese"
+        "--tokens-per-word", type=option_types.positive_number, default=budget.per_word, help="estimate"
+    )
+    parser.add_argument(
+        "--tokens-per-character",
+        type=option_types.positive_number,
+        default=budget.per_character,
+        help="estimate, Chinese",
     )
     evaluate_judge.add_options(parser)
     return parser

@@ -1,16 +1,13 @@
 // The epilogue of the log-prob op on a CPU: see megatron_lwz/kernels/linear_logprob/epilogue.py for what it computes
-// and cpp.py for its caller. Tensors are passed as Python objects and only their addresses, sizes and strides are read, so
-// nothing of torch is needed to build this.
-
-#include <pybind11/pybind11.h>
+// and cpp.py for its caller.
 
 #include <cmath>
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 
 #include "elements.h"
+#include "instructions.h"
 #include "parallel.h"
+#include "tensors.h"
 
 // References to a row's m, s, w.
 struct RowStatistics {
@@ -21,25 +18,10 @@ struct RowCoefficients {
   float lse, base, slope;
 };
 
-#include "vector_portable.h"
-#if defined(__x86_64__)
-#include "vector_avx2.h"
-#endif
-
-namespace py = pybind11;
+#define KERNELS "rows.h"
+#include "vector.h"
 
 namespace {
-
-bool has_avx2() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  return false;
-#endif
-}
-
-bool use_avx2 = has_avx2();
 
 template <class Element>
 void merge_row(const Element* z, int64_t columns, float scale, RowStatistics row) {
@@ -56,30 +38,6 @@ void gradient_row(const Element* z, Result* out, int64_t columns, float scale, R
 #endif
   portable::gradient_row(z, out, columns, scale, row);
 }
-
-template <class Number>
-Number* address(const py::object& tensor) {
-  return tensor.is_none() ? nullptr : reinterpret_cast<Number*>(tensor.attr("data_ptr")().cast<uintptr_t>());
-}
-
-// A matrix of fp32 or bf16 numbers whose rows are contiguous.
-struct Matrix {
-  explicit Matrix(const py::object& tensor)
-      : start(address<char>(tensor)),
-        rows(tensor.attr("size")(0).cast<int64_t>()),
-        columns(tensor.attr("size")(1).cast<int64_t>()),
-        stride(tensor.attr("stride")(0).cast<int64_t>()),
-        is_bfloat16(tensor.attr("element_size")().cast<int>() == 2) {}
-
-  template <class Element>
-  Element* row(int64_t index) const {
-    return reinterpret_cast<Element*>(start) + index * stride;
-  }
-
-  char* start;
-  int64_t rows, columns, stride;
-  bool is_bfloat16;
-};
 
 template <class Element>
 void merge_tile(const Matrix& z, const int64_t* labels, float scale, float* running, int threads) {
@@ -140,20 +98,9 @@ void gradient(const py::object& z, const py::object& out, const py::object& labe
   run(tile, result, chosen, scale, gradients, threads);
 }
 
-void use_instructions(const std::string& name) {
-  if (name != "portable" && !(name == "avx2" && has_avx2()))
-    throw std::invalid_argument("instructions " + name + ": this processor and build offer portable" +
-                                (has_avx2() ? " and avx2" : " only"));
-  use_avx2 = name == "avx2";
-}
-
 }  // namespace
 
-PYBIND11_MODULE(_cpu, module) {
-  module.doc() = "Statistics and gradients of tiles of logits. For megatron_lwz.kernels.linear_logprob.cpp alone.";
+void bind_softmax_epilogue(py::module_& module) {
   module.def("statistics", &statistics, "Merges a tile into the running statistics.");
   module.def("gradient", &gradient, "Writes a tile's gradient to `out`, which may be the tile's own memory.");
-  module.def("instructions", [] { return use_avx2 ? "avx2" : "portable"; }, "The instruction set in use.");
-  module.def("use_instructions", &use_instructions, "Chooses avx2 or portable. Raises ValueError.");
-  module.def("thread_runtime", &thread_runtime, "The OpenMP library whose threads are used, or \"threads\".");
 }

@@ -64,7 +64,15 @@ INLINE Vector low_bits_as_exponent(Vector a) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.lanes), 23))};
 }
 
-#include "rows.h"
+// The sum of the eight, in a fixed order.
+INLINE float sum(Vector a) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// The kernels of the file that the including one names.
+#include KERNELS
 
 }  // namespace avx2
 

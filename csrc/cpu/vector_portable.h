@@ -52,7 +52,10 @@ INLINE Vector low_bits_as_exponent(Vector a) {
   return {reinterpret_cast<Floats>(reinterpret_cast<Bits>(a.lanes) << 23)};
 }
 
-#include "rows.h"
+INLINE float sum(Vector a) { return (a.lanes[0] + a.lanes[2]) + (a.lanes[1] + a.lanes[3]); }
+
+// The kernels of the file that the including one names.
+#include KERNELS
 
 }  // namespace portable
 

@@ -6,7 +6,6 @@ import argparse
 import gc
 import io
 import logging
-import math
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from megatron_lwz.cli import option_types
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.config.base import user_path
 from megatron_lwz.distributed import environment, termination
@@ -155,62 +155,6 @@ def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             raise DataError(path, "is one of the inputs; name another output")
 
 
-def positive(text: str) -> int:
-    """Parses an option that must be at least 1."""
-    return _at_least(1, text)
-
-
-def not_negative(text: str) -> int:
-    """Parses an option that must be at least 0."""
-    return _at_least(0, text)
-
-
-def positive_number(text: str) -> float:
-    """Parses an option that must be a finite number above 0."""
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: must be a finite number above 0")
-    return value
-
-
-def similarity(text: str) -> float:
-    """Parses an option that must be above 0 and at most 1."""
-    value = _number(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 1")
-    return value
-
-
-def share(text: str) -> float:
-    """Parses an option that must be from 0 to below 1."""
-    value = _number(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be from 0 to below 1")
-    return value
-
-
-def port(text: str) -> int:
-    """Parses a port; 0 lets the system choose."""
-    value = not_negative(text)
-    if value > 65535:
-        raise argparse.ArgumentTypeError(f"{text}: must be at most 65535")
-    return value
-
-
-def _at_least(least: int, text: str) -> int:
-    value = int(text)
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number") from error
-
-
 def serving_parser(command: str, description: str, model: str) -> Parser:
     """Returns a parser with the options that all our servers share.
 
@@ -218,10 +162,10 @@ def serving_parser(command: str, description: str, model: str) -> Parser:
     """
     parser = Parser(prog=f"lwz {command}", description=description)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder with tokenizer.json")
-    parser.add_argument("--port", type=port, required=True)
+    parser.add_argument("--port", type=option_types.port, required=True)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default loopback only")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--threads", type=not_negative, default=0, help="CPU threads; 0: all cores")
+    parser.add_argument("--threads", type=option_types.not_negative, default=0, help="CPU threads; 0: all cores")
     parser.add_argument("--served-model-name", default=model)
     return parser
 

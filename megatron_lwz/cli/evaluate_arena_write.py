@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_lwz.cli import common, evaluate_judge
+from megatron_lwz.cli import common, evaluate_judge, option_types
 from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, write_json, write_rows
 from megatron_lwz.errors import EngineError
 from megatron_lwz.evaluation.arena_files import read_baselines, read_player
@@ -106,9 +106,9 @@ def _parser() -> argparse.ArgumentParser:
         help="all: baselines and models meet each other too",
     )
     parser.add_argument("--anchor", metavar="NAME", help="whom ratings are relative to; default: the first baseline")
-    parser.add_argument("--anchor-elo", type=float, default=1000.0, help="its rating; default 1000")
+    parser.add_argument("--anchor-elo", type=option_types.finite, default=1000.0, help="its rating; default 1000")
     parser.add_argument(
-        "--repeats", type=common.positive, default=1, help="times each order is asked; 2 shows self-consistency"
+        "--repeats", type=option_types.positive, default=1, help="times each order is asked; 2 shows self-consistency"
     )
     evaluate_judge.add_options(parser)
     return parser

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from megatron_lwz.cli import common, evaluate_engine
+from megatron_lwz.cli import common, evaluate_engine, option_types
 from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.config import read_hf_architecture
 from megatron_lwz.data.start_check import beyond_context, check_vocabulary
@@ -142,25 +142,32 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--api-key-env", metavar="NAME", default="LWZ_ENGINE_TOKEN", help="variable with its key")
     engine.add_argument("--model", metavar="DIR", type=Path, help="Hugging Face folder, run folder or checkpoint")
     engine.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the engine started for --model")
-    engine.add_argument("--threads", type=common.not_negative, default=0, help="its CPU threads; 0: all cores")
+    engine.add_argument("--threads", type=option_types.not_negative, default=0, help="its CPU threads; 0: all cores")
     how = parser.add_argument_group("how")
     how.add_argument("--preset", choices=sorted(PRESETS), default="longwriter-zero", help="sampling of a benchmark")
-    how.add_argument("--temperature", type=float)
-    how.add_argument("--top-p", type=float)
-    how.add_argument("--top-k", type=common.not_negative, help="0: no bound")
-    how.add_argument("--max-tokens", type=common.positive)
+    how.add_argument("--temperature", type=option_types.not_negative_number)
+    how.add_argument("--top-p", type=option_types.fraction)
+    how.add_argument("--top-k", type=option_types.not_negative, help="0: no bound")
+    how.add_argument("--max-tokens", type=option_types.positive)
     how.add_argument(
         "--template",
         choices=("think", "direct", "row", "plain"),
         help="our policies' prompt, or the prompt as it is (plain); row: what each row says. Default: row with --model",
     )
     how.add_argument("--style", choices=("paper", "bare"), default="paper", help="as data.template of the training")
-    how.add_argument("--samples", type=common.positive, default=1, help="responses per prompt")
-    how.add_argument("--seed", type=int, default=0)
-    how.add_argument("--limit", type=common.positive, help="only the first prompts of the file")
-    how.add_argument("--concurrency", type=common.positive, default=16)
-    how.add_argument("--timeout", type=float, default=600.0, help="seconds without a word before a request is retried")
-    how.add_argument("--retries", type=common.not_negative, default=5, help="attempts per response after failures")
+    how.add_argument("--samples", type=option_types.positive, default=1, help="responses per prompt")
+    how.add_argument("--seed", type=option_types.not_negative, default=0)
+    how.add_argument("--limit", type=option_types.positive, help="only the first prompts of the file")
+    how.add_argument("--concurrency", type=option_types.positive, default=16)
+    how.add_argument(
+        "--timeout",
+        type=option_types.positive_number,
+        default=600.0,
+        help="seconds without a word before a request is retried",
+    )
+    how.add_argument(
+        "--retries", type=option_types.not_negative, default=5, help="attempts per response after failures"
+    )
     return parser
 
 

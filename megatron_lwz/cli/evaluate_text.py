@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, option_types
 from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, write_json, write_rows
 from megatron_lwz.evaluation.journaled import read_run
 from megatron_lwz.evaluation.measure import LABELS, measure
@@ -23,7 +23,12 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="where the results go")
     parser.add_argument("--prompts", metavar="FILE", type=Path, help="for rows without their own prompt and length")
-    parser.add_argument("--step", metavar="N", type=int, help="of a run: after how many updates; default: the newest")
+    parser.add_argument(
+        "--step",
+        metavar="N",
+        type=option_types.not_negative,
+        help="of a run: after how many updates; default: the newest",
+    )
     parser.add_argument("--name", help="shown in tables; default: the responses file's name")
     options = parser.parse_args(list(argv))
     if options.responses.is_dir():

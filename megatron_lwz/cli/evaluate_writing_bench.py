@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_lwz.cli import common, evaluate_judge
+from megatron_lwz.cli import common, evaluate_judge, option_types
 from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, write_json, write_text
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import judge_prompts
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scores", metavar="FILE", type=Path, help="scores that exist, ours or the public script's")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="where the results go")
     parser.add_argument(
-        "--evaluations", metavar="N", type=common.positive, default=1, help="scores per criterion; default 1"
+        "--evaluations", metavar="N", type=option_types.positive, default=1, help="scores per criterion; default 1"
     )
     parser.add_argument(
         "--judge-prompt", metavar="FILE", help="prompt.py, or 'ours'; default: the copy's prompt.py, else ours"

@@ -13,7 +13,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, option_types
 from megatron_lwz.cli.common import console
 from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.cli.evaluate_results import write_text
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
         "--config", metavar="YAML", type=Path, help="take reward, judge and grpo from here, then overrides"
     )
     parser.add_argument("--steps", metavar="A-B", type=_steps, help="only groups that these training steps consumed")
-    parser.add_argument("--limit", metavar="N", type=common.positive, help="only the last N groups")
+    parser.add_argument("--limit", metavar="N", type=option_types.positive, help="only the last N groups")
     parser.add_argument("--ask", action="store_true", help="ask judges and servers where their settings changed")
     parser.add_argument("--recompute", action="store_true", help="compute rules again even where nothing changed")
     parser.add_argument("--json", metavar="FILE", type=Path, help="the comparison as JSON")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, option_types
 from megatron_lwz.distributed import launch
 from megatron_lwz.training.token_logprobs import policy_of, write_logprobs
 
@@ -16,7 +16,9 @@ def main(argv: Sequence[str]) -> None:
     parser = common.parser("Log-probs and entropies of given tokens.")
     parser.add_argument("--input", type=Path, required=True, help='JSONL rows {"id", "tokens", "prompt_length"}')
     parser.add_argument("--output", type=Path, required=True, help='JSONL rows {"id", "logprobs", "entropies"}')
-    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits; default 1")
+    parser.add_argument(
+        "--temperature", type=option_types.positive_number, default=1.0, help="divides the logits; default 1"
+    )
     config, options = common.parse(parser, argv)
     if options.temperature <= 0:
         raise common.UsageError(f"--temperature {options.temperature}: must be above 0")

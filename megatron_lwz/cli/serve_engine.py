@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, option_types
 from megatron_lwz.distributed import environment, launch
 from megatron_lwz.http.ports import bind
 from megatron_lwz.http.server import run_app
@@ -42,8 +42,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = common.serving_parser("serve-engine", "Serve a policy over HTTP with vLLM's routes.", "policy")
-    parser.add_argument("--slots", type=common.positive, default=64, help="requests written at once; more wait")
-    parser.add_argument("--max-length", type=common.positive, help="prompt + response tokens; default: the model's own")
+    parser.add_argument("--slots", type=option_types.positive, default=64, help="requests written at once; more wait")
+    parser.add_argument(
+        "--max-length", type=option_types.positive, help="prompt + response tokens; default: the model's own"
+    )
     return parser
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, option_types
 from megatron_lwz.distributed import environment, launch
 from megatron_lwz.http.ports import bind
 from megatron_lwz.http.server import run_app
@@ -37,10 +37,12 @@ def main(argv: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = common.serving_parser("serve-reward", "Serve a reward model over HTTP.", "reward")
-    parser.add_argument("--tokens-per-batch", type=common.positive, default=32768, help="tokens read at once")
-    parser.add_argument("--max-length", type=common.positive, help="longest text in tokens; default: the model's own")
+    parser.add_argument("--tokens-per-batch", type=option_types.positive, default=32768, help="tokens read at once")
     parser.add_argument(
-        "--most-waiting", type=common.positive, default=4 * MOST_TEXTS, help="texts that may wait; more get 503"
+        "--max-length", type=option_types.positive, help="longest text in tokens; default: the model's own"
+    )
+    parser.add_argument(
+        "--most-waiting", type=option_types.positive, default=4 * MOST_TEXTS, help="texts that may wait; more get 503"
     )
     parser.add_argument("--template", choices=("markers", "chat"), help="default: as trained; chat for foreign models")
     return parser

@@ -15,6 +15,10 @@ class FormatReward(ComponentSection):
     duplicate_penalty: Fraction = Field(
         0.5, description="this times the share of near-duplicate paragraphs is subtracted from the reward; open"
     )
+    copied_penalty: Fraction = Field(
+        0.0,
+        description="this times the share of thinking and answer that is copied from the template's instruction is subtracted from the reward; open",
+    )
     duplicate_threshold: Fraction = Field(
         0.6, description="two paragraphs are near-duplicates from this Jaccard similarity on; open"
     )
@@ -25,6 +29,11 @@ class FormatReward(ComponentSection):
         ge=0,
         description="a line with more words + CJK characters than this is compared sentence by sentence, so that a loop without line breaks is detected; 0 = never; open",
     )
+
+    @property
+    def is_form_alone(self) -> bool:
+        """Whether the reward depends on the tags alone, so that a fault that cannot be undone decides it."""
+        return self.duplicate_penalty == 0 and self.copied_penalty == 0
 
 
 class OverlapReward(ComponentSection):

@@ -17,13 +17,13 @@ _NO_EFFECT = ("head_dim", "head", "initializer_range", "max_position_embeddings"
 class Architecture(Section):
     """The architecture of a Qwen2.5 decoder (names as in Hugging Face's config.json)."""
 
-    num_hidden_layers: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int = Field(gt=0)
+    num_hidden_layers: int = Field(gt=0, le=4096)
+    hidden_size: int = Field(gt=0, le=2**20)
+    intermediate_size: int = Field(gt=0, le=2**20)
+    num_attention_heads: int = Field(gt=0, le=2**20)
+    num_key_value_heads: int = Field(gt=0, le=2**20)
     vocab_size: int = Field(
-        gt=0, description="true vocabulary; padding rows are added internally and masked everywhere"
+        gt=0, le=2**24, description="true vocabulary; padding rows are added internally and masked everywhere"
     )
     max_position_embeddings: int = Field(32768, gt=0)
     rope_theta: float = Field(1_000_000.0, gt=0)
@@ -61,7 +61,8 @@ class ModelSection(Section):
         description="the vocabulary is padded to a multiple of this many rows; independent of parallel.tensor, so that checkpoints can be resharded",
     )
     attention: Literal["auto", "transformer_engine", "flash", "torch"] = Field(
-        "auto", description="auto: Transformer Engine if installed with a GPU, else flash-attn, else torch"
+        "auto",
+        description="auto: Transformer Engine if there is a GPU and it can be imported, else flash-attn, else torch",
     )
     head: Head | None = Field(
         None, description="null: as in `hf` or `architecture`; train_reward_model always uses scalar"

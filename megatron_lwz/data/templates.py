@@ -2,7 +2,8 @@
 
 paper: an instruction paragraph, then the markers. The paragraph is in our words and has the substance of the card:
     plan, question oneself, weigh style, tone, audience and purpose, review and refine inside think; then the piece
-    inside answer.
+    inside answer. The tags hold what belongs there, because a weak policy copies them: from `<answer>piece</answer>`
+    a real one of 0.5B learned to answer "piece".
 bare: the markers alone, for small models that were pretrained on them.
 """
 
@@ -18,25 +19,25 @@ Style = Literal["paper", "bare"]
 _CJK = re.compile(r"[\u4e00-\u9fff]")
 
 _THINK_ENGLISH = (
-    "Below is a conversation between a user and an assistant who writes with great care. Before writing, the assistant "
-    "thinks at length inside <think> and </think>: it works out what the user needs, plans the structure and the length "
-    "of every part, asks itself questions and answers them, weighs style, tone, audience and purpose, looks at other ways "
-    "to tell it, and reviews and refines the plan until it is good. Then it writes the complete piece, and nothing but the "
-    "piece, inside <answer> and </answer>. The reply has exactly this form: <think>thinking</think> <answer>piece</answer>."
+    "Below is a conversation between a user and an assistant who writes with great care. The assistant first thinks the "
+    "task through, then writes the complete piece and nothing but the piece. The reply has exactly this form: "
+    "<think>What the user needs; the structure, and the length of every part; questions to oneself and their answers; "
+    "style, tone, audience and purpose; other ways to tell it; a review of this plan and how to refine it.</think> "
+    "<answer>The complete piece, from its first sentence to its last, as long as the user asked for.</answer>"
 )
 _DIRECT_ENGLISH = (
     "Below is a conversation between a user and an assistant who writes with great care. The assistant writes the complete "
-    "piece, and nothing but the piece, inside <answer> and </answer>. The reply has exactly this form: "
-    "<answer>piece</answer>."
+    "piece and nothing but the piece. The reply has exactly this form: "
+    "<answer>The complete piece, from its first sentence to its last, as long as the user asked for.</answer>"
 )
 _THINK_CHINESE = (
-    "下面是用户与一位写作严谨的助手之间的对话。动笔之前，助手先在<think>和</think>之间充分思考：弄清用户的需要，"
-    "规划全文结构和各部分的篇幅，向自己提问并作答，斟酌文体、语气、读者与目的，比较不同写法，反复检查并完善构思。"
-    "然后在<answer>和</answer>之间写出完整的作品，除作品外不写其他内容。回复的格式必须是：<think>思考</think> <answer>作品</answer>。"
+    "下面是用户与一位写作严谨的助手之间的对话。助手先充分思考，然后写出完整的作品，除作品外不写其他内容。回复的格式必须是："
+    "<think>用户的需要；全文结构和各部分的篇幅；向自己提出的问题和回答；文体、语气、读者与目的；不同的写法；对构思的检查与完善。"
+    "</think> <answer>完整的作品，从第一句到最后一句，达到用户要求的篇幅。</answer>"
 )
 _DIRECT_CHINESE = (
-    "下面是用户与一位写作严谨的助手之间的对话。助手在<answer>和</answer>之间写出完整的作品，除作品外不写其他内容。"
-    "回复的格式必须是：<answer>作品</answer>。"
+    "下面是用户与一位写作严谨的助手之间的对话。助手写出完整的作品，除作品外不写其他内容。回复的格式必须是："
+    "<answer>完整的作品，从第一句到最后一句，达到用户要求的篇幅。</answer>"
 )
 _INSTRUCTIONS = {
     ("english", "think"): _THINK_ENGLISH,
@@ -56,7 +57,12 @@ def render(prompt: Prompt, style: Style = "paper") -> str:
     turn = render_turn(prompt.text)
     if style == "bare":
         return turn
-    return f"{_INSTRUCTIONS[detect_language(prompt.text), prompt.template]}\n{turn}"
+    return f"{instruction(prompt)}\n{turn}"
+
+
+def instruction(prompt: Prompt) -> str:
+    """Returns the instruction paragraph that the paper style puts before the question."""
+    return _INSTRUCTIONS[detect_language(prompt.text), prompt.template]
 
 
 def render_turn(question: str) -> str:

@@ -15,6 +15,13 @@ def get(name: str, default: str | None = None) -> str | None:
     return os.environ.get(name, default)
 
 
+def set_default(name: str, value: str) -> bool:
+    """Sets the variable, for this process and its children, unless it is set. Returns whether it did."""
+    missing = name not in os.environ
+    os.environ.setdefault(name, value)
+    return missing
+
+
 def rank() -> int:
     """Returns this process's rank as torchrun set it; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import random
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -15,7 +16,10 @@ from megatron_lwz.config import Config
 from megatron_lwz.distributed import environment, platform
 from megatron_lwz.kernels import dispatch
 
+QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"
+_BLACKWELL = (10, 0)
 _SEED_STEP_PER_STAGE = 100
+_log = logging.getLogger(__name__)
 _ends = ExitStack()
 
 
@@ -27,6 +31,7 @@ def initialize(config: Config) -> None:
     """
     config.check_layout(environment.world_size())
     platform.install()
+    _order_launches(config)
     dispatch.set_backend(config.kernels)
     timeout = datetime.timedelta(minutes=config.parallel.timeout_minutes)
     _join(timeout)
@@ -48,6 +53,20 @@ def shutdown() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     _ends.close()
+
+
+def _order_launches(config: Config) -> None:
+    """Gives the GPU one hardware queue where Megatron-Core relies on it, unless the user set QUEUES.
+
+    With tensor or context parallelism its layers launch a collective before the matrix product that is to hide it. Before
+    Blackwell only a single queue keeps that order. The driver must find the setting when it creates this process's CUDA
+    context, which `_join` does first.
+    """
+    split = config.parallel.tensor > 1 or config.parallel.context > 1
+    if not split or not platform.has_gpu() or torch.cuda.get_device_capability(environment.local_rank()) >= _BLACKWELL:
+        return
+    if environment.set_default(QUEUES, "1") and environment.rank() == 0:
+        _log.info("%s=1 is set, so that collectives start before the matrix products that hide them", QUEUES)
 
 
 def _join(timeout: datetime.timedelta) -> None:

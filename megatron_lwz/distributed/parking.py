@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from megatron_lwz.distributed.host_arena import HostArena
+
 
 class Parked:
     """The memory behind tensors: `out` copies it to host memory and frees it, `back` restores it bit for bit.
@@ -22,7 +24,7 @@ class Parked:
         self._storages = list(storages.values())
         self._sizes = [storage.nbytes() for storage in self._storages]
         self._keep = keep
-        self._copies: list[Tensor] = []
+        self._copies: HostArena | None = None
         self.is_out = False
 
     @property
@@ -30,18 +32,21 @@ class Parked:
         """Number of bytes that are moved."""
         return sum(self._sizes)
 
+    @property
+    def host_nbytes(self) -> int:
+        """Number of bytes of host memory that hold the copies: 0 before the first `out`."""
+        return self._copies.nbytes if self._copies else 0
+
     def out(self) -> None:
         """Frees the memory. No running operation may still use it."""
         if self.is_out:
             return
-        if self._keep and not self._copies:  # kept for reuse: pinning host memory costs more than the copy
-            self._copies = [
-                torch.empty(size, dtype=torch.uint8, pin_memory=storage.device.type == "cuda")
-                for storage, size in zip(self._storages, self._sizes, strict=True)
-            ]
+        if self._keep and self._copies is None:  # kept for reuse: pinning host memory costs more than the copy
+            pinned = any(storage.device.type == "cuda" for storage in self._storages)
+            self._copies = HostArena(self._sizes, pinned=pinned)
         for index, storage in enumerate(self._storages):
-            if self._keep:
-                self._copies[index].copy_(_bytes_of(storage))
+            if self._copies is not None:
+                self._copies.tensors[index].copy_(_bytes_of(storage))
             storage.resize_(0)
         self.is_out = True
 
@@ -51,8 +56,8 @@ class Parked:
             return
         for index, storage in enumerate(self._storages):
             storage.resize_(self._sizes[index])
-            if self._keep:
-                _bytes_of(storage).copy_(self._copies[index])
+            if self._copies is not None:
+                _bytes_of(storage).copy_(self._copies.tensors[index])
             else:
                 _bytes_of(storage).zero_()
         self.is_out = False

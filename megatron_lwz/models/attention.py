@@ -11,7 +11,6 @@ nor iterate over segments in Python.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from dataclasses import dataclass
 from functools import cache
@@ -30,16 +29,10 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from megatron_lwz.distributed import platform
 from megatron_lwz.distributed.context_parallel import chunks, gathered_order
 from megatron_lwz.kernels.layers import PLAIN, LayerOps
 
 _HALF = (torch.float16, torch.bfloat16)
-
-
-def has_flash_attention() -> bool:
-    """Whether the flash-attn package and a GPU that can run it are available."""
-    return platform.has_gpu() and importlib.util.find_spec("flash_attn") is not None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Continuous batching on the policy's own Megatron model: prompts are computed once, then all sequences step together.
 
 The model's own modules do the computation (embedding, norms, linear layers, output layer), so engine and trainer share
-weights and kernels. Only attention over cached keys and values is written here. One rank (no tensor or pipeline
-parallelism). Shape legend: T tokens of a pass, H hidden, G key-value heads, Q query heads per key-value head, D head
-dimension, V true vocabulary.
+weights and kernels. Written here are attention over cached keys and values, and, on a CPU, products with few tokens.
+One rank (no tensor or pipeline parallelism). Shape legend: T tokens of a pass, H hidden, G key-value heads, Q query
+heads per key-value head, D head dimension, V true vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_lwz.kernels import thin_product
 from megatron_lwz.models.decoding_cache import CachedSequence, CacheShape, Prefix, PrefixCache, RowCache
 from megatron_lwz.models.decoding_sampling import Sampler
 from megatron_lwz.models.logprobs import PolicyModel
@@ -205,18 +206,18 @@ class DecodingForward:
             hidden = hidden + self._attention(
                 index, layer.self_attention, layer.input_layernorm(hidden), cos, sin, attend
             )
-            hidden = hidden + layer.mlp(layer.pre_mlp_layernorm(hidden))[0]
+            hidden = hidden + _mlp(layer.mlp, layer.pre_mlp_layernorm(hidden))
         hidden = model.decoder.final_layernorm(hidden if last is None else hidden[last])
-        return model.output_layer(hidden, weight=model.output_weight())[0][:, 0, : self._vocab].float()
+        return _project(model.output_layer, hidden, model.output_weight())[:, 0, : self._vocab].float()
 
     def _attention(self, index: int, module: Any, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """[T, 1, H] → [T, 1, H]. Megatron's fused projection holds, per key-value head, its queries, key and value."""
-        mixed = module.linear_qkv(hidden)[0].view(hidden.shape[0], self._groups, -1, self._head_dim)
+        mixed = _project(module.linear_qkv, hidden).view(hidden.shape[0], self._groups, -1, self._head_dim)
         half = self._head_dim // 2
         turned = mixed[:, :, :-1]  # queries and key; RoPE does not rotate the value
         mixed[:, :, :-1] = turned * cos + torch.cat((turned[..., half:], turned[..., :half]), -1) * sin
         output = attend(index, mixed[:, :, :-2], mixed[:, :, -2:])
-        return module.linear_proj(output.reshape(hidden.shape[0], 1, -1))[0]
+        return _project(module.linear_proj, output.reshape(hidden.shape[0], 1, -1))
 
     def prefill(self, prefixes: Iterable[Prefix], budget: int) -> None:
         """Computes the next `budget` prompt tokens of unfinished prefixes, in order, in one pass."""
@@ -247,6 +248,21 @@ class DecodingForward:
             prefix.done = stop
             if stop == len(prefix.tokens):
                 prefix.logits = logits[row]
+
+
+def _project(module: Any, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Applies a linear module, with another `weight` if it holds none (tied), to [T, 1, K] → [T, 1, N]."""
+    used = module.weight if weight is None else weight
+    if thin_product.serves(len(hidden), used):
+        return thin_product.linear(hidden, used, module.bias)
+    return module(hidden)[0] if weight is None else module(hidden, weight=weight)[0]
+
+
+def _mlp(module: Any, hidden: Tensor) -> Tensor:
+    """[T, 1, H] → [T, 1, H]."""
+    if thin_product.serves(len(hidden), module.linear_fc1.weight):
+        return _project(module.linear_fc2, module.activation_func(_project(module.linear_fc1, hidden)))
+    return module(hidden)[0]
 
 
 def _causal(query: Tensor, seen: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ Grouped-query attention with a bias on query, key and value; RMSNorm; SwiGLU; Ro
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from functools import partial
 from typing import Any
@@ -22,16 +21,19 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from megatron_lwz.config import Architecture, Config
-from megatron_lwz.distributed import groups, platform
+from megatron_lwz.distributed import groups, optional, platform
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.kernels.layers import PLAIN, LayerOps, layer_ops
-from megatron_lwz.models.attention import CausalAttention, PackedSelfAttention, has_flash_attention
+from megatron_lwz.models.attention import CausalAttention, PackedSelfAttention
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.norm import RMSNorm
 from megatron_lwz.models.reward_model import RewardModel
+from megatron_lwz.models.rotary import RotaryTable
 
 _log = logging.getLogger(__name__)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_BACKENDS = {"transformer_engine": "transformer_engine", "flash": "flash_attn", "torch": None}
+"""Attention back end → the package that it needs; the first that can run is `auto`'s choice."""
 
 
 def padded_vocab_size(arch: Architecture, padding: int) -> int:
@@ -47,18 +49,22 @@ def attention_backend(config: Config) -> str:
 
     Raises ConfigError for an explicit choice that cannot run here.
     """
-    asked = config.model.attention
-    half = config.training.precision == "bf16"
-    available = {
-        "transformer_engine": half and _has_transformer_engine(),
-        "flash": half and has_flash_attention(),
-        "torch": True,
-    }
+    asked, precision = config.model.attention, config.training.precision
     if asked == "auto":
-        return next(name for name, usable in available.items() if usable)
-    if not available[asked]:
-        raise ConfigError("model.attention", asked, "needs a GPU, the package installed and precision bf16; use auto")
+        return next(name for name in _BACKENDS if _unusable(name, precision) is None)
+    if (reason := _unusable(asked, precision)) is not None:
+        raise ConfigError("model.attention", asked, f"cannot run here ({reason}): choose auto or torch")
     return asked
+
+
+def _unusable(backend: str, precision: str) -> str | None:
+    """Returns why the attention back end cannot run here, in one line; None if it can."""
+    package = _BACKENDS[backend]
+    if package is None:
+        return None
+    if (reason := optional.unusable(package)) is not None:
+        return f"{package}: {reason}"
+    return None if precision == "bf16" else "it needs training.precision bf16"
 
 
 def transformer_config(arch: Architecture, config: Config) -> TransformerConfig:
@@ -145,11 +151,13 @@ def build_policy(config: Config) -> list[PolicyModel]:
             ops.name if ops else backend,
             ", ".join(used) or "none",
         )
+        for package, reason in optional.broken().items():
+            _log.warning("%s is installed but cannot be used, the run goes on without it: %s", package, reason)
     virtual = config.parallel.virtual_pipeline
     chunks = range(virtual) if virtual else [None]
     scalar = arch.head == "scalar"
     model: type[Any] = RewardModel if scalar else PolicyModel
-    return [
+    built = [
         model(
             settings,
             arch,
@@ -165,6 +173,9 @@ def build_policy(config: Config) -> list[PolicyModel]:
         ).to(platform.device())
         for chunk in chunks
     ]
+    for one in built:
+        one.rotary_pos_emb = RotaryTable(arch.head_size, arch.rope_theta, one.pg_collection.cp)
+    return built
 
 
 def _recompute(kind: str) -> dict[str, Any]:
@@ -197,19 +208,14 @@ def _fusions(backend: str) -> dict[str, bool]:
     """Returns Megatron's switches for fused kernels: used where they are installed, never required.
 
     Without dropout and bias there is nothing to fuse into the residual addition, so `bias_dropout_fusion` stays off.
+    `gradient_accumulation_fusion` needs gradient buffers: training/gradient_fusion.py switches it on when they exist.
     """
     engine = backend == "transformer_engine"
-    apex = platform.has_gpu() and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
     return {
         "bias_activation_fusion": engine,
         "use_te_activation_func": not engine,  # despite its name it selects the layer spec's function: ours
         "apply_rope_fusion": engine,
-        "gradient_accumulation_fusion": apex,
     }
-
-
-def _has_transformer_engine() -> bool:
-    return platform.has_gpu() and importlib.util.find_spec("transformer_engine") is not None
 
 
 def _leave_as_is(weight: torch.Tensor) -> torch.Tensor:

@@ -238,6 +238,7 @@ def flatten(rollouts: Sequence[Rollout], advantages: torch.Tensor, weights: torc
 _DETAILS = {
     "format_valid": ("format", "valid"),
     "near_duplicates": ("format", "duplicates"),
+    "copied": ("format", "copied"),
     "length_in_range": ("length", "in_range"),
     "rollout/mean_length_units": ("length", "words"),
     "rollout/think_length": ("format", "think_length"),

@@ -1,4 +1,4 @@
-"""Where torch's FakeTensors behave unlike tensors of a GPU, outside the reach of a dispatch mode."""
+"""Where torch's FakeTensors behave unlike tensors of a machine with a GPU, outside the reach of a dispatch mode."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from megatron_lwz.distributed import host_arena
 from megatron_lwz.rehearsal.device import FakeDevice
 
 
@@ -16,6 +17,7 @@ def install(device: FakeDevice) -> None:
     """Corrects them for the rest of the process."""
     _keep_modules_in_place()
     _read_lists_as_torch_does(device)
+    _lock_no_pages()
 
 
 def _keep_modules_in_place() -> None:
@@ -54,3 +56,8 @@ def _read_lists_as_torch_does(device: FakeDevice) -> None:
 
     namespace: Any = torch
     namespace.tensor = tensor
+
+
+def _lock_no_pages() -> None:
+    """Makes page-locked memory ordinary memory: the driver locks it by its address, and fake memory has none."""
+    host_arena.locked_pages = lambda _owner, nbytes: torch.empty(nbytes, dtype=torch.uint8)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_lwz.distributed import environment, exchange
+from megatron_lwz.distributed import environment, exchange, groups
+from megatron_lwz.models.hf import export
 
 
 class _Done:
@@ -49,3 +50,16 @@ def join(rank: int, world: int, *, told: Any = None) -> None:
     distributed.new_group = fake_group
     distributed.all_gather_object = gather_objects
     exchange.broadcast_json = broadcast_json
+    _give_owners_to_tensors()
+
+
+def _give_owners_to_tensors() -> None:
+    """Makes another pipeline stage the owner of each tensor that this one does not hold: the others name theirs."""
+    find = export._owners
+
+    def owners(held: Any, names: Sequence[str]) -> list[int]:
+        stage, stages = groups.pipeline_group().rank(), groups.pipeline_group().size()
+        other = 0 if stage else stages - 1
+        return [owner if owner < stages else other for owner in find(held, names)]
+
+    export._owners = owners

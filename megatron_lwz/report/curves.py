@@ -15,6 +15,7 @@ _LABELS = {
     "format_valid": "well-formed",
     "length_in_range": "in the asked range",
     "near_duplicates": "near-duplicate paragraphs",
+    "copied": "copied from the instruction",
     "rollout/truncated": "truncated",
     "rollout/mean_length": "all rollouts",
     "rollout/mean_length_untruncated": "not truncated",
@@ -39,7 +40,7 @@ _TABLE_LABELS = {
     "rollout/mean_length_units": "answer, unit of the length reward",
     "rollout/think_length": "thinking, unit of the length reward",
 }
-_SHARES = ("format_valid", "length_in_range", "near_duplicates", "rollout/truncated")
+_SHARES = ("format_valid", "length_in_range", "near_duplicates", "copied", "rollout/truncated")
 _TOKENS = ("rollout/mean_length", "rollout/mean_length_untruncated", "rollout/think_length_tokens")
 _UNITS = ("rollout/mean_length_units", "rollout/think_length")
 _HEALTH = ("loss", "grad_norm", "entropy", "kl", "tokens_per_second", "lr")

@@ -65,7 +65,7 @@ class ResponseGuard:
             return True
         closed = self._meter.segment == "after"  # think and answer are final
         if name == "format":
-            return not (self._meter.hopeless and (closed or self._reward.format.duplicate_penalty == 0))
+            return not (self._meter.hopeless and (closed or self._reward.format.is_form_alone))
         if name == "length":
             return not (closed or self._asked is None or self._too_long())
         return not closed

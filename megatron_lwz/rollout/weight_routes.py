@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ host memory.
 
 SERVER_OPTION = """--weight-transfer-config '{"backend": "nccl"}'"""
 
+_NCCL_PACKAGE = re.compile(r"^(?:\[\w+\] )?nvidia-nccl-cu\d+==(\d+\.\d+\.\d+)", re.MULTILINE)
+
 
 async def world_size(client: EngineClient) -> int:
     """Returns the engine's number of GPUs: tensor × pipeline × data parallel. Raises RequestFailure."""
@@ -23,6 +26,30 @@ async def world_size(client: EngineClient) -> int:
     if not isinstance(size, int) or size < 1:
         raise RequestFailure(client.url, f"/get_world_size gave {size!r}, not a number of GPUs", Failure.CONTRACT)
     return size
+
+
+async def nccl_version(client: EngineClient) -> str | None:
+    """Returns the version of NCCL in the engine's environment, for example 2.29.7; None if the engine does not say.
+
+    vLLM lists the packages of its environment. With VLLM_NCCL_SO_PATH it uses a library that may be none of them.
+    """
+    try:
+        info = await client.call("GET", "/server_info?config_format=json")
+    except RequestFailure as error:
+        if error.kind is Failure.REFUSED:
+            return None
+        raise
+    return read_nccl(info)
+
+
+def read_nccl(info: Mapping[str, Any]) -> str | None:
+    """Returns NCCL's version from an answer of /server_info; None if it lists none, or several."""
+    variables, system = info.get("vllm_env"), info.get("system_env")
+    if isinstance(variables, dict) and variables.get("VLLM_NCCL_SO_PATH"):
+        return None
+    packages = system.get("pip_packages") if isinstance(system, dict) else None
+    found = set(_NCCL_PACKAGE.findall(packages)) if isinstance(packages, str) else set()
+    return found.pop() if len(found) == 1 else None
 
 
 async def join(client: EngineClient, info: Mapping[str, Any]) -> None:

@@ -11,10 +11,11 @@ import json
 import platform
 from pathlib import Path
 
+from megatron_lwz import __version__
 from megatron_lwz.distributed import exchange
 from megatron_lwz.run_paths import RunPaths
 
-_PACKAGES = ("megatron-lwz", "torch", "megatron-core", "transformers")
+_PACKAGES = ("torch", "megatron-core", "transformers")
 
 
 def record_attempt(run: RunPaths, step: int) -> int:
@@ -33,8 +34,17 @@ def _append(path: Path, step: int) -> int:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        "megatron-lwz": __version__,
+        **{name: _version(name) for name in _PACKAGES},
     }
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
     return number
+
+
+def _version(package: str) -> str | None:
+    """Returns None for a package that is not installed: transformers is not always needed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

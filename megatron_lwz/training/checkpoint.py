@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed import checkpoint as torch_checkpoint
 
@@ -32,14 +31,19 @@ from megatron_lwz.kernels.settings import settings
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.reading import read_object, read_text
 from megatron_lwz.run_paths import BEST, LATEST, RunPaths, step_name
-from megatron_lwz.training.checkpoint_writer import take_snapshot, write_snapshot
-from megatron_lwz.training.optimizer import load_optimizer_state
+from megatron_lwz.training.checkpoint_tensors import (
+    Blocks,
+    optimizer_to_read,
+    optimizer_to_write,
+    weights_to_read,
+    weights_to_write,
+)
+from megatron_lwz.training.checkpoint_writer import Snapshot, snapshot_of, write_snapshot
+from megatron_lwz.training.optimizer import adam_step, set_adam_step
 from megatron_lwz.training.safe_unpickle import restricted
 from megatron_lwz.training.same_model import STATE_FILE, check_same_model
 from megatron_lwz.training.state import TrainState
 
-# Megatron's default sharding needs Transformer Engine or Apex. This one does not, and allows any change of layout.
-_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 _READ_ERRORS = (
     CheckpointingException,
     torch_checkpoint.CheckpointException,
@@ -52,20 +56,19 @@ _READ_ERRORS = (
 )
 
 
-def run_state(state: TrainState, extra: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Returns all state that a run needs to resume: Megatron's sharded state dict, and this rank's other files.
+def run_state(state: TrainState, extra: dict[str, Any]) -> Snapshot:
+    """Returns all state that a run needs to resume: this rank's part, as views of the live tensors.
 
-    Collective. `extra` is JSON: the state that the stage itself needs (the same on all ranks).
+    `extra` is JSON: the state that the stage itself needs (the same on all ranks).
     """
-    model = _model_state(state.policies)
-    optimizer = state.optimizer.sharded_state_dict(model, metadata=_SHARDING)
+    tensors = weights_to_write(state.policies) + optimizer_to_write(state.optimizer, state.policies)
     files = {_random_file(): _random_state()}
     if dist.get_rank() == 0:
         kernels = settings().backend
         record = {"step": state.step, "layout": _layout(state.config), "kernels": kernels, "extra": extra}
         record["architecture"] = state.config.architecture().model_dump()
         files[STATE_FILE] = json.dumps(record).encode()
-    return {**model, "optimizer": optimizer}, files
+    return snapshot_of(tensors, {"optimizer": {"step": adam_step(state.optimizer)}}, files)
 
 
 def load_checkpoint(state: TrainState, folder: Path) -> dict[str, Any]:
@@ -75,11 +78,10 @@ def load_checkpoint(state: TrainState, folder: Path) -> dict[str, Any]:
     """
     record = _read_record(folder)
     check_same_model(state.config.architecture(), folder)
-    model = _model_state(state.policies)
-    optimizer = state.optimizer.sharded_state_dict(model, is_loading=True, metadata=_SHARDING)
-    loaded = _read({**model, "optimizer": optimizer}, folder)
-    _restore_model(state.policies, loaded, folder)
-    load_optimizer_state(state.optimizer, loaded["optimizer"])
+    _read(weights_to_read(state.policies), folder)
+    # After the weights: in fp32 both are the same memory, and the master is the exact one in a checkpoint of a bf16 run.
+    common = _read(optimizer_to_read(state.optimizer, state.policies, _stored_names(folder)), folder)
+    set_adam_step(state.optimizer, _saved_adam_step(common["optimizer"]))
     state.step = int(record["step"])
     if record["layout"] == _layout(state.config):
         _load_random_state(folder)
@@ -89,7 +91,7 @@ def load_checkpoint(state: TrainState, folder: Path) -> dict[str, Any]:
 
 def save_model(policies: Sequence[PolicyModel], folder: Path) -> None:
     """Writes the weights alone as a checkpoint folder that `checkpoint.load` accepts. Collective."""
-    write_snapshot(take_snapshot(_model_state(policies)), folder)
+    write_snapshot(snapshot_of(weights_to_write(policies)), folder)
 
 
 def load_model(policies: Sequence[PolicyModel], folder: Path) -> None:
@@ -99,7 +101,7 @@ def load_model(policies: Sequence[PolicyModel], folder: Path) -> None:
     """
     folder = resolve(folder)
     check_same_model(policies[0].arch, folder)
-    _restore_model(policies, _read(_model_state(policies), folder), folder)
+    _read(weights_to_read(policies), folder)
 
 
 def latest(run_dir: Path) -> Path | None:
@@ -131,37 +133,39 @@ def resolve(folder: Path) -> Path:
     return found
 
 
-def _model_state(policies: Sequence[PolicyModel]) -> dict[str, Any]:
-    """Returns the sharded tensors of the chunks.
-
-    Object entries (Transformer Engine's fp8 scales, pickles) are left out.
-    """
-    names = ["model"] if len(policies) == 1 else [f"model{index}" for index in range(len(policies))]
-    return {
-        name: {key: value for key, value in policy.sharded_state_dict().items() if not isinstance(value, ShardedObject)}
-        for name, policy in zip(names, policies, strict=True)
-    }
-
-
-def _restore_model(policies: Sequence[PolicyModel], loaded: dict[str, Any], folder: Path) -> None:
-    names = ["model"] if len(policies) == 1 else [f"model{index}" for index in range(len(policies))]
-    for name, policy in zip(names, policies, strict=True):
-        missing, unexpected = policy.load_state_dict(loaded[name], strict=False)
-        wrong = [key for key in (*missing, *unexpected) if not key.endswith("_extra_state")]
-        if wrong:
-            raise CheckpointError(folder, f"another model's weights: tensor '{wrong[0]}' does not match")
-
-
-def _read(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _read(tensors: Blocks, folder: Path) -> dict[str, Any]:
+    """Reads the tensors in place; returns the entries that are not tensors. Collective. Raises CheckpointError."""
+    wanted = {str(number): tensor for number, tensor in enumerate(tensors)}
     try:
         with restricted():
-            return dist_checkpointing.load(state, str(folder))
+            return dist_checkpointing.load({"tensors": wanted}, str(folder), validate_access_integrity=False)
     except _READ_ERRORS as error:
-        cause: BaseException = error
-        if isinstance(error, torch_checkpoint.CheckpointException):  # carries each failed rank's own error
-            cause = next(iter(error.failures.values()))[0]
-        reason = " ".join(str(cause).split())[:300]
-        raise CheckpointError(folder, f"cannot be read ({type(cause).__name__}: {reason})") from error
+        raise _unreadable(folder, error) from error
+
+
+def _stored_names(folder: Path) -> frozenset[str]:
+    """Returns the names of all tensors in a checkpoint. Raises CheckpointError."""
+    try:
+        with restricted():
+            return frozenset(torch_checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata)
+    except _READ_ERRORS as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: BaseException) -> CheckpointError:
+    if isinstance(error, torch_checkpoint.CheckpointException):  # carries each failed rank's own error
+        error = next(iter(error.failures.values()))[0]
+    reason = " ".join(str(error).split())[:300]
+    return CheckpointError(folder, f"cannot be read ({type(error).__name__}: {reason})")
+
+
+def _saved_adam_step(entry: dict[str, Any]) -> int:
+    """Returns the number of Adam's updates; entries of Megatron's own forms were written by earlier versions."""
+    if "step" in entry:
+        return int(entry["step"])
+    entry = entry.get("optimizer", entry)
+    groups = entry["param_groups"]
+    return int(groups[0]["step"] if "step" in groups[0] else entry["state"].get("common_step", 0))
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from megatron_lwz.training.checkpoint import pointed_at, run_state
 from megatron_lwz.training.checkpoint_writer import (
     Snapshot,
     half_written,
-    take_snapshot,
     write_durably,
     write_snapshot,
 )
@@ -64,7 +63,9 @@ class CheckpointSaver:
         """
         self.wait()
         asynchronous = self._group is not None
-        snapshot = take_snapshot(*run_state(self._state, extra), independent=asynchronous)
+        snapshot = run_state(self._state, extra)
+        if asynchronous:
+            snapshot = snapshot.independent()
         self._writing, self._step = Future(), self._state.step
         arguments = (snapshot, self._folder / step_name(self._step), self._writing)
         if asynchronous:

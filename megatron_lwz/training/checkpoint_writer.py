@@ -7,30 +7,26 @@ script has no `__main__` guard.
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonSaveStrategy
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
+from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner, mcore_to_pyt_state_dict
 from torch.distributed import checkpoint as torch_checkpoint
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
-from megatron_lwz.distributed import platform
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.run_paths import STEPS
 
@@ -41,30 +37,33 @@ _FORMAT = CheckpointingConfig("torch_dist", 1)
 class Snapshot:
     """The state that this rank has to write, as it was at one moment."""
 
-    sharded: Mapping[str, Any]
-    """Tensor name → torch's sharded tensor: the main replicas that this rank holds."""
+    tensors: Mapping[str, list[ShardedTensor]]
+    """Tensor name → the blocks of it that this rank writes."""
     common: Mapping[str, Any]
     """All entries that are not sharded tensors, the same on all ranks; rank 0 writes them."""
     files: Mapping[str, bytes]
     """Other files of this rank: name → content."""
 
+    def independent(self) -> Snapshot:
+        """Returns a copy in host memory that shares none of it with the run, so training may continue."""
+        copies = {
+            name: [replace(block, data=block.data.to("cpu", copy=True)) for block in blocks]
+            for name, blocks in self.tensors.items()
+        }
+        return replace(self, tensors=copies)
 
-def take_snapshot(
-    state: dict[str, Any], files: Mapping[str, bytes] | None = None, *, independent: bool = False
+
+def snapshot_of(
+    tensors: Sequence[ShardedTensor],
+    common: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Snapshot:
-    """Returns the snapshot of Megatron's sharded state dict. Collective.
-
-    An `independent` snapshot lies in host memory and shares none of it with the run, so training may continue while it
-    is written.
-    """
-    sharded, common = save_preprocess(state)
-    main, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
-    if independent:
-        common = copy.deepcopy(common)
-        for entry in nested_values(main):
-            assert isinstance(entry, ShardedTensor), entry  # checkpoints of this project hold no object entries
-            entry.data = _in_host_memory(entry.data)
-    return Snapshot(mcore_to_pyt_state_dict(main, False), common, files or {})
+    """Returns the snapshot of blocks of tensors: views, which must not change until it is written."""
+    blocks: dict[str, list[ShardedTensor]] = {}
+    for tensor in tensors:
+        if is_main_replica(tensor.replica_id):
+            blocks.setdefault(tensor.key, []).append(tensor)
+    return Snapshot(blocks, common or {}, files or {})
 
 
 def write_snapshot(
@@ -81,8 +80,9 @@ def write_snapshot(
     """
     writer = _FolderWriter(snapshot, target, on_disk)
     planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
+    tensors = mcore_to_pyt_state_dict(dict(snapshot.tensors), False)
     try:
-        torch_checkpoint.save(dict(snapshot.sharded), storage_writer=writer, planner=planner, process_group=group)
+        torch_checkpoint.save(tensors, storage_writer=writer, planner=planner, process_group=group)
     except torch_checkpoint.CheckpointException as error:
         if dist.get_rank() == 0:
             shutil.rmtree(writer.temporary, ignore_errors=True)
@@ -113,8 +113,7 @@ class _FolderWriter(torch_checkpoint.FileSystemWriter):
 
     def __init__(self, snapshot: Snapshot, target: Path, on_disk: Callable[[], None]) -> None:
         self.temporary = target.with_name(f".{target.name}.tmp")
-        # No copying ahead: it would open a CUDA stream in a thread that never chose its device.
-        super().__init__(self.temporary, per_thread_copy_ahead=0)
+        super().__init__(self.temporary)
         self._snapshot = snapshot
         self._target = target
         self._on_disk = on_disk
@@ -133,9 +132,32 @@ class _FolderWriter(torch_checkpoint.FileSystemWriter):
         try:
             for name, content in self._snapshot.files.items():
                 write_durably(self.temporary / name, content)
-            return super().write_data(plan, planner)
+            future: Future[list[WriteResult]] = Future()
+            future.set_result(self._write_tensors(plan, planner))
+            return future
         except Exception as error:
             raise OSError(_root_of(error)) from error
+
+    def _write_tensors(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
+        """Writes one block after the other.
+
+        torch's own `write_data` keeps the copies of all blocks that are views, or lie on a GPU, until the file ends.
+        """
+        name, results = f"{plan.storage_data.prefix}0.distcp", []
+        with (self.temporary / name).open("wb") as file:
+            for item in plan.items:
+                begin = file.tell()
+                block = planner.resolve_data(item)
+                assert isinstance(block, torch.Tensor), block  # checkpoints of this project hold no object entries
+                block = block.detach().cpu()
+                if block.untyped_storage().nbytes() != block.nbytes:  # a view: `save` writes all that it is a view of
+                    block = block.clone()
+                torch.save(block, file)
+                size = file.tell() - begin
+                results.append(WriteResult(item.index, size, _StorageInfo(name, begin, size)))
+            file.flush()
+            os.fsync(file.fileno())
+        return results
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
         """Completes the folder and renames it, on rank 0, after all ranks have written."""
@@ -148,14 +170,6 @@ class _FolderWriter(torch_checkpoint.FileSystemWriter):
             shutil.rmtree(self._target)
         self.temporary.rename(self._target)
         self._on_disk()
-
-
-def _in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """Copies the tensor to host memory, unless it was made for the save.
-
-    With a GPU, all lasting tensors lie on the GPU.
-    """
-    return tensor.detach().to("cpu", copy=tensor.is_cuda or not platform.has_gpu())
 
 
 def _root_of(error: BaseException) -> str:

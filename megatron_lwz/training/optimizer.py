@@ -1,4 +1,4 @@
-"""Adam under Megatron-Core: data-parallel wrapping, distributed optimizer, schedule, repairs of the optimizer's state.
+"""Adam under Megatron-Core: data-parallel wrapping, distributed optimizer, schedule, and the state that it holds.
 
 Parameters are fp32 or bf16. Gradients are reduced in fp32, and bf16 parameters have fp32 masters. Weight decay is
 decoupled and, as in Megatron-LM, does not apply to biases and norm weights.
@@ -6,16 +6,24 @@ decoupled and, as in Megatron-LM, does not apply to biases and norm weights.
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 
 from megatron_lwz.config import Config
+from megatron_lwz.distributed import groups
 from megatron_lwz.models.logprobs import PolicyModel
+from megatron_lwz.training import multi_tensor
+from megatron_lwz.training.gradient_fusion import fuse_gradient_accumulation
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ def wrap_data_parallel(policies: list[PolicyModel], config: Config) -> list[Dist
     """Wraps this rank's model chunks for data parallelism. Gradients are summed, not averaged, over DP × CP.
 
     Megatron's schedules get no `finalize_model_grads_func`: gradients are finalised at the end of the step (`step.py`).
+    From here on the weights have fp32 gradient buffers, and layers that can add to them directly do so.
     """
     overlap = config.parallel.overlap
     settings = DistributedDataParallelConfig(
@@ -71,6 +80,9 @@ def wrap_data_parallel(policies: list[PolicyModel], config: Config) -> list[Dist
         DistributedDataParallel(policy.config, settings, policy, disable_bucketing=index > 0)
         for index, policy in enumerate(policies)
     ]
+    fused = fuse_gradient_accumulation(policies)
+    if groups.is_rank_zero():
+        _log.info("matrix products that add to the fp32 weight gradients: %s", ", ".join(fused) or "none")
     if overlap:
         contexts = [chunk.no_sync for chunk in chunks]
         for policy in policies:
@@ -81,6 +93,7 @@ def wrap_data_parallel(policies: list[PolicyModel], config: Config) -> list[Dist
 def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> MegatronOptimizer:
     """Builds Adam over the chunks' current weights. Load weights first: bf16 masters are copied from them."""
     section = config.optimizer
+    multi_tensor.install()
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -99,8 +112,6 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> Me
         use_gloo_process_groups=False,
     )
     prime(optimizer)
-    for part in parts(optimizer):
-        _keep_bucket_padding(part)
     return optimizer
 
 
@@ -111,73 +122,79 @@ def parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
 
 
 def prime(optimizer: MegatronOptimizer) -> None:
-    """Creates torch's Adam state, filled with zeros.
+    """Creates Adam's state, filled with zeros, as its first step would.
 
-    Without it Megatron's `state_dict` asserts on an optimizer that never stepped.
-    Fused Adams (Transformer Engine, Apex) keep no per-parameter `step`; they are left unchanged.
+    Without it an optimizer that never stepped has nothing to save, and nothing to load into. torch's Adam counts its
+    steps per parameter, the fused ones (Transformer Engine, Apex) per group.
     """
     for part in parts(optimizer):
-        if not isinstance(part.optimizer, torch.optim.AdamW):
-            continue
         for group in part.optimizer.param_groups:
             for parameter in group["params"]:
                 state = part.optimizer.state[parameter]
                 if not state:
-                    state["step"] = torch.tensor(0.0)
+                    if isinstance(part.optimizer, torch.optim.AdamW):
+                        state["step"] = torch.tensor(0.0)
                     state["exp_avg"] = torch.zeros_like(parameter)
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
 
 
-def _keep_bucket_padding(part: MegatronOptimizer) -> None:
-    """Repairs what a distributed optimizer of megatron-core 0.16 saves when its buffer has more than one bucket.
+@dataclass(frozen=True)
+class Held:
+    """What this rank's optimizer holds of one parameter: a range of its elements, as flat views."""
 
-    It gathers the buckets without the padding between them, but cuts parameters out at their padded offsets. So every
-    bucket after the first (a tied embedding under pipeline parallelism, or any with overlap) is saved shifted
-    (Megatron-LM pull request 5077). Putting the padding back makes both sides agree.
+    parameter: torch.nn.Parameter
+    begin: int
+    """The first element of the range; the range of an optimizer that is not distributed is the whole parameter."""
+    tensors: dict[str, torch.Tensor]
+    """`exp_avg`, `exp_avg_sq` and the weights in fp32, if it keeps them: each [elements].
+
+    Megatron's names, as in all checkpoints: the weights are `param` of the distributed optimizer, `fp32_param` of others.
     """
-    gather = getattr(part, "get_parameter_state_dp_zero", None)
-    if gather is None:
+
+
+def held(part: MegatronOptimizer) -> Iterator[Held]:
+    """Yields what one Megatron optimizer holds, once it is primed."""
+    if isinstance(part, DistributedOptimizer):
+        buckets = (bucket for maps in part.gbuf_ranges for found in maps.values() for bucket in found)
+        for parameter, ranges in (item for bucket in buckets for item in bucket["param_map"].items()):
+            tensors = part._get_main_param_and_optimizer_states(parameter)
+            yield Held(parameter, ranges["param"].start, _flat(tensors))
         return
-
-    def gather_padded(**options: Any) -> dict[Any, Any] | None:
-        state = gather(**options)
-        for index, buffer in enumerate(part.buffers if state is not None else ()):
-            for tensors in state[index].values():
-                for name in ("param", "exp_avg", "exp_avg_sq"):
-                    tensors[name] = _spread(tensors[name], buffer)
-        return state
-
-    part.get_parameter_state_dp_zero = gather_padded
+    groups = (zip(*pair, strict=True) for pair in _masters(part))
+    models = {id(master): model for group in groups for model, master in group}
+    for parameter in (parameter for group in part.optimizer.param_groups for parameter in group["params"]):
+        tensors = dict(part.optimizer.state[parameter])
+        if id(parameter) in models:
+            tensors["fp32_param"] = parameter
+        yield Held(models.get(id(parameter), parameter), 0, _flat(tensors))
 
 
-def _spread(packed: torch.Tensor, buffer: Any) -> torch.Tensor:
-    """Copies [unpadded elements] to [elements of the buffer]: every bucket back at its own offset."""
-    spread, start = packed.new_zeros(buffer.numel), 0
-    for bucket in buffer.buckets:
-        spread[bucket.offset :][: bucket.numel_unpadded] = packed[start : start + bucket.numel_unpadded]
-        start += bucket.numel_unpadded
-    return spread
+def _masters(part: MegatronOptimizer) -> Iterator[tuple[list[torch.nn.Parameter], list[torch.Tensor]]]:
+    """Yields, per group, the 16-bit parameters and their fp32 masters, of an optimizer that is not distributed."""
+    if isinstance(part, Float16OptimizerWithFloat16Params):
+        yield from zip(part.float16_groups, part.fp32_from_float16_groups, strict=True)
 
 
-@torch.no_grad()
-def load_optimizer_state(optimizer: MegatronOptimizer, state: dict[Any, Any]) -> None:
-    """Loads a state that `sharded_state_dict` saved.
+def _flat(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().view(-1) for name, tensor in tensors.items() if name != "step"}
 
-    Works around two faults of megatron-core 0.16 without a fused Adam. Its `fully_reshardable` loader looks for a
-    `step` tensor that is not saved per parameter (KeyError). Its `load_state_dict` gives all parameters one shared
-    `step` tensor, which Adam then advances once per parameter.
-    """
-    whole = getattr(optimizer, "chained_optimizers", [optimizer])
-    states = [state] if len(whole) == 1 else [state[index] for index in range(len(whole))]
-    for part, part_state in zip(whole, states, strict=True):
-        if part.optimizer is None:
-            continue
-        tensors = part_state.pop("param_state", None)
-        part.load_state_dict(part_state)
-        own = part.optimizer.state.values()
-        steps = [entry.pop("step", None) for entry in own]
-        if tensors is not None:
-            part.load_parameter_state_from_fully_reshardable(tensors)
-        for entry, step in zip(own, steps, strict=True):
-            if step is not None:
-                entry["step"] = step.clone()
+
+def adam_step(optimizer: MegatronOptimizer) -> int:
+    """Returns how many updates Adam has made. torch's keeps it per parameter, a fused one per group."""
+    counts = {0}
+    for part in parts(optimizer):
+        counts |= {int(entry["step"]) for entry in part.optimizer.state.values() if "step" in entry}
+        counts |= {int(group["step"]) for group in part.optimizer.param_groups if "step" in group}
+    assert len(counts - {0}) <= 1, counts
+    return max(counts)
+
+
+def set_adam_step(optimizer: MegatronOptimizer, step: int) -> None:
+    """Sets how many updates Adam has made."""
+    for part in parts(optimizer):
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            for entry in part.optimizer.state.values():
+                entry["step"] = torch.tensor(float(step))  # one per parameter: Adam advances it in place
+        else:
+            for group in part.optimizer.param_groups:
+                group["step"] = step

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from megatron_lwz.distributed import platform
+from megatron_lwz.distributed.host_arena import HostArena
 from megatron_lwz.training.state import TrainState
 
 
@@ -19,8 +20,16 @@ class ReferenceWeights:
     """
 
     def __init__(self, state: TrainState) -> None:
-        self._reference = [_host_copy(parameter) for parameter in _parameters(state)]
-        self._parked = [torch.empty_like(tensor, pin_memory=tensor.is_pinned()) for tensor in self._reference]
+        parameters = _parameters(state)
+        sizes = [parameter.nbytes for parameter in parameters]
+        self.arena = HostArena(2 * sizes, pinned=platform.has_gpu())
+        tensors = [
+            memory.view(parameter.dtype).view(parameter.shape)
+            for memory, parameter in zip(self.arena.tensors, 2 * parameters, strict=True)
+        ]
+        self._reference, self._parked = tensors[: len(parameters)], tensors[len(parameters) :]
+        for reference, parameter in zip(self._reference, parameters, strict=True):
+            reference.copy_(parameter.detach())
 
     @torch.no_grad()
     def swap_in(self, state: TrainState) -> None:
@@ -48,8 +57,3 @@ def with_weights(state: TrainState, reference: ReferenceWeights) -> Iterator[Non
 
 def _parameters(state: TrainState) -> list[torch.nn.Parameter]:
     return [parameter for policy in state.policies for parameter in policy.parameters()]
-
-
-def _host_copy(parameter: torch.nn.Parameter) -> torch.Tensor:
-    copy = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu", pin_memory=platform.has_gpu())
-    return copy.copy_(parameter.detach())

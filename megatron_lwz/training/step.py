@@ -31,6 +31,7 @@ LossFn = Callable[[torch.Tensor, MicroBatch, int], tuple[torch.Tensor, dict[str,
 
 All calls within a step return the same metric names. A name that ends with `/max` is max-reduced, others are summed.
 """
+_MAXIMUM = "/max"
 
 TokenLossFn = Callable[[MicroBatch, int], TokenLoss]
 """(micro-batch, its index) → the same loss as LossFn's, for differentiation in the forward pass."""
@@ -252,19 +253,14 @@ def _reduce(reports: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     """Sums (or maximises) over micro-batches, DP and CP, and broadcasts from the last pipeline stage to every rank."""
     totals: dict[str, float] | None = None
     if groups.is_last_stage():
-        names = sorted(reports[0])
+        names = sorted(reports[0], key=lambda name: (name.endswith(_MAXIMUM), name))
+        sums = sum(not name.endswith(_MAXIMUM) for name in names)
         table = torch.stack([torch.stack([report[name].double() for name in names]) for report in reports])
-        totals = {}
-        for operation, chosen in (
-            (dist.ReduceOp.SUM, [n for n in names if not n.endswith("/max")]),
-            (dist.ReduceOp.MAX, [n for n in names if n.endswith("/max")]),
-        ):
-            if not chosen:
-                continue
-            columns = table[:, [names.index(name) for name in chosen]]
-            values = columns.sum(0) if operation == dist.ReduceOp.SUM else columns.amax(0)
-            dist.all_reduce(values, op=operation, group=groups.data_context_group())
-            totals.update(zip(chosen, values.tolist(), strict=True))
+        values = torch.cat([table[:, :sums].sum(0), table[:, sums:].amax(0)])
+        for operation, part in ((dist.ReduceOp.SUM, values[:sums]), (dist.ReduceOp.MAX, values[sums:])):
+            if len(part):
+                dist.all_reduce(part, op=operation, group=groups.data_context_group())
+        totals = dict(zip(names, values.tolist(), strict=True))  # the only wait for the GPU
     # The highest rank always holds the last stage: Megatron numbers pipeline stages slowest.
     source = dist.get_world_size() - 1
     return exchange.broadcast_json(totals if dist.get_rank() == source else None, source=source)

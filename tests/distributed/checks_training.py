@@ -19,8 +19,9 @@ from megatron_lwz.distributed import groups, launch
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf import checksum_policy
 from megatron_lwz.training.batching import make_micro_batches
-from megatron_lwz.training.checkpoint import latest, load_checkpoint, load_model, save_model
+from megatron_lwz.training.checkpoint import latest, load_checkpoint, load_model, run_state, save_model
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
+from megatron_lwz.training.checkpoint_writer import write_snapshot
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.reference import ReferenceWeights, with_weights
@@ -28,6 +29,8 @@ from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import StepResult, TrainingError, forward_statistics, train_step
 from megatron_lwz.training.token_logprobs import write_logprobs
 from megatron_lwz.types import MicroBatch, SequenceBatch
+from tests.support.earlier_checkpoint import write_earlier_checkpoint
+from tests.support.live_bytes import LiveBytes
 
 VOCABULARY = 101  # not divisible by anything: padded rows must not count
 MODEL = {
@@ -39,7 +42,11 @@ MODEL = {
     "vocab_size": VOCABULARY,
     "initializer_range": 0.2,
 }
+MEASURED = ("dp2", "tp2", "pp2", "dp2_bf16", "dp2_plain_optimizer")
+WIDE = {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 256, "vocab_size": 512}
 SCORED = ("tp2", "pp2", "vpp2", "cp2", "dp2")
+EARLIER = ("pp2", "dp2_bf16", "dp2_plain_optimizer", "one_bf16_plain_optimizer")
+"""Saved in the form of earlier versions, too, as <name>_earlier."""
 STEPS = 2  # before the checkpoint, and again after it
 
 
@@ -105,6 +112,8 @@ def run_layouts(folder: str, layouts: dict[str, dict[str, Any]], loads: list[lis
         with no_child_process(), CheckpointSaver(state, half_written.parent, complete.append) as saver:
             assert not groups.is_rank_zero() or not half_written.exists(), "what a kill left"
             saver.save({"cursor": 7})
+            if name in EARLIER:
+                write_earlier_checkpoint(state, checkpoint(folder, f"{name}_earlier"), {"cursor": 7})
             found[name] = before + train(state, range(STEPS, 2 * STEPS))  # while the thread writes
         assert complete == [STEPS] and not half_written.exists()
         lone = step_once(state, 5, count=1)  # one sequence for all ranks: the others get a pack of padding
@@ -135,6 +144,7 @@ def two_ranks(folder: str, layouts: dict[str, Any], loads: list[list[str]], hf: 
     found["zero"] = save_before_first_step(folder)
     found["failed_write"] = failed_write(folder)
     found["reference"] = reference(folder)
+    found["memory"] = {name: memory(f"{folder}/memory/{name}", layouts[name]) for name in MEASURED}
     return found
 
 
@@ -143,6 +153,7 @@ def one_rank(folder: str, layouts: dict[str, Any], loads: list[list[str]], weigh
     found["model"] = model_only(folder, weights)
     found["errors"] = bad_checkpoints(folder)
     found["nan"] = not_finite(folder)
+    found["memory one"] = memory(f"{folder}/memory/one", {})
     return found
 
 
@@ -186,7 +197,25 @@ def failed_write(folder: str) -> dict[str, Any]:
     return {"message": message, "files": files, "step": state.step}
 
 
-def reference(folder: str) -> dict[str, bool]:
+def memory(folder: str, sections: dict[str, Any]) -> dict[str, float]:
+    """Bytes that this rank writes, and the memory that saving and loading them needs beside the state, in that unit."""
+    config = config_of(folder, **sections | {"model": {"architecture": MODEL | WIDE}})
+    launch.initialize(config)
+    state = build_train_state(config)
+    own = sum(block.data.nbytes for blocks in run_state(state, {}).tensors.values() for block in blocks)
+    with LiveBytes() as copied:
+        snapshot = run_state(state, {}).independent()
+    with LiveBytes() as written_from_it:
+        write_snapshot(snapshot, Path(folder, "snapshot"))
+    with LiveBytes() as waiting:
+        write_snapshot(run_state(state, {}), Path(folder, "waiting"))
+    with LiveBytes() as loaded:
+        load_checkpoint(state, Path(folder, "waiting"))
+    peaks = {"copy": copied, "write": written_from_it, "waiting": waiting, "load": loaded}
+    return {"own": own} | {name: count.peak / own for name, count in peaks.items()}
+
+
+def reference(folder: str) -> dict[str, Any]:
     """The reference's log-probs after training are the initial ones, and the policy comes back bit for bit."""
     config = config_of(folder, parallel={"tensor": 2})
     launch.initialize(config)
@@ -205,6 +234,8 @@ def reference(folder: str) -> dict[str, bool]:
         "reference_is_initial": torch.equal(inside, initial),
         "policy_moved": not torch.equal(trained, initial),
         "policy_is_back": checksum_policy(state.policies) == checksum,
+        "host_bytes": copy.arena.nbytes,
+        "weights": [parameter.nbytes for policy in state.policies for parameter in policy.parameters()],
     }
 
 

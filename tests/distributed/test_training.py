@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.checks_training import SCORED
+from tests.distributed.checks_training import MEASURED, SCORED
 from tests.support.ranks import run_ranks
 from tests.support.tiny_qwen2 import write_tiny_qwen2
 
@@ -47,6 +47,8 @@ TWO_LOADS = [
     ["vpp2", "dp2_overlap"],
     ["cp2", "tp2"],
 ]
+EARLIER_TWO = [["pp2", "pp2"], ["pp2", "dp2"], ["dp2_bf16", "dp2_bf16"], ["dp2_plain_optimizer", "dp2_plain_optimizer"]]
+EARLIER_ONE = [["one_bf16_plain_optimizer", "one_bf16_plain_optimizer"], ["dp2_plain_optimizer", "one"]]
 FOUR_LOADS = [["pp2", "tp2_pp2"], ["pp2_untied", "dp2_tp2_untied"], ["tp2_pp2", "tp2_pp2"]]
 ONE_LOADS = [
     ["tp2", "one"],
@@ -81,8 +83,9 @@ def measured(folder: Path, hf: Path) -> dict[str, Any]:
     rows = str(folder / "rows.jsonl")
     checks = "tests.distributed.checks_training"
     two = run_ranks(
-        f"{checks}:two_ranks", ranks=2, folder=str(folder), layouts=TWO, loads=TWO_LOADS, hf=str(hf), rows=rows
-    )
+        f"{checks}:two_ranks", ranks=2, folder=str(folder), layouts=TWO, loads=TWO_LOADS + earlier(EARLIER_TWO),
+        hf=str(hf), rows=rows,
+    )  # fmt: skip
     four = run_ranks(
         f"{checks}:four_ranks",
         ranks=4,
@@ -90,11 +93,19 @@ def measured(folder: Path, hf: Path) -> dict[str, Any]:
         layouts=FOUR,
         loads=FOUR_LOADS,
     )
-    one = run_ranks(f"{checks}:one_rank", ranks=1, folder=str(folder), layouts=ONE, loads=ONE_LOADS, weights="pp2")
+    loads = ONE_LOADS + earlier(EARLIER_ONE)
+    one = run_ranks(f"{checks}:one_rank", ranks=1, folder=str(folder), layouts=ONE, loads=loads, weights="pp2")
     for ranks in (two, four):
         for name in (*TWO, *FOUR, "failed_write"):
             assert all(rank.get(name) == ranks[0].get(name) for rank in ranks), f"{name}: ranks report different steps"
-    return two[0] | four[0] | one[0]
+    memory = {name: [rank["memory"][name] for rank in two] for name in two[0]["memory"]} | {
+        "one": [one[0]["memory one"]]
+    }
+    return two[0] | four[0] | one[0] | {"memory": memory}
+
+
+def earlier(loads: list[list[str]]) -> list[list[str]]:
+    return [[f"{source}_earlier", target] for source, target in loads]
 
 
 def baseline(measured: dict[str, Any], name: str) -> torch.Tensor:
@@ -144,9 +155,27 @@ def test_checkpoint_reshards(measured: dict[str, Any], source: str, target: str)
     torch.testing.assert_close(found, baseline(measured, target)[2:], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("source", "target"), EARLIER_TWO + EARLIER_ONE)
+def test_checkpoints_of_earlier_versions_load(measured: dict[str, Any], source: str, target: str) -> None:
+    found, expected = measured[f"{source}_earlier → {target}"]["steps"], measured[target][2:]
+    assert found == expected if source == target else found == [pytest.approx(row, 1e-5, 1e-5) for row in expected]
+
+
+@pytest.mark.parametrize("name", [*MEASURED, "one"])
+def test_host_memory_of_a_checkpoint_is_bounded_by_what_the_rank_holds(measured: dict[str, Any], name: str) -> None:
+    ranks = measured["memory"][name]
+    for rank in ranks:
+        assert rank["copy"] == 1.0, "an asynchronous save copies what the rank writes, and nothing else"
+        assert rank["copy"] + rank["write"] <= 1.3
+        assert rank["waiting"] <= 0.3 and rank["load"] <= 0.3, rank
+    if name.startswith("dp2"):
+        assert ranks[0]["own"] == pytest.approx(ranks[1]["own"], rel=0.05), "data-parallel ranks divide the work"
+
+
 def test_every_parameter_has_its_own_adam_step_after_a_load(measured: dict[str, Any]) -> None:
     loads = [value for name, value in measured.items() if "→" in name]
-    assert len(loads) == len(TWO_LOADS) + len(FOUR_LOADS) + len(ONE_LOADS)
+    expected = (TWO_LOADS, FOUR_LOADS, ONE_LOADS, EARLIER_TWO, EARLIER_ONE)
+    assert len(loads) == sum(len(part) for part in expected)
     assert all(load["own_step_tensors"] for load in loads)
 
 
@@ -162,7 +191,10 @@ def test_a_rank_that_cannot_write_is_named_by_all_and_the_checkpoint_before_stay
 
 
 def test_reference_weights_swap_in_and_out(measured: dict[str, Any]) -> None:
-    assert measured["reference"] == {"reference_is_initial": True, "policy_moved": True, "policy_is_back": True}
+    found = measured["reference"]
+    assert found["reference_is_initial"] and found["policy_moved"] and found["policy_is_back"]
+    needed = 2 * sum(found["weights"])  # the copy, and room for the policy
+    assert needed <= found["host_bytes"] <= needed + 2 * 64 * len(found["weights"])
 
 
 def test_weights_alone_round_trip_and_cast(measured: dict[str, Any]) -> None:

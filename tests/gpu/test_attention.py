@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_lwz.distributed import optional
 from megatron_lwz.distributed.context_parallel import shard_indices
-from megatron_lwz.models.attention import Pieces, attend_pieces, has_flash_attention, plan_pieces
+from megatron_lwz.models.attention import Pieces, attend_pieces, plan_pieces
 
 pytestmark = pytest.mark.gpu
 
 HEADS = [(14, 2, 64), (28, 4, 128), (5, 1, 128), (8, 8, 64)]
 """Query heads, key-value heads, dimension: 0.5B, 7B, 32B on 8 tensor-parallel ranks; not grouped."""
 PACK = [0, 64, 1000, 1320, 1328, 1336]
-FLASH = (False, True) if has_flash_attention() else (False,)
+FLASH = (False, True) if optional.unusable("flash_attn") is None else (False,)
 
 
 def _inputs(tokens: int, pieces: Pieces, heads: tuple[int, int, int]) -> list[Tensor]:

@@ -1,16 +1,23 @@
-"""What the tests rehearse: every layout with a GRPO step, every stage in some layout, and planted faults."""
+"""What the tests rehearse: a GRPO step in the layouts that differ most, each other stage once, and planted faults.
+
+`python tools/rehearse.py` rehearses every stage in every layout.
+"""
 
 from __future__ import annotations
 
 from megatron_lwz.rehearsal.case import Case
-from megatron_lwz.rehearsal.small import BY_NAME, LAYOUTS
+from megatron_lwz.rehearsal.small import BY_NAME
 
 _ALL, _TP2 = BY_NAME["TP2 CP2 PP2 DP2 overlap full"], BY_NAME["TP2"]
 _SEQUENCES = {"ratio": "sequence", "mismatch": "sequence", "kl_coefficient": 0.1, "entropy_coefficient": 0.01}
 
-LAYOUT_CASES = [layout.case("grpo", rank) for layout in LAYOUTS for rank in layout.ranks]
+ONE_GPU = BY_NAME["one GPU"].case("grpo", 0)
+TENSOR = _TP2.case("grpo", 0)
+CONTEXT = BY_NAME["CP2"].case("grpo", 1, "by sequence", grpo=_SEQUENCES, training={"updates_per_batch": 2})
+"""Also: ratios of whole sequences, a reference policy, an entropy term, two optimizer steps."""
+ALL = _ALL.case("grpo", 15)
+GRPO_CASES = [ONE_GPU, TENSOR, CONTEXT, BY_NAME["PP2 VPP2"].case("grpo", 1), ALL]
 STAGE_CASES = [
-    BY_NAME["CP2"].case("grpo", 1, "by sequence", grpo=_SEQUENCES, training={"updates_per_batch": 2}),
     _TP2.case("sft", 0),
     _TP2.case("reward_model", 0),
     _TP2.case("buckets", 0),
@@ -19,7 +26,7 @@ STAGE_CASES = [
     _ALL.case("score", 0),
     _ALL.case("export", 0),
 ]
-CASES = [*LAYOUT_CASES, *STAGE_CASES]
+CASES = [*GRPO_CASES, *STAGE_CASES]
 
 FAULTS = {
     "host_tensor_in_an_operation": r"two different devices|at least two devices",
@@ -34,8 +41,7 @@ FAULTS = {
 
 def with_fault(name: str) -> Case:
     """The smallest case, with a fault of faults.py in the product."""
-    case = BY_NAME["one GPU"].case("grpo", 0)
-    return Case(f"fault {name}", case.config, fault=f"tests.rehearsal.faults:{name}")
+    return Case(f"fault {name}", ONE_GPU.config, fault=f"tests.rehearsal.faults:{name}")
 
 
 FAULT_CASES = [with_fault(name) for name in (*FAULTS, "extra_wait")]

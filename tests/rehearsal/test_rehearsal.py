@@ -15,10 +15,9 @@ from megatron_lwz.rehearsal import shim
 from megatron_lwz.rehearsal.case import Report
 from megatron_lwz.rehearsal.pool import rehearse
 from megatron_lwz.rehearsal.small import BY_NAME
-from tests.rehearsal.cases import CASES, FAULT_CASES, FAULTS, LAYOUT_CASES, with_fault
+from tests.rehearsal.cases import ALL, CASES, CONTEXT, FAULT_CASES, FAULTS, GRPO_CASES, ONE_GPU, TENSOR, with_fault
 
 PACKS = 2
-ONE_GPU = BY_NAME["one GPU"].case("grpo", 0).name
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def test_the_gpu_code_runs(reports: dict[str, Report], name: str) -> None:
 
 def test_every_layer_and_every_pack_launches_its_kernels(reports: dict[str, Report]) -> None:
     layers = BY_NAME["one GPU"].layers
-    assert reports[ONE_GPU].launches == {
+    assert reports[ONE_GPU.name].launches == {
         "layers.rms_norm_forward": PACKS * (2 * layers + 1),
         "layers.rms_norm_backward": PACKS * (2 * layers + 1),
         "layers.rotate_heads": PACKS * 2 * layers,
@@ -50,43 +49,47 @@ def test_every_layer_and_every_pack_launches_its_kernels(reports: dict[str, Repo
 
 
 def test_memory_is_that_of_the_tensors(reports: dict[str, Report]) -> None:
-    """bf16 parameters; fp32 gradients; fp32 masters and two moments, sharded over data-parallel ranks."""
-    alone, shared = reports[ONE_GPU], reports["grpo DP2 overlap rank 1"]
-    for report, ranks in ((alone, 1), (shared, 2)):
+    """bf16 parameters; fp32 gradients; fp32 masters and two moments, sharded over the ranks of DP × CP."""
+    alone, shared = reports[ONE_GPU.name], reports[ALL.name]
+    for report, ranks in ((alone, 1), (shared, 4)):
         sizes = [report.peaks[phase] for phase in ("parameters", "gradients", "optimizer")]
         assert sizes[0] == pytest.approx(2 * report.parameters, rel=0.02)
         assert report.peaks["forward+backward"] > sizes[2] - sizes[0]
         assert sizes[2] == pytest.approx((2 + 4 + 12 / ranks) * report.parameters, rel=0.05)
-    assert reports["grpo TP2 rank 0"].parameters == pytest.approx(alone.parameters / 2, rel=0.02)
-
-
-def test_recomputation_saves_memory(reports: dict[str, Report]) -> None:
-    selective, plain = (reports[name].peaks["forward+backward"] for name in ("grpo selective", ONE_GPU))
-    assert selective < plain
+    assert reports[TENSOR.name].parameters == pytest.approx(alone.parameters / 2, rel=0.02)
 
 
 PER_PACK = {
     "megatron_lwz/kernels/linear_logprob/problem.py:make_problem": 1,  # which rows have a label
     "megatron_lwz/models/attention.py:plan_pieces": 1,  # where segments begin
-    "megatron_lwz/kernels/linear_logprob/rows.py:cut": 2,  # rows of each rank under sequence parallelism
 }
-"""Place → the most often that it may wait in the forward and backward pass of a pack, without a pipeline."""
+"""Place → how often it waits in the forward and backward pass of a pack, without a pipeline."""
+PER_STEP = {
+    "megatron/core/distributed/finalize_model_grads.py:finalize_model_grads": 1,  # the number of tokens, per chunk
+    "megatron/core/optimizer/clip_grads.py:get_grad_norm_fp32": 1,
+    "megatron_lwz/training/step.py:_reduce": 1,  # the metrics
+    "megatron_lwz/training/step.py:finish": 1,  # the number of tokens, to the GPU
+}
+PER_PACK_OF = {
+    ONE_GPU.name: PER_PACK,
+    TENSOR.name: PER_PACK | {"megatron_lwz/kernels/linear_logprob/rows.py:cut": 1},  # rows of each rank
+    # No token loss, so the backward pass finds the rows that have a gradient; and one step between four packs.
+    CONTEXT.name: PER_PACK
+    | {"megatron_lwz/kernels/linear_logprob/separable.py:backward": 2}
+    | {place: count / 4 for place, count in PER_STEP.items()},
+}
 
 
-@pytest.mark.parametrize("case", [case for case in LAYOUT_CASES if "PP" not in case.name], ids=lambda case: case.name)
-def test_a_pack_waits_for_the_gpu_only_where_it_is_known_to(reports: dict[str, Report], case) -> None:
-    counts = waits_per_pack(reports[case.name])
-    assert {place: count for place, count in counts.items() if count > PER_PACK.get(place, 0)} == {}
+@pytest.mark.parametrize("name", PER_PACK_OF)
+def test_a_pack_waits_for_the_gpu_only_where_it_is_known_to(reports: dict[str, Report], name: str) -> None:
+    assert waits_per_pack(reports[name]) == PER_PACK_OF[name]
 
 
-def test_the_step_waits_do_not_grow_with_the_packs(reports: dict[str, Report]) -> None:
-    """Counts that are read at its end; each place is Megatron's or `step.py`."""
-    for case in LAYOUT_CASES:
-        places = {row.place.rpartition("/")[2] for row in reports[case.name].waits if row.phase == "step"}
-        assert places <= {
-            "finalize_model_grads.py:finalize_model_grads", "clip_grads.py:get_grad_norm_fp32",
-            "utils.py:local_multi_tensor_l2_norm", "step.py:_reduce", "step.py:finish",
-        }, case.name  # fmt: skip
+def test_a_step_waits_four_times_whatever_the_number_of_packs_and_tensors(reports: dict[str, Report]) -> None:
+    for case in (ONE_GPU, TENSOR, ALL):
+        assert waits_in(reports[case.name], "step") == PER_STEP, case.name
+    for case in GRPO_CASES:
+        assert waits_in(reports[case.name], "step").keys() == PER_STEP.keys(), case.name
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -99,15 +102,20 @@ def test_an_extra_wait_is_seen(reports: dict[str, Report]) -> None:
     """One `.item()` per layer and pass is counted where it stands, and nothing else changes."""
     report, layers = reports[with_fault("extra_wait").name], BY_NAME["one GPU"].layers
     assert report.error is None, report.detail
-    added = waits_per_pack(report) - waits_per_pack(reports[ONE_GPU])
-    assert list(added.values()) == [layers]
-    assert waits_per_pack(report).keys() - PER_PACK.keys() == added.keys()
+    added = waits_per_pack(report).items() - PER_PACK.items()
+    assert [count for _, count in added] == [layers]
+    assert len(waits_per_pack(report)) == len(PER_PACK) + 1
 
 
-def waits_per_pack(report: Report) -> Counter[str]:
+def waits_per_pack(report: Report) -> dict[str, float]:
     """Place → its waits in the forward and backward pass of one pack."""
+    return {place: count / report.micro_batches for place, count in waits_in(report, "forward+backward").items()}
+
+
+def waits_in(report: Report, phase: str) -> Counter[str]:
+    """Place → its waits in a phase."""
     found: Counter[str] = Counter()
     for row in report.waits:
-        if row.phase == "forward+backward":
+        if row.phase == phase:
             found[row.place] += row.count
-    return Counter({place: count / report.micro_batches for place, count in found.items()})
+    return found

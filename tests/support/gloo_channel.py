@@ -22,10 +22,14 @@ def wait_for_openings() -> None:
 
 
 class GlooJoining:
-    """The id names a store on this machine, where the group meets."""
+    """The id names a store on this machine, where the group meets. `nccl` is the version that it claims to have."""
 
-    def __init__(self) -> None:
+    def __init__(self, nccl: str | None = None) -> None:
         self._stores: list[dist.TCPStore] = []
+        self._nccl = nccl
+
+    def nccl(self) -> str | None:
+        return self._nccl
 
     def new_id(self) -> bytes:
         self._stores.append(dist.TCPStore("127.0.0.1", 0, None, True, WAIT, wait_for_workers=False))

@@ -91,6 +91,7 @@ class Peer:
             "/resume": self.resume,
         }
         gets = {"/health": self.ok, "/get_world_size": self.world, "/weight_info": self.info, "/state": self.state}
+        gets["/server_info"] = self.server_info
         routes = [web.post(path, self.noted(act)) for path, act in posts.items()]
         return make_app(routes + [web.get(path, act) for path, act in gets.items()], token=TOKEN)
 
@@ -123,6 +124,12 @@ class Peer:
             "files": [str(self._file(worker)) for worker in self.workers],
         }
         return web.json_response(seen)
+
+    async def server_info(self, _: web.Request) -> web.Response:
+        """As far as NCCL's version is concerned: the packages in the form of vLLM's collect_env."""
+        word, _, version = self.fault.partition(" ")
+        packages = ["numpy==2.4.6", *([f"nvidia-nccl-cu13=={version}"] if word == "nccl" else []), "torch==2.14.0"]
+        return web.json_response({"vllm_env": {}, "system_env": {"pip_packages": "\n".join(packages)}})
 
     async def init(self, request: web.Request) -> web.Response:
         info = (await read_object(request))["init_info"]

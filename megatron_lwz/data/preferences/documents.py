@@ -68,6 +68,8 @@ def _document(row: Mapping[str, Any], identity: str, source: str) -> Document | 
     conversation = parse_conversation(row, identity)
     if len(conversation.replies) != 1:
         return "with several replies"
+    if conversation.unanswered:
+        return "with a last question that has no reply"
     fault = find_fault(conversation, Rendering())
     if fault is not None:
         return fault

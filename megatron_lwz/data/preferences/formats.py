@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_lwz.data.preferences.choices import Choice, UnknownFormatError, find_choice
 from megatron_lwz.data.preferences.pairs import PreferencePair, text_of
+from megatron_lwz.data.preferences.rendering import says_more
 from megatron_lwz.data.replies import END_INSIDE, find_fault, holds_end, strip_ends
 from megatron_lwz.data.requests import REQUEST_COLUMNS, find_lost, find_request, lost_message, lowered
 from megatron_lwz.data.transcripts import is_transcript, parse_transcript
@@ -20,6 +21,7 @@ from megatron_lwz.reading import read_rows
 
 EQUAL = "with equal replies"
 OTHER_CONTEXT = "with different earlier replies"
+TEXT_OUTSIDE = "with text outside the answer tags"
 OTHER_REQUEST = "with transcripts of different requests"
 
 
@@ -61,6 +63,8 @@ def parse_pair(row: Mapping[str, Any], identity: str, *, source: str = "") -> Pr
     fault = find_fault(chosen) or find_fault(rejected) or (EQUAL if chosen.strip() == rejected.strip() else None)
     if fault is None and (holds_end(chosen) or holds_end(rejected)):
         fault = END_INSIDE
+    if fault is None and (says_more(chosen) or says_more(rejected)):
+        fault = TEXT_OUTSIDE
     if fault is not None:
         return fault
     said = [*(turn.text for turn in prompt), chosen, rejected]

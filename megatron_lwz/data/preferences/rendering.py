@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from megatron_lwz.data.replies import thinks
 from megatron_lwz.data.templates import render_turn
-from megatron_lwz.data.text.grammar import parse_response
+from megatron_lwz.data.text.grammar import OUTSIDE, parse_response
 from megatron_lwz.data.tokenizer import Tokenizer, read_pad_id
 from megatron_lwz.errors import DataError
 from megatron_lwz.reading import read_json
@@ -61,12 +62,22 @@ def split_reply(text: str) -> Reply:
     As in a rollout, an answer that is not closed ends with the text. Without its closing tag, an answer tag counts only
     where the answer may begin: a text may name it.
     """
-    thinking, closed, rest = text.partition("</think>")
-    rest = rest if closed else text
-    if "<answer>" in rest and ("</answer>" in rest or rest.lstrip().startswith("<answer>")):
+    if _is_tagged(text):
         parsed = parse_response(text)
         return Reply(parsed.answer or "", parsed.think or "")
+    thinking, closed, rest = text.partition("</think>")
     return Reply(rest, thinking.replace("<think>", "", 1)) if closed else Reply(text)
+
+
+def says_more(text: str) -> bool:
+    """Returns whether text stands outside the tags of a reply, where `split_reply` would lose it."""
+    return _is_tagged(text) and parse_response(text, "think" if thinks(text) else "direct").fault == OUTSIDE
+
+
+def _is_tagged(text: str) -> bool:
+    _, closed, rest = text.partition("</think>")
+    rest = rest if closed else text
+    return "<answer>" in rest and ("</answer>" in rest or rest.lstrip().startswith("<answer>"))
 
 
 def rendering_for(folder: Path, template: Literal["markers", "chat"], *, thinking: bool) -> Rendering:

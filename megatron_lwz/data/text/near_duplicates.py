@@ -42,6 +42,13 @@ def shingles(text: str, size: int) -> frozenset[int]:
     return frozenset(hash(tuple(units[i : i + size])) for i in range(len(units) - size + 1))
 
 
+def share_copied(text: str, source: frozenset[int], size: int) -> float:
+    """Returns the share of the n-grams of `text` that stand in `source`, the `shingles` of another text; 0 if it has none."""
+    units = UNIT.findall(text.lower())
+    grams = [hash(tuple(units[i : i + size])) for i in range(len(units) - size + 1)]
+    return sum(gram in source for gram in grams) / len(grams) if grams else 0.0
+
+
 def paragraphs(text: str, *, longest: int = 0, shortest: int = 10) -> Iterator[str]:
     """Yields the non-blank lines of `text`. Splits a line of more than `longest` words + CJK characters into sentences.
 

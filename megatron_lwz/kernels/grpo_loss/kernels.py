@@ -13,6 +13,15 @@ import triton.language as tl
 
 LOG_RATIO_LIMIT = tl.constexpr(20.0)
 """Bound on |log p − log q| before exp, as in `algorithms/grpo.py`."""
+_VARYING = [
+    *("n", "tokens", "sequences"),
+    *("statistics", "entropies", "rows", "logprob", "old", "behaviour", "reference", "advantages"),
+    *("weight", "weights", "sequence_ids", "ratio_sums", "mismatch_sums"),
+]
+"""Arguments whose size or alignment differs from one micro-batch to the next: Triton compiles nothing anew for them.
+
+A thread reads single numbers, so an aligned pointer would gain nothing.
+"""
 SUMS = tl.constexpr(11)
 """Number of partials that are summed over blocks. The others are maxima."""
 
@@ -73,7 +82,7 @@ def _sequence_mean(sums, ids, sequences, used):
     return total / tl.maximum(count, 1.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def sequence_sums(  # noqa: PLR0913
     logprob,  # [T], of the policy
     old,  # [T] or None: old = policy
@@ -121,7 +130,7 @@ def sequence_sums(  # noqa: PLR0913
         tl.store(mismatch_sums + sequences + ids, count, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def token_loss(  # noqa: PLR0913, PLR0915
     statistics,  # SHARDS > 0: [SHARDS, 4, n]; SHARDS = 0: log-probs [n]
     entropies,  # [n] with SHARDS = 0, else None

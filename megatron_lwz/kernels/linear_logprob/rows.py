@@ -41,7 +41,8 @@ def cut(selected: Tensor, limit: int, problem: Problem) -> list[Chunk]:
         return [Chunk(rows, rows, len(rows)) for rows in selected.split(limit)]
     ranks, rank = collectives.size(problem.group), dist.get_rank(problem.group)
     share = problem.tokens // ranks
-    counts = torch.bincount(selected // share, minlength=ranks).tolist()
+    # `selected` rises, so this counts each rank's rows; unlike `bincount` it does not wait for the GPU itself.
+    counts = torch.searchsorted(selected, torch.arange(ranks + 1, device=selected.device) * share).diff().tolist()
     step = min(max(1, limit // ranks), max(counts))
     chunks = -(-max(counts) // step)
     padded = selected.new_full((ranks, step * chunks), problem.tokens)

@@ -69,7 +69,8 @@ class _LinearLogprob(torch.autograd.Function):
         if not cache.budget or len(active) < _RECOMPUTE_BELOW * len(problem.selected):
             cache, plan = LogitsCache(0, head), _plan(len(active), head, hidden.shape[1])
             chunks = cut(active, plan.rows, problem)
-        g, h, k = (row if row.any() else None for row in gradients)
+        used = gradients.any(1).tolist()  # one wait for the GPU
+        g, h, k = (row if any_used else None for row, any_used in zip(gradients, used, strict=True))
         passes = Passes(head, problem, ctx.epilogue, plan.columns)
         workspace = _workspace(chunks, plan, head)
         hidden_gradient = HiddenGradient(hidden, problem)

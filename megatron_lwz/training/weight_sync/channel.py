@@ -33,6 +33,10 @@ class Channel(Protocol):
 class Joining(Protocol):
     """The way in which rank 0 and the engines find each other and form a group."""
 
+    def nccl(self) -> str | None:
+        """Returns the version of NCCL on this side, None where the group is not one of NCCL."""
+        ...
+
     def new_id(self) -> bytes:
         """Returns a new 128-byte id for each group; all members need it to join. Raises LwzError."""
         ...
@@ -51,6 +55,10 @@ class NcclJoining:
 
     library: NcclLibrary
     device: torch.device
+
+    def nccl(self) -> str:
+        """Returns the version of the loaded library."""
+        return self.library.version()
 
     def new_id(self) -> bytes:
         """Returns NCCL's unique id."""

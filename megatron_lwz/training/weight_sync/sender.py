@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import math
 import threading
 import time
@@ -22,6 +23,8 @@ from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.training.weight_sync.buckets import Buckets
 from megatron_lwz.training.weight_sync.channel import POLL_SECONDS, Channel, Joining
 from megatron_lwz.types import WeightVersion
+
+log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 OPENING = "joining the engines"
@@ -88,6 +91,7 @@ class Sender:
         self._give_up(resume=False)
         self._all(weight_routes.leave)  # a group of an earlier run of the trainer may still exist
         sizes = self._all(weight_routes.world_size)
+        self._compare_nccl()
         size, unique_id = 1 + sum(sizes), self._joining.new_id()
         ranks = {c.url: 1 + sum(sizes[:index]) for index, c in enumerate(self._clients)}
         wire = wire_format(unique_id, size, buckets, self._section)
@@ -102,6 +106,21 @@ class Sender:
         self._wait(joining.done, end, "joined", may_end=True)
         joining.result()
         self._receiving, self._limit = None, buckets.limit
+
+    def _compare_nccl(self) -> None:
+        """Raises EngineError for an engine with another NCCL, which would refuse to join in words that name no cause."""
+        ours = self._joining.nccl()
+        if ours is None:
+            return
+        for client, theirs in zip(self._clients, self._all(weight_routes.nccl_version), strict=True):
+            if theirs is None:
+                log.warning("engine %s does not say which NCCL it uses; it must be the trainer's, %s", client.url, ours)
+            elif theirs != ours:
+                raise EngineError(
+                    client.url,
+                    f"uses NCCL {theirs} and the trainer {ours}, and NCCL joins equal versions only: install the vLLM of "
+                    "requirements/rollout-vllm.txt, or name the engine's libnccl.so.2 in weight_sync.library",
+                )
 
     def _all_as_left(self) -> bool:
         """Whether the group has exactly these engines, each with the version last sent.

@@ -94,7 +94,7 @@ def test_nothing_valid_gives_zero():
     assert (found == 0).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.floats(-100, 100, width=16), min_size=2, max_size=8),
     st.floats(0.5, 10),
@@ -141,7 +141,7 @@ def test_each_component_may_have_a_normaliser_of_its_own():
         advantages(rewards, normalizer=["zscore"] * 3, combine="rewards")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.sampled_from(["zscore", "range", "none"]), st.sampled_from(["advantages", "rewards"]))
 def test_the_parts_of_an_advantage_add_up_to_what_a_plain_loop_gives(seed, normalizer, combine):
     generator = torch.Generator().manual_seed(seed)
@@ -207,7 +207,7 @@ def test_violators_are_negative_however_well_they_write():
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**31), st.floats(0.01, 1.0), st.sampled_from(["zscore", "range", "none"]))
 def test_after_the_push_every_violator_is_below_zero_under_any_normaliser(seed, margin, normalizer):
     generator = torch.Generator().manual_seed(seed)

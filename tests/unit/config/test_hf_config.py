@@ -152,6 +152,8 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
 
 
 REFUSED = [
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers.*1000000000.*4096"),
+    ({"vocab_size": 10**12}, "vocab_size.*16777216"),
     ({"model_type": "qwen3"}, "model_type = 'qwen3': only 'qwen2'"),
     ({"model_type": None}, "model_type = None"),
     ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "RoPE scaling 'yarn'"),

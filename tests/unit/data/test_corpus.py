@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_lwz.data.corpus import ArrayPieces, PackedCorpus, read_documents, read_texts
@@ -35,7 +35,6 @@ def predictions(batch: SequenceBatch) -> list[tuple[int, int]]:
     return pairs
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
     sequence_length=st.integers(1, 24),
@@ -122,7 +121,6 @@ def test_sequences_are_filled_well_also_when_long_and_short_pieces_alternate() -
     assert len(predictions(batch)) > 0.9 * 20 * 100
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
     sequence_length=st.integers(1, 24),

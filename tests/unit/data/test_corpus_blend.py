@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
@@ -114,7 +114,6 @@ class Sizes:
         return self.sizes[k % len(self.sizes)]
 
 
-@settings(deadline=None)
 @given(
     sources=st.lists(
         st.tuples(st.floats(0.001, 1), st.lists(st.integers(1, 1000), min_size=1, max_size=9)), min_size=1, max_size=6

@@ -16,7 +16,7 @@ def quadratic(length: int) -> float:
     return length * (1000.0 + length)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     lengths=st.lists(st.integers(1, 500), max_size=60),
     data_size=st.integers(1, 5),
@@ -78,7 +78,7 @@ def sequence_batch(lengths, prompts) -> SequenceBatch:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12)), min_size=1, max_size=6),
     context_size=st.sampled_from([1, 2, 4]),

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_lwz.config import Config, validate
-from megatron_lwz.distributed import groups
+from megatron_lwz.distributed import environment, groups, launch, platform
 from megatron_lwz.distributed.launch import initialize, shutdown
 from megatron_lwz.errors import ConfigError
 
@@ -59,3 +59,39 @@ def test_the_seed_repeats_every_generator() -> None:
         draws.append(torch.rand(4))
         shutdown()
     assert torch.equal(*draws)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "capability", "before", "expected"),
+    [
+        ({"tensor": 2}, (9, 0), None, "1"),
+        ({"context": 2}, (8, 0), None, "1"),
+        ({"tensor": 2}, (9, 0), "8", "8"),  # the user's choice
+        ({"tensor": 2}, (10, 0), None, None),
+        ({}, (9, 0), None, None),
+    ],
+)
+def test_one_hardware_queue_where_megatron_needs_it_before_there_is_a_cuda_context(
+    monkeypatch: pytest.MonkeyPatch,
+    parallel: dict[str, int],
+    capability: tuple[int, int],
+    before: str | None,
+    expected: str | None,
+) -> None:
+    class Joining(Exception):
+        pass
+
+    def join(_: object) -> None:
+        raise Joining
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(launch.QUEUES, before or "")
+    if before is None:
+        monkeypatch.delenv(launch.QUEUES)
+    monkeypatch.setattr(platform, "has_gpu", lambda: True)
+    monkeypatch.setattr(platform, "install", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(launch, "_join", join)
+    with pytest.raises(Joining):
+        initialize(_config(**parallel))
+    assert environment.get(launch.QUEUES) == expected

@@ -2,6 +2,7 @@
 
 import torch
 
+from megatron_lwz.distributed.host_arena import ALIGNMENT
 from megatron_lwz.distributed.parking import Parked
 
 
@@ -44,3 +45,14 @@ def test_memory_that_numpy_shares_stays() -> None:
         parked.back()
     seen[0] = 5.0
     assert shared[0] == 5.0
+
+
+def test_the_copies_take_the_memory_that_they_need_in_one_piece() -> None:
+    tensors = [torch.randn(size) for size in (33_000, 1, 70_001)]  # as powers of two: 262144 + 4 + 524288 bytes
+    before = [tensor.clone() for tensor in tensors]
+    parked = Parked(tensors)
+    assert parked.host_nbytes == 0
+    parked.out()
+    assert parked.nbytes <= parked.host_nbytes < parked.nbytes + 3 * ALIGNMENT
+    parked.back()
+    assert all(torch.equal(now, then) for now, then in zip(tensors, before, strict=True))

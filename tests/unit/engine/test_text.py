@@ -19,13 +19,13 @@ def pieces(ids: Sequence[int]) -> list[str]:
     return [*(detokenizer.feed(token) for token in ids), detokenizer.finish()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=40))
 def test_pieces_of_any_bytes_join_to_the_whole_text(data: bytes) -> None:
     assert "".join(pieces(data)) == decode(data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.lists(st.integers(1, 40), min_size=1, max_size=8))
 def test_many_tokens_at_a_time_give_the_same_text(data: bytes, sizes: list[int]) -> None:
     detokenizer, text, start = Detokenizer(decode), "", 0
@@ -51,7 +51,7 @@ def test_bytes_that_never_become_a_character_do_not_lengthen_the_window() -> Non
     assert text + detokenizer.finish() == decode(data) and longest <= 40
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=30))
 def test_valid_text_never_shows_a_broken_character(text: str) -> None:
     data = text.encode()
@@ -62,7 +62,7 @@ def test_characters_come_as_soon_as_they_are_complete() -> None:
     assert pieces("a中b".encode()) == ["a", "", "", "中", "b", ""]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.text("ab<>/", max_size=4), max_size=12), st.lists(st.text("ab</", min_size=1, max_size=4), max_size=3)
 )

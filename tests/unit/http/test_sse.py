@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_lwz.http.sse import EventParser
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=("Cs",)), min_size=1)), st.data())
 def test_events_do_not_depend_on_how_the_network_cuts_bytes(events, data):
     stream = "".join(f"data: {event}\n\n" for event in events).encode()

@@ -108,7 +108,7 @@ def written(tokens, stops, limit=60) -> tuple[list[int], FinishReason, str, str 
     return tokens[:limit], FinishReason.LENGTH, decode(tokens[:limit]), None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     TOKENS, st.lists(TOKENS, min_size=1, max_size=3), st.sampled_from([STOPS, STOPS[1:], ()]),
     st.sampled_from([None, LengthRange(2, 3)]), st.integers(1, 6),

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from megatron_lwz.config.sections import FormatReward
+from megatron_lwz.data.templates import instruction
 from megatron_lwz.rewards.format import FormatComponent
 from megatron_lwz.types import FinishReason
 from tests.support.scoring import prompt, rollout, score
@@ -18,7 +21,7 @@ def one(text, section=None, template="think", **rollout_keys):
 def test_structure_is_worth_one():
     good = one("<think>a b c</think>\n<answer>text</answer>", stop="</answer>")
     assert good.value == 1.0 and good.valid
-    assert good.details == {"valid": 1.0, "duplicates": 0.0, "think_length": 3.0, "answer_closed": 1.0}
+    assert good.details == {"valid": 1.0, "duplicates": 0.0, "copied": 0.0, "think_length": 3.0, "answer_closed": 1.0}
     bad = one("<answer>text</answer>")
     assert (bad.value, bad.valid, bad.details["valid"]) == (0.0, True, 0.0)
     assert one("<answer>text</answer>", template="direct").value == 1.0
@@ -52,3 +55,23 @@ def test_a_long_paragraph_is_compared_sentence_by_sentence():
     loop = "<think>a</think><answer>" + f"{LINE.capitalize()}. " * 30 + "</answer>"
     assert one(loop).details["duplicates"] == pytest.approx(29 / 30)
     assert one(loop, FormatReward(longest_paragraph=0)).value == 1.0
+
+
+@pytest.mark.parametrize(("question", "run"), [("Write.", 24), ("写一封信。", 40)])
+def test_what_is_copied_from_the_instruction_is_measured_and_may_be_subtracted(question, run):
+    asked = replace(prompt(template="think"), text=question)
+    given = instruction(asked)
+    copied = given[given.index("<think>") + 7 : given.index("</think>")]
+    own = "我 们 昨 天 从 海 边 回 来" if "写" in question else "we came home from the sea at last and slept"
+    for text, least, most in (
+        (copied, 0.8, 1.0),
+        (f"{copied} {own}", 0.4, 0.9),
+        (own, 0.0, 0.0),
+        (copied[:run], 0.0, 1.0),
+    ):
+        reply = rollout(f"<think>{text}</think><answer>{text}</answer>", stop="</answer>")
+        (scored,) = score(FormatComponent(FormatReward(copied_penalty=0.5)), asked, reply)
+        assert least <= scored.details["copied"] <= most
+        assert scored.value == pytest.approx(1 - 0.5 * scored.details["copied"])
+        (plain,) = score(FormatComponent(FormatReward()), asked, reply)
+        assert plain.value == 1.0 and plain.details == scored.details

@@ -145,7 +145,7 @@ def scores_of(config, prompt, rollouts):
     return [{name: (column[k].value, column[k].valid) for name, column in found.items()} for k in range(len(rollouts))]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     TEXTS,
     st.lists(st.tuples(TEXTS, st.sampled_from([FinishReason.STOP, FinishReason.LENGTH])), min_size=1, max_size=3),
@@ -168,7 +168,7 @@ def test_whatever_follows_a_determined_rollout_scores_the_same(text, continuatio
         assert {name: other[name] for name in determined} == {name: stopped[name] for name in determined}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS, REWARDS, st.sampled_from([None, LengthRange(2, 3)]), st.integers(1, 9))
 def test_where_the_text_is_cut_makes_no_difference(text, reward, length, size):
     make = response_guards(config_of(reward, guard={"loop_characters": 30, "loop_repeats": 3}))

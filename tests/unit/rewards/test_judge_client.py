@@ -152,7 +152,7 @@ def test_text_that_utf8_does_not_know_is_kept_as_far_as_it_goes(tmp_path):
         assert ask_all(server, questions(1), cache=str(tmp_path / "c"))[0][0].cached
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
                         ["choices", "message", "content", "usage", "prompt_tokens", "model", "finish_reason", "text"]), inner),

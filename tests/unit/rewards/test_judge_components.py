@@ -137,7 +137,7 @@ def test_the_better_text_wins_its_pairs_and_silence_or_a_copy_costs_no_question(
 
 
 @given(st.integers(2, 12), st.integers(1, 14), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_everyone_meets_as_many_others_whoever_comes_first(count, opponents, shift):
     texts = [f"text {k}" for k in range(count)]
     pairs = choose_pairs(texts, opponents)
@@ -299,7 +299,7 @@ def test_every_wording_has_its_version():
 
 
 @given(st.text(max_size=80) | st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["1", "2", "winner", "requirements"]), inner)).map(json.dumps))  # fmt: skip
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_readers_give_a_verdict_in_its_bounds_or_none(reply):
     marks = ask.read_marks(2)(reply)
     assert marks is None or (len(marks) == 2 and all(1 <= value <= 10 for value in marks))

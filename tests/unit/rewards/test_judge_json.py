@@ -80,14 +80,14 @@ def test_hostile_replies_cost_little_time():
     within_cpu_seconds(5.0, work)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet="{}[]\"':,\\ \n0a“”nul", max_size=60))
 def test_nothing_raises(text):
     found = read_object(text, ())
     assert found is None or isinstance(found, dict)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.text(), min_size=1))
 def test_valid_json_is_read_as_it_is(value):
     assert read_object(f"so: {json.dumps(value)}", tuple(value)) == value

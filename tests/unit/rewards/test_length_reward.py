@@ -118,7 +118,7 @@ PIECES = [
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=30), st.data(), st.sampled_from(["think", "direct"]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_meter_ends_where_the_component_measures_for_any_text_and_chunking(pieces, data, template):
     text = "".join(pieces)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))

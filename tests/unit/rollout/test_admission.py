@@ -161,7 +161,7 @@ laws = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     law=laws,
     batch=st.integers(1, 5),
@@ -184,7 +184,7 @@ def test_no_group_is_older_than_the_bound_and_nothing_waits_for_ever(law, batch,
 
 
 @given(seeds=st.lists(st.integers(0, 999), min_size=2, max_size=2, unique=True), staleness=st.integers(0, 3))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_in_order_a_step_trains_on_the_same_groups_whoever_finishes_first(seeds, staleness):
     """Only fates count, not times."""
     runs = []

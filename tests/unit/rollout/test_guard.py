@@ -61,7 +61,7 @@ def run(one: GuardedRollout, tokens: Sequence[int], sizes: Sequence[int]) -> int
 TEXTS = st.lists(st.sampled_from(["a", "中", "é", "!", "?", "#", "</ans", "</answer>", "😀"]), max_size=20).map("".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     TEXTS, st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 7), st.sampled_from(["on", "observe"])
 )

@@ -13,7 +13,7 @@ from megatron_lwz.training.weight_sync.buckets import Buckets, cut
 CPU = torch.device("cpu")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(0, 120))
 def test_a_bucket_ends_with_the_tensor_that_takes_it_over_the_limit(sizes: list[int], limit: int) -> None:
     named = {f"t{index}": size for index, size in enumerate(sizes)}
@@ -25,7 +25,7 @@ def test_a_bucket_ends_with_the_tensor_that_takes_it_over_the_limit(sizes: list[
             assert sum(named[name] for name in names) > limit
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=12), st.integers(1, 400))
 def test_buckets_hold_the_bytes_of_all_tensors_in_order_within_the_bound(shapes: list[list[int]], most: int) -> None:
     torch.manual_seed(0)

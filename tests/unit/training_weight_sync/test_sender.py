@@ -66,7 +66,7 @@ FAULTS = {
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """Two pairs of engines (2 GPUs and 1; 1 and 1) that work, then one per fault, then one more that works."""
-    engines = [(2, ""), (1, ""), (1, ""), (1, ""), *((1, fault) for fault in FAULTS), (1, "")]
+    engines = [(2, ""), (1, ""), (1, ""), (1, ""), *((1, fault) for fault in FAULTS), (1, "nccl 2.30.7"), (1, "")]
     with weight_peer.running(tmp_path_factory.mktemp("received"), *engines) as started:
         yield started
     wait_for_openings()
@@ -138,6 +138,28 @@ def test_engines_that_answer_before_this_side_notices_the_end_have_not_taken_too
     transfer(sender, urls[-1:], weights(1), VERSION)
     assert_received(urls[-1], weights(1))
     sender.close()
+
+
+def test_an_engine_with_another_nccl_is_named_before_anything_joins(urls: list[str]) -> None:
+    sender = Sender(Config().weight_sync, GlooJoining(nccl="2.29.7"))
+    with pytest.raises(EngineError) as caught:
+        sender.begin(clients(urls[-2:-1]), BUCKETS)
+    said = str(caught.value)
+    assert "uses NCCL 2.30.7 and the trainer 2.29.7" in said and "\n" not in said
+    assert "requirements/rollout-vllm.txt" in said and "weight_sync.library" in said
+    assert JOIN[1] not in state(urls[-2])["calls"]
+    sender.close()
+
+
+def test_an_engine_with_the_same_nccl_joins_and_one_that_does_not_say_is_reported(
+    urls: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for url, nccl, warned in ((urls[-2], "2.30.7", False), (urls[-1], "2.29.7", True)):
+        sender = Sender(Config().weight_sync.model_copy(update={"timeout": 15.0}), GlooJoining(nccl=nccl))
+        transfer(sender, [url], weights(1), VERSION)
+        assert_received(url, weights(1))
+        assert (f"engine {url} does not say which NCCL" in caplog.text) == warned
+        sender.close()
 
 
 async def rename(url: str, version: str) -> None:

@@ -166,6 +166,7 @@ def test_documents_keep_their_system_text_and_rows_without_a_whole_reply_have_a_
         {"prompt": "Q", "response": "<think>p and on"},
         {"prompt": "Q", "response": " "},
         {"prompt": "Q2", "response": "A2", "history": [["Q", "A"]]},
+        {"messages": [{"role": role, "content": role} for role in ("user", "assistant", "user")]},
     ]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert list(read_documents(tmp_path / "d.jsonl")) == [
@@ -173,6 +174,7 @@ def test_documents_keep_their_system_text_and_rows_without_a_whole_reply_have_a_
         "with thinking that is cut off",
         "with an empty reply",
         "with several replies",
+        "with a last question that has no reply",
     ]
 
 

@@ -76,7 +76,7 @@ PIECES = ["<think>", "</think>", "<answer>", "</answer>", " ", "\n", "x", "<", "
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_parsing_does_not_depend_on_the_chunks(text, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     stop = data.draw(st.sampled_from([None, "</answer>"]))

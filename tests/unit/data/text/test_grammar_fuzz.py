@@ -86,7 +86,7 @@ def check(text, template, stop, quoted, cuts):
 
 
 @given(STRINGS, TEMPLATES, STOPS, QUOTED, CUTS)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_string_in_any_chunks_gets_one_verdict(text, template, stop, quoted, cuts):
     check(text, template, stop, quoted, cuts)
 
@@ -122,6 +122,6 @@ def test_twenty_thousand_seeded_strings_get_one_verdict():
 
 @pytest.mark.long
 @given(st.binary(min_size=7, max_size=21))
-@settings(max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=100_000, suppress_health_check=list(HealthCheck), database=None)
 def test_a_hundred_thousand_strings_in_any_chunks_get_one_verdict(data):
     check(*decode(data))

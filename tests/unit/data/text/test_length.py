@@ -20,7 +20,7 @@ def test_characters_are_all_but_white_space():
 
 
 @given(st.text(alphabet=ALPHABET, max_size=60), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_incremental_count_equals_the_whole_text_count_for_any_chunking(text, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
@@ -33,7 +33,7 @@ def test_incremental_count_equals_the_whole_text_count_for_any_chunking(text, da
 
 
 @given(st.text(max_size=80))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_words_are_the_published_expression(text):
     cjk = sum("\u4e00" <= c <= "\u9fff" for c in text)
     assert count_units(text) == cjk + len(re.findall(r"\b[a-zA-Z]+\b", text))

@@ -187,7 +187,7 @@ def test_no_pair_of_bounds_of_parts_gives_a_range(before, after):
 
 
 @given(st.integers(SMALLEST, 99_999))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_number_however_it_is_written(number):
     expected = (round(number * 0.9), round(number * 1.1))
     for text in (
@@ -202,7 +202,7 @@ def test_any_number_however_it_is_written(number):
 
 
 @given(st.text(alphabet="写8 k0千万百两字以内at least words-~到多.,()每total", max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_gives_a_range_or_none(text):
     found = find_length_request(text)
     assert found is None or 0 < found.lower <= found.upper

@@ -27,13 +27,13 @@ nested = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(nested, rules)
 def test_the_fast_search_agrees_with_the_definition(text, rule):
     assert loop_unit(text[-300:], **rule) == by_definition(text[-300:], **rule)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(nested, rules, st.integers(1, 7))
 def test_where_the_text_is_cut_makes_no_difference(text, rule, size):
     text = text[:400]

@@ -32,7 +32,7 @@ WORDS = st.lists(st.sampled_from("abcdef"), min_size=3, max_size=12).map(" ".joi
 
 
 @given(st.lists(WORDS, max_size=8), st.floats(0.05, 1.0))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_index_equals_comparing_all_pairs(paragraphs, threshold):
     sets = [shingles(p, 2) for p in paragraphs]
     expected = sum(

@@ -1,0 +1,30 @@
+"""The pages of an arena are locked as long as it lives, and copies to and from a GPU are exact."""
+
+import gc
+
+import pytest
+import torch
+
+from megatron_lwz.distributed.host_arena import HostArena
+from megatron_lwz.distributed.parking import Parked
+
+pytestmark = pytest.mark.gpu
+
+
+def test_pages_are_locked_while_the_arena_lives() -> None:
+    arena = HostArena([100, 5000], pinned=True)
+    tensor = arena.tensors[1]
+    assert tensor.is_pinned()
+    del arena
+    gc.collect()
+    assert not tensor.is_pinned()
+
+
+def test_memory_of_a_gpu_comes_back_bit_for_bit() -> None:
+    tensors = [torch.randn(size, device="cuda") for size in (33_000, 1, 70_001)]
+    before = [tensor.clone() for tensor in tensors]
+    parked = Parked(tensors)
+    for _ in range(2):
+        parked.out()
+        parked.back()
+        assert all(torch.equal(now, then) for now, then in zip(tensors, before, strict=True))

