@@ -15,7 +15,7 @@ import torch
 import triton
 
 from megatron_lwz.kernels.layers import triton_kernels as layer_kernels
-from megatron_lwz.kernels.layers.triton import backward_block, rotation_sizes
+from megatron_lwz.kernels.layers.triton import backward_block, rotation_sizes, rotation_warps
 from megatron_lwz.kernels.linear_logprob import triton_kernels
 from megatron_lwz.kernels.linear_logprob.triton import LAUNCH, gradient_constants, statistics_constants
 from tests.kernels.ahead_of_time import LOADS_128, STORES_128, MachineCode, compile_ahead_of_time
@@ -71,8 +71,9 @@ def rotation(queries: int, keys: int, half: int, *, registers: int) -> Kernel:
     """Heads of one rank. Loads and stores of queries are 128 bits wide, those of a single key head at least 32."""
     types = dict.fromkeys(("query", "key", "query_out", "key_out"), "*bf16") | {"cos": "*fp32", "sin": "*fp32"}
     types |= dict.fromkeys(("query_stride", "query_head_stride", "key_stride", "key_head_stride"), "i32")
-    options = {"aligned": tuple(types)}
-    constants = rotation_sizes(queries, keys, half) | {"BACK": False}
+    sizes = rotation_sizes(queries, keys, half)
+    options = {"aligned": tuple(types), "num_warps": rotation_warps(sizes)}
+    constants = sizes | {"BACK": False}
     types |= {"tokens": "i32"}
     return Kernel(layer_kernels.rotate_heads, types, constants, registers, loads=2, stores=2, options=options)
 

@@ -88,7 +88,7 @@ def _turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -
     sizes = rotation_sizes(query.shape[1], key.shape[1], cos.shape[1])
     kernels.rotate_heads[(triton.cdiv(len(query), sizes["TOKEN_BLOCK"]),)](
         query, key, *outputs, cos.contiguous(), sin.contiguous(), len(query), *query.stride()[:2], *key.stride()[:2],
-        BACK=back, **sizes,
+        BACK=back, **sizes, num_warps=rotation_warps(sizes),
     )  # fmt: skip
     return outputs[0], outputs[1]
 
@@ -120,6 +120,11 @@ def rotation_sizes(queries: int, keys: int, half: int) -> dict[str, int]:
     tokens = max(1, _KEY_NUMBERS // (blocks[1] * blocks[2]))
     names = ("QUERIES", "KEYS", "HALF", "TOKEN_BLOCK", "QUERY_BLOCK", "KEY_BLOCK", "HALF_BLOCK")
     return dict(zip(names, (queries, keys, half, tokens, *blocks), strict=True))
+
+
+def rotation_warps(sizes: dict[str, int]) -> int:
+    """Returns the warps of a program of `rotate_heads`: at most 16 numbers of a half of the queries per thread."""
+    return max(4, min(16, sizes["QUERY_BLOCK"] * sizes["HALF_BLOCK"] * sizes["TOKEN_BLOCK"] // 512))
 
 
 def _row_block(width: int) -> tuple[int, int]:
