@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,15 +57,17 @@ def compile_ahead_of_time(
     *,
     num_warps: int = 4,
     enable_fp_fusion: bool = True,
+    aligned: Sequence[str] = (),
 ) -> MachineCode:
     """The machine code of a kernel whose arguments are `types` ("*fp32", "i32", "fp32" …) or `constants`.
 
-    Constants are constexpr and None arguments. Nothing else is promised of the arguments, as when a kernel is not
-    specialised on their values.
+    Constants are constexpr and None arguments. The `aligned` arguments are multiples of 16. Nothing else is promised, as
+    when a kernel is not specialised on the values.
     """
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     options = {"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
-    compiled = triton.compile(ASTSource(kernel, signature, constants, {}), target=SM_90, options=options)
+    multiples = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    compiled = triton.compile(ASTSource(kernel, signature, constants, multiples), target=SM_90, options=options)
     resources = _cuobjdump("-res-usage", compiled.asm["cubin"])
     registers, stack, local = (int(re.search(rf"\b{name}:(\d+)", resources)[1]) for name in ("REG", "STACK", "LOCAL"))
     sass = _cuobjdump("-sass", compiled.asm["cubin"])

@@ -6,7 +6,7 @@ To add a kernel: a row in KERNELS. Limits are what a kernel takes now, so that a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -14,6 +14,8 @@ import pytest
 import torch
 import triton
 
+from megatron_lwz.kernels.layers import triton_kernels as layer_kernels
+from megatron_lwz.kernels.layers.triton import backward_block, rotation_sizes, rotation_warps
 from megatron_lwz.kernels.linear_logprob import triton_kernels
 from megatron_lwz.kernels.linear_logprob.triton import LAUNCH, gradient_constants, statistics_constants
 from tests.kernels.ahead_of_time import LOADS_128, STORES_128, MachineCode, compile_ahead_of_time
@@ -37,6 +39,8 @@ class Kernel:
     """128-bit loads at least."""
     stores: int
     """128-bit stores at least."""
+    options: dict[str, Any] = field(default_factory=lambda: LAUNCH)
+    """Those of `compile_ahead_of_time`."""
 
 
 def statistics(dtype: torch.dtype, *, registers: int, loads: int, aligned: bool = True) -> Kernel:
@@ -54,6 +58,26 @@ def gradient(dtype: torch.dtype, out: torch.dtype, *, registers: int, entropy: b
     return Kernel(triton_kernels.gradient, types, constants, registers, loads, stores)
 
 
+def norm_backward(width: int, *, registers: int) -> Kernel:
+    block, warps = backward_block(width)
+    half = dict.fromkeys(("gradient", "x", "weight", "x_gradient"), "*bf16")
+    types = {**half, "scales": "*fp32", "partial": "*fp32", "rows": "i32"}
+    constants = {"WIDTH": width, "BLOCK": block}
+    options = {"num_warps": warps, "aligned": tuple(name for name in types if name != "rows")}
+    return Kernel(layer_kernels.rms_norm_backward, types, constants, registers, loads=3, stores=3, options=options)
+
+
+def rotation(queries: int, keys: int, half: int, *, registers: int) -> Kernel:
+    """Heads of one rank. Loads and stores of queries are 128 bits wide, those of a single key head at least 32."""
+    types = dict.fromkeys(("query", "key", "query_out", "key_out"), "*bf16") | {"cos": "*fp32", "sin": "*fp32"}
+    types |= dict.fromkeys(("query_stride", "query_head_stride", "key_stride", "key_head_stride"), "i32")
+    sizes = rotation_sizes(queries, keys, half)
+    options = {"aligned": tuple(types), "num_warps": rotation_warps(sizes)}
+    constants = sizes | {"BACK": False}
+    types |= {"tokens": "i32"}
+    return Kernel(layer_kernels.rotate_heads, types, constants, registers, loads=2, stores=2, options=options)
+
+
 KERNELS = {
     "statistics_fp32": statistics(FP32, registers=32, loads=8),
     "statistics_bf16": statistics(BF16, registers=32, loads=4),
@@ -63,13 +87,16 @@ KERNELS = {
     "gradient_fp32_to_fp32": gradient(FP32, FP32, registers=48),
     "gradient_bf16_to_bf16": gradient(BF16, BF16, registers=48),
     "gradient_bf16_to_fp32": gradient(BF16, FP32, registers=48),
+    "norm_backward_of_7b": norm_backward(3584, registers=64),
+    "norm_backward_of_32b": norm_backward(5120, registers=64),
+    "rotation_of_7b_on_4_ranks": rotation(7, 1, 64, registers=80),
 }
 
 
 @cache
 def compiled(name: str) -> MachineCode:
     kernel = KERNELS[name]
-    return compile_ahead_of_time(kernel.function, kernel.types, kernel.constants, **LAUNCH)
+    return compile_ahead_of_time(kernel.function, kernel.types, kernel.constants, **kernel.options)
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -84,6 +111,11 @@ def test_memory_access_is_128_bits_wide(name: str) -> None:
     code = compiled(name)
     assert code.count(LOADS_128) >= KERNELS[name].loads
     assert code.count(STORES_128) >= KERNELS[name].stores
+
+
+def test_a_single_key_head_is_not_moved_number_by_number() -> None:
+    code = compiled("rotation_of_7b_on_4_ranks")
+    assert not code.count(r"\b(LDG|STG)\.E\S*\.U?16\b")
 
 
 @pytest.mark.parametrize("name", ["statistics_fp32", "statistics_bf16", "statistics_fp32_unaligned"])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_lwz.kernels.layers import triton_kernels as kernels
+from megatron_lwz.kernels.layers.triton import backward_block, rotation_sizes, rotation_warps
 from tests.kernels.ahead_of_time import compile_ahead_of_time
 from tests.kernels.interpreter import run_interpreted
 
@@ -22,24 +23,29 @@ NORM = dict.fromkeys(("x", "weight", "out", "gradient", "x_gradient"), "*bf16") 
     "rows": "i32",
 }
 ROTATE = dict.fromkeys(("query", "key", "query_out", "key_out"), "*bf16") | {"cos": "*fp32", "sin": "*fp32"}
-ROTATE |= dict.fromkeys(("query_stride", "query_head_stride", "key_stride", "key_head_stride"), "i32")
+ROTATE |= dict.fromkeys(("tokens", "query_stride", "query_head_stride", "key_stride", "key_head_stride"), "i32")
 SWIGLU = dict.fromkeys(("x", "out", "gradient", "x_gradient"), "*bf16")
 
 
-def _heads(queries: int, keys: int, half: int, query_block: int, key_block: int, *, back: bool) -> dict[str, Any]:
-    blocks = {"QUERY_BLOCK": query_block, "KEY_BLOCK": key_block, "HALF_BLOCK": half}
-    return {"BACK": back, "QUERIES": queries, "KEYS": keys, "HALF": half, **blocks}
+def _norm_backward(width: int) -> tuple[Any, dict[str, str], dict[str, Any], int]:
+    block, warps = backward_block(width)
+    return kernels.rms_norm_backward, NORM, {"WIDTH": width, "BLOCK": block}, warps
+
+
+def _rotation(queries: int, keys: int, half: int, *, back: bool) -> tuple[Any, dict[str, str], dict[str, Any], int]:
+    sizes = rotation_sizes(queries, keys, half)
+    return kernels.rotate_heads, ROTATE, sizes | {"BACK": back}, rotation_warps(sizes)
 
 
 KERNELS = {
     "rms_norm_forward_0.5b": (kernels.rms_norm_forward, NORM, {"WIDTH": 896, "BLOCK": 1024}, 4),
     "rms_norm_forward_72b": (kernels.rms_norm_forward, NORM, {"WIDTH": 8192, "BLOCK": 8192}, 16),
-    "rms_norm_backward_0.5b": (kernels.rms_norm_backward, NORM, {"WIDTH": 896, "BLOCK": 1024}, 4),
-    "rms_norm_backward_7b": (kernels.rms_norm_backward, NORM, {"WIDTH": 3584, "BLOCK": 4096}, 8),
-    "rms_norm_backward_72b": (kernels.rms_norm_backward, NORM, {"WIDTH": 8192, "BLOCK": 8192}, 16),
-    "rotate_0.5b": (kernels.rotate_heads, ROTATE, _heads(14, 2, 32, 16, 2, back=False), 4),
-    "rotate_7b_back": (kernels.rotate_heads, ROTATE, _heads(28, 4, 64, 32, 4, back=True), 4),
-    "rotate_72b": (kernels.rotate_heads, ROTATE, _heads(64, 8, 64, 64, 8, back=False), 4),
+    "rms_norm_backward_0.5b": _norm_backward(896),
+    "rms_norm_backward_7b": _norm_backward(3584),
+    "rms_norm_backward_72b": _norm_backward(8192),
+    "rotate_0.5b": _rotation(14, 2, 32, back=False),
+    "rotate_7b_back": _rotation(28, 4, 64, back=True),
+    "rotate_72b": _rotation(64, 8, 64, back=False),
     "swiglu_forward": (kernels.swiglu_forward, SWIGLU, {"WIDTH": 18944, "BLOCK": 1024}, 4),
     "swiglu_backward": (kernels.swiglu_backward, SWIGLU, {"WIDTH": 18944, "BLOCK": 1024}, 4),
 }

@@ -12,11 +12,10 @@ from megatron_lwz.kernels.layers import triton_kernels as kernels
 
 _COLUMNS = 1024
 """Columns of a SwiGLU program: 8 per thread, one 16-byte load of bf16."""
-_WARPS_PER_SM = 16
-"""Warps per multiprocessor in the RMSNorm backward pass, in at least two programs.
-
-Each program has a row of the partial weight gradient.
-"""
+_WARPS_PER_SM = 32
+"""Warps per multiprocessor in the RMSNorm backward pass. Each program has a row of the partial weight gradient."""
+_KEY_NUMBERS = 256
+"""Numbers of a half of the key heads in a program of the rotation: 2 per thread, so a warp moves 128 bytes of bf16."""
 
 
 def available() -> str | None:
@@ -60,8 +59,8 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scales = ctx.saved_tensors
         (rows,), width = scales.shape, x.shape[-1]
-        block, warps = _row_block(width)
-        programs = min(rows, max(2, _WARPS_PER_SM // warps) * _processors(x.device))
+        block, warps = backward_block(width)
+        programs = min(rows, _WARPS_PER_SM // warps * _processors(x.device))
         partial = torch.empty(programs, width, dtype=torch.float32, device=x.device)
         x_gradient = torch.empty_like(x)
         kernels.rms_norm_backward[(programs,)](
@@ -86,11 +85,10 @@ class _Rotate(torch.autograd.Function):
 def _turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
     query, key = (heads if heads.stride(-1) == 1 else heads.contiguous() for heads in (query, key))
     outputs = tuple(torch.empty(heads.shape, dtype=heads.dtype, device=heads.device) for heads in (query, key))
-    queries, keys, half = query.shape[1], key.shape[1], cos.shape[1]
-    blocks = (triton.next_power_of_2(size) for size in (queries, keys, half))
-    kernels.rotate_heads[(len(query),)](
-        query, key, *outputs, cos.contiguous(), sin.contiguous(), *query.stride()[:2], *key.stride()[:2],
-        back, queries, keys, half, *blocks,
+    sizes = rotation_sizes(query.shape[1], key.shape[1], cos.shape[1])
+    kernels.rotate_heads[(triton.cdiv(len(query), sizes["TOKEN_BLOCK"]),)](
+        query, key, *outputs, cos.contiguous(), sin.contiguous(), len(query), *query.stride()[:2], *key.stride()[:2],
+        BACK=back, **sizes, num_warps=rotation_warps(sizes),
     )  # fmt: skip
     return outputs[0], outputs[1]
 
@@ -116,10 +114,29 @@ class _SwiGlu(torch.autograd.Function):
         return x_gradient
 
 
+def rotation_sizes(queries: int, keys: int, half: int) -> dict[str, int]:
+    """Returns the compile-time sizes of `rotate_heads` for these heads of 2 · `half` numbers."""
+    blocks = [triton.next_power_of_2(size) for size in (queries, keys, half)]
+    tokens = max(1, _KEY_NUMBERS // (blocks[1] * blocks[2]))
+    names = ("QUERIES", "KEYS", "HALF", "TOKEN_BLOCK", "QUERY_BLOCK", "KEY_BLOCK", "HALF_BLOCK")
+    return dict(zip(names, (queries, keys, half, tokens, *blocks), strict=True))
+
+
+def rotation_warps(sizes: dict[str, int]) -> int:
+    """Returns the warps of a program of `rotate_heads`: at most 16 numbers of a half of the queries per thread."""
+    return max(4, min(16, sizes["QUERY_BLOCK"] * sizes["HALF_BLOCK"] * sizes["TOKEN_BLOCK"] // 512))
+
+
 def _row_block(width: int) -> tuple[int, int]:
     """Returns columns and warps of a program for a whole row: 8 to 16 values per thread and tensor: no spills."""
     block = triton.next_power_of_2(width)
     return block, max(4, min(16, block // 512))
+
+
+def backward_block(width: int) -> tuple[int, int]:
+    """Returns the same for the backward pass, which keeps a weight and a sum per column besides: 8 values per thread."""
+    block = triton.next_power_of_2(width)
+    return block, max(4, min(_WARPS_PER_SM, block // 256))
 
 
 def _column_grid(out: Tensor) -> tuple[int, int]:

@@ -54,12 +54,12 @@ def rms_norm_backward(  # noqa: PLR0913
 
 @triton.jit
 def _turn_heads(  # noqa: PLR0913
-    source, target, token, token_stride, head_stride, cos, sin, HEADS: tl.constexpr, HALF: tl.constexpr,
+    source, target, token, real, token_stride, head_stride, cos, sin, HEADS: tl.constexpr, HALF: tl.constexpr,
     HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr
 ):  # fmt: skip
-    heads = tl.arange(0, HEAD_BLOCK)[:, None]
-    columns = tl.arange(0, HALF_BLOCK)[None, :]
-    inside = (heads < HEADS) & (columns < HALF)
+    heads = tl.arange(0, HEAD_BLOCK)[None, :, None]
+    columns = tl.arange(0, HALF_BLOCK)[None, None, :]
+    inside = real & (heads < HEADS) & (columns < HALF)
     places = source + token * token_stride + heads * head_stride + columns
     first = tl.load(places, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(places + HALF, mask=inside, other=0.0).to(tl.float32)
@@ -68,23 +68,31 @@ def _turn_heads(  # noqa: PLR0913
     tl.store(places + HALF, second * cos + first * sin, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def rotate_heads(  # noqa: PLR0913
-    query, key, query_out, key_out, cos, sin, query_stride, query_head_stride, key_stride, key_head_stride,
+    query, key, query_out, key_out, cos, sin, tokens, query_stride, query_head_stride, key_stride, key_head_stride,
     BACK: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HALF: tl.constexpr,
-    QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr
+    TOKEN_BLOCK: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Rotates all query and key heads of one token by its angles, or back (`BACK`, for the gradient)."""
-    token = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, HALF_BLOCK)[None, :]
-    cosines = tl.load(cos + token * HALF + columns, mask=columns < HALF, other=0.0)
-    sines = tl.load(sin + token * HALF + columns, mask=columns < HALF, other=0.0)
+    """Rotates all query and key heads of TOKEN_BLOCK tokens by their angles, or back (`BACK`, for the gradient).
+
+    A single key head of one token has fewer numbers than a program has threads; of some tokens, each thread moves a few.
+    """
+    token = (tl.program_id(0).to(tl.int64) * TOKEN_BLOCK + tl.arange(0, TOKEN_BLOCK))[:, None, None]
+    columns = tl.arange(0, HALF_BLOCK)[None, None, :]
+    real = token < tokens
+    places = token * HALF + columns
+    cosines = tl.load(cos + places, mask=real & (columns < HALF), other=0.0)
+    sines = tl.load(sin + places, mask=real & (columns < HALF), other=0.0)
     if BACK:
         sines = -sines
     _turn_heads(
-        query, query_out, token, query_stride, query_head_stride, cosines, sines, QUERIES, HALF, QUERY_BLOCK, HALF_BLOCK
+        query, query_out, token, real, query_stride, query_head_stride, cosines, sines,
+        QUERIES, HALF, QUERY_BLOCK, HALF_BLOCK,
+    )  # fmt: skip
+    _turn_heads(
+        key, key_out, token, real, key_stride, key_head_stride, cosines, sines, KEYS, HALF, KEY_BLOCK, HALF_BLOCK
     )
-    _turn_heads(key, key_out, token, key_stride, key_head_stride, cosines, sines, KEYS, HALF, KEY_BLOCK, HALF_BLOCK)
 
 
 @triton.jit
