@@ -39,8 +39,8 @@ def _rms_norm_backward(k: Launch) -> None:
 
 
 def _rotate_heads(k: Launch) -> None:
-    tokens, half = k.grid[0], k["HALF"]
-    k.programs(tokens)
+    tokens, half = k["tokens"], k["HALF"]
+    k.programs(-(-tokens // k.block("TOKEN_BLOCK")))
     for name, heads in (("query", k["QUERIES"]), ("key", k["KEYS"])):
         source = k.tensor(name, _VALUES)
         if tuple(source.shape) != (tokens, heads, 2 * half) or source.stride(2) != 1:

@@ -162,7 +162,9 @@ class FakeDevice(TorchDispatchMode):
             raise RehearsalError(
                 f"the host reads integers whose values the rehearsal does not know, {tuple(tensor.shape)}"
             )
-        return _real(lambda: (torch.ones(tensor.shape, dtype=tensor.dtype) if value is None else value).tolist(), (), {})
+        return _real(
+            lambda: (torch.ones(tensor.shape, dtype=tensor.dtype) if value is None else value).tolist(), (), {}
+        )
 
     def _without_masks(self, target: Tensor, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Replaces boolean indices by positions, as a GPU does, which makes the host wait; host indices do too."""
