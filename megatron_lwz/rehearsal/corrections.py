@@ -60,4 +60,5 @@ def _read_lists_as_torch_does(device: FakeDevice) -> None:
 
 def _lock_no_pages() -> None:
     """Makes page-locked memory ordinary memory: the driver locks it by its address, and fake memory has none."""
-    host_arena.locked_pages = lambda _owner, nbytes: torch.empty(nbytes, dtype=torch.uint8)
+    arena: Any = host_arena
+    arena.locked_pages = lambda _owner, nbytes: torch.empty(nbytes, dtype=torch.uint8)
