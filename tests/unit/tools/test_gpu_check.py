@@ -72,6 +72,7 @@ def check(
     return done, json.loads(file.read_text()) if file.exists() else {}
 
 
+@pytest.mark.long
 def test_every_part_runs_with_what_a_gpu_machine_has(gpu_machine: Path, tmp_path: Path) -> None:
     done, made = check(gpu_machine, tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr
