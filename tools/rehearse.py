@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Rehearses the GPU code without a GPU, and prints launches, waits for the GPU and peak memory of each rank.
 
-    python tools/rehearse.py                     every layout of a small model, every stage (about two minutes)
+    python tools/rehearse.py                     every layout of a small model, every stage (minutes)
     python tools/rehearse.py --full              also every config of examples/ at its true size (minutes)
     python tools/rehearse.py --full --page docs/benchmarks/rehearsal.md        the page
     python tools/rehearse.py --only "grpo PP2"   cases whose name contains a text
@@ -135,7 +135,22 @@ def page(small: Sequence[Report], full: Sequence[Report], *, command: str) -> st
         ]
     if full:
         parts += ["\n## The examples at their true sizes\n", FULL, table(full, GIB, "GiB"), phases(full)]
-    return "\n".join([*parts, LIMITS])
+    return "\n".join([*parts, LIMITS, *left_out(small, full)])
+
+
+def left_out(small: Sequence[Report], full: Sequence[Report]) -> list[str]:
+    """Returns what this run was not asked to rehearse, as a line of the page."""
+    done = {report.name for report in (*small, *full)}
+    cases = {layout.case(stage, rank).name: stage for layout in LAYOUTS for stage in STAGES for rank in layout.ranks}
+    stages = list(dict.fromkeys(stage for name, stage in cases.items() if name not in done))
+    parts = (
+        [f"stages {', '.join(stages)} (some of their layouts or all; `tests/rehearsal` has one of each)"]
+        if stages
+        else []
+    )
+    if not {case.name for example in EXAMPLES for case in example.cases()} <= done:
+        parts.append("the examples at their true sizes")
+    return [f"\nNot rehearsed yet, in this run: {'; '.join(parts)}.\n"] if parts else []
 
 
 def table(reports: Sequence[Report], unit: int, name: str) -> str:
