@@ -139,18 +139,14 @@ def page(small: Sequence[Report], full: Sequence[Report], *, command: str) -> st
 
 
 def left_out(small: Sequence[Report], full: Sequence[Report]) -> list[str]:
-    """Returns what this run was not asked to rehearse, as a line of the page."""
+    """Returns what this run was not asked to rehearse, as lines of the page."""
     done = {report.name for report in (*small, *full)}
     cases = {layout.case(stage, rank).name: stage for layout in LAYOUTS for stage in STAGES for rank in layout.ranks}
     stages = list(dict.fromkeys(stage for name, stage in cases.items() if name not in done))
-    parts = (
-        [f"stages {', '.join(stages)} (some of their layouts or all; `tests/rehearsal` has one of each)"]
-        if stages
-        else []
-    )
+    lines = [f"- {', '.join(stages)}: `tests/rehearsal` has each in one layout"] if stages else []
     if not {case.name for example in EXAMPLES for case in example.cases()} <= done:
-        parts.append("the examples at their true sizes")
-    return [f"\nNot rehearsed yet, in this run: {'; '.join(parts)}.\n"] if parts else []
+        lines.append("- the examples at their true sizes")
+    return ["Not rehearsed yet, or not in all layouts:\n", *lines, ""] if lines else []
 
 
 def table(reports: Sequence[Report], unit: int, name: str) -> str:

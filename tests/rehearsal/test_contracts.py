@@ -1,4 +1,4 @@
-"""Every kernel has a contract, and every example is rehearsed at its true size."""
+"""Every kernel has a contract, and `tools/rehearse.py` knows every example that trains."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_kernel_that_is_launched_has_a_contract() -> None:
     assert {name for name in found if "._" not in name} == set(CONTRACTS)
 
 
-def test_every_example_that_trains_is_rehearsed_at_its_true_size() -> None:
+def test_the_tool_knows_every_example_that_trains() -> None:
     """Configs of models, prompts and corpora do not train: they name no run folder."""
     configs = {
         str(path.relative_to(ROOT / "examples"))
