@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from megatron_lwz.config import Config
 from megatron_lwz.models.hf.export import stream_policy
@@ -159,15 +160,17 @@ def _export(_case: Case, state: TrainState, device: FakeDevice) -> Outcome:
 
 
 def _buckets(_case: Case, state: TrainState, device: FakeDevice) -> Outcome:
-    """Packs what the engines get over NCCL, as `weight_sync.nccl` does on rank 0."""
+    """Packs what the engines get over NCCL, as `weight_sync.nccl` does on rank 0; the other ranks give it their parts."""
     dtype = next(state.policies[0].parameters()).dtype
     plan = Buckets(tensor_shapes(state.config.architecture()), dtype, state.config.weight_sync.bucket_mib * MIB)
     sizes: list[int] = []
     with device.ledger.during("export"):
-        for bucket in plan.pack(stream_policy(state.chunks, dtype, device=DEVICE), DEVICE):
+        stream = stream_policy(state.chunks, dtype, device=DEVICE)
+        for bucket in plan.pack(stream, DEVICE) if dist.get_rank() == 0 else ():
             fits = bucket.device.type == "cuda" and bucket.dtype == torch.uint8 and bucket.is_contiguous()
             _require(fits, f"a bucket of {bucket.dtype} on {bucket.device}")
             sizes.append(bucket.numel())
+        _require(all(tensor is None for _, tensor in stream), "only rank 0 gets whole tensors")
     return 0, {"buckets": len(sizes), "largest": max(sizes, default=0)}
 
 
