@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Rehearses the GPU code without a GPU, and prints launches, waits for the GPU and peak memory of each rank.
 
-    python tools/rehearse.py                     every layout of a small model, every stage (minutes)
+    python tools/rehearse.py                     every layout of a small model, every stage (about two minutes)
     python tools/rehearse.py --full              also every config of examples/ at its true size (minutes)
     python tools/rehearse.py --full --page docs/benchmarks/rehearsal.md        the page
     python tools/rehearse.py --only "grpo PP2"   cases whose name contains a text
