@@ -133,7 +133,7 @@ def write_config(folder: Path, device: str) -> Path:
         "reward": {"functions": ["gpu_step:share_of_odd_ids"]},
         "grpo": {"group_size": 8 if cuda else 4, "truncated": "keep"},
         "evaluation": {"concurrent": False},
-        "logging": {"tensorboard": False},
+        "logging": dict(tensorboard=False),  # noqa: C408
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     return folder / "config.yaml"

@@ -300,7 +300,7 @@ def test_a_taken_port_and_a_missing_model_are_one_line(served: Served, tmp_path:
     for options, words in (
         (["--model", str(served.folder / "a"), "--port", port], "another process listens there"),
         (["--model", str(tmp_path), "--port", str(free_port())], "no config.json in this folder"),
-        (["--model", str(tmp_path), "--port", "many"], "invalid port value: 'many'"),
+        (["--model", str(tmp_path), "--port", "many"], "'many' is no whole number"),
     ):
         assert common.run(serve_engine.main, options) == 2
         said = capsys.readouterr().err

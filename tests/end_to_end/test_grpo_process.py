@@ -16,6 +16,7 @@ from tests.support.waiting import wait_for
 PROCESS = "rollout.controller=process"
 
 
+@pytest.mark.long
 def test_whoever_dies_the_others_end_and_the_run_goes_on(tmp_path: Path) -> None:
     config = write_example(
         tmp_path,
