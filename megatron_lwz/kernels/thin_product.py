@@ -1,8 +1,8 @@
 """Products of few rows with a weight on a CPU, as in decoding, in C++ (csrc/cpu/thin_product.cpp).
 
-Such a product costs at least one read of the weight. Torch's library takes two to five times as long from 2 to 32 rows:
-it copies the weight into another order first. This kernel reads it where it lies, once, so the engine needs no second
-copy of the weights. Sums are fp32, also of bf16 weights, and do not depend on the number of threads.
+Such a product costs at least one read of the weight. Torch's library copies the weight into another order first, and takes
+up to four times as long (docs/benchmarks/kernels_cpu.md). This kernel reads the weight where it lies, once, so the engine
+needs no second copy of it. Sums are fp32, also of bf16 weights, and do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ except ImportError:  # not built: torch does the work
     _cpu = None  # type: ignore[assignment]
 
 MOST_ROWS = 48
-"""From here on torch's library is as fast."""
+"""Up to here the kernel was measured to be the faster way."""
 
 
 def serves(rows: int, weight: Tensor) -> bool:
@@ -34,10 +34,14 @@ def serves(rows: int, weight: Tensor) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Computes x [..., K] · weightᵀ [N, K] (+ bias [N]) → [..., N] in the dtype of x, without gradients."""
-    rows = x.reshape(-1, x.shape[-1])
-    if not serves(len(rows), weight):
+    if not serves(x.numel() // x.shape[-1], weight):
         return F.linear(x, weight, bias)
-    rows = rows.to(torch.float32).contiguous()
+    return multiply(x, weight, bias)
+
+
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Computes the same with the kernel, which must serve this number of rows and this weight."""
+    rows = x.reshape(-1, x.shape[-1]).to(torch.float32).contiguous()
     result = torch.empty(len(rows), len(weight))
     _cpu.thin_product(rows, weight, result, torch.get_num_threads())
     if bias is not None:

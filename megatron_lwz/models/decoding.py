@@ -254,7 +254,7 @@ def _project(module: Any, hidden: Tensor, weight: Tensor | None = None) -> Tenso
     """Applies a linear module, with another `weight` if it holds none (tied), to [T, 1, K] → [T, 1, N]."""
     used = module.weight if weight is None else weight
     if thin_product.serves(len(hidden), used):
-        return thin_product.linear(hidden, used, module.bias)
+        return thin_product.multiply(hidden, used, module.bias)
     return module(hidden)[0] if weight is None else module(hidden, weight=weight)[0]
 
 

@@ -59,13 +59,17 @@ class FormatComponent(PerRollout):
 
         Runs in a thread, so that long texts do not block the rollouts' streams.
         """
-        return await asyncio.to_thread(lambda: [self._score_one(prompt, rollout) for rollout in rollouts])
+        return await asyncio.to_thread(self._score_all, prompt, rollouts)
 
-    def _score_one(self, prompt: Prompt, rollout: Rollout) -> ComponentScore:
+    def _score_all(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
+        given = shingles(instruction(prompt), COPIED_SHINGLE)
+        return [self._score_one(prompt, rollout, given) for rollout in rollouts]
+
+    def _score_one(self, prompt: Prompt, rollout: Rollout, given: frozenset[int]) -> ComponentScore:
         parsed = parse_rollout(prompt, rollout)
         report = count_duplicates(parsed.answer or "", self._section)
         said = f"{parsed.think or ''}\n{parsed.answer or ''}"
-        copied = share_copied(said, shingles(instruction(prompt), COPIED_SHINGLE), COPIED_SHINGLE)
+        copied = share_copied(said, given, COPIED_SHINGLE)
         details = {
             "valid": float(parsed.valid),
             "duplicates": report.share,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonSaveStrategy
 from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner, mcore_to_pyt_state_dict
 from torch.distributed import checkpoint as torch_checkpoint
@@ -58,11 +58,10 @@ def snapshot_of(
     common: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Snapshot:
-    """Returns the snapshot of blocks of tensors: views, which must not change until it is written."""
+    """Returns the snapshot of the blocks that this rank writes: views, which must not change until it is written."""
     blocks: dict[str, list[ShardedTensor]] = {}
     for tensor in tensors:
-        if is_main_replica(tensor.replica_id):
-            blocks.setdefault(tensor.key, []).append(tensor)
+        blocks.setdefault(tensor.key, []).append(tensor)
     return Snapshot(blocks, common or {}, files or {})
 
 

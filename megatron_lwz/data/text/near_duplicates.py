@@ -38,14 +38,12 @@ class DuplicateReport:
 
 def shingles(text: str, size: int) -> frozenset[int]:
     """Returns the hashes of the n-grams of `size` words (CJK: characters), in lower case and without punctuation."""
-    units = UNIT.findall(text.lower())
-    return frozenset(hash(tuple(units[i : i + size])) for i in range(len(units) - size + 1))
+    return frozenset(_grams(text, size))
 
 
 def share_copied(text: str, source: frozenset[int], size: int) -> float:
     """Returns the share of the n-grams of `text` that stand in `source`, the `shingles` of another text; 0 if it has none."""
-    units = UNIT.findall(text.lower())
-    grams = [hash(tuple(units[i : i + size])) for i in range(len(units) - size + 1)]
+    grams = _grams(text, size)
     return sum(gram in source for gram in grams) / len(grams) if grams else 0.0
 
 
@@ -94,8 +92,7 @@ class ParagraphIndex:
 
     def add(self, paragraph: str) -> bool:
         """Adds a paragraph. Returns True if it nearly repeats an earlier one."""
-        units = UNIT.findall(paragraph.lower())
-        grams = [hash(tuple(units[i : i + self._shingle])) for i in range(len(units) - self._shingle + 1)]
+        grams = _grams(paragraph, self._shingle)
         if len(grams) < self._minimum:  # repeated n-grams count, so that a loop of two words is not too short
             return False
         found = frozenset(grams)
@@ -138,3 +135,9 @@ def find_duplicates(
     for paragraph in paragraphs(text, longest=longest, shortest=minimum_shingles + shingle - 1):
         index.add(paragraph)
     return index.report
+
+
+def _grams(text: str, size: int) -> list[int]:
+    """Returns the hash of every n-gram of `size` units, in order and with repeats."""
+    units = UNIT.findall(text.lower())
+    return [hash(tuple(units[i : i + size])) for i in range(len(units) - size + 1)]
