@@ -133,7 +133,7 @@ STATED_OF_GIVEN = re.compile(
 )
 """Any count after these words, a bound as well, is the length of an existing text."""
 ASKED_THAT = re.compile(
-    rf"(?:^ ?|\b{_WRITE}\b(?: (?:me|us|up|out))? )(?:an?|one)\b(?:(?!{_TOPIC_TEXT})[^.!?;\n]){{1,60}}"
+    rf"(?:^ ?|\b{_WRITE}\b(?: (?:me|us|up|out))? )(?:an?|one)\b(?:(?!{_TOPIC_TEXT})[^.!?;\n]){{1,130}}"
     r" (?:that|which)(?: (?:also|has to be|have to be|only))? (?:is|has|contains|runs)(?: (?:a total of|only|exactly))* ?$"
 )
 """Before a count, "that" is of the text to write: "write a story about a girl that has". Of a given one: "that has"."""

@@ -16,6 +16,7 @@ Scope = Literal["total", "whole", "part", "each", "other"]
 each: one of several parts or texts; other: an existing text, or words that are no text."""
 
 _WINDOW = 70
+_WIDE_WINDOW = 160  # reaches the verb of a request: "write a story about … that is at least 1500 words"
 OUTLINE = "outline"
 _LIST = {"unit", "adj", "about", "joint", "and", "or"}
 _LEAD = LIGHT | BEFORE | EITHER | {"not", "instead", "("}
@@ -62,7 +63,7 @@ class _Context:
 
     left: up to the number. unbound: up to its bound, "my essay has" of "my essay has over". plain: up to the words of no
     weight. before: up to all words that lead to the number, also verbs and prepositions. right: from behind the unit.
-    beyond: from behind the bounds after the unit.
+    beyond: from behind the bounds after the unit. wide: `unbound` with more before it, also of other sentences.
     """
 
     left: str
@@ -71,6 +72,7 @@ class _Context:
     before: str
     right: str
     beyond: str
+    wide: str
 
 
 def _context(statement: Statement, count: Count) -> _Context:
@@ -78,14 +80,19 @@ def _context(statement: Statement, count: Count) -> _Context:
     start = tokens[count.first].start
     leads = ({"about", "not", "adj", "between"} | BEFORE | EITHER, _LEAD - {"verb", "prep", "joint"}, _LEAD)
     ends = [tokens[statement.skip(count.first - 1, kinds, -1) + 1].start for kinds in leads]
-    sentence = re.split(r"[.!?;。\n](?= ?[^ ])", text[max(0, start - _WINDOW) : start])[-1]
+    sentence = _sentence(text[max(0, start - _WINDOW) : start])
     left, unbound, plain, before = (sentence[: max(0, len(sentence) - (start - end))] for end in (start, *ends))
     behind_unit = statement.skip(count.last + 1, {"unit", "adj", "joint"})
     behind_bound = statement.skip(behind_unit, {"unit", "about", "tolerance", "percent"} | AFTER | EITHER)
     right, beyond = (
         text[tokens[place - 1].end : tokens[place - 1].end + _WINDOW] for place in (behind_unit, behind_bound)
     )
-    return _Context(left, unbound, plain, before, right, beyond)
+    wide = text[max(0, start - _WIDE_WINDOW) : start - (len(left) - len(unbound))]
+    return _Context(left, unbound, plain, before, right, beyond, wide)
+
+
+def _sentence(text: str) -> str:
+    return re.split(r"[.!?;。\n](?= ?[^ ])", text)[-1]
 
 
 def _scope(context: _Context, count: Count, asked: Set[str]) -> Scope:
@@ -126,7 +133,7 @@ def _is_other(context: _Context, count: Count) -> bool:
     if quoted and patterns.QUOTED_AFTER.match(right):
         return True
     given = any(patterns.STATED_OF_GIVEN.search(words) for words in befores)
-    if given and patterns.ASKED_THAT.search(unbound) is None:
+    if given and patterns.ASKED_THAT.search(_sentence(context.wide)) is None:
         return patterns.REQUESTED.search(unbound) is None
     if patterns.OWNED.search(unbound) and not (count.bound and count.upper):
         return True
