@@ -37,7 +37,9 @@ KEPT: Mapping[str, Kept] = {
     "data.shuffle": Kept(_ROWS),
     "data.corpus": Kept(_ROWS, ("pretrain",), path=True),
     "data.instructions": Kept(_ROWS, ("sft",), path=True),
-    "training.sequence_length": Kept("where texts are cut, and which rows are left out", ("pretrain", "sft", "reward_model")),
+    "training.sequence_length": Kept(
+        "where texts are cut, and which rows are left out", ("pretrain", "sft", "reward_model")
+    ),
     "sft.turns": Kept(_TEXT, ("sft",)),
     "sft.long_rows": Kept(_ROWS, ("sft",)),
     "sft.wrap_answer": Kept(_TEXT, ("sft",)),

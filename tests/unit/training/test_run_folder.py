@@ -310,7 +310,9 @@ def test_the_same_folder_may_be_spelt_in_another_way(tmp_path: Path) -> None:
     ],
     ids=["recorded", "a log of starts", "a journal", "a corpus", "a scalar head"],
 )
-def test_the_folder_of_another_stage_is_refused(tmp_path: Path, mark: Callable[[RunPaths], object], other: Stage) -> None:
+def test_the_folder_of_another_stage_is_refused(
+    tmp_path: Path, mark: Callable[[RunPaths], object], other: Stage
+) -> None:
     root = write_run(tmp_path / "run", step=2)
     mark(RunPaths(root))
     with pytest.raises(ConfigError, match=f"holds a run of the stage .*, and this is {other}: choose another folder"):
