@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
 from typing import get_args
 
 from megatron_lwz.config import KEPT, Change, Config, Stage, changes, covers, kept_key, load_config
@@ -17,31 +16,31 @@ log = logging.getLogger(__name__)
 _TOKENIZER = "model.tokenizer"
 
 
-@dataclass
 class LastStart:
-    """The last start that began, compared with `config`. A first start has none, and no `changes`."""
+    """The last start of the run in a folder that began, compared with `config`, which is to start now.
 
-    run: RunPaths
-    config: Config
-    changes: list[Change] = field(default_factory=list)
-    stage: str | None = None
-    """The stage that the folder belongs to, None if that is unknown."""
-    tokenizer: str | None = None
-    """SHA-256 of the tokenizer of the start that is to come, None without one."""
+    `stage`: the stage that the folder belongs to, None if that is unknown. `changes`: what differs, empty for a first
+    start. `tokenizer`: SHA-256 of the tokenizer of `config`, None without one.
+    """
 
-    def __post_init__(self) -> None:
-        row, old = last_attempt(self.run.attempts), self._old_config()
-        self.stage = row["stage"] if row.get("stage") in get_args(Stage) else _guessed(self.run, old)
-        self.tokenizer = tokenizer_of(self.config)
-        if old is not None:
-            self.changes = changes(old, self.config)
-            self._compare_tokenizers(old, row.get("tokenizer") or tokenizer_of(old))
+    def __init__(self, run: RunPaths, config: Config) -> None:
+        self._run, self._config = run, config
+        row, old = last_attempt(run.attempts), self._old_config()
+        self.stage = row["stage"] if row.get("stage") in get_args(Stage) else _guessed(run, old)
+        self.tokenizer = tokenizer_of(config)
+        self.changes = changes(old, config) if old is not None else []
+        known = row.get("tokenizer") or (tokenizer_of(old) if old is not None else None)
+        self._same_tokenizer = known is not None and known == self.tokenizer
+        """Whether its content is known to be the same, wherever it lies."""
+        if known and self.tokenizer and not self._same_tokenizer and _TOKENIZER not in [c.key for c in self.changes]:
+            texts = (f"tokenizer.json {checksum[:12]}" for checksum in (known, self.tokenizer))
+            self.changes.append(Change(_TOKENIZER, *texts))
 
     def check_stage(self, stage: Stage) -> None:
         """Raises ConfigError if the folder is a run of another stage."""
         if self.stage not in (None, stage):
             advice = f"holds a run of the stage {self.stage}, and this is {stage}: choose another folder"
-            raise ConfigError("run.dir", self.config.run.dir, advice)
+            raise ConfigError("run.dir", self._config.run.dir, advice)
 
     def check_kept(self, stage: Stage) -> None:
         """Raises ConfigError for a changed key that a run keeps and that `run.allow_change` does not name."""
@@ -52,7 +51,7 @@ class LastStart:
         also = f"; also changed: {', '.join(map(str, found[1:]))}" if found[1:] else ""
         why = KEPT[str(kept_key(first.key))].why
         advice = (
-            f"the run in {self.run.root} keeps {first.old!r} ({why}): set it back, choose another run.dir, "
+            f"the run in {self._run.root} keeps {first.old!r} ({why}): set it back, choose another run.dir, "
             f"or allow it with run.allow_change={names}{also}"
         )
         raise ConfigError(first.key, first.new, advice)
@@ -61,35 +60,18 @@ class LastStart:
         name = kept_key(change.key)
         if name is None or stage not in KEPT[name].stages:
             return False
-        if name == _TOKENIZER and isinstance(change, SameTokenizer):
+        if name == _TOKENIZER and self._same_tokenizer:
             return False
-        return not any(covers(allowed, change.key) for allowed in self.config.run.allow_change)
-
-    def _compare_tokenizers(self, old: Config, known: str | None) -> None:
-        """Judges the tokenizer by its content, where the content of the last start's is known."""
-        if known is None or self.tokenizer is None:
-            return
-        for number, change in enumerate(self.changes):
-            if change.key == _TOKENIZER:
-                if known == self.tokenizer:
-                    self.changes[number] = SameTokenizer(*vars(change).values())
-                return
-        if known != self.tokenizer:
-            texts = (f"tokenizer.json {checksum[:12]}" for checksum in (known, self.tokenizer))
-            self.changes.append(Change(_TOKENIZER, *texts))
+        return not any(covers(allowed, change.key) for allowed in self._config.run.allow_change)
 
     def _old_config(self) -> Config | None:
-        if not self.run.config.is_file():
+        if not self._run.config.is_file():
             return None
         try:
-            return load_config(self.run.config)
+            return load_config(self._run.config)
         except LwzError as error:
             log.warning("what changed since the last start is unknown: %s", error)
             return None
-
-
-class SameTokenizer(Change):
-    """The same tokenizer in another folder."""
 
 
 def tokenizer_of(config: Config) -> str | None:

@@ -101,7 +101,7 @@ def test_a_run_that_is_killed_while_it_saves_resumes_bit_for_bit_from_the_checkp
     ("overrides", "said"),
     [
         ([], "already finished at step 8: raise training.steps (8) to go on"),
-        (["data.corpus={folder}/broken.jsonl"], "broken.jsonl, line 2"),
+        (["data.corpus={folder}/broken.jsonl", "run.allow_change=data.corpus"], "broken.jsonl, line 2"),
         (["model.architecture.hidden_size=48"], "allow it with run.allow_change=model.architecture.hidden_size"),
         (
             ["model.architecture.hidden_size=48", "data.corpus={folder}/other.jsonl", "run.allow_change=model,data"],

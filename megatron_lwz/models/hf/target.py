@@ -86,4 +86,6 @@ def check_no_run(target: Path) -> None:
     found = target.resolve()
     for folder in (found, *found.parents):
         if (holder := holder_of(RunPaths(folder).lock)) is not None:
-            raise CheckpointError(target, f"lies in {folder}, which {holder} writes: wait for it, or name another folder")
+            raise CheckpointError(
+                target, f"lies in {folder}, which {holder} writes: wait for it, or name another folder"
+            )
