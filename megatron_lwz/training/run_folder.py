@@ -135,11 +135,7 @@ class _Held:
         self.begun = False
         """Whether the run has written to its folder."""
         try:
-            while True:
-                self._make_folder()
-                with suppress(FileNotFoundError):  # a start that failed meanwhile has removed the folder again
-                    self._lock = FileLock(run.lock)
-                    return
+            self._lock = self._locked(tries=10)
         except BaseException:
             self._remove_folders()
             raise
@@ -157,10 +153,16 @@ class _Held:
         self._lock.release(remove=self._lock.created or alone)
         self._remove_folders()
 
-    def _make_folder(self) -> None:
+    def _locked(self, tries: int) -> FileLock:
         root = self._run.root
         self._made += [path for path in (root, *root.parents) if not path.exists() and path not in self._made]
         root.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(self._run.lock)
+        except FileNotFoundError:  # a start that failed meanwhile has removed the folder again
+            if tries == 1:
+                raise
+            return self._locked(tries - 1)
 
     def _remove_folders(self) -> None:
         for path in self._made:
