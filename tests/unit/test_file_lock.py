@@ -160,3 +160,30 @@ def test_a_killed_process_of_another_host_is_in_the_way_only_where_its_lock_coul
         assert path.read_text() == "process 7 on a-host-that-is-gone\n"
         path.write_text(f"process 7 on {platform.node()}\n")  # of this host: the lock would be seen
         FileLock(path).release()
+
+
+COUNTER = """
+import sys
+from pathlib import Path
+from megatron_lwz.file_lock import FileLock, LockHeld
+lock, counter = map(Path, sys.argv[1:])
+done = 0
+while done < 150:
+    try:
+        held = FileLock(lock)
+    except LockHeld:
+        continue
+    number = int(counter.read_text())
+    counter.write_text(str(number + 1))
+    done += 1
+    held.release(remove=done % 2 == 0)
+"""
+
+
+def test_two_processes_never_hold_it_at_once_though_the_file_comes_and_goes(path: Path, tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    command = [sys.executable, "-c", COUNTER, str(path), str(counter)]
+    both = [subprocess.Popen(command), subprocess.Popen(command)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert counter.read_text() == "300"
