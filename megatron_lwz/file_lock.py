@@ -88,7 +88,7 @@ def holder_of(path: Path) -> str | None:
 
 
 def _open_locked(path: Path, mode: str) -> IO[str]:
-    if path.exists() and _identity(path.stat()) in _ours:  # a second descriptor, once closed, would end the lock
+    if _at(path) in _ours:  # a second descriptor, once closed, would end the lock
         raise LockHeld(path, _name())
     file = path.open(mode, encoding="utf-8", errors="replace")
     try:
@@ -125,7 +125,15 @@ def _close(file: IO[str]) -> None:
 
 
 def _same_file(file: IO[str], path: Path) -> bool:
-    return path.exists() and _identity(os.fstat(file.fileno())) == _identity(path.stat())
+    return _identity(os.fstat(file.fileno())) == _at(path)
+
+
+def _at(path: Path) -> tuple[int, int, int] | None:
+    """Returns the identity of the file that is at `path` now. Its holder may remove it at any moment."""
+    try:
+        return _identity(path.stat())
+    except FileNotFoundError:
+        return None
 
 
 def _identity(found: os.stat_result) -> tuple[int, int, int]:
@@ -138,4 +146,7 @@ def _name() -> str:
 
 def _holder(path: Path) -> str:
     """Returns the name in the file. A holder that has just locked it may not have written it yet."""
-    return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+    except FileNotFoundError:  # it has just released it
+        return "another process"

@@ -60,7 +60,7 @@ def error_of(capsys: pytest.CaptureFixture[str], main, *argv: object) -> str:
         ("run.dir=/proc/run", "'run.dir' = '/proc/run': cannot be a run folder (No such file or directory)"),
         (
             "run.allow_change=run.sed",
-            "'run.allow_change' = ['run.sed']: 'run.sed' is no key that a run keeps: these are",
+            "'run.allow_change' = 'run.sed': 'run.sed' is no key that a run keeps: these are",
         ),
         ("run.dir=''", "'run.dir' = '': an empty path"),
         ("training.tokens_per_micro_batch=80", "must hold the longest rollout"),
