@@ -21,7 +21,7 @@ class RunPaths:
         self.lock = root / "writer.lock"
         """Held by the process that writes the run. Names it meanwhile; empty otherwise."""
         self.attempts = root / "attempts.jsonl"
-        """One object per start of the run, with package versions."""
+        """One object per start of the run: what changed since the last one, package versions."""
 
         self.metrics = root / "metrics.jsonl"
         """One object per training step."""
@@ -41,6 +41,8 @@ class RunPaths:
         """The trained weights as a Hugging Face folder."""
         self.corpus = root / "corpus"
         """The tokens of a JSONL corpus for pretraining."""
+        self.new_corpus = root / ".corpus.tmp"
+        """The same, of a start that has not read and checked everything yet."""
         self.held_out = root / "held_out.jsonl"
         """A reward model's scores of the held-out pairs."""
         self.held_out_summary = root / "held_out.json"

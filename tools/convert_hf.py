@@ -9,7 +9,8 @@
 The checkpoint may be off by --tolerance, or by as much as transformers is. Reward models
 (Qwen2ForSequenceClassification with one label) are converted in the same way; `verify` then compares scores.
 
-`import` and `export` replace a folder only if it holds nothing but the files that such a conversion writes.
+`import` and `export` replace a folder only if it holds nothing but the files that such a conversion writes, and if no
+run that goes on writes there.
 
 A checkpoint does not depend on the layout: `--tensor` and `--pipeline` of `import` only fill in the `parallel` section
 of config.yaml. One process holds the whole model once. For models that do not fit into one machine's memory, start the
@@ -40,7 +41,7 @@ from megatron_lwz.models.hf import HfFolder, export_policy, load_policy
 from megatron_lwz.models.hf.compare import compare_weights
 from megatron_lwz.models.hf.export import SHARD_BYTES
 from megatron_lwz.models.hf.name_map import tensor_shapes
-from megatron_lwz.models.hf.target import CHECKPOINT, EXPORT, check_target
+from megatron_lwz.models.hf.target import CHECKPOINT, EXPORT, check_no_run, check_target
 from megatron_lwz.models.hf.write import copy_carried_files
 from megatron_lwz.models.qwen2 import build_policy
 from megatron_lwz.run_paths import RunPaths, with_config
@@ -96,6 +97,7 @@ def import_hf(arguments: argparse.Namespace) -> None:
     config = validate({**tree, "model": {**tree["model"], "tokenizer": None}, "checkpoint": {}})
     config.check_layout(arguments.tensor * arguments.pipeline)
     check_target(out, CHECKPOINT, [hf], outside=hf)
+    check_no_run(out)
     config = _layout_here(config, arguments)
     launch.initialize(config)
     policies = build_policy(config)
@@ -117,6 +119,7 @@ def export_hf(arguments: argparse.Namespace) -> None:
     folder = resolve(arguments.checkpoint)
     given = [folder, *map(Path, filter(None, (config.model.hf, config.model.tokenizer)))]
     check_target(arguments.out, EXPORT, given, outside=folder)
+    check_no_run(arguments.out)
     launch.initialize(config)
     policies = build_policy(config)
     load_model(policies, arguments.checkpoint)

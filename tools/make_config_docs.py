@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from megatron_lwz.config import Config
+from megatron_lwz.config import KEPT, Config
+from megatron_lwz.config.kept import ALL
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
@@ -29,13 +30,31 @@ Grades after a source: **A** a primary artefact, **B** two or more independent w
 "open" means that the paper does not say; the default is our choice, see [recipe.md](recipe.md).
 """
 
+KEPT_HEAD = """
+### Kept keys
+
+A run that has a checkpoint or a journal keeps these keys from start to start. A start that changes one ends with one line
+and changes nothing, unless `run.allow_change` names the key or its section. All other keys may change. Every changed key is
+shown, old -> new, and recorded in `attempts.jsonl` ([rollouts.md](rollouts.md#one-start-at-a-time)).
+"""
+
 
 def render() -> str:
     """Returns the whole page."""
     parts = [HEAD]
     for name, field in Config.model_fields.items():
         parts += _section(name, _model(field))
+        if name == "run":
+            parts += _kept()
     return "\n".join(parts) + "\n"
+
+
+def _kept() -> list[str]:
+    rows = [
+        f"| `{key}` | {'all' if kept.stages == ALL else ', '.join(kept.stages)} | {_cell(kept.why)} |"
+        for key, kept in KEPT.items()
+    ]
+    return [KEPT_HEAD, "| key | stages | what depends on it |", "|---|---|---|", *rows]
 
 
 def _section(path: str, model: type[BaseModel]) -> list[str]:

@@ -59,7 +59,8 @@ OneOrList = BeforeValidator(_one_of_a_list)
 CommaList = BeforeValidator(_parts_of_a_list)
 """Marks a list whose items hold no commas: addresses, paths, names, numbers."""
 Paths = Annotated[tuple[UserPath, ...], CommaList]
-Urls = Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], CommaList]
+Url = Annotated[str, AfterValidator(_address)]
+Urls = Annotated[tuple[Url, ...], CommaList]
 
 
 class Section(BaseModel):

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import ComponentSection, OneOrList, Section, UserPath
+from megatron_lwz.config.base import ComponentSection, OneOrList, Section, Url, UserPath
 
 
 class JudgeSection(Section):
     """A language model that judges texts. It runs behind any OpenAI-compatible server."""
 
-    url: str | None = Field(None, description="URL of the server, e.g. http://127.0.0.1:8000/v1")
+    url: Url | None = Field(None, description="URL of the server, e.g. http://127.0.0.1:8000/v1")
     model: str = Field("", description="model name sent to the server")
     api: Literal["chat", "completions"] = Field(
         "chat", description="API route; completions: for servers without chat, like the embedded engine"

@@ -93,10 +93,11 @@ def validate(tree: dict[str, Any]) -> Config:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Writes the resolved tree as YAML that `load_config` reads back to an equal Config."""
-    path.write_text(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    """Writes the resolved tree, whole or not at all, as YAML that `load_config` reads back to an equal Config."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _read_tree(file: Path, above: tuple[Path, ...] = ()) -> DictConfig:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from megatron_lwz.config.base import CommaList, Fraction, Section, UserPath
+from megatron_lwz.config.kept import check_names
 
 
 class RunSection(Section):
@@ -19,6 +20,16 @@ class RunSection(Section):
         "auto",
         description="auto: continue if the folder holds a checkpoint; never: refuse a used folder; must: fail without one",
     )
+    allow_change: Annotated[tuple[str, ...], CommaList] = Field(
+        (),
+        description="kept keys (see below), or sections of them, that this start may change in a run that has begun, e.g. `run.seed`; each start that changes one must name it",
+    )
+
+    @field_validator("allow_change")
+    @classmethod
+    def _refuse_what_allows_nothing(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        check_names(given)
+        return given
 
 
 class TrainingSection(Section):

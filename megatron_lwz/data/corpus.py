@@ -226,7 +226,7 @@ def open_corpus(config: Config) -> PackedCorpus:
         )
     tokenizer = Tokenizer(config.tokenizer_dir())
     documents = tokenized(map(Path, paths), tokenizer.encode, min(tokenizer.eos_ids))
-    tokens, lengths = shared_documents(RunPaths(config.run.dir).corpus, documents)
+    tokens, lengths = shared_documents(RunPaths(config.run.dir).new_corpus, documents)
     pieces = ArrayPieces(tokens, lengths, sequence_length=length, seed=seed, shuffle=shuffle)
     return PackedCorpus(pieces, sequence_length=length, reset=reset)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation.partial import Partials
 from megatron_lwz.evaluation.responses import sample_of
 from megatron_lwz.evaluation.tasks import Task, prompt_of, row_id
+from megatron_lwz.file_lock import FileLock, LockHeld, lock_of
 from megatron_lwz.reading import Row, parse_row, read_object, read_rows, shape_of
 
 
@@ -22,7 +22,8 @@ class ResponseFile:
     """A JSONL file of responses, one per (task, sample). A row is on disk when `add` returns.
 
     `<path>.settings.json` records the settings of the first responses. Other settings are refused, so that a file never
-    mixes two models or samplings. `partials` holds the unfinished responses. One process at a time may hold the file.
+    mixes two models or samplings. `partials` holds the unfinished responses. One process at a time may hold the file:
+    `<path>.lock` names it meanwhile.
     """
 
     def __init__(self, path: Path, tasks: Sequence[Task], settings: Mapping[str, Any]) -> None:
@@ -30,18 +31,33 @@ class ResponseFile:
         self.path = path
         self.done: set[tuple[str, int]] = set()
         self._settings_path = path.with_name(path.name + ".settings.json")
+        new = not path.exists()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = path.open("ab+")
+            self._lock = FileLock(lock_of(path))
+        except LockHeld as held:
+            raise DataError(path, f"{held.holder} writes this file: {held.advice}") from held
         except OSError as error:
             raise DataError(path, f"cannot be written ({error.strerror})") from error
         try:
-            self._lock()
+            self._open(tasks, settings)
+        except BaseException:
+            if new:
+                path.unlink(missing_ok=True)
+            self._lock.release(remove=True)
+            raise
+
+    def _open(self, tasks: Sequence[Task], settings: Mapping[str, Any]) -> None:
+        try:
+            self._file: IO[bytes] = self.path.open("ab+")
+        except OSError as error:
+            raise DataError(self.path, f"cannot be written ({error.strerror})") from error
+        try:
             self._mend_last_line()
             self._read(tasks)
             self._check(settings)
             asked = hashlib.sha256(json.dumps([(task.id, task.prompt) for task in tasks]).encode()).hexdigest()
-            self.partials = Partials(path, {**settings, "prompts": asked}, self.done)
+            self.partials = Partials(self.path, {**settings, "prompts": asked}, self.done)
         except BaseException:
             self._file.close()
             raise
@@ -54,6 +70,7 @@ class ResponseFile:
     ) -> None:
         self.partials.close()
         self._file.close()
+        self._lock.release(remove=True)
 
     def add(self, key: tuple[str, int], row: Mapping[str, Any]) -> None:
         """Appends the row of a (task, sample) that the file does not hold yet."""
@@ -63,12 +80,6 @@ class ResponseFile:
         os.fsync(self._file.fileno())
         self.done.add(key)
         self.partials.drop(key)
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(self.path, "another process is writing this file: wait for it, or end it") from error
 
     def _mend_last_line(self) -> None:
         """Drops a last line that a kill truncated; ends one that lacks only its line end, as some editors leave it."""

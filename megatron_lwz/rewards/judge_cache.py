@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import time
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +46,42 @@ class ReplyCache:
     """
 
     def __init__(self, path: Path | str | None) -> None:
-        """Opens or creates the file. Raises DataError if that fails."""
-        self._path = path
+        """Checks that the file can be opened or made. Changes nothing: a run that does not begin leaves no file.
+
+        Raises DataError.
+        """
+        self._path = Path(path) if path is not None else None
+        if self._path is not None:
+            self._check(self._path)
+
+    @cached_property
+    def _database(self) -> sqlite3.Connection:
+        """The file, opened or made by the first use. Raises DataError."""
+        path = self._path
         try:
             if path is not None:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(
-                path or ":memory:", timeout=60.0, isolation_level=None, check_same_thread=False
-            )
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")
-            self._database.execute(_SCHEMA)
+                path.parent.mkdir(parents=True, exist_ok=True)
+            database = sqlite3.connect(path or ":memory:", timeout=60.0, isolation_level=None, check_same_thread=False)
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=NORMAL")
+            database.execute(_SCHEMA)
         except (sqlite3.Error, OSError) as error:
-            raise DataError(str(path), f"the judge's cache cannot be opened ({error})") from error
+            raise self._cannot_be_opened(error) from error
+        return database
+
+    def _check(self, path: Path) -> None:
+        try:
+            if path.exists():  # sqlite3 opens it: another descriptor, once closed, would end the locks on the file
+                with closing(sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)) as database:
+                    database.execute("PRAGMA schema_version").fetchone()
+        except (sqlite3.Error, OSError) as error:
+            raise self._cannot_be_opened(error) from error
+        place = next(folder for folder in path.absolute().parents if folder.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise self._cannot_be_opened(f"{place} is no folder that can be written")
+
+    def _cannot_be_opened(self, reason: object) -> DataError:
+        return DataError(str(self._path), f"the judge's cache cannot be opened ({reason})")
 
     def get(self, key: str) -> Reply | None:
         """Returns the reply stored under `key`, None if there is none."""
@@ -78,5 +104,6 @@ class ReplyCache:
         return self._database.execute("SELECT count(*) FROM replies").fetchone()[0]
 
     def close(self) -> None:
-        """Closes the file."""
-        self._database.close()
+        """Closes the file, if it was used."""
+        if "_database" in vars(self):
+            self._database.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_lwz.errors import DataError
-from megatron_lwz.file_lock import FileLock, LockHeld
+from megatron_lwz.file_lock import FileLock, LockHeld, lock_of
 from megatron_lwz.rollout import recovery
 from megatron_lwz.rollout.drafts import Draft, GroupDraft, Kind
 from megatron_lwz.rollout.lengths import GroupLengths
@@ -52,7 +52,7 @@ class Journal:
         self._undurable = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock = FileLock(path.with_name(path.name + ".lock"))
+            self._lock = FileLock(lock_of(path))
         except LockHeld as held:
             raise DataError(path, f"{held.holder} writes this journal; is the run already going?") from held
         try:

@@ -8,38 +8,52 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megatron_lwz import __version__
-from megatron_lwz.distributed import exchange
-from megatron_lwz.run_paths import RunPaths
 
 _PACKAGES = ("torch", "megatron-core", "transformers")
 
 
-def record_attempt(run: RunPaths, step: int) -> int:
-    """Appends this start, at `step` finished updates, to `attempts.jsonl`; returns its number, counted from 0.
+def append_attempt(path: Path, step: int, about: Mapping[str, Any]) -> int:
+    """Appends a start at `step` finished updates to `attempts.jsonl`; returns its number, counted from 0. Rank 0 only.
 
-    Collective.
+    `about` is JSON: what else is known of the start.
     """
-    return int(exchange.from_rank_zero(lambda: _append(run.attempts, step)))
-
-
-def _append(path: Path, step: int) -> int:
-    number = len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+    before = path.read_bytes() if path.exists() else b""
+    number = len(before.splitlines())
     row = {
         "attempt": number,
         "step": step,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
+        "process": os.getpid(),
+        **about,
         "python": platform.python_version(),
         "megatron-lwz": __version__,
         **{name: _version(name) for name in _PACKAGES},
     }
+    cut_off = "" if not before or before.endswith(b"\n") else "\n"  # by a kill
     with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
+        stream.write(cut_off + json.dumps(row, ensure_ascii=False) + "\n")
     return number
+
+
+def last_attempt(path: Path) -> dict[str, Any]:
+    """Returns the newest row that can be read; {} without one."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:  # cut off by a kill
+            continue
+        if isinstance(row, dict):
+            return row
+    return {}
 
 
 def _version(package: str) -> str | None:

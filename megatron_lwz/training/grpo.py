@@ -44,7 +44,7 @@ def train(config: Config, display: Display) -> RunFolder:
     check_grpo_start(config)
     check_loss_function(config.grpo, platform.device())
     started = time.monotonic()
-    run = RunFolder(config)
+    run = RunFolder(config, "grpo")
     if run.finished:
         return run
     state, reference = _load(config, run)

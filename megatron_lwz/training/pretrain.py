@@ -25,7 +25,7 @@ def pretrain(config: Config, on_step: OnStep = lambda _step, _shown: None) -> No
     launch.initialize(config)
     check_pretrain(config)
     check_supervised_start(config, corpus=True)
-    run = RunFolder(config)
+    run = RunFolder(config, "pretrain")
     if run.finished:
         return
     corpus = open_corpus(config)

@@ -122,7 +122,7 @@ def train(config: Config, task: PairTask, on_step: OnStep = lambda _step, _shown
     All ranks call it. Raises LwzError. Besides the usual files of a stage it writes `held_out.jsonl` and
     `held_out.json`: the score of each held-out pair, and the summary.
     """
-    run = RunFolder(config)
+    run = RunFolder(config, "reward_model")
     if not run.finished:
         run_task(config, run, task, on_step)
     if groups.is_rank_zero() and task.scored:

@@ -10,13 +10,12 @@ from dataclasses import replace
 from functools import partial
 
 from megatron_lwz.config import Config
-from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.distributed import exchange
 from megatron_lwz.orchestrator.experience import Experience
 from megatron_lwz.orchestrator.host import local_host
 from megatron_lwz.orchestrator.protocol import Host, Waiting
 from megatron_lwz.orchestrator.remote import remote_host
 from megatron_lwz.run_paths import RunPaths
-from megatron_lwz.training.attempts import record_attempt
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.turns import Turns
@@ -34,11 +33,14 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
     transport = partial(make_transport, config=config, root=run.weights, chunks=state.policies)
     with ExitStack() as stack:
         host: Host | None = None
-        if groups.is_rank_zero():
+
+        def open_on_rank_zero() -> None:
+            nonlocal host
             host = stack.enter_context(open_host(config, run, state.step, waiting))
-        run.begin()
+
+        exchange.from_rank_zero(open_on_rank_zero)
+        first = WeightVersion(state.step, run.begin(state.step))
         exporter = transport(None)
-        first = WeightVersion(state.step, record_attempt(run, state.step))
         version = exporter.prepare(first, folder=config.data.held_out_prompts is not None)
         engines = None
         if host is not None:

@@ -35,7 +35,7 @@ def prepare(config: Config) -> tuple[Config, ExampleSource]:
 
 def train(config: Config, source: ExampleSource, on_step: OnStep = lambda _step, _shown: None) -> None:
     """Runs or resumes the fine-tuning that `prepare` made ready. All ranks call it. Raises LwzError."""
-    run = RunFolder(config)
+    run = RunFolder(config, "sft")
     if not run.finished:
         train_supervised(config, run, source, validation_batches(config), on_step)
 

@@ -91,7 +91,7 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep) -> 
     started = time.monotonic()
     state = build_train_state(config)
     position: dict[str, Any] = load_checkpoint(state, run.resume) if run.resume else {"cursor": 0}
-    run.begin()
+    run.begin(state.step)
     cursor, guard = position["cursor"], SpikeGuard(config.training, run.skipped, position.get("guard"))
     writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
     if state.step == 0:

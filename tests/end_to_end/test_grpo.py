@@ -18,7 +18,7 @@ from megatron_lwz.config import load_config
 from megatron_lwz.kernels.dispatch import BACKENDS
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.support.files import contents
+from tests.support.files import contents, stamps
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
 from tests.support.waiting import wait_for
 
@@ -110,7 +110,12 @@ def test_resumed_run_repeats_the_loss_bit_for_bit(controller: str, undisturbed: 
         ([], "already finished at step 4: raise training.steps (4) to go on"),
         (["data.prompts=/nowhere.jsonl"], "/nowhere.jsonl"),
         (["data.held_out_prompts=/nowhere.jsonl", "rollout.controller=process"], "/nowhere.jsonl"),
-        (["model.architecture.hidden_size=48"], "hidden_size is 32 there, 48 in this config"),
+        (["model.architecture.hidden_size=48"], "allow it with run.allow_change=model.architecture.hidden_size"),
+        (
+            ["model.architecture.hidden_size=48", "run.allow_change=model"],
+            "hidden_size is 32 there, 48 in this config",
+        ),
+        (["rollout.temperature=0.7"], "'rollout.temperature' = 0.7: the run in"),
         (["model.tokenizer=/nowhere"], "'model.tokenizer' = '/nowhere'"),
         (["reward.functions=[no.such:function]"], "'reward.functions' = 'no.such:function'"),
         (["rollout.urls=http://127.0.0.1:9"], "http://127.0.0.1:9"),
@@ -139,10 +144,14 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(
         command(undisturbed / "config.yaml", *overrides), cwd=ROOT, env=variables(), start_new_session=True
     )
     wait_for(lambda: (run / "attempts.jsonl").exists(), seconds=240, process=process)
-    begun = [(run / name).read_bytes() for name in ("config.yaml", "attempts.jsonl", "writer.lock")]
-    assert common.run(train_grpo.main, [str(undisturbed / "config.yaml"), f"run.dir={run}"]) == 2
-    assert f"process {process.pid} on " in capsys.readouterr().err
-    assert begun == [(run / name).read_bytes() for name in ("config.yaml", "attempts.jsonl", "writer.lock")]
+    wait_for(lambda: (run / "config.yaml").exists(), seconds=240, process=process)
+    os.kill(process.pid, signal.SIGSTOP)  # it lives, but only its engine, which answers it, writes its log
+    before = {name: stamp for name, stamp in stamps(run).items() if not name.endswith(".log")}
+    assert common.run(train_grpo.main, [str(undisturbed / "config.yaml"), f"run.dir={run}", "run.seed=7"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert f"process {process.pid} on " in error
+    assert before == {name: stamp for name, stamp in stamps(run).items() if not name.endswith(".log")}
+    os.kill(process.pid, signal.SIGCONT)
     wait_for(
         lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) >= 3,
         seconds=240,

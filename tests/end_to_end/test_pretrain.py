@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_lwz.cli import common, pretrain
+from megatron_lwz.cli import common, evaluate_export, pretrain
 from megatron_lwz.metrics import read_metrics
-from tests.support.files import contents
-from tests.support.stages import ROOT, TINY, assert_one_line_each, kill_while_saving, rows_of, run, start
+from megatron_lwz.models.hf import checksum_folder
+from tests.support.files import contents, stamps
+from tests.support.stages import ROOT, TINY, assert_one_line_each, kill, kill_while_saving, rows_of, run, start
 from tests.support.tiny_qwen2 import write_word_tokenizer
+from tests.support.waiting import wait_for
 
 WORDS = [f"w{index}" for index in range(40)]
 
@@ -96,20 +101,59 @@ def test_a_run_that_is_killed_while_it_saves_resumes_bit_for_bit_from_the_checkp
     ("overrides", "said"),
     [
         ([], "already finished at step 8: raise training.steps (8) to go on"),
-        (["data.corpus={folder}/broken.jsonl"], "broken.jsonl, line 2"),
-        (["model.architecture.hidden_size=48"], "hidden_size is 32 there, 48 in this config"),
+        (["data.corpus={folder}/broken.jsonl", "run.allow_change=data.corpus"], "broken.jsonl, line 2"),
+        (["model.architecture.hidden_size=48"], "allow it with run.allow_change=model.architecture.hidden_size"),
+        (
+            ["model.architecture.hidden_size=48", "data.corpus={folder}/other.jsonl", "run.allow_change=model,data"],
+            "hidden_size is 32 there, 48 in this config",
+        ),
+        (["run.seed=7"], "config key 'run.seed' = 7: the run in"),
     ],
 )
 def test_a_start_that_fails_or_has_nothing_to_do_changes_no_byte(
     config: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], said: str
 ) -> None:
     (tmp_path / "broken.jsonl").write_text('{"text": "w1 w2"}\n{"text": "w1\n')
+    (tmp_path / "other.jsonl").write_text('{"text": "w1 w2 w3 w4"}\n')
     before = contents(whole)
     more = ["training.steps=9", *(given.format(folder=tmp_path) for given in overrides)] if overrides else []
     status = common.run(pretrain.main, [str(config), f"run.dir={whole}", *more])
     out, error = capsys.readouterr()
     assert contents(whole) == before
     assert status == (2 if overrides else 0) and said in (error if overrides else out)
+
+
+def test_a_finished_run_is_exported_after_a_start_that_failed(config: Path, whole: Path, tmp_path: Path) -> None:
+    wrong = ("training.steps=9", "model.architecture.hidden_size=48", "run.allow_change=model.architecture")
+    assert common.run(pretrain.main, [str(config), f"run.dir={whole}", *wrong]) == 2
+    assert common.run(evaluate_export.main, [str(whole), str(tmp_path / "hf")]) == 0
+    assert checksum_folder(tmp_path / "hf") == checksum_folder(whole / "hf")
+
+
+def test_a_second_start_beside_a_living_run_changes_nothing_and_a_killed_one_needs_no_hand(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    arguments = [str(config), f"run.dir={folder}", "checkpoint.interval=1"]
+    first = start("pretrain", *arguments, "training.steps=100000")
+    wait_for(lambda: (folder / "checkpoints" / "latest").exists(), seconds=240, process=first)
+    os.kill(first.pid, signal.SIGSTOP)  # it lives, but writes nothing while its folder is compared
+    before = stamps(folder)
+    assert common.run(pretrain.main, [*arguments, "run.seed=7", "optimizer.lr=0.5"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert f"'run.dir' = '{folder}': process {first.pid} on {platform.node()} writes this run" in error
+    assert stamps(folder) == before
+    kill(first)
+    done = int((folder / "checkpoints" / "latest").read_text()[5:])
+    assert common.run(pretrain.main, [*arguments, f"training.steps={done + 1}", "optimizer.lr=0.02"]) == 0
+    changed = ["optimizer.lr: 0.01 -> 0.02", f"training.steps: 100000 -> {done + 1}"]
+    said = capsys.readouterr().out
+    assert all(f"changed since the last start: {line}\n" in said for line in changed)
+    rows = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
+    assert [(row["attempt"], row["stage"], row["step"]) for row in rows] == [(0, "pretrain", 0), (1, "pretrain", done)]
+    assert rows[1]["changed"] == {"optimizer.lr": [0.01, 0.02], "training.steps": [100000, done + 1]}
+    assert read_metrics(folder / "metrics.jsonl")[-1]["step"] == done + 1
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
 def test_a_prepared_corpus_is_trained_and_its_sources_are_validated(config: Path, tmp_path: Path) -> None:
@@ -143,3 +187,4 @@ def test_what_is_wrong_is_said_in_one_line(config: Path, whole: Path, tmp_path: 
         "parallel.tensor=2": "config key 'parallel'",
     }
     assert_one_line_each("pretrain", config, cases, tmp_path / "new")
+    assert not (tmp_path / "new").exists(), "a first start that fails leaves nothing"

@@ -58,12 +58,17 @@ def error_of(capsys: pytest.CaptureFixture[str], main, *argv: object) -> str:
         ("rollout.urls=3", "'rollout.urls.0' = 3: must be a text"),
         ("run.dir=/dev/null/run", "'run.dir' = '/dev/null/run': cannot be a run folder (Not a directory)"),
         ("run.dir=/proc/run", "'run.dir' = '/proc/run': cannot be a run folder (No such file or directory)"),
+        (
+            "run.allow_change=run.sed",
+            "'run.allow_change' = 'run.sed': 'run.sed' is no key that a run keeps: these are",
+        ),
         ("run.dir=''", "'run.dir' = '': an empty path"),
         ("training.tokens_per_micro_batch=80", "must hold the longest rollout"),
     ],
 )
 def test_bad_setting_of_the_main_job(config: Path, capsys, tmp_path: Path, override: str, said: str) -> None:
     assert said in error_of(capsys, train_grpo.main, config, f"run.dir={tmp_path}/run", override)
+    assert not (tmp_path / "run").exists(), "a first start that fails leaves nothing"
 
 
 STAGES = {

@@ -15,6 +15,15 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
     return path
 
 
+def stamps(folder: Path) -> dict[str, tuple[bytes, int, int]]:
+    """The path of every file under `folder`, what is in it, when it was last written, and its inode."""
+    found = {path: path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), stat.st_mtime_ns, stat.st_ino)
+        for path, stat in found.items()
+    }
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """The path of every file under `folder`, and what is in it."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

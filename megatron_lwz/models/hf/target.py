@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_lwz.errors import CheckpointError
+from megatron_lwz.file_lock import holder_of
 from megatron_lwz.models.hf.folder import INDEX, SINGLE
 from megatron_lwz.models.hf.write import CARRIED_FILES
+from megatron_lwz.run_paths import RunPaths
 
 
 def _names(*files: str, pattern: str) -> re.Pattern[str]:
@@ -77,3 +79,13 @@ def check_target(
         if not entry.is_file() or not written.fullmatch(entry.name):
             advice = f"holds {entry.name}, which would be lost: name another folder, or move it away"
             raise CheckpointError(target, advice)
+
+
+def check_no_run(target: Path) -> None:
+    """Raises CheckpointError if `target` is, or lies in, the folder of a run that goes on."""
+    found = target.resolve()
+    for folder in (found, *found.parents):
+        if (holder := holder_of(RunPaths(folder).lock)) is not None:
+            raise CheckpointError(
+                target, f"lies in {folder}, which {holder} writes: wait for it, or name another folder"
+            )

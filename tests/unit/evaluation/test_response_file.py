@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation.partial import Partial
 from megatron_lwz.evaluation.response_file import ResponseFile
 from megatron_lwz.evaluation.tasks import Task
+from tests.support.files import stamps
 
 TASKS = [Task(str(n), f"Task {n}", None, {}) for n in range(3)]
 SETTINGS = {"model": "m", "seed": 0}
@@ -116,3 +118,21 @@ def test_unfinished_responses_are_read_with_a_byte_order_mark_and_refused_when_d
         with pytest.raises(DataError, match=r"partial\.jsonl, line \d+: damaged .*: remove it") as caught:
             opened(path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_second_writer_is_told_who_writes_and_changes_nothing(path: Path) -> None:
+    with ResponseFile(path, TASKS, SETTINGS) as file:
+        before = stamps(path.parent)
+        with pytest.raises(DataError, match=f"process {os.getpid()} on .* writes this file: wait for it, or end it"):
+            opened(path)
+        assert stamps(path.parent) == before
+        file.add(("1", 0), ROW | {"id": "1", "prompt": "Task 1"})
+    assert opened(path) == {("0", 0), ("1", 0)}
+    assert sorted(stamps(path.parent)) == ["r.jsonl", "r.jsonl.settings.json"]
+
+
+def test_a_new_file_that_cannot_be_used_is_not_left(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl.partial.jsonl").write_text("[1]\n[2]\n")
+    with pytest.raises(DataError):
+        opened(tmp_path / "r.jsonl")
+    assert not (tmp_path / "r.jsonl").exists() and not (tmp_path / "r.jsonl.lock").exists()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from megatron_lwz.errors import CheckpointError
-from megatron_lwz.models.hf.target import CHECKPOINT, EXPORT, atomic_folder, check_target
+from megatron_lwz.file_lock import FileLock
+from megatron_lwz.models.hf.target import CHECKPOINT, EXPORT, atomic_folder, check_no_run, check_target
+from megatron_lwz.run_paths import RunPaths
 
 EXPORTED = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "reward_model.json")
 SHARDED = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
@@ -104,3 +107,15 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("years")
     with pytest.raises(CheckpointError, match="is a file"):
         check_target(tmp_path / "out", EXPORT)
+
+
+def test_a_folder_that_a_living_run_writes_is_refused(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path)
+    check_no_run(run.hf)
+    lock = FileLock(run.lock)
+    for target in (run.hf, run.root, run.checkpoints / "mine"):
+        with pytest.raises(CheckpointError, match=f"lies in .*, which process {os.getpid()} on .* writes: wait for it"):
+            check_no_run(target)
+    lock.release()
+    check_no_run(run.hf)
+    assert [path.name for path in tmp_path.iterdir()] == [run.lock.name] and run.lock.read_bytes() == b""

@@ -9,13 +9,16 @@ import pytest
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from megatron_lwz.config.sections import JudgeSection
-from megatron_lwz.errors import ConfigError, DataError, EngineError
+from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.http.completions import CompletionClient, CompletionFailure
 from megatron_lwz.http.retry import Failure
+from megatron_lwz.rewards.judge_cache import Reply, ReplyCache
 from megatron_lwz.rewards.judge_client import Judge, Question
 from megatron_lwz.rewards.judge_json import as_score, read_object
+from tests.support.files import stamps
 from tests.support.scripted_server import KEY, Scripted, serving
 
 
@@ -176,10 +179,31 @@ def test_the_body_may_be_changed():
     assert {"max_tokens", "temperature"}.isdisjoint(server.bodies[0]) and server.bodies[0]["top_p"] == 1.0
 
 
+def test_a_cache_is_made_by_its_first_use(tmp_path):
+    cache = ReplyCache(tmp_path / "deep" / "cache.sqlite")
+    cache.close()
+    assert not (tmp_path / "deep").exists()
+    cache.put("key", "1", Reply("text", "judge"))
+    cache.close()
+    again = ReplyCache(tmp_path / "deep" / "cache.sqlite")
+    assert again.get("key") == Reply("text", "judge")
+    again.close()
+
+
+@pytest.mark.parametrize("place", ["file", "file/cache", "folder"])
+def test_a_cache_that_cannot_be_is_said_before_it_is_needed(tmp_path, place):
+    (tmp_path / "file").write_text("no database, but long enough to be seen as another file " * 20)
+    (tmp_path / "folder").mkdir()
+    before = stamps(tmp_path)
+    with pytest.raises(DataError, match="the judge's cache cannot be opened"):
+        ReplyCache(tmp_path / place)
+    assert stamps(tmp_path) == before
+
+
 def test_what_is_no_address_is_said():
     for url in ("localhost:8000", "ftp://x", "http://"):
-        with pytest.raises(EngineError, match="not an address"):
-            Judge(JudgeSection(url=url, model="m"))
+        with pytest.raises(ValidationError, match="not an address"):
+            JudgeSection(url=url, model="m")
 
 
 def test_silent_slow_and_absent_judges():
