@@ -54,9 +54,9 @@ test-long: $(STAMP)
 	$(BIN)/python -m pytest -m "long" tests
 
 # What touches Megatron-Core, on both of its releases (README.md, "Versions"): Python 3.11 in $(VENV), 3.12 in $(VENV312).
-STACK_TESTS := tests/unit/distributed tests/unit/models tests/unit/training tests/kernels tests/distributed tests/rehearsal \
+STACK_TESTS := tests/unit/distributed tests/unit/models tests/unit/training tests/kernels tests/distributed \
     tests/unit/test_requirements.py $(addprefix tests/end_to_end/test_,pretrain.py train_sft.py grpo.py convert_hf.py)
-test-stacks: $(STAMP312) $(STAMP) $(ENGINE)
+test-stacks: $(STAMP312) $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu and not long" -n 2 --dist loadfile $(STACK_TESTS)
 	$(BIN312)/python -m pytest -m "not gpu and not long" -n 2 --dist loadfile $(STACK_TESTS)
 	OTHER_STACK="$(CURDIR)/$(BIN)/python" $(BIN312)/python -m pytest -m "stacks" tests/stacks
