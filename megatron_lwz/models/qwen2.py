@@ -21,7 +21,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from megatron_lwz.config import Architecture, Config
-from megatron_lwz.distributed import groups, optional, platform
+from megatron_lwz.distributed import groups, megatron_version, optional, platform
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.kernels.layers import PLAIN, LayerOps, layer_ops
 from megatron_lwz.models.attention import CausalAttention, PackedSelfAttention
@@ -127,7 +127,7 @@ def layer_spec(
         parts.input_layernorm = parts.pre_mlp_layernorm = norm
         parts.self_attention.module = PackedSelfAttention
         parts.self_attention.submodules.core_attention = partial(CausalAttention, flash=backend == "flash", ops=ops)
-        parts.mlp.submodules.activation_func = ops.swiglu
+        megatron_version.set_activation(parts, ops.swiglu)
     layers = get_num_layers_to_build(settings, vp_stage=chunk)
     # With a bare layer spec Megatron would use its own final norm, which refuses sequence parallelism.
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)

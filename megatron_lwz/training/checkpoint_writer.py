@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonSaveStrategy
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner, mcore_to_pyt_state_dict
 from torch.distributed import checkpoint as torch_checkpoint
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -161,7 +161,7 @@ class _FolderWriter(torch_checkpoint.FileSystemWriter):
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
         """Completes the folder and renames it, on rank 0, after all ranks have written."""
         super().finish(metadata, results)
-        TorchCommonSaveStrategy("torch", 1).save_common(dict(self._snapshot.common), self.temporary)
+        torch.save(dict(self._snapshot.common), self.temporary / COMMON_STATE_FNAME)
         save_config(_FORMAT, str(self.temporary))
         for path in (self.temporary / COMMON_STATE_FNAME, self.temporary):
             _synchronise(path)

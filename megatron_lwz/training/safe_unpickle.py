@@ -17,6 +17,8 @@ from typing import IO, Any
 import torch
 from torch.distributed.checkpoint import filesystem
 
+from megatron_lwz.distributed import megatron_version
+
 _CHECKPOINT = "torch.distributed.checkpoint"
 ALLOWED = frozenset(
     {
@@ -74,6 +76,7 @@ def restricted_load(stream: IO[bytes]) -> Any:
 @contextmanager
 def restricted() -> Iterator[None]:
     """Inside the block torch's checkpoint reader unpickles restrictedly and every `torch.load` is `weights_only`."""
+    megatron_version.forget_checkpoint_metadata()
     plain_pickle, plain_load = filesystem.pickle, torch.load
 
     def weights_only_load(*args: Any, **options: Any) -> Any:

@@ -1,7 +1,10 @@
 """The pins that must agree: trainer, vLLM and the container with one torch, so with one NCCL; what a GPU check brings along."""
 
 import re
+from importlib.metadata import requires
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "requirements"
@@ -20,6 +23,12 @@ def test_trainer_vllm_and_container_have_one_torch():
     dockerfile = (ROOT / "examples" / "container" / "Dockerfile").read_text()
     assert re.search(r"^ARG TORCH=(.*)$", dockerfile, re.MULTILINE).group(1) == torch
     assert f"vllm/vllm-openai:v{pins('rollout-vllm.txt')['vllm']} " in dockerfile
+
+
+def test_triton_is_the_one_that_the_installed_torch_asks_for():
+    """A build for CUDA names one; the CPU build names none."""
+    asked = [found for line in requires("torch") if (found := Requirement(line)).name == "triton"]
+    assert all(pins("constraints.txt")["triton"] in found.specifier for found in asked)
 
 
 def test_every_package_that_a_gpu_check_brings_along_is_pinned():

@@ -25,9 +25,11 @@ class FusedAdam(torch.optim.Optimizer):
     """Adam whose state begins with the first step, with one step count per group and none per parameter."""
 
     def __init__(
-        self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, adam_w_mode: bool
-    ) -> None:
-        assert adam_w_mode
+        self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, adam_w_mode: bool,
+        capturable: bool = False,
+    ) -> None:  # fmt: skip
+        """Takes what both releases of Megatron-Core give: `capturable` (for CUDA graphs) is of 0.19."""
+        assert adam_w_mode and not capturable
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import pickle
@@ -73,6 +74,20 @@ def test_inside_restricted_torch_reads_weights_only_and_afterwards_as_before(tmp
             filesystem.pickle.load(stream)
     assert not mark.exists()
     assert (torch.load, filesystem.pickle) == plain
+
+
+def test_the_metadata_of_a_checkpoint_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    """Megatron-Core 0.19 keeps it per path, for the life of the process."""
+    module = importlib.import_module("megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_reader")
+    names = []
+    for name in ("first", "second"):
+        content = Metadata(
+            state_dict_metadata={name: metadata().state_dict_metadata["weight"]}, storage_meta=StorageMeta()
+        )
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(content))
+        with restricted():
+            names += module.CachedMetadataFileSystemReader(tmp_path).read_metadata().state_dict_metadata
+    assert names == ["first", "second"]
 
 
 def test_enum_members_load_as_early_releases_of_python_3_11_pickle_them():
