@@ -25,9 +25,9 @@ from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, TokenLoss
 from megatron_lwz.metrics import MetricsWriter
 from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.training.batching import make_micro_batches
-from megatron_lwz.training.checkpoint import load_checkpoint
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.initial import build_train_state
+from megatron_lwz.training.resume import restore
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.spikes import SpikeGuard
 from megatron_lwz.training.state import TrainState
@@ -90,7 +90,7 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep) -> 
     """
     started = time.monotonic()
     state = build_train_state(config)
-    position: dict[str, Any] = load_checkpoint(state, run.resume) if run.resume else {"cursor": 0}
+    position: dict[str, Any] = restore(state, run) if run.resume else {"cursor": 0}
     run.begin()
     cursor, guard = position["cursor"], SpikeGuard(config.training, run.skipped, position.get("guard"))
     writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
