@@ -8,14 +8,19 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import logging
 import platform
 from pathlib import Path
 
 from megatron_lwz import __version__
 from megatron_lwz.distributed import exchange
+from megatron_lwz.metrics import torn
+from megatron_lwz.reading import Row, parse_row
 from megatron_lwz.run_paths import RunPaths
 
 _PACKAGES = ("torch", "megatron-core", "transformers")
+
+log = logging.getLogger(__name__)
 
 
 def record_attempt(run: RunPaths, step: int) -> int:
@@ -27,7 +32,7 @@ def record_attempt(run: RunPaths, step: int) -> int:
 
 
 def _append(path: Path, step: int) -> int:
-    number = len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+    number = _next_number(path) if path.exists() else 0
     row = {
         "attempt": number,
         "step": step,
@@ -40,6 +45,22 @@ def _append(path: Path, step: int) -> int:
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
     return number
+
+
+def _next_number(path: Path) -> int:
+    """Returns a number that no earlier start has. Cuts a line that a kill truncated; a log line says what is odd."""
+    data = path.read_bytes()
+    if cut := torn(path):
+        log.warning("%s: the last line was cut off by a kill: its %d bytes are removed", path, cut)
+        data = data[:-cut]
+        path.write_bytes(data)
+    lines = data.splitlines()
+    for place, line in enumerate(lines, start=1):
+        row = parse_row(line, path, place)
+        found = row.value.get("attempt") if isinstance(row, Row) else None
+        if type(found) is not int or not 0 <= found < len(lines):
+            log.warning("%s, line %d: not as a run wrote it; it still counts as a start", path, place)
+    return len(lines)
 
 
 def _version(package: str) -> str | None:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -158,7 +158,7 @@ class _FolderWriter(torch_checkpoint.FileSystemWriter):
                 block = block.detach().cpu()
                 if block.untyped_storage().nbytes() != block.nbytes:  # a view: `save` writes all that it is a view of
                     block = block.clone()
-                torch.save(block, file)
+                torch.save(block, cast("IO[bytes]", file))
                 size = file.tell() - begin
                 results.append(WriteResult(item.index, size, _StorageInfo(name, begin, size)))
             file.flush()

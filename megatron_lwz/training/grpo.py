@@ -19,7 +19,7 @@ from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.grpo_update import PolicyUpdates, mean_metrics, prepare_updates
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.reference import ReferenceWeights
-from megatron_lwz.training.resume import restore
+from megatron_lwz.training.resume import check_records, restore
 from megatron_lwz.training.rollouts import Rollouts, open_rollouts
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.start import check_grpo_start
@@ -47,6 +47,7 @@ def train(config: Config, display: Display) -> RunFolder:
     run = RunFolder(config)
     if run.finished:
         return run
+    check_records(run)
     state, reference = _load(config, run)
     timer = Timer()
 

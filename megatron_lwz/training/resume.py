@@ -7,11 +7,14 @@ checkpoints, since metrics of later steps are dropped and the journal gives thei
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 from megatron_lwz.distributed import exchange, groups
-from megatron_lwz.errors import CheckpointError, DamagedCheckpoint
+from megatron_lwz.errors import CheckpointError, DamagedCheckpoint, DataError
+from megatron_lwz.metrics import read_metrics, torn
+from megatron_lwz.reading import read_text
 from megatron_lwz.run_paths import LATEST, STEPS, RunPaths, step_name, step_of
 from megatron_lwz.training.checkpoint import latest, load_checkpoint
 from megatron_lwz.training.checkpoint_writer import write_durably
@@ -21,6 +24,24 @@ DAMAGED = ".damaged"
 """Ending of the name under which a damaged checkpoint is kept."""
 
 log = logging.getLogger(__name__)
+
+
+def check_records(run: RunPaths) -> None:
+    """Checks the files of the run that it goes on writing: rows of metrics, and the pointer `best`. Collective.
+
+    The last line of a file that a kill cut off is no fault; a log line says that it will be dropped. Raises DataError.
+    """
+    exchange.from_rank_zero(lambda: _check_records(run))
+
+
+def _check_records(run: RunPaths) -> None:
+    for path in (run.metrics, run.evaluations):
+        if path.is_file():
+            read_metrics(path)
+            if cut := torn(path):
+                log.warning("%s: the last line was cut off by a kill: its %d bytes are dropped", path, cut)
+    if run.best.is_file() and re.fullmatch(STEPS, read_text(run.best).strip()) is None:
+        raise DataError(run.best, "names no checkpoint: remove it, it is written again from evaluation.jsonl")
 
 
 def restore(state: TrainState, run: RunPaths) -> dict[str, Any]:
