@@ -32,6 +32,7 @@ from megatron_lwz.rollout.journal_check import (
 from megatron_lwz.rollout.lengths import GroupLengths
 from megatron_lwz.rollout.schema import (
     check_schema,
+    one_line,
     pack_logprobs,
     pack_tokens,
     prompt_to_json,
@@ -263,7 +264,7 @@ class Journal:
         try:
             return action()
         except sqlite3.Error as error:
-            raise DataError(self.path, f"the journal's disk or file refuses: {error}") from error
+            raise DataError(self.path, f"the journal's disk or file refuses: {one_line(error)}") from error
 
 
 def take_up(path: Path, step: int, *, exclusive: bool = False, first: int = 0, new: bool = False) -> Journal:
@@ -295,7 +296,9 @@ def take_up(path: Path, step: int, *, exclusive: bool = False, first: int = 0, n
 
 
 def _delta_row(key: tuple[int, int], start: int, delta: TokenDelta) -> tuple[str, tuple[Any, ...]]:
-    return _summed("deltas", (*key, start, pack_tokens(delta.tokens), pack_logprobs(delta.logprobs), str(delta.version)))
+    return _summed(
+        "deltas", (*key, start, pack_tokens(delta.tokens), pack_logprobs(delta.logprobs), str(delta.version))
+    )
 
 
 def _summed(table: str, row: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:

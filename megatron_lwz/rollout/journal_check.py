@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.rollout.recovery import OPEN
-from megatron_lwz.rollout.schema import SUMMED, check_schema, row_sum
+from megatron_lwz.rollout.schema import SUMMED, check_schema, one_line, row_sum
 
 THOROUGH_BYTES = 2**30
 """Up to this size SQLite's whole check runs at take-up, which also compares indexes; above it the quick one."""
@@ -119,8 +119,8 @@ def _as_damage(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _SYSTEM:
-            raise DataError(path, f"the journal cannot be read: {error}") from error
-        raise UnusableJournal(path, f"is damaged ({error})") from error
+            raise DataError(path, f"the journal cannot be read: {one_line(error)}") from error
+        raise UnusableJournal(path, f"is damaged ({one_line(error)})") from error
 
 
 def _wal(path: Path) -> Path:

@@ -13,7 +13,7 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.rollout import recovery
 from megatron_lwz.rollout.drafts import Kind
 from megatron_lwz.rollout.lengths import GroupLengths
-from megatron_lwz.rollout.schema import check_schema
+from megatron_lwz.rollout.schema import check_schema, one_line
 from megatron_lwz.types import Group
 
 Row = TypeVar("Row")
@@ -33,7 +33,7 @@ class JournalReader:
             self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=1)
             check_schema(self._db, path)
         except sqlite3.Error as error:
-            raise DataError(path, f"cannot read the journal: {error}") from error
+            raise DataError(path, f"cannot read the journal: {one_line(error)}") from error
 
     def __enter__(self) -> JournalReader:
         return self
@@ -110,4 +110,4 @@ class JournalReader:
         try:
             yield from rows
         except sqlite3.Error as error:
-            raise DataError(self._path, f"the journal is damaged: {error}") from error
+            raise DataError(self._path, f"the journal is damaged: {one_line(error)}") from error

@@ -112,6 +112,11 @@ def row_sum(row: Sequence[Any]) -> int:
     return found
 
 
+def one_line(error: sqlite3.Error) -> str:
+    """Returns the error's message in one line: SQLite quotes the bytes that it cannot read."""
+    return " ".join(str(error).split())[:300]
+
+
 def pack_tokens(tokens: Sequence[int]) -> bytes:
     """Packs tokens as int32, little endian."""
     return np.asarray(tokens, "<i4").tobytes()

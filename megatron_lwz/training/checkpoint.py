@@ -61,7 +61,13 @@ def run_state(state: TrainState, extra: dict[str, Any]) -> Snapshot:
     files = {_random_file(): _random_state()}
     if dist.get_rank() == 0:
         kernels = settings().backend
-        record = {"step": state.step, "layout": _layout(state.config), "kernels": kernels, "extra": extra, "checksums": True}
+        record = {
+            "step": state.step,
+            "layout": _layout(state.config),
+            "kernels": kernels,
+            "extra": extra,
+            "checksums": True,
+        }
         record["architecture"] = state.config.architecture().model_dump()
         files[STATE_FILE] = json.dumps(record).encode()
     return snapshot_of(tensors, {"optimizer": {"step": adam_step(state.optimizer)}}, files)

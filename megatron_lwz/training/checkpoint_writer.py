@@ -172,7 +172,9 @@ class _FolderWriter(torch_checkpoint.FileSystemWriter):
         save_config(_FORMAT, str(self.temporary))
         _synchronise(self.temporary / COMMON_STATE_FNAME)
         sums = {name: found for _, files in results for name, found in files.items()}
-        small = [path for path in self.temporary.iterdir() if path.name not in sums]  # Megatron's and torch's, made here
+        small = [
+            path for path in self.temporary.iterdir() if path.name not in sums
+        ]  # Megatron's and torch's, made here
         sums |= {path.name: sum_of_file(path) for path in small}
         write_durably(self.temporary / SUMS_FILE, sums_content(sums))
         _synchronise(self.temporary)

@@ -45,7 +45,9 @@ def digests_of(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:
 
 def joined(digests: Mapping[str, str]) -> str:
     """Returns the checksum of the whole model from those of its tensors."""
-    return hashlib.blake2b(bytes.fromhex("".join(digests[name] for name in sorted(digests))), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        bytes.fromhex("".join(digests[name] for name in sorted(digests))), digest_size=16
+    ).hexdigest()
 
 
 def write_sums(folder: Path, digests: Mapping[str, str]) -> None:

@@ -21,7 +21,9 @@ def _names(*files: str, pattern: str) -> re.Pattern[str]:
 
 EXPORT = _names(SINGLE, INDEX, SUMS_FILE, pattern=r"model-\d{5}-of-\d{5}\.safetensors")
 """Names of the files of an exported Hugging Face folder."""
-CHECKPOINT = _names(".metadata", "metadata.json", "common.pt", "checksums.json", "config.yaml", pattern=r"__\d+_\d+\.distcp")
+CHECKPOINT = _names(
+    ".metadata", "metadata.json", "common.pt", "checksums.json", "config.yaml", pattern=r"__\d+_\d+\.distcp"
+)
 """Names of the files of an imported checkpoint."""
 
 

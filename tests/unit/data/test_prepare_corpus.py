@@ -352,7 +352,9 @@ def test_a_folder_of_another_corpus_is_left_alone(home: Path) -> None:
 
 def test_a_changed_byte_of_a_finished_corpus_is_seen(home: Path) -> None:
     write_jsonl(home / "sums.jsonl", [f"{word} {word} {word}" for word in ENGLISH])
-    manifest = run(home, "sums", {"validation": 0, "duplicates": KEEP_ALL, "sources": [{"name": "s", "paths": ["sums.jsonl"]}]})
+    manifest = run(
+        home, "sums", {"validation": 0, "duplicates": KEEP_ALL, "sources": [{"name": "s", "paths": ["sums.jsonl"]}]}
+    )
     out = home / "sums"
     assert read_manifest(out) == manifest and check_parts(out) == 1
     open_it = partial(corpus_of, manifest, out, sequence_length=16, seed=1, shuffle=True)

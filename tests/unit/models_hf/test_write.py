@@ -128,7 +128,9 @@ def test_every_changed_byte_of_an_export_is_seen_and_its_tensor_and_file_are_nam
     assert HfFolder(tmp_path).fault() is None
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"tensors": {}}', b'{"tensors": {"a": "xy"}, "checksum": ""}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"tensors": {}}', b'{"tensors": {"a": "xy"}, "checksum": ""}', b"\xff"]
+)
 def test_damaged_checksums_of_an_export_are_one_line(tmp_path: Path, content: bytes) -> None:
     write_model(tmp_path)
     assert HfFolder(tmp_path).fault() is None, "a folder of somebody else has none"

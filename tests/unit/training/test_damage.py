@@ -176,7 +176,7 @@ def test_sizes_alone_see_a_cut_and_not_a_flip(run: RunPaths) -> None:
     flip(path, 0)
     check_files(path.parent, contents=False)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DamagedCheckpoint, match="__0_0.distcp has [0-9]+ bytes, [0-9]+ were written"):
+    with pytest.raises(DamagedCheckpoint, match=r"__0_0\.distcp has [0-9]+ bytes, [0-9]+ were written"):
         check_files(path.parent, contents=False)
 
 
@@ -240,7 +240,7 @@ def test_lines_that_a_kill_cut_off_are_dropped_and_counted(run: RunPaths, caplog
     with caplog.at_level(logging.WARNING):
         check_records(run)
         assert record_attempt(run, 4) == 3
-    assert [message for message in caplog.messages if "cut off by a kill: its 18 bytes are" in message].__len__() == 2
+    assert sum("cut off by a kill: its 18 bytes are" in message for message in caplog.messages) == 2
     assert [json.loads(line)["attempt"] for line in run.attempts.read_text().splitlines()] == [0, 1, 2, 3]
 
 
