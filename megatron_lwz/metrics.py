@@ -150,8 +150,9 @@ def read_metrics(path: Path | str) -> list[Row]:
 
 
 def torn(path: Path) -> int:
-    """Returns the number of bytes after the last line end: a kill came while that line was written."""
-    return len(path.read_bytes().rpartition(b"\n")[2])
+    """Returns the number of bytes of a last line that a kill cut off, 0 if there is none."""
+    rest = path.read_bytes().rpartition(b"\n")[2]
+    return len(rest) if isinstance(parse_row(rest, path, 0), DataError) else 0
 
 
 def read_history(run_dir: Path | str) -> list[Row]:

@@ -53,7 +53,9 @@ def _next_number(path: Path) -> int:
     if cut := torn(path):
         log.warning("%s: the last line was cut off by a kill: its %d bytes are removed", path, cut)
         data = data[:-cut]
-        path.write_bytes(data)
+    elif data and not data.endswith(b"\n"):
+        data += b"\n"
+    path.write_bytes(data)
     lines = data.splitlines()
     for place, line in enumerate(lines, start=1):
         row = parse_row(line, path, place)

@@ -61,8 +61,8 @@ def restore(state: TrainState, run: RunPaths) -> dict[str, Any]:
             lost = step_of(names[0]) - state.step
             log.warning("%s: damaged: %s", run.checkpoints, "; ".join(faults))
             log.warning(
-                "the run goes back to %s: %d steps (%d to %d) are trained again; the damaged checkpoint stays as %s",
-                name, lost, state.step + 1, step_of(names[0]), f"{names[0]}{DAMAGED}",
+                "the run goes back to %s: %d steps (%d to %d) are trained again; what is damaged stays as *%s",
+                name, lost, state.step + 1, step_of(names[0]), DAMAGED,
             )  # fmt: skip
         return extra
     advice = "restore one from a copy, or choose another run.dir to begin anew"

@@ -24,6 +24,7 @@ from megatron_lwz.errors import CheckpointError, ConfigError
 from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, TokenLoss
 from megatron_lwz.metrics import MetricsWriter
 from megatron_lwz.models.hf.export import export_policy
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.initial import build_train_state
@@ -92,9 +93,7 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep) -> 
     check_records(run)
     state = build_train_state(config)
     position: dict[str, Any] = restore(state, run) if run.resume else {"cursor": 0}
-    cursor = position.get("cursor")
-    if type(cursor) is not int:
-        raise CheckpointError(run.root, "its checkpoints are of another stage (no data cursor): choose another run.dir")
+    cursor = cursor_of(position, run)
     run.begin()
     guard = SpikeGuard(config.training, run.skipped, position.get("guard"))
     writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
@@ -182,6 +181,14 @@ class Objective:
             return language_modeling_loss(torch.stack(statistics), micro_batch.weights[rows], z_loss=self.z_loss)[0]
 
         return AutogradTokenLoss(loss, micro_batch.labels.numel())
+
+
+def cursor_of(position: Mapping[str, Any], run: RunPaths) -> int:
+    """Returns the data cursor that a checkpoint of the run holds. Raises CheckpointError for one of another stage."""
+    cursor = position.get("cursor")
+    if type(cursor) is not int:
+        raise CheckpointError(run.root, "its checkpoints are of another stage (no data cursor): choose another run.dir")
+    return cursor
 
 
 def check_supervised(config: Config) -> None:

@@ -1,6 +1,7 @@
 """The exported folder as the safetensors library and transformers see it."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,26 @@ def test_damaged_checksums_of_an_export_are_one_line(tmp_path: Path, content: by
     with pytest.raises(LwzError) as raised:
         HfFolder(tmp_path).fault()
     assert f"{SUMS_FILE} is damaged" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_flips_in_an_export_are_one_line_or_change_no_tensor(tmp_path: Path) -> None:
+    tensors, seen = write_model(tmp_path, shard_bytes=4000), 0
+    write_sums(tmp_path, digests_of(tensors.items()))
+    files = sorted(path for path in tmp_path.iterdir() if path.name != "config.json")
+    for seed in range(90):
+        choice, path = random.Random(seed), files[seed % len(files)]
+        whole = path.read_bytes()
+        data = bytearray(whole)
+        data[choice.randrange(min(len(data), 400)) if seed % 2 else choice.randrange(len(data))] ^= choice.randint(1, 255)
+        path.write_bytes(data)
+        try:
+            folder = HfFolder(tmp_path)
+            folder.check(tensor_shapes(ARCH))
+            if (said := folder.fault()) is None:
+                assert all(torch.equal(folder.read(name, tuple(t.shape)), t) for name, t in tensors.items()), seed
+        except LwzError as error:
+            said = str(error)
+        seen += said is not None
+        assert said is None or "\n" not in said, seed
+        path.write_bytes(whole)
+    assert seen > 60

@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_lwz.config import load_config, save_config
 from megatron_lwz.distributed import launch
 from megatron_lwz.errors import CheckpointError, DamagedCheckpoint, DataError, LwzError
+from megatron_lwz.metrics import torn
 from megatron_lwz.run_paths import RunPaths, step_name
 from megatron_lwz.training.attempts import record_attempt
 from megatron_lwz.training.checkpoint import latest, load_checkpoint
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.checkpoint_sums import SUMS_FILE, check_files
 from megatron_lwz.training.resume import check_records, keep_damaged, restore
+from megatron_lwz.training.supervised import cursor_of
 from tests.unit.training.test_checkpoint_saver import config_of, live_tensors, state_of
 
 FILES = (
@@ -256,6 +259,36 @@ def test_a_bad_line_in_the_middle_is_an_error_of_the_metrics_and_counted_as_a_st
     with caplog.at_level(logging.WARNING):
         assert record_attempt(run, 4) == 3
     assert "attempts.jsonl, line 2: not as a run wrote it" in caplog.messages[0]
+
+
+def test_a_last_line_without_its_end_stays(run: RunPaths) -> None:
+    run.attempts.write_bytes(run.attempts.read_bytes()[:-1])
+    run.metrics.write_bytes(run.metrics.read_bytes()[:-1])
+    assert (torn(run.attempts), torn(run.metrics)) == (0, 0)
+    assert record_attempt(run, 4) == 3
+    assert [json.loads(line)["attempt"] for line in run.attempts.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_flips_in_the_settings_are_one_line_or_are_settings(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save_config(config_of(), path)
+    whole, refused = path.read_bytes(), 0
+    for seed in range(60):
+        flip(path, seed, most=4)
+        try:
+            load_config(tmp_path)
+        except LwzError as error:
+            refused += 1
+            assert "\n" not in str(error), seed
+        path.write_bytes(whole)
+    assert refused > 20
+
+
+def test_the_cursor_of_another_stage_is_one_line(run: RunPaths) -> None:
+    assert cursor_of({"cursor": 4}, run) == 4
+    for position in ({"prompts": 4}, {"cursor": "4"}):
+        with pytest.raises(CheckpointError, match="of another stage"):
+            cursor_of(position, run)
 
 
 @pytest.mark.long
