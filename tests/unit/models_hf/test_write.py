@@ -149,7 +149,9 @@ def test_flips_in_an_export_are_one_line_or_change_no_tensor(tmp_path: Path) -> 
         choice, path = random.Random(seed), files[seed % len(files)]
         whole = path.read_bytes()
         data = bytearray(whole)
-        data[choice.randrange(min(len(data), 400)) if seed % 2 else choice.randrange(len(data))] ^= choice.randint(1, 255)
+        data[choice.randrange(min(len(data), 400)) if seed % 2 else choice.randrange(len(data))] ^= choice.randint(
+            1, 255
+        )
         path.write_bytes(data)
         try:
             folder = HfFolder(tmp_path)

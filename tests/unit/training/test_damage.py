@@ -23,7 +23,7 @@ from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.checkpoint_sums import SUMS_FILE, check_files
 from megatron_lwz.training.resume import check_records, keep_damaged, restore
 from megatron_lwz.training.supervised import cursor_of
-from tests.unit.training.test_checkpoint_saver import config_of, live_tensors, state_of
+from tests.unit.training.tiny_state import config_of, live_tensors, state_of
 
 FILES = (
     "__0_0.distcp", ".metadata", "metadata.json", "common.pt", "state.json", SUMS_FILE, "random_00000.safetensors",
