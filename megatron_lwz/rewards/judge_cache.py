@@ -62,7 +62,7 @@ class ReplyCache:
         query = "SELECT text, model, prompt_tokens, completion_tokens FROM replies WHERE key = ?"
         try:
             row = self._database.execute(query, (key,)).fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise DataError(str(self._path), f"the judge's cache is damaged ({reason}): move it away") from error
         return Reply(*row) if row else None

@@ -31,6 +31,7 @@ from megatron_lwz.rollout.journal_check import (
 )
 from megatron_lwz.rollout.lengths import GroupLengths
 from megatron_lwz.rollout.schema import (
+    FILE_ERRORS,
     check_schema,
     one_line,
     pack_logprobs,
@@ -263,7 +264,7 @@ class Journal:
     def _guarded(self, action: Callable[[], Answer]) -> Answer:
         try:
             return action()
-        except sqlite3.Error as error:
+        except FILE_ERRORS as error:
             raise DataError(self.path, f"the journal's disk or file refuses: {one_line(error)}") from error
 
 

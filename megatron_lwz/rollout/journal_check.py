@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.rollout.recovery import OPEN
-from megatron_lwz.rollout.schema import SUMMED, check_schema, one_line, row_sum
+from megatron_lwz.rollout.schema import FILE_ERRORS, SUMMED, check_schema, one_line, row_sum
 
 THOROUGH_BYTES = 2**30
 """Up to this size SQLite's whole check runs at take-up, which also compares indexes; above it the quick one."""
@@ -117,7 +117,7 @@ def _check_rows(db: sqlite3.Connection, path: Path) -> None:
 def _as_damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except FILE_ERRORS as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _SYSTEM:
             raise DataError(path, f"the journal cannot be read: {one_line(error)}") from error
         raise UnusableJournal(path, f"is damaged ({one_line(error)})") from error

@@ -13,7 +13,7 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.rollout import recovery
 from megatron_lwz.rollout.drafts import Kind
 from megatron_lwz.rollout.lengths import GroupLengths
-from megatron_lwz.rollout.schema import check_schema, one_line
+from megatron_lwz.rollout.schema import FILE_ERRORS, check_schema, one_line
 from megatron_lwz.types import Group
 
 Row = TypeVar("Row")
@@ -32,7 +32,7 @@ class JournalReader:
         try:
             self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=1)
             check_schema(self._db, path)
-        except sqlite3.Error as error:
+        except FILE_ERRORS as error:
             raise DataError(path, f"cannot read the journal: {one_line(error)}") from error
 
     def __enter__(self) -> JournalReader:
@@ -109,5 +109,5 @@ class JournalReader:
         """Yields the rows. Raises DataError for a file that is damaged."""
         try:
             yield from rows
-        except sqlite3.Error as error:
+        except FILE_ERRORS as error:
             raise DataError(self._path, f"the journal is damaged: {one_line(error)}") from error

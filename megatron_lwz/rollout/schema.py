@@ -17,6 +17,8 @@ from megatron_lwz.types import LengthRange, Prompt
 
 APPLICATION_ID = 0x4C575A4A
 SCHEMA_VERSION = 4
+FILE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What reading a damaged file raises. The second: SQLite's own message quotes bytes that are no text."""
 OLDEST_VERSION = 1
 """Oldest supported version. Journals from it on can be read as they are. A journal becomes SCHEMA_VERSION when it is
 next opened for writing.
@@ -112,7 +114,7 @@ def row_sum(row: Sequence[Any]) -> int:
     return found
 
 
-def one_line(error: sqlite3.Error) -> str:
+def one_line(error: Exception) -> str:
     """Returns the error's message in one line: SQLite quotes the bytes that it cannot read."""
     return " ".join(str(error).split())[:300]
 

@@ -14,6 +14,7 @@ from megatron_lwz.config.sections import JudgeSection
 from megatron_lwz.errors import ConfigError, DataError, EngineError
 from megatron_lwz.http.completions import CompletionClient, CompletionFailure
 from megatron_lwz.http.retry import Failure
+from megatron_lwz.rewards.judge_cache import Reply, ReplyCache
 from megatron_lwz.rewards.judge_client import Judge, Question
 from megatron_lwz.rewards.judge_json import as_score, read_object
 from tests.support.scripted_server import KEY, Scripted, serving
@@ -238,3 +239,14 @@ def test_what_it_needs_is_named(tmp_path):
     (tmp_path / "cache").write_text("not a database, but long enough to be read as one" * 100)
     with pytest.raises(DataError, match=re.escape(str(tmp_path / "cache"))):
         Judge(JudgeSection(url="http://x", model="m", cache=str(tmp_path / "cache")))
+
+
+def test_a_damaged_cache_is_one_line(tmp_path):
+    path = tmp_path / "cache.sqlite"
+    cache = ReplyCache(path)
+    cache.put("key", "v1", Reply("7", "m"))
+    cache.close()
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+    with pytest.raises(DataError, match=r"cache\.sqlite: the judge's cache is damaged \(.*\): move it away"):
+        ReplyCache(path).get("key")
