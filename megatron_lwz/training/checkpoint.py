@@ -11,6 +11,7 @@ otherwise the seeds of the run apply. A run saves through checkpoint_saver.py.
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -216,7 +217,10 @@ def _stored_names(folder: Path) -> frozenset[str]:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, pickle.UnpicklingError):
+        text = text.partition(". ")[0]  # torch goes on with how to load the file without protection
+    return f"{type(error).__name__}: {text}"
 
 
 def _saved_adam_step(entry: dict[str, Any]) -> int:
