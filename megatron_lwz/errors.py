@@ -38,6 +38,15 @@ class CheckpointError(LwzError):
 
     def __init__(self, path: Path | str, advice: str) -> None:
         super().__init__(f"checkpoint {path}: {advice}")
+        self.advice = advice
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A file of a checkpoint is missing or not as it was written. `fault` names the file."""
+
+    def __init__(self, path: Path | str, fault: str) -> None:
+        super().__init__(path, f"{fault}: copy it again, or use another checkpoint")
+        self.fault = fault
 
 
 class FileSystemError(LwzError):

@@ -149,6 +149,12 @@ def read_metrics(path: Path | str) -> list[Row]:
     return rows
 
 
+def torn(path: Path) -> int:
+    """Returns the number of bytes of a last line that a kill cut off, 0 if there is none."""
+    rest = path.read_bytes().rpartition(b"\n")[2]
+    return len(rest) if isinstance(parse_row(rest, path, 0), DataError) else 0
+
+
 def read_history(run_dir: Path | str) -> list[Row]:
     """Reads training steps and evaluations of a run into one table with a row per step.
 
@@ -184,7 +190,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _is_metric(value: Any) -> bool:
-    return value is None or isinstance(value, (int, float))
+    if isinstance(value, int):
+        return abs(value) < 2**63  # a longer one is no number that a run writes, and may be none for a float
+    return value is None or isinstance(value, float)
 
 
 def _means(rows: Sequence[Row]) -> Row:

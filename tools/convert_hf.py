@@ -152,6 +152,8 @@ def verify(arguments: argparse.Namespace) -> None:
     check_same_architecture(config, arch, hf, checkpoint)
     folder = HfFolder(hf)
     folder.check(tensor_shapes(arch))
+    if fault := folder.fault():
+        raise CheckpointError(hf, fault)
     samples = sample_texts(hf, arch, sequences=arguments.sequences, length=arguments.length, seed=arguments.seed)
     policies = build_policy(config)
     load_model(policies, checkpoint)

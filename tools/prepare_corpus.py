@@ -4,7 +4,8 @@
     python tools/prepare_corpus.py SPEC.yaml --out DIR [--workers N] [--unit-mib 32]
 
 SPEC names the tokenizer and the sources (JSONL, Parquet, folders of text, a run's journal) with their blend weights;
-docs/corpus.md describes it. After a kill the same command resumes. `data.corpus: [DIR/manifest.json]` trains on the
+docs/corpus.md describes it. After a kill the same command resumes. With --verify every file of the corpus in DIR is
+compared with the checksums in its manifest, and nothing is prepared. `data.corpus: [DIR/manifest.json]` trains on the
 result.
 """
 
@@ -21,6 +22,7 @@ from megatron_lwz.data.corpora.distil import best_rollouts
 from megatron_lwz.data.corpora.prepare import prepare
 from megatron_lwz.data.corpora.report import table
 from megatron_lwz.data.corpora.spec import SourceSpec, read_spec
+from megatron_lwz.data.manifest import check_parts
 from megatron_lwz.data.tokenizer import Tokenizer
 
 
@@ -35,7 +37,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--unit-mib", type=float, default=32.0, help="text per unit of work; a kill loses at most these"
     )
+    parser.add_argument("--verify", action="store_true", help="compare a finished corpus with its checksums")
     arguments = parser.parse_args(argv)
+    if arguments.verify:
+        print(f"{arguments.out}: {check_parts(arguments.out)} parts are as they were written")
+        return
     if arguments.workers < 1 or arguments.unit_mib <= 0:
         parser.error("--workers and --unit-mib must be positive")
     manifest = prepare(

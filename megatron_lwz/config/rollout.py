@@ -78,6 +78,10 @@ class RolloutSection(Section):
     network_journal: bool = Field(
         False, description="set if the run folder is on NFS or Lustre: the journal takes an exclusive lock"
     )
+    new_journal: bool = Field(
+        False,
+        description="go on without the journal if it is lost, damaged or of another run: it is kept as journal.sqlite.lost, and a new one begins at the checkpoint's step; false: such a journal is an error",
+    )
     colocated: bool = Field(
         False,
         description="the engines share the trainer's GPUs: they sleep while it trains, and the trainer releases the GPU memory while they generate",

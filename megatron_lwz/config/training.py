@@ -153,6 +153,10 @@ class CheckpointSection(Section):
     asynchronous: bool = Field(
         True, description="copy the state into host memory and write it while training continues; false: training waits"
     )
+    verify: Literal["full", "sizes"] = Field(
+        "full",
+        description="check of a checkpoint's files before it is loaded: full: sizes and SHA-256, each rank reads its part of the files once more; sizes: sizes alone (docs/reliability.md)",
+    )
 
 
 class LoggingSection(Section):

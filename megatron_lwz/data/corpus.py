@@ -244,6 +244,8 @@ def corpus_of(
     """Opens the blend that a manifest in `folder` describes. Raises DataError when a file does not match it."""
 
     def pieces(part: Part, name: str, mixed: bool) -> IndexedPieces:
+        if (fault := part.fault(folder, contents=False)) is not None:
+            raise DataError(folder / part.prefix, f"{fault}: copy the corpus again, or prepare it anew")
         found = IndexedPieces(
             folder / part.prefix, sequence_length=sequence_length, seed=f"{seed}/{name}", shuffle=mixed
         )

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from megatron_lwz.config.sections import Section
 from megatron_lwz.errors import DataError
+from megatron_lwz.file_sums import FileSum, difference
 from megatron_lwz.reading import Row, read_text, scan_rows
 
 NAME = "manifest.json"
@@ -26,6 +27,19 @@ class Part(Section):
     prefix: str = Field(description="path without .bin, relative to the manifest")
     documents: int
     tokens: int
+    index_sum: FileSum | None = Field(None, description="size in bytes and SHA-256 of the .idx file")
+    tokens_sum: FileSum | None = Field(None, description="those of the .bin file")
+
+    def fault(self, folder: Path, *, contents: bool) -> str | None:
+        """Returns what is wrong with the files, None if nothing is or the manifest has no sums of them.
+
+        Without `contents` only the size of the .bin file is compared.
+        """
+        for ending, expected, thorough in ((".idx", self.index_sum, True), (".bin", self.tokens_sum, contents)):
+            path = folder / (self.prefix + ending)
+            if expected is not None and (found := difference(path, expected, contents=thorough)) is not None:
+                return found
+        return None
 
 
 class SourceEntry(Section):
@@ -88,6 +102,17 @@ def read_manifest(path: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise DataError(path, f"not a manifest of tools/prepare_corpus.py: {where}: {first['msg']}") from error
+
+
+def check_parts(folder: Path) -> int:
+    """Compares every file of the corpus in `folder` with its checksum; returns the number of parts. Raises DataError."""
+    found = [part for entry in read_manifest(folder).sources for part in (entry.train, entry.validation) if part]
+    for part in found:
+        if part.tokens_sum is None:
+            raise DataError(folder / NAME, "has no checksums: an earlier version prepared this corpus")
+        if (fault := part.fault(folder, contents=True)) is not None:
+            raise DataError(folder / part.prefix, f"{fault}: copy the corpus again, or prepare it anew")
+    return len(found)
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

@@ -29,7 +29,8 @@ from megatron_lwz.rewards.guard import response_guards
 from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.held_out import HeldOut
-from megatron_lwz.rollout.journal import Journal, check_journal
+from megatron_lwz.rollout.journal import Journal, take_up
+from megatron_lwz.rollout.journal_check import check_journal
 from megatron_lwz.rollout.length_book import LengthBook, exclusions
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.run_paths import RunPaths
@@ -66,7 +67,8 @@ class RolloutHost(Host):
         self._prompts = self._read(config.data.prompts)
         self._held_out = self._read(config.data.held_out_prompts) if config.data.held_out_prompts else []
         self._order = PromptOrder(len(self._prompts), config.run.seed, config.data.shuffle)
-        check_journal(run.journal)
+        if not config.rollout.new_journal:
+            check_journal(run.journal, step)
         self._running = running_engines(config) if config.rollout.elsewhere else None
         self._config = stack.enter_context(open_reward_server(config, run))
         self._rewards = self._new_rewards()
@@ -85,7 +87,13 @@ class RolloutHost(Host):
     @contextmanager
     def _controlled(self, pool: EnginePool, version: WeightVersion) -> Iterator[None]:
         """Opens the journal and runs the controller within the block."""
-        journal = Journal(self._run.journal, exclusive=self._config.rollout.network_journal)
+        journal = take_up(
+            self._run.journal,
+            self._step,
+            exclusive=self._config.rollout.network_journal,
+            first=self._step * self._config.training.prompts_per_step,
+            new=self._config.rollout.new_journal,
+        )
         self._journal = journal
         self._controller = RolloutController(
             pool,

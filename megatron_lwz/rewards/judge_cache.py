@@ -84,10 +84,13 @@ class ReplyCache:
         return DataError(str(self._path), f"the judge's cache cannot be opened ({reason})")
 
     def get(self, key: str) -> Reply | None:
-        """Returns the reply stored under `key`, None if there is none."""
-        row = self._database.execute(
-            "SELECT text, model, prompt_tokens, completion_tokens FROM replies WHERE key = ?", (key,)
-        ).fetchone()
+        """Returns the reply stored under `key`, None if there is none. Raises DataError for a damaged file."""
+        query = "SELECT text, model, prompt_tokens, completion_tokens FROM replies WHERE key = ?"
+        try:
+            row = self._database.execute(query, (key,)).fetchone()
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(str(self._path), f"the judge's cache is damaged ({reason}): move it away") from error
         return Reply(*row) if row else None
 
     def put(self, key: str, prompt_version: str, reply: Reply) -> None:

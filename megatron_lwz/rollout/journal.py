@@ -7,6 +7,7 @@ memory, so that the deltas of many rollouts share one disk flush.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sqlite3
 import threading
@@ -20,17 +21,30 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.file_lock import FileLock, LockHeld, lock_of
 from megatron_lwz.rollout import recovery
 from megatron_lwz.rollout.drafts import Draft, GroupDraft, Kind
+from megatron_lwz.rollout.journal_check import (
+    UnusableJournal,
+    check_journal,
+    check_reaches,
+    check_sound,
+    keep_lost,
+    unclean,
+)
 from megatron_lwz.rollout.lengths import GroupLengths
 from megatron_lwz.rollout.schema import (
+    FILE_ERRORS,
     check_schema,
+    one_line,
     pack_logprobs,
     pack_tokens,
     prompt_to_json,
+    row_sum,
     update_schema,
 )
 from megatron_lwz.types import ComponentScore, TokenDelta
 
 Answer = TypeVar("Answer")
+
+log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -39,12 +53,15 @@ class Journal:
     Methods are safe from any thread. They only queue rows; `commit` makes them durable. `exclusive` is for network file
     systems, where WAL's shared memory does not work: before `close`, no other process can read the file, only a
     `snapshot`. Raises DataError if another process writes the journal, if the file is not a journal, or if its schema
-    version is newer. Later it raises DataError whenever the disk fails.
+    version is newer; UnusableJournal for one that was not closed in order and is damaged. Later it raises DataError
+    whenever the disk fails.
     """
 
-    def __init__(self, path: Path, *, exclusive: bool = False) -> None:
+    def __init__(self, path: Path, *, exclusive: bool = False, first: int = 0) -> None:
+        """`first` is the id of the first training group of a journal without one."""
         self.path = path
         self._exclusive = exclusive
+        self._first = first
         self._queue_lock = threading.Lock()
         self._database_lock = threading.Lock()
         self._rows: list[tuple[str, tuple[Any, ...]]] = []
@@ -56,8 +73,9 @@ class Journal:
         except LockHeld as held:
             raise DataError(path, f"{held.holder} writes this journal; is the run already going?") from held
         try:
+            check = unclean(path)
             self._db = self._guarded(lambda: sqlite3.connect(path, isolation_level=None, check_same_thread=False))
-            self._guarded(lambda: self._open(exclusive))
+            self._guarded(lambda: self._open(exclusive, check))
         except BaseException:
             self._lock.release()
             raise
@@ -71,7 +89,7 @@ class Journal:
         """Records a new group: its prompt and the tokens of the rendered prompt."""
         prompt = prompt_to_json(group.prompt)
         row = (group.id, group.kind, prompt, pack_tokens(group.prompt_tokens), group.admitted, len(group.drafts))
-        self._queue("INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?)", row)
+        self._insert("groups", row)
 
     def extend(self, draft: Draft, start: int, delta: TokenDelta) -> None:
         """Records a rollout's tokens from position `start` on. Deltas between two commits become one row."""
@@ -93,25 +111,25 @@ class Journal:
         if draft.reason is None:
             raise ValueError(f"rollout {draft.id} is unfinished")
         row = (draft.group, draft.index, draft.reason.value, draft.stop, draft.text)
-        self._queue("INSERT INTO finished VALUES (?, ?, ?, ?, ?)", row)
+        self._insert("finished", row)
         for alarm in draft.alarms:
             given = json.dumps(dict(alarm.scores))
             noted = (draft.group, draft.index, alarm.position, alarm.rule, int(alarm.stopped), given)
-            self._queue("INSERT INTO alarms VALUES (?, ?, ?, ?, ?, ?)", noted)
+            self._insert("alarms", noted)
 
     def score(self, group: int, scores: Sequence[Mapping[str, ComponentScore]]) -> None:
         """Records all scores of a group. They replace the earlier ones."""
         self._queue("DELETE FROM scores WHERE group_id = ?", (group,))
         for index, components in enumerate(scores):
             for name, score in components.items():
-                value = score.value if math.isfinite(score.value) else None
+                value = float(score.value) if math.isfinite(score.value) else None
                 row = (group, index, name, value, int(score.valid), json.dumps(dict(score.details)), score.version)
-                self._queue("INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+                self._insert("scores", row)
 
     def consume(self, groups: Sequence[int], step: int) -> None:
         """Records that training step `step` used these groups."""
         for group in groups:
-            self._queue("INSERT OR REPLACE INTO consumed VALUES (?, ?)", (group, step))
+            self._insert("consumed", (group, step))
 
     def exclude(self, group: int, reasons: Mapping[int, str]) -> None:
         """Records why rollouts of a trained group have no weight in the loss. Replaces earlier records of the group.
@@ -120,11 +138,11 @@ class Journal:
         """
         self._queue("DELETE FROM excluded WHERE group_id = ?", (group,))
         for index, reason in reasons.items():
-            self._queue("INSERT INTO excluded VALUES (?, ?, ?)", (group, index, reason))
+            self._insert("excluded", (group, index, reason))
 
     def drop(self, group: int, reason: str) -> None:
         """Records that the group will never be trained on."""
-        self._queue("INSERT OR REPLACE INTO dropped VALUES (?, ?)", (group, reason))
+        self._insert("dropped", (group, reason))
 
     def mark_checkpoint(self, step: int) -> None:
         """Records that the checkpoint of this step is complete on disk."""
@@ -135,7 +153,7 @@ class Journal:
 
         A rewind keeps this record, so that the step can be repeated.
         """
-        self._queue("INSERT OR REPLACE INTO trained VALUES (?, ?)", (step, json.dumps(list(groups))))
+        self._insert("trained", (step, json.dumps(list(groups))))
 
     def orders(self, *, after: int) -> dict[int, list[int]]:
         """Returns the orders that `record_order` wrote for steps later than `after`, as of the last commit."""
@@ -191,8 +209,13 @@ class Journal:
                 lambda: self._db.execute("SELECT min(id), max(id) FROM groups WHERE kind = ?", (kind,)).fetchone()
             )
         if kind == "training":
-            return 0 if largest is None else largest + 1
+            return self._first if largest is None else largest + 1
         return -1 if smallest is None else smallest - 1
+
+    def check_reaches(self, step: int) -> None:
+        """Raises UnusableJournal unless the journal says what `step` trained on."""
+        with self._database_lock:
+            check_reaches(self._db, self.path, step)
 
     def snapshot(self, target: Path) -> None:
         """Copies the journal, as of the last commit, into a new file that JournalReader can read."""
@@ -214,9 +237,14 @@ class Journal:
         with self._queue_lock:
             self._rows.append((statement, row))
 
-    def _open(self, exclusive: bool) -> None:
+    def _insert(self, table: str, row: tuple[Any, ...]) -> None:
+        self._queue(*_summed(table, row))
+
+    def _open(self, exclusive: bool, check: bool) -> None:
         if exclusive:  # must come before WAL mode: then WAL needs no shared memory
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        if check:
+            check_sound(self._db, self.path)
         check_schema(self._db, self.path, may_be_empty=True)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
@@ -236,25 +264,45 @@ class Journal:
     def _guarded(self, action: Callable[[], Answer]) -> Answer:
         try:
             return action()
-        except sqlite3.Error as error:
-            raise DataError(self.path, f"the journal's disk or file refuses: {error}") from error
+        except FILE_ERRORS as error:
+            raise DataError(self.path, f"the journal's disk or file refuses: {one_line(error)}") from error
 
 
-def check_journal(path: Path) -> None:
-    """Checks that `Journal` can open the file, if there is one, without touching any file. Raises DataError.
+def take_up(path: Path, step: int, *, exclusive: bool = False, first: int = 0, new: bool = False) -> Journal:
+    """Opens the journal of a run that continues from `step`, or begins it.
 
-    A journal that was not closed in order is not checked: a part of it is in its WAL.
+    `first` is the id of the first training group of a journal without one. With `new`, a journal that cannot be used is
+    kept under another name, and a new one begins. Raises UnusableJournal, and DataError as `Journal` does.
     """
-    log = path.with_name(path.name + "-wal")
-    if not path.exists() or (log.exists() and log.stat().st_size):
-        return
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)) as db:
-            check_schema(db, path, may_be_empty=True)
-    except sqlite3.Error as error:
-        raise DataError(path, f"cannot be read as a journal: {error}") from error
+        check_journal(path, step)
+        journal = Journal(path, exclusive=exclusive, first=first)
+        try:
+            journal.check_reaches(step)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+    except UnusableJournal as error:
+        if not new:
+            raise
+        log.warning("%s", error)
+    keep_lost(path)
+    log.warning("%s: a new journal begins; rollouts of the lost one that were not trained on are written again", path)
+    journal = Journal(path, exclusive=exclusive, first=first)
+    if step > 0:
+        journal.record_order(step, [])  # the mark that it is the one of the checkpoint
+        journal.commit()
+    return journal
 
 
 def _delta_row(key: tuple[int, int], start: int, delta: TokenDelta) -> tuple[str, tuple[Any, ...]]:
-    row = (*key, start, pack_tokens(delta.tokens), pack_logprobs(delta.logprobs), str(delta.version))
-    return "INSERT INTO deltas VALUES (?, ?, ?, ?, ?, ?)", row
+    return _summed(
+        "deltas", (*key, start, pack_tokens(delta.tokens), pack_logprobs(delta.logprobs), str(delta.version))
+    )
+
+
+def _summed(table: str, row: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+    """Returns the statement that inserts or replaces a row, and its values with their sum."""
+    conflict = "INSERT OR REPLACE" if table in ("consumed", "dropped", "trained") else "INSERT"
+    return f"{conflict} INTO {table} VALUES ({'?, ' * len(row)}?)", (*row, row_sum(row))

@@ -7,13 +7,16 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.rollout import recovery
 from megatron_lwz.rollout.drafts import Kind
 from megatron_lwz.rollout.lengths import GroupLengths
-from megatron_lwz.rollout.schema import check_schema
+from megatron_lwz.rollout.schema import FILE_ERRORS, check_schema, one_line
 from megatron_lwz.types import Group
+
+Row = TypeVar("Row")
 
 
 class JournalReader:
@@ -29,8 +32,8 @@ class JournalReader:
         try:
             self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=1)
             check_schema(self._db, path)
-        except sqlite3.Error as error:
-            raise DataError(path, f"cannot read the journal: {error}") from error
+        except FILE_ERRORS as error:
+            raise DataError(path, f"cannot read the journal: {one_line(error)}") from error
 
     def __enter__(self) -> JournalReader:
         return self
@@ -68,33 +71,43 @@ class JournalReader:
         else:
             step = "id IN (SELECT group_id FROM consumed WHERE step = ?)"
             drafts = recovery.load_groups(self._db, f"kind = ? AND {done} AND {step}", (kind, consumed_at))
-        return (draft.freeze() for draft in drafts)
+        return self._read(draft.freeze() for draft in drafts)
 
     def scored(self) -> list[int]:
         """Returns the ids of the training groups that have scores and were not dropped, in order."""
         where = "kind = 'training' AND id IN (SELECT group_id FROM scores) AND id NOT IN (SELECT group_id FROM dropped)"
-        return [group for (group,) in self._db.execute(f"SELECT id FROM groups WHERE {where} ORDER BY id")]
+        return [group for (group,) in self._rows(f"SELECT id FROM groups WHERE {where} ORDER BY id")]
 
     def texts(self, ids: Sequence[int]) -> Iterator[Group]:
         """Yields groups by id, one in memory at a time, without tokens and log-probs, which are most of a journal."""
         for group in ids:
-            for draft in recovery.load_groups(self._db, "id = ?", (group,), tokens=False):
+            for draft in self._read(recovery.load_groups(self._db, "id = ?", (group,), tokens=False)):
                 yield draft.freeze()
 
     def lengths(self) -> Iterator[GroupLengths]:
         """Yields the lengths of all training groups, finished or not, and what happened to them."""
-        return recovery.load_lengths(self._db)
+        return self._read(recovery.load_lengths(self._db))
 
     def consumed(self) -> dict[int, int]:
         """Returns a map from group id to the training step that used the group."""
-        return dict(self._db.execute("SELECT group_id, step FROM consumed"))
+        return dict(self._rows("SELECT group_id, step FROM consumed"))
 
     def checkpoints(self) -> list[int]:
         """Returns the steps of complete checkpoints, ascending."""
-        return [step for (step,) in self._db.execute("SELECT step FROM checkpoints ORDER BY step")]
+        return [step for (step,) in self._rows("SELECT step FROM checkpoints ORDER BY step")]
 
     def trained_order(self, step: int) -> list[int] | None:
         """Returns the order that `record_order` wrote for this step, None if there is none."""
         # not by name: in older journals the second column has another name, and the run may update the schema meanwhile
-        row = self._db.execute("SELECT * FROM trained WHERE step = ?", (step,)).fetchone()
-        return json.loads(row[1]) if row else None
+        rows = self._rows("SELECT * FROM trained WHERE step = ?", step)
+        return json.loads(rows[0][1]) if rows else None
+
+    def _rows(self, query: str, *values: object) -> list[Any]:
+        return list(self._read(row for row in self._db.execute(query, values)))
+
+    def _read(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """Yields the rows. Raises DataError for a file that is damaged."""
+        try:
+            yield from rows
+        except FILE_ERRORS as error:
+            raise DataError(self._path, f"the journal is damaged: {one_line(error)}") from error

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.lengths import GroupLengths, RolloutLength
@@ -40,20 +41,29 @@ def load_groups(
 ) -> Iterator[GroupDraft]:
     """Yields the groups that match an SQL condition over the table `groups`, in order of id, one in memory at a time.
 
-    Without `tokens` the responses are text only, which saves most of the reading.
+    Without `tokens` the responses are text only, which saves most of the reading. Raises sqlite3.Error, also for bytes
+    that nobody wrote.
     """
     columns = "id, kind, prompt, prompt_tokens, admitted, size"
     for row in db.execute(f"SELECT {columns} FROM groups WHERE {where} ORDER BY id", parameters).fetchall():
-        group, kind, prompt, prompt_tokens, admitted, size = row
-        yield GroupDraft(
-            id=group,
-            kind=kind,
-            prompt=prompt_from_json(prompt),
-            prompt_tokens=tuple(unpack_tokens(prompt_tokens)),
-            admitted=admitted,
-            drafts=_drafts(db, group, size, tokens),
-            scores=_scores(db, group, size),
-        )
+        try:
+            loaded = _load_group(db, row, tokens)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise sqlite3.DataError(f"group {row[0]} is not as it was written ({error!r:.200})") from error
+        yield loaded
+
+
+def _load_group(db: sqlite3.Connection, row: tuple[Any, ...], tokens: bool) -> GroupDraft:
+    group, kind, prompt, prompt_tokens, admitted, size = row
+    return GroupDraft(
+        id=group,
+        kind=kind,
+        prompt=prompt_from_json(prompt),
+        prompt_tokens=tuple(unpack_tokens(prompt_tokens)),
+        admitted=admitted,
+        drafts=_drafts(db, group, size, tokens),
+        scores=_scores(db, group, size),
+    )
 
 
 def load_lengths(db: sqlite3.Connection, first: int = 0, skip: Container[int] = ()) -> Iterator[GroupLengths]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,13 +16,18 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.types import LengthRange, Prompt
 
 APPLICATION_ID = 0x4C575A4A
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+FILE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What reading a damaged file raises. The second: SQLite's own message quotes bytes that are no text."""
 OLDEST_VERSION = 1
 """Oldest supported version. Journals from it on can be read as they are. A journal becomes SCHEMA_VERSION when it is
 next opened for writing.
 
-Version 1 lacks the tables of ADDITIONS. In versions 1 and 2, `trained.group_ids` was named `micro_batches`.
+Version 1 lacks the tables of ADDITIONS. In versions 1 and 2, `trained.group_ids` was named `micro_batches`. Up to version
+3 rows have no `sum`.
 """
+SUMMED = ("groups", "deltas", "finished", "scores", "consumed", "dropped", "trained", "excluded", "alarms")
+"""Tables whose last column `sum` is the row_sum of the others (NULL in rows of older versions)."""
 
 TABLES = """
 CREATE TABLE groups (
@@ -90,11 +97,26 @@ def update_schema(db: sqlite3.Connection) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version == SCHEMA_VERSION:
         return
+    changes = ""
     if version == 0:
         changes = f"PRAGMA application_id = {APPLICATION_ID};{TABLES}"
-    else:
+    elif version < 3:
         changes = "ALTER TABLE trained RENAME COLUMN micro_batches TO group_ids;"
-    db.executescript(f"BEGIN IMMEDIATE;{changes}{ADDITIONS}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+    sums = "".join(f"ALTER TABLE {table} ADD COLUMN sum INTEGER;" for table in SUMMED)
+    db.executescript(f"BEGIN IMMEDIATE;{changes}{ADDITIONS}{sums}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+
+
+def row_sum(row: Sequence[Any]) -> int:
+    """Returns the CRC-32 of a row's values, as SQLite gives them back: int, float, str, bytes or None."""
+    found = 0
+    for value in row:
+        found = zlib.crc32(value if isinstance(value, bytes) else repr(value).encode(), found)
+    return found
+
+
+def one_line(error: Exception) -> str:
+    """Returns the error's message in one line: SQLite quotes the bytes that it cannot read."""
+    return " ".join(str(error).split())[:300]
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 from collections.abc import Mapping
@@ -15,8 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz import __version__
+from megatron_lwz.metrics import torn
+from megatron_lwz.reading import Row, parse_row
 
 _PACKAGES = ("torch", "megatron-core", "transformers")
+
+log = logging.getLogger(__name__)
 
 
 def append_attempt(path: Path, step: int, about: Mapping[str, Any]) -> int:
@@ -24,8 +29,7 @@ def append_attempt(path: Path, step: int, about: Mapping[str, Any]) -> int:
 
     `about` is JSON: what else is known of the start.
     """
-    before = path.read_bytes() if path.exists() else b""
-    number = len(before.splitlines())
+    number = _next_number(path) if path.exists() else 0
     row = {
         "attempt": number,
         "step": step,
@@ -37,23 +41,39 @@ def append_attempt(path: Path, step: int, about: Mapping[str, Any]) -> int:
         "megatron-lwz": __version__,
         **{name: _version(name) for name in _PACKAGES},
     }
-    cut_off = "" if not before or before.endswith(b"\n") else "\n"  # by a kill
     with path.open("a", encoding="utf-8") as stream:
-        stream.write(cut_off + json.dumps(row, ensure_ascii=False) + "\n")
+        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
     return number
 
 
 def last_attempt(path: Path) -> dict[str, Any]:
     """Returns the newest row that can be read; {} without one."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:  # cut off by a kill
-            continue
-        if isinstance(row, dict):
-            return row
+    for place, line in reversed(list(enumerate(_lines(path), start=1))):
+        row = parse_row(line, path, place)
+        if isinstance(row, Row):
+            return row.value
     return {}
+
+
+def _next_number(path: Path) -> int:
+    """Returns a number that no earlier start has. Cuts a line that a kill truncated; a log line says what is odd."""
+    if cut := torn(path):
+        log.warning("%s: the last line was cut off by a kill: its %d bytes are removed", path, cut)
+        os.truncate(path, path.stat().st_size - cut)
+    elif (data := path.read_bytes()) and not data.endswith(b"\n"):
+        with path.open("ab") as stream:
+            stream.write(b"\n")
+    lines = _lines(path)
+    for place, line in enumerate(lines, start=1):
+        row = parse_row(line, path, place)
+        found = row.value.get("attempt") if isinstance(row, Row) else None
+        if type(found) is not int or not 0 <= found < len(lines):
+            log.warning("%s, line %d: not as a run wrote it; it still counts as a start", path, place)
+    return len(lines)
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines() if path.exists() else []
 
 
 def _version(package: str) -> str | None:

@@ -1,7 +1,8 @@
 """Checkpoints in Megatron's distributed format: complete or absent, and readable under another layout.
 
 `<run>/checkpoints/step_00000010/` holds the tensors (`*.distcp`, `.metadata`), each rank's random state, and
-`state.json` (step, layout, the kernels that ran, and the stage's own `extra`: data cursor, journal marker).
+`state.json` (step, layout, the kernels that ran, and the stage's own `extra`: data cursor, journal marker), and
+`checksums.json` (checkpoint_sums.py).
 `<run>/checkpoints/latest` names the newest checkpoint. A folder gets its final name only when everything in it is on
 disk. Tensors may be read under any TP × PP × VPP × DP. Random states are restored only when the layout is the same;
 otherwise the seeds of the run apply. A run saves through checkpoint_saver.py.
@@ -11,26 +12,27 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed import checkpoint as torch_checkpoint
 
 from megatron_lwz.config import Config
-from megatron_lwz.distributed import platform
-from megatron_lwz.errors import CheckpointError, DataError
+from megatron_lwz.distributed import exchange, platform
+from megatron_lwz.errors import CheckpointError, DamagedCheckpoint, DataError, LwzError
 from megatron_lwz.evaluation.pinned import unfinished
 from megatron_lwz.kernels.settings import settings
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.reading import read_object, read_text
-from megatron_lwz.run_paths import BEST, LATEST, RunPaths, step_name
+from megatron_lwz.run_paths import BEST, LATEST, STEPS, RunPaths, step_name
+from megatron_lwz.training.checkpoint_sums import STATE_FILE, check_files
 from megatron_lwz.training.checkpoint_tensors import (
     Blocks,
     optimizer_to_read,
@@ -41,19 +43,14 @@ from megatron_lwz.training.checkpoint_tensors import (
 from megatron_lwz.training.checkpoint_writer import Snapshot, snapshot_of, write_snapshot
 from megatron_lwz.training.optimizer import adam_step, set_adam_step
 from megatron_lwz.training.safe_unpickle import restricted
-from megatron_lwz.training.same_model import STATE_FILE, check_same_model
+from megatron_lwz.training.same_model import check_same_model
 from megatron_lwz.training.state import TrainState
 
-_READ_ERRORS = (
-    CheckpointingException,
-    torch_checkpoint.CheckpointException,
-    pickle.UnpicklingError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    EOFError,
-)
+_PARTS = (".metadata", "metadata.json", "common.pt")
+"""Files of every checkpoint, read by every rank on its own."""
+
+Verify = Literal["full", "sizes"]
+Value = TypeVar("Value")
 
 
 def run_state(state: TrainState, extra: dict[str, Any]) -> Snapshot:
@@ -65,7 +62,13 @@ def run_state(state: TrainState, extra: dict[str, Any]) -> Snapshot:
     files = {_random_file(): _random_state()}
     if dist.get_rank() == 0:
         kernels = settings().backend
-        record = {"step": state.step, "layout": _layout(state.config), "kernels": kernels, "extra": extra}
+        record = {
+            "step": state.step,
+            "layout": _layout(state.config),
+            "kernels": kernels,
+            "extra": extra,
+            "checksums": True,
+        }
         record["architecture"] = state.config.architecture().model_dump()
         files[STATE_FILE] = json.dumps(record).encode()
     return snapshot_of(tensors, {"optimizer": {"step": adam_step(state.optimizer)}}, files)
@@ -74,18 +77,20 @@ def run_state(state: TrainState, extra: dict[str, Any]) -> Snapshot:
 def load_checkpoint(state: TrainState, folder: Path) -> dict[str, Any]:
     """Restores weights, optimizer, step and random state from one checkpoint folder; returns its `extra`.
 
-    Collective. Raises CheckpointError for a folder that is missing, is damaged or belongs to another model.
+    `checkpoint.verify` says how its files are checked first. Collective. Raises CheckpointError for a folder that is
+    missing or belongs to another model, and DamagedCheckpoint, on every rank alike; the state may then be half restored.
     """
+    _check(folder, state.config.checkpoint.verify)
     record = _read_record(folder)
     check_same_model(state.config.architecture(), folder)
+    stored = _stored_names(folder)
     _read(weights_to_read(state.policies), folder)
     # After the weights: in fp32 both are the same memory, and the master is the exact one in a checkpoint of a bf16 run.
-    common = _read(optimizer_to_read(state.optimizer, state.policies, _stored_names(folder)), folder)
-    set_adam_step(state.optimizer, _saved_adam_step(common["optimizer"]))
-    state.step = int(record["step"])
+    common = _read(optimizer_to_read(state.optimizer, state.policies, stored), folder)
+    set_adam_step(state.optimizer, together(folder, "common.pt", lambda: _saved_adam_step(common["optimizer"])))
+    state.step = record["step"]
     if record["layout"] == _layout(state.config):
-        _load_random_state(folder)
-    dist.barrier()
+        together(folder, _random_file(), lambda: _load_random_state(folder))
     return record["extra"]
 
 
@@ -94,22 +99,53 @@ def save_model(policies: Sequence[PolicyModel], folder: Path) -> None:
     write_snapshot(snapshot_of(weights_to_write(policies)), folder)
 
 
-def load_model(policies: Sequence[PolicyModel], folder: Path) -> None:
+def load_model(policies: Sequence[PolicyModel], folder: Path, *, verify: Verify = "full") -> None:
     """Loads model chunks from a checkpoint, a run folder (its newest one) or a folder by `save_model`, in any layout.
 
     Collective. Raises CheckpointError.
     """
     folder = resolve(folder)
+    _check(folder, verify)
     check_same_model(policies[0].arch, folder)
+    _stored_names(folder)
     _read(weights_to_read(policies), folder)
 
 
 def latest(run_dir: Path) -> Path | None:
-    """Returns the newest complete checkpoint of a run folder, None if it has none. Raises DataError."""
-    pointer = RunPaths(run_dir).latest
-    if not pointer.is_file():
-        return None
-    return pointer.parent / read_text(pointer).strip()
+    """Returns the newest complete checkpoint of a run folder, None if it has none.
+
+    It is the one that `latest` names. Without that file it is the one of the highest step: a kill came between the two,
+    or the file was lost. Raises CheckpointError for a file that names no checkpoint.
+    """
+    paths = RunPaths(run_dir)
+    if not paths.latest.is_file():
+        return max((path.parent for path in paths.checkpoints.glob(f"{STEPS}/metadata.json")), default=None)
+    try:
+        name = read_text(paths.latest).strip()
+    except DataError as error:
+        raise CheckpointError(paths.latest, f"{error.advice}: {_name_one(paths.checkpoints)}") from error
+    if re.fullmatch(STEPS, name) is None:
+        raise CheckpointError(paths.latest, f"{name[:40]!r} is no checkpoint's name: {_name_one(paths.checkpoints)}")
+    return paths.checkpoints / name
+
+
+def together(folder: Path, file: str, work: Callable[[], Value]) -> Value:
+    """Returns what `work` returns on this rank, which reads `file` of a checkpoint. Collective.
+
+    If it fails on some rank, raises DamagedCheckpoint on every rank alike. `work` must not be collective.
+    """
+    value: Value | None = None
+    fault = None
+    try:
+        value = work()
+    except LwzError as error:
+        fault = f"{file} is damaged ({getattr(error, 'advice', error)})"
+    except Exception as error:  # bytes that nobody wrote: a decoder may raise anything
+        fault = f"{file} cannot be read ({_reason(error)})"
+    said = exchange.first_said(fault)
+    if said is not None:
+        raise DamagedCheckpoint(folder, said)
+    return value  # type: ignore[return-value]  # None only if `work` returned it
 
 
 def pointed_at(checkpoints: Path) -> set[str]:
@@ -133,30 +169,58 @@ def resolve(folder: Path) -> Path:
     return found
 
 
+def _name_one(checkpoints: Path) -> str:
+    found = ", ".join(sorted(path.name for path in checkpoints.glob(STEPS)))
+    return f"write the name of a whole one into it ({found})" if found else "remove it, there is none"
+
+
+def _check(folder: Path, verify: Verify) -> None:
+    there = exchange.from_rank_zero(folder.is_dir)
+    if not there:
+        raise DamagedCheckpoint(folder, "the folder is missing")
+    check_files(folder, contents=verify == "full")
+
+
 def _read(tensors: Blocks, folder: Path) -> dict[str, Any]:
-    """Reads the tensors in place; returns the entries that are not tensors. Collective. Raises CheckpointError."""
+    """Reads the tensors in place; returns the entries that are not tensors. Collective. Raises DamagedCheckpoint.
+
+    Call it after `_stored_names`: what every rank reads on its own is then readable on all.
+    """
     wanted = {str(number): tensor for number, tensor in enumerate(tensors)}
+    fault = None
     try:
         with restricted():
             return dist_checkpointing.load({"tensors": wanted}, str(folder), validate_access_integrity=False)
-    except _READ_ERRORS as error:
-        raise _unreadable(folder, error) from error
+    except torch_checkpoint.CheckpointException as error:  # on every rank; carries each failed rank's own error
+        fault = next(iter(error.failures.values()))[0]
+    except Exception as error:  # bytes that nobody wrote: a decoder may raise anything
+        fault = error
+    raise DamagedCheckpoint(folder, f"cannot be read ({_reason(fault)})") from fault
 
 
 def _stored_names(folder: Path) -> frozenset[str]:
-    """Returns the names of all tensors in a checkpoint. Raises CheckpointError."""
-    try:
-        with restricted():
-            return frozenset(torch_checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata)
-    except _READ_ERRORS as error:
-        raise _unreadable(folder, error) from error
+    """Returns the names of all tensors in a checkpoint, once every rank can read all but the tensors. Collective.
+
+    Raises DamagedCheckpoint.
+    """
+
+    def read_metadata() -> frozenset[str]:
+        return frozenset(torch_checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata)
+
+    def read_common() -> None:
+        torch.load(folder / "common.pt", map_location="cpu")
+
+    with restricted():
+        together(folder, "metadata.json", lambda: read_object(folder / "metadata.json"))
+        together(folder, "common.pt", read_common)
+        return together(folder, ".metadata", read_metadata)
 
 
-def _unreadable(folder: Path, error: BaseException) -> CheckpointError:
-    if isinstance(error, torch_checkpoint.CheckpointException):  # carries each failed rank's own error
-        error = next(iter(error.failures.values()))[0]
-    reason = " ".join(str(error).split())[:300]
-    return CheckpointError(folder, f"cannot be read ({type(error).__name__}: {reason})")
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, pickle.UnpicklingError):
+        text = text.partition(". ")[0]  # torch goes on with how to load the file without protection
+    return f"{type(error).__name__}: {text}"
 
 
 def _saved_adam_step(entry: dict[str, Any]) -> int:
@@ -169,14 +233,21 @@ def _saved_adam_step(entry: dict[str, Any]) -> int:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    if not (resolve(folder) / STATE_FILE).is_file():
+    """Returns the content of STATE_FILE. Collective. Raises CheckpointError."""
+    weights_only = exchange.from_rank_zero(lambda: not (folder / STATE_FILE).is_file() and _is_checkpoint(folder))
+    if weights_only:
         raise CheckpointError(folder, "weights only, without optimizer state: name it in checkpoint.load instead")
-    try:
-        record = read_object(folder / STATE_FILE)
-    except DataError as error:
-        raise CheckpointError(folder, f"{STATE_FILE} is damaged: {error.advice}") from error
-    if missing := [key for key in ("step", "layout", "extra") if key not in record]:
-        raise CheckpointError(folder, f"{STATE_FILE} is damaged: it has no '{missing[0]}'")
+    return together(folder, STATE_FILE, lambda: _checked_record(read_object(folder / STATE_FILE)))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _PARTS)
+
+
+def _checked_record(record: dict[str, Any]) -> dict[str, Any]:
+    for key, kind in {"step": int, "layout": dict, "extra": dict}.items():
+        if type(record.get(key)) is not kind:
+            raise CheckpointError(STATE_FILE, f"'{key}' is {record.get(key, 'missing')!r:.40}")
     return record
 
 

@@ -16,14 +16,14 @@ import torch.distributed as dist
 
 from megatron_lwz.distributed import exchange, groups, termination
 from megatron_lwz.errors import CheckpointError
-from megatron_lwz.run_paths import LATEST, STEPS, step_name
+from megatron_lwz.run_paths import STEPS, step_name
 from megatron_lwz.training.checkpoint import pointed_at, run_state
 from megatron_lwz.training.checkpoint_writer import (
     Snapshot,
     half_written,
-    write_durably,
     write_snapshot,
 )
+from megatron_lwz.training.resume import keep_damaged, point_to
 from megatron_lwz.training.state import TrainState
 
 CLOSING_SECONDS = 12.0
@@ -55,6 +55,7 @@ class CheckpointSaver:
         if groups.is_rank_zero():
             for left in half_written(folder):  # by a run that was killed
                 shutil.rmtree(left, ignore_errors=True)
+            keep_damaged(folder, state.step)
 
     def save(self, extra: dict[str, Any]) -> None:
         """Starts to save the current state, once an earlier save is complete. Collective.
@@ -113,9 +114,7 @@ class CheckpointSaver:
 
     def _publish(self, target: Path) -> None:
         """On rank 0: makes `target` the latest checkpoint and deletes those that `checkpoint.keep` does not cover."""
-        pointer = self._folder / f".{LATEST}.tmp"
-        write_durably(pointer, target.name.encode())
-        pointer.replace(self._folder / LATEST)
+        point_to(self._folder, target.name)
         # Folders of later steps are left from before the run was rewound; they are deleted when the run passes them.
         older = sorted(path for path in self._folder.glob(STEPS) if path.name < target.name)
         kept = pointed_at(self._folder)

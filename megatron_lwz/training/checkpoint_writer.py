@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -28,9 +28,14 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from megatron_lwz.errors import CheckpointError
+from megatron_lwz.file_sums import FileSum, HashedFile, sum_of_bytes, sum_of_file
 from megatron_lwz.run_paths import STEPS
+from megatron_lwz.training.checkpoint_sums import SUMS_FILE, sums_content
 
 _FORMAT = CheckpointingConfig("torch_dist", 1)
+
+Written = tuple[list[WriteResult], dict[str, FileSum]]
+"""What a rank has written: blocks, and the sums of its files. torch hands the values of all ranks to `finish`."""
 
 
 @dataclass(frozen=True)
@@ -129,21 +134,23 @@ class _FolderWriter(torch_checkpoint.FileSystemWriter):
     def write_data(self, plan: Any, planner: Any) -> Any:
         """Writes the files of this rank, on every rank."""
         try:
+            sums = {name: sum_of_bytes(content) for name, content in self._snapshot.files.items()}
             for name, content in self._snapshot.files.items():
                 write_durably(self.temporary / name, content)
-            future: Future[list[WriteResult]] = Future()
-            future.set_result(self._write_tensors(plan, planner))
+            future: Future[Written] = Future()
+            future.set_result(self._write_tensors(plan, planner, sums))
             return future
         except Exception as error:
             raise OSError(_root_of(error)) from error
 
-    def _write_tensors(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
-        """Writes one block after the other.
+    def _write_tensors(self, plan: SavePlan, planner: SavePlanner, sums: dict[str, FileSum]) -> Written:
+        """Writes one block after the other, and hashes it meanwhile.
 
         torch's own `write_data` keeps the copies of all blocks that are views, or lie on a GPU, until the file ends.
         """
         name, results = f"{plan.storage_data.prefix}0.distcp", []
-        with (self.temporary / name).open("wb") as file:
+        with (self.temporary / name).open("wb") as plain:
+            file = HashedFile(plain)
             for item in plan.items:
                 begin = file.tell()
                 block = planner.resolve_data(item)
@@ -151,23 +158,30 @@ class _FolderWriter(torch_checkpoint.FileSystemWriter):
                 block = block.detach().cpu()
                 if block.untyped_storage().nbytes() != block.nbytes:  # a view: `save` writes all that it is a view of
                     block = block.clone()
-                torch.save(block, file)
+                torch.save(block, cast("IO[bytes]", file))
                 size = file.tell() - begin
                 results.append(WriteResult(item.index, size, _StorageInfo(name, begin, size)))
             file.flush()
-            os.fsync(file.fileno())
-        return results
+            os.fsync(plain.fileno())
+        return results, sums | {name: file.sum()}
 
-    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
+    def finish(self, metadata: Metadata, results: list[Any]) -> None:
         """Completes the folder and renames it, on rank 0, after all ranks have written."""
-        super().finish(metadata, results)
+        super().finish(metadata, [blocks for blocks, _ in results])
         torch.save(dict(self._snapshot.common), self.temporary / COMMON_STATE_FNAME)
         save_config(_FORMAT, str(self.temporary))
-        for path in (self.temporary / COMMON_STATE_FNAME, self.temporary):
-            _synchronise(path)
+        _synchronise(self.temporary / COMMON_STATE_FNAME)
+        sums = {name: found for _, files in results for name, found in files.items()}
+        small = [
+            path for path in self.temporary.iterdir() if path.name not in sums
+        ]  # Megatron's and torch's, made here
+        sums |= {path.name: sum_of_file(path) for path in small}
+        write_durably(self.temporary / SUMS_FILE, sums_content(sums))
+        _synchronise(self.temporary)
         if self._target.exists():  # an earlier attempt at this step; the run went back to an older one
             shutil.rmtree(self._target)
         self.temporary.rename(self._target)
+        _synchronise(self._target.parent)
         self._on_disk()
 
 

@@ -15,11 +15,11 @@ from megatron_lwz.distributed import groups, launch, platform
 from megatron_lwz.metrics import MetricsWriter, Timer
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.best import mark_best
-from megatron_lwz.training.checkpoint import load_checkpoint
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.grpo_update import PolicyUpdates, mean_metrics, prepare_updates
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.reference import ReferenceWeights
+from megatron_lwz.training.resume import check_records, restore
 from megatron_lwz.training.rollouts import Rollouts, open_rollouts
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.start import check_grpo_start
@@ -47,6 +47,7 @@ def train(config: Config, display: Display) -> RunFolder:
     run = RunFolder(config, "grpo")
     if run.finished:
         return run
+    check_records(run)
     state, reference = _load(config, run)
     timer = Timer()
 
@@ -102,7 +103,7 @@ def _load(config: Config, run: RunFolder) -> tuple[TrainState, ReferenceWeights 
         policy.temperature = config.rollout.temperature  # log-probs of the distribution the engines sample from
     reference = ReferenceWeights(state) if config.grpo.kl_coefficient > 0 else None
     if run.resume:
-        load_checkpoint(state, run.resume)
+        restore(state, run)
     return state, reference
 
 

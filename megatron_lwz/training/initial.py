@@ -31,7 +31,7 @@ def initial_policy(config: Config) -> list[PolicyModel]:
     """
     policies = build_policy(config)
     if config.checkpoint.load is not None:
-        load_model(policies, Path(config.checkpoint.load))
+        load_model(policies, Path(config.checkpoint.load), verify=config.checkpoint.verify)
         return policies
     fresh = RandomInit(config.architecture(), config.run.seed)
     source: TensorSource = fresh

@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from megatron_lwz.config import Architecture, load_config
 from megatron_lwz.distributed import exchange
 from megatron_lwz.errors import CheckpointError, LwzError
 from megatron_lwz.reading import read_object
 from megatron_lwz.run_paths import with_config
+from megatron_lwz.training.checkpoint_sums import STATE_FILE
 
 log = logging.getLogger(__name__)
-
-STATE_FILE = "state.json"
-"""File of a training checkpoint with its step, layout and architecture."""
 
 
 def check_same_model(arch: Architecture, folder: Path) -> None:
@@ -45,7 +45,10 @@ def _architecture_of(folder: Path) -> Architecture | None:
     if (folder / STATE_FILE).is_file():
         record = read_object(folder / STATE_FILE).get("architecture")
         if isinstance(record, dict):
-            return Architecture.model_validate(record)
+            try:
+                return Architecture.model_validate(record)
+            except ValidationError as error:
+                raise CheckpointError(folder, f"{STATE_FILE} is damaged: its 'architecture' is none") from error
     if (place := with_config(folder)) is None:
         return None
     try:

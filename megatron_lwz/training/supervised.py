@@ -20,14 +20,15 @@ from megatron_lwz.config.flops import sequence_flops
 from megatron_lwz.config.sections import TrainingSection
 from megatron_lwz.data.supervised import BatchSource, SupervisedBatch
 from megatron_lwz.distributed import groups
-from megatron_lwz.errors import ConfigError
+from megatron_lwz.errors import CheckpointError, ConfigError
 from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, TokenLoss
 from megatron_lwz.metrics import MetricsWriter
 from megatron_lwz.models.hf.export import export_policy
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.batching import make_micro_batches
-from megatron_lwz.training.checkpoint import load_checkpoint
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.initial import build_train_state
+from megatron_lwz.training.resume import check_records, restore
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.spikes import SpikeGuard
 from megatron_lwz.training.state import TrainState
@@ -89,10 +90,12 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep) -> 
     Face's format. Under the same layout a resumed run repeats an uninterrupted one bit for bit. Raises LwzError.
     """
     started = time.monotonic()
+    check_records(run)
     state = build_train_state(config)
-    position: dict[str, Any] = load_checkpoint(state, run.resume) if run.resume else {"cursor": 0}
+    position: dict[str, Any] = restore(state, run) if run.resume else {"cursor": 0}
+    cursor = cursor_of(position, run)
     run.begin(state.step)
-    cursor, guard = position["cursor"], SpikeGuard(config.training, run.skipped, position.get("guard"))
+    guard = SpikeGuard(config.training, run.skipped, position.get("guard"))
     writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
     if state.step == 0:
         _evaluate(task, state, writer)
@@ -178,6 +181,14 @@ class Objective:
             return language_modeling_loss(torch.stack(statistics), micro_batch.weights[rows], z_loss=self.z_loss)[0]
 
         return AutogradTokenLoss(loss, micro_batch.labels.numel())
+
+
+def cursor_of(position: Mapping[str, Any], run: RunPaths) -> int:
+    """Returns the data cursor that a checkpoint of the run holds. Raises CheckpointError for one of another stage."""
+    cursor = position.get("cursor")
+    if type(cursor) is not int:
+        raise CheckpointError(run.root, "its checkpoints are of another stage (no data cursor): choose another run.dir")
+    return cursor
 
 
 def check_supervised(config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing.process
 import pickle
 import resource
@@ -16,15 +17,17 @@ import torch.distributed as dist
 
 from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import groups, launch
-from megatron_lwz.errors import CheckpointError
+from megatron_lwz.errors import CheckpointError, DamagedCheckpoint
 from megatron_lwz.models.hf import checksum_policy
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.batching import make_micro_batches
-from megatron_lwz.training.checkpoint import latest, load_checkpoint, load_model, run_state, save_model
+from megatron_lwz.training.checkpoint import latest, load_checkpoint, load_model, run_state, save_model, together
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.checkpoint_writer import write_snapshot
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.reference import ReferenceWeights, with_weights
+from megatron_lwz.training.resume import restore
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import StepResult, TrainingError, forward_statistics, train_step
 from megatron_lwz.training.token_logprobs import write_logprobs
@@ -143,6 +146,7 @@ def two_ranks(folder: str, layouts: dict[str, Any], loads: list[list[str]], hf: 
         write_logprobs(config, Path(rows), Path(folder, f"{name}.jsonl"), temperature=0.7)
     found["zero"] = save_before_first_step(folder)
     found["failed_write"] = failed_write(folder)
+    found["damaged"] = damaged(folder)
     found["reference"] = reference(folder)
     found["memory"] = {name: memory(f"{folder}/memory/{name}", layouts[name]) for name in MEASURED}
     return found
@@ -195,6 +199,37 @@ def failed_write(folder: str) -> dict[str, Any]:
     assert newest is not None
     load_checkpoint(state, newest)
     return {"message": message, "files": files, "step": state.step}
+
+
+def damaged(folder: str) -> dict[str, Any]:
+    """The newest checkpoint is damaged in a file of rank 1: the step that both ranks go back to. A fault of one rank alone."""
+    config = config_of(f"{folder}/damaged", parallel={"tensor": 2})
+    launch.initialize(config)
+    state, run = build_train_state(config), RunPaths(config.run.dir)
+    with CheckpointSaver(state, run.checkpoints) as saver:
+        for step in range(2):
+            train(state, range(step, step + 1))
+            saver.save({})
+            if step == 0:
+                before = checksum_policy(state.policies)
+    if dist.get_rank() == 0:
+        file = run.checkpoint(2) / "__1_0.distcp"
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    dist.barrier()
+    message = ""
+    try:
+        load_checkpoint(state, run.checkpoint(2))
+    except DamagedCheckpoint as error:
+        message = str(error)
+    restore(state, run)
+    found = {"message": message, "step": state.step, "same": checksum_policy(state.policies) == before}
+    try:
+        together(run.root, "a file", lambda: [0][dist.get_rank()])
+    except DamagedCheckpoint as error:
+        found["of_one_rank"] = str(error)
+    return found
 
 
 def memory(folder: str, sections: dict[str, Any]) -> dict[str, float]:
@@ -282,8 +317,11 @@ def bad_checkpoints(folder: str) -> dict[str, Any]:
     attempt("missing")
     shutil.copytree(good, bad)
     (bad / ".metadata").write_bytes(pickle.dumps(Payload(str(mark))))
+    attempt("payload in .metadata, with checksums")
+    copy_of_an_earlier_version(good, bad)
+    (bad / ".metadata").write_bytes(pickle.dumps(Payload(str(mark))))
     attempt("payload in .metadata")
-    shutil.copytree(good, bad)
+    copy_of_an_earlier_version(good, bad)
     torch.save({"state": Payload(str(mark))}, bad / "common.pt")
     attempt("payload in common.pt")
     shutil.copytree(good, bad)
@@ -299,6 +337,15 @@ def bad_checkpoints(folder: str) -> dict[str, Any]:
     state = build_train_state(config_of(folder, tie=False))
     attempt("another model")
     return {"messages": messages, "payload_ran": mark.exists()}
+
+
+def copy_of_an_earlier_version(good: Path, target: Path) -> None:
+    """Without checksums: what is read is then all that protects."""
+    shutil.copytree(good, target)
+    (target / "checksums.json").unlink()
+    record = json.loads((target / "state.json").read_text())
+    del record["checksums"]
+    (target / "state.json").write_text(json.dumps(record))
 
 
 def not_finite(folder: str) -> str:

@@ -96,7 +96,7 @@ def measured(folder: Path, hf: Path) -> dict[str, Any]:
     loads = ONE_LOADS + earlier(EARLIER_ONE)
     one = run_ranks(f"{checks}:one_rank", ranks=1, folder=str(folder), layouts=ONE, loads=loads, weights="pp2")
     for ranks in (two, four):
-        for name in (*TWO, *FOUR, "failed_write"):
+        for name in (*TWO, *FOUR, "failed_write", "damaged"):
             assert all(rank.get(name) == ranks[0].get(name) for rank in ranks), f"{name}: ranks report different steps"
     memory = {name: [rank["memory"][name] for rank in two] for name in two[0]["memory"]} | {
         "one": [one[0]["memory one"]]
@@ -190,6 +190,13 @@ def test_a_rank_that_cannot_write_is_named_by_all_and_the_checkpoint_before_stay
     assert found["files"] == ["latest", "step_00000000"], "neither a half-written nor a broken one"
 
 
+def test_all_ranks_go_back_together_from_a_damaged_checkpoint(measured: dict[str, Any]) -> None:
+    found = measured["damaged"]  # the fixture has checked that all ranks say the same
+    assert "step_00000002: __1_0.distcp is not as it was written" in found["message"]
+    assert found["step"] == 1 and found["same"]
+    assert "a file cannot be read (IndexError" in found["of_one_rank"]
+
+
 def test_reference_weights_swap_in_and_out(measured: dict[str, Any]) -> None:
     found = measured["reference"]
     assert found["reference_is_initial"] and found["policy_moved"] and found["policy_is_back"]
@@ -203,11 +210,11 @@ def test_weights_alone_round_trip_and_cast(measured: dict[str, Any]) -> None:
 
 def test_damaged_checkpoints_give_one_line(measured: dict[str, Any]) -> None:
     messages = measured["errors"]["messages"]
-    assert len(messages) == 7
+    assert len(messages) == 8
     for message in messages.values():
         assert message.startswith("checkpoint ") and "\n" not in message
-    assert "no checkpoint here" in messages["missing"]
-    assert "state.json is damaged" in messages["state.json"]
+    assert "the folder is missing" in messages["missing"]
+    assert "state.json has 1 bytes, " in messages["state.json"]
     assert "weights only" in messages["weights only"]
     assert "tie_word_embeddings is True there, False in this config" in messages["another model"]
 
@@ -217,6 +224,7 @@ def test_malicious_payload_does_not_run(measured: dict[str, Any]) -> None:
     assert not measured["errors"]["payload_ran"]
     assert "Path.touch', which no checkpoint of ours contains" in messages["payload in .metadata"]
     assert "UnpicklingError" in messages["payload in common.pt"]
+    assert ".metadata has " in messages["payload in .metadata, with checksums"]
 
 
 def test_gradient_that_is_not_finite_stops_the_run(measured: dict[str, Any]) -> None:

@@ -84,13 +84,20 @@ def test_every_group_is_trained_once_in_order(undisturbed: Path) -> None:
     assert sorted(first_epoch) == ["p0", "p1", "p2", "p3", "p4"]
 
 
-@pytest.mark.parametrize("controller", ["thread", "process"])
-def test_resumed_run_repeats_the_loss_bit_for_bit(controller: str, undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("controller", "damaged"), [("thread", False), ("process", True)])
+def test_resumed_run_repeats_the_loss_bit_for_bit(
+    controller: str, damaged: bool, undisturbed: Path, tmp_path: Path
+) -> None:
     shutil.copytree(undisturbed / "run", tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
     names = sorted(path.name for path in checkpoints.iterdir() if path.is_dir())
-    shutil.rmtree(checkpoints / names[-1])
-    (checkpoints / "latest").write_text(names[0])  # as if the run had died after step 4, before its checkpoint
+    (tmp_path / "run" / "summary.json").unlink()
+    if damaged:
+        tensors = checkpoints / names[-1] / "__1_0.distcp"
+        tensors.write_bytes(tensors.read_bytes()[:-1] + b"x")
+    else:
+        shutil.rmtree(checkpoints / names[-1])
+        (checkpoints / "latest").write_text(names[0])  # as if the run had died after step 4, before its checkpoint
     overrides = ("parallel.tensor=2", f"rollout.controller={controller}")
     train(undisturbed / "config.yaml", f"run.dir={tmp_path / 'run'}", *overrides, ranks=2)
     before = read_metrics(undisturbed / "run" / "metrics.jsonl")
@@ -102,6 +109,9 @@ def test_resumed_run_repeats_the_loss_bit_for_bit(controller: str, undisturbed: 
         assert [row[name] for row in after] == [row[name] for row in before], name
     attempts = [json.loads(line) for line in (tmp_path / "run" / "attempts.jsonl").read_text().splitlines()]
     assert [(row["attempt"], row["step"]) for row in attempts] == [(0, 0), (1, 2)]
+    assert (checkpoints / f"{names[-1]}.damaged").exists() == damaged and (checkpoints / "latest").read_text() == names[
+        -1
+    ]
 
 
 @pytest.mark.parametrize(

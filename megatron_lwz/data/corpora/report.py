@@ -11,6 +11,7 @@ from megatron_lwz.data.corpora.spec import CorpusSpec
 from megatron_lwz.data.corpora.tokenize import Job, UnitRows
 from megatron_lwz.data.manifest import Manifest, Part, SourceEntry
 from megatron_lwz.errors import DataError
+from megatron_lwz.file_sums import sum_of_file
 
 
 def source_entries(
@@ -27,6 +28,8 @@ def source_entries(
             prefix=assembly.prefix.name,
             documents=len(assembly.lengths),
             tokens=int(assembly.lengths.sum(dtype=np.int64)),
+            index_sum=sum_of_file(assembly.prefix.with_name(assembly.prefix.name + ".idx")),
+            tokens_sum=sum_of_file(assembly.prefix.with_name(assembly.prefix.name + ".bin")),
         )
         for assembly in assemblies
     }

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron_lwz.config import Architecture, read_hf_architecture
 from megatron_lwz.distributed import exchange, groups
 from megatron_lwz.errors import CheckpointError, LwzError
-from megatron_lwz.models.hf.checksum import checksum_of
+from megatron_lwz.models.hf.checksum import checksum_of, digests_of, joined, write_sums
 from megatron_lwz.models.hf.folder import HfFolder
 from megatron_lwz.models.hf.name_map import Placement, placements, tensor_shapes, unwrap
 from megatron_lwz.models.hf.target import atomic_folder
@@ -159,8 +159,9 @@ def _write(
             yield name, tensor
 
     try:
-        checksum = checksum_of(written())
+        digests = digests_of(written())
     finally:
         writer.close()
     writer.write_index()
-    return checksum
+    write_sums(folder, digests)
+    return joined(digests)

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_lwz.errors import CheckpointError, DataError
+from megatron_lwz.models.hf.checksum import SUMS_FILE, digests_of, read_sums
 from megatron_lwz.models.hf.name_map import EMBEDDING, HEAD, Shape
 from megatron_lwz.reading import read_object
 
@@ -55,6 +56,25 @@ class HfFolder:
         for name in self._file_of.keys() - shapes.keys():
             if not name.endswith(_IGNORED_SUFFIX) and not self._is_tied_copy(name):
                 raise self._error(f"tensor {name} is not part of the model that config.json describes")
+
+    def fault(self, part: int = 0, parts: int = 1) -> str | None:
+        """Compares the tensors with the checksums in the folder, if an export left some there.
+
+        Returns what is wrong, None if nothing is. Only every `parts`-th tensor is read, from the one numbered `part` on,
+        so that ranks can divide the work. Raises CheckpointError if the checksums themselves are damaged.
+        """
+        sums = read_sums(self.path)
+        if sums is None:
+            return None
+        advice = f"copy the folder again; or delete {SUMS_FILE}, if the weights were changed on purpose"
+        if missing := sorted(sums.keys() ^ self._file_of.keys()):
+            return f"tensor {missing[0]} is not in both the files and {SUMS_FILE}: {advice}"
+        names = self.names()[part::parts]
+        found = digests_of((name, self._slice(name)[:]) for name in names)
+        for name in names:
+            if found[name] != sums[name]:
+                return f"tensor {name} in {self._file_of[name]} is not as it was written: {advice}"
+        return None
 
     def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """Returns the tensor, or its rows (split 0) or columns (split 1) [start, stop), as stored, on the CPU."""

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 
 from megatron_lwz.config import Architecture
 from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf.folder import HfFolder
 from megatron_lwz.models.hf.name_map import EMBEDDING, HEAD, SCORE, Placement, Shape, placements, tensor_shapes, unwrap
 
@@ -30,6 +32,10 @@ class TensorSource(Protocol):
 
     def check(self, shapes: Mapping[str, Shape]) -> None:
         """Raises CheckpointError unless the source holds exactly these tensors."""
+        ...
+
+    def fault(self, part: int, parts: int) -> str | None:
+        """Returns what is wrong with the tensors that part `part` of `parts` has to check, None if nothing is."""
         ...
 
     def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:
@@ -51,6 +57,10 @@ class RandomInit:
 
     def check(self, shapes: Mapping[str, Shape]) -> None:
         """Accepts any shapes: every tensor can be drawn."""
+
+    def fault(self, part: int, parts: int) -> str | None:
+        """Returns None: nothing is stored."""
+        return None
 
     def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """Draws the whole tensor in fp32 and returns the slice."""
@@ -83,22 +93,29 @@ class NewHead:
             trunk[HEAD] = shapes[EMBEDDING]
         self._folder.check(trunk)
 
+    def fault(self, part: int, parts: int) -> str | None:
+        """Checks the folder."""
+        return self._folder.fault(part, parts)
+
     def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """Returns the folder's tensor, or a drawn one for the head."""
         return (self._fresh if name == SCORE else self._folder).read(name, shape, split, bounds)
 
 
 @torch.no_grad()
-def load_policy(chunks: Sequence[torch.nn.Module], source: TensorSource) -> str | None:
+def load_policy(chunks: Sequence[torch.nn.Module], source: TensorSource, *, verify: bool = True) -> str | None:
     """Copies this rank's share of every tensor into `chunks` (bare or wrapped), cast to the parameters' type.
 
-    Reads only this rank's shares. Padding rows of the vocabulary become 0. Weights that are NaN or infinite are loaded,
+    Reads only this rank's shares, and with `verify` first compares the tensors with the checksums beside them, if there are
+    some; the ranks divide them. Padding rows of the vocabulary become 0. Weights that are NaN or infinite are loaded,
     with a warning; the name of such a tensor is returned, on every rank alike, else None. Collective. Raises
     CheckpointError, on every rank alike.
     An optimizer that already holds fp32 masters must reload them afterwards (`reload_model_params`).
     """
     arch = unwrap(chunks[0]).arch
     source.check(tensor_shapes(arch))
+    if verify:
+        _check_sums(source)
     poisoned = None
     for chunk in chunks:
         for placement in placements(chunk, arch):
@@ -109,6 +126,16 @@ def load_policy(chunks: Sequence[torch.nn.Module], source: TensorSource) -> str 
     if name is not None and groups.is_rank_zero():
         log.warning("%s: tensor %s holds NaN or infinite values", source.place, name)
     return name
+
+
+def _check_sums(source: TensorSource) -> None:
+    try:
+        fault = source.fault(dist.get_rank(), dist.get_world_size())
+    except CheckpointError as error:
+        fault = error.advice
+    said = exchange.first_said(fault)
+    if said is not None:
+        raise CheckpointError(source.place, said)
 
 
 def _fill(placement: Placement, source: TensorSource, rank: int) -> None:

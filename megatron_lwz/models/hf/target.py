@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.file_lock import holder_of
+from megatron_lwz.models.hf.checksum import SUMS_FILE
 from megatron_lwz.models.hf.folder import INDEX, SINGLE
 from megatron_lwz.models.hf.write import CARRIED_FILES
 from megatron_lwz.run_paths import RunPaths
@@ -20,9 +21,11 @@ def _names(*files: str, pattern: str) -> re.Pattern[str]:
     return re.compile("|".join([*map(re.escape, (*files, "config.json", *CARRIED_FILES)), pattern]))
 
 
-EXPORT = _names(SINGLE, INDEX, pattern=r"model-\d{5}-of-\d{5}\.safetensors")
+EXPORT = _names(SINGLE, INDEX, SUMS_FILE, pattern=r"model-\d{5}-of-\d{5}\.safetensors")
 """Names of the files of an exported Hugging Face folder."""
-CHECKPOINT = _names(".metadata", "metadata.json", "common.pt", "config.yaml", pattern=r"__\d+_\d+\.distcp")
+CHECKPOINT = _names(
+    ".metadata", "metadata.json", "common.pt", "checksums.json", "config.yaml", pattern=r"__\d+_\d+\.distcp"
+)
 """Names of the files of an imported checkpoint."""
 
 

@@ -20,9 +20,8 @@ from megatron_lwz.config.hf_config import written_settings
 from megatron_lwz.data.tokenizer import read_pad_id, read_token_ids
 from megatron_lwz.models.hf.folder import INDEX, SINGLE
 from megatron_lwz.models.hf.name_map import Shape
+from megatron_lwz.models.hf.tensors import DTYPE_NAMES, tensor_bytes
 from megatron_lwz.reading import read_object
-
-DTYPE_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 CARRIED_FILES = (
     "generation_config.json",
@@ -36,11 +35,6 @@ CARRIED_FILES = (
     "reward_model.json",
 )
 """Files copied unchanged from the folder that the policy came from, where present."""
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """Returns the raw bytes of a CPU tensor, without a copy if it is contiguous."""
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 class ShardWriter:

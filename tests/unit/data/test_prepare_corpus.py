@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ from megatron_lwz.config import validate
 from megatron_lwz.data.corpora import units
 from megatron_lwz.data.corpora.prepare import prepare
 from megatron_lwz.data.corpora.spec import read_spec
-from megatron_lwz.data.corpus import open_corpus
-from megatron_lwz.data.manifest import Manifest
+from megatron_lwz.data.corpus import corpus_of, open_corpus
+from megatron_lwz.data.manifest import Manifest, check_parts, read_manifest
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import DataError, EnvironmentSetupError, LwzError
 from tests.support.waiting import wait_for
@@ -347,3 +348,27 @@ def test_a_folder_of_another_corpus_is_left_alone(home: Path) -> None:
     with pytest.raises(DataError, match="other inputs or settings"):
         run(home, "owned", {**spec, "validation": 0.5})
     assert files_of(home / "owned") == before
+
+
+def test_a_changed_byte_of_a_finished_corpus_is_seen(home: Path) -> None:
+    write_jsonl(home / "sums.jsonl", [f"{word} {word} {word}" for word in ENGLISH])
+    manifest = run(
+        home, "sums", {"validation": 0, "duplicates": KEEP_ALL, "sources": [{"name": "s", "paths": ["sums.jsonl"]}]}
+    )
+    out = home / "sums"
+    assert read_manifest(out) == manifest and check_parts(out) == 1
+    open_it = partial(corpus_of, manifest, out, sequence_length=16, seed=1, shuffle=True)
+    for ending, seen_at_every_start in ((".bin", False), (".idx", True)):
+        path = out / f"s_train{ending}"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(DataError, match=f"s_train{ending} is not as it was written"):
+            check_parts(out)
+        if seen_at_every_start:
+            with pytest.raises(DataError, match=f"s_train{ending} is not as it was written"):
+                open_it()
+        path.write_bytes(whole[:-2])
+        with pytest.raises(DataError, match=f"s_train{ending} has [0-9]+ bytes, [0-9]+ were written"):
+            open_it()
+        path.write_bytes(whole)
+    open_it()

@@ -1,6 +1,7 @@
 """The exported folder as the safetensors library and transformers see it."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoConfig, Qwen2ForCausalLM
 from megatron_lwz.config import Architecture, read_hf_architecture
 from megatron_lwz.errors import LwzError
 from megatron_lwz.models.hf import HfFolder, RandomInit, checksum_folder
+from megatron_lwz.models.hf.checksum import SUMS_FILE, digests_of, joined, write_sums
 from megatron_lwz.models.hf.name_map import tensor_shapes
 from megatron_lwz.models.hf.write import ShardWriter, copy_carried_files, write_config
 
@@ -111,3 +113,54 @@ def test_checksum_sees_values_types_and_nothing_else(tmp_path: Path) -> None:
     write_model(folders[3], dtype=torch.bfloat16)
     first, sharded, other, half = map(checksum_folder, folders)
     assert first == sharded and len({first, other, half}) == 3
+
+
+def test_every_changed_byte_of_an_export_is_seen_and_its_tensor_and_file_are_named(tmp_path: Path) -> None:
+    tensors = write_model(tmp_path, shard_bytes=4000)
+    write_sums(tmp_path, digests_of(tensors.items()))
+    assert joined(digests_of(tensors.items())) == checksum_folder(tmp_path)
+    assert [HfFolder(tmp_path).fault(part, 3) for part in range(3)] == [None] * 3
+    for file in sorted(tmp_path.glob("*.safetensors")):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        (said,) = {HfFolder(tmp_path).fault(part, 3) for part in range(3)} - {None}
+        assert f" in {file.name} is not as it was written" in said and SUMS_FILE in said
+        file.write_bytes(whole)
+    assert HfFolder(tmp_path).fault() is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"tensors": {}}', b'{"tensors": {"a": "xy"}, "checksum": ""}', b"\xff"]
+)
+def test_damaged_checksums_of_an_export_are_one_line(tmp_path: Path, content: bytes) -> None:
+    write_model(tmp_path)
+    assert HfFolder(tmp_path).fault() is None, "a folder of somebody else has none"
+    (tmp_path / SUMS_FILE).write_bytes(content)
+    with pytest.raises(LwzError) as raised:
+        HfFolder(tmp_path).fault()
+    assert f"{SUMS_FILE} is damaged" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_flips_in_an_export_are_one_line_or_change_no_tensor(tmp_path: Path) -> None:
+    tensors, seen = write_model(tmp_path, shard_bytes=4000), 0
+    write_sums(tmp_path, digests_of(tensors.items()))
+    files = sorted(path for path in tmp_path.iterdir() if path.name != "config.json")
+    for seed in range(90):
+        choice, path = random.Random(seed), files[seed % len(files)]
+        whole = path.read_bytes()
+        data = bytearray(whole)
+        data[choice.randrange(min(len(data), 400)) if seed % 2 else choice.randrange(len(data))] ^= choice.randint(
+            1, 255
+        )
+        path.write_bytes(data)
+        try:
+            folder = HfFolder(tmp_path)
+            folder.check(tensor_shapes(ARCH))
+            if (said := folder.fault()) is None:
+                assert all(torch.equal(folder.read(name, tuple(t.shape)), t) for name, t in tensors.items()), seed
+        except LwzError as error:
+            said = str(error)
+        seen += said is not None
+        assert said is None or "\n" not in said, seed
+        path.write_bytes(whole)
+    assert seen > 60

@@ -262,3 +262,14 @@ def test_what_it_needs_is_named(tmp_path):
     (tmp_path / "cache").write_text("not a database, but long enough to be read as one" * 100)
     with pytest.raises(DataError, match=re.escape(str(tmp_path / "cache"))):
         Judge(JudgeSection(url="http://x", model="m", cache=str(tmp_path / "cache")))
+
+
+def test_a_damaged_cache_is_one_line(tmp_path):
+    path = tmp_path / "cache.sqlite"
+    cache = ReplyCache(path)
+    cache.put("key", "v1", Reply("7", "m"))
+    cache.close()
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+    with pytest.raises(DataError, match=r"cache\.sqlite: the judge's cache is damaged \(.*\): move it away"):
+        ReplyCache(path).get("key")

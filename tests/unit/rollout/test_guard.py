@@ -14,7 +14,7 @@ from megatron_lwz.config.guard import GuardSection
 from megatron_lwz.rollout.guard import GIVEN, GuardedRollout, given_column, guard_metrics
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.journal_reader import JournalReader
-from megatron_lwz.rollout.schema import SCHEMA_VERSION
+from megatron_lwz.rollout.schema import SCHEMA_VERSION, SUMMED
 from megatron_lwz.types import Alarm, ComponentScore, FinishReason, Group, Prompt, Rollout, StreamVerdict
 from tests.support.synthetic_engine import Engine
 
@@ -201,7 +201,8 @@ def test_a_journal_of_version_1_is_read_and_taken_up(tmp_path):
     old = sqlite3.connect(tmp_path / "j")
     old.executescript(
         "DROP TABLE alarms; DROP TABLE excluded; ALTER TABLE trained RENAME COLUMN group_ids TO micro_batches;"
-        "PRAGMA user_version = 1;"
+        + "".join(f"ALTER TABLE {name} DROP COLUMN sum;" for name in SUMMED if name not in ("alarms", "excluded"))
+        + "PRAGMA user_version = 1;"
     )
     old.close()
     with JournalReader(tmp_path / "j") as reader:

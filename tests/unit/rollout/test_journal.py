@@ -13,7 +13,8 @@ import pytest
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.rollout.drafts import Draft
-from megatron_lwz.rollout.journal import Journal, check_journal
+from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.journal_check import check_journal
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import ComponentScore, VersionSegment
 from tests.support.files import contents
@@ -53,7 +54,7 @@ def test_only_a_commit_makes_rows_durable(tmp_path):
     script = f"""
 import os
 from pathlib import Path
-from megatron_lwz.rollout.journal import Journal, check_journal
+from megatron_lwz.rollout.journal import Journal
 from tests.unit.rollout.journal_groups import group, write
 journal, written = Journal(Path({str(tmp_path / "j")!r})), group()
 journal.admit(written)

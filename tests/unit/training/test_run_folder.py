@@ -327,14 +327,6 @@ def test_a_config_that_cannot_be_compared_is_said_and_the_run_goes_on(tmp_path: 
     assert bool(text) == any("what changed since the last start is unknown" in line for line in caplog.messages)
 
 
-def test_starts_are_numbered_also_after_a_line_that_a_kill_cut_off(tmp_path: Path) -> None:
-    path = RunPaths(tmp_path).attempts
-    path.write_text('{"attempt": 0}\n{"attem')
-    assert folder_of(config_of(tmp_path)).begin(3) == 2
-    lines = path.read_text().splitlines()
-    assert len(lines) == 3 and json.loads(lines[2])["attempt"] == 2 and json.loads(lines[2])["step"] == 3
-
-
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_start_waits_for_the_rollout_process_of_a_trainer_that_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
