@@ -17,6 +17,7 @@ from megatron_lwz.config import load_config
 from megatron_lwz.data.preferences.rendering import load_rendering
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
+from tests.support import warm
 from tests.support.files import contents
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
 from tools import make_preference_pairs, make_tiny_data
@@ -24,7 +25,10 @@ from tools import make_preference_pairs, make_tiny_data
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A GRPO example whose byte tokenizer a reward model was trained with, on pairs made from a few texts."""
+    """A GRPO example whose byte tokenizer a reward model was trained with, on pairs made from a few texts.
+
+    The stage runs by the real command line.
+    """
     folder = tmp_path_factory.mktemp("reward_model")
     config = write_example(folder)
     rows = make_tiny_data.good_texts(40, seed=3)
@@ -181,15 +185,7 @@ def test_mistakes_are_one_line(
 def test_a_grpo_run_whose_reward_model_does_not_start_says_why(run: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     arguments = [f"run.dir={tmp_path}", f"reward.writing.hf={tmp_path}/empty"]
-    done = subprocess.run(
-        command(run["config"], *arguments),
-        cwd=ROOT,
-        env=variables(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = warm.run(command(run["config"], *arguments), cwd=ROOT, env=variables(), timeout=120)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert "no config.json in this folder" in line

@@ -58,9 +58,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(config: Path) -> Path:
-    """An undisturbed run on two data-parallel ranks."""
+    """An undisturbed run on two data-parallel ranks, by the real command line."""
     folder = config.parent / "whole"
-    done = run("train_sft", str(config), f"run.dir={folder}", ranks=2)
+    done = run("train_sft", str(config), f"run.dir={folder}", ranks=2, real=True)
     assert done.returncode == 0, done.stderr
     assert (
         "24 conversations, 1 left out (1 longer than 40 tokens (training.sequence_length)), 0 truncated" in done.stdout

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from tests.support.tiny_qwen2 import write_tiny_qwen2
 
-LENGTHS = ((1300, 1100, 900, 513, 301), (33, 7), (64,), (5, 18, 29))
+LENGTHS = ((900, 513, 480, 400, 333, 301, 301, 300, 300, 299), (33, 7), (64,), (5, 18, 29))
 """Sequences per pack, in tokens with the last label; the first pack holds more than 4096."""
 LEARNING_RATE = 1e-3
 
