@@ -59,7 +59,7 @@ def _measure_one(config: Config, oracle: Oracle) -> dict[str, float]:
     changed["tokens.1"] = (oracle["tokens.1"] + 1) % 1003
     others = _statistics(state, [_micro_batch(changed, pack) for pack in packs[:2]], oracle)
     mine = everything[groups.data_rank() :: groups.data_size()]
-    tokens = sum(length - 1 for pack in LENGTHS for length in pack)
+    tokens = sum(oracle[f"weights.{sequence}"].numel() for pack in packs for sequence in pack)
     steps = [train_step(state, mine, _weighted_loss, tokens) for _ in range(2)]
     return {
         "logprob": max((_distance(values[i][0], oracle[f"logprob.{i}"]) for i in values), default=0.0),
