@@ -92,10 +92,7 @@ def test_resumed_run_repeats_the_loss_bit_for_bit(controller: str, undisturbed: 
     shutil.rmtree(checkpoints / names[-1])
     (checkpoints / "latest").write_text(names[0])  # as if the run had died after step 4, before its checkpoint
     overrides = ("parallel.tensor=2", f"rollout.controller={controller}")
-    real = (
-        controller == "process"
-    )  # the real command line: another seed of str hashes, and a rollout process of its own
-    train(undisturbed / "config.yaml", f"run.dir={tmp_path / 'run'}", *overrides, ranks=2, real=real)
+    train(undisturbed / "config.yaml", f"run.dir={tmp_path / 'run'}", *overrides, ranks=2)
     before = read_metrics(undisturbed / "run" / "metrics.jsonl")
     after = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in after] == [1, 2, 3, 4]
@@ -142,7 +139,7 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(
 ) -> None:
     run = tmp_path / "run"
     function = "examples.custom.cispo:cispo"  # a loss of the user's own goes through a kill like any other
-    overrides = (f"run.dir={run}", "training.steps=5", "rollout.max_new_tokens=400", f"grpo.loss_function={function}")
+    overrides = (f"run.dir={run}", "training.steps=5", "rollout.max_new_tokens=200", f"grpo.loss_function={function}")
     process = warm.Popen(
         command(undisturbed / "config.yaml", *overrides), cwd=ROOT, env=variables(), start_new_session=True
     )
@@ -163,7 +160,8 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    train(undisturbed / "config.yaml", *overrides)
+    # by the real command line, of the rollout process and the engine, too
+    train(undisturbed / "config.yaml", *overrides, "rollout.controller=process", real=True)
     with JournalReader(run / "journal.sqlite") as journal:
         groups = list(journal.groups())
         assert sorted(journal.consumed().values()) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]

@@ -20,15 +20,13 @@ from megatron_lwz.rollout.journal_reader import JournalReader
 from tests.support import warm
 from tests.support.files import contents
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.stages import run as run_stage
 from tools import make_preference_pairs, make_tiny_data
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A GRPO example whose byte tokenizer a reward model was trained with, on pairs made from a few texts.
-
-    The stage runs by the real command line.
-    """
+    """A GRPO example whose byte tokenizer a reward model was trained with, on pairs made from a few texts."""
     folder = tmp_path_factory.mktemp("reward_model")
     config = write_example(folder)
     rows = make_tiny_data.good_texts(40, seed=3)
@@ -59,12 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "evaluation": {"interval": 3},
     }  # fmt: skip
     (folder / "reward_model.yaml").write_text(yaml.safe_dump(stage))
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, "-m", "megatron_lwz.cli.train_reward_model", str(folder / "reward_model.yaml")],
-        cwd=ROOT, env=variables(), capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    done = run_stage("train_reward_model", str(folder / "reward_model.yaml"), ranks=2)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return {"folder": folder, "config": config, "said": done.stdout}
 
@@ -126,6 +119,13 @@ def test_a_grpo_run_starts_its_reward_model_and_is_scored_by_it(run: dict[str, A
     assert len(scores) >= 16 and all(score.version.startswith("writing") for score in scores)
     saved = load_config(tmp_path).reward.writing
     assert saved.url is None and saved.hf == str(hf), "the started server's address is the run's own affair"
+
+
+def test_the_real_command_line_trains(run: dict[str, Any], tmp_path: Path) -> None:
+    options = (str(run["folder"] / "reward_model.yaml"), f"run.dir={tmp_path}", "training.steps=1")
+    done = run_stage("train_reward_model", *options, real=True)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1]
 
 
 def test_a_resumed_run_ends_with_the_same_weights(run: dict[str, Any], tmp_path: Path) -> None:

@@ -58,9 +58,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(config: Path) -> Path:
-    """An undisturbed run on two data-parallel ranks, by the real command line."""
+    """An undisturbed run on two data-parallel ranks."""
     folder = config.parent / "whole"
-    done = run("train_sft", str(config), f"run.dir={folder}", ranks=2, real=True)
+    done = run("train_sft", str(config), f"run.dir={folder}", ranks=2)
     assert done.returncode == 0, done.stderr
     assert (
         "24 conversations, 1 left out (1 longer than 40 tokens (training.sequence_length)), 0 truncated" in done.stdout
@@ -93,6 +93,12 @@ def test_the_export_writes_the_response_and_ends_it(whole: Path) -> None:
     labels = tokens.clone()
     labels[:, : len(prompt)] = -100
     assert model(tokens, labels=labels).loss.item() < rows_of(whole)[0]["loss"] - 0.5
+
+
+def test_the_real_command_line_trains(config: Path, tmp_path: Path) -> None:
+    done = run("train_sft", str(config), f"run.dir={tmp_path}", "sft.epochs=1", real=True)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
 @pytest.mark.long  # the loop is pretraining's, whose kills are in make test

@@ -7,8 +7,11 @@ What is started is a real child of the caller, with the command's arguments, env
 runs the module as `__main__`, and ends as an interpreter ends. What it starts itself (torchrun's ranks, engines, the
 rollout process) is forked, too: before a process runs, it leaves a fork of itself behind that has done nothing yet, and
 asks that one. A command that a fork cannot be is executed as usual: another program, or variables that are read while
-modules are imported. What differs from the real command: imports that are not needed are there as well, and all
-processes share one seed of str hashes. Tests of either, and a test of each stage, use the real command line.
+modules are imported.
+
+What differs from the real command: imports that are not needed are there as well, all processes share one seed of str
+hashes, and limits and ignored signals are not those that the caller has set for itself. Tests of such things, and a test
+of each stage, use the real command line.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -46,7 +50,10 @@ IMPORTS = (
     "megatron_lwz.rollout.engine.server", "megatron_lwz.cli.common", "megatron_lwz.cli.results",
     "torch.distributed.run", "torch._dynamo", "torch.utils.tensorboard", "numpy.random",
 )  # fmt: skip
-READ_AT_IMPORT = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "LD_", "LC_", "LANG", "TRITON_", "CUDA_")
+READ_AT_IMPORT = (
+    "PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "MALLOC_", "LD_", "LC_", "LANG", "TZ", "XDG_",
+    "HF_", "TRANSFORMERS_", "TOKENIZERS_", "TRITON_", "CUDA_", "NVTE_", "TORCH_LOGS", "TORCHDYNAMO_", "TORCHINDUCTOR_",
+)  # fmt: skip
 """Beginnings of the variables in which a fork must not differ from the process that made the imports."""
 PR_SET_CHILD_SUBREAPER = 36
 _MOST_STREAMS = 64
@@ -233,6 +240,7 @@ def _become(task: Task) -> None:
     sys.path[0] = task.cwd
     if task.session:
         os.setsid()
+    tempfile.tempdir = None
     sys.modules["numpy.random"].seed()
 
 
@@ -324,6 +332,8 @@ def main(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    warm = importlib.import_module("tests.support.warm")  # not as __main__, which each fork becomes
+    warm._own_variables()
     for module in IMPORTS:
         importlib.import_module(module)
     gc.collect()
@@ -331,6 +341,4 @@ if __name__ == "__main__":
     assert len([*Path("/proc/self/task").iterdir()]) == 1, (
         "a fork would have none of the other threads, and all their locks"
     )
-    warm = importlib.import_module("tests.support.warm")  # not as __main__, which each fork becomes
-    warm._own_variables()
     warm.main(socket.socket(fileno=int(sys.argv[1])))
