@@ -10,8 +10,8 @@ asks that one. A command that a fork cannot be is executed as usual: another pro
 modules are imported.
 
 What differs from the real command: imports that are not needed are there as well, all processes share one seed of str
-hashes, and limits and ignored signals are not those that the caller has set for itself. Tests of such things, and a test
-of each stage, use the real command line.
+hashes, the process table shows this module, and limits and ignored signals are not those that the caller has set itself.
+Tests of such things, and a test of each stage, use the real command line.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
+
+import psutil
 
 from tests.support.paths import ROOT
 
@@ -71,13 +73,15 @@ class Task:
 
 
 def run(command: Sequence[str], *, timeout: float | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run` with captured texts."""
+    """`subprocess.run` with captured texts; when the time is over, all that it has started ends, too."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with Popen(command, text=True, **streams, **options) as process:
         try:
             said, errors = process.communicate(timeout=timeout)
         except BaseException:
-            process.kill()
+            for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
             raise
     return subprocess.CompletedProcess(command, process.returncode, said, errors)
 
