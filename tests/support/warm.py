@@ -53,8 +53,7 @@ IMPORTS = (
     "torch.distributed.run", "torch._dynamo", "torch.utils.tensorboard", "numpy.random",
 )  # fmt: skip
 READ_AT_IMPORT = (
-    "PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "MALLOC_", "LD_", "LC_", "LANG", "TZ", "XDG_",
-    "HF_", "TRANSFORMERS_", "TOKENIZERS_", "TRITON_", "CUDA_", "NVTE_", "TORCH_LOGS", "TORCHDYNAMO_", "TORCHINDUCTOR_",
+    "PYTHON", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "LD_", "LC_", "LANG", "TZ", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 """Beginnings of the variables in which a fork must not differ from the process that made the imports."""
 PR_SET_CHILD_SUBREAPER = 36
