@@ -19,6 +19,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Else modules that count what they leave behind complain at the end of the process."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Soaks and campaigns (`make test-long`) may take longer than pyproject.toml's limit."""
     if not config.pluginmanager.hasplugin("timeout"):  # `make gpu-check GPU_PYTHON=…` installs nothing
