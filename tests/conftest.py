@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from megatron_lwz.distributed import jit
@@ -9,6 +11,17 @@ from megatron_lwz.distributed import jit
 SECONDS_OF_A_LONG_TEST = 4 * 3600
 
 jit.install()  # some tests import Megatron-Core before any module of ours does; as in a run, torch's compiler stays out
+
+
+def pytest_collection_finish() -> None:
+    """Else each garbage collection looks at all modules and tests, and checkpoints ask for one."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Else modules that count what they leave behind complain at the end of the process."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

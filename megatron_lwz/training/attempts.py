@@ -51,7 +51,7 @@ def last_attempt(path: Path) -> dict[str, Any]:
     for place, line in reversed(list(enumerate(_lines(path), start=1))):
         row = parse_row(line, path, place)
         if isinstance(row, Row):
-            return row.value
+            return dict(row.value)
     return {}
 
 

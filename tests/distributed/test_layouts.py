@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.distributed.checks_grpo import SAME, check_loss_function
-from tests.support.layout_oracle import LENGTHS, write_tiny_qwen
+from tests.support.layout_oracle import LENGTHS, lengths_of, write_tiny_qwen
 from tests.support.ranks import run_ranks
 
 TWO_RANKS: dict[str, dict[str, Any]] = {
@@ -78,7 +78,7 @@ def test_oracle_is_hard(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize(("model", "layout"), EXACT)
 def test_log_probs_equal_transformers(results: Results, model: str, layout: str) -> None:
     measured = _measured(results, model, layout)
-    assert measured["sequences"] == sum(map(len, LENGTHS))
+    assert measured["sequences"] == sum(map(len, lengths_of(model)))
     assert measured["logprob"] <= MAX_LOGPROB_ERROR
     assert measured["entropy"] <= MAX_LOGPROB_ERROR
 

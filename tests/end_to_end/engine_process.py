@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_lwz.http.ports import free_port
 from megatron_lwz.http.process import ServerProcess
+from tests.support import warm
 from tests.support.stages import variables
 from tests.support.synthetic_engine import Engine, serve
 
@@ -29,6 +30,11 @@ class EngineProcess(ServerProcess):
             env=variables(),
             log_path=folder / f"{name}.log",
         )
+
+    def start(self) -> None:
+        """As its base, but forked."""
+        with warm.forking():
+            super().start()
 
     def kill(self) -> None:
         """kill −9; returns when it is gone."""

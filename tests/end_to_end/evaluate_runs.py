@@ -1,4 +1,4 @@
-"""`lwz evaluate …` as its user calls it: in this process, or as one of its own that is killed in the middle."""
+"""`lwz evaluate …` as its user calls it: in this process, or as one of its own (forked, or by the real command line)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from megatron_lwz.cli import common, main
+from tests.support import warm
 from tests.support.grpo_runs import ROOT, variables
 from tests.support.scripted_server import KEY, Scripted
 from tests.support.waiting import wait_for
@@ -44,16 +45,17 @@ def command(argv: Sequence[object]) -> list[str]:
     return [sys.executable, "-m", "megatron_lwz.cli.main", "evaluate", *map(str, argv)]
 
 
-def run(argv: Sequence[object], *, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+def run(argv: Sequence[object], *, real: bool = False) -> subprocess.CompletedProcess[str]:
     """Runs it to its end; AssertionError with what it said if it fails."""
-    done = subprocess.run(command(argv), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
+    line, options = command(argv), {"cwd": ROOT, "env": ENVIRONMENT, "timeout": 300.0}
+    done = subprocess.run(line, capture_output=True, text=True, **options) if real else warm.run(line, **options)
     assert done.returncode == 0, done.stderr
     return done
 
 
 def kill_when(argv: Sequence[object], reached: Callable[[], bool], *, seconds: float = 120.0) -> None:
     """Starts it, and kills it with signal 9 once `reached()`."""
-    process = subprocess.Popen(command(argv), cwd=ROOT, env=ENVIRONMENT)
+    process = warm.Popen(command(argv), cwd=ROOT, env=ENVIRONMENT)
     wait_for(reached, seconds=seconds, process=process, what="the moment of the kill")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

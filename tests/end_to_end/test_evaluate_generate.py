@@ -36,7 +36,7 @@ def test_an_engine_is_started_for_a_hugging_face_folder(model, tmp_path):
     output = tmp_path / "out" / "r.jsonl"
     argv = ["generate", prompts(tmp_path / "p.jsonl", 3), "--output", output, "--model", model, "--style", "bare"]
     argv += ["--threads", 1, "--samples", 2, "--preset", "writing-bench", "--concurrency", 4]
-    done = run(argv)
+    done = run(argv, real=True)  # the real command line, of this command and of its engine
     assert "no top-k" in done.stderr and "6 responses" in done.stdout
     assert "preset writing-bench asks for 16000 tokens, the model has room for" in done.stderr
     rows = rows_of(output)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from megatron_lwz.config import load_config
 from megatron_lwz.kernels.dispatch import BACKENDS
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
+from tests.support import warm
 from tests.support.files import contents, stamps
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
 from tests.support.waiting import wait_for
@@ -149,8 +149,8 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(
 ) -> None:
     run = tmp_path / "run"
     function = "examples.custom.cispo:cispo"  # a loss of the user's own goes through a kill like any other
-    overrides = (f"run.dir={run}", "training.steps=5", "rollout.max_new_tokens=400", f"grpo.loss_function={function}")
-    process = subprocess.Popen(
+    overrides = (f"run.dir={run}", "training.steps=5", "rollout.max_new_tokens=200", f"grpo.loss_function={function}")
+    process = warm.Popen(
         command(undisturbed / "config.yaml", *overrides), cwd=ROOT, env=variables(), start_new_session=True
     )
     wait_for(lambda: (run / "attempts.jsonl").exists(), seconds=240, process=process)
@@ -170,7 +170,8 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    train(undisturbed / "config.yaml", *overrides)
+    # by the real command line, of the rollout process and the engine, too
+    train(undisturbed / "config.yaml", *overrides, "rollout.controller=process", real=True)
     with JournalReader(run / "journal.sqlite") as journal:
         groups = list(journal.groups())
         assert sorted(journal.consumed().values()) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
@@ -183,11 +184,12 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(
 
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One step on one prompt whose two rollouts run to a limit of 10,240 tokens."""
+    """One step on one prompt whose two rollouts run to a limit of 10,240 tokens; one layer, and a head per rank."""
     folder = tmp_path_factory.mktemp("long")
     config = write_example(
         folder,
         endless=True,
+        sizes={"num_hidden_layers": 1, "num_attention_heads": 2},
         training={"steps": 1, "prompts_per_step": 1, "tokens_per_micro_batch": 10_400},
         rollout={"max_new_tokens": 10_240, "stop": []},
         grpo={"group_size": 2, "zero_variance": "keep"},

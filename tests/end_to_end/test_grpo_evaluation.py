@@ -41,7 +41,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(example: Path) -> Path:
-    train(example / "config.yaml", f"run.dir={example / 'whole'}", "parallel.tensor=2", ranks=2)
+    # by the real command line, of torchrun and of both engines: an evaluation begins with the start of its own
+    train(example / "config.yaml", f"run.dir={example / 'whole'}", "parallel.tensor=2", ranks=2, real=True)
     return example / "whole"
 
 

@@ -15,6 +15,7 @@ import pytest
 from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
+from tests.support import warm
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
 from tests.support.waiting import wait_for
 
@@ -31,7 +32,7 @@ class Run:
         self._output = config.parent / "output"
         self._before = durable(self.folder)
         with self._output.open("wb") as output:
-            self._process = subprocess.Popen(
+            self._process = warm.Popen(
                 command(config, f"parallel.tensor={ranks}", ranks=ranks),
                 cwd=ROOT,
                 env=variables(),

@@ -53,9 +53,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(config: Path) -> Path:
-    """An undisturbed run on two tensor-parallel ranks."""
+    """An undisturbed run on two tensor-parallel ranks, by the real command line."""
     folder = config.parent / "whole"
-    done = run("pretrain", str(config), f"run.dir={folder}", "parallel.tensor=2", ranks=2)
+    done = run("pretrain", str(config), f"run.dir={folder}", "parallel.tensor=2", ranks=2, real=True)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -17,8 +17,10 @@ from megatron_lwz.config import load_config
 from megatron_lwz.data.preferences.rendering import load_rendering
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
+from tests.support import warm
 from tests.support.files import contents
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.stages import run as run_stage
 from tools import make_preference_pairs, make_tiny_data
 
 
@@ -55,12 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "evaluation": {"interval": 3},
     }  # fmt: skip
     (folder / "reward_model.yaml").write_text(yaml.safe_dump(stage))
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, "-m", "megatron_lwz.cli.train_reward_model", str(folder / "reward_model.yaml")],
-        cwd=ROOT, env=variables(), capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    done = run_stage("train_reward_model", str(folder / "reward_model.yaml"), ranks=2)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return {"folder": folder, "config": config, "said": done.stdout}
 
@@ -124,6 +121,13 @@ def test_a_grpo_run_starts_its_reward_model_and_is_scored_by_it(run: dict[str, A
     assert saved.url is None and saved.hf == str(hf), "the started server's address is the run's own affair"
 
 
+def test_the_real_command_line_trains(run: dict[str, Any], tmp_path: Path) -> None:
+    options = (str(run["folder"] / "reward_model.yaml"), f"run.dir={tmp_path}", "training.steps=1")
+    done = run_stage("train_reward_model", *options, real=True)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+
+
 def test_a_resumed_run_ends_with_the_same_weights(run: dict[str, Any], tmp_path: Path) -> None:
     from megatron_lwz.models.hf import checksum_folder
 
@@ -181,15 +185,7 @@ def test_mistakes_are_one_line(
 def test_a_grpo_run_whose_reward_model_does_not_start_says_why(run: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     arguments = [f"run.dir={tmp_path}", f"reward.writing.hf={tmp_path}/empty"]
-    done = subprocess.run(
-        command(run["config"], *arguments),
-        cwd=ROOT,
-        env=variables(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = warm.run(command(run["config"], *arguments), cwd=ROOT, env=variables(), timeout=120)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert "no config.json in this folder" in line

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from megatron_lwz.orchestrator.engines import EmbeddedEngine
 from megatron_lwz.types import Group, WeightVersion
 from tests.end_to_end.embedded_trainer import SECTION, started
 from tests.end_to_end.journal_checks import assert_every_token_once, durable_tokens, trained, writers
+from tests.support import warm
 from tests.support.engine_model import write_engine_model
 from tests.support.rollouts import wait_for_tokens
 from tests.support.stages import ROOT, variables
@@ -77,13 +77,13 @@ def test_a_trainer_killed_twice_goes_on_with_its_rollouts(
     journal, draw = tmp_path / "journal.sqlite", random.Random(5)
     arguments = [str(model), str(journal), engine.server.url, str(engine.server.token)]
     for share in (0.1, 0.5):
-        trainer = subprocess.Popen([*TRAINER, *arguments], cwd=ROOT, env=variables())
+        trainer = warm.Popen([*TRAINER, *arguments], cwd=ROOT, env=variables())
         moment = (share + draw.uniform(0, 0.2)) * total
         wait_for(lambda m=moment: durable_tokens(journal) >= m, seconds=240, process=trainer, pause=0.005)
         trainer.kill()
         trainer.wait()
         assert durable_tokens(journal) < total
-    assert subprocess.run([*TRAINER, *arguments], cwd=ROOT, env=variables(), check=False).returncode == 0
+    assert warm.run([*TRAINER, *arguments], cwd=ROOT, env=variables()).returncode == 0
     assert_unchanged(journal, undisturbed)
 
 

@@ -17,6 +17,7 @@ import pytest
 from tests.end_to_end.engine_process import WITHOUT_WEIGHTS, EngineProcess
 from tests.end_to_end.journal_checks import assert_every_token_once, durable_tokens, inside_rollouts, trained, writers
 from tests.end_to_end.rollout_trainer import GROUP, PROMPTS
+from tests.support import warm
 from tests.support.stages import ROOT, variables
 from tests.support.waiting import wait_for
 
@@ -36,7 +37,7 @@ class Campaign:
     def start(self) -> None:
         """Starts the trainer."""
         command = [sys.executable, "-m", "tests.end_to_end.rollout_trainer", *self._arguments]
-        self._trainer = subprocess.Popen(command, cwd=ROOT, env=variables())
+        self._trainer = warm.Popen(command, cwd=ROOT, env=variables())
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Fails if the run ends before."""

@@ -95,6 +95,12 @@ def test_the_export_writes_the_response_and_ends_it(whole: Path) -> None:
     assert model(tokens, labels=labels).loss.item() < rows_of(whole)[0]["loss"] - 0.5
 
 
+def test_the_real_command_line_trains(config: Path, tmp_path: Path) -> None:
+    done = run("train_sft", str(config), f"run.dir={tmp_path}", "sft.epochs=1", real=True)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
 @pytest.mark.long  # the loop is pretraining's, whose kills are in make test
 def test_a_killed_run_repeats_an_undisturbed_one_bit_for_bit(config: Path, whole: Path) -> None:
     folder = config.parent / "killed"

@@ -1,4 +1,4 @@
-"""The fused GRPO loss through the interpreter. Run by test_grpo_loss, in a process of its own."""
+"""The fused GRPO loss through the interpreter. Run by test_interpreted, in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer ops in Triton through the interpreter. Run by test_layers_triton, in a process of its own."""
+"""The layer ops in Triton through the interpreter. Run by test_interpreted, in a process of its own."""
 
 from __future__ import annotations
 

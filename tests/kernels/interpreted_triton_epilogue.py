@@ -1,4 +1,4 @@
-"""The Triton epilogue through the interpreter. Run by test_triton_epilogue, in a process of its own."""
+"""The Triton epilogue through the interpreter. Run by test_interpreted, in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fused GRPO loss without a GPU: equal to its definition through the interpreter, and what it becomes on sm_90."""
+"""What the fused GRPO loss becomes on sm_90. (That it equals its definition: test_interpreted.)"""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from megatron_lwz.kernels.grpo_loss import kernels
 from megatron_lwz.kernels.grpo_loss.launch import SEQUENCE_SUMS_LAUNCH, TOKEN_LOSS_LAUNCH
 from tests.kernels.ahead_of_time import MachineCode, compile_ahead_of_time
-from tests.kernels.interpreter import run_interpreted
 
 VECTORS = ("old", "behaviour", "reference", "advantages", "weights", "ratio_sums", "mismatch_sums")
 NUMBERS = ("low", "high", "dual_clip", "kl_coefficient", "entropy_coefficient", "cap", "lowest")
@@ -44,10 +43,6 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
     "sequence_sums": (kernels.sequence_sums, SEQUENCE_SUMS, {}, 128),
 }
 """Kernel, argument types, constants, and the registers it may take (per thread)."""
-
-
-def test_through_the_interpreter() -> None:
-    run_interpreted("tests/kernels/interpreted_grpo_loss.py")
 
 
 @cache

@@ -1,15 +1,10 @@
-"""The Triton epilogue without a GPU: against fp64 through the interpreter, and whether it is on offer."""
+"""Whether the Triton epilogue is on offer. (Its numbers against fp64: test_interpreted.)"""
 
 from __future__ import annotations
 
 import torch
 
 from megatron_lwz.kernels.linear_logprob import triton
-from tests.kernels.interpreter import run_interpreted
-
-
-def test_through_the_interpreter() -> None:
-    run_interpreted("tests/kernels/interpreted_triton_epilogue.py")
 
 
 def test_says_why_it_cannot_run() -> None:

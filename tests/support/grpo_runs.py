@@ -1,10 +1,10 @@
-"""A policy small enough for tests, and the real command that trains it."""
+"""A policy small enough for tests, and the command that trains it."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,18 @@ def fails_on_a_batch(inputs: LossInputs, section: GrpoSection) -> Tensor:
 
 
 def write_example(
-    folder: Path, *, endless: bool = False, words: Sequence[str] = (), more_ids: int = 0, **sections: Any
+    folder: Path,
+    *,
+    endless: bool = False,
+    words: Sequence[str] = (),
+    more_ids: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    **sections: Any,
 ) -> Path:
     """Tokenizer (one token per byte, and `words`), prompts and config.yaml in `folder`; the policy starts from random weights.
 
     An `endless` policy cannot write the end-of-text token: every rollout runs to its token limit. `more_ids` are embeddings
-    for tokens that the test itself adds.
+    for tokens that the test itself adds. `sizes` are of the architecture.
     """
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(BYTES)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -70,6 +76,7 @@ def write_example(
                 "num_key_value_heads": 2,
                 "vocab_size": END_OF_TEXT + 1 + len(words) + more_ids,
                 "initializer_range": 0.2,
+                **(sizes or {}),
             },
             "tokenizer": str(folder),
         },
@@ -80,7 +87,7 @@ def write_example(
             "template": "bare",
             "max_prompt_tokens": 64,
         },
-        "rollout": {"max_new_tokens": 24, "temperature": 0.8, "commit_interval": 0.05},
+        "rollout": {"max_new_tokens": 24, "temperature": 0.8, "commit_interval": 0.05, "engine_threads": 1},
         "reward": {"functions": ["tests.support.grpo_runs:share_of_spaces"]},
         "grpo": {"group_size": 4, "truncated": "keep"},
         "optimizer": {"lr": 1e-3},
@@ -102,7 +109,7 @@ def command(config: Path, *overrides: str, ranks: int = 1) -> list[str]:
     return stages.command("train_grpo", str(config), *overrides, ranks=ranks)
 
 
-def train(config: Path, *overrides: str, ranks: int = 1, timeout: float = 300.0) -> None:
-    """Runs the stage to its end; AssertionError with its output if it fails."""
-    done = stages.run("train_grpo", str(config), *overrides, ranks=ranks, timeout=timeout)
+def train(config: Path, *overrides: str, ranks: int = 1, timeout: float = 300.0, real: bool = False) -> None:
+    """Runs the stage to its end; AssertionError with its output if it fails. `real`: see tests/support/stages.py."""
+    done = stages.run("train_grpo", str(config), *overrides, ranks=ranks, timeout=timeout, real=real)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,9 +10,19 @@ from safetensors.torch import save_file
 
 from tests.support.tiny_qwen2 import write_tiny_qwen2
 
-LENGTHS = ((1300, 1100, 900, 513, 301), (33, 7), (64,), (5, 18, 29))
-"""Sequences per pack, in tokens with the last label; the first pack holds more than 4096."""
+Lengths = tuple[tuple[int, ...], ...]
+"""Sequences per pack, in tokens with the last label."""
+REST: Lengths = ((33, 7), (64,), (5, 18, 29))
+LENGTHS: Lengths = ((1300, 1100, 900, 513, 301), *REST)
+"""Of the untied model; the first pack holds more than 4096."""
+TIED_LENGTHS: Lengths = ((257, 120, 65, 64, 51, 33, 32, 17, 16, 3), *REST)
+"""That the output layer is tied shows in few tokens, too."""
 LEARNING_RATE = 1e-3
+
+
+def lengths_of(model: str) -> Lengths:
+    """Of `tied` or `untied`."""
+    return TIED_LENGTHS if model == "tied" else LENGTHS
 
 
 def write_tiny_qwen(folder: Path, *, tied: bool) -> None:
@@ -20,16 +31,16 @@ def write_tiny_qwen(folder: Path, *, tied: bool) -> None:
     The oracle holds, per sequence, tokens, loss weights, log-probs and entropies, and for two Adam steps on all of
     them (weighted log-prob sum over the token count) loss and gradient norm. The vocabulary, 1003, is odd.
     """
+    packs = lengths_of("tied" if tied else "untied")
     model = write_tiny_qwen2(
         folder, seed=11 + tied, vocab_size=1003, hidden_size=64, intermediate_size=176, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=tied, initializer_range=0.25,
     )  # fmt: skip
-    save_file(_oracle(model), folder / "oracle.tensors")
+    save_file(_oracle(model, [length for pack in packs for length in pack]), folder / "oracle.tensors")
 
 
-def _oracle(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _oracle(model: torch.nn.Module, lengths: Sequence[int]) -> dict[str, torch.Tensor]:
     oracle: dict[str, torch.Tensor] = {}
-    lengths = [length for pack in LENGTHS for length in pack]
     for index, length in enumerate(lengths):
         oracle[f"tokens.{index}"] = torch.randint(0, 1003, (length,))
         oracle[f"weights.{index}"] = torch.randn(length - 1)

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.distributed import environment
+from tests.support import warm
 from tests.support.stages import ROOT, variables
 
 _OUTPUT_SHOWN = 8000
@@ -55,7 +56,7 @@ class _Launcher:
     """The process that has made the imports; it ends with its input, and so with the tests."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
+        self._process = warm.Popen(
             [sys.executable, "-m", "tests.support.ranks"], cwd=ROOT, env=variables(), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip

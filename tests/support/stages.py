@@ -1,7 +1,11 @@
-"""The real command of a training stage: started, killed, and asked for its errors."""
+"""The command of a training stage: started, killed, and asked for its errors.
+
+It is forked from a process with all imports (tests/support/warm.py) unless a test asks for the `real` command line.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -13,6 +17,7 @@ import psutil
 
 from megatron_lwz.distributed import environment
 from megatron_lwz.metrics import read_metrics
+from tests.support import warm
 from tests.support.paths import ROOT
 
 TIMED = ("seconds", "tokens_per_second", "mfu")
@@ -37,17 +42,21 @@ def variables() -> dict[str, str]:
     )
 
 
-def run(stage: str, *arguments: str, ranks: int = 1, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+def run(
+    stage: str, *arguments: str, ranks: int = 1, timeout: float = 300.0, real: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Runs the stage to its end, whatever that is."""
-    return subprocess.run(
-        command(stage, *arguments, ranks=ranks), cwd=ROOT, env=variables(), capture_output=True, text=True,
-        timeout=timeout, check=False,
-    )  # fmt: skip
+    line = command(stage, *arguments, ranks=ranks)
+    if real:
+        return subprocess.run(
+            line, cwd=ROOT, env=variables(), capture_output=True, text=True, timeout=timeout, check=False
+        )
+    return warm.run(line, cwd=ROOT, env=variables(), timeout=timeout)
 
 
 def start(stage: str, *arguments: str, ranks: int = 1) -> subprocess.Popen[bytes]:
     """Starts the stage, silent, to be killed."""
-    return subprocess.Popen(
+    return warm.Popen(
         command(stage, *arguments, ranks=ranks), cwd=ROOT, env=variables(), stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
@@ -99,17 +108,19 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
 
 def assert_one_line_each(stage: str, config: Path, cases: Mapping[str, str], folder: Path) -> None:
     """Each of `cases` (overrides → part of the message) ends with status 2 and one line, in one process for all."""
-    program = (
-        f"import json, sys; from megatron_lwz.cli import common, {stage} as stage\n"
-        "for argv in json.loads(sys.argv[1]): print(common.run(stage.main, argv))"
-    )
     commands: Sequence[Sequence[str]] = [[str(config), f"run.dir={folder}", *given.split()] for given in cases]
-    done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True, timeout=180,
-        env=variables(), check=False,
-    )  # fmt: skip
+    line = [sys.executable, "-m", "tests.support.stages", stage, json.dumps(commands)]
+    done = warm.run(line, cwd=ROOT, env=variables(), timeout=180)
     assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["2"] * len(cases), done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert len(errors) == len(cases)
     for message, line in zip(cases.values(), errors, strict=True):
         assert message in line
+
+
+if __name__ == "__main__":
+    from megatron_lwz.cli import common
+
+    asked = importlib.import_module(f"megatron_lwz.cli.{sys.argv[1]}")
+    for argv in json.loads(sys.argv[2]):
+        print(common.run(asked.main, argv))
