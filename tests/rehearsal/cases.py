@@ -16,12 +16,13 @@ TENSOR = _TP2.case("grpo", 0)
 CONTEXT = BY_NAME["CP2"].case("grpo", 1, "by sequence", grpo=_SEQUENCES, training={"updates_per_batch": 2})
 """Also: ratios of whole sequences, a reference policy, an entropy term, two optimizer steps."""
 ALL = _ALL.case("grpo", 15)
+CHECKPOINT = _TP2.case("checkpoint", 0)
 GRPO_CASES = [ONE_GPU, TENSOR, CONTEXT, BY_NAME["PP2 VPP2"].case("grpo", 1), ALL]
 STAGE_CASES = [
     _TP2.case("sft", 0),
     _TP2.case("reward_model", 0),
     _TP2.case("buckets", 0),
-    _TP2.case("checkpoint", 0),
+    CHECKPOINT,
     _ALL.case("pretrain", 15),
     _ALL.case("score", 0),
     _ALL.case("export", 0),
@@ -46,5 +47,12 @@ def with_fault(name: str) -> Case:
 
 FAULT_CASES = [with_fault(name) for name in (*FAULTS, "extra_wait")]
 
-ENGINE_CASES = [_TP2.case("buckets", 0), _TP2.case("checkpoint", 0)]
-"""With Transformer Engine's layers and Adam."""
+ENGINE_CASES = [_TP2.case("grpo", 0), CONTEXT, _TP2.case("buckets", 0), CHECKPOINT]
+"""With Transformer Engine's layers, attention and Adam."""
+
+ENGINE_FAULTS = {
+    "host_angles": r"fused_rope_forward of Transformer Engine: a host tensor",
+    "strided_angles": r"fused_rope of Transformer Engine: .* must be contiguous",
+    "long_positions": r"fused_rope: a pack .* torch\.int64",
+}
+"""Function of faults.py → what the stand-in must say."""
