@@ -159,7 +159,8 @@ _FULL = """Every config of `examples/` that trains: its own number of layers, si
 recomputation, overlap and cap of tokens per pack; sequences as long as the config allows. A step has one pack per
 stage of the pipeline and data-parallel rank, the least that fills the pipeline; further packs need no further memory.
 One rank per kind, the first, middle and last stage of the pipeline; no example has more than one stage, so there is one
-kind. Configs that a rank cannot tell apart are rehearsed once. The configs for CPUs are rehearsed as if there was a GPU, and so are
+kind. Configs that a rank cannot tell apart are rehearsed once. A step that waits for the GPU more than 12 times besides its
+packs is red, and so is a rank over 80 GB. The configs for CPUs are rehearsed as if there was a GPU, and so are
 not proof that they fit one.
 """
 _CHECKPOINTS = f"""What saving and loading add to a rank's memory, beside the state that it holds (the shard: weights, fp32 masters and both

@@ -57,7 +57,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     stamp = described()
-    bodies = {PARTS[name].heading: STAMP.format(part=name, **stamp) + PARTS[name].body(found[name]) for name in names}
+    bodies = {PARTS[name].heading: section(name, found[name], stamp) for name in names}
     if options.page:
         write(options.page, bodies, found, stamp)
     print("\n\n".join(f"## {heading}\n\n{body}" for heading, body in bodies.items()))
@@ -85,6 +85,14 @@ def run(part: str, only: str | None) -> list[Report]:
         print(f"{report.seconds:7.1f} CPU s  {report.name}  {result(report)}", file=sys.stderr)
         found.append(report)
     return found
+
+
+def section(part: str, reports: Sequence[Report], stamp: dict[str, str]) -> str:
+    """Returns a part of the page: of which commit it is, its tables, and the cases that it lacks."""
+    done = {report.name for report in reports}
+    missing = [f"- {case.name}" for case in cases(part) if case.name not in done]
+    lacks = "\n".join(["", "", "Not rehearsed:", "", *missing]) if missing else ""
+    return STAMP.format(part=part, **stamp) + PARTS[part].body(reports) + lacks
 
 
 def described() -> dict[str, str]:

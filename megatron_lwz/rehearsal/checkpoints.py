@@ -28,36 +28,31 @@ def rehearse_checkpoints(state: TrainState, device: FakeDevice) -> dict[str, Any
     and to the host.
     """
     disk.install()
-    ledger, added = device.ledger, {}
+    ledger = device.ledger
+    added: dict[str, tuple[int, int]] = {}
     held = weights_to_read(state.policies) + optimizer_to_read(state.optimizer, state.policies, ())
     shard = _nbytes(held)
+    own = run_state(state, {})
+    size = _nbytes([block for blocks in own.tensors.values() for block in blocks])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with ledger.during("other ranks"):
-            _write_all(held, state, folder / "whole")
+        with ledger.during("other ranks"):  # what all of them together would have written of the shard
+            files = {STATE_FILE: state_record(state, {}), **own.files}
+            write_snapshot(snapshot_of(held, own.common, files), folder / "whole")
         del held
         with _adds(ledger, "load", added):
             load_checkpoint(state, folder / "whole")
         with ledger.during("step"):
             state.optimizer.step()
         with _adds(ledger, "save", added):
-            saved = run_state(state, {}).independent()
+            saved = own.independent()
             write_snapshot(saved, folder / "copied")
-        written = [block for blocks in saved.tensors.values() for block in blocks]
-        if any(block.data.device.type != "cpu" for block in written):
+        if any(block.data.device.type != "cpu" for blocks in saved.tensors.values() for block in blocks):
             raise RehearsalError("a saved state must be in host memory")
-        size, files = _nbytes(written), sorted(saved.files)
-        del saved, written
+        del saved
         with _adds(ledger, "save without a copy", added):
-            write_snapshot(run_state(state, {}), folder / "in_place")
-    return {"shard": shard, "written": size, "files": files, "added": added}
-
-
-def _write_all(held: Sequence[ShardedTensor], state: TrainState, folder: Path) -> None:
-    """Writes what all ranks together would have written of this rank's shard."""
-    own = run_state(state, {})
-    whole = snapshot_of(held, own.common, {STATE_FILE: state_record(state, {}), **own.files})
-    write_snapshot(whole, folder)
+            write_snapshot(own, folder / "in_place")
+    return {"shard": shard, "written": size, "files": sorted(own.files), "added": added}
 
 
 @contextmanager

@@ -98,6 +98,3 @@ def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     return call
-
-
-_FUNCTIONS = FUNCTIONS  # DEV

@@ -32,9 +32,6 @@ from megatron_lwz.types import MicroBatch
 
 MIB = 2**20
 
-PHASES = ("log-probs", "forward+backward", "step", "forward", "export", "checkpoint")
-"""The phases after the state is built."""
-
 
 @dataclass(frozen=True)
 class Rehearsed:

@@ -47,7 +47,8 @@ def with_fault(name: str) -> Case:
 
 FAULT_CASES = [with_fault(name) for name in (*FAULTS, "extra_wait")]
 
-ENGINE_CASES = [_TP2.case("grpo", 0), CONTEXT, _TP2.case("buckets", 0), CHECKPOINT]
+ENGINE_CONTEXT = BY_NAME["CP2"].case("grpo", 1)
+ENGINE_CASES = [TENSOR, ENGINE_CONTEXT, _TP2.case("buckets", 0), CHECKPOINT]
 """With Transformer Engine's layers, attention and Adam."""
 
 ENGINE_FAULTS = {

@@ -10,7 +10,7 @@ from megatron_lwz.errors import EnvironmentSetupError
 from megatron_lwz.rehearsal import shim
 from megatron_lwz.rehearsal.case import Report
 from megatron_lwz.rehearsal.pool import rehearse
-from tests.rehearsal.cases import CHECKPOINT, CONTEXT, ENGINE_CASES, ENGINE_FAULTS, TENSOR, with_fault
+from tests.rehearsal.cases import CHECKPOINT, ENGINE_CASES, ENGINE_CONTEXT, ENGINE_FAULTS, TENSOR, with_fault
 from tests.support.paths import ROOT
 
 CALLS = (
@@ -57,7 +57,7 @@ def test_every_layer_and_every_pack_calls_the_extension(reports: dict[str, Repor
 
 
 def test_context_parallelism_attends_in_halves_of_the_segments(reports: dict[str, Report]) -> None:
-    launches = reports[CONTEXT.name].launches
+    launches = reports[ENGINE_CONTEXT.name].launches
     assert launches["transformer_engine.thd_read_half_tensor"] > 0
     assert launches["transformer_engine.thd_grad_correction"] > 0
 
