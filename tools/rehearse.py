@@ -18,7 +18,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -107,7 +107,7 @@ def described() -> dict[str, str]:
     }
 
 
-def write(page: Path, bodies: dict[str, str], found: dict[str, Sequence[Report]], stamp: dict[str, str]) -> None:
+def write(page: Path, bodies: dict[str, str], found: Mapping[str, Sequence[Report]], stamp: dict[str, str]) -> None:
     """Puts the parts that were rehearsed into the page and its JSON; the other parts stay as they are there."""
     before = page.read_text(encoding="utf-8") if page.exists() else ""
     order = [part.heading for part in PARTS.values()]

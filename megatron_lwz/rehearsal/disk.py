@@ -54,7 +54,8 @@ def _plan_alone() -> None:
     def alone(_group: Any, _use_dist: bool, _coordinator: int) -> Any:
         return utils._DistWrapper(None, False, 0)
 
-    for module in (state_dict_loader, state_dict_saver):
+    modules: tuple[Any, ...] = (state_dict_loader, state_dict_saver)
+    for module in modules:
         module._DistWrapper = alone
     planner: Any = default_planner
     planner._validate_global_plan = lambda *_: []  # no errors: the blocks of one rank do not make up the tensors

@@ -16,13 +16,11 @@ TENSOR = _TP2.case("grpo", 0)
 CONTEXT = BY_NAME["CP2"].case("grpo", 1, "by sequence", grpo=_SEQUENCES, training={"updates_per_batch": 2})
 """Also: ratios of whole sequences, a reference policy, an entropy term, two optimizer steps."""
 ALL = _ALL.case("grpo", 15)
-CHECKPOINT = _TP2.case("checkpoint", 0)
 GRPO_CASES = [ONE_GPU, TENSOR, CONTEXT, BY_NAME["PP2 VPP2"].case("grpo", 1), ALL]
 STAGE_CASES = [
     _TP2.case("sft", 0),
     _TP2.case("reward_model", 0),
     _TP2.case("buckets", 0),
-    CHECKPOINT,
     _ALL.case("pretrain", 15),
     _ALL.case("score", 0),
     _ALL.case("export", 0),
@@ -47,6 +45,7 @@ def with_fault(name: str) -> Case:
 
 FAULT_CASES = [with_fault(name) for name in (*FAULTS, "extra_wait")]
 
+CHECKPOINT = _TP2.case("checkpoint", 0)
 ENGINE_CONTEXT = BY_NAME["CP2"].case("grpo", 1)
 ENGINE_CASES = [TENSOR, ENGINE_CONTEXT, _TP2.case("buckets", 0), CHECKPOINT]
 """With Transformer Engine's layers, attention and Adam."""
