@@ -47,7 +47,7 @@ FAULT_CASES = [with_fault(name) for name in (*FAULTS, "extra_wait")]
 
 CHECKPOINT = _TP2.case("checkpoint", 0)
 ENGINE_CONTEXT = BY_NAME["CP2"].case("grpo", 1)
-ENGINE_CASES = [TENSOR, ENGINE_CONTEXT, _TP2.case("buckets", 0), CHECKPOINT]
+ENGINE_CASES = [TENSOR, ENGINE_CONTEXT, _TP2.case("buckets", 0), CHECKPOINT, BY_NAME["PP2"].case("checkpoint", 1)]
 """With Transformer Engine's layers, attention and Adam."""
 
 ENGINE_FAULTS = {
