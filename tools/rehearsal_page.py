@@ -16,6 +16,8 @@ MOST_WAITS = 12
 MOST_ADDED = 1.3
 """Saving and loading may add so many times the rank's shard to device and host."""
 PER_PACK = ("forward+backward", "log-probs", "forward")
+OTHERS = "other ranks"
+"""Phase of what the rehearsal does in the place of other ranks: no wait of this one."""
 BESIDES = ("step", "export", "load", "save", "save without a copy")
 
 
@@ -121,7 +123,7 @@ def _places(reports: Sequence[Report]) -> str:
     found: Counter[tuple[str, str, str]] = Counter()
     for report in reports:
         here: Counter[tuple[str, str, str]] = Counter()
-        for row in report.waits:
+        for row in (row for row in report.waits if row.phase != OTHERS):
             here[row.phase, row.place, row.what] += row.count
         for key, count in here.items():
             found[key] = max(found[key], count)
@@ -170,7 +172,8 @@ in the same layout. Neither may add more than {MOST_ADDED} shards. Waits are one
 """
 _ENGINE = """The layouts of the first part, with Transformer Engine's layers, attention and Adam: its own Python and Megatron's wrappers,
 over a stand-in for its compiled extension. The stand-in checks that tensors are on the device, and their dtypes, shapes
-and strides, and returns tensors of the right shapes. Functions that were called: {called}.
+and strides, and returns tensors of the right shapes. Its workspace for products (32 MiB on such a GPU) comes on top of the
+peak. Functions that were called: {called}.
 """
 LIMITS = """## What this does not show
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import importlib
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonSaveStrategy
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.checkpoint import default_planner, state_dict_loader, state_dict_saver
 
 from megatron_lwz.rehearsal.device import RehearsalError
-from megatron_lwz.training import checkpoint_writer
 
 _MARK = b"tensor without content "
 
@@ -60,14 +57,5 @@ def _plan_alone() -> None:
     modules: tuple[Any, ...] = (state_dict_loader, state_dict_saver)
     for module in modules:
         module._DistWrapper = alone
-    writer: Any = checkpoint_writer
-    writer.TorchCommonSaveStrategy = _Common
     planner: Any = default_planner
     planner._validate_global_plan = lambda *_: []  # no errors: the blocks of one rank do not make up the tensors
-
-
-class _Common(TorchCommonSaveStrategy):
-    """Writes what all ranks have in common, as rank 0 would."""
-
-    def save_common(self, common_state_dict: Any, checkpoint_dir: Any) -> None:
-        torch.save(common_state_dict, Path(checkpoint_dir) / COMMON_STATE_FNAME)
