@@ -15,9 +15,9 @@ from megatron_lwz.rehearsal import disk
 from megatron_lwz.rehearsal.device import FakeDevice, RehearsalError
 from megatron_lwz.rehearsal.ledger import Ledger
 from megatron_lwz.training.checkpoint import load_checkpoint, run_state, state_record
+from megatron_lwz.training.checkpoint_sums import STATE_FILE
 from megatron_lwz.training.checkpoint_tensors import optimizer_to_read, weights_to_read
 from megatron_lwz.training.checkpoint_writer import snapshot_of, write_snapshot
-from megatron_lwz.training.same_model import STATE_FILE
 from megatron_lwz.training.state import TrainState
 
 
