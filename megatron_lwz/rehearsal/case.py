@@ -8,7 +8,7 @@ from typing import Any
 
 STAGES = ("grpo", "sft", "pretrain", "reward_model", "score", "export", "buckets", "checkpoint")
 """`grpo` to `reward_model`: one optimizer step. `score`: log-probs of given tokens. `export`: the policy to host memory.
-`buckets`: the policy packed for engines (NCCL). `checkpoint`: the state that is saved, and the one that is loaded into."""
+`buckets`: the policy packed for engines (NCCL). `checkpoint`: a load, and saves with and without a copy."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,9 @@ class Report:
     peak: int = 0
     """Highest allocated device memory, without NCCL's buffers, the CUDA context and fragmentation."""
     host_peak: int = 0
+    """Highest host memory of tensors that a run would allocate there."""
+    grown: int = 0
+    """Memory that the rehearsing process itself took: of real tensors, and of Python's objects."""
     peaks: Mapping[str, int] = field(default_factory=dict)
     launches: Mapping[str, int] = field(default_factory=dict)
     waits: tuple[WaitRow, ...] = ()

@@ -44,12 +44,18 @@ class Ledger:
         """Device memory allocated now."""
         self.host_bytes = 0
         """Host memory of fake tensors now: pinned copies of weights and the like."""
-        self.host_peak = 0
+        self.host_peaks: dict[str, int] = {}
+        """Phase → highest number of bytes of fake tensors in host memory during it."""
 
     @property
     def peak(self) -> int:
         """Highest number of bytes allocated on the device."""
         return max(self.peaks.values(), default=0)
+
+    @property
+    def host_peak(self) -> int:
+        """Highest number of bytes of fake tensors in host memory."""
+        return max(self.host_peaks.values(), default=0)
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
@@ -66,10 +72,9 @@ class Ledger:
         """Counts memory that is taken, or with a negative size returned. On the device, `size` is in whole BLOCKs."""
         if on_device:
             self.bytes += size
-            self._see_peak()
         else:
             self.host_bytes += size
-            self.host_peak = max(self.host_peak, self.host_bytes)
+        self._see_peak()
 
     def wait(self, what: str) -> None:
         """Counts that the host waits here for the device to finish what it was given."""
@@ -81,6 +86,7 @@ class Ledger:
 
     def _see_peak(self) -> None:
         self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self.bytes)
+        self.host_peaks[self.phase] = max(self.host_peaks.get(self.phase, 0), self.host_bytes)
 
 
 def _asking() -> tuple[str, str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import resource
 import time
 import traceback
 import warnings
@@ -22,7 +23,7 @@ _TOLD = {"loss": 1.0, "tokens": 1.0}
 
 def rehearse_here(case: Case) -> Report:
     """Returns what was counted. An error of the case is in the report, not raised."""
-    started, ledger = time.process_time(), Ledger()
+    started, before, ledger = time.process_time(), _most_memory(), Ledger()
     cuda.count_into(ledger)
     engine.count_into(ledger)
     error, detail, found = None, "", Rehearsed(0)
@@ -39,6 +40,7 @@ def rehearse_here(case: Case) -> Report:
         parameters=found.parameters,
         peak=ledger.peak,
         host_peak=ledger.host_peak,
+        grown=_most_memory() - before,
         peaks=ledger.peaks,
         launches=dict(ledger.launches),
         waits=tuple(sorted(waits, key=lambda row: (row.phase, row.place, row.line))),
@@ -61,6 +63,11 @@ def _run(case: Case, device: FakeDevice) -> Rehearsed:
             module, _, function = case.fault.partition(":")
             getattr(importlib.import_module(module), function)(device)
         return run_stage(case, config, device)
+
+
+def _most_memory() -> int:
+    """Returns the most memory in bytes that this process has held; after a fork, that of the moment of the fork."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _config(case: Case) -> Config:

@@ -16,10 +16,9 @@ from megatron_lwz.models.hf.name_map import tensor_shapes
 from megatron_lwz.models.qwen2 import build_policy
 from megatron_lwz.rehearsal import batches
 from megatron_lwz.rehearsal.case import Case
+from megatron_lwz.rehearsal.checkpoints import rehearse_checkpoints
 from megatron_lwz.rehearsal.cuda import DEVICE
 from megatron_lwz.rehearsal.device import FakeDevice, RehearsalError
-from megatron_lwz.training import checkpoint
-from megatron_lwz.training.checkpoint_tensors import optimizer_to_read, weights_to_read
 from megatron_lwz.training.grpo_update import PolicyUpdates, prepare_updates
 from megatron_lwz.training.optimizer import Schedule, build_optimizer, parts, wrap_data_parallel
 from megatron_lwz.training.reference import ReferenceWeights
@@ -32,9 +31,6 @@ from megatron_lwz.training.weight_sync.buckets import Buckets
 from megatron_lwz.types import MicroBatch
 
 MIB = 2**20
-
-PHASES = ("log-probs", "forward+backward", "step", "forward", "export", "checkpoint")
-"""The phases after the state is built."""
 
 
 @dataclass(frozen=True)
@@ -175,16 +171,7 @@ def _buckets(_case: Case, state: TrainState, device: FakeDevice) -> Outcome:
 
 
 def _checkpoint(_case: Case, state: TrainState, device: FakeDevice) -> Outcome:
-    """Makes the views that a load reads into, as at a start, and after a step the copy that a save writes."""
-    with device.ledger.during("checkpoint"):
-        read = weights_to_read(state.policies) + optimizer_to_read(state.optimizer, state.policies, ())
-    with device.ledger.during("step"):
-        state.optimizer.step()
-    with device.ledger.during("checkpoint"):
-        saved = checkpoint.run_state(state, {}).independent()
-    written = [block.data for blocks in saved.tensors.values() for block in blocks]
-    _require(all(tensor.device.type == "cpu" for tensor in written), "a saved state must be in host memory")
-    return 0, {"read": len(read), "written": len(written), "files": sorted(saved.files)}
+    return 0, rehearse_checkpoints(state, device)
 
 
 _STAGES: dict[str, Callable[[Case, TrainState, FakeDevice], Outcome]] = {

@@ -50,6 +50,7 @@ def join(rank: int, world: int, *, told: Any = None) -> None:
     distributed.new_group = fake_group
     distributed.all_gather_object = gather_objects
     exchange.broadcast_json = broadcast_json
+    exchange.from_rank_zero = lambda work: work()
     _give_owners_to_tensors()
 
 

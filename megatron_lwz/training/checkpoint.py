@@ -61,17 +61,17 @@ def run_state(state: TrainState, extra: dict[str, Any]) -> Snapshot:
     tensors = weights_to_write(state.policies) + optimizer_to_write(state.optimizer, state.policies)
     files = {_random_file(): _random_state()}
     if dist.get_rank() == 0:
-        kernels = settings().backend
-        record = {
-            "step": state.step,
-            "layout": _layout(state.config),
-            "kernels": kernels,
-            "extra": extra,
-            "checksums": True,
-        }
-        record["architecture"] = state.config.architecture().model_dump()
-        files[STATE_FILE] = json.dumps(record).encode()
+        files[STATE_FILE] = state_record(state, extra)
     return snapshot_of(tensors, {"optimizer": {"step": adam_step(state.optimizer)}}, files)
+
+
+def state_record(state: TrainState, extra: dict[str, Any]) -> bytes:
+    """Returns what `state.json` holds: all of a checkpoint but tensors and random states, the same on all ranks."""
+    kernels = settings().backend
+    layout = _layout(state.config)
+    record = {"step": state.step, "layout": layout, "kernels": kernels, "extra": extra, "checksums": True}
+    record["architecture"] = state.config.architecture().model_dump()
+    return json.dumps(record).encode()
 
 
 def load_checkpoint(state: TrainState, folder: Path) -> dict[str, Any]:

@@ -21,7 +21,6 @@ STAGE_CASES = [
     _TP2.case("sft", 0),
     _TP2.case("reward_model", 0),
     _TP2.case("buckets", 0),
-    _TP2.case("checkpoint", 0),
     _ALL.case("pretrain", 15),
     _ALL.case("score", 0),
     _ALL.case("export", 0),
@@ -46,5 +45,14 @@ def with_fault(name: str) -> Case:
 
 FAULT_CASES = [with_fault(name) for name in (*FAULTS, "extra_wait")]
 
-ENGINE_CASES = [_TP2.case("buckets", 0), _TP2.case("checkpoint", 0)]
-"""With Transformer Engine's layers and Adam."""
+CHECKPOINT = _TP2.case("checkpoint", 0)
+ENGINE_CONTEXT = BY_NAME["CP2"].case("grpo", 1)
+ENGINE_CASES = [TENSOR, ENGINE_CONTEXT, _TP2.case("buckets", 0), CHECKPOINT, BY_NAME["PP2"].case("checkpoint", 1)]
+"""With Transformer Engine's layers, attention and Adam."""
+
+ENGINE_FAULTS = {
+    "host_angles": r"fused_rope_forward of Transformer Engine: a host tensor",
+    "strided_angles": r"fused_rope of Transformer Engine: .* must be contiguous",
+    "long_positions": r"fused_rope: a pack .* torch\.int64",
+}
+"""Function of faults.py → what the stand-in must say."""

@@ -69,3 +69,31 @@ def extra_wait(_device: Any) -> None:
         return out
 
     attention.attend_pieces = checked
+
+
+def _change_rotation(**changes: Any) -> None:
+    """Changes what Megatron hands to Transformer Engine's rotary embedding of a pack: the angles, or where segments begin."""
+    from megatron.core.models.common.embeddings import rope_utils
+
+    rotate = rope_utils.fused_apply_rotary_pos_emb_thd
+
+    def changed(x: torch.Tensor, starts: torch.Tensor, angles: torch.Tensor, **rest: Any) -> torch.Tensor:
+        same = lambda tensor: tensor  # noqa: E731
+        return rotate(x, changes.get("starts", same)(starts), changes.get("angles", same)(angles), **rest)
+
+    rope_utils.fused_apply_rotary_pos_emb_thd = changed
+
+
+def host_angles(_device: Any) -> None:
+    """The extension reads them by their address."""
+    _change_rotation(angles=lambda angles: angles.cpu())
+
+
+def strided_angles(_device: Any) -> None:
+    """The same angles in another order in memory."""
+    _change_rotation(angles=lambda angles: angles.transpose(0, -1).contiguous().transpose(0, -1))
+
+
+def long_positions(_device: Any) -> None:
+    """Two numbers of 32 bits would be read for one."""
+    _change_rotation(starts=lambda starts: starts.long())

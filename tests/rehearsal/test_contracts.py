@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+import sys
 
 import triton
 import yaml
@@ -12,7 +14,10 @@ import megatron_lwz.kernels
 from megatron_lwz.rehearsal.contracts import CONTRACTS
 from megatron_lwz.rehearsal.launches import kernel_name
 from tests.support.paths import ROOT
-from tools.rehearse import EXAMPLES
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+from rehearsal_examples import EXAMPLES, Example, example_cases
 
 
 def test_every_kernel_that_is_launched_has_a_contract() -> None:
@@ -33,3 +38,28 @@ def test_the_tool_knows_every_example_that_trains() -> None:
         if "run" in yaml.safe_load(path.read_text()) or path.name == "config.yaml"
     }
     assert {example.path for example in EXAMPLES} == configs
+
+
+def test_the_tool_rehearses_as_many_ranks_as_the_scripts_start() -> None:
+    for example in EXAMPLES:
+        if example.for_gpus:
+            assert example.world == declared_ranks(example), example.path
+
+
+def test_configs_that_a_rank_cannot_tell_apart_are_rehearsed_once() -> None:
+    names = [case.name for case in example_cases()]
+    chain = [name for name in names if name.startswith("longwriter_zero_32b_64xh100/") and " grpo " in name]
+    assert len(chain) == 1 and chain[0].endswith("(and 1_base_nothink.yaml, 2_base_think.yaml, 5_longwriter_zero.yaml)")
+    assert all(any(example.path.rpartition("/")[2] in name for name in names) for example in EXAMPLES)
+
+
+def declared_ranks(example: Example) -> int:
+    """Nodes × GPUs, as the example's script, or the chain's script of that step, declares them."""
+    folder, _, name = example.path.rpartition("/")
+    step = (
+        "5_longwriter_zero" if folder.startswith("longwriter_zero") and name == "config.yaml" else name[: -len(".yaml")]
+    )
+    scripts = [ROOT / "examples" / folder / f"{script}.sh" for script in (step, "cluster", "run")]
+    text = "\n".join(path.read_text() for path in scripts if path.exists())
+    found = {key: int(value) for key, value in re.findall(r"^TRAINER_(NODES|GPUS)=(\d+)$", text, re.MULTILINE)}
+    return found["NODES"] * found["GPUS"]

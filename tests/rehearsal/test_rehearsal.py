@@ -15,7 +15,17 @@ from megatron_lwz.rehearsal import shim
 from megatron_lwz.rehearsal.case import Report
 from megatron_lwz.rehearsal.pool import rehearse
 from megatron_lwz.rehearsal.small import BY_NAME
-from tests.rehearsal.cases import ALL, CASES, CONTEXT, FAULT_CASES, FAULTS, GRPO_CASES, ONE_GPU, TENSOR, with_fault
+from tests.rehearsal.cases import (
+    ALL,
+    CASES,
+    CONTEXT,
+    FAULT_CASES,
+    FAULTS,
+    GRPO_CASES,
+    ONE_GPU,
+    TENSOR,
+    with_fault,
+)
 
 PACKS = 2
 
