@@ -44,6 +44,11 @@ def at_shutdown(end: Callable[[], None]) -> None:
     _ends.callback(end)
 
 
+def end_run() -> None:
+    """Calls what `at_shutdown` registered: another run may begin in this process."""
+    _ends.close()
+
+
 def shutdown() -> None:
     """Destroys the process groups. Safe to call twice, or before `initialize`."""
     from megatron.core import parallel_state
@@ -52,7 +57,7 @@ def shutdown() -> None:
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
-    _ends.close()
+    end_run()
 
 
 def _order_launches(config: Config) -> None:

@@ -114,7 +114,7 @@ def running_pool(config: Config) -> EnginePool:
         [client(url) for url in section.urls],
         concurrency=section.concurrency,
         section=section.pool,
-        check=partial(check_engine, section=section, longest=longest),
+        check=partial(check_engine, section=section, longest=longest, tied=config.architecture().tie_word_embeddings),
         listed=(listed, client) if listed is not None else None,
     )
 

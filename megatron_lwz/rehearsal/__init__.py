@@ -7,3 +7,7 @@ the GPU, and the peak of the allocated memory. It shows nothing about time, valu
 
 `pool.rehearse` is the entry for ordinary processes; everything else here runs in the process that it starts.
 """
+
+from megatron_lwz.distributed import jit
+
+jit.install()  # before a module of this package imports Megatron-Core

@@ -19,6 +19,7 @@ from megatron_lwz.rollout.chunks import ChunkReader
 from megatron_lwz.rollout.events import StreamEnd, StreamEvent
 from megatron_lwz.rollout.limits import EngineLoad, read_load
 from megatron_lwz.rollout.open_stream import OpenStream
+from megatron_lwz.rollout.tied_head import renews_tied_head
 from megatron_lwz.rollout.version_tracker import LocalTracker, VersionTracker
 from megatron_lwz.types import WeightVersion
 
@@ -147,15 +148,23 @@ class EngineClient(HttpSession):
 
     async def logprobs_mode(self) -> str:
         """Returns vLLM's --logprobs-mode. Raises RequestFailure if the engine does not report it."""
-        try:
-            info = await self.call("GET", "/server_info?config_format=json")
-        except RequestFailure as error:
-            advice = f"does not say how it takes log-probs ({error.kind.value}): start vLLM with VLLM_SERVER_DEV_MODE=1"
-            raise self._failure(error.kind, advice) from error
+        info = await self.server_info()
+        if info is None:
+            advice = "does not say how it takes log-probs: start vLLM with VLLM_SERVER_DEV_MODE=1"
+            raise self._failure(Failure.REFUSED, advice)
         try:
             return str(info["vllm_config"]["model_config"]["logprobs_mode"])
         except (KeyError, TypeError):
             raise self._failure(Failure.CONTRACT, "/server_info names no logprobs_mode") from None
+
+    async def server_info(self) -> dict[str, Any] | None:
+        """Returns vLLM's configuration and environment, None if the engine does not report them."""
+        try:
+            return await self.call("GET", "/server_info?config_format=json")
+        except RequestFailure as error:
+            if error.kind is Failure.REFUSED:
+                return None
+            raise
 
     async def answers_strangers(self) -> bool:
         """Returns whether control routes answer a request that carries no token."""
@@ -181,6 +190,8 @@ class EngineClient(HttpSession):
         """Makes the engine load a Hugging Face folder that it can read, and drop its cached prefixes."""
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(path)}}
         await self.call("POST", "/collective_rpc", body)
+        if renews_tied_head(await self.server_info()):
+            await self.call("POST", "/collective_rpc", {"method": "renew_tied_head"})
         await self.forget_prefixes()
 
     async def forget_prefixes(self) -> None:

@@ -7,16 +7,19 @@ import logging
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.errors import EngineError
 from megatron_lwz.rollout.client import EngineClient
+from megatron_lwz.rollout.tied_head import WORKER, keeps_tied_head
 
 GUARD = "--middleware megatron_lwz.rollout.vllm_guard.RequireToken"
+EXTENSION = f"--worker-extension-cls {WORKER}"
 
 log = logging.getLogger(__name__)
 
 
-async def check_engine(client: EngineClient, section: RolloutSection, *, longest: int) -> None:
+async def check_engine(client: EngineClient, section: RolloutSection, *, longest: int, tied: bool) -> None:
     """Raises EngineError unless the engine's settings fit the run and its control routes require the run's token.
 
-    `longest`: number of tokens of the longest prompt plus the longest response.
+    `longest`: number of tokens of the longest prompt plus the longest response. `tied`: whether the policy's output layer
+    shares the embedding's weight.
     """
     entry = await client.models()
     limit = entry.get("max_model_len")
@@ -28,6 +31,9 @@ async def check_engine(client: EngineClient, section: RolloutSection, *, longest
         raise EngineError(client.url, advice)
     mode = entry.get("logprobs_mode") or await client.logprobs_mode()
     check_logprobs(client.url, mode, temperature=section.temperature, top_p=section.top_p)
+    if tied and keeps_tied_head(await client.server_info()):
+        advice = f"vLLM on a CPU keeps a tied output layer when it gets new weights: start it with {EXTENSION}"
+        raise EngineError(client.url, advice + " (docs/vllm.md)")
     if not client.has_token:
         log.warning(
             "engine %s: %s is not set, whoever reaches it may change its weights", client.url, section.api_key_env

@@ -33,13 +33,8 @@ async def nccl_version(client: EngineClient) -> str | None:
 
     vLLM lists the packages of its environment. With VLLM_NCCL_SO_PATH it uses a library that may be none of them.
     """
-    try:
-        info = await client.call("GET", "/server_info?config_format=json")
-    except RequestFailure as error:
-        if error.kind is Failure.REFUSED:
-            return None
-        raise
-    return read_nccl(info)
+    info = await client.server_info()
+    return read_nccl(info) if info is not None else None
 
 
 def read_nccl(info: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.config import Config, load_config
+from megatron_lwz.distributed import launch
 from megatron_lwz.errors import LwzError
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.training import sft
@@ -39,7 +40,7 @@ def run(config: Config, stage: str, *, killed_after: int | None = None) -> list[
         else:
             pretrain(config, on_step)
     except Killed:
-        pass
+        launch.end_run()  # as a kill would: the lock of the run folder ends with its process
     rows = read_metrics(Path(config.run.dir, "metrics.jsonl"))
     timed = ("seconds", "tokens_per_second", "mfu")
     return [{k: None if math.isnan(v) else v for k, v in row.items() if k not in timed} for row in rows]

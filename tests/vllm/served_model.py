@@ -21,9 +21,9 @@ SHARED = "x" * 300
 """Begins all prompts: more tokens than vLLM's cache keeps in one block."""
 
 
-def write_served_model(folder: Path, *, seed: int = 0) -> Path:
+def write_served_model(folder: Path, *, seed: int = 0, tied: bool = False) -> Path:
     """Writes the folder; returns it. Models of different seeds differ in their weights only."""
-    model = write_engine_model(folder, seed=seed, hidden=256, max_length=MAX_LENGTH)
+    model = write_engine_model(folder, seed=seed, hidden=256, max_length=MAX_LENGTH, tied=tied)
     with torch.no_grad():
         model.lm_head.weight[[*EOS, USER]] = 0.0
     model.save_pretrained(folder)

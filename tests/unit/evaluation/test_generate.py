@@ -86,7 +86,10 @@ def test_a_file_never_mixes_models_or_prompts(tmp_path, tasks):
             write(path, tasks, server, replace(PLAN, sampling=replace(PLAN.sampling, temperature=0.9)))
         with pytest.raises(DataError, match=r"line 1: response '\d+' answers another prompt"):
             write(path, [replace(task, prompt="other") for task in tasks], server)
-        with ResponseFile(path, tasks, settings_of(PLAN, "m")), pytest.raises(DataError, match="another process"):
+        with (
+            ResponseFile(path, tasks, settings_of(PLAN, "m")),
+            pytest.raises(DataError, match=r"process \d+ on .* writes this file"),
+        ):
             write(path, tasks, server)
         path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
         with pytest.raises(DataError, match=r"line 13: response '\d+' stands there twice"):

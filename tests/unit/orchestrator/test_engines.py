@@ -25,7 +25,9 @@ def test_asynchronous_rollouts_that_would_be_biased_or_unbounded_are_refused(rol
 def test_engines_are_listed_in_a_file(tmp_path: Path):
     listing = tmp_path / "engines.txt"
     listing.write_text("http://127.0.0.1:9  # not there\nhttp://127.0.0.1:11\n")
-    config = validate({"rollout": {"engines_file": str(listing), "engine": "vllm"}})
+    config = validate(
+        {"rollout": {"engines_file": str(listing), "engine": "vllm"}, "model": {"preset": "qwen2.5-0.5b"}}
+    )
     pool = running_pool(config)
     assert [client.url for client in pool.clients] == ["http://127.0.0.1:9", "http://127.0.0.1:11"]
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:9"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from megatron_lwz.errors import EngineError
 from megatron_lwz.http.ports import bind
 from megatron_lwz.http.server import make_app
 from megatron_lwz.rollout.contract import check_logprobs
+from megatron_lwz.rollout.tied_head import WORKER
 from tests.support.engine_contract import check_engines
 from tests.support.synthetic_engine import TOKEN, background_loop
 
@@ -41,9 +43,12 @@ def test_logprob_mode_must_fit_the_sampling(mode, temperature, top_p, fits):
 class LikeVllm:
     """What vLLM tells about itself; `guarded` routes ask for the token, as vLLM's own or our guard has it."""
 
-    def __init__(self, mode: str | None, guarded: set[str], **entry: Any) -> None:
+    def __init__(
+        self, mode: str | None, guarded: set[str], *, device: str = "cuda", worker: str = "", **entry: Any
+    ) -> None:
         self.entry = {"id": "policy", "max_model_len": 16_384} | entry
         self.mode, self.guarded = mode, guarded
+        self.rest = {"device_config": {"device": device}, "parallel_config": {"worker_extension_cls": worker}}
 
     def app(self) -> web.Application:
         handlers = {"/v1/models": self._models, "/is_paused": self._is_paused}
@@ -65,8 +70,8 @@ class LikeVllm:
 
     async def _server_info(self, request: web.Request) -> web.Response:
         self._check(request)
-        config = {"model_config": {"logprobs_mode": self.mode}} if request.query["config_format"] == "json" else "text"
-        return web.json_response({"vllm_config": config})
+        config = {"model_config": {"logprobs_mode": self.mode}, **self.rest}
+        return web.json_response({"vllm_config": config if request.query["config_format"] == "json" else "text"})
 
 
 @pytest.fixture
@@ -74,8 +79,8 @@ def check() -> Iterator[Callable[..., None]]:
     """Checks a server of the given kind on a real socket."""
     with background_loop() as start:
 
-        def serve_and_check(engine: Any, token: str | None = TOKEN, **section: Any) -> None:
-            check_engines([start(engine)], token, RolloutSection(**section), longest=15_000)
+        def serve_and_check(engine: Any, token: str | None = TOKEN, *, tied: bool = False, **section: Any) -> None:
+            check_engines([start(engine)], token, RolloutSection(**section), longest=15_000, tied=tied)
 
         yield serve_and_check
 
@@ -99,6 +104,18 @@ def test_an_engine_that_does_not_fit_is_refused_in_one_line(check, engine, says)
     with pytest.raises(EngineError, match=says) as caught:
         check(engine)
     assert "\n" not in str(caught.value)
+
+
+def test_vllm_on_a_cpu_must_renew_a_tied_output_layer(check):
+    with pytest.raises(
+        EngineError, match=r"keeps a tied output layer .* --worker-extension-cls megatron_lwz\S+ \(docs"
+    ):
+        check(LikeVllm("processed_logprobs", GUARDED, device="cpu"), tied=True)
+    check(LikeVllm("processed_logprobs", GUARDED, device="cpu", worker=WORKER), tied=True)
+    check(LikeVllm("processed_logprobs", GUARDED, device="cpu"), tied=False)
+    check(LikeVllm("processed_logprobs", GUARDED), tied=True)
+    module, name = WORKER.rsplit(".", 1)
+    assert callable(getattr(importlib.import_module(module), name).renew_tied_head)
 
 
 def test_an_engine_without_a_token_is_warned_of(check, caplog):
