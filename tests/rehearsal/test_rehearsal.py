@@ -36,7 +36,9 @@ def reports() -> dict[str, Report]:
         shim.build()
     except EnvironmentSetupError as error:
         pytest.skip(str(error))
-    return {report.name: report for report in rehearse([*CASES, *FAULT_CASES])}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "2")  # as a user's shell may say: forks of a process with threads would hang
+        return {report.name: report for report in rehearse([*CASES, *FAULT_CASES])}
 
 
 @pytest.mark.parametrize("name", [case.name for case in CASES])
