@@ -21,7 +21,7 @@ def rehearse(cases: Iterable[Case], *, engine: Path | None = None) -> Iterator[R
     """
     command = [sys.executable, "-m", f"{__package__}.worker", str(shim.build()), *([str(engine)] if engine else [])]
     extra = {"TORCHDYNAMO_DISABLE": "1", "NVTE_PROJECT_BUILDING": "1"}  # no compiler; no library of Transformer Engine
-    extra["OMP_NUM_THREADS"] = "1"  # each case is a fork, in which the worker's other threads would be missing: it would hang
+    extra["OMP_NUM_THREADS"] = "1"  # each case is a fork: it would wait for the worker's other threads, which it lacks
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment.child_environment(**extra)
     ) as worker:
