@@ -54,7 +54,7 @@ def test_the_engine_is_met_by_the_runs_own_pool(load):
     section, version = RolloutSection(), WeightVersion(7, 0, "abc")
     with background_loop() as start:
         url = start(SimpleNamespace(app=lambda: engine.app(TOKEN)))
-        check = partial(check_engine, section=section, longest=4096)
+        check = partial(check_engine, section=section, longest=4096, tied=True)
         pool = EnginePool([EngineClient(url, TOKEN)], concurrency=1, section=section.pool, check=check)
         pool.meet()
         pool.push_weights(Path("/weights/7"), version)
