@@ -82,3 +82,12 @@ def step_of(name: str) -> int:
     if prefix != "step" or not digits.isdigit():
         raise ValueError(f"no step in {name!r}")
     return int(digits)
+
+
+def free_ending(path: Path, ending: str) -> str:
+    """Returns `ending`, or `ending` and a number from 2 on: the first with which the name of `path` is not taken."""
+    number, found = 1, ending
+    while path.with_name(path.name + found).exists():
+        number += 1
+        found = f"{ending}.{number}"
+    return found

@@ -93,6 +93,7 @@ class RolloutHost(Host):
             exclusive=self._config.rollout.network_journal,
             first=self._step * self._config.training.prompts_per_step,
             new=self._config.rollout.new_journal,
+            checked=not self._config.rollout.new_journal,
         )
         self._journal = journal
         self._controller = RolloutController(

@@ -268,14 +268,18 @@ class Journal:
             raise DataError(self.path, f"the journal's disk or file refuses: {one_line(error)}") from error
 
 
-def take_up(path: Path, step: int, *, exclusive: bool = False, first: int = 0, new: bool = False) -> Journal:
+def take_up(
+    path: Path, step: int, *, exclusive: bool = False, first: int = 0, new: bool = False, checked: bool = False
+) -> Journal:
     """Opens the journal of a run that continues from `step`, or begins it.
 
     `first` is the id of the first training group of a journal without one. With `new`, a journal that cannot be used is
-    kept under another name, and a new one begins. Raises UnusableJournal, and DataError as `Journal` does.
+    kept under another name, and a new one begins. `checked`: this start has called `check_journal`, which reads the whole
+    file. Raises UnusableJournal, and DataError as `Journal` does.
     """
     try:
-        check_journal(path, step)
+        if not checked:
+            check_journal(path, step)
         journal = Journal(path, exclusive=exclusive, first=first)
         try:
             journal.check_reaches(step)

@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_lwz.errors import DataError
 from megatron_lwz.rollout.recovery import OPEN
 from megatron_lwz.rollout.schema import FILE_ERRORS, SUMMED, check_schema, one_line, row_sum
+from megatron_lwz.run_paths import free_ending
 
 THOROUGH_BYTES = 2**30
 """Up to this size SQLite's whole check runs at take-up, which also compares indexes; above it the quick one."""
@@ -90,9 +91,7 @@ def check_reaches(db: sqlite3.Connection, path: Path, step: int) -> None:
 
 def keep_lost(path: Path) -> None:
     """Gives a journal that cannot be used another name, with its write-ahead log."""
-    number, ending = 1, LOST
-    while path.with_name(path.name + ending).exists():
-        number, ending = number + 1, f"{LOST}.{number + 1}"
+    ending = free_ending(path, LOST)
     for suffix in ("", "-wal", "-shm"):
         if (found := path.with_name(path.name + suffix)).exists():
             found.rename(path.with_name(path.name + ending + suffix))

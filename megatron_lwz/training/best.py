@@ -13,6 +13,7 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.reading import read_text
 from megatron_lwz.run_paths import RunPaths, step_name
+from megatron_lwz.training.checkpoint_writer import write_pointer
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,5 @@ def mark_best(run: RunPaths, config: Config, step: int) -> None:
     pointer = run.best
     if pointer.is_file() and read_text(pointer).strip() == name:
         return
-    temporary = pointer.with_name(f".{run.best.name}.tmp")
-    temporary.write_text(name, encoding="utf-8")
-    temporary.replace(pointer)
+    write_pointer(pointer, name)
     log.info("best checkpoint: %s, %s %.4g", name, metric, sign * value)

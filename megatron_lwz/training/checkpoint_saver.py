@@ -16,14 +16,10 @@ import torch.distributed as dist
 
 from megatron_lwz.distributed import exchange, groups, termination
 from megatron_lwz.errors import CheckpointError
-from megatron_lwz.run_paths import STEPS, step_name
+from megatron_lwz.run_paths import LATEST, STEPS, step_name
 from megatron_lwz.training.checkpoint import pointed_at, run_state
-from megatron_lwz.training.checkpoint_writer import (
-    Snapshot,
-    half_written,
-    write_snapshot,
-)
-from megatron_lwz.training.resume import keep_damaged, point_to
+from megatron_lwz.training.checkpoint_writer import Snapshot, half_written, write_pointer, write_snapshot
+from megatron_lwz.training.resume import keep_damaged
 from megatron_lwz.training.state import TrainState
 
 CLOSING_SECONDS = 12.0
@@ -114,7 +110,7 @@ class CheckpointSaver:
 
     def _publish(self, target: Path) -> None:
         """On rank 0: makes `target` the latest checkpoint and deletes those that `checkpoint.keep` does not cover."""
-        point_to(self._folder, target.name)
+        write_pointer(self._folder / LATEST, target.name)
         # Folders of later steps are left from before the run was rewound; they are deleted when the run passes them.
         older = sorted(path for path in self._folder.glob(STEPS) if path.name < target.name)
         kept = pointed_at(self._folder)

@@ -109,6 +109,13 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_pointer(pointer: Path, name: str) -> None:
+    """Makes `latest` or `best` name a checkpoint, whole or not at all."""
+    temporary = pointer.with_name(f".{pointer.name}.tmp")
+    write_durably(temporary, name.encode())
+    temporary.replace(pointer)
+
+
 class _FolderWriter(torch_checkpoint.FileSystemWriter):
     """torch's writer, in a folder with a temporary name that gets its final name when all ranks have written.
 

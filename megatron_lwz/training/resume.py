@@ -15,9 +15,9 @@ from megatron_lwz.distributed import exchange, groups
 from megatron_lwz.errors import CheckpointError, DamagedCheckpoint, DataError
 from megatron_lwz.metrics import read_metrics, torn
 from megatron_lwz.reading import read_text
-from megatron_lwz.run_paths import LATEST, STEPS, RunPaths, step_name, step_of
+from megatron_lwz.run_paths import LATEST, STEPS, RunPaths, free_ending, step_name, step_of
 from megatron_lwz.training.checkpoint import latest, load_checkpoint
-from megatron_lwz.training.checkpoint_writer import write_durably
+from megatron_lwz.training.checkpoint_writer import write_pointer
 from megatron_lwz.training.state import TrainState
 
 DAMAGED = ".damaged"
@@ -81,15 +81,8 @@ def keep_damaged(checkpoints: Path, step: int) -> None:
         return
     for path in sorted(checkpoints.glob(STEPS)):
         if step < step_of(path.name) <= step_of(newest.name):
-            path.rename(_free_name(path))
-    point_to(checkpoints, step_name(step))
-
-
-def point_to(checkpoints: Path, name: str) -> None:
-    """Makes the checkpoint `name` the latest."""
-    temporary = checkpoints / f".{LATEST}.tmp"
-    write_durably(temporary, name.encode())
-    temporary.replace(checkpoints / LATEST)
+            path.rename(path.with_name(path.name + free_ending(path, DAMAGED)))
+    write_pointer(pointer, step_name(step))
 
 
 def _newest_first(run: RunPaths) -> list[str]:
@@ -98,10 +91,3 @@ def _newest_first(run: RunPaths) -> list[str]:
     assert newest is not None, "a run without a checkpoint has nothing to restore"
     names = {path.name for path in run.checkpoints.glob(STEPS) if path.is_dir() and path.name <= newest.name}
     return sorted(names | {newest.name}, reverse=True)
-
-
-def _free_name(path: Path) -> Path:
-    number, found = 1, path.with_name(path.name + DAMAGED)
-    while found.exists():
-        number, found = number + 1, path.with_name(f"{path.name}{DAMAGED}.{number + 1}")
-    return found
