@@ -15,6 +15,7 @@ any number of times with other layouts); the process group is closed by the harn
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import gc
 import importlib
 import json
@@ -48,7 +49,7 @@ def run_ranks(target: str, *, ranks: int, timeout: float = 240.0, **arguments: A
             raise AssertionError(f"{target} on {ranks} ranks: no end after {timeout:g} s\n{output}")
         if code:
             errors = "\n".join(f"{file.stem}: {file.read_text()}" for file in sorted(Path(folder).glob("*.error")))
-            raise AssertionError(f"{target} on {ranks} ranks failed\n{errors or output}")
+            raise AssertionError(f"{target} on {ranks} ranks failed\n{errors}\n{output}")  # a signal leaves no error
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -119,6 +120,7 @@ def _lead(target: str, ranks: int, folder: str, arguments: str) -> None:
 
 
 def _work(function: Callable[..., Any], folder: str, arguments: str) -> None:
+    faulthandler.enable()  # a crash in a library then says where, in the agent's output
     try:
         value = function(**json.loads(arguments))
     except BaseException:
