@@ -27,6 +27,8 @@ from megatron_lwz.distributed import environment, termination
 from megatron_lwz.errors import DataError, LwzError, refused_path
 
 USER_ERROR = 2
+PEER_LOST = 1
+"""Exit status of a rank that a collective failed on, because another rank ended, hung or could not be reached."""
 GOES_ON = "the same command goes on from the last checkpoint"
 """Advice that a training stage prints when a signal ends it."""
 
@@ -69,6 +71,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
                 if (refused := refused_path(error)) is not None:
                     _report(refused.with_traceback(error.__traceback__), verbose=verbose)
                     return USER_ERROR
+                if (lost := _lost_peer(error)) is not None and not verbose:
+                    _report(lost, verbose=False)
+                    return PEER_LOST
                 raise
             if verbose:
                 traceback.print_exception(error)
@@ -229,6 +234,15 @@ def start_log() -> None:
     for handler in (chosen, warnings):
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         log.addHandler(handler)
+
+
+def _lost_peer(error: BaseException) -> LwzError | None:
+    if "torch.distributed" not in sys.modules:
+        return None
+    from megatron_lwz.distributed import heartbeat  # a command without ranks does not import torch for it
+
+    line = heartbeat.lost_peer(error)
+    return None if line is None else LwzError(line).with_traceback(error.__traceback__)
 
 
 def _say_stopped(advice: str) -> None:

@@ -84,6 +84,11 @@ class ParallelSection(Section):
     timeout_minutes: float = Field(
         30.0, gt=0, description="timeout of collectives, in minutes; ranks never wait for rollouts inside a collective"
     )
+    stall_minutes: float = Field(
+        5.0,
+        ge=0,
+        description="when a rank has not moved for so many minutes (at most half of timeout_minutes), a warning says where every rank is; 0: never",
+    )
 
 
 OLD_BACKEND_NAMES = {"chunked": "torch"}

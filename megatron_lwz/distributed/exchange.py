@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_lwz.distributed import heartbeat
 from megatron_lwz.errors import LwzError, refused_path
 
 _POLL_SECONDS = 0.05
@@ -100,10 +101,11 @@ def wait_until_posted(key: str, timeout: float) -> None:
     """
     end = time.monotonic() + timeout
     store = _store()
-    while not store.check([key]):
-        if time.monotonic() > end:
-            raise TimeoutError(f"no rank posted {key!r} within {timeout:g} s")
-        time.sleep(_POLL_SECONDS)
+    with heartbeat.waiting(key):
+        while not store.check([key]):
+            if time.monotonic() > end:
+                raise TimeoutError(f"no rank posted {key!r} within {timeout:g} s")
+            time.sleep(_POLL_SECONDS)
 
 
 def _store() -> dist.Store:

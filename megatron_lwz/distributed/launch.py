@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_lwz.config import Config
-from megatron_lwz.distributed import environment, platform
+from megatron_lwz.distributed import environment, heartbeat, platform
 from megatron_lwz.kernels import dispatch
 
 QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"
@@ -35,6 +35,7 @@ def initialize(config: Config) -> None:
     dispatch.set_backend(config.kernels)
     timeout = datetime.timedelta(minutes=config.parallel.timeout_minutes)
     _join(timeout)
+    heartbeat.start(min(config.parallel.stall_minutes, config.parallel.timeout_minutes / 2))
     _split(config)
     _seed(config.run.seed)
 
@@ -53,6 +54,7 @@ def shutdown() -> None:
     """Destroys the process groups. Safe to call twice, or before `initialize`."""
     from megatron.core import parallel_state
 
+    heartbeat.stop()
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from megatron_lwz.config import Config
-from megatron_lwz.distributed import exchange
+from megatron_lwz.distributed import exchange, heartbeat
 from megatron_lwz.orchestrator.experience import Experience
 from megatron_lwz.orchestrator.host import local_host
 from megatron_lwz.orchestrator.protocol import Host, Waiting
@@ -97,7 +97,8 @@ class Rollouts:
                 told = exchange.broadcast_json()
                 part = Experience(SequenceBatch(**exchange.broadcast_tensors()), **told)
             else:
-                part = next(parts)
+                with heartbeat.waiting(ready):
+                    part = next(parts)
                 self._turns.trainer()
                 exchange.post(ready)
                 exchange.broadcast_json({"metrics": part.metrics, "last": part.last})
@@ -155,7 +156,8 @@ class Rollouts:
         if self._host is not None and self._config.data.held_out_prompts is not None:
             if not self._config.evaluation.concurrent:
                 self._turns.engines()
-            self._host.evaluate(self._version, self._transport.folder(self._version))
+            with heartbeat.waiting("an evaluation"):
+                self._host.evaluate(self._version, self._transport.folder(self._version))
 
     def evaluated(self) -> Iterator[tuple[int, dict[str, float]]]:
         """Yields (step, metrics `eval/…`) of the finished evaluations, each once."""
@@ -171,5 +173,6 @@ class Rollouts:
         if self._host is None:
             exchange.wait_until_posted(done, math.inf)
             return
-        self._host.finish_evaluations()
+        with heartbeat.waiting(done):
+            self._host.finish_evaluations()
         exchange.post(done)

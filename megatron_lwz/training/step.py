@@ -19,7 +19,7 @@ import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_lwz.distributed import exchange, groups, platform
+from megatron_lwz.distributed import exchange, groups, heartbeat, platform
 from megatron_lwz.errors import LwzError
 from megatron_lwz.kernels.linear_logprob import TokenLoss, cross_check
 from megatron_lwz.models.logprobs import packed_params
@@ -194,6 +194,7 @@ def _run(
     """
 
     def forward_step(source: Iterator[tuple[int, MicroBatch]], chunk: torch.nn.Module) -> tuple[torch.Tensor, Output]:
+        heartbeat.moved()
         index, micro_batch = next(source)
         micro_batch = _to_device(micro_batch)
         extra = {} if token_loss is None else {"token_loss": partial(token_loss, micro_batch, index)}

@@ -1,0 +1,63 @@
+"""A run that hangs says which rank waits where (distributed/heartbeat.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from megatron_lwz.distributed.heartbeat import Beat, described
+from tests.distributed.checks_heartbeat import STALL_SECONDS
+from tests.support.ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def found() -> list[dict[str, Any]]:
+    architecture = {
+        "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 64,
+    }  # fmt: skip
+    config = {
+        "model": {"architecture": architecture},
+        "parallel": {"stall_minutes": STALL_SECONDS / 60},
+        "run": {"dir": "unused"},
+    }
+    return run_ranks("tests.distributed.checks_heartbeat:hangs", ranks=2, config=config)
+
+
+def test_one_rank_says_where_all_are_when_one_is_late(found: list[dict[str, Any]]) -> None:
+    said = [line for rank in found for line in rank["late"]]
+    assert said
+    for line in said:
+        assert "has not moved for" in line and "parallel.timeout_minutes" in line
+        assert "rank 0 at distributed/exchange.py:" in line and "(largest)" in line
+        assert "rank 1 at " in line and "checks_heartbeat.py:" in line
+    assert not found[1]["late"]  # rank 0 is able to say it
+
+
+def test_a_rank_that_a_signal_stops_gives_no_sign_of_life(found: list[dict[str, Any]]) -> None:
+    assert any("rank 1 no sign of life for" in line and "pid" in line for line in found[0]["stopped"])
+
+
+def test_nothing_is_said_of_ranks_that_may_wait_or_that_move(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        assert rank["waiting"] == [] and rank["moving"] == []
+
+
+def test_a_collective_that_fails_names_its_line_and_the_place_of_all(found: list[dict[str, Any]]) -> None:
+    lost = found[0]["lost"]
+    assert lost.startswith("a collective failed at ") and "\n" not in lost
+    assert "rank 0 at " in lost and "rank 1 at " in lost
+    assert found[0]["other"] is None and "lost" not in found[1]
+
+
+def test_ranks_at_one_place_are_named_together() -> None:
+    here = Beat("a", 1, "training/step.py:88 (finish)", "", 0.0, 100.0)
+    beats = dict.fromkeys((0, 1, 2, 4), here) | {
+        3: Beat("b", 9, "training/blocks.py:7 (save)", "", 300.0, 40.0),
+        5: Beat("b", 8, "training/rollouts.py:9 (stream)", "rollouts/1/2/0", 300.0, 100.0),
+    }
+    assert described(beats, 100.0, silent_after=30.0) == (
+        "ranks 0-2, 4 at training/step.py:88 (finish); rank 3 no sign of life for 60 s (b, pid 9), last at "
+        "training/blocks.py:7 (save); rank 5 waiting for rollouts/1/2/0"
+    )
