@@ -64,7 +64,7 @@ class EmbeddedEngine:
         return make_pool(self._config, (self.server.url,), self.server.token, keeper=self)
 
     def ended(self, *, failed: bool) -> bool:
-        """Whether the process has ended, or the engine reported itself that it cannot continue (`failed`)."""
+        """Whether the process has ended or must end: it reported that it cannot continue, or is stuck (`failed`)."""
         return failed or not self.server.alive()
 
     def start_again(self, weights: Path | None) -> None:

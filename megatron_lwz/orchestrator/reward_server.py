@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import environment
 from megatron_lwz.distributed.servers import server_process
-from megatron_lwz.errors import ConfigError
+from megatron_lwz.errors import ConfigError, EngineError
+from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.run_paths import RunPaths
 
 START_SECONDS = 600.0
+RESTARTS = 5
+"""Restarts in a row, without an answer in between, after which the server is given up: its component is masked."""
+_CHECK_SECONDS = 10.0
+_ANSWER_SECONDS = 20.0
+_MISSED_CHECKS = 6
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -34,18 +43,76 @@ def open_reward_server(config: Config, run: RunPaths) -> Iterator[Config]:
         "--dtype": config.training.precision,
         "--served-model-name": Path(section.hf).resolve().parent.name,
     }
-    server = server_process(
-        "megatron_lwz.cli.serve_reward",
-        options,
-        token_name="LWZ_REWARD_TOKEN",
-        threads=section.threads,
-        log_path=run.reward_model_log,
-    )
+
+    def process(predecessor: ServerProcess | None) -> ServerProcess:
+        return server_process(
+            "megatron_lwz.cli.serve_reward",
+            options,
+            token_name="LWZ_REWARD_TOKEN",
+            threads=section.threads,
+            log_path=run.reward_model_log,
+            successor_of=predecessor,
+        )
+
+    server = process(None)
     with environment.lent(section.api_key_env, str(server.token)):
         server.start()
         try:
             server.wait_ready(START_SECONDS)
+        except BaseException:
+            server.stop()
+            raise
+        with kept_running(server, process):
             writing = section.model_copy(update={"url": server.url})
             yield config.model_copy(update={"reward": config.reward.model_copy(update={"writing": writing})})
-        finally:
-            server.stop()
+
+
+@contextmanager
+def kept_running(
+    server: ServerProcess,
+    successor: Callable[[ServerProcess], ServerProcess],
+    *,
+    check_seconds: float = _CHECK_SECONDS,
+    answer_seconds: float = _ANSWER_SECONDS,
+) -> Iterator[None]:
+    """Inside the block a started server is restarted when it has ended or no longer answers; then it is stopped.
+
+    `successor(server)` returns a server, not started yet, that takes over the address and the token.
+    """
+    over = threading.Event()
+
+    def keep() -> None:
+        current, missed, restarts = server, 0, 0
+        while not over.wait(check_seconds):
+            alive = current.alive()
+            if alive and current.healthy(answer_seconds):
+                missed = restarts = 0
+                continue
+            missed += 1
+            if alive and missed < (_MISSED_CHECKS if restarts == 0 else START_SECONDS / check_seconds):
+                continue
+            why = "does not answer" if alive else "has ended"
+            current.stop(timeout=0.0)
+            if restarts == RESTARTS:
+                _log.warning(
+                    "%s: %s %d times in a row: it is given up; %s", current.url, why, restarts + 1, current.last_words()
+                )
+                return
+            _log.warning("%s: %s: it is started again; %s", current.url, why, current.last_words())
+            missed, restarts = 0, restarts + 1
+            current = successor(current)
+            try:
+                current.start()
+            except EngineError as error:
+                _log.warning("%s", error)
+                return
+        current.stop()
+
+    thread = threading.Thread(target=keep, name="reward server", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        server.stop()

@@ -58,14 +58,19 @@ class Health:
 
         After a timeout the engine is only doubted, until it has missed `missed_probes` probes in a row.
         """
+        self._missed += 1
         if self.standing is Standing.OUT:
             return False
-        self._missed += 1
         if kind is Failure.TIMEOUT and self._missed < self._section.missed_probes:
             self.standing = Standing.DOUBTED
             return False
         self.take_out()
         return True
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the engine is out and has missed as many probes again as it took to get there."""
+        return self.standing is Standing.OUT and self._missed >= self._section.missed_probes
 
     def probe_answered(self) -> bool:
         """Records an answered probe. Returns whether the engine may continue, or return, if it has the weights.

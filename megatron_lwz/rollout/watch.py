@@ -30,7 +30,7 @@ class Keeper(Protocol):
     def ended(self, *, failed: bool) -> bool:
         """Returns whether its process is gone.
 
-        With `failed` (the engine reported that it cannot continue) it counts as gone too.
+        With `failed` (the engine reported that it cannot continue, or does not answer) it counts as gone too.
         """
         ...
 
@@ -187,7 +187,8 @@ class Watch:
             self._move_rollouts(member)
         if member.out:
             self._say(member, str(error))
-            self._start_again(member, failed=error.kind is Failure.SERVER)
+            stuck = error.kind is Failure.TIMEOUT and member.health.stuck
+            self._start_again(member, failed=stuck or error.kind is Failure.SERVER)
 
     def _take_out(self, member: Member, why: str) -> None:
         with self._roster.lock:

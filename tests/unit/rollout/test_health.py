@@ -23,6 +23,16 @@ def test_a_slow_one_is_doubted_before_it_is_out():
     assert [health.probe_failed(Failure.TIMEOUT) for _ in range(3)] == [False, False, True], "in a row"
 
 
+def test_one_that_stays_silent_is_stuck_only_some_probes_after_it_is_out():
+    health = Health(SECTION)
+    found = []
+    for _ in range(6):
+        health.probe_failed(Failure.TIMEOUT)
+        found.append((health.standing is Standing.OUT, health.stuck))
+    assert found == [(False, False), (False, False), (True, False), (True, False), (True, False), (True, True)]
+    assert not health.probe_answered() or not health.stuck, "an answer ends it"
+
+
 def test_a_failed_request_asks_for_a_probe_and_a_refused_one_does_not():
     health = Health(SECTION)
     health.request_failed(Failure.REFUSED)
