@@ -8,17 +8,19 @@ VLLM=${VLLM:-.venv-vllm/bin/vllm}
 LWZ_ENGINE_TOKEN=${LWZ_ENGINE_TOKEN:-$(openssl rand -hex 24)}
 export LWZ_ENGINE_TOKEN VLLM
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_ON_NODE   # otherwise a task may get a single core
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1     # else ranks that torchrun restarts find the addresses of those that ended
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 
-# train STAGE CONFIG [section.key=value …]: the stage on the trainer nodes, one process per GPU.
+# train STAGE CONFIG [section.key=value …]: the stage on the trainer nodes, one process per GPU. After a failure torchrun starts
+# it again on the same nodes, and it goes on from its last checkpoint.
 train() {
     local stage=$1 trainers
     trainers=$(IFS=,; echo "${nodes[*]:0:TRAINER_NODES}")
     srun --nodes="$TRAINER_NODES" --ntasks="$TRAINER_NODES" --nodelist="$trainers" \
         torchrun --nnodes "$TRAINER_NODES" --nproc-per-node "$TRAINER_GPUS" --rdzv-backend c10d \
-        --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "${nodes[0]}:29500" \
+        --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "${nodes[0]}:29500" --max-restarts "${RESTARTS:-3}" \
         -m "megatron_lwz.cli.$stage" "${@:2}"
 }
 

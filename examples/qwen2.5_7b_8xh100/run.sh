@@ -31,5 +31,5 @@ for index in 0 1 2 3; do
     done
 done
 
-CUDA_VISIBLE_DEVICES=0,1,2,3 torchrun --nproc-per-node "$TRAINER_GPUS" \
+CUDA_VISIBLE_DEVICES=0,1,2,3 torchrun --nproc-per-node "$TRAINER_GPUS" --max-restarts "${RESTARTS:-3}" \
     -m megatron_lwz.cli.train_grpo examples/qwen2.5_7b_8xh100/config.yaml model.hf="$MODEL" "$@"

@@ -47,6 +47,20 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "MASTER_ADDR" in os.environ
 
 
+def machines() -> int:
+    """Returns the number of torchrun agents, one per machine; 1 without torchrun."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+
+def restart_on_old_store() -> int | None:
+    """Returns which restart of torchrun this is, from 1, if its ranks meet on the store of the ranks that ended.
+
+    None at the first start, and with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which gives every start a store of its own.
+    """
+    restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return restart if restart and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
+
+
 @contextmanager
 def lent(name: str, value: str) -> Iterator[None]:
     """Sets the variable inside the block, for this process and its children; restores the old value afterwards."""

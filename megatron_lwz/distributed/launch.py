@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import environment, heartbeat, platform
+from megatron_lwz.errors import LwzError
 from megatron_lwz.kernels import dispatch
 
 QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"
@@ -83,11 +84,27 @@ def _join(timeout: datetime.timedelta) -> None:
     if platform.has_gpu():
         torch.cuda.set_device(environment.local_rank())
     backend = "cpu:gloo,cuda:nccl" if platform.has_gpu() else "gloo"
-    if environment.under_torchrun():
+    if not environment.under_torchrun():
+        store: dist.Store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    elif (restart := environment.restart_on_old_store()) is None:
         dist.init_process_group(backend, timeout=timeout)
     else:
-        store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        store = dist.PrefixStore(f"restart/{restart}", _agent_store(timeout))
+        rank, ranks = environment.rank(), environment.world_size()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
+
+
+def _agent_store(timeout: datetime.timedelta) -> dist.Store:
+    """The store of torchrun, which holds the addresses of the ranks that ended. Raises LwzError on several machines.
+
+    There the machines may count their restarts differently, so that no count tells old keys from new ones.
+    """
+    if environment.machines() > 1:
+        advice = "start torchrun with the variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, so that every restart has its own store"
+        raise LwzError(f"torchrun restarts the ranks of several machines on the store of the first start: {advice}")
+    host, port = environment.get("MASTER_ADDR", ""), int(environment.get("MASTER_PORT", "0") or 0)
+    return dist.TCPStore(host or "", port, environment.world_size(), is_master=False, timeout=timeout)
 
 
 def _split(config: Config) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch.distributed as dist
 from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import environment, groups, launch, platform
 from megatron_lwz.distributed.launch import initialize, shutdown
-from megatron_lwz.errors import ConfigError
+from megatron_lwz.errors import ConfigError, LwzError
+from tests.support import stages, warm
+from tests.support.paths import ROOT
 
 ARCHITECTURE = {
     "num_hidden_layers": 2,
@@ -50,6 +53,38 @@ def test_another_layout_ends_the_groups_of_the_one_before() -> None:
         threads.append(sum(1 for _ in Path("/proc/self/task").iterdir()))
     shutdown()
     assert threads == threads[:1] * 3  # each gloo group polls in a thread of its own
+
+
+def test_ranks_that_torchrun_restarts_meet_again(tmp_path: Path) -> None:
+    """Torchrun keeps the store of the first start, which holds the addresses of the ranks that ended."""
+    module = ["-m", "tests.support.restarted_ranks", str(tmp_path)]
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+        "--monitor-interval",
+        "0.1",
+    ]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    line = [sys.executable, *torchrun, *rendezvous, *module]
+    done = warm.run(line, cwd=ROOT, env=stages.variables(), timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["restart 1 of 2 ranks"] * 2
+
+
+def test_ranks_restarted_on_several_machines_need_a_store_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {
+        "RANK": "0", "WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "1",
+    }  # fmt: skip
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LwzError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        initialize(_config())
+    assert not dist.is_initialized()
 
 
 def test_the_seed_repeats_every_generator() -> None:
