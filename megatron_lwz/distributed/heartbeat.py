@@ -95,8 +95,11 @@ class Heartbeat:
         return Beat(socket.gethostname(), os.getpid(), place, _waiting, now - self._since, time.time())
 
     def _report(self) -> None:
+        """Logs the place of all ranks, unless one of them waits for what takes any time: the others wait for it then."""
         beats = self._beats()
         silent_after = _MISSED_BEATS * self._period
+        if any(beat.waiting and time.time() - beat.at < silent_after for beat in beats.values()):
+            return
         stalled = [rank for rank, beat in beats.items() if beat.still >= self._stall and not beat.waiting]
         able = [rank for rank in stalled if time.time() - beats[rank].at < silent_after]
         if self._rank == min(able, default=self._rank):
@@ -117,6 +120,8 @@ class Heartbeat:
 _moves = 0
 _waiting = ""
 _own: Heartbeat | None = None
+_newest: Heartbeat | None = None
+"""The own one, also when it has ended: an error is reported after the end of the run's parts."""
 
 
 def start(stall_minutes: float) -> None:
@@ -124,11 +129,11 @@ def start(stall_minutes: float) -> None:
 
     The thread has a connection of its own to the store: a main thread that waits for the store holds the other one.
     """
-    global _own
+    global _own, _newest
     if _own is None and stall_minutes > 0 and dist.get_world_size() > 1:
         store = dist.distributed_c10d._get_default_store().clone()
         store.set_timeout(_STORE_TIMEOUT)
-        _own = Heartbeat(store, dist.get_rank(), dist.get_world_size(), 60 * stall_minutes)
+        _own = _newest = Heartbeat(store, dist.get_rank(), dist.get_world_size(), 60 * stall_minutes)
 
 
 def stop() -> None:
@@ -162,10 +167,10 @@ def lost_peer(error: BaseException) -> str | None:
     if not isinstance(error, dist.DistError) and not (isinstance(error, RuntimeError) and "gloo" in text):
         return None
     line = f"a collective failed at {_place_of(error)} ({' '.join(text.split())})"
-    if _own is None:
+    if _newest is None:
         return line
     try:
-        return f"{line}; {_own.places()}"
+        return f"{line}; {_newest.places()}"
     except RuntimeError:  # the store is gone too
         return line
 

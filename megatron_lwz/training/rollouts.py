@@ -36,7 +36,8 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
 
         def open_on_rank_zero() -> None:
             nonlocal host
-            host = stack.enter_context(open_host(config, run, state.step, waiting))
+            with heartbeat.waiting("its servers"):
+                host = stack.enter_context(open_host(config, run, state.step, waiting))
 
         exchange.from_rank_zero(open_on_rank_zero)
         first = WeightVersion(state.step, run.begin(state.step))
@@ -44,7 +45,8 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
         version = exporter.prepare(first, folder=config.data.held_out_prompts is not None)
         engines = None
         if host is not None:
-            host.connect(version, exporter.folder(version))
+            with heartbeat.waiting("its engines"):
+                host.connect(version, exporter.folder(version))
             engines = host.engines
         turns = Turns(config, state, engines, version.attempt)
         rollouts = Rollouts(config, host, stack.enter_context(closing(transport(engines))), turns, version)

@@ -25,15 +25,16 @@ def hangs(config: dict[str, Any]) -> dict[str, Any]:
     found = {
         "late": _logged(lambda: _late(3.0)),
         "waiting": _logged(_waits_for_rollouts),
+        "behind": _logged(_late_for_a_reason),
         "stopped": _logged(_stopped),
         "moving": _logged(_moving),
     }
     try:
         _absent()
     except RuntimeError as error:
+        heartbeat.stop()  # as the end of a run does before its error is reported
         found["lost"] = heartbeat.lost_peer(error)
     found["other"] = heartbeat.lost_peer(RuntimeError("no such batch"))
-    heartbeat.stop()
     return found
 
 
@@ -50,6 +51,14 @@ def _waits_for_rollouts() -> None:
             time.sleep(3 * STALL_SECONDS)
         exchange.post("rollouts of a test")
     exchange.wait_until_posted("rollouts of a test", 60.0)
+
+
+def _late_for_a_reason() -> None:
+    """Rank 0 comes to a collective while rank 1 waits for its engines."""
+    if dist.get_rank() == 1:
+        with heartbeat.waiting("its engines"):
+            time.sleep(3 * STALL_SECONDS)
+    exchange.largest(0.0)
 
 
 def _stopped() -> None:

@@ -39,9 +39,11 @@ def test_a_rank_that_a_signal_stops_gives_no_sign_of_life(found: list[dict[str, 
     assert any("rank 1 no sign of life for" in line and "pid" in line for line in found[0]["stopped"])
 
 
-def test_nothing_is_said_of_ranks_that_may_wait_or_that_move(found: list[dict[str, Any]]) -> None:
+def test_nothing_is_said_of_ranks_that_may_wait_or_wait_for_such_a_one_or_that_move(
+    found: list[dict[str, Any]],
+) -> None:
     for rank in found:
-        assert rank["waiting"] == [] and rank["moving"] == []
+        assert rank["waiting"] == rank["behind"] == rank["moving"] == []
 
 
 def test_a_collective_that_fails_names_its_line_and_the_place_of_all(found: list[dict[str, Any]]) -> None:
