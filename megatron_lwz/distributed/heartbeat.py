@@ -131,7 +131,7 @@ def start(stall_minutes: float) -> None:
     """
     global _own, _newest
     if _own is None and stall_minutes > 0 and dist.get_world_size() > 1:
-        store = dist.distributed_c10d._get_default_store().clone()
+        store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]  # not in the stubs
         store.set_timeout(_STORE_TIMEOUT)
         _own = _newest = Heartbeat(store, dist.get_rank(), dist.get_world_size(), 60 * stall_minutes)
 
