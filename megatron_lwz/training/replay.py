@@ -86,15 +86,15 @@ def replay(config: Config, run: RunPaths, step: int, repro: Path | None = None) 
     """
     launch.initialize(config)
     recorded = exchange.from_rank_zero(lambda: _recorded(run, step))
+    batch, names = _stored(config, run, step)
     state, reference = first_state(config)
     guard = NumericsGuard(config, _restore_before(state, run, step).get("guard"))
     begun = state.step
     while state.step < step - 1:
-        batch, names = _stored(config, run, state.step + 1)
-        _train(state, guard, prepare_updates(state, batch, config, reference, names))
+        earlier, earlier_names = _stored(config, run, state.step + 1)
+        _train(state, guard, prepare_updates(state, earlier, config, reference, earlier_names))
         guard.forget()
         state.step += 1
-    batch, names = _stored(config, run, step)
     updates = prepare_updates(state, batch, config, reference, names)
     shares = _shares(state, updates)
     metrics = _train(state, guard, updates)

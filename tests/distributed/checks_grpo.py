@@ -65,8 +65,9 @@ def updates(layouts: dict[str, dict[str, Any]], *, cap: int = 128) -> dict[str, 
 
 
 def updates_and_loss_functions(layouts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Both in one launch."""
-    return {"updates": updates(layouts), "loss_functions": loss_functions(layouts), "faults": faults(layouts)}
+    """All in one launch. Faults with pipeline stages are looked for with virtual ones alone."""
+    without_pp2 = {name: layout for name, layout in layouts.items() if name != "pp2"}
+    return {"updates": updates(layouts), "loss_functions": loss_functions(layouts), "faults": faults(without_pp2)}
 
 
 def loss_functions(layouts: dict[str, dict[str, Any]], *, cap: int = 128) -> dict[str, dict[str, float]]:

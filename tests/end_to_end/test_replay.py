@@ -14,7 +14,7 @@ from tests.support import stages, warm
 from tests.support.files import contents
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
 
-LOSS = "tests.support.grpo_runs:fails_on_some_tokens"
+LOSS = "tests.support.grpo_runs:fails_at_one_entropy"
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,8 @@ def test_a_step_is_computed_again_bit_for_bit(sound: Path, tmp_path: Path, step:
 
 def test_a_budget_that_is_spent_ends_with_a_checkpoint_and_the_run_can_go_on(sound: Path, tmp_path: Path) -> None:
     rows = read_metrics(sound / "run/metrics.jsonl")
-    bad = {"BAD_TOKENS": str(int(rows[2]["trained_tokens"]))}
+    assert all(abs(row["entropy"] - rows[2]["entropy"]) > 1e-4 for row in rows if row["step"] != 3)
+    bad = {"BAD_ENTROPY": str(rows[2]["entropy"])}
     run = tmp_path / "run"
     line = command(sound / "config.yaml", f"run.dir={run}", "training.skip_budget=0")
     done = warm.run(line, cwd=ROOT, env=variables() | bad, timeout=300)
@@ -72,7 +73,7 @@ def test_a_budget_that_is_spent_ends_with_a_checkpoint_and_the_run_can_go_on(sou
     assert (run / "checkpoints/latest").read_text() == "step_00000003"
     after = read_metrics(run / "metrics.jsonl")
     assert [row["skipped"] for row in after] == [0, 0, 1] and after[2]["loss"] != after[2]["loss"]
-    assert after[1]["loss"] == rows[1]["loss"]
+    assert after[1]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-4)  # an engine's batches depend on its speed
 
     shown, found = replay(run, 3, tmp_path / "out", **bad)
     assert found["metrics"]["loss"] == "nan" and "loss nan: the same" in shown
