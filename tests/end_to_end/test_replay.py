@@ -26,14 +26,17 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def replay(run: Path, step: int, output: Path, *overrides: str, **environment: str) -> tuple[str, dict]:
-    """Returns what the command said, and its JSON file. The run is as it was."""
+    """Returns what the command said, and its JSON file. The run is as it was, but for what every reader of SQLite leaves."""
     before = contents(run)
     line = command(run, *overrides)
     line[line.index("megatron_lwz.cli.train_grpo")] = "megatron_lwz.cli.replay"
     line += ["--step", str(step), "--output", str(output)]
     done = warm.run(line, cwd=ROOT, env=variables() | environment, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert contents(run) == before
+    after = {
+        name: data for name, data in contents(run).items() if name in before or not name.endswith(("-shm", "-wal"))
+    }
+    assert after == before
     return done.stdout + done.stderr, json.loads((output / f"step_{step:08d}.json").read_text())
 
 
@@ -92,7 +95,7 @@ def test_what_cannot_be_replayed_is_one_line(sound: Path, tmp_path: Path) -> Non
         f"{run} --step 1 --output {run}/repro": "lies in the run",
         f"{tmp_path} --step 1": "name the folder of a GRPO run",
         f"{run} --step 0": "--step",
-        f"{run} --step 1 parallel.tensor=2": "parallel.tensor",
+        f"{run} --step 1 parallel.tensor=2": "must divide the 1 ranks",
     }
     for arguments, message in cases.items():
         line = stages.command("replay", *arguments.split())
