@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 import errno
+import unicodedata
 from pathlib import Path
 from typing import Literal
 
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories of controls (of a terminal too: ESC, CSI), lone surrogates, and separators of lines."""
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Marks that change the order in which a terminal shows characters."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Returns a text of foreign origin in a form that a terminal can show: every control character is an escape.
+
+    `\\x1b`, `\\n`, `\\u202e`, but for the characters in `keep`. Other text stays as it is.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(char if char in keep or not _controls(char) else ascii(char)[1:-1] for char in text)
+
+
+def _controls(char: str) -> bool:
+    return unicodedata.category(char) in _UNPRINTABLE or char in _DIRECTIONS
+
 
 class LwzError(Exception):
-    """Base of every error that a user can fix. `cli` prints it as one line and exits with status 2."""
+    """Base of every error that a user can fix. `cli` prints it as one line and exits with status 2.
+
+    Its text may quote foreign files and servers, so `str` gives a single `printable` line.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__().replace("\n", " "))
 
 
 class ConfigError(LwzError):

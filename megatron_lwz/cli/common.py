@@ -24,7 +24,7 @@ from megatron_lwz.cli import option_types
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.config.base import user_path
 from megatron_lwz.distributed import environment, termination
-from megatron_lwz.errors import DataError, LwzError, refused_path
+from megatron_lwz.errors import DataError, LwzError, printable, refused_path
 
 USER_ERROR = 2
 PEER_LOST = 1
@@ -177,7 +177,24 @@ def serving_parser(command: str, description: str, model: str) -> Parser:
 
 def console(*, stderr: bool = False) -> Console:
     """Returns a console that prints on rank 0 and is quiet on all others."""
-    return Console(stderr=stderr, quiet=environment.rank() != 0, soft_wrap=True, highlight=False)
+    return _Console(stderr=stderr, quiet=environment.rank() != 0, soft_wrap=True, highlight=False)
+
+
+class _Console(Console):
+    """A console that prints control characters of a given text as escapes."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints texts and tables as rich does."""
+        shown = (printable(item, keep="\n") if isinstance(item, str) else item for item in objects)
+        super().print(*shown, **options)
+
+
+class _Lines(logging.Formatter):
+    """The form of our log lines. What they quote from engines, judges and files cannot move a terminal's cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line, with its traceback if it has one."""
+        return printable(super().format(record), keep="\n\t")
 
 
 def progress_bar(on: Console) -> Progress:
@@ -232,7 +249,7 @@ def start_log() -> None:
     chosen.addFilter(lambda record: record.levelno < logging.WARNING)
     warnings.setLevel(logging.WARNING)
     for handler in (chosen, warnings):
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        handler.setFormatter(_Lines("%(levelname)s: %(message)s"))
         log.addHandler(handler)
 
 
@@ -258,6 +275,6 @@ def _report(error: LwzError, *, verbose: bool) -> None:
             time.sleep(_GRACE_SECONDS)
         except (termination.Terminated, KeyboardInterrupt):
             return
-    text = "".join(traceback.format_exception(error)).rstrip() if verbose else " ".join(str(error).split("\n"))
+    text = printable("".join(traceback.format_exception(error)).rstrip(), keep="\n\t") if verbose else str(error)
     where = f" (rank {rank})" if rank else ""
     sys.stderr.write(f"error{where}: {text}\n")

@@ -89,6 +89,11 @@ class GrpoSection(Section):
     mismatch_cap: float = Field(
         2.0, gt=1, description="C, the cap of the importance weight; mask keeps weights in [1/C, C]"
     )
+    mismatch_alarm: float | None = Field(
+        0.1,
+        gt=0,
+        description="warn when the mean |log-prob of the trainer − log-prob of the engine| of a step exceeds this many nats per token (10 times as many where tokens are of older weights), or 5 times what the run's first steps had (docs/reliability.md); null = never",
+    )
 
     def check(self) -> None:
         """Checks that the options are compatible with each other. Raises ConfigError."""

@@ -75,10 +75,12 @@ class TrainingSection(Section):
     skip_budget: int = Field(
         5,
         ge=0,
-        description="pretraining, SFT: maximum skipped steps of a run (loss not finite, or a spike) before it stops",
+        description="maximum skipped steps of a run (loss or gradient not finite, or a spike) before it stops; RL: each of updates_per_batch counts",
     )
     loss_spike: float | None = Field(
-        None, gt=1, description="skip a step whose loss exceeds this multiple of the recent median; null = off"
+        None,
+        gt=1,
+        description="pretraining, SFT, reward model: skip a step whose loss exceeds this multiple of the recent median; null = off",
     )
     grad_norm_spike: float | None = Field(
         None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,7 +60,7 @@ class CompletionClient(HttpSession):
     """Client of one server, inside one event loop.
 
     `url` is the address with or without its path: `http://host:8000` means `http://host:8000/v1`.
-    `timeout` is in seconds: for a whole answer, or between two bytes of a streamed one. Redirects are not followed, so
+    `timeout` is in seconds: for a whole answer, or between two pieces of text of a streamed one. Redirects are not followed, so
     the key is sent to `url` only. `key_name` is the environment variable of the key, for the error message. Raises
     EngineError if `url` is no address.
     """
@@ -154,9 +155,11 @@ class CompletionClient(HttpSession):
         reason: str | None = None
         stop: str | None = None
         model, tokens, size = "", (0, 0), 0
+        read, advanced = 0, time.monotonic()
+        done = False
         async for chunk in response.content.iter_any():
             for event in parser.feed(chunk):
-                if event == "[DONE]":
+                if done := event == "[DONE]":
                     break
                 try:
                     part = json.loads(event)
@@ -177,6 +180,12 @@ class CompletionClient(HttpSession):
                         heard(text + thinking, tokens[1])
                 except _NOT_AS_AGREED as error:
                     raise self._unknown(event[:80], error) from error
+            if done:
+                break
+            if size > read:
+                read, advanced = size, time.monotonic()
+            elif time.monotonic() - advanced > self._timeout:
+                raise CompletionFailure(self.url, f"sends bytes but no text for {self._timeout:g} s", Failure.TIMEOUT)
         if reason is None:
             raise CompletionFailure(self.url, "the stream ended without a finish_reason", Failure.CONNECTION)
         return Completion(_clean("".join(texts)), reason, stop, _clean("".join(thoughts)), model, *tokens)

@@ -132,4 +132,5 @@ def make_pool(
 
 def client_maker(config: Config, token: str | None) -> Callable[..., EngineClient]:
     """Returns a function that makes clients with the run's limits, from a URL and other arguments of EngineClient."""
-    return partial(EngineClient, token=token, timeout=config.rollout.request_timeout)
+    vocabulary = config.architecture().vocab_size
+    return partial(EngineClient, token=token, timeout=config.rollout.request_timeout, vocabulary=vocabulary)

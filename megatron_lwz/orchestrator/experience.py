@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -46,6 +46,8 @@ class Experience:
     """Metrics of the whole rollout batch. They come with its last part; earlier parts have none."""
     last: bool = True
     """Whether this completes the rollout batch."""
+    rollouts: list[str] = field(default_factory=list)
+    """Ids of the batch's sequences, in its order."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,11 @@ def make_batch(groups: Sequence[Group], config: Config, *, names: Sequence[str],
     """
     found, weights, _ = _weigh(groups, config, names, step)
     return flatten([r for group in groups for r in group.rollouts], found.total, weights)
+
+
+def rollout_ids(groups: Sequence[Group]) -> list[str]:
+    """Returns the ids of the sequences of `make_batch`, in its order."""
+    return [rollout.id for group in groups for rollout in group.rollouts]
 
 
 def experience_metrics(groups: Sequence[Group], config: Config, *, names: Sequence[str], step: int) -> dict[str, float]:

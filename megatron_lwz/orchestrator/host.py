@@ -21,7 +21,7 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.evaluation.in_loop import InLoopEvaluation, Metrics
 from megatron_lwz.orchestrator.engines import embedded_engine, running_engines
 from megatron_lwz.orchestrator.evaluation import in_loop_evaluation
-from megatron_lwz.orchestrator.experience import Experience, experience_metrics, is_barren, make_batch
+from megatron_lwz.orchestrator.experience import Experience, experience_metrics, is_barren, make_batch, rollout_ids
 from megatron_lwz.orchestrator.protocol import Host, Waiting
 from megatron_lwz.orchestrator.reward_server import open_reward_server
 from megatron_lwz.rewards.composite import build_rewards, reward_metrics
@@ -136,11 +136,12 @@ class RolloutHost(Host):
             batch = make_batch(part, config, names=self._names, step=step)
             weights.append(batch.weights)
             if len(self._batch) < size:
-                yield Experience(batch, {}, last=False)
+                yield Experience(batch, {}, last=False, rollouts=rollout_ids(part))
         self._note_exclusions(self._batch, torch.cat(weights))
         self._batch.sort(key=lambda group: group.id)
         metrics = experience_metrics(self._batch, config, names=self._names, step=step)
-        yield Experience(batch, metrics | self._controller.metrics() | reward_metrics(self._rewards))
+        metrics |= self._controller.metrics() | reward_metrics(self._rewards)
+        yield Experience(batch, metrics, rollouts=rollout_ids(part))
 
     @override
     def trained(self, step: int) -> None:

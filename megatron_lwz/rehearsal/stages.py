@@ -19,7 +19,8 @@ from megatron_lwz.rehearsal.case import Case
 from megatron_lwz.rehearsal.checkpoints import rehearse_checkpoints
 from megatron_lwz.rehearsal.cuda import DEVICE
 from megatron_lwz.rehearsal.device import FakeDevice, RehearsalError
-from megatron_lwz.training.grpo_update import PolicyUpdates, prepare_updates
+from megatron_lwz.training.grpo_batches import prepare_updates
+from megatron_lwz.training.grpo_update import PolicyUpdates
 from megatron_lwz.training.optimizer import Schedule, build_optimizer, parts, wrap_data_parallel
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.reward_model import PairTask
@@ -125,7 +126,7 @@ def _optimizer_step(
     with device.ledger.during("forward+backward"):
         step.add(micro_batches, loss, token_loss, last=True)
     with device.ledger.during("step"):
-        step.finish(denominator, accept=lambda _loss, _norm: True)
+        step.finish(denominator, accept=lambda _: True)
 
 
 def _score(case: Case, config: Config, device: FakeDevice, policies: Sequence[Any]) -> Outcome:

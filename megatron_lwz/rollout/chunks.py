@@ -13,13 +13,22 @@ from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.rollout.events import StreamEnd, StreamEvent
 from megatron_lwz.types import FinishReason, TokenDelta, WeightVersion
 
+LARGEST_VOCABULARY = 2**31
+"""Token ids are stored as int32."""
+
 
 class ChunkReader:
-    """Parses one engine's stream. `named` converts a chunk's name of the weights (None: no name) into a version."""
+    """Parses one engine's stream. `named` converts a chunk's name of the weights (None: no name) into a version.
 
-    def __init__(self, url: str, named: Callable[[object], WeightVersion]) -> None:
+    Token ids must be below `vocabulary`, the size of the policy's.
+    """
+
+    def __init__(
+        self, url: str, named: Callable[[object], WeightVersion], *, vocabulary: int = LARGEST_VOCABULARY
+    ) -> None:
         self._url = url
         self._named = named
+        self._vocabulary = vocabulary
 
     def read(self, chunks: Sequence[str]) -> Iterator[StreamEvent]:
         """Yields the events of one read.
@@ -63,7 +72,7 @@ class ChunkReader:
             reason, stop = choice.get("finish_reason"), choice.get("stop_reason")
             end = StreamEnd(FinishReason(reason), stop if isinstance(stop, str) else None) if reason else None
             delta = self._delta(tokens, logprobs, chunk.get("weight_version", choice.get("weight_version")))
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise self._failure(f"streamed a chunk our contract does not know ({error!r}): {text[:80]!r}") from error
         return delta, end
 
@@ -74,10 +83,13 @@ class ChunkReader:
         if not tokens:
             return None
         if set(map(type, tokens)) != {int} or min(tokens) < 0:
-            raise ValueError("token ids must be whole numbers")
-        if not math.isfinite(sum(logprobs)) or max(logprobs) > 1e-3:  # any value that is not finite shows in the sum
+            raise ValueError("token ids must be whole numbers from 0 on")
+        if max(tokens) >= self._vocabulary:
+            raise ValueError(f"token id {max(tokens)} is beyond the policy's vocabulary of {self._vocabulary}")
+        kept = array("f", logprobs)
+        if not math.isfinite(sum(kept)) or max(kept) > 1e-3:  # any value that is not finite in fp32 shows in the sum
             raise ValueError("log-probs must be finite and not above 0")
-        return TokenDelta(tuple(tokens), tuple(array("f", logprobs)), self._named(version))
+        return TokenDelta(tuple(tokens), tuple(kept), self._named(version))
 
     def _failure(self, advice: str, kind: Failure = Failure.CONTRACT) -> RequestFailure:
         return RequestFailure(self._url, advice, kind)

@@ -13,9 +13,9 @@ from typing import Any
 import aiohttp
 
 from megatron_lwz.http.retry import Failure, RequestFailure
-from megatron_lwz.http.session import HttpSession
+from megatron_lwz.http.session import HttpSession, read_bounded
 from megatron_lwz.http.sse import EventParser
-from megatron_lwz.rollout.chunks import ChunkReader
+from megatron_lwz.rollout.chunks import LARGEST_VOCABULARY, ChunkReader
 from megatron_lwz.rollout.events import StreamEnd, StreamEvent
 from megatron_lwz.rollout.limits import EngineLoad, read_load
 from megatron_lwz.rollout.open_stream import OpenStream
@@ -24,6 +24,7 @@ from megatron_lwz.rollout.version_tracker import LocalTracker, VersionTracker
 from megatron_lwz.types import WeightVersion
 
 CONNECT_SECONDS = 10.0
+MAX_ANSWER_BYTES = 32 << 20
 UNCHANGED = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Sampling settings that leave the policy's distribution unchanged. Without them vLLM takes the values of the
 model's generation_config.json (Qwen2.5: a repetition penalty of 1.05).
@@ -33,8 +34,10 @@ model's generation_config.json (Qwen2.5: a repetition penalty of 1.05).
 class EngineClient(HttpSession):
     """A client of one engine, for use inside one event loop. All its failures are RequestFailure (EngineError).
 
-    `timeout`: seconds without any byte before a request counts as failed. `version` marks the tokens of engines whose
-    streams do not name the weights (vLLM). `tracker` holds what other clients of the same engine already know.
+    `timeout`: seconds without any byte, and of a stream without a new token, before a request counts as failed. An answer
+    to another request may take that long after its first byte. `vocabulary`: size of the policy's vocabulary. `version`
+    marks the tokens of engines whose streams do not name the weights (vLLM). `tracker` holds what other clients of the
+    same engine already know.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class EngineClient(HttpSession):
         *,
         model: str = "policy",
         timeout: float = 600.0,
+        vocabulary: int = LARGEST_VOCABULARY,
         tracker: VersionTracker | None = None,
     ) -> None:
         super().__init__(token, aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=timeout))
@@ -51,6 +55,7 @@ class EngineClient(HttpSession):
         self.tracker = tracker or LocalTracker()
         self._model = model
         self._timeout = timeout
+        self._vocabulary = vocabulary
 
     @property
     def has_token(self) -> bool:
@@ -71,7 +76,14 @@ class EngineClient(HttpSession):
 
     def twin(self) -> EngineClient:
         """Returns a client of the same engine for another event loop."""
-        return EngineClient(self.url, self._key, model=self._model, timeout=self._timeout, tracker=self.tracker)
+        return EngineClient(
+            self.url,
+            self._key,
+            model=self._model,
+            timeout=self._timeout,
+            vocabulary=self._vocabulary,
+            tracker=self.tracker,
+        )
 
     async def stream(
         self,
@@ -105,17 +117,22 @@ class EngineClient(HttpSession):
             "return_token_ids": True,
             "request_id": request_id,
         }
-        parser, reader, stream = EventParser(), ChunkReader(self.url, self._named), OpenStream()
+        reader = ChunkReader(self.url, self._named, vocabulary=self._vocabulary)
+        parser, stream = EventParser(), OpenStream()
         self.tracker.add_stream(stream)
         try:
             async with self._request("POST", "/v1/completions", body, request_id) as response:
                 await self._check(response)
                 stream.begin(response)
+                heard = time.monotonic()
                 while chunk := await stream.read():
                     for event in reader.read(parser.feed(chunk)):
                         yield event
                         if isinstance(event, StreamEnd):
                             return
+                        heard = time.monotonic()  # after the consumer, which may hold the stream back
+                    if time.monotonic() - heard > self._timeout:
+                        raise self._failure(Failure.TIMEOUT, f"sends bytes but no token for {self._timeout:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._translate(error) from error
         finally:
@@ -248,19 +265,31 @@ class EngineClient(HttpSession):
         try:
             async with self._request(method, path, body) as response:
                 await self._check(response)
-                return str(await response.text())
+                return (await self._body(response)).decode("utf-8", "replace")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._translate(error) from error
 
     async def _check(self, response: aiohttp.ClientResponse) -> None:
         if response.status == 200:
             return
-        said = " ".join((await response.text(errors="replace"))[:500].split())
+        said = " ".join((await self._body(response)).decode("utf-8", "replace")[:500].split())
         advice = f"{response.method} {response.url.path} answered {response.status}: {said or response.reason}"
         if response.status in (401, 403):
             advice += " (is rollout.api_key_env the engine's token?)"
         busy = response.status >= 500 or response.status in (408, 429)
         raise self._failure(Failure.SERVER if busy else Failure.REFUSED, advice)
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        """Returns the whole body. Raises RequestFailure or ValueError for one that does not end."""
+        scope = asyncio.timeout(self._timeout)
+        try:
+            async with scope:
+                return await read_bounded(response, MAX_ANSWER_BYTES)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            advice = f"its answer to {response.url.path} did not end within {self._timeout:g} s"
+            raise self._failure(Failure.TIMEOUT, advice) from None
 
     def _failure(self, kind: Failure, advice: str) -> RequestFailure:
         return RequestFailure(self.url, advice, kind)
@@ -272,7 +301,7 @@ class EngineClient(HttpSession):
             return self._failure(Failure.TIMEOUT, f"silent for {self._timeout:g} s")
         if isinstance(error, (aiohttp.ClientError, OSError)):
             return self._failure(Failure.CONNECTION, f"{type(error).__name__}: {error}")
-        return self._failure(Failure.CONTRACT, f"streamed {error}")
+        return self._failure(Failure.CONTRACT, f"answered {error}")
 
 
 @lru_cache(maxsize=64)

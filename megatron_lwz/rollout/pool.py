@@ -55,14 +55,15 @@ class EnginePool:
         return [member.client for member in self._roster.members]
 
     @asynccontextmanager
-    async def lease(self, group: int) -> AsyncIterator[EngineClient]:
+    async def lease(self, group: int, avoided: EngineClient | None = None) -> AsyncIterator[EngineClient]:
         """Leases a slot on an engine for one request of a rollout of this group. Waits for a slot, in order.
 
+        It is not the `avoided` engine while another one is up.
         A RequestFailure inside the block counts against the engine's health. Raises RequestFailure also if the engine
         is given up during the request, and EngineError if no engine returned within `pool.wait`.
         """
         self._watch.start()
-        member = await self._roster.slots.take(group)
+        member = await self._roster.slots.take(group, avoided)
         scope = asyncio.timeout(None)
         try:
             async with scope:

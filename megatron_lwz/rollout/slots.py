@@ -50,9 +50,14 @@ class Member:
         """Whether the engine is out: it gets neither rollouts nor weights until it is back."""
         return self.health.standing is Standing.OUT
 
+    @property
+    def up(self) -> bool:
+        """Whether the engine takes new rollouts, once it has a free slot."""
+        return self.health.standing is Standing.UP and not self.leaving
+
     def free(self) -> bool:
         """Returns whether the engine may get one more rollout."""
-        return self.health.standing is Standing.UP and not self.leaving and self.in_use < self.limit.value
+        return self.up and self.in_use < self.limit.value
 
     def fullness(self) -> float:
         """Returns the greater of used slots and used cache, as fractions."""
@@ -67,18 +72,21 @@ class Slots:
 
     def __init__(self) -> None:
         self.members: list[Member] = []
-        self._waiting: deque[tuple[int, asyncio.Future[Member]]] = deque()
+        self._waiting: deque[tuple[int, EngineClient | None, asyncio.Future[Member]]] = deque()
         self._homes: OrderedDict[int, Member] = OrderedDict()
         self._error: BaseException | None = None
 
-    async def take(self, group: int) -> Member:
-        """Takes a slot on an engine. Waiting tasks are served in order. Raises the error that was passed to `fail`."""
+    async def take(self, group: int, avoided: EngineClient | None = None) -> Member:
+        """Takes a slot on an engine. Waiting tasks are served in order. Raises the error that was passed to `fail`.
+
+        The slot is on the `avoided` engine only while no other engine is up.
+        """
         if self._error is not None:
             raise self._error
-        member = None if self._waiting else self._choose(group)
+        member = None if self._waiting else self._choose(group, avoided)
         if member is None:
             future: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
-            self._waiting.append((group, future))
+            self._waiting.append((group, avoided, future))
             try:
                 member = await future
             except asyncio.CancelledError:
@@ -96,32 +104,36 @@ class Slots:
         self.serve()
 
     def serve(self) -> None:
-        """Assigns free slots to waiting tasks."""
-        while self._waiting:
-            group, future = self._waiting[0]
+        """Assigns free slots to waiting tasks. Only a task that avoids an engine may be overtaken."""
+        for waiting in list(self._waiting):
+            group, avoided, future = waiting
             if not future.done():
-                member = self._choose(group)
-                if member is None:
+                member = self._choose(group, avoided)
+                if member is None and avoided is None:
                     return
+                if member is None:
+                    continue
                 member.in_use += 1
                 future.set_result(member)
-            self._waiting.popleft()
+            self._waiting.remove(waiting)
 
     def fail(self, error: BaseException | None) -> None:
         """Raises the error in every waiting task and in later calls of `take`, until `fail(None)`."""
         self._error = error
         while error is not None and self._waiting:
-            _, future = self._waiting.popleft()
+            *_, future = self._waiting.popleft()
             if not future.done():
                 future.set_exception(error)
 
-    def _choose(self, group: int) -> Member | None:
+    def _choose(self, group: int, avoided: EngineClient | None) -> Member | None:
         """Returns the best free engine.
 
         The rollouts of a group share one engine's prefix cache while that engine has room. Otherwise it is the emptiest
         engine. Returns None if no engine is free.
         """
         free = [member for member in self.members if member.free()]
+        if any(member.up and member.client is not avoided for member in self.members):
+            free = [member for member in free if member.client is not avoided]
         if not free:
             return None
         home = self._homes.get(group)

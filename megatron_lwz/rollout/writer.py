@@ -112,10 +112,11 @@ class RolloutWriter:
         limits = {Failure(kind): most for kind, most in self._section.retry_limits.items()}
         budget = RetryBudget(self._section.retries, limits, BACKOFF_SECONDS)
         last: EngineClient | None = None
+        avoided: EngineClient | None = None
         while draft.reason is None:
             before = len(draft.tokens)
             try:
-                async with self._pool.lease(group.id) as client:
+                async with self._pool.lease(group.id, avoided) as client:
                     self.counters["moved"] += last not in (None, client)
                     last = client
                     await self._stream(client, group, draft, seed, guarded)
@@ -124,6 +125,8 @@ class RolloutWriter:
                 failure = error
             if len(draft.tokens) > before:
                 budget.reset()
+            # An engine that answers nonsense does so again, and one retry is all that such a failure gets.
+            avoided = last if failure.kind is Failure.CONTRACT else None
             wait = budget.spend(failure)
             self.counters["retried"] += 1
             log.warning("rollout %s goes on from token %d in %.1f s: %s", draft.id, len(draft.tokens), wait, failure)

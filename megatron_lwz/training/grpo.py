@@ -16,9 +16,10 @@ from megatron_lwz.metrics import MetricsWriter, Timer
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.best import mark_best
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
-from megatron_lwz.training.grpo_update import PolicyUpdates, mean_metrics, prepare_updates
-from megatron_lwz.training.initial import build_train_state
-from megatron_lwz.training.reference import ReferenceWeights
+from megatron_lwz.training.grpo_batches import prepare_updates
+from megatron_lwz.training.grpo_update import PolicyUpdates, mean_metrics
+from megatron_lwz.training.numerics_guard import NumericsGuard
+from megatron_lwz.training.reference import ReferenceWeights, first_state
 from megatron_lwz.training.resume import check_records, restore
 from megatron_lwz.training.rollouts import Rollouts, open_rollouts
 from megatron_lwz.training.run_folder import RunFolder, due
@@ -48,7 +49,7 @@ def train(config: Config, display: Display) -> RunFolder:
     if run.finished:
         return run
     check_records(run)
-    state, reference = _load(config, run)
+    state, reference, guard = _load(config, run)
     timer = Timer()
 
     with (
@@ -60,25 +61,26 @@ def train(config: Config, display: Display) -> RunFolder:
             rollouts.evaluate()
 
         for step in range(state.step + 1, config.training.steps + 1):
-            policy_updates = PolicyUpdates(state, config)
+            policy_updates = PolicyUpdates(state, config, guard)
             # prompts → rollouts → rewards → advantages, packed flat: the whole batch, or parts as soon as they are ready
             for experience in timer.each("rollout", rollouts.stream(step)):
                 with timer("logprobs"):
-                    updates = prepare_updates(state, experience.batch, config, reference)
+                    updates = prepare_updates(state, experience.batch, config, reference, experience.rollouts)
                 with timer("update"):
                     policy_updates.add(updates, last=experience.last)
             with timer("update"):
-                losses = policy_updates.finish()
+                metrics = experience.metrics | mean_metrics(policy_updates.finish())
             state.step = step
             rollouts.trained(step)
             with timer("weight_sync"):
                 rollouts.update_weights(step)
 
-            if due(step, config.checkpoint.interval, config):
-                saver.save({"prompts": step * config.training.prompts_per_step})
+            metrics |= guard.watch(step, metrics)
+            if guard.saves(state, due=due(step, config.checkpoint.interval, config)):
+                saver.save({"prompts": step * config.training.prompts_per_step, "guard": guard.state()})
             saver.poll()
             if writer:
-                metrics = experience.metrics | mean_metrics(losses) | rollouts.lengths(step) | timer.take()
+                metrics |= rollouts.lengths(step) | timer.take()
                 metrics["tokens_per_second"] = metrics["rollout/tokens"] / _seconds(metrics)
                 writer.write(step, metrics)
                 display.step(step, metrics)
@@ -86,6 +88,7 @@ def train(config: Config, display: Display) -> RunFolder:
                     rollouts.evaluate()
                 _record(rollouts, writer)
                 mark_best(run, config, step)
+            guard.end_step(step, saver.wait)
         rollouts.finish_evaluations()
         if writer:
             _record(rollouts, writer)
@@ -96,15 +99,11 @@ def train(config: Config, display: Display) -> RunFolder:
     return run
 
 
-def _load(config: Config, run: RunFolder) -> tuple[TrainState, ReferenceWeights | None]:
-    """Returns the state that the run continues from, and the weights that it began with if the KL term needs them."""
-    state = build_train_state(config)
-    for policy in state.policies:
-        policy.temperature = config.rollout.temperature  # log-probs of the distribution the engines sample from
-    reference = ReferenceWeights(state) if config.grpo.kl_coefficient > 0 else None
-    if run.resume:
-        restore(state, run)
-    return state, reference
+def _load(config: Config, run: RunFolder) -> tuple[TrainState, ReferenceWeights | None, NumericsGuard]:
+    """Returns the state that the run continues from, the weights that it began with if the KL term needs them, the guard."""
+    state, reference = first_state(config)
+    extra = restore(state, run) if run.resume else {}
+    return state, reference, NumericsGuard(config, extra.get("guard"))
 
 
 def _record(rollouts: Rollouts, writer: MetricsWriter) -> None:

@@ -7,8 +7,10 @@ formulas of `algorithms/grpo.py` run as torch operations.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
@@ -18,7 +20,7 @@ from megatron_lwz.config.sections import GrpoSection
 from megatron_lwz.distributed import groups
 from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, TokenLoss
 from megatron_lwz.kernels.settings import settings
-from megatron_lwz.training.step import TokenLossFn
+from megatron_lwz.training.step import TokenLossFn, to_device
 from megatron_lwz.types import MicroBatch
 
 if TYPE_CHECKING:
@@ -78,6 +80,24 @@ class GrpoObjective:
             sequences=self._sequences,
             context_sum=_context_sum,
         )
+
+    def token_losses(self, statistics: Tensor, micro: MicroBatch, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns (weighted loss, |log old − log behaviour|, sequence id) of the T' tokens that count, each [T'].
+
+        The losses add up to `loss`. They are the loss's derivatives by the weights, so a `grpo.loss_function` must not
+        read `weight`. Always computed with torch operations.
+        """
+        logprob, entropy, _ = statistics
+        micro = to_device(micro)
+        inputs = self._inputs(micro, index, logprob, entropy, None)
+        weight = inputs.weight.clone().requires_grad_()
+        with torch.enable_grad():
+            total, _ = grpo_loss(
+                replace(inputs, weight=weight), self._section, context_sum=_context_sum, policy_loss=self._function
+            )
+        (loss,) = torch.autograd.grad(total, weight)
+        used = inputs.weight > 0
+        return (loss * inputs.weight)[used], (inputs.old - inputs.behaviour).abs()[used], inputs.sequence_ids[used]
 
     def _token_loss(self, micro: MicroBatch, index: int) -> TokenLoss:
         def loss(logprob: Tensor, entropy: Tensor, _lse: Tensor, rows: Tensor) -> Tensor:

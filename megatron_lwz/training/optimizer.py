@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 
@@ -113,6 +114,19 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> Me
     )
     prime(optimizer)
     return optimizer
+
+
+def apply_gradients(optimizer: MegatronOptimizer, grad_norm: float) -> None:
+    """Clips the gradients, which `prepare_grads` has prepared, by their known norm, and updates the weights.
+
+    It does what the rest of Megatron's `step` does. That would compute the norm once more, and leave no moment between
+    the norm and the update to refuse one.
+    """
+    for part in parts(optimizer):
+        parameters = part.get_parameters()
+        if parameters and part.config.clip_grad > 0.0:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=grad_norm)
+    optimizer.step_with_ready_grads()
 
 
 def parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:

@@ -1,4 +1,7 @@
-"""The frozen reference policy for the KL term: a copy in host memory, swapped into the model for a forward pass."""
+"""The policy that a GRPO run begins with, and its frozen copy in host memory for the KL term.
+
+The copy is swapped into the model for a forward pass.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ from contextlib import contextmanager
 
 import torch
 
+from megatron_lwz.config import Config
 from megatron_lwz.distributed import platform
 from megatron_lwz.distributed.host_arena import HostArena
+from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.state import TrainState
 
 
@@ -43,6 +48,14 @@ class ReferenceWeights:
         """Puts the policy's weights back, bit for bit."""
         for parameter, parked in zip(_parameters(state), self._parked, strict=True):
             parameter.copy_(parked)
+
+
+def first_state(config: Config) -> tuple[TrainState, ReferenceWeights | None]:
+    """Builds the state that a GRPO run begins with, and its reference weights if the KL term needs them. Collective."""
+    state = build_train_state(config)
+    for policy in state.policies:
+        policy.temperature = config.rollout.temperature  # log-probs of the distribution the engines sample from
+    return state, ReferenceWeights(state) if config.grpo.kl_coefficient > 0 else None
 
 
 @contextmanager

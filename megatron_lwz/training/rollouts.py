@@ -103,7 +103,7 @@ class Rollouts:
                     part = next(parts)
                 self._turns.trainer()
                 exchange.post(ready)
-                exchange.broadcast_json({"metrics": part.metrics, "last": part.last})
+                exchange.broadcast_json({"metrics": part.metrics, "last": part.last, "rollouts": part.rollouts})
                 exchange.broadcast_tensors(vars(part.batch))
             yield part
             if part.last:

@@ -40,6 +40,10 @@ class SpikeGuard:
         """Returns the state for a checkpoint (JSON)."""
         return {"skipped": self.skipped, "losses": list(self._losses), "grad_norms": list(self._norms)}
 
+    def judge(self, result: StepResult) -> bool:
+        """Whether the step may be taken."""
+        return self.accept(result.loss, result.grad_norm)
+
     def accept(self, loss: float, grad_norm: float) -> bool:
         """Whether the step may be taken. An accepted step enters the median."""
         if self.fault(loss, grad_norm):

@@ -23,6 +23,7 @@ from megatron_lwz.distributed import exchange, groups, heartbeat, platform
 from megatron_lwz.errors import LwzError
 from megatron_lwz.kernels.linear_logprob import TokenLoss, cross_check
 from megatron_lwz.models.logprobs import packed_params
+from megatron_lwz.training.optimizer import apply_gradients
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.types import MicroBatch
 
@@ -35,9 +36,6 @@ _MAXIMUM = "/max"
 
 TokenLossFn = Callable[[MicroBatch, int], TokenLoss]
 """(micro-batch, its index) → the same loss as LossFn's, for differentiation in the forward pass."""
-
-Accept = Callable[[float, float], bool]
-"""(loss, gradient norm before clipping) → whether to take the step. Every rank calls it with the same numbers."""
 
 Output = Callable[..., Any]
 
@@ -60,6 +58,10 @@ class StepResult:
     lr: float
     metrics: dict[str, float]
     applied: bool = True
+
+
+Accept = Callable[[StepResult], bool]
+"""(what is known of a step that is not applied yet) → whether to apply it. Every rank calls it with the same result."""
 
 
 class AccumulatingStep:
@@ -114,7 +116,8 @@ class AccumulatingStep:
         """Reduces the gradients over the ranks, divides them by `denominator` and steps the optimizer.
 
         `denominator` is global: it divides the loss summed over all parts and ranks. It is 0 when no token counted.
-        `accept` may refuse the step. Raises TrainingError when the loss or the gradient is not finite.
+        `accept` may refuse the step. Without it, raises TrainingError when the loss or the gradient is not finite. Either
+        way nothing but the gradient has changed then.
         """
         state = self._state
         for chunk in state.chunks:
@@ -127,12 +130,25 @@ class AccumulatingStep:
         if self._checks:
             sums["kernels/difference/max"] = exchange.largest(max(found.largest() for found in self._checks))
         loss = sums.pop("loss") / max(1, denominator)
-        if accept is not None:
-            state.optimizer.prepare_grads()
-            grad_norm = float(state.optimizer.get_grad_norm())
-            if not accept(loss, grad_norm):
-                return StepResult(loss, grad_norm, self._lr, sums, applied=False)
-        return StepResult(loss, _optimizer_step(state, loss), self._lr, sums)
+        state.optimizer.prepare_grads()
+        result = StepResult(loss, float(state.optimizer.get_grad_norm()), self._lr, sums, applied=False)
+        if accept is None:
+            _check_finite(state, result)
+        elif not accept(result):
+            return result
+        apply_gradients(state.optimizer, result.grad_norm)
+        return dataclasses.replace(result, applied=True)
+
+    def not_finite(self) -> list[int]:
+        """Returns which of this rank's micro-batches, counted over all parts, gave sums that are not finite.
+
+        It is empty on ranks that do not hold the last pipeline stage. The host waits for the GPU.
+        """
+        return [
+            index
+            for index, report in enumerate(self._reports)
+            if not all(math.isfinite(value) for value in report.values())
+        ]
 
 
 def train_step(
@@ -196,7 +212,7 @@ def _run(
     def forward_step(source: Iterator[tuple[int, MicroBatch]], chunk: torch.nn.Module) -> tuple[torch.Tensor, Output]:
         heartbeat.moved()
         index, micro_batch = next(source)
-        micro_batch = _to_device(micro_batch)
+        micro_batch = to_device(micro_batch)
         extra = {} if token_loss is None else {"token_loss": partial(token_loss, micro_batch, index)}
         output = chunk(
             micro_batch.tokens[None],
@@ -240,7 +256,8 @@ def _held(chunks: Sequence[DistributedDataParallel]) -> Iterator[None]:
                 chunk.config.no_sync_func = function
 
 
-def _to_device(micro_batch: MicroBatch) -> MicroBatch:
+def to_device(micro_batch: MicroBatch) -> MicroBatch:
+    """Returns the micro-batch with its tensors on this rank's device."""
     device = platform.device()
     moved: dict[str, Any] = {
         field.name: value.to(device, non_blocking=True)
@@ -267,12 +284,9 @@ def _reduce(reports: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     return exchange.broadcast_json(totals if dist.get_rank() == source else None, source=source)
 
 
-def _optimizer_step(state: TrainState, loss: float) -> float:
-    """Steps the optimizer; returns the gradient norm. Raises TrainingError if it is not finite."""
-    succeeded, grad_norm, _ = state.optimizer.step()
-    if not succeeded or not math.isfinite(grad_norm) or not math.isfinite(loss):
+def _check_finite(state: TrainState, result: StepResult) -> None:
+    if not math.isfinite(result.grad_norm) or not math.isfinite(result.loss):
         raise TrainingError(
-            f"step {state.step}: loss {loss}, gradient norm {grad_norm}: not finite, so the run stops here; "
+            f"step {state.step + 1}: loss {result.loss}, gradient norm {result.grad_norm}: not finite, so the run stops; "
             "lower optimizer.lr or look at this step's data, then resume from the last checkpoint"
         )
-    return float(grad_norm)

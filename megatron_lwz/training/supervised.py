@@ -105,7 +105,7 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep) -> 
             begun = time.monotonic()
             batch, after = task.take(cursor, sequences_of_step(config.training, state.step))
             micro_batches, loss = task.micro_batches(batch, config), task.objective(batch)
-            result = train_step(state, micro_batches, loss, batch.denominator, task.token_loss, accept=guard.accept)
+            result = train_step(state, micro_batches, loss, batch.denominator, task.token_loss, accept=guard.judge)
             state.step += 1
             if not result.applied:
                 guard.skip(state.step, result, batch, cursor)

@@ -10,9 +10,11 @@ import torch
 
 from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import launch
+from megatron_lwz.training.grpo_batches import Update, prepare_updates
 from megatron_lwz.training.grpo_objective import GrpoObjective
-from megatron_lwz.training.grpo_update import PolicyUpdates, Update, prepare_updates
+from megatron_lwz.training.grpo_update import PolicyUpdates
 from megatron_lwz.training.initial import build_train_state
+from megatron_lwz.training.numerics_guard import NumericsGuard
 from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.state import TrainState
@@ -62,8 +64,9 @@ def updates(layouts: dict[str, dict[str, Any]], *, cap: int = 128) -> dict[str, 
 
 
 def updates_and_loss_functions(layouts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Both in one launch."""
-    return {"updates": updates(layouts), "loss_functions": loss_functions(layouts)}
+    """All in one launch. Faults with pipeline stages are looked for with virtual ones alone."""
+    without_pp2 = {name: layout for name, layout in layouts.items() if name != "pp2"}
+    return {"updates": updates(layouts), "loss_functions": loss_functions(layouts), "faults": faults(without_pp2)}
 
 
 def loss_functions(layouts: dict[str, dict[str, Any]], *, cap: int = 128) -> dict[str, dict[str, float]]:
@@ -112,7 +115,7 @@ def gradients_of(
         objective = GrpoObjective(config.grpo, update.sequences, update.old, update.reference)
         step.add(update.micro_batches, objective.loss, objective.token_loss, last=last)
         denominator += update.denominator
-    result = step.finish(denominator, accept=lambda loss, norm: False)
+    result = step.finish(denominator, accept=lambda _: False)
     shards = (group["params"] for part in parts(state.optimizer) for group in part.optimizer.param_groups)
     return result, [parameter.grad.clone() for params in shards for parameter in params]
 
@@ -128,6 +131,56 @@ def _off_policy(state: TrainState, config: Config) -> Update:
         for values, micro in zip(statistics, update.micro_batches, strict=True)
     ]
     return replace(update, old=old)
+
+
+def faults(layouts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`layout/kind` → what happens to an update with a number in it that is not finite, and to the one after it."""
+    found = {}
+    for layout, parallel in layouts.items():
+        for kind, precision in (("loss", "fp32"), ("gradient", "bf16")):
+            base: dict[str, Any] = {
+                "model": {"architecture": ARCHITECTURE, "vocab_padding": 8},
+                "parallel": parallel,
+                "training": {"precision": precision, "tokens_per_micro_batch": 64},
+                "optimizer": {"lr": 1e-2},
+                "grpo": {"loss_function": f"{USER_LOSSES}:endless_slope"} if kind == "gradient" else {},
+            }
+            found[f"{layout}/{kind}"] = _fault(validate(base), kind)
+    return found
+
+
+def _fault(config: Config, kind: str) -> dict[str, Any]:
+    """An update whose sequence 7 is bad. Sequence 5 has weight 0, so 7 is the seventh that is trained on."""
+    launch.initialize(config)
+    state, guard = build_train_state(config), NumericsGuard(config)
+    batch = make_batch(0)
+    if kind == "loss":
+        batch.behaviour_logprobs[batch.offsets[7] : batch.offsets[8]] = torch.nan
+    else:
+        batch.advantages[7] = 100.0
+    before = [tensor.clone() for tensor in _trained(state)]
+    names = [f"{number // 4}-{number % 4}" for number in range(12)]
+    rows = []
+    for step, trained in enumerate((batch, make_batch(1)), start=1):
+        updates = PolicyUpdates(state, config, guard)
+        updates.add(prepare_updates(state, trained, config, None, names), last=True)
+        rows += updates.finish()
+        state.step = step
+        if step == 1:
+            same = all(torch.equal(a, b) for a, b in zip(before, _trained(state), strict=True))
+            told, saves = guard._fault, guard.saves(state, due=True)
+            guard.end_step(step, lambda: None)
+    moved = not all(torch.equal(a, b) for a, b in zip(before, _trained(state), strict=True))
+    rows = [{name: row[name] for name in ("loss", "grad_norm")} for row in rows]
+    return {"rows": rows, "same": same, "told": told, "saves": saves, "moved": moved, "state": guard.state()}
+
+
+def _trained(state: TrainState) -> list[torch.Tensor]:
+    """Weights, masters and moments: all that an update changes in place."""
+    optimizers = [part.optimizer for part in parts(state.optimizer)]
+    masters = [weight.data for one in optimizers for group in one.param_groups for weight in group["params"]]
+    moments = [value for one in optimizers for entry in one.state.values() for value in entry.values()]
+    return [weight.data for policy in state.policies for weight in policy.parameters()] + masters + moments
 
 
 def _train(config: Config) -> list[dict[str, float]]:

@@ -14,7 +14,8 @@ from megatron_lwz.distributed import groups, launch
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.training import grpo
-from megatron_lwz.training.grpo_update import PolicyUpdates, prepare_updates, select
+from megatron_lwz.training.grpo_batches import prepare_updates, select
+from megatron_lwz.training.grpo_update import PolicyUpdates
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.state import TrainState

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import pytest
@@ -70,3 +72,20 @@ def test_a_loss_function_of_the_users_own_is_the_built_in_one(measured, layout: 
 def test_metrics_of_a_loss_function_come_back(measured) -> None:
     own = {path.partition(":")[2]: measured["two"][1]["loss_functions"][f"cp2/{path}"]["own"] for path in SAME}
     assert own == {"cispo": 1, "sequence_cispo": 0, "gspo_through_the_mean": 1}
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("layout", ["one", "tp2", "vpp2", "cp2", "dp2"])
+def test_an_update_that_is_not_finite_changes_nothing_and_names_its_rollouts(measured, layout: str, kind: str) -> None:
+    ranks = [rank["faults"][f"{layout}/{kind}"] for rank in measured["one" if layout == "one" else "two"]]
+    assert all(repr(rank) == repr(ranks[0]) for rank in ranks), "every rank decides and says the same"
+    first, second = ranks[0]["rows"]
+    assert not math.isfinite(first["grad_norm"]) and math.isfinite(second["grad_norm"] + second["loss"])
+    assert math.isfinite(first["loss"]) == (kind == "gradient")
+    assert ranks[0]["same"] and ranks[0]["moved"] and ranks[0]["saves"]
+    told = ranks[0]["told"]
+    assert re.match(r"step 1: loss .*, gradient norm (nan|inf): not finite; ", told), told
+    what = "loss or log-probs" if kind == "loss" else "gradient"
+    named = re.search(rf"; {what} of rank [01], micro-batch \d+ of \d+: rollouts (.*); skipped \(1 of 5 ", told)
+    assert named and "1-3" in named[1].split(", ") and "1-1" not in named[1] and len(named[1].split(", ")) < 5, told
+    assert ranks[0]["state"]["updates"]["skipped"] == 1

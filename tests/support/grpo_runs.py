@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +41,12 @@ def fails_on_a_batch(inputs: LossInputs, section: GrpoSection) -> Tensor:
     if inputs.sequences == 2 * section.group_size:
         raise RuntimeError("no such batch")
     return -inputs.advantage * inputs.logprob
+
+
+def fails_at_one_entropy(inputs: LossInputs, section: GrpoSection) -> Tensor:
+    """A loss function that is not finite for a batch of the mean entropy BAD_ENTROPY."""
+    bad = abs(float(inputs.entropy.mean()) - float(os.environ.get("BAD_ENTROPY", "-1"))) < 1e-5
+    return -inputs.advantage * inputs.logprob * (math.nan if bad else 1.0)
 
 
 def write_example(

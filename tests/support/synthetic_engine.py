@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from aiohttp import web
@@ -63,6 +64,7 @@ class Engine:
     broken: Callable[[int], int | None] = lambda number: None
     script: Sequence[bytes] | None = None
     status: int = 200
+    error: str = "no room"
     text: str | None = None
     """Written instead of random letters."""
     version: str | None = "0.0."
@@ -78,7 +80,9 @@ class Engine:
         self.requests.append(body)
         number = len(self.requests) - 1
         if self.status != 200:
-            return web.json_response({"error": {"message": "no room"}}, status=self.status)
+            return web.json_response(
+                {"error": {"message": self.error}}, status=self.status, dumps=partial(json.dumps, ensure_ascii=False)
+            )
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         if self.script is not None:

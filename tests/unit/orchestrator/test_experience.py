@@ -15,7 +15,7 @@ from megatron_lwz.orchestrator.experience import (
     make_batch,
     staleness_metrics,
 )
-from megatron_lwz.training.grpo_update import select, split
+from megatron_lwz.training.grpo_batches import select, split
 from megatron_lwz.types import (
     LARGEST_SCORE,
     ComponentScore,

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
+from aiohttp import web
 
 from megatron_lwz.errors import EngineError
 from megatron_lwz.http.retry import Failure, RequestFailure
+from megatron_lwz.rollout.chunks import LARGEST_VOCABULARY
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.types import FinishReason, WeightVersion
@@ -14,12 +17,14 @@ from tests.support.synthetic_engine import TOKEN, Engine, chunk, serve, written_
 PROMPT = [104, 124]
 
 
-def ask(engine: Engine, *, token: str = TOKEN, timeout: float = 30.0, **changes) -> list:
+def ask(
+    engine: Engine, *, token: str = TOKEN, timeout: float = 30.0, vocabulary: int = LARGEST_VOCABULARY, **changes
+) -> list:
     async def run() -> list:
         runner, url = await serve(engine)
         settings = {"request_id": "r", "seed": 5, "max_tokens": 90, "temperature": 1.0, "top_p": 1.0, "stop": ()}
         try:
-            async with EngineClient(url, token, timeout=timeout) as client:
+            async with EngineClient(url, token, timeout=timeout, vocabulary=vocabulary) as client:
                 client.version = WeightVersion(9, 1, "last")
                 return [event async for event in client.stream(PROMPT, **settings | changes)]
         finally:
@@ -87,6 +92,12 @@ def test_chunks_may_be_cut_anywhere_even_inside_a_character():
         ([chunk(["x"], [-1.0])], Failure.CONTRACT, "contract does not know"),
         ([chunk([1], [float("nan")])], Failure.CONTRACT, "not JSON"),
         ([chunk([1], [0.5])], Failure.CONTRACT, "not above 0"),
+        ([chunk([1, 2], [-1.0, -1e39])], Failure.CONTRACT, "must be finite"),
+        ([chunk([1, -2], [-1.0, -1.0])], Failure.CONTRACT, "from 0 on"),
+        ([chunk([1.0], [-1.0])], Failure.CONTRACT, "whole numbers"),
+        ([chunk([1, 2**31], [-1.0, -1.0])], Failure.CONTRACT, "token id 2147483648 is beyond"),
+        ([b"data: " + b"[" * 5000 + b"\n\n"], Failure.CONTRACT, "not JSON"),
+        ([b'data: {"error": "\\u001b[2J\\nINFO: all is well\\u202e"}\n\n'], Failure.SERVER, r"\x1b[2J INFO"),
         ([chunk([1], [-1.0], "tired")], Failure.CONTRACT, "tired"),
         ([chunk([1], [-1.0]), b"data: [DONE]\n\n"], Failure.CONTRACT, "no finish_reason"),
         ([chunk([1], [-1.0])], Failure.CONNECTION, "without a finish_reason"),
@@ -127,3 +138,67 @@ def test_a_dead_engine_is_a_connection_failure():
     with pytest.raises(RequestFailure, match=r"127\.0\.0\.1:9") as caught:
         asyncio.run(run())
     assert caught.value.kind is Failure.CONNECTION
+
+
+def test_a_token_beyond_the_policys_vocabulary_breaks_the_contract():
+    script = [chunk([1, 150], [-1.0, -1.0]), chunk([151], [-1.0], "stop")]
+    with pytest.raises(RequestFailure, match=r"token id 151 is beyond the policy's vocabulary of 151") as caught:
+        ask(Engine(script=script), vocabulary=151)
+    assert caught.value.kind is Failure.CONTRACT
+    assert EngineClient("http://127.0.0.1:9", None, vocabulary=151).twin()._vocabulary == 151
+
+
+EMPTY = chunk([], [])
+DRIPS = {"empty chunks": EMPTY, "comments": b": waiting\n\n", "half a chunk": EMPTY[:1]}
+
+
+@pytest.mark.parametrize("drip", DRIPS.values(), ids=DRIPS)
+def test_bytes_without_a_token_do_not_keep_a_request_alive(drip):
+    class Endless(Engine):
+        async def complete(self, request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(chunk([1], [-1.0]))
+            while True:
+                await response.write(drip)
+                await asyncio.sleep(0.02)
+
+    begun = time.monotonic()
+    with pytest.raises(RequestFailure, match=r"sends bytes but no token for 0\.3 s") as caught:
+        ask(Endless(), timeout=0.3)
+    assert caught.value.kind is Failure.TIMEOUT and time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b" "), (500, b"x")])
+def test_an_answer_that_never_ends_is_a_timeout(status, body):
+    class Endless(Engine):
+        async def control(self, request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse(status=status)
+            await response.prepare(request)
+            while True:
+                await response.write(body)
+                await asyncio.sleep(0.02)
+
+    async def run() -> None:
+        runner, url = await serve(Endless())
+        try:
+            async with EngineClient(url, TOKEN, timeout=0.3) as client:
+                await client.probe()
+        finally:
+            await runner.cleanup()
+
+    with pytest.raises(RequestFailure, match="did not end") as caught:
+        asyncio.run(run())
+    assert caught.value.kind is Failure.TIMEOUT
+
+
+def test_an_endless_error_is_cut_off():
+    with pytest.raises(RequestFailure, match="more than 33554432 bytes"):
+        ask(Engine(status=500, error="x" * (33 << 20)))
+
+
+def test_what_an_engine_says_cannot_reach_the_terminal_as_a_command():
+    with pytest.raises(RequestFailure) as caught:
+        ask(Engine(status=500, error="\x1b]0;owned\x07 \x9b31m red\u202e"))
+    said = str(caught.value)
+    assert said.isprintable() and r"]0;owned\u0007 \x9b31m red\u202e" in said

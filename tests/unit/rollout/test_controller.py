@@ -13,7 +13,7 @@ from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.rollout.writer import RolloutWriter, text_of
 from megatron_lwz.types import ComponentScore, FinishReason, WeightVersion
 from tests.support.rollouts import prompts
-from tests.support.synthetic_engine import CharTokenizer, Engine, written_logprob, written_token
+from tests.support.synthetic_engine import CharTokenizer, Engine, chunk, written_logprob, written_token
 from tests.support.waiting import wait_for
 
 
@@ -81,6 +81,28 @@ def test_a_dead_engine_is_left_for_a_living_one(make_controller, start_engine):
     engine = Engine()
     controller = make_controller(["http://127.0.0.1:9", start_engine(engine)], batch=4)
     check_tokens(controller.collect(1), engine)
+
+
+NONSENSE = {
+    "a token that no policy has": chunk([104, 2**31], [-1.0, -1.0]),
+    "no number": chunk([104], [None]),
+    "garbage": b"data: \x1b[2J\n\n",
+    "an endless line": b"data: " + b"x" * (17 << 20),
+}
+
+
+@pytest.mark.parametrize("script", NONSENSE.values(), ids=NONSENSE)
+def test_an_engine_that_answers_nonsense_does_not_end_the_run(make_controller, start_engine, caplog, script):
+    """The good engine is mostly full: without avoiding the other one, a retry would go there again, and be the last."""
+    bad, good = Engine(script=[script]), Engine(pause=0.01)
+    urls = [start_engine(bad), start_engine(good)]
+    groups = make_controller(urls, batch=6, group_size=4, concurrency=2, pool={"probe_interval": 0.02}).collect(1)
+    check_tokens(groups, good)
+    assert bad.requests and all(urls[0] in line and line.isprintable() for line in retried(caplog)) and retried(caplog)
+
+
+def retried(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "goes on from token" in record.getMessage()]
 
 
 def test_rollouts_of_an_engine_that_hangs_go_on_elsewhere(make_controller, start_engine):

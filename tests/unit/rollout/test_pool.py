@@ -74,6 +74,36 @@ def test_leases_bound_the_concurrency_and_avoid_failing_engines(start_engine):
     asyncio.run(run())
 
 
+def test_a_rollout_waits_for_another_engine_than_the_one_it_avoids(start_engine):
+    urls = [start_engine(Engine()) for _ in range(2)]
+
+    async def run() -> None:
+        pool = EnginePool([EngineClient(url, TOKEN) for url in urls], concurrency=1, section=QUICK)
+        order = []
+
+        async def avoiding(client: EngineClient) -> None:
+            async with pool.lease(0, client) as found:
+                order.append(found)
+
+        async with pool.lease(0) as bad, AsyncExitStack() as other:
+            good = await other.enter_async_context(pool.lease(0))
+        async with AsyncExitStack() as other:
+            assert await other.enter_async_context(pool.lease(0, bad)) is good
+            waiting = asyncio.ensure_future(avoiding(bad))
+            await asyncio.sleep(0.05)
+            assert not waiting.done(), "the engine it avoids is free, the other one is not"
+            async with pool.lease(1) as taken:
+                assert taken is bad, "one that avoids nothing is not held up"
+        await waiting
+        assert order == [good]
+        pool._roster.members[urls.index(good.url)].health.take_out()
+        await asyncio.wait_for(avoiding(bad), 5)
+        assert order == [good, bad], "the only engine that is up"
+        await pool.close()
+
+    asyncio.run(run())
+
+
 def test_the_samples_of_a_group_share_an_engine_and_groups_are_spread(start_engine):
     urls = [start_engine(Engine()) for _ in range(3)]
 
