@@ -18,6 +18,7 @@ from tests.end_to_end.evaluate_runs import judged_by, lwz
 from tests.support.engine_model import write_engine_model
 from tests.support.files import write_jsonl
 from tests.support.scripted_server import KEY, Scripted, serving
+from tests.support.stages import forked
 from tests.support.writing_bench import PUBLIC, write_benchmark
 
 ARENA = 80
@@ -28,7 +29,8 @@ def engine(tmp_path_factory) -> Iterator[str]:
     """The URL of the engine; its token is in both variables."""
     folder = tmp_path_factory.mktemp("model")
     write_engine_model(folder)
-    with evaluate_engine.serving(folder, folder / "engine.log", slots=16, dtype="fp32", threads=1) as server:
+    how = {"slots": 16, "dtype": "fp32", "threads": 1}
+    with forked(), evaluate_engine.serving(folder, folder / "engine.log", **how) as server:
         before = dict(os.environ)
         os.environ.update(LWZ_ENGINE_TOKEN=server.token or "", LWZ_JUDGE_KEY=server.token or "", SCRIPTED_KEY=KEY)
         yield server.url
