@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import gc
-import os
-import shutil
-from pathlib import Path
 
-import psutil
 import pytest
 
 from megatron_lwz.distributed import jit
 
 SECONDS_OF_A_LONG_TEST = 4 * 3600
-IN_MEMORY = Path("/dev/shm")
-ROOM = 4 * 2**30
-"""Bytes that must be free there: all tests together leave less than a tenth of it."""
 
 jit.install()  # some tests import Megatron-Core before any module of ours does; as in a run, torch's compiler stays out
-
-
-def pytest_configure() -> None:
-    """Folders of tests lie in memory where there is room: journals and checkpoints wait for a disk at every commit."""
-    if "TMPDIR" in os.environ or not IN_MEMORY.is_dir():
-        return
-    if min(shutil.disk_usage(IN_MEMORY).free, psutil.virtual_memory().available) >= ROOM:
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
 
 
 def pytest_collection_finish() -> None:
