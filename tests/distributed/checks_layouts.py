@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.step import forward_statistics, train_step
 from megatron_lwz.types import IGNORED_LABEL, MicroBatch
 from tests.distributed.checks_grpo import loss_functions
-from tests.support.layout_oracle import LEARNING_RATE, lengths_of
+from tests.support.layout_oracle import LEARNING_RATE, LONGEST_TRAINED, packs_of
 
 Oracle = dict[str, torch.Tensor]
 
@@ -36,7 +35,7 @@ def measure(
         for name, layout in layouts.items():
             if model == "tied" and name not in tied:
                 continue
-            results[f"{model} {name}"] = _measure_one(_config(folder, layout), oracle, _packs(model))
+            results[f"{model} {name}"] = _measure_one(_config(folder, layout), oracle, model)
     results["loss_functions"] = loss_functions({name: layouts[name]["parallel"] for name in losses})
     return results | {"exchange": _measure_exchange()}
 
@@ -49,16 +48,16 @@ def _config(folder: str, layout: dict[str, Any]) -> Config:
     )
 
 
-def _measure_one(config: Config, oracle: Oracle, packs: list[list[int]]) -> dict[str, float]:
+def _measure_one(config: Config, oracle: Oracle, model: str) -> dict[str, float]:
+    packs, trained = packs_of(model), packs_of(model, LONGEST_TRAINED)
     initialize(config)
     state = build_train_state(config)
-    everything = [_micro_batch(oracle, pack) for pack in packs]
-    values = _statistics(state, everything, oracle)
+    values = _statistics(state, [_micro_batch(oracle, pack) for pack in packs], oracle)
     changed = dict(oracle)
     changed["tokens.1"] = (oracle["tokens.1"] + 1) % 1003
     others = _statistics(state, [_micro_batch(changed, pack) for pack in packs[:2]], oracle)
-    mine = everything[groups.data_rank() :: groups.data_size()]
-    tokens = sum(oracle[f"weights.{sequence}"].numel() for pack in packs for sequence in pack)
+    mine = [_micro_batch(oracle, pack) for pack in trained[groups.data_rank() :: groups.data_size()]]
+    tokens = sum(oracle[f"weights.{sequence}"].numel() for pack in trained for sequence in pack)
     steps = [train_step(state, mine, _weighted_loss, tokens) for _ in range(2)]
     return {
         "logprob": max((_distance(values[i][0], oracle[f"logprob.{i}"]) for i in values), default=0.0),
@@ -75,11 +74,6 @@ def _weighted_loss(
     statistics: torch.Tensor, micro_batch: MicroBatch, _: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return -(statistics[0] * micro_batch.weights).sum(), {}
-
-
-def _packs(model: str) -> list[list[int]]:
-    numbers = itertools.count()
-    return [[next(numbers) for _ in pack] for pack in lengths_of(model)]
 
 
 def _statistics(state: Any, micro_batches: list[MicroBatch], oracle: Oracle) -> dict[int, torch.Tensor]:

@@ -14,7 +14,7 @@ from megatron_lwz.metrics import read_metrics
 from megatron_lwz.training import sft
 from megatron_lwz.training.pretrain import pretrain
 
-KILLED_AFTER = 13
+KILLED_AFTER = 8
 INTERVAL = 5
 SAVING = f"checkpoint.interval={INTERVAL}"
 
@@ -72,12 +72,9 @@ def curves_in_bf16(folder: str, layouts: dict[str, list[str]]) -> dict[str, Any]
     return found
 
 
-def one_rank(folder: str, layouts: dict[str, list[str]], long: list[str]) -> dict[str, Any]:
-    """The reference curves, the long ones beside a plain loop, and a run whose data is poisoned."""
-    found = curves(folder, layouts, [], []) | curves_in_bf16(folder, {"one": layouts["one"]})
-    for stage in ("sft", "pretrain"):
-        config = config_of(folder, stage, "long", long)
-        found[f"{stage} long"] = run(config, stage)
+def one_rank(folder: str, layouts: dict[str, list[str]], in_bf16: list[str]) -> dict[str, Any]:
+    """The reference curves, `in_bf16` some of them once more, and a run whose data is poisoned."""
+    found = curves(folder, layouts, [], []) | curves_in_bf16(folder, {name: layouts[name] for name in in_bf16})
     found["poisoned"] = poisoned(folder)
     return found
 

@@ -50,7 +50,11 @@ WIDE = {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 256, "v
 SCORED = ("tp2", "pp2", "vpp2", "cp2", "dp2")
 EARLIER = ("pp2", "dp2_bf16", "dp2_plain_optimizer", "one_bf16_plain_optimizer")
 """Saved in the form of earlier versions, too, as <name>_earlier."""
-STEPS = 2  # before the checkpoint, and again after it
+BEFORE, AFTER = (
+    1,
+    2,
+)  # steps before the checkpoint and after it: the first one uses the state, the second shows what it made
+SEQUENCES, SEQUENCES_AFTER = 9, 4  # of the first step, enough for a pipeline to fill; of the others
 
 
 def config_of(folder: str, *, tie: bool = True, cap: int = 96, hf: str | None = None, **sections: Any) -> Config:
@@ -66,7 +70,8 @@ def config_of(folder: str, *, tie: bool = True, cap: int = 96, hf: str | None = 
     return validate(tree)
 
 
-def batch_of(step: int, count: int = 9) -> SequenceBatch:
+def batch_of(step: int, count: int | None = None) -> SequenceBatch:
+    count = count or (SEQUENCES_AFTER if step else SEQUENCES)
     generator = torch.Generator().manual_seed(step)
     lengths = torch.randint(3, 60, (count,), generator=generator)
     total = int(lengths.sum())
@@ -80,7 +85,7 @@ def batch_of(step: int, count: int = 9) -> SequenceBatch:
     )
 
 
-def step_once(state: TrainState, step: int, count: int = 9) -> StepResult:
+def step_once(state: TrainState, step: int, count: int | None = None) -> StepResult:
     batch = batch_of(step, count)
     weights = torch.rand(len(batch.tokens), generator=torch.Generator().manual_seed(step))
 
@@ -106,8 +111,8 @@ def run_layouts(folder: str, layouts: dict[str, dict[str, Any]], loads: list[lis
         config = config_of(f"{folder}/{name}", **sections)
         launch.initialize(config)
         state = build_train_state(config)
-        before = train(state, range(STEPS))
-        half_written = Path(folder, name, "checkpoints", f".step_{STEPS:08d}.tmp")
+        before = train(state, range(BEFORE))
+        half_written = Path(folder, name, "checkpoints", f".step_{BEFORE:08d}.tmp")
         if groups.is_rank_zero():
             half_written.mkdir(parents=True)
             (half_written / "left_by_a_kill").touch()
@@ -117,25 +122,25 @@ def run_layouts(folder: str, layouts: dict[str, dict[str, Any]], loads: list[lis
             saver.save({"cursor": 7})
             if name in EARLIER:
                 write_earlier_checkpoint(state, checkpoint(folder, f"{name}_earlier"), {"cursor": 7})
-            found[name] = before + train(state, range(STEPS, 2 * STEPS))  # while the thread writes
-        assert complete == [STEPS] and not half_written.exists()
+            found[name] = before + train(state, range(BEFORE, BEFORE + AFTER))  # while the thread writes
+        assert complete == [BEFORE] and not half_written.exists()
         lone = step_once(state, 5, count=1)  # one sequence for all ranks: the others get a pack of padding
-        found[f"{name} lone"] = [lone.loss, lone.grad_norm]
+        found[f"{name} lone"] = [lone.loss, lone.grad_norm, lone.lr]
     for source, name in loads:
         config = config_of(f"{folder}/{name}", **layouts[name])
         launch.initialize(config)
         state = build_train_state(config)
         extra = load_checkpoint(state, checkpoint(folder, source))
-        assert extra == {"cursor": 7} and state.step == STEPS
+        assert extra == {"cursor": 7} and state.step == BEFORE
         steps = [entry["step"] for part in parts(state.optimizer) for entry in part.optimizer.state.values()]
         found[f"{source} → {name}"] = {
-            "steps": train(state, range(STEPS, 2 * STEPS)),
+            "steps": train(state, range(BEFORE, BEFORE + AFTER)),
             "own_step_tensors": len({id(step) for step in steps}) == len(steps),
         }
     return found
 
 
-def checkpoint(folder: str, name: str, step: int = STEPS) -> Path:
+def checkpoint(folder: str, name: str, step: int = BEFORE) -> Path:
     return Path(folder, name, "checkpoints", f"step_{step:08d}")
 
 

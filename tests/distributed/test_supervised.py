@@ -17,11 +17,19 @@ from tests.distributed.checks_supervised import INTERVAL, KILLED_AFTER
 from tests.distributed.word_models import POISON, WORDS, write_models
 from tests.support.ranks import run_ranks
 
-STEPS, LONG = 20, 50
+STEPS, MORE_STEPS = 12, 20
+"""In make test, and in make test-long."""
+BESIDE, MORE_BESIDE = 20, 50
+"""The same, beside a plain loop."""
 BF16_TOLERANCE = 2e-3
 """Relative, per step, over 20 steps of bf16 with fp32 masters and gradients; measured: 7e-4, against fp32 1.4e-3."""
 
-ONE = {"one": [], "one_apart": ["training.tokens_per_micro_batch=48"]}
+
+def beside_a_plain_loop(steps: int) -> list[str]:
+    return [f"training.steps={steps}", "optimizer.schedule=cosine", "training.z_loss=0"]
+
+
+ONE = {"one": [], "one_apart": ["training.tokens_per_micro_batch=48"], "one_beside": beside_a_plain_loop(BESIDE)}
 TWO = {
     "tp2": ["parallel.tensor=2"],
     "pp2": ["parallel.pipeline=2"],
@@ -77,20 +85,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def measured(folder: Path) -> dict[str, Any]:
     checks, shared = "tests.distributed.checks_supervised", {"folder": str(folder), "timeout": 420.0}
-    long = [f"training.steps={LONG}", "optimizer.schedule=cosine", "training.z_loss=0"]
-    one = run_ranks(f"{checks}:one_rank", ranks=1, layouts=ONE, long=long, **shared)
+    one = run_ranks(f"{checks}:one_rank", ranks=1, layouts=ONE, in_bf16=["one"], **shared)
     two = run_ranks(f"{checks}:curves", ranks=2, layouts=TWO, killed=KILLED, moved=MOVED, **shared)
     return one[0] | two[0]
 
 
 @pytest.fixture(scope="module")
 def measured_at_length(folder: Path) -> dict[str, Any]:
-    """More layouts, and bf16 under all of them: for make test-long."""
-    checks, shared = "tests.distributed.checks_supervised", {"folder": str(folder), "timeout": 420.0}
-    two = run_ranks(f"{checks}:curves_in_bf16", ranks=2, layouts=TWO, **shared)
-    four = run_ranks(f"{checks}:curves", ranks=4, layouts=FOUR, killed=[], moved=[], **shared)
-    four_in_bf16 = run_ranks(f"{checks}:curves_in_bf16", ranks=4, layouts=FOUR, **shared)
-    return two[0] | four[0] | four_in_bf16[0]
+    """More steps, more layouts, and bf16 under all of them: for make test-long."""
+    checks, shared = "tests.distributed.checks_supervised", {"folder": str(folder), "timeout": 900.0}
+    found: dict[str, Any] = {}
+    for ranks, layouts in ((1, {"one": []}), (2, TWO), (4, FOUR)):
+        longer = {f"{name}_longer": [*overrides, f"training.steps={MORE_STEPS}"] for name, overrides in layouts.items()}
+        found |= run_ranks(f"{checks}:curves", ranks=ranks, layouts=longer, killed=[], moved=[], **shared)[0]
+        found |= run_ranks(f"{checks}:curves_in_bf16", ranks=ranks, layouts=longer, **shared)[0]
+    beside = {"one_beside_longer": beside_a_plain_loop(MORE_BESIDE)}
+    return found | run_ranks(f"{checks}:curves", ranks=1, layouts=beside, killed=[], moved=[], **shared)[0]
 
 
 def losses(rows: list[dict[str, Any]]) -> torch.Tensor:
@@ -100,36 +110,45 @@ def losses(rows: list[dict[str, Any]]) -> torch.Tensor:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", TWO)
 def test_the_loss_curve_is_invariant_to_the_layout(measured: dict[str, Any], stage: str, name: str) -> None:
-    assert_same_curve(measured[f"{stage} {name}"], measured[f"{stage} one"])
+    assert_same_curve(measured[f"{stage} {name}"], measured[f"{stage} one"], STEPS)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", FOUR)
-def test_the_loss_curve_is_invariant_to_layouts_of_four_ranks(
-    measured: dict[str, Any], measured_at_length: dict[str, Any], stage: str, name: str
+@pytest.mark.parametrize("name", [*TWO, *FOUR])
+def test_a_longer_loss_curve_is_invariant_to_more_layouts(
+    measured_at_length: dict[str, Any], stage: str, name: str
 ) -> None:
-    assert_same_curve(measured_at_length[f"{stage} {name}"], measured[f"{stage} one"])
+    found, one = measured_at_length[f"{stage} {name}_longer"], measured_at_length[f"{stage} one_longer"]
+    assert_same_curve(found, one, MORE_STEPS)
 
 
-def assert_same_curve(found: list[dict[str, Any]], one: list[dict[str, Any]]) -> None:
-    assert len(found) == STEPS
+def assert_same_curve(found: list[dict[str, Any]], one: list[dict[str, Any]], steps: int) -> None:
+    assert len(found) == steps
     torch.testing.assert_close(losses(found), losses(one), rtol=0.0, atol=1e-5)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", [*TWO, *FOUR])
 def test_in_bf16_the_curve_varies_with_the_layout_by_less_than_the_tolerance(
-    measured: dict[str, Any], measured_at_length: dict[str, Any], name: str
+    measured_at_length: dict[str, Any], name: str
 ) -> None:
-    assert len(measured_at_length[f"pretrain {name} bf16"]) == STEPS
-    found, one = losses(measured_at_length[f"pretrain {name} bf16"]), losses(measured["pretrain one bf16"])
-    torch.testing.assert_close(found, one, rtol=BF16_TOLERANCE, atol=0.0)
+    rows, one = (measured_at_length[f"pretrain {layout}_longer bf16"] for layout in (name, "one"))
+    assert len(rows) == MORE_STEPS
+    torch.testing.assert_close(losses(rows), losses(one), rtol=BF16_TOLERANCE, atol=0.0)
 
 
 def test_bf16_with_fp32_masters_follows_fp32(measured: dict[str, Any]) -> None:
-    found, expected = losses(measured["pretrain one bf16"]), losses(measured["pretrain one"])
-    torch.testing.assert_close(found, expected, rtol=2 * BF16_TOLERANCE, atol=0.0)
+    assert_bf16_follows(measured["pretrain one bf16"], measured["pretrain one"])
+
+
+@pytest.mark.long
+def test_bf16_follows_fp32_for_longer(measured_at_length: dict[str, Any]) -> None:
+    assert_bf16_follows(measured_at_length["pretrain one_longer bf16"], measured_at_length["pretrain one_longer"])
+
+
+def assert_bf16_follows(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    torch.testing.assert_close(losses(found), losses(expected), rtol=2 * BF16_TOLERANCE, atol=0.0)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -153,14 +172,14 @@ def test_a_run_resumes_under_another_layout(measured: dict[str, Any], stage: str
 
 def test_the_batch_ramps_up_and_the_rate_warms_up_and_decays(measured: dict[str, Any]) -> None:
     rows = measured["pretrain one"]
-    assert [round(row["lr"] * 1e3, 3) for row in rows] == [0.25, 0.5, 0.75, *[1.0] * 13, 0.8, 0.6, 0.4, 0.2]
+    assert [round(row["lr"] * 1e3, 3) for row in rows] == [0.25, 0.5, 0.75, *[1.0] * (STEPS - 7), 0.8, 0.6, 0.4, 0.2]
     sizes = [row["tokens"] for row in rows]
     assert sizes[0] <= 2 * 48 < max(sizes) <= 6 * 48 and all(row["z_loss"] > 0 for row in rows)
 
 
 def test_validation_follows_the_training_loss(folder: Path, measured: dict[str, Any]) -> None:
     rows = [json.loads(line) for line in (folder / "pretrain/one/evaluation.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [0, 7, 14, 20]
+    assert [row["step"] for row in rows] == [0, 7, STEPS]
     assert rows[0]["validation/same"] == pytest.approx(measured["pretrain one"][0]["loss"], rel=0.1)
     assert rows[-1]["validation/same"] < rows[0]["validation/same"]
 
@@ -192,11 +211,20 @@ def test_a_sequence_of_32k_tokens_trains_under_context_parallelism_with_recomput
 def test_the_curve_is_that_of_transformers_and_a_plain_torch_loop(
     folder: Path, measured: dict[str, Any], stage: str
 ) -> None:
-    expected = plain_loop(folder, stage)
-    torch.testing.assert_close(losses(measured[f"{stage} long"]), expected, rtol=0.0, atol=1e-4)
+    expected = plain_loop(folder, stage, BESIDE)
+    torch.testing.assert_close(losses(measured[f"{stage} one_beside"]), expected, rtol=0.0, atol=1e-4)
 
 
-def plain_loop(folder: Path, stage: str) -> torch.Tensor:
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_longer_curve_is_that_of_transformers_and_a_plain_torch_loop(
+    folder: Path, measured_at_length: dict[str, Any], stage: str
+) -> None:
+    expected = plain_loop(folder, stage, MORE_BESIDE)
+    torch.testing.assert_close(losses(measured_at_length[f"{stage} one_beside_longer"]), expected, rtol=0.0, atol=1e-4)
+
+
+def plain_loop(folder: Path, stage: str, steps: int) -> torch.Tensor:
     """Loss per step of transformers + AdamW over the same batches, one sequence at a time, no packing."""
     from transformers import Qwen2ForCausalLM
 
@@ -206,7 +234,7 @@ def plain_loop(folder: Path, stage: str) -> torch.Tensor:
     from megatron_lwz.training.sft import build_source
     from megatron_lwz.training.supervised import sequences_of_step
 
-    config = load_config(folder / f"{stage}.yaml", [f"training.steps={LONG}", "optimizer.schedule=cosine"])
+    config = load_config(folder / f"{stage}.yaml", beside_a_plain_loop(steps))
     source: BatchSource = build_source(config) if stage == "sft" else CorpusSource(open_corpus(config))
     model = Qwen2ForCausalLM.from_pretrained(folder / "hf").float()
     plain = [p for name, p in model.named_parameters() if name.endswith("bias") or "norm" in name]
@@ -214,7 +242,7 @@ def plain_loop(folder: Path, stage: str) -> torch.Tensor:
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     schedule, cursor, found = Schedule(config), 0, []
-    for step in range(LONG):
+    for step in range(steps):
         batch, cursor = source.take(cursor, sequences_of_step(config.training, step))
         optimizer.zero_grad()
         total = 0.0

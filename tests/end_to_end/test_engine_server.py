@@ -26,7 +26,7 @@ from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.types import FinishReason
 from tests.support.engine_model import EOS, VOCAB, write_engine_model
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE, wait_for
 
 TOKEN = "secret"
 SLOTS = 4
@@ -66,7 +66,7 @@ class Served:
 
     def wait_until_idle(self) -> None:
         """Fails if requests still hold the engine after 10 s."""
-        wait_for(lambda: self.running() == (0, 0), seconds=10, pause=0.05)
+        wait_for(lambda: self.running() == (0, 0), pause=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_new_weights_in_the_middle_of_a_rollout(served: Served) -> None:
     thread = threading.Thread(target=lambda: [events.append(chunk) for chunk in stream])
     thread.start()
     try:
-        wait_for(lambda: len(events) >= 3, seconds=10)
+        wait_for(lambda: len(events) >= 3)
         assert served.call("POST", "/pause?mode=keep")[0] == 200
         assert served.call("GET", "/is_paused")[1] == {"is_paused": True}
         time.sleep(0.2)
@@ -234,15 +234,15 @@ def test_new_weights_in_the_middle_of_a_rollout(served: Served) -> None:
         assert after == checksum_folder(served.folder / "b") != before
         assert served.call("POST", "/update_weight_version", {"new_version": versions[1]})[0] == 200
         assert served.call("POST", "/resume")[0] == 200
-        wait_for(lambda: len(events) > count + 3, seconds=10)
+        wait_for(lambda: len(events) > count + 3)
         assert served.call("POST", "/abort_requests")[0] == 200
-        thread.join(30)
+        thread.join(PATIENCE)
         seen = [chunk.weight_version for chunk in events if chunk.choices[0].token_ids]
         assert seen == sorted(seen, key=versions.index) and set(seen) == set(versions)
         assert events[-1].choices[0].finish_reason == "abort"
     finally:
         served.call("POST", "/resume")
-        thread.join(30)
+        thread.join(PATIENCE)
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(served.folder / "a")}}
         served.call("POST", "/collective_rpc", body)
         served.call("POST", "/update_weight_version", {"new_version": "0.0."})
@@ -256,10 +256,10 @@ def test_abort_and_disconnect_free_the_slots(served: Served) -> None:
     ids = [f"r{i}" for i in range(SLOTS + 2)]
     served.call("POST", "/pause?mode=keep")  # none may end by itself
     threads = [stream_in_thread(served, e, request_id=name) for name, e in zip(ids, events, strict=True)]
-    wait_for(lambda: sum(served.running()) == SLOTS + 2, seconds=10)
+    wait_for(lambda: sum(served.running()) == SLOTS + 2)
     assert served.call("POST", "/abort_requests", {"request_ids": [*ids, "unknown"]})[1]["aborted"] == SLOTS + 2
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE)
     assert events == [[StreamEnd(FinishReason.ABORT)]] * (SLOTS + 2)
     served.call("POST", "/resume")
     served.wait_until_idle()

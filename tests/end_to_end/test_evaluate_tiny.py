@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.end_to_end.evaluate_runs import judged_by, lwz
 from tests.support.engine_model import write_engine_model
 from tests.support.files import write_jsonl
 from tests.support.scripted_server import KEY, Scripted, serving
+from tests.support.stages import forked
 from tests.support.writing_bench import PUBLIC, write_benchmark
 
 ARENA = 80
@@ -28,7 +30,8 @@ def engine(tmp_path_factory) -> Iterator[str]:
     """The URL of the engine; its token is in both variables."""
     folder = tmp_path_factory.mktemp("model")
     write_engine_model(folder)
-    with evaluate_engine.serving(folder, folder / "engine.log", slots=16, dtype="fp32", threads=1) as server:
+    how = {"slots": 16, "dtype": "fp32", "threads": 1}
+    with forked(), evaluate_engine.serving(folder, folder / "engine.log", **how) as server:
         before = dict(os.environ)
         os.environ.update(LWZ_ENGINE_TOKEN=server.token or "", LWZ_JUDGE_KEY=server.token or "", SCRIPTED_KEY=KEY)
         yield server.url
@@ -72,8 +75,11 @@ def test_the_policy_is_measured_without_a_judge(written, tmp_path):
 def test_a_nonsense_judge_is_survived(engine, written, tmp_path, capsys):
     judge = (f"judge.url={engine}", "judge.model=policy", "judge.api=completions", "judge.max_tokens=8")
     judge = (*judge, "judge.temperature=1.0", "judge.malformed_retries=1")
+    few = shutil.copytree(written, tmp_path / "few")  # the policy reads each judge's prompt: seconds for all of them
+    for path in few.glob("arena-write*.jsonl"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:8]))
     for name in ("longbench-write", "writing-bench", "arena-write"):
-        status = evaluate(name, written, tmp_path, *judge)
+        status = evaluate(name, few, tmp_path, *judge)
         out, err = capsys.readouterr()
         assert "without a verdict (malformed)" in out
         if name == "longbench-write":

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -182,29 +181,29 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(
     assert load_config(run).grpo.loss_function == function and all("loss/clipped" in row for row in rows)
 
 
-@pytest.fixture(scope="module")
-def long_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One step on one prompt whose two rollouts run to a limit of 10,240 tokens; one layer, and a head per rank."""
-    folder = tmp_path_factory.mktemp("long")
+def write_endlessly(folder: Path, tokens: int) -> None:
+    """One step on one prompt whose two rollouts run to a limit of `tokens`; one layer, and a head per rank."""
     config = write_example(
         folder,
         endless=True,
         sizes={"num_hidden_layers": 1, "num_attention_heads": 2},
-        training={"steps": 1, "prompts_per_step": 1, "tokens_per_micro_batch": 10_400},
-        rollout={"max_new_tokens": 10_240, "stop": []},
+        training={"steps": 1, "prompts_per_step": 1, "tokens_per_micro_batch": tokens + 160},
+        rollout={"max_new_tokens": tokens, "stop": []},
         grpo={"group_size": 2, "zero_variance": "keep"},
         data={"held_out_prompts": None},
     )
     train(config, "parallel.tensor=2", ranks=2)
-    yield folder / "run"
 
 
-def test_rollout_of_10240_tokens_streams_through_engine_journal_reward_and_training(long_run: Path) -> None:
-    with JournalReader(long_run / "journal.sqlite") as journal:
+@pytest.mark.parametrize("tokens", [2_560, pytest.param(10_240, marks=pytest.mark.long)])
+def test_long_rollouts_stream_through_engine_journal_reward_and_training(tmp_path: Path, tokens: int) -> None:
+    """2,560 tokens already outgrow three of the engine's buckets (512 to 2,048), one prefill and many deltas."""
+    write_endlessly(tmp_path, tokens)
+    with JournalReader(tmp_path / "run" / "journal.sqlite") as journal:
         (group,) = journal.groups()
-    assert [len(rollout.tokens) for rollout in group.rollouts] == [10_240, 10_240]
+    assert [len(rollout.tokens) for rollout in group.rollouts] == [tokens] * 2
     assert all(rollout.truncated and set(scores) == {"length", "format", "share_of_spaces"}
                for rollout, scores in zip(group.rollouts, group.scores, strict=True))  # fmt: skip
-    row = read_metrics(long_run / "metrics.jsonl")[-1]
-    assert row["trained_tokens"] == 2 * 10_240
+    row = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert row["trained_tokens"] == 2 * tokens
     assert row["mismatch/difference/max"] <= 1e-4

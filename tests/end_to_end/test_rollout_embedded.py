@@ -19,7 +19,7 @@ from tests.end_to_end.journal_checks import assert_every_token_once, durable_tok
 from tests.support import warm
 from tests.support.engine_model import write_engine_model
 from tests.support.rollouts import wait_for_tokens
-from tests.support.stages import ROOT, variables
+from tests.support.stages import ROOT, forked, variables
 from tests.support.waiting import wait_for
 
 VERSION = WeightVersion(3, 0, "abc")
@@ -39,12 +39,13 @@ def engine(model: Path) -> Iterator[EmbeddedEngine]:
     config: Config = validate({"rollout": SECTION.model_dump(), "training": {"precision": "fp32"}})
     config = config.model_copy(update={"data": config.data.model_copy(update={"max_prompt_tokens": 100})})
     made = EmbeddedEngine(config, model, threads=1, log_path=model.parent / "engine.log")
-    made.server.start()
-    try:
-        made.server.wait_ready()
-        yield made
-    finally:
-        made.stop()
+    with forked():
+        made.server.start()
+        try:
+            made.server.wait_ready()
+            yield made
+        finally:
+            made.stop()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_a_trainer_killed_twice_goes_on_with_its_rollouts(
     for share in (0.1, 0.5):
         trainer = warm.Popen([*TRAINER, *arguments], cwd=ROOT, env=variables())
         moment = (share + draw.uniform(0, 0.2)) * total
-        wait_for(lambda m=moment: durable_tokens(journal) >= m, seconds=240, process=trainer, pause=0.005)
+        wait_for(lambda m=moment: durable_tokens(journal) >= m, seconds=240, process=trainer, pause=0.02)
         trainer.kill()
         trainer.wait()
         assert durable_tokens(journal) < total

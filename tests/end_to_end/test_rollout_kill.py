@@ -19,9 +19,7 @@ from tests.end_to_end.journal_checks import assert_every_token_once, durable_tok
 from tests.end_to_end.rollout_trainer import GROUP, PROMPTS
 from tests.support import warm
 from tests.support.stages import ROOT, variables
-from tests.support.waiting import wait_for
-
-PATIENCE = 300.0
+from tests.support.waiting import PATIENCE, wait_for
 
 
 class Campaign:
@@ -42,7 +40,7 @@ class Campaign:
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Fails if the run ends before."""
         assert self._trainer is not None
-        wait_for(condition, seconds=PATIENCE, process=self._trainer, what="the moment of the kill", pause=0.005)
+        wait_for(condition, seconds=PATIENCE, process=self._trainer, what="the moment of the kill", pause=0.02)
 
     def kill(self, victim: str, draw: random.Random) -> None:
         """Kills, and starts again what was killed, engines after up to a second."""

@@ -16,6 +16,8 @@ from tests.support import grpo_loss_cases as grid
 CASES = grid.cases(120, cispo=14)
 TOKENS = 150
 TOKEN_LEVEL = [case for case in CASES if case.token_level]
+EVERY = 4
+"""Of so many cases one runs twice, and must repeat every bit: memory that nobody wrote shows in some of them."""
 
 
 def statistics_of(given: grid.Problem) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,7 +40,7 @@ def test_the_grid_covers_every_option():
                 assert {getattr(case.section, name) for case in cispo} == set(choices), name
     assert {case.section.clip_low for case in cispo} == {1.0, 0.05}
     assert len({(case.token_level, case.old_is_policy) for case in cispo}) == 4
-    for group in (TOKEN_LEVEL, [case for case in CASES if not case.token_level]):
+    for group in (TOKEN_LEVEL, [case for case in CASES if not case.token_level], CASES[::EVERY], TOKEN_LEVEL[::EVERY]):
         kinds = {(c.section.kl_coefficient, c.section.kl_estimator, c.section.kl_placement) for c in group}
         assert kinds == set(grid.CHOICES["kl"])
         assert {case.shards for case in group} == {1, 2, 4} and {case.spread for case in group} == {0.3, 12.0}
@@ -50,8 +52,9 @@ def test_from_statistics_equals_the_definition(index):
     given = grid.problem(case, TOKENS, seed=index)
     found, logprob, entropy = grid.from_statistics(given, case.section, chunk=97)
     found.assert_equals(grid.expected(logprob, entropy, given, case.section))
-    again, _, _ = grid.from_statistics(given, case.section, chunk=97)
-    again.assert_identical(found)
+    if index % EVERY == 0:
+        again, _, _ = grid.from_statistics(given, case.section, chunk=97)
+        again.assert_identical(found)
 
 
 @pytest.mark.parametrize("index", range(len(CASES)))
@@ -61,7 +64,8 @@ def test_from_logprobs_equals_the_definition(index):
     logprob, entropy = statistics_of(given)
     found = grid.from_logprobs(logprob, entropy, given, case.section)
     found.assert_equals(grid.expected(logprob, entropy, given, case.section))
-    grid.from_logprobs(logprob, entropy, given, case.section).assert_identical(found)
+    if index % EVERY == 0:
+        grid.from_logprobs(logprob, entropy, given, case.section).assert_identical(found)
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])

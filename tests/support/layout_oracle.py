@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from pathlib import Path
 
 import torch
@@ -17,6 +17,8 @@ LENGTHS: Lengths = ((1300, 1100, 900, 513, 301), *REST)
 """Of the untied model; the first pack holds more than 4096."""
 TIED_LENGTHS: Lengths = ((257, 120, 65, 64, 51, 33, 32, 17, 16, 3), *REST)
 """That the output layer is tied shows in few tokens, too."""
+LONGEST_TRAINED = 900
+"""Longer sequences have log-probs to compare, but no part in the optimizer steps: gradients show in few tokens."""
 LEARNING_RATE = 1e-3
 
 
@@ -25,43 +27,59 @@ def lengths_of(model: str) -> Lengths:
     return TIED_LENGTHS if model == "tied" else LENGTHS
 
 
+def packs_of(model: str, longest: int | None = None) -> list[list[int]]:
+    """The numbers of the sequences in each pack, without those over `longest` tokens."""
+    numbers = itertools.count()
+    packs = [[(next(numbers), length) for length in pack] for pack in lengths_of(model)]
+    return [[number for number, length in pack if longest is None or length <= longest] for pack in packs]
+
+
 def write_tiny_qwen(folder: Path, *, tied: bool) -> None:
     """Writes an HF folder with random biases and norm weights (HF's zeros and ones hide errors), and `oracle.tensors`.
 
-    The oracle holds, per sequence, tokens, loss weights, log-probs and entropies, and for two Adam steps on all of
-    them (weighted log-prob sum over the token count) loss and gradient norm. The vocabulary, 1003, is odd.
+    The oracle holds, per sequence, tokens, loss weights, log-probs and entropies, and for two Adam steps on those up to
+    LONGEST_TRAINED (weighted log-prob sum over the token count) loss and gradient norm. The vocabulary, 1003, is odd.
     """
-    packs = lengths_of("tied" if tied else "untied")
+    name = "tied" if tied else "untied"
+    lengths = [length for pack in lengths_of(name) for length in pack]
+    trained = [number for pack in packs_of(name, LONGEST_TRAINED) for number in pack]
     model = write_tiny_qwen2(
         folder, seed=11 + tied, vocab_size=1003, hidden_size=64, intermediate_size=176, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=tied, initializer_range=0.25,
     )  # fmt: skip
-    save_file(_oracle(model, [length for pack in packs for length in pack]), folder / "oracle.tensors")
+    save_file(_oracle(model, lengths, trained), folder / "oracle.tensors")
 
 
-def _oracle(model: torch.nn.Module, lengths: Sequence[int]) -> dict[str, torch.Tensor]:
+def _oracle(model: torch.nn.Module, lengths: list[int], trained: list[int]) -> dict[str, torch.Tensor]:
     oracle: dict[str, torch.Tensor] = {}
     for index, length in enumerate(lengths):
         oracle[f"tokens.{index}"] = torch.randint(0, 1003, (length,))
         oracle[f"weights.{index}"] = torch.randn(length - 1)
+    largest = torch.zeros(())
+    with torch.no_grad():
+        for index in range(len(lengths)):
+            logits, log_softmax, logprob = _numbers(model, oracle[f"tokens.{index}"])
+            oracle[f"logprob.{index}"] = logprob
+            oracle[f"entropy.{index}"] = -(log_softmax.exp() * log_softmax).sum(-1)
+            largest = torch.maximum(largest, logits.max())
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-    losses, norms, largest = [], [], torch.zeros(())
-    for step in range(2):
+    losses, norms = [], []
+    for _ in range(2):
         optimizer.zero_grad()
         total = torch.zeros(())
-        for index in range(len(lengths)):
-            tokens = oracle[f"tokens.{index}"]
-            logits = model(tokens[None, :-1]).logits[0]
-            log_softmax = torch.log_softmax(logits, -1)
-            logprob = log_softmax.gather(1, tokens[1:, None])[:, 0]
-            if step == 0:
-                oracle[f"logprob.{index}"] = logprob.detach()
-                oracle[f"entropy.{index}"] = -(log_softmax.exp() * log_softmax).sum(-1).detach()
-                largest = torch.maximum(largest, logits.detach().max())
-            loss = -(logprob * oracle[f"weights.{index}"]).sum() / sum(n - 1 for n in lengths)
+        for index in trained:
+            _, _, logprob = _numbers(model, oracle[f"tokens.{index}"])
+            loss = -(logprob * oracle[f"weights.{index}"]).sum() / sum(lengths[number] - 1 for number in trained)
             loss.backward()
             total += loss.detach()
         losses.append(total)
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
         optimizer.step()
     return oracle | {"loss": torch.stack(losses), "grad_norm": torch.stack(norms), "largest_logit": largest}
+
+
+def _numbers(model: torch.nn.Module, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits and log-softmax [length − 1, vocabulary] of a sequence, and the log-probs of its tokens but the first."""
+    logits = model(tokens[None, :-1]).logits[0]
+    log_softmax = torch.log_softmax(logits, -1)
+    return logits, log_softmax, log_softmax.gather(1, tokens[1:, None])[:, 0]

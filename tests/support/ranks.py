@@ -39,7 +39,7 @@ from tests.support.stages import ROOT, variables
 _OUTPUT_SHOWN = 8000
 
 
-def run_ranks(target: str, *, ranks: int, timeout: float = 240.0, **arguments: Any) -> list[Any]:
+def run_ranks(target: str, *, ranks: int, timeout: float = 900.0, **arguments: Any) -> list[Any]:
     """Calls `package.module:function(**arguments)` on `ranks` ranks; returns their values (JSON) in rank order."""
     with tempfile.TemporaryDirectory() as folder:
         code = _launcher().launch(target, ranks, folder, json.dumps(arguments), timeout)

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from megatron_lwz.http.ports import bind
 from megatron_lwz.http.server import make_app, read_object
+from tests.support.waiting import PATIENCE
 
 KEY = "secret-key"
 
@@ -90,12 +91,12 @@ def serving(*servers: Scripted) -> Iterator[None]:
         server.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         return runner
 
-    runners = [asyncio.run_coroutine_threadsafe(start(server), loop).result(30) for server in servers]
+    runners = [asyncio.run_coroutine_threadsafe(start(server), loop).result(PATIENCE) for server in servers]
     try:
         yield
     finally:
         for runner in runners:
-            asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
+            asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(PATIENCE)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

@@ -10,7 +10,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -40,6 +41,15 @@ def variables() -> dict[str, str]:
     return environment.child_environment(
         OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="", PYTHONWARNINGS="ignore", **KEPT_MEMORY
     )
+
+
+@contextmanager
+def forked() -> Iterator[None]:
+    """Inside, processes that the code starts itself are forked; this process has a stage's environment as long."""
+    with ExitStack() as stack, warm.forking():
+        for name, value in variables().items():
+            stack.enter_context(environment.lent(name, value))
+        yield
 
 
 def run(

@@ -17,6 +17,7 @@ from aiohttp import web
 from megatron_lwz.http.ports import bind
 from megatron_lwz.http.server import make_app, read_object
 from megatron_lwz.rollout.limits import EngineLoad, write_load
+from tests.support.waiting import PATIENCE
 
 TOKEN = "secret"
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n</answer>"
@@ -174,13 +175,13 @@ def background_loop() -> Iterator[Callable[[Engine], str]]:
     runners = []
 
     def start(engine: Engine) -> str:
-        runner, url = asyncio.run_coroutine_threadsafe(serve(engine), loop).result(30)
+        runner, url = asyncio.run_coroutine_threadsafe(serve(engine), loop).result(PATIENCE)
         runners.append(runner)
         return url
 
     yield start
     for runner in runners:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(PATIENCE)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 
 PAUSE = 0.01
+PATIENCE = 300.0
+"""Seconds. For what hangs, and for nothing else: what takes a second can take a minute on a busy machine."""
 
 
 def wait_for(
     condition: Callable[[], object],
     *,
-    seconds: float = 60.0,
+    seconds: float = PATIENCE,
     what: str | None = None,
     process: subprocess.Popen | None = None,
     output: Callable[[], str] = lambda: "",
@@ -33,7 +35,7 @@ def wait_for(
         time.sleep(pause)
 
 
-async def until(condition: Callable[[], object], *, seconds: float = 60.0, what: str | None = None) -> None:
+async def until(condition: Callable[[], object], *, seconds: float = PATIENCE, what: str | None = None) -> None:
     """`wait_for` in an event loop."""
     end = time.monotonic() + seconds
     while not condition():

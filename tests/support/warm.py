@@ -44,7 +44,8 @@ import psutil
 from tests.support.paths import ROOT
 
 ORPHAN = "megatron_lwz.http.orphan"
-MODULES = ("megatron_lwz.cli.", ORPHAN, "torch.distributed.run", "tests.end_to_end.", "tests.support.")
+MODULES = ("megatron_lwz.cli.", ORPHAN, "torch.distributed.run", "tests.end_to_end.", "tests.support.",
+           "tests.unit.orchestrator.")  # fmt: skip
 """What may be forked: names, or beginnings of them. Of the others, some must see an interpreter without imports."""
 IMPORTS = (
     "megatron_lwz.training.grpo", "megatron_lwz.training.pretrain", "megatron_lwz.training.sft",
@@ -115,6 +116,7 @@ def _forget() -> None:
 @contextmanager
 def forking() -> Iterator[None]:
     """Inside, `subprocess.Popen` is `Popen`: for code that starts processes itself."""
+    _forker()  # it is started as usual
     subprocess.Popen._execute_child = _execute_child
     try:
         yield

@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 
 from megatron_lwz.http.ports import bind
 from megatron_lwz.http.server import make_app, read_object
+from tests.support import warm
 from tests.support.gloo_channel import join
-from tests.support.paths import ROOT
+from tests.support.stages import ROOT, variables
 
 TOKEN = "secret"
 
@@ -204,7 +205,9 @@ async def _serve(peers: Sequence[Peer]) -> None:
 def running(out: Path, *engines: tuple[int, str]) -> Iterator[list[str]]:
     """(GPUs, fault or "") of each engine → their URLs, while the block runs. What each GPU got: files in `out` that `/state` names."""
     command = [sys.executable, "-m", "tests.support.weight_peer", str(out), json.dumps(engines)]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = warm.Popen(
+        command, cwd=ROOT, env=variables(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None
     try:
         yield json.loads(process.stdout.readline())

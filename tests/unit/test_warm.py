@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import warm, witness
 from tests.support.stages import ROOT, variables
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE, wait_for
 
 WITNESS = [sys.executable, "-u", "-m", "tests.support.witness"]
 
@@ -43,8 +43,8 @@ def test_its_child_is_forked_and_its_own_and_dies_with_it() -> None:
     assert child["megatron"] and child["parent"] == process.pid and child["leads_session"]
     found = psutil.Process(child["pid"])
     process.kill()
-    assert process.wait(60) == -signal.SIGKILL
-    wait_for(lambda: not found.is_running() or found.status() == psutil.STATUS_ZOMBIE, seconds=30)
+    assert process.wait(PATIENCE) == -signal.SIGKILL
+    wait_for(lambda: not found.is_running() or found.status() == psutil.STATUS_ZOMBIE)
 
 
 @pytest.mark.parametrize("session", [False, True])
@@ -52,10 +52,10 @@ def test_signals_streams_and_status_are_its_own(tmp_path: Path, session: bool) -
     with (tmp_path / "out").open("w") as out:
         process = warm.Popen([*WITNESS, "--wait"], cwd=ROOT, env=variables(), stdin=subprocess.PIPE, stdout=out,
                              stderr=subprocess.STDOUT, start_new_session=session)  # fmt: skip
-    wait_for(lambda: "ready" in (tmp_path / "out").read_text(), seconds=60, process=process)
+    wait_for(lambda: "ready" in (tmp_path / "out").read_text(), process=process)
     assert (os.getsid(process.pid) == process.pid) == session
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 7 and (tmp_path / "out").read_text().split() == ["ready", "told", "exiting"]
+    assert process.wait(PATIENCE) == 7 and (tmp_path / "out").read_text().split() == ["ready", "told", "exiting"]
 
 
 def test_a_command_that_a_fork_cannot_be_is_executed() -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from megatron_lwz.cli import common, main
 from megatron_lwz.errors import ConfigError, LwzError
+from tests.support.waiting import PATIENCE
 
 CONFIG = "run: {dir: somewhere}\nparallel: {tensor: 2}\n"
 
@@ -224,7 +225,7 @@ def signalled(body: str, *numbers: int) -> tuple[int, list[str], str]:
     for number in numbers:
         process.send_signal(number)
         time.sleep(0.2)
-    out, error = process.communicate(timeout=30)
+    out, error = process.communicate(timeout=PATIENCE)
     return process.returncode, out.split(), error
 
 

@@ -233,20 +233,23 @@ def test_neither_unit_size_nor_workers_change_a_byte(home: Path) -> None:
     assert len(files_of(home / "whole")) == 4 and not (home / "whole" / "work").exists()
 
 
-def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(home: Path) -> None:
+@pytest.mark.parametrize("moments", [(3,), pytest.param((1, 4, 9), marks=pytest.mark.long)], ids=["once", "thrice"])
+def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(home: Path, moments: tuple[int, ...]) -> None:
+    """`moments`: finished units at which it is killed."""
     rng = random.Random(6)
     write_jsonl(home / "long.jsonl", [write_text(rng, 400) for _ in range(400)])
     spec = {"validation": 0.1, "sources": [{"name": "long", "paths": ["long.jsonl"], "weight": 1.0}]}
+    out = home / f"killed_{len(moments)}"
     undisturbed = run(home, "undisturbed", spec, unit_bytes=1 << 15)
     command = [sys.executable, str(ROOT / "tools" / "prepare_corpus.py"), str(home / "undisturbed.yaml")]
-    command += ["--out", str(home / "killed"), "--workers", "2", "--unit-mib", str(2**-5)]
+    command += ["--out", str(out), "--workers", "2", "--unit-mib", str(2**-5)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     kills = 0
-    for wanted in (1, 4):
+    for wanted in moments:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         wait_for(
             lambda process=process, wanted=wanted: (
-                process.poll() is not None or len(list(home.glob("killed/work/*.npz"))) >= wanted
+                process.poll() is not None or len(list(out.glob("work/*.npz"))) >= wanted
             ),
             seconds=500,
             pause=0.005,
@@ -255,19 +258,19 @@ def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(home: Path) -
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait()
-    assert kills == 2, "it was faster than the kill"
-    done = list(home.glob("killed/work/*.npz"))
-    assert done and not (home / "killed" / "manifest.json").exists()
+    assert kills == len(moments), "it was faster than the kill"
+    done = list(out.glob("work/*.npz"))
+    assert done and not (out / "manifest.json").exists()
     last = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
     resumed = int(last.stderr.split(" done before")[0].split()[-1])
     assert resumed >= len(done) > 0
-    assert files_of(home / "killed") == files_of(home / "undisturbed")
+    assert files_of(out) == files_of(home / "undisturbed")
     fields = {"exclude": {"fingerprint"}}
-    manifest = Manifest.model_validate_json((home / "killed" / "manifest.json").read_bytes())
+    manifest = Manifest.model_validate_json((out / "manifest.json").read_bytes())
     assert manifest.model_dump(**fields) == undisturbed.model_dump(**fields)
     assert f"{manifest.sources[0].train.tokens:,} tokens to train on" in last.stdout
-    assert not list((home / "killed").glob("*.tmp"))
+    assert not list(out.glob("*.tmp"))
 
 
 def test_weights_fill_up_to_one_and_can_be_changed_without_reading_again(home: Path) -> None:

@@ -13,6 +13,7 @@ from megatron_lwz.rollout.engine.core import AsleepError, EngineThread
 from megatron_lwz.rollout.engine.generation import Delta, EndRules, Generation
 from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.types import FinishReason
+from tests.support.waiting import PATIENCE
 
 
 class Counting:
@@ -82,15 +83,15 @@ def submit(engine: EngineThread, *, prompt: int = 1, max_tokens: int = 10**9) ->
     generation = Generation(
         f"r{prompt}", CachedSequence((prompt,)), rules, decode=lambda ids: "x" * len(ids), deliver=deltas.put
     )
-    engine.submit(generation).result(5)
+    engine.submit(generation).result(PATIENCE)
     return deltas
 
 
 def drain(deltas: queue.Queue[Delta]) -> list[Delta]:
-    found = [deltas.get(timeout=5)]
+    found = [deltas.get(timeout=PATIENCE)]
     while found[-1].reason is None:
         assert len(found) < 10_000, "it does not end"
-        found.append(deltas.get(timeout=5))
+        found.append(deltas.get(timeout=PATIENCE))
     return found
 
 
@@ -104,9 +105,9 @@ def test_deltas_join_to_the_whole_in_order(engine: EngineThread) -> None:
 
 def test_a_delta_holds_tokens_of_one_version(engine: EngineThread) -> None:
     deltas = submit(engine)
-    deltas.get(timeout=5)
-    engine.set_version("new").result(5)
-    engine.abort(["r1"]).result(5)
+    deltas.get(timeout=PATIENCE)
+    engine.set_version("new").result(PATIENCE)
+    engine.abort(["r1"]).result(PATIENCE)
     rest = drain(deltas)
     versions = [delta.version for delta in rest if delta.tokens]
     assert versions == sorted(versions)  # "0.0." comes before "new"
@@ -115,54 +116,54 @@ def test_a_delta_holds_tokens_of_one_version(engine: EngineThread) -> None:
 
 def test_a_pause_delivers_what_was_written_and_then_nothing(engine: EngineThread) -> None:
     deltas = submit(engine)
-    engine.pause(abort=False).result(5)
+    engine.pause(abort=False).result(PATIENCE)
     for _ in range(deltas.qsize()):
         deltas.get()
-    load = engine.load().result(5)
+    load = engine.load().result(PATIENCE)
     assert (load.running, load.waiting) == (1, 0) and 0 < load.kv_use < 1
     with pytest.raises(queue.Empty):
         deltas.get(timeout=0.2)
-    engine.resume().result(5)
-    assert deltas.get(timeout=5).tokens
-    engine.pause(abort=True).result(5)
+    engine.resume().result(PATIENCE)
+    assert deltas.get(timeout=PATIENCE).tokens
+    engine.pause(abort=True).result(PATIENCE)
     assert drain(deltas)[-1].reason is FinishReason.ABORT
-    assert engine.load().result(5) == EngineLoad(0.0)
+    assert engine.load().result(PATIENCE) == EngineLoad(0.0)
 
 
 def test_a_failed_command_belongs_to_its_caller(engine: EngineThread) -> None:
     with pytest.raises(ValueError, match="bad"):
-        engine.reload("bad").result(5)
-    engine.reload("good").result(5)
-    assert engine.checksum().result(5) == "sum" and engine.failure is None
+        engine.reload("bad").result(PATIENCE)
+    engine.reload("good").result(PATIENCE)
+    assert engine.checksum().result(PATIENCE) == "sum" and engine.failure is None
     assert drain(submit(engine, max_tokens=3))[-1].reason is FinishReason.LENGTH
 
 
 def test_a_sleeping_engine_writes_nothing_until_all_its_memory_is_back(engine: EngineThread) -> None:
     memory = engine._decoder.memory  # type: ignore[attr-defined]
     running = submit(engine)
-    engine.sleep(keep_weights=False).result(5)
+    engine.sleep(keep_weights=False).result(PATIENCE)
     assert drain(running)[-1].reason is FinishReason.ABORT and memory == ["cache out", "weights dropped"]
     for action in (engine.checksum, lambda: engine.reload("good")):
         with pytest.raises(AsleepError, match="wake_up"):
-            action().result(5)
+            action().result(PATIENCE)
     deltas = submit(engine, prompt=2, max_tokens=3)
-    engine.wake_up(["weights"]).result(5)
-    engine.reload("good").result(5)
-    engine.resume().result(5)  # as after any push
+    engine.wake_up(["weights"]).result(PATIENCE)
+    engine.reload("good").result(PATIENCE)
+    engine.resume().result(PATIENCE)  # as after any push
     assert engine.asleep == {"kv_cache"} and memory[2:] == ["weights back"]
     with pytest.raises(queue.Empty):
         deltas.get(timeout=0.2)
-    engine.wake_up(["kv_cache"]).result(5)
+    engine.wake_up(["kv_cache"]).result(PATIENCE)
     assert not engine.asleep and drain(deltas)[-1].reason is FinishReason.LENGTH
-    engine.wake_up([]).result(5)
+    engine.wake_up([]).result(PATIENCE)
     assert memory[3:] == []
 
 
 def test_sleep_ends_a_pause_and_may_keep_the_weights(engine: EngineThread) -> None:
-    engine.pause(abort=False).result(5)
-    engine.sleep(keep_weights=True).result(5)
-    engine.sleep(keep_weights=True).result(5)
-    engine.wake_up([]).result(5)
+    engine.pause(abort=False).result(PATIENCE)
+    engine.sleep(keep_weights=True).result(PATIENCE)
+    engine.sleep(keep_weights=True).result(PATIENCE)
+    engine.wake_up([]).result(PATIENCE)
     assert engine._decoder.memory == ["cache out", "weights kept", "cache out", "weights back"]  # type: ignore[attr-defined]
     assert not engine.paused and drain(submit(engine, max_tokens=3))[-1].reason is FinishReason.LENGTH
 
@@ -172,4 +173,4 @@ def test_a_broken_step_ends_the_requests_and_is_told_to_new_ones(engine: EngineT
     assert engine.failure == "ArithmeticError: broken"
     with pytest.raises(RuntimeError, match="broken"):
         submit(engine)
-    assert engine.checksum().result(5) == "sum"
+    assert engine.checksum().result(PATIENCE) == "sum"

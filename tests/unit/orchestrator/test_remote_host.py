@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -28,11 +28,17 @@ from megatron_lwz.rollout import weight_routes
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import WeightVersion
+from tests.support.stages import forked
 from tests.support.synthetic_engine import TOKEN, Engine, background_loop
+from tests.support.waiting import PATIENCE, wait_for
 from tests.unit.orchestrator.echo_host import FAIL, ITEMS, plain, sample
 from tests.unit.orchestrator.host_child import OLD
 
 NEW = WeightVersion(1, 0, "new")
+
+
+MOST = 4000
+"""Tokens of a `Tireless` engine under the same weights: a busy reader is not to fall ever further behind."""
 
 
 class Tireless(Engine):
@@ -52,7 +58,7 @@ class Tireless(Engine):
     async def _stream(self, request, response, body, cut) -> None:
         while True:
             await asyncio.sleep(0.001)
-            if self.held:
+            if self.held or (not self.over and (self.after if self.new else self.sent) >= MOST):
                 continue
             tokens = [0] if self.over else [ord("b" if self.new else "a")] * 4
             self.sent += len(tokens)
@@ -62,6 +68,13 @@ class Tireless(Engine):
             await response.write(b"data: " + web.json_response(chunk).body + b"\n\n")
             if self.over:
                 return
+
+
+@pytest.fixture(autouse=True)
+def rollout_processes_are_forked() -> Iterator[None]:
+    """tests/end_to_end/test_grpo.py starts a real one."""
+    with forked():
+        yield
 
 
 @pytest.fixture
@@ -76,13 +89,6 @@ def process(engine: Tireless, tmp_path: Path) -> Iterator[HostProcess]:
         made.call("open")
         yield made
         made.close()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def bring(clients: Sequence[EngineClient]) -> None:
@@ -213,7 +219,7 @@ def test_a_process_that_dies_ends_every_call_with_one_line(process: HostProcess)
     time.sleep(0.2)
     process._child.kill()
     for thread in waiting:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert [type(error) for error in failures] == [EnvironmentSetupError] * 2
     with pytest.raises(EnvironmentSetupError, match=r"ended with status -9: see what it said above"):
         process.call("settle")
@@ -256,5 +262,5 @@ def test_it_ends_when_its_trainer_is_gone(tmp_path: Path) -> None:
         process = HostProcess(["-m", "tests.unit.orchestrator.host_child", str(tmp_path), start(Tireless())])
         process.call("open")
         process._connection._end.shutdown(socket.SHUT_RDWR)
-        assert process._child.wait(30) == 0
+        assert process._child.wait(PATIENCE) == 0
         process.close()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_lwz.rewards.scorer import Overloaded, ScoringThread
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE, wait_for
 
 
 class Recorder:
@@ -45,7 +45,7 @@ def test_packs_hold_texts_of_like_length_under_the_cap_oldest_first() -> None:
         wait_for(lambda: model.packs)
         waiting = thread.submit(texts(60, 4, 40, 5, 33, 7, 150, 6))
         model.go.set()
-        assert [future.result(5) for future in (*first, *waiting)] == [5, 60, 4, 40, 5, 33, 7, 150, 6]
+        assert [future.result(PATIENCE) for future in (*first, *waiting)] == [5, 60, 4, 40, 5, 33, 7, 150, 6]
     finally:
         thread.stop()
     assert model.packs == [[5], [60, 40], [4, 5, 7, 6], [33], [150]]
@@ -59,8 +59,8 @@ def test_a_failure_costs_its_own_pack_only() -> None:
     try:
         bad, good = thread.submit(texts(13, 60))
         with pytest.raises(RuntimeError, match="out of memory"):
-            bad.result(5)
-        assert good.result(5) == 60.0
+            bad.result(PATIENCE)
+        assert good.result(PATIENCE) == 60.0
     finally:
         thread.stop()
 
@@ -75,6 +75,6 @@ def test_too_many_waiting_texts_are_refused_and_stopping_ends_what_waits() -> No
         thread.submit(texts(3))
     waiting[0].cancel()
     model.go.set()
-    assert first.result(5) == 3.0 and waiting[2].result(5) == 3.0
+    assert first.result(PATIENCE) == 3.0 and waiting[2].result(PATIENCE) == 3.0
     thread.stop()
     assert model.packs == [[3], [3, 3]]

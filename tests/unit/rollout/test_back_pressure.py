@@ -9,7 +9,7 @@ from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.journal_reader import JournalReader
 from tests.support.rollouts import wait_for_tokens
 from tests.support.synthetic_engine import Engine
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE, wait_for
 
 BACKLOG, STREAMS, LENGTH = 600, 3, 20_000
 ONE_READ = 8000
@@ -65,5 +65,5 @@ def test_training_goes_on_while_the_disk_hangs_until_it_has_to_be_durable(make_c
     settled.join(0.5)
     assert settled.is_alive(), "nothing is durable yet"
     disk.set()
-    settled.join(30)
+    settled.join(PATIENCE)
     assert not settled.is_alive()

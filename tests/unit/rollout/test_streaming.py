@@ -13,6 +13,7 @@ from aiohttp import web
 
 from megatron_lwz.types import ComponentScore, PerRolloutReward
 from tests.support.synthetic_engine import Engine
+from tests.support.waiting import PATIENCE
 
 
 class Holding(Engine):
@@ -95,7 +96,7 @@ def test_after_a_kill_finished_rollouts_are_scored_again_and_scores_that_are_dur
     first = Early(lambda rollout: seen.release())
     controller = make_controller(url, rewards=[first])
     controller.begin(1)
-    assert seen.acquire(timeout=20) and seen.acquire(timeout=20)
+    assert seen.acquire(timeout=PATIENCE) and seen.acquire(timeout=PATIENCE)
     controller.close()
     engine.go.set()
     second = Early()

@@ -20,6 +20,7 @@ from megatron_lwz.rollout.open_stream import OpenStream, Phase
 from megatron_lwz.rollout.version_tracker import LocalTracker
 from megatron_lwz.types import WeightVersion
 from tests.support.synthetic_engine import TOKEN, Engine
+from tests.support.waiting import PATIENCE
 
 OLD, NEW = WeightVersion(1, 0, "old"), WeightVersion(2, 0, "new")
 SETTINGS = {"request_id": "r", "seed": 5, "max_tokens": 9, "temperature": 1.0, "top_p": 1.0, "stop": ()}
@@ -87,7 +88,7 @@ def test_what_older_weights_sent_is_named_after_them_however_busy_the_reader_is(
             time.sleep(0.8)
 
     reading = asyncio.run_coroutine_threadsafe(read(client, seen, hold), reading_loop)
-    assert held.wait(10)
+    assert held.wait(PATIENCE)
 
     async def update() -> None:
         await client.tracker.read_up(ASKED)
@@ -145,7 +146,7 @@ def test_the_barrier_opens_when_the_last_reader_answers_and_not_before(reading_l
         return Slow()
 
     async def update() -> None:
-        stream = asyncio.run_coroutine_threadsafe(make(), reading_loop).result(10)
+        stream = asyncio.run_coroutine_threadsafe(make(), reading_loop).result(PATIENCE)
         tracker.add_stream(stream)
         waiting = asyncio.ensure_future(tracker.read_up(ASKED))
         await asyncio.wait({waiting}, timeout=0.5)
@@ -197,7 +198,7 @@ def test_a_reader_that_never_answers_is_given_up_and_logged(reading_loop, caplog
     async def make() -> OpenStream:
         return Silent()
 
-    stream = asyncio.run_coroutine_threadsafe(make(), reading_loop).result(10)
+    stream = asyncio.run_coroutine_threadsafe(make(), reading_loop).result(PATIENCE)
     tracker.add_stream(stream)
     asyncio.run(tracker.read_up(ASKED))
     assert "streams were not read up within 0.05 s" in caplog.text

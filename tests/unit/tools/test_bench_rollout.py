@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sqlite3
 import subprocess
 import sys
@@ -59,9 +60,12 @@ def test_a_training_loop_is_measured_beside_the_load_and_without_it(controller, 
     assert 0.5 < figures["tokens_per_second"] / figures["offered"] < 1.5, "over the time in which the engine wrote"
 
 
-def test_a_real_engine_needs_its_tokenizer():
-    done = run("--url", "http://127.0.0.1:1")
-    assert done.returncode == 2 and "--tokenizer" in done.stderr
+def test_a_real_engine_needs_its_tokenizer(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.setattr(sys, "argv", ["bench_rollout.py", "--url", "http://127.0.0.1:1"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "tools" / "bench_rollout.py"))["main"]()
+    assert ended.value.code == 2 and "--tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ from aiohttp import web
 from megatron_lwz.cli import common
 from megatron_lwz.data.prompts import read_prompts
 from tests.support.scripted_server import KEY, Scripted, serving
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE, wait_for
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare_prompts.py"
 TOPICS = ["bees", "wasps", "ants", "moths", "flies", "beetles", "spiders", "crickets", "hornets", "gnats"]
@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_and_pays_for_no_reply_twice(tool, tmp_path):
         process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         wait_for(lambda: len(server.bodies) >= 5, seconds=120, process=process)
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
         assert 5 <= len(server.bodies) < 14 and not (tmp_path / "out" / "prompts.jsonl").exists()
         under_way = 2
         server.delay = 0.0

@@ -18,6 +18,7 @@ from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.turns import Turns
+from tests.support.waiting import PATIENCE
 
 TOKEN = "secret"
 
@@ -62,9 +63,9 @@ def engine() -> Iterator[SleepingEngine]:
         engine.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         return runner
 
-    runner = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+    runner = asyncio.run_coroutine_threadsafe(start(), loop).result(PATIENCE)
     yield engine
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(PATIENCE)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()

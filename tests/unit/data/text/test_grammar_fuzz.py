@@ -114,9 +114,9 @@ def decode(data):
     return text, template, stop, quoted, [byte / 255 for byte in cuts]
 
 
-def test_twenty_thousand_seeded_strings_get_one_verdict():
+def test_eight_thousand_seeded_strings_get_one_verdict():
     rng = random.Random(7)
-    for _ in range(20_000):
+    for _ in range(8_000):
         check(*decode(rng.randbytes(rng.randint(7, 21))))
 
 
