@@ -104,7 +104,9 @@ def _read_tree(file: Path, above: tuple[Path, ...] = ()) -> DictConfig:
     """Reads a file and the `base` files under it. `above`: the files whose `base` led here."""
     text = read_text(file)
     try:
-        tree = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+        tree: Any = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+    except AssertionError:  # OmegaConf's own, for a file that is one number or date
+        tree = None
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         raise DataError(file, f"not valid YAML ({_reason(error)})", line=mark.line + 1 if mark else None) from error

@@ -237,13 +237,18 @@ class EngineServer:
         path = given.get("weights_path") if isinstance(given, dict) else None
         if body.get("method") != "reload_weights" or not isinstance(path, str):
             raise web.HTTPBadRequest(text='only {"method": "reload_weights", "kwargs": {"weights_path": DIR}} is known')
-        await asyncio.wrap_future(self._engine.reload(str(self._allowed(path))))
+        try:
+            await asyncio.wrap_future(self._engine.reload(str(self._allowed(path))))
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise web.HTTPBadRequest(text=f"weights_path = {path[:200]!a}: cannot be read ({reason})") from error
         return web.json_response({"results": [None]})
 
     def _allowed(self, path: str) -> Path:
         """Returns the folder that a request names, without symbolic links. Answers 400 and 403 for other paths."""
         try:
             folder = Path(path).resolve()
+            folder.is_dir()
         except (OSError, ValueError, RuntimeError) as error:  # a NUL byte, a name too long, a loop of links
             raise web.HTTPBadRequest(text=f"weights_path = {path[:200]!a}: is no path ({error!s:.80})") from error
         if not any(folder.is_relative_to(allowed) for allowed in self._weights_folders):
