@@ -9,16 +9,20 @@ from typing import Literal
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Line breaks, terminal controls, marks that change the direction of text, and halves of surrogate pairs."""
+_PASSWORD = re.compile(r"(?<=://)[^/?#@\s'\"]{1,200}@")
+"""A user and password in an address."""
 
 
 class LwzError(Exception):
     """Base of every error that a user can fix. `cli` prints it as one line and exits with status 2.
 
-    Names and values from files may hold line breaks and terminal controls. The message shows them as escapes.
+    Names and values from files may hold line breaks and terminal controls. The message shows them as escapes, and leaves
+    out passwords in addresses.
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(_UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], str(message)))
+        shown = _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], str(message))
+        super().__init__(_PASSWORD.sub("***@", shown))
 
 
 class ConfigError(LwzError):

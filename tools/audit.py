@@ -31,12 +31,12 @@ def main() -> int:
     for entry, fault in bad:
         fixed = ", ".join(fault["fix_versions"]) or "no release"
         print(f"{entry['name']} {entry['version']}: {fault['id']} {fault.get('aliases', [])}: fixed in {fixed}")
-    for entry in found:
-        if "skip_reason" in entry:
-            print(f"{entry['name']}: not checked: {entry['skip_reason']}")
-    checked = sum("vulns" in entry for entry in found)
-    print(f"audit: {checked} pinned packages checked, {len(bad)} known vulnerabilities")
-    return 1 if bad else 0
+    skipped = [entry for entry in found if "skip_reason" in entry]
+    if skipped:
+        first = f"{skipped[0]['name']}: {skipped[0]['skip_reason']}"
+        print(f"audit: NOT CHECKED: {len(skipped)} of {len(found)} pinned packages ({first})", file=sys.stderr)
+    print(f"audit: {len(found) - len(skipped)} pinned packages checked, {len(bad)} known vulnerabilities")
+    return 1 if bad else 2 if skipped else 0
 
 
 def _installed() -> Path:
