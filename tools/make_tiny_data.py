@@ -147,7 +147,7 @@ def documents(count: int, *, seed: int, held_out: Set[tuple[str, int]] = frozens
     for number, (author, request) in enumerate(_requests(count, seed=seed, held_out=held_out)):
         prompt = render(Prompt(str(number), request.text), "bare")
         # With the space, the prompt's tokens are the same with and without a response: "<|assistant|>:" stays whole.
-        yield f"{prompt} {author.respond(request)}{END_OF_TEXT}"
+        yield f"{prompt} {author.respond(request)}"
 
 
 def good_texts(count: int, *, seed: int, held_out: Set[tuple[str, int]] = frozenset()) -> Iterator[dict[str, str]]:
@@ -190,7 +190,7 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> tokenizers.Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((text.replace(END_OF_TEXT, "") for text in texts), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
     return tokenizer
 

@@ -169,6 +169,13 @@ def serving_parser(command: str, description: str, model: str) -> Parser:
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder with tokenizer.json")
     parser.add_argument("--port", type=option_types.port, required=True)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default loopback only")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name that clients call this server by (Host header); may be repeated",
+    )
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--threads", type=option_types.not_negative, default=0, help="CPU threads; 0: all cores")
     parser.add_argument("--served-model-name", default=model)

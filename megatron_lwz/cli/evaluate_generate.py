@@ -78,6 +78,8 @@ def _check_model(options: argparse.Namespace, tasks: Sequence[Task], plan: Plan)
     arch, tokenizer, source = evaluate_engine.sizes_of(options.model)
     check_vocabulary(arch, tokenizer, source)
     prompt, task = max((len(tokenizer.encode(prompt_text(task, plan))), task.id) for task in tasks)
+    if note := tokenizer.control_note():
+        log.warning("%s: %d prompts%s", options.prompts, len(tasks), note)
     limit = plan.sampling.max_tokens
     fault = beyond_context(arch, prompt + limit, source)
     if fault is None:
@@ -101,7 +103,7 @@ def _embedded(options: argparse.Namespace, plan: Plan, stack: ExitStack) -> tupl
             threads=options.threads,
         )
     )
-    plan = replace(plan, count=lambda text: len(tokenizer.encode(text)), context=longest)
+    plan = replace(plan, encode=tokenizer.encode, context=longest)
     return _client(options, server.url, server.token, "policy", api="completions"), plan
 
 

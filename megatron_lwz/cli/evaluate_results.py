@@ -12,6 +12,7 @@ from rich.table import Table
 
 from megatron_lwz.cli.common import UsageError, console
 from megatron_lwz.evaluation.statistics import Estimate
+from megatron_lwz.private_files import make_private
 from megatron_lwz.report.evaluation import number
 
 
@@ -48,5 +49,6 @@ def show_estimates(title: str, estimates: Mapping[str, Estimate], labels: Mappin
 def write_text(path: Path, text: str) -> None:
     """Writes a file, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
+    make_private(temporary, replaces=path)
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

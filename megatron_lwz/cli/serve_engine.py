@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from megatron_lwz.cli import common, option_types
 from megatron_lwz.distributed import environment, launch
+from megatron_lwz.http.hosts import Hosts
 from megatron_lwz.http.ports import bind
-from megatron_lwz.http.server import run_app
+from megatron_lwz.http.server import check_exposure, run_app
 from megatron_lwz.rollout.engine.core import EngineThread
 from megatron_lwz.rollout.engine.policy import ServedPolicy
 from megatron_lwz.rollout.engine.server import EngineServer
@@ -20,6 +22,8 @@ from megatron_lwz.rollout.engine.server import EngineServer
 def main(argv: Sequence[str]) -> None:
     """Serves until SIGINT or SIGTERM."""
     options = _parser().parse_args(list(argv))
+    token = environment.get("LWZ_ENGINE_TOKEN")
+    check_exposure(options.host, token, "LWZ_ENGINE_TOKEN")
     bind(options.host, options.port).close()  # reports a taken port at once, not after the model is loaded
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -31,10 +35,11 @@ def main(argv: Sequence[str]) -> None:
         name=options.served_model_name,
         vocab_size=policy.arch.vocab_size,
         max_length=policy.max_length,
+        weights_folders=[options.model, *options.weights_dir],
     )
     engine.start()
     try:
-        run_app(server.app(environment.get("LWZ_ENGINE_TOKEN")), host=options.host, port=options.port)
+        run_app(server.app(token, Hosts(options.host, options.allow_host)), host=options.host, port=options.port)
     finally:
         engine.stop()
         launch.shutdown()
@@ -42,6 +47,14 @@ def main(argv: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = common.serving_parser("serve-engine", "Serve a policy over HTTP with vLLM's routes.", "policy")
+    parser.add_argument(
+        "--weights-dir",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder below which /collective_rpc may load weights, besides --model itself; may be repeated",
+    )
     parser.add_argument("--slots", type=option_types.positive, default=64, help="requests written at once; more wait")
     parser.add_argument(
         "--max-length", type=option_types.positive, help="prompt + response tokens; default: the model's own"

@@ -10,8 +10,9 @@ import torch
 
 from megatron_lwz.cli import common, option_types
 from megatron_lwz.distributed import environment, launch
+from megatron_lwz.http.hosts import Hosts
 from megatron_lwz.http.ports import bind
-from megatron_lwz.http.server import run_app
+from megatron_lwz.http.server import check_exposure, run_app
 from megatron_lwz.rewards.score_server import MOST_TEXTS, ScoreServer
 from megatron_lwz.rewards.scorer import ScoringThread, ServedRewardModel
 
@@ -19,6 +20,8 @@ from megatron_lwz.rewards.scorer import ScoringThread, ServedRewardModel
 def main(argv: Sequence[str]) -> None:
     """Serves until SIGINT or SIGTERM."""
     options = _parser().parse_args(list(argv))
+    token = environment.get("LWZ_REWARD_TOKEN")
+    check_exposure(options.host, token, "LWZ_REWARD_TOKEN")
     bind(options.host, options.port).close()  # reports a taken port at once, not after the model is loaded
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -29,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     server = ScoreServer(model, thread, name=options.served_model_name)
     thread.start()
     try:
-        run_app(server.app(environment.get("LWZ_REWARD_TOKEN")), host=options.host, port=options.port)
+        run_app(server.app(token, Hosts(options.host, options.allow_host)), host=options.host, port=options.port)
     finally:
         thread.stop()
         launch.shutdown()

@@ -36,6 +36,10 @@ def _address(text: str) -> str:
     scheme, _, rest = text.partition("://")
     if scheme not in ("http", "https") or not rest or rest[0] in "/:?#" or any(map(str.isspace, text)):
         raise ValueError("not an address: write http://host:port")
+    if "@" in re.split(r"[/?#]", rest, maxsplit=1)[0]:
+        raise ValueError(
+            "holds a user or password, which the run folder would keep: put the key into api_key_env's variable"
+        )
     return text
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import CommaList, ComponentSection, Fraction, UserPath
+from megatron_lwz.config.base import CommaList, ComponentSection, Fraction, Url, UserPath
 
 
 class FormatReward(ComponentSection):
@@ -42,7 +42,7 @@ class OverlapReward(ComponentSection):
     Off until `url` or `hf` is given.
     """
 
-    url: str | None = Field(None, description="server with OpenAI's /v1/embeddings, e.g. http://127.0.0.1:8000/v1")
+    url: Url | None = Field(None, description="server with OpenAI's /v1/embeddings, e.g. http://127.0.0.1:8000/v1")
     hf: UserPath | None = Field(
         None,
         description="Hugging Face folder of a local encoder that runs on the CPU; a paragraph's embedding is the mean of the last hidden states",

@@ -64,10 +64,15 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             raise ConfigError(key, text, "an override reads section.key=value")
         try:
             merged = _merge(merged, OmegaConf.from_dotlist([text]))
-        except (OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
-            raise ConfigError(key, text, f"cannot be read as section.key=value ({_reason(error)})") from error
         except UnicodeEncodeError as error:
             raise ConfigError(key, text, "is not UTF-8: use a UTF-8 locale, e.g. LC_ALL=C.UTF-8") from error
+        except (
+            OmegaConfBaseException,
+            yaml.YAMLError,
+            RecursionError,
+            ValueError,
+        ) as error:  # ValueError: huge numbers
+            raise ConfigError(key, f"{text:.200}", f"cannot be read as section.key=value ({_reason(error)})") from error
     try:
         plain = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
@@ -104,8 +109,10 @@ def _read_tree(file: Path, above: tuple[Path, ...] = ()) -> DictConfig:
     """Reads a file and the `base` files under it. `above`: the files whose `base` led here."""
     text = read_text(file)
     try:
-        tree = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+        tree: Any = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+    except AssertionError:  # OmegaConf's own, for a file that is one number or date
+        tree = None
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:  # ValueError: huge numbers
         mark = getattr(error, "problem_mark", None)
         raise DataError(file, f"not valid YAML ({_reason(error)})", line=mark.line + 1 if mark else None) from error
     if not isinstance(tree, DictConfig):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import ComponentSection, Paths, Section, UserPath
+from megatron_lwz.config.base import ComponentSection, Paths, Section, Url, UserPath
 
 Template = Literal["markers", "chat"]
 
@@ -40,7 +40,7 @@ class WritingReward(ComponentSection):
     hf: UserPath | None = Field(
         None, description="Hugging Face folder of a reward model: the run serves it on loopback and stops it at the end"
     )
-    url: str | None = Field(None, description="URL of a running server: lwz serve-reward, or vLLM")
+    url: Url | None = Field(None, description="URL of a running server: lwz serve-reward, or vLLM")
     api: Literal["score", "pooling", "classify"] = Field(
         "score", description="API route: score = lwz serve-reward; pooling, classify = vLLM"
     )

@@ -18,6 +18,7 @@ ranks of a machine share them.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.reading import read_rows
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import SequenceBatch
+
+log = logging.getLogger(__name__)
 
 
 class Pieces(Protocol):
@@ -227,6 +230,13 @@ def open_corpus(config: Config) -> PackedCorpus:
     tokenizer = Tokenizer(config.tokenizer_dir())
     documents = tokenized(map(Path, paths), tokenizer.encode, min(tokenizer.eos_ids))
     tokens, lengths = shared_documents(RunPaths(config.run.dir).new_corpus, documents)
+    if note := tokenizer.control_note():
+        log.warning(
+            "%s: %d documents%s; remove one at a document's end, each gets its own",
+            ", ".join(paths),
+            len(lengths),
+            note,
+        )
     pieces = ArrayPieces(tokens, lengths, sequence_length=length, seed=seed, shuffle=shuffle)
     return PackedCorpus(pieces, sequence_length=length, reset=reset)
 

@@ -28,10 +28,13 @@ class ReadExamples:
     truncated: int
     unanswered: int
     """Last questions without a reply, which are not part of their conversations' tokens."""
+    control_note: str = ""
+    """The tokenizer's note about texts that spell out control tokens."""
 
     def __str__(self) -> str:
         counts = f"{len(self.kept)} conversations, {self.left_out}, {self.truncated} truncated"
-        return f"{counts}, {self.unanswered} last questions without a reply" if self.unanswered else counts
+        unanswered = f", {self.unanswered} last questions without a reply" if self.unanswered else ""
+        return counts + unanswered + self.control_note
 
 
 def read_examples(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_lwz.data.hashing import mix
+from megatron_lwz.data.index_file import index_fault
 from megatron_lwz.distributed import jit
 from megatron_lwz.errors import DataError
 
@@ -31,11 +32,16 @@ class IndexedPieces:
         """Opens the dataset at `prefix`, a path without `.bin`. Raises DataError if a file is missing or truncated."""
         self.name = prefix.name
         try:
+            fault = index_fault(prefix.with_name(f"{prefix.name}.idx"))
+            if fault is not None:  # before Megatron's class, whose destructor fails on a damaged index
+                raise DataError(prefix, f"{fault}: copy it anew")
             self._data = IndexedDataset(str(prefix))
         except (AssertionError, OSError, ValueError) as error:
             raise DataError(prefix, f"not a Megatron indexed dataset ({error})") from error
         self._lengths: NDArray[np.int32] = self._data.sequence_lengths
         self.tokens = int(self._lengths.sum(dtype=np.int64))
+        if int(self._lengths.min(initial=1)) < 1 or not self._is_dense():
+            raise DataError(prefix, "the .idx file is damaged: its documents do not follow each other; copy it anew")
         size = prefix.with_name(prefix.name + ".bin").stat().st_size
         if size != self.tokens * np.dtype(self._data.index.dtype).itemsize:
             raise DataError(
@@ -48,6 +54,12 @@ class IndexedPieces:
         self._shuffle = shuffle
         self._epoch = -1
         self._order = np.zeros(0, np.int64)
+
+    def _is_dense(self) -> bool:
+        """Whether each document begins where the one before it ends."""
+        starts: NDArray[np.int64] = self._data.index.sequence_pointers
+        steps = self._lengths[:-1].astype(np.int64) * np.dtype(self._data.index.dtype).itemsize
+        return int(starts[0]) == 0 and bool(np.array_equal(np.diff(starts), steps)) if len(starts) else True
 
     def __len__(self) -> int:
         return int(self._bounds[-1])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_lwz.data.markup import Markup, join
 from megatron_lwz.data.replies import ENDS, clean, find_target_fault, thinks, wrap
 from megatron_lwz.data.requests import REQUEST_COLUMNS, TALKS, find_lost, find_request, lost_message, lowered
 from megatron_lwz.data.templates import Style, render, render_turn
@@ -134,7 +135,7 @@ def tokenize(
     turns = zip(conversation.asked, replies, rendering.trains(conversation), strict=True)
     for turn, (question, reply, carries) in enumerate(turns):
         prompt = Prompt(conversation.id, question, template=template)
-        given = encode(render(prompt, rendering.style) if turn == 0 else "\n" + render_turn(question))
+        given = encode(render(prompt, rendering.style) if turn == 0 else join(Markup("\n"), render_turn(question)))
         written = encode(rendering.separator + (wrap(reply) if rendering.wrap_answer else reply))
         written.append(min(eos_ids))
         tokens += given + written

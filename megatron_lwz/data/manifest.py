@@ -54,6 +54,7 @@ class SourceEntry(Section):
     empty: int
     exact_duplicates: int
     near_duplicates: int
+    control_texts: int = Field(0, description="documents that spell out a control token, such as <|im_end|>")
     bytes: int = Field(description="UTF-8 bytes of the text of all readable documents")
     paths: tuple[str, ...] = Field(description="as the preparation was given them")
     files: int

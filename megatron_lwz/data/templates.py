@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from megatron_lwz.data.markup import Markup, join
 from megatron_lwz.types import Prompt
 
 Style = Literal["paper", "bare"]
@@ -52,12 +53,12 @@ def detect_language(text: str) -> Literal["english", "chinese"]:
     return "chinese" if _CJK.search(text) else "english"
 
 
-def render(prompt: Prompt, style: Style = "paper") -> str:
+def render(prompt: Prompt, style: Style = "paper") -> Markup:
     """Returns the string whose tokens the policy continues, in the question's language (not `Prompt.language`)."""
     turn = render_turn(prompt.text)
     if style == "bare":
         return turn
-    return f"{instruction(prompt)}\n{turn}"
+    return join(Markup(f"{instruction(prompt)}\n"), turn)
 
 
 def instruction(prompt: Prompt) -> str:
@@ -65,8 +66,8 @@ def instruction(prompt: Prompt) -> str:
     return _INSTRUCTIONS[detect_language(prompt.text), prompt.template]
 
 
-def render_turn(question: str) -> str:
+def render_turn(question: str) -> Markup:
     """Returns one question between the role markers of its language, up to where the reply begins."""
     if detect_language(question) == "chinese":
-        return f"<|用户|>: {question} <|助手|>:"
-    return f"<|user|>: {question} <|assistant|>:"
+        return join(Markup("<|用户|>: "), question, Markup(" <|助手|>:"))
+    return join(Markup("<|user|>: "), question, Markup(" <|assistant|>:"))

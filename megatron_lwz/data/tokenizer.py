@@ -1,19 +1,27 @@
-"""The tokenizer of a Hugging Face folder, and the tokens that end a text."""
+"""The tokenizer of a Hugging Face folder, and the tokens that end a text.
+
+A control token is a token that tokenizer.json marks as special, such as `<|im_end|>`. Only a template can ask for one
+(`data/markup.py`). The same characters in a prompt, a reply or a document are text and become ordinary tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 
+from megatron_lwz.data.markup import Markup
 from megatron_lwz.errors import DataError
 from megatron_lwz.reading import read_object, read_text
 
 _FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _MOST_IDS = 2**31  # ids are int32 everywhere
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+"""Tags of a reply. They are part of its text, also for a tokenizer that has special tokens for them."""
 
 
 class Tokenizer:
@@ -23,6 +31,9 @@ class Tokenizer:
         """Reads `folder`. Raises DataError when tokenizer.json is missing or broken, or when no file names an EOS."""
         self.folder = Path(folder)
         self._tokenizer = open_tokenizer(self.folder)
+        self._controls = Controls(self._tokenizer)
+        self.control_texts = 0
+        """Number of texts encoded so far whose data spells out a control token."""
         self.eos_ids: frozenset[int] = self._read_eos()
         """All ids that end a text. Qwen2.5's files name different ones.
 
@@ -35,8 +46,25 @@ class Tokenizer:
         return vocabulary_size(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        """Returns the token ids of `text`. Special tokens written out in it (`<|endoftext|>`) become their ids."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Returns the token ids of `text`. Control tokens that it spells out are text, except in a template's Markup.
+
+        Text with such a token, whose text is then encoded in parts, is counted in `control_texts`.
+        """
+        found = self._controls.find(text)
+        if not found:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        self.control_texts += any(not match.meant for match in found)
+        ids: list[int] = []
+        for part in self._controls.parts(text, found):
+            ids += [part] if isinstance(part, int) else self._tokenizer.encode(part, add_special_tokens=False).ids
+        return ids
+
+    def control_note(self) -> str:
+        """Returns ", 3 texts spell out control tokens (read as text)" for a summary; "" if none did."""
+        count = self.control_texts
+        return (
+            f", {count} text{'s spell' if count > 1 else ' spells'} out control tokens (read as text)" if count else ""
+        )
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Returns the text of `ids`. Bytes that are not UTF-8 become U+FFFD."""
@@ -57,6 +85,52 @@ class Tokenizer:
         if not found:
             raise DataError(self.folder, f"no end-of-text token: name eos_token in {_SETTINGS}")
         return frozenset(found)
+
+
+class Spelled(NamedTuple):
+    """A control token's characters in a text: text[start:stop]. `meant`: a template wrote them, so the token is meant."""
+
+    start: int
+    stop: int
+    meant: bool
+
+
+class Controls:
+    """Finds the control tokens of a tokenizer in texts. Makes the tokenizer itself read their characters as text."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        tokenizer.encode_special_tokens = True
+        added = tokenizer.get_added_tokens_decoder()
+        self._tokens = {token.content: (number, token) for number, token in added.items() if token.special}
+        marks = sorted(self._tokens, key=len, reverse=True)  # of two that begin alike, the longer one is meant
+        self._pattern = re.compile("|".join(map(re.escape, marks)) or r"(?!)")
+
+    def find(self, text: str) -> list[Spelled]:
+        """Returns every place where `text` spells out a control token, in order."""
+        matches = list(self._pattern.finditer(text))
+        if not matches:
+            return []
+        own = text.own if isinstance(text, Markup) else ()
+        return [
+            Spelled(*match.span(), match[0] in _TAGS or any(a <= match.start() and match.end() <= b for a, b in own))
+            for match in matches
+        ]
+
+    def parts(self, text: str, found: Sequence[Spelled]) -> Iterator[str | int]:
+        """Yields the text in parts: ids of the control tokens that are meant, and the texts between them."""
+        at, strip = 0, False
+        for start, stop, meant in found:
+            if not meant:
+                continue
+            number, token = self._tokens[text[start:stop]]
+            between = str(text[at:start])
+            between = between.lstrip() if strip else between
+            if between := (between.rstrip() if token.lstrip else between):  # such a token takes the spaces beside it
+                yield between
+            yield number
+            at, strip = stop, token.rstrip
+        if rest := (str(text[at:]).lstrip() if strip else str(text[at:])):
+            yield rest
 
 
 def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:

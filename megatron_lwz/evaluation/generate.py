@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from megatron_lwz.config.sections import RolloutSection
+from megatron_lwz.data.markup import join
 from megatron_lwz.data.templates import Style, render
 from megatron_lwz.data.text.grammar import Template
 from megatron_lwz.data.text.length import count_units
@@ -35,8 +36,9 @@ class Plan:
     """How responses are generated.
 
     With `template` None, the prompt is sent as it is, for chat models. With `row`, each row names its template (think
-    by default). `count` returns the number of tokens of a text. `context` is the engine's context length in tokens.
-    Both are None when only the server knows.
+    by default). `encode` returns the token ids of a text, which the completions API gets in its place, so that control tokens which
+    a prompt spells out stay text. `context` is the engine's context length in tokens. Both are None when only the server
+    knows.
     """
 
     sampling: Sampling
@@ -47,7 +49,7 @@ class Plan:
     concurrency: int = 16
     retries: int = 5
     backoff: float = 0.5
-    count: Callable[[str], int] | None = None
+    encode: Callable[[str], list[int]] | None = None
     context: int | None = None
 
 
@@ -177,7 +179,9 @@ async def _respond(
             if settings["max_tokens"] <= 0:
                 done = Completion("", "length")
             else:
-                done = await client.complete(text + before.text, settings=settings, heard=take)
+                asked = join(text, before.text)
+                sent = plan.encode(asked) if plan.encode is not None and client.continues else asked
+                done = await client.complete(sent, settings=settings, heard=take)
             break
         except CompletionFailure as failure:
             if partials.get(key) != before:
@@ -194,8 +198,8 @@ def _settings(
 ) -> dict[str, Any]:
     sampling, seed = plan.sampling, _seed(plan.seed, task.id, sample)
     left = sampling.max_tokens - _tokens(before, plan)
-    if plan.count is not None and plan.context is not None:
-        left = min(left, max(1, plan.context - plan.count(text)) - _tokens(before, plan))
+    if plan.encode is not None and plan.context is not None:
+        left = min(left, max(1, plan.context - len(plan.encode(text))) - _tokens(before, plan))
     if before.text:  # a new request restarts the sampler, which must not repeat the random numbers of the first one
         seed = _seed(seed, task.id, len(before.text))
     settings = replace(sampling, max_tokens=left).as_json() | {"seed": seed}
@@ -207,7 +211,7 @@ def _settings(
 
 
 def _tokens(before: Partial, plan: Plan) -> int:
-    return plan.count(before.text) if plan.count is not None and before.text else before.tokens
+    return len(plan.encode(before.text)) if plan.encode is not None and before.text else before.tokens
 
 
 def _seed(seed: int, identity: str, sample: int) -> int:

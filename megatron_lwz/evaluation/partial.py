@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron_lwz.errors import DataError
+from megatron_lwz.private_files import make_private
 from megatron_lwz.reading import Row, parse_row
 
 Key = tuple[str, int]
@@ -64,6 +65,7 @@ class Partials:
             return
         try:
             if self._file is None:
+                make_private(self._path)
                 self._file = self._path.open("wb")
                 self._file.write(_line({"settings": self._settings}))
             self._file.writelines(_row(key, piece) for key, piece in waiting.items())
@@ -102,6 +104,7 @@ class Partials:
 
     def _compact(self) -> None:
         temporary = self._path.with_name(f".{self._path.name}.tmp")
+        make_private(temporary, replaces=self._path)
         with temporary.open("wb") as file:
             file.write(_line({"settings": self._settings}))
             file.writelines(_row(key, piece) for key, piece in self._held.items())

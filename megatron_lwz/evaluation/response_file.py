@@ -15,6 +15,7 @@ from megatron_lwz.evaluation.partial import Partials
 from megatron_lwz.evaluation.responses import sample_of
 from megatron_lwz.evaluation.tasks import Task, prompt_of, row_id
 from megatron_lwz.file_lock import FileLock, LockHeld, lock_of
+from megatron_lwz.private_files import make_private
 from megatron_lwz.reading import Row, parse_row, read_object, read_rows, shape_of
 
 
@@ -48,6 +49,7 @@ class ResponseFile:
             raise
 
     def _open(self, tasks: Sequence[Task], settings: Mapping[str, Any]) -> None:
+        make_private(self.path)
         try:
             self._file: IO[bytes] = self.path.open("ab+")
         except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -79,16 +79,17 @@ class CompletionClient(HttpSession):
 
     async def complete(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         *,
         system: str | None = None,
         settings: Mapping[str, Any],
         heard: Heard | None = None,
     ) -> Completion:
-        """Requests a completion of `prompt`. `settings` go into the body unchanged (`max_tokens`, `temperature` …).
+        """Requests a completion of `prompt`: a text or, for the completions API, token ids.
 
-        With `heard`, the answer is streamed, and `heard` is called with each piece, including thinking that the server
-        returns separately. Raises CompletionFailure.
+        `settings` go into the body unchanged (`max_tokens`, `temperature` …). With `heard`, the answer is streamed, and
+        `heard` is called with each piece, including thinking that the server returns separately. Raises
+        CompletionFailure.
         """
         body = {"model": self.model, **self._input(prompt, system), **settings}
         if heard is not None:
@@ -117,9 +118,10 @@ class CompletionClient(HttpSession):
         """Whether the server continues a given text. With the chat API, it begins a new message instead."""
         return self._api == "completions"
 
-    def _input(self, prompt: str, system: str | None) -> dict[str, Any]:
+    def _input(self, prompt: str | Sequence[int], system: str | None) -> dict[str, Any]:
         if self._api == "completions":
             return {"prompt": f"{system}\n\n{prompt}" if system else prompt}
+        assert isinstance(prompt, str), "token ids have no place in a chat message"
         first = [{"role": "system", "content": system}] if system else []
         return {"messages": [*first, {"role": "user", "content": prompt}]}
 

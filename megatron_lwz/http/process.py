@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from megatron_lwz.errors import EngineError
 from megatron_lwz.http.orphan import dying_with_us
+from megatron_lwz.private_files import make_private
 
 LOG_LINES_SHOWN = 5
 
@@ -52,6 +53,7 @@ class ServerProcess:
         if self.alive():
             raise EngineError(self.url, f"already started as process {self.pid}")
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(self._log_path)
         with self._log_path.open("ab") as log:
             try:
                 self._process = subprocess.Popen(

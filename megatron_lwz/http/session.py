@@ -11,9 +11,12 @@ import aiohttp
 
 
 def is_address(url: str) -> bool:
-    """Returns whether `url` begins with http://host or https://host."""
-    parts = urlsplit(url)
-    return parts.scheme in ("http", "https") and bool(parts.netloc)
+    """Returns whether `url` begins with http://host or https://host. One with a user or password is none of ours."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # half an IPv6 address
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc) and "@" not in parts.netloc
 
 
 class Closing(ABC):

@@ -36,7 +36,12 @@ class SentenceEncoder:
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Returns [N, D] fp32, rows of length 1."""
         batch = self._tokenizer(
-            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self._longest
+            list(texts),
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=self._longest,
+            split_special_tokens=True,  # control tokens that a text spells out are text
         )
         known = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
         hidden = self._model(**known).last_hidden_state

@@ -97,6 +97,7 @@ class EmbeddedEngine:
             dtype=self._config.training.precision,
             threads=self._threads,
             log_path=self._log_path,
+            weights=Path(self._config.run.dir),
             successor_of=predecessor,
         )
 

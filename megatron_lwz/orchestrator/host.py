@@ -236,10 +236,12 @@ class RolloutHost(Host):
         prompts = read_prompts(str(path), maximum_length=self._config.reward.length.maximum)
         if (template := self._config.data.prompt_template) is not None:
             prompts = [replace(prompt, template=template) for prompt in prompts]
-        limit = self._config.data.max_prompt_tokens
+        limit, before = self._config.data.max_prompt_tokens, self._tokenizer.control_texts
         kept = [p for p in prompts if len(self._tokenizer.encode(self._render(p))) <= limit]
         if len(kept) < len(prompts):
             logger.warning("%s: %d prompts over %d tokens are left out", path, len(prompts) - len(kept), limit)
+        if count := self._tokenizer.control_texts - before:
+            logger.warning("%s: %d prompts spell out control tokens, which are read as text", path, count)
         if not kept:
             raise ConfigError("data.max_prompt_tokens", limit, f"leaves no prompt of {path}")
         return kept

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.errors import DataError
+from megatron_lwz.private_files import make_private
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (
@@ -61,6 +62,7 @@ class ReplyCache:
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                make_private(path)
             database = sqlite3.connect(path or ":memory:", timeout=60.0, isolation_level=None, check_same_thread=False)
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=NORMAL")

@@ -9,7 +9,9 @@ from typing import Any
 
 from aiohttp import web
 
+from megatron_lwz.data.markup import Markup
 from megatron_lwz.data.preferences.rendering import Reply
+from megatron_lwz.http.hosts import Hosts
 from megatron_lwz.http.server import make_app, read_object
 from megatron_lwz.rewards.scorer import Overloaded, ScoringThread, ServedRewardModel
 
@@ -25,7 +27,9 @@ class ScoreServer:
         POST /score {"items": [{"prompt", "answer", "thinking"?} …]} or {"texts": [whole text …]} →
         {"model", "version", "scores": [number or null …], "tokens": [int …], "errors": {place: reason}}
 
-    A text that is empty or too long gets null and a reason. The other texts get their scores.
+    A text that is empty or too long gets null and a reason. The other texts get their scores. The server renders items,
+    and control tokens spelled out in them are text. Whole texts were rendered by the client: control tokens in them are
+    meant.
     """
 
     def __init__(self, model: ServedRewardModel, thread: ScoringThread, *, name: str) -> None:
@@ -33,9 +37,9 @@ class ScoreServer:
         self._thread = thread
         self._name = name
 
-    def app(self, token: str | None) -> web.Application:
-        """Returns the application. With `token`, every route but /health requires it."""
-        return make_app([web.get("/health", self._health), web.post("/score", self._score)], token=token)
+    def app(self, token: str | None, hosts: Hosts | None = None) -> web.Application:
+        """Returns the application. With `token`, every route but /health requires it. `hosts`: see make_app."""
+        return make_app([web.get("/health", self._health), web.post("/score", self._score)], token=token, hosts=hosts)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.json_response(
@@ -94,7 +98,7 @@ class ScoreServer:
         if items is None:
             if not all(isinstance(text, str) for text in given):
                 raise ValueError('"texts" must hold strings')
-            return given
+            return [Markup(text) for text in given]
         return [self._render(item, place) for place, item in enumerate(given)]
 
     def _render(self, item: Any, place: int) -> str:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.file_lock import FileLock, LockHeld, lock_of
+from megatron_lwz.private_files import make_private
 from megatron_lwz.rollout import recovery
 from megatron_lwz.rollout.drafts import Draft, GroupDraft, Kind
 from megatron_lwz.rollout.journal_check import (
@@ -74,6 +75,7 @@ class Journal:
             raise DataError(path, f"{held.holder} writes this journal; is the run already going?") from held
         try:
             check = unclean(path)
+            make_private(path)
             self._db = self._guarded(lambda: sqlite3.connect(path, isolation_level=None, check_same_thread=False))
             self._guarded(lambda: self._open(exclusive, check))
         except BaseException:
@@ -219,6 +221,7 @@ class Journal:
 
     def snapshot(self, target: Path) -> None:
         """Copies the journal, as of the last commit, into a new file that JournalReader can read."""
+        make_private(target)
         with self._database_lock, closing(sqlite3.connect(target)) as copy:
             self._guarded(lambda: self._db.backup(copy))
             copy.execute("PRAGMA journal_mode = DELETE")  # one plain file

@@ -21,6 +21,9 @@ _GAUGES = {
     "vllm:num_preemptions": "preemptions",
 }
 
+_MOST = 2**53
+"""Largest count that is believed. The sum of two finite numbers may be infinite."""
+
 
 @dataclass(frozen=True)
 class EngineLoad:
@@ -50,7 +53,7 @@ def read_load(text: str) -> EngineLoad | None:
             found.setdefault(_GAUGES[name], []).append(value)
     if "kv_use" not in found:
         return None
-    counts = {name: int(sum(values)) for name, values in found.items() if name != "kv_use"}
+    counts = {name: int(min(sum(values), _MOST)) for name, values in found.items() if name != "kv_use"}
     return EngineLoad(min(1.0, max(found["kv_use"])), **counts)
 
 

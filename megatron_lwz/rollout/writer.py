@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from megatron_lwz.config.sections import RolloutSection
+from megatron_lwz.data.markup import Markup
 from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
 from megatron_lwz.rollout.admission import derive_seed
 from megatron_lwz.rollout.client import EngineClient
@@ -69,7 +70,7 @@ class RolloutWriter:
         self._guard = guard if section.guard.mode != "off" else None
         self._window = max((len(stop.encode()) for stop in section.stop), default=0) + 8
         """Number of tokens that surely hold a whole stop string: each token is at least one byte, plus a margin."""
-        ids = {stop: tokenizer.encode(stop) for stop in section.stop}
+        ids = {stop: tokenizer.encode(Markup(stop)) for stop in section.stop}
         self._special = {i[0]: stop for stop, i in ids.items() if len(i) == 1 and not tokenizer.decode(i)}
         """Token id → stop string, for stop strings that are a special token and so never appear in the decoded text."""
         self._stops: tuple[str | int, ...] = (*section.stop, *sorted(tokenizer.eos_ids | self._special.keys()))

@@ -229,7 +229,7 @@ def _read(
     if paths and not kept:
         raise DataError(", ".join(map(str, paths)), left_out.all_of(len(read)))
     if groups.is_rank_zero() and paths:
-        log.info("%s: %d pairs, %s", key, len(kept), left_out)
+        log.info("%s: %d pairs, %s%s", key, len(kept), left_out, tokenizer.control_note())
     return kept
 
 

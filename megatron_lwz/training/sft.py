@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_lwz.config import Config
@@ -74,7 +75,7 @@ def validation_batches(config: Config) -> dict[str, list[SupervisedBatch]]:
 
 def _read(config: Config, files: Iterable[str]) -> ReadExamples:
     section, tokenizer = config.sft, Tokenizer(config.tokenizer_dir())
-    return read_examples(
+    read = read_examples(
         [Path(file) for file in files],
         tokenizer.encode,
         sorted(tokenizer.eos_ids),
@@ -84,3 +85,4 @@ def _read(config: Config, files: Iterable[str]) -> ReadExamples:
         maximum_tokens=config.training.sequence_length,
         long_rows=section.long_rows,
     )
+    return replace(read, control_note=tokenizer.control_note())

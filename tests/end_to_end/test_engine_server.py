@@ -76,6 +76,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     write_engine_model(folder / "b", seed=1, max_length=4096)
     port = free_port()
     options = ["--model", str(folder / "a"), "--port", str(port), "--slots", str(SLOTS), "--threads", "1"]
+    options += ["--weights-dir", str(folder)]
     server = ServerProcess(
         [sys.executable, "-m", "megatron_lwz.cli.serve_engine", *options],
         url=f"http://127.0.0.1:{port}",
@@ -158,6 +159,10 @@ def test_special_tokens_work_as_stop_strings(served: Served) -> None:
 def test_refusals_are_one_line_json(served: Served) -> None:
     for status, settings, words in (
         (400, {"prompt": [1], "n": 2}, "n = 2"),
+        (400, {"prompt": [1], "seed": 2**70}, "seed"),
+        (400, {"prompt": [1], "stop": ["x"] * 65}, "stop"),
+        (400, {"prompt": [1], "stop": "x" * 2000}, "stop"),
+        (400, {"prompt": [1], "extra_body": {"request_id": "x" * 2000}}, "request_id"),
         (400, {"prompt": [1, VOCAB]}, f"token id {VOCAB} is outside the vocabulary"),
         (400, {"prompt": [-1]}, "token id -1"),
         (400, {"prompt": []}, "at least one token"),
@@ -249,6 +254,53 @@ def test_new_weights_in_the_middle_of_a_rollout(served: Served) -> None:
     missing = {"method": "reload_weights", "kwargs": {"weights_path": str(served.folder / "c")}}
     status, answer = served.call("POST", "/collective_rpc", missing)
     assert status == 400 and "no such folder" in answer["error"]["message"]
+
+
+def test_weights_come_only_from_the_folders_named_at_the_start(served: Served, tmp_path: Path) -> None:
+    """Each odd path is answered with one line, without a stack in the log, and the weights stay."""
+    write_engine_model(tmp_path / "outside", seed=9, max_length=4096)
+    link, loop = served.folder / "link", served.folder / "loop"
+    link.symlink_to(tmp_path / "outside")
+    loop.symlink_to(loop)
+    before = served.call("POST", "/weight_checker", {"action": "checksum"})
+    log = (served.folder / "engine.log").read_text()
+    outside = [
+        tmp_path / "outside",
+        link,
+        link / ".",
+        served.folder / "a/../..",
+        "/",
+        "",
+        "a",
+        "~",
+        "/etc/passwd",
+        "//",
+    ]
+    odd = [served.folder / ("n" * 300), f"{served.folder}/a\0b", served.folder / "a/config.json", served.folder, loop]
+    for status, paths in ((403, outside), (400, odd)):
+        for path in paths:
+            body = {"method": "reload_weights", "kwargs": {"weights_path": str(path)}}
+            got, answer = served.call("POST", "/collective_rpc", body)
+            assert got == status and "\n" not in answer["error"]["message"], (path, got, answer)
+    for kwargs in (None, [], "x", 5, {"weights_path": 5}, {"weights_path": None}):
+        got, answer = served.call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": kwargs})
+        assert got == 400 and "weights_path" in answer["error"]["message"]
+    assert served.call("POST", "/weight_checker", {"action": "checksum"}) == before
+    assert (served.folder / "engine.log").read_text() == log
+
+
+def test_the_token_is_in_no_argument_and_no_log(served: Served) -> None:
+    arguments = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert any(b"serve_engine" in line for line in arguments)
+    assert not any(TOKEN.encode() in line for line in arguments)
+    assert TOKEN not in (served.folder / "engine.log").read_text()
+    assert (served.folder / "engine.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_control_tokens_in_a_text_prompt_are_text(served: Served) -> None:
+    settings = {"max_tokens": 1, "return_token_ids": True}
+    written = served.complete("a<|user|>b", **settings)
+    assert written.usage.prompt_tokens == len("a<|user|>b")
 
 
 def test_abort_and_disconnect_free_the_slots(served: Served) -> None:

@@ -48,6 +48,7 @@ def source_entries(
                 empty=sum(unit.empty for unit in own),
                 exact_duplicates=int(verdict.exact[owner == number].sum()),
                 near_duplicates=int(verdict.near[owner == number].sum()),
+                control_texts=sum(unit.control_texts for unit in own),
                 bytes=sum(unit.bytes for unit in own),
                 paths=source.paths,
                 files=count,
@@ -87,7 +88,7 @@ def table(manifest: Manifest) -> Iterator[str]:
 
     The column `epochs` is the number of passes over the source while the whole corpus is read once.
     """
-    columns = ("documents", "tokens", "held back", "copies", "near", "empty", "broken", "weight", "epochs")
+    columns = ("documents", "tokens", "held back", "copies", "near", "empty", "broken", "control", "weight", "epochs")
     yield f"{'source':20}" + "".join(f"{name:>14}" for name in columns)
     everything = sum(entry.train.tokens for entry in manifest.sources if entry.train)
     for entry in manifest.sources:
@@ -100,6 +101,7 @@ def table(manifest: Manifest) -> Iterator[str]:
             entry.near_duplicates,
             entry.empty,
             entry.broken,
+            entry.control_texts,
         )
         shares = (
             f"{entry.weight:>14.4f}{entry.weight * everything / train.tokens:>14.2f}" if train else f"{'-':>14}" * 2

@@ -53,7 +53,8 @@ class SourceSpec(Section):
     )
     skip_broken: bool = Field(False, description="count documents that cannot be read and go on, instead of failing")
     special_tokens: bool = Field(
-        True, description="special tokens written out in the text become their ids; false: they are text"
+        False,
+        description="special tokens written out in the text become their ids; only for text you trust; false: text",
     )
     journal: JournalChoice = JournalChoice()
 

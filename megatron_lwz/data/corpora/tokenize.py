@@ -23,10 +23,10 @@ from megatron_lwz.data.corpora.fingerprints import VALUES, MinHash, text_hash
 from megatron_lwz.data.corpora.spec import DuplicateSpec, SourceSpec
 from megatron_lwz.data.corpora.units import Unit, read
 from megatron_lwz.data.index_file import token_dtype
-from megatron_lwz.data.tokenizer import open_tokenizer, vocabulary_size
+from megatron_lwz.data.tokenizer import Controls, open_tokenizer, vocabulary_size
 from megatron_lwz.errors import DataError, LwzError
 
-_COUNTS = ("read", "broken", "empty", "bytes")
+_COUNTS = ("read", "broken", "empty", "bytes", "control_texts")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class UnitRows:
     empty: int
     bytes: int
     """UTF-8 bytes of all texts read."""
+    control_texts: int = 0
+    """Documents that spell out a control token; unknown, and 0, in a unit of an earlier version."""
 
 
 def run(job: Job) -> str | None:
@@ -78,7 +80,7 @@ def run(job: Job) -> str | None:
 def load_rows(target: Path) -> UnitRows:
     """Loads the document rows that `run` wrote beside the tokens."""
     with np.load(target.with_suffix(".npz"), allow_pickle=False) as file:
-        counts = dict(zip(_COUNTS, file["counts"].tolist(), strict=True))
+        counts = dict(zip(_COUNTS, file["counts"].tolist(), strict=False))
         return UnitRows(file["lengths"], file["hashes"], file["values"], **counts)
 
 
@@ -95,20 +97,21 @@ def die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-_open: dict[tuple[str, bool], Any] = {}
+_open: dict[tuple[str, bool], tuple[Any, Controls]] = {}
 """Cache of this process's tokenizers: building one with a large vocabulary takes seconds."""
 
 
-def _tokenizer(folder: str, special_tokens: bool) -> Any:
+def _tokenizer(folder: str, special_tokens: bool) -> tuple[Any, Controls]:
     key = (folder, special_tokens)
     if key not in _open:
-        _open[key] = open_tokenizer(Path(folder))
-        _open[key].encode_special_tokens = not special_tokens
+        tokenizer = open_tokenizer(Path(folder))
+        _open[key] = tokenizer, Controls(tokenizer)
+        tokenizer.encode_special_tokens = not special_tokens
     return _open[key]
 
 
 def _write(job: Job) -> None:
-    tokenizer = _tokenizer(job.tokenizer, job.source.special_tokens)
+    tokenizer, controls = _tokenizer(job.tokenizer, job.source.special_tokens)
     dtype = token_dtype(vocabulary_size(tokenizer))
     min_hash = MinHash(job.duplicates.shingle, job.duplicates.minimum_shingles)
     counts: Counter[str] = Counter()
@@ -120,6 +123,7 @@ def _write(job: Job) -> None:
             if not ids:
                 counts["empty"] += 1
                 continue
+            counts["control_texts"] += bool(controls.find(text))
             file.write(np.array([*ids, job.eos], dtype).tobytes())
             lengths.append(len(ids) + 1)
             hashes.append(text_hash(text))

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from megatron_lwz.data.markup import Markup, join
 from megatron_lwz.data.replies import thinks
 from megatron_lwz.data.templates import render_turn
 from megatron_lwz.data.text.grammar import OUTSIDE, parse_response
@@ -37,15 +38,16 @@ class Rendering:
     thinking: bool = False
     end: str = _TURN_END
 
-    def __call__(self, prompt: str, reply: Reply) -> str:
+    def __call__(self, prompt: str, reply: Reply) -> Markup:
         """Returns the text of a request and its reply. The think segment is left out unless `thinking` is set."""
         said = reply.answer.strip()
         if self.thinking and reply.thinking:
             said = f"<think>{reply.thinking}</think> <answer>{said}</answer>"
         if self.template == "markers":
-            return f"{render_turn(prompt)} {said}{self.end}"
+            return join(render_turn(prompt), " ", said, Markup(self.end))
         turns = (("system", _CHAT_SYSTEM), ("user", prompt), ("assistant", said))
-        return "".join(f"<|im_start|>{role}\n{text}{_TURN_END}\n" for role, text in turns)
+        end = Markup(f"{_TURN_END}\n")
+        return join(*(part for role, text in turns for part in (Markup(f"<|im_start|>{role}\n"), text, end)))
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _is_tagged(text: str) -> bool:
 def rendering_for(folder: Path, template: Literal["markers", "chat"], *, thinking: bool) -> Rendering:
     """Returns the rendering of a new reward model for the tokenizer in `folder`."""
     tokenizer = Tokenizer(folder)
-    known = tokenizer.encode(_TURN_END)
+    known = tokenizer.encode(Markup(_TURN_END))
     if len(known) == 1 and tokenizer.decode(known, skip_special=False) == _TURN_END:  # not the unknown token
         return Rendering(template, thinking, _TURN_END)
     free = sorted(tokenizer.eos_ids - {read_pad_id(folder)})

@@ -16,16 +16,19 @@ def engine_process(
     threads: int,
     log_path: Path,
     max_length: int | None = None,
+    weights: Path | None = None,
     successor_of: ServerProcess | None = None,
 ) -> ServerProcess:
     """Returns an engine for a Hugging Face folder on a free loopback port, with a fresh token. It is not started yet.
 
-    `threads` 0: all cores. `max_length` counts prompt + response tokens; None: the model's own. A successor has the
-    port and the token of the engine that ended.
+    `threads` 0: all cores. `max_length` counts prompt + response tokens; None: the model's own. The engine may load new
+    weights from below `weights`. A successor has the port and the token of the engine that ended.
     """
     options: dict[str, object] = {"--model": model, "--slots": slots, "--dtype": dtype}
     if max_length is not None:
         options["--max-length"] = max_length
+    if weights is not None:
+        options["--weights-dir"] = weights
     return server_process(
         "megatron_lwz.cli.serve_engine",
         options,

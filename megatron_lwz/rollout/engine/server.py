@@ -9,11 +9,14 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from megatron_lwz.data.markup import Markup
 from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.http.hosts import Hosts
 from megatron_lwz.http.server import make_app, read_object
 from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.rollout.engine.core import CACHE, WEIGHTS, EngineThread
@@ -29,23 +32,36 @@ from megatron_lwz.rollout.limits import write_load
 from megatron_lwz.types import FinishReason
 
 DISCONNECT_POLL_SECONDS = 1.0
+BODY_BYTES, BYTES_PER_TOKEN = 1 << 20, 64
+"""Largest body: so much, and so much for each token of the context. A token may be a text of JSON escapes."""
 
 
 class EngineServer:
-    """The HTTP side of an engine. `vocab_size` is the model's, `max_length` counts prompt + response tokens."""
+    """The HTTP side of an engine. `vocab_size` is the model's, `max_length` counts prompt + response tokens.
+
+    Weights are loaded from `weights_folders` and the folders below them only.
+    """
 
     def __init__(
-        self, engine: EngineThread, tokenizer: Tokenizer, *, name: str, vocab_size: int, max_length: int
+        self,
+        engine: EngineThread,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        vocab_size: int,
+        max_length: int,
+        weights_folders: Sequence[Path],
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._name = name
         self._vocab_size = vocab_size
         self._max_length = max_length
+        self._weights_folders = tuple(folder.resolve() for folder in weights_folders)
         self._started = int(time.time())
 
-    def app(self, token: str | None) -> web.Application:
-        """Returns the application. With `token`, every route but /health requires it."""
+    def app(self, token: str | None, hosts: Hosts | None = None) -> web.Application:
+        """Returns the application. With `token`, every route but /health requires it. `hosts`: see make_app."""
         routes = [
             web.get("/health", self._health),
             web.get("/metrics", self._metrics),
@@ -64,7 +80,9 @@ class EngineServer:
             web.get("/weight_info", self._weight_info),
             web.post("/weight_checker", self._weight_checker),
         ]
-        return make_app(routes, token=token)
+        return make_app(
+            routes, token=token, hosts=hosts, max_body_bytes=BODY_BYTES + BYTES_PER_TOKEN * self._max_length
+        )
 
     async def _health(self, _: web.Request) -> web.Response:
         if self._engine.failure:
@@ -159,7 +177,7 @@ class EngineServer:
         ends.update({token: token for token in asked.stop_token_ids or ()})
         strings = []
         for stop in asked.stop_strings():
-            ids = self._tokenizer.encode(stop)
+            ids = self._tokenizer.encode(Markup(stop))
             if len(ids) == 1 and not self._tokenizer.decode(ids):
                 ends[ids[0]] = stop
             else:
@@ -215,11 +233,29 @@ class EngineServer:
 
     async def _collective_rpc(self, request: web.Request) -> web.Response:
         body = await read_object(request)
-        path = (body.get("kwargs") or {}).get("weights_path")
+        given = body.get("kwargs")
+        path = given.get("weights_path") if isinstance(given, dict) else None
         if body.get("method") != "reload_weights" or not isinstance(path, str):
             raise web.HTTPBadRequest(text='only {"method": "reload_weights", "kwargs": {"weights_path": DIR}} is known')
-        await asyncio.wrap_future(self._engine.reload(path))
+        try:
+            await asyncio.wrap_future(self._engine.reload(str(self._allowed(path))))
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise web.HTTPBadRequest(text=f"weights_path = {path[:200]!a}: cannot be read ({reason})") from error
         return web.json_response({"results": [None]})
+
+    def _allowed(self, path: str) -> Path:
+        """Returns the folder that a request names, without symbolic links. Answers 400 and 403 for other paths."""
+        try:
+            folder = Path(path).resolve()
+            folder.is_dir()
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL byte, a name too long, a loop of links
+            raise web.HTTPBadRequest(text=f"weights_path = {path[:200]!a}: is no path ({error!s:.80})") from error
+        if not any(folder.is_relative_to(allowed) for allowed in self._weights_folders):
+            raise web.HTTPForbidden(
+                text=f"weights_path = {path[:200]!a}: not below a folder that this engine was started with (--weights-dir)"
+            )
+        return folder
 
     async def _update_weight_version(self, request: web.Request) -> web.Response:
         version = (await read_object(request)).get("new_version")

@@ -165,8 +165,9 @@ def test_parquet_without_pyarrow_says_what_to_install(home: Path, monkeypatch) -
 def test_special_tokens_can_be_ids_or_text(home: Path) -> None:
     write_jsonl(home / "special.jsonl", ["stone<|endoftext|>river"])
     for special in (True, False):
-        source = {"name": "s", "paths": ["special.jsonl"], "special_tokens": special}
-        run(home, f"special_{special}", {"validation": 0, "sources": [source]})
+        source = {"name": "s", "paths": ["special.jsonl"]} | ({"special_tokens": True} if special else {})
+        manifest = run(home, f"special_{special}", {"validation": 0, "sources": [source]})
+        assert manifest.sources[0].control_texts == 1
         eos = min(Tokenizer(home / "tokenizer").eos_ids)
         assert documents(home, f"special_{special}", "s_train")[0].count(eos) == 1 + special
 

@@ -4,6 +4,7 @@ import shutil
 import pytest
 import tokenizers
 
+from megatron_lwz.data.markup import Markup
 from megatron_lwz.data.tokenizer import Tokenizer, read_pad_id
 from megatron_lwz.errors import DataError
 
@@ -24,7 +25,7 @@ def test_text_comes_back_whole(folder):
 
 def test_special_tokens_are_ids_and_can_be_left_out(folder):
     tokenizer = Tokenizer(folder)
-    ids = tokenizer.encode("end<|endoftext|>")
+    ids = tokenizer.encode(Markup("end<|endoftext|>"))
     assert ids[-1] in tokenizer.eos_ids
     assert tokenizer.decode(ids) == "end"
     assert tokenizer.decode(ids, skip_special=False) == "end<|endoftext|>"

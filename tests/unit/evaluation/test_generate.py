@@ -25,6 +25,10 @@ def tasks(tmp_path):
     return read_tasks(tmp_path / "p.jsonl")
 
 
+def encode(text):
+    return list(map(ord, text))
+
+
 def write(path, tasks, server, plan=PLAN, api="chat"):
     """Generates; returns the rows of the file."""
 
@@ -139,6 +143,7 @@ class Breaking:
         self.most, self.usage, self.written = most, usage, 0
 
     def __call__(self, prompt: str, number: int) -> web.Response:
+        prompt = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
         start = len(prompt.partition("|>:")[2].rpartition("|>:")[2])
         rest = STORY[start:]
         pieces = [rest[place : place + 10] for place in range(0, len(rest), 10)][: self.most]
@@ -208,7 +213,10 @@ def test_beginnings_made_in_another_way_are_not_gone_on_with(tmp_path, tasks):
 
 
 def test_a_beginning_as_long_as_allowed_is_the_whole(tmp_path, tasks):
-    path, plan = tmp_path / "r.jsonl", replace(PLAN, template="direct", style="bare", retries=0, count=len, context=900)
+    path, plan = (
+        tmp_path / "r.jsonl",
+        replace(PLAN, template="direct", style="bare", retries=0, encode=encode, context=900),
+    )
     script = Breaking(2)
     server = Scripted(script)
     with serving(server):
@@ -217,6 +225,7 @@ def test_a_beginning_as_long_as_allowed_is_the_whole(tmp_path, tasks):
             write(path, tasks[:1], server, plan, api="completions")
         (row,) = write(path, tasks[:1], server, plan, api="completions")
     assert (row["raw"], row["finish_reason"]) == (STORY[:20], "length") and len(server.bodies) == 1
+    assert server.bodies[0]["prompt"] == encode("<|user|>: Task 0 <|assistant|>:")  # so that its text stays text
 
 
 def test_a_server_that_does_not_stream_is_read_whole(tmp_path, tasks):
@@ -230,7 +239,7 @@ def test_a_server_that_does_not_stream_is_read_whole(tmp_path, tasks):
 def test_room_bounds_the_tokens(tmp_path, tasks):
     server = Scripted(lambda prompt, _: "text")
     with serving(server):
-        write(tmp_path / "r.jsonl", tasks, server, replace(PLAN, count=len, context=30))
+        write(tmp_path / "r.jsonl", tasks, server, replace(PLAN, encode=encode, context=30))
     assert {body["max_tokens"] for body in server.bodies} == {24, 23}
 
 
