@@ -226,7 +226,7 @@ def tokenizer() -> bytes:
 def journal() -> bytes:
     """Returns a journal with a consumed group, a scored one and an unfinished one, in one file."""
     from megatron_lwz.rollout.journal import Journal
-    from tests.unit.rollout.journal_groups import complete, group, write
+    from tests.support.journal_groups import complete, group, write
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal.sqlite"

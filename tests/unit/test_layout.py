@@ -44,16 +44,16 @@ def test_no_test_module_is_imported_and_what_directories_share_is_in_support():
 
 
 def test_the_rule_sees_imports_strings_and_other_directories():
-    here = ROOT / "tests" / "unit" / "rollout" / "test_client.py"
+    here = ROOT / "tests" / "unit" / "orchestrator" / "test_remote_host.py"
     assert here.exists()
     for text in (
         "from tests.unit.rollout.test_journal import anything",
         "from tests.unit.rollout import test_journal as t",
-        "from tests.unit.rollout import (\n    journal_groups,\n    test_journal,\n)",
+        "from tests.unit.orchestrator import (\n    echo_host,\n    test_engines,\n)",
         "import tests.unit.rollout.test_journal",
         "command = ['-m', 'tests.unit.rollout.test_journal:main']",
         "from tests.end_to_end.journal_checks import trained",
     ):
         assert len(mistakes(here, text)) == 1, text
-    for text in ("from tests.unit.rollout.journal_groups import group", "from tests.support import weight_peer"):
+    for text in ("from tests.unit.orchestrator.echo_host import anything", "from tests.support import weight_peer"):
         assert mistakes(here, text) == [], text

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from megatron_lwz.rollout.admission import Admission, misfit
 from megatron_lwz.rollout.length_book import PROMPTS_CHANGED, SIZE_CHANGED
-from tests.unit.rollout import journal_groups
-from tests.unit.rollout.journal_groups import PROMPT
+from tests.support import journal_groups
+from tests.support.journal_groups import PROMPT
 
 
 @dataclass

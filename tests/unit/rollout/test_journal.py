@@ -18,8 +18,8 @@ from megatron_lwz.rollout.journal_check import check_journal
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import ComponentScore, VersionSegment
 from tests.support.files import contents
+from tests.support.journal_groups import PROMPT, V0, V1, complete, end, group, write
 from tests.support.paths import ROOT
-from tests.unit.rollout.journal_groups import PROMPT, V0, V1, complete, end, group, write
 
 
 def test_what_was_committed_is_read_back_exactly(tmp_path):
@@ -55,7 +55,7 @@ def test_only_a_commit_makes_rows_durable(tmp_path):
 import os
 from pathlib import Path
 from megatron_lwz.rollout.journal import Journal
-from tests.unit.rollout.journal_groups import group, write
+from tests.support.journal_groups import group, write
 journal, written = Journal(Path({str(tmp_path / "j")!r})), group()
 journal.admit(written)
 write(journal, written.drafts[0], (1, 2, 3))

@@ -15,7 +15,7 @@ from megatron_lwz.rollout.journal import Journal, take_up
 from megatron_lwz.rollout.journal_check import UnusableJournal, check_journal
 from megatron_lwz.rollout.journal_reader import JournalReader
 from tests.support.files import contents
-from tests.unit.rollout.journal_groups import complete, end, group, write
+from tests.support.journal_groups import complete, end, group, write
 
 STEP = 2
 
