@@ -13,6 +13,7 @@ from rich.table import Table
 from megatron_lwz.cli.common import UsageError, console
 from megatron_lwz.evaluation.statistics import Estimate
 from megatron_lwz.report.evaluation import number
+from megatron_lwz.writing import write_text
 
 
 def output_folder(path: Path) -> Path:
@@ -43,10 +44,3 @@ def show_estimates(title: str, estimates: Mapping[str, Estimate], labels: Mappin
         interval = f"{number(value.low)} … {number(value.high)}"
         table.add_row(escape((labels or {}).get(name, name)), number(value.value), interval, str(value.count))
     console().print(table)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

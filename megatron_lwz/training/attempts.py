@@ -18,6 +18,7 @@ from typing import Any
 from megatron_lwz import __version__
 from megatron_lwz.metrics import torn
 from megatron_lwz.reading import Row, parse_row
+from megatron_lwz.writing import naming
 
 _PACKAGES = ("torch", "megatron-core", "transformers")
 
@@ -41,7 +42,7 @@ def append_attempt(path: Path, step: int, about: Mapping[str, Any]) -> int:
         "megatron-lwz": __version__,
         **{name: _version(name) for name in _PACKAGES},
     }
-    with path.open("a", encoding="utf-8") as stream:
+    with naming(path), path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
     return number
 

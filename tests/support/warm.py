@@ -10,7 +10,7 @@ asks that one. A command that a fork cannot be is executed as usual: another pro
 modules are imported.
 
 What differs from the real command: imports that are not needed are there as well, all processes share one seed of str
-hashes, the process table shows this module, and limits and ignored signals are not those that the caller has set itself.
+hashes, the process table shows this module's command line (only the name is the task's), and limits and ignored signals are not those that the caller has set itself.
 Tests of such things, and a test of each stage, use the real command line.
 """
 
@@ -44,7 +44,8 @@ import psutil
 from tests.support.paths import ROOT
 
 ORPHAN = "megatron_lwz.http.orphan"
-MODULES = ("megatron_lwz.cli.", ORPHAN, "torch.distributed.run", "tests.end_to_end.", "tests.support.")
+MODULES = ("megatron_lwz.cli.", ORPHAN, "torch.distributed.run", "tests.end_to_end.", "tests.support.",
+           "tests.chaos.")  # fmt: skip
 """What may be forked: names, or beginnings of them. Of the others, some must see an interpreter without imports."""
 IMPORTS = (
     "megatron_lwz.training.grpo", "megatron_lwz.training.pretrain", "megatron_lwz.training.sft",
@@ -56,6 +57,7 @@ READ_AT_IMPORT = (
     "PYTHON", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "LD_", "LC_", "LANG", "TZ", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 """Beginnings of the variables in which a fork must not differ from the process that made the imports."""
+PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 _MOST_STREAMS = 64
 
@@ -185,6 +187,12 @@ def _prctl(option: int, value: int) -> None:
     assert ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0
 
 
+def _name_process(module: str) -> None:
+    """In the process table: the module's last name (`run` for torchrun), of a rank with its number."""
+    name = ".".join([module.rpartition(".")[2], *([os.environ["RANK"]] if "RANK" in os.environ else [])])
+    assert ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0) == 0
+
+
 def _receive(connection: socket.socket, size: int) -> bytes:
     content = b""
     while len(content) < size:
@@ -287,6 +295,7 @@ def _execute(command: list[str]) -> None:
     _open_streams(unbuffered=unbuffered)
     sys.orig_argv[:] = command
     sys.argv[:] = words[1:]
+    _name_process(words[1])
     try:
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     except _Replaced as instead:

@@ -1,0 +1,62 @@
+"""Writes files whole or not at all. Where the disk refuses, the error names the file: the system's own often does not."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from megatron_lwz.errors import FileSystemError
+
+_ADVICE = {
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room within its quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "its disk is read-only, mount it for writing",
+}
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turns an error of the file system inside the block into a FileSystemError that names `path`.
+
+    An error that names a file of another folder is left as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)).parent != path.parent:
+            raise
+        advice = _ADVICE.get(error.errno or 0, "mend that")
+        text = f"{path}: cannot be written ({error.strerror or error}): {advice}, then start the same command again"
+        raise FileSystemError(text) from error
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Opens a temporary file, which is renamed to `path` when the block ends without an error, else removed.
+
+    `durable`: its content is on disk before it gets its name. Raises FileSystemError.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with naming(path):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Writes a UTF-8 file, whole or not at all. Raises FileSystemError."""
+    content = text.encode()
+    with replacing(path, durable=durable) as file:
+        file.write(content)
