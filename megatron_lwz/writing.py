@@ -28,7 +28,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None and Path(os.fsdecode(error.filename)).parent != path.parent:
+        named = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None]
+        if named and not any(name.is_relative_to(path.parent) for name in named):
             raise
         advice = _ADVICE.get(error.errno or 0, "mend that")
         text = f"{path}: cannot be written ({error.strerror or error}): {advice}, then start the same command again"

@@ -49,7 +49,7 @@ class PathError(UsageError, argparse.ArgumentTypeError):
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None, *, advice: str = "") -> int:
     """Runs `main(argv)` and returns the exit status: 0, 2 after an LwzError, 130 after ^C, 143 after SIGTERM.
 
-    75 after Resumable, which is printed, but no error.
+    75 after Resumable, which is printed but is no error; 0 where torchrun would start the run again.
 
     An LwzError is printed as one line on stderr, once for all ranks. So is a path that the system refuses.
     `--traceback` anywhere in `argv` shows the whole stack. After a signal `finally` blocks run, for at most 30 s. Then
@@ -69,7 +69,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             number = termination.requested() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
             if isinstance(error, Resumable):
                 _say(str(error))
-                return UNFINISHED
+                return 0 if environment.restarts_left() else UNFINISHED  # torchrun must not start it again
             # After a signal, most errors only follow from it: peers and engines end too. A disk error does not.
             if isinstance(error, LwzError if not number else DataError):
                 _report(error, verbose=verbose)

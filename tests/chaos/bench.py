@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from megatron_lwz.http.orphan import dying_with_us
 from megatron_lwz.http.ports import free_port
 from tests.chaos.control import Control
 from tests.support import warm
@@ -30,7 +31,8 @@ class EngineLife:
     def __init__(self, board: Control, folder: Path) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self._line = [sys.executable, "-m", "tests.chaos.scripted_engine", str(board.path), str(port), str(PAUSE)]
+        line = [sys.executable, "-m", "tests.chaos.scripted_engine", str(board.path), str(port), str(PAUSE)]
+        self._line = dying_with_us(line)
         self._log = (folder / f"engine_{port}.log").open("wb")
         self.start()
 
@@ -73,9 +75,9 @@ class Bench:
             tree[name] = {**tree.get(name, {}), **values}
         self.config = write_example(folder, **tree)
 
-    def start(self, run: Path, output: Path, *, ranks: int = 1) -> subprocess.Popen[bytes]:
+    def start(self, run: Path, output: Path, *, ranks: int = 1, more: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """The main job in `run`, with everything that it says in `output`."""
-        line = command(self.config, f"run.dir={run}", f"parallel.tensor={ranks}", ranks=ranks)
+        line = command(self.config, f"run.dir={run}", f"parallel.tensor={ranks}", *more, ranks=ranks)
         with output.open("wb") as stream:
             return warm.Popen(line, cwd=ROOT, env=self._variables(), stdout=stream, stderr=subprocess.STDOUT)
 

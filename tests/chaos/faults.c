@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/types.h>
@@ -153,6 +154,9 @@ ssize_t write(int fd, const void *data, size_t size) { REAL(write); WRITTEN(fd, 
 ssize_t pwrite(int fd, const void *data, size_t size, off_t at) { REAL(pwrite); WRITTEN(fd, data, size, at, 1) return real(fd, data, size, at); }
 ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at) { REAL(pwrite64); WRITTEN(fd, data, size, at, 1) return real(fd, data, size, at); }
 ssize_t writev(int fd, const struct iovec *parts, int count) { REAL(writev); if (fd > 2 && before_fd("write", fd, ROOM)) return -1; return real(fd, parts, count); }
+
+ssize_t sendfile(int to, int from, off_t *at, size_t size) { REAL(sendfile); if (before_fd("write", to, ROOM)) return -1; return real(to, from, at, size); }
+ssize_t sendfile64(int to, int from, off64_t *at, size_t size) { REAL(sendfile64); if (before_fd("write", to, ROOM)) return -1; return real(to, from, at, size); }
 
 int fsync(int fd) { REAL(fsync); if (before_fd("fsync", fd, NOTHING)) return -1; return real(fd); }
 int fdatasync(int fd) { REAL(fdatasync); if (before_fd("fsync", fd, NOTHING)) return -1; return real(fd); }

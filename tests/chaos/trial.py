@@ -111,8 +111,9 @@ class Trial:
         return job.returncode == 0
 
     def _arm(self, fault: Fault, ranks: int, *, after: int = 0) -> None:
-        """Chooses the moment: a call, which is as far as a half of a whole run away."""
-        call = after + self._draw.randint(1, max(2, self._bench.undisturbed_calls(ranks) // 2))
+        """Chooses the moment: a call, which is up to a half of a whole run away, more often up to an eighth."""
+        span = self._bench.undisturbed_calls(ranks) // self._draw.choice((8, 8, 4, 2))
+        call = after + self._draw.randint(1, max(2, span))
         if fault.kind in REFUSALS:
             self._board.refuse_from(call, REFUSALS[fault.kind])
         else:

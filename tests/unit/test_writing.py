@@ -51,7 +51,7 @@ def test_the_file_at_fault_is_named_not_another(tmp_path: Path) -> None:
         naming(tmp_path / "x"),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(FileNotFoundError), naming(tmp_path / "x"):
+    with pytest.raises(FileNotFoundError), naming(tmp_path / "run" / "x"):
         (tmp_path / "other" / "y").read_bytes()
 
 
@@ -59,15 +59,15 @@ def test_rows_and_starts_go_on_after_a_full_disk(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
     writer.write(1, {"loss": 1.0})
     append_attempt(tmp_path / "attempts.jsonl", 0, {})
-    attempts = (tmp_path / "attempts.jsonl").stat().st_size
+    attempts, (events,) = tmp_path / "attempts.jsonl", (tmp_path / "tensorboard").iterdir()
     for file, limit, work in (
-        ("metrics.jsonl", 35, lambda: writer.write(2, {"loss": 2.0})),
-        ("attempts.jsonl", attempts + 7, lambda: append_attempt(tmp_path / "attempts.jsonl", 0, {})),
-        ("events.out", 200, lambda: writer.write(2, dict.fromkeys(map(str, range(50)), 0.0))),
+        (tmp_path / "metrics.jsonl", 35, lambda: writer.write(2, {"loss": 2.0})),
+        (attempts, attempts.stat().st_size + 7, lambda: append_attempt(attempts, 0, {})),
+        (events, events.stat().st_size + 5, lambda: writer.write(2, {"loss": 2.0})),
     ):
-        if file == "events.out":
-            (tmp_path / "metrics.jsonl").unlink()
-        with pytest.raises(FileSystemError, match=f"{file}.*cannot be written"), files_up_to(limit):
+        if file == events:
+            (tmp_path / "metrics.jsonl").unlink()  # its rows are shorter than the events
+        with pytest.raises(FileSystemError, match=f"{file}: cannot be written"), files_up_to(limit):
             work()
     (tmp_path / "metrics.jsonl").unlink()
     again = MetricsWriter(tmp_path)
