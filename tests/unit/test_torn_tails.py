@@ -77,7 +77,7 @@ def grow_journal(journal: Journal, number: int) -> None:
 
 
 def tokens_in(path: Path) -> int:
-    with closing(sqlite3.connect(path)) as database:
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:  # nothing is flushed at its end
         return int(database.execute("SELECT coalesce(sum(length(tokens) / 4), 0) FROM deltas").fetchone()[0])
 
 
