@@ -17,7 +17,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 # it again on the same nodes, and it goes on from its last checkpoint. It saves and ends before the job's time is over, and
 # after SIGUSR1 (#SBATCH --signal), which torchrun must ignore; the step then has to be submitted again.
 train() {
-    local stage=$1 trainers run
+    local stage=$1 trainers run given
     trainers=$(IFS=,; echo "${nodes[*]:0:TRAINER_NODES}")
     srun --nodes="$TRAINER_NODES" --ntasks="$TRAINER_NODES" --nodelist="$trainers" \
         bash -c 'trap "" USR1; exec "$@"' bash \
@@ -25,6 +25,7 @@ train() {
         --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "${nodes[0]}:29500" --max-restarts "${RESTARTS:-3}" \
         -m "megatron_lwz.cli.$stage" "$2" ${SLURM_JOB_END_TIME:+run.must_save_by=slurm} "${@:3}"
     run=$RUNS/$(basename "$2" .yaml)
+    for given in "${@:3}"; do [[ $given != run.dir=* ]] || run=${given#run.dir=}; done
     [[ -f $run/summary.json ]] || { echo "$run has not come to its last step: submit this step again" >&2; exit 75; }
 }
 
