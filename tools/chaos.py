@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.chaos import campaign
-from tests.chaos.control import preloaded
+from tests.support.chaos import campaign
+from tests.support.chaos.control import preloaded
 
 BEGIN, END = "<!-- tools/chaos.py -->", "<!-- end -->"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.evidence import lost_tokens
+from tests.support.chaos.evidence import lost_tokens
 from tests.support.paths import ROOT
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.run_paths import RunPaths, step_of
-from tests.chaos import family
-from tests.chaos.bench import Bench
-from tests.chaos.evidence import compare
+from tests.support.chaos import family
+from tests.support.chaos.bench import Bench
+from tests.support.chaos.evidence import compare
 from tests.support.grpo_runs import command
 from tests.support.paths import ROOT
 from tests.support.stages import rows_of, variables

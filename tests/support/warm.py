@@ -10,8 +10,8 @@ asks that one. A command that a fork cannot be is executed as usual: another pro
 modules are imported.
 
 What differs from the real command: imports that are not needed are there as well, all processes share one seed of str
-hashes, the process table shows this module's command line (only the name is the task's), and limits and ignored signals are not those that the caller has set itself.
-Tests of such things, and a test of each stage, use the real command line.
+hashes, the process table shows this module's command line (only the name is the task's), and limits and ignored signals
+are not those that the caller has set itself. Tests of such things, and a test of each stage, use the real command line.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ import psutil
 from tests.support.paths import ROOT
 
 ORPHAN = "megatron_lwz.http.orphan"
-MODULES = ("megatron_lwz.cli.", ORPHAN, "torch.distributed.run", "tests.end_to_end.", "tests.support.",
-           "tests.chaos.")  # fmt: skip
+MODULES = ("megatron_lwz.cli.", ORPHAN, "torch.distributed.run", "tests.end_to_end.", "tests.support.")
 """What may be forked: names, or beginnings of them. Of the others, some must see an interpreter without imports."""
 IMPORTS = (
     "megatron_lwz.training.grpo", "megatron_lwz.training.pretrain", "megatron_lwz.training.sft",

@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.run_paths import RunPaths
-from tests.end_to_end.journal_checks import assert_every_token_once, trained
+from tests.support.journal_checks import assert_every_token_once, trained
 
 Durable = dict[tuple[int, int], bytes]
 """(group, rollout) → its tokens and log-probs that are on disk."""

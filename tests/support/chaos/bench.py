@@ -14,8 +14,8 @@ from typing import Any
 
 from megatron_lwz.http.orphan import dying_with_us
 from megatron_lwz.http.ports import free_port
-from tests.chaos.control import Control
 from tests.support import warm
+from tests.support.chaos.control import Control
 from tests.support.grpo_runs import command, write_example
 from tests.support.paths import ROOT
 from tests.support.stages import variables
@@ -31,7 +31,7 @@ class EngineLife:
     def __init__(self, board: Control, folder: Path) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        line = [sys.executable, "-m", "tests.chaos.scripted_engine", str(board.path), str(port), str(PAUSE)]
+        line = [sys.executable, "-m", "tests.support.chaos.scripted_engine", str(board.path), str(port), str(PAUSE)]
         self._line = dying_with_us(line)
         self._log = (folder / f"engine_{port}.log").open("wb")
         self.start()

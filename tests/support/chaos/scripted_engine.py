@@ -1,4 +1,4 @@
-"""An engine without a model, in a process of its own: `python -m tests.chaos.scripted_engine CONTROL PORT PAUSE`.
+"""An engine without a model, in a process of its own: `python -m tests.support.chaos.scripted_engine CONTROL PORT PAUSE`.
 
 Each token is a function of (seed, position), so what a run trains on does not depend on who dies when. It speaks the
 contract of the embedded engine. Faults of connections come from the shared control; what an engine may *say* wrongly
@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from megatron_lwz.types import WeightVersion
-from tests.chaos.control import DROPPING, SERVING, SILENT, Control
+from tests.support.chaos.control import DROPPING, SERVING, SILENT, Control
 from tests.support.grpo_runs import END_OF_TEXT
 from tests.support.synthetic_engine import Engine, serve, written_logprob
 

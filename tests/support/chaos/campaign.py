@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.bench import Bench
-from tests.chaos.trial import Event, Fault, Trial
+from tests.support.chaos.bench import Bench
+from tests.support.chaos.trial import Event, Fault, Trial
 
 FAULTS: dict[Fault, int] = {
     Fault("kill"): 20, Fault("kill", "all"): 12, Fault("kill", "agent"): 8, Fault("kill", "rank 0"): 8,

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.chaos import family
-from tests.chaos.bench import Bench
-from tests.chaos.control import DROPPING, FULL, READ_ONLY, STALLING
-from tests.chaos.evidence import Durable, compare, durable, lost_tokens, tokens_in
+from tests.support.chaos import family
+from tests.support.chaos.bench import Bench
+from tests.support.chaos.control import DROPPING, FULL, READ_ONLY, STALLING
+from tests.support.chaos.evidence import Durable, compare, durable, lost_tokens, tokens_in
 
 PATIENCE = 600.0
 """Seconds in which a life must come to its moment or its end: a run that hangs is a failure."""
