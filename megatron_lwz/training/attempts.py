@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def _lines(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines() if path.exists() else []
 
 
+@cache
 def _version(package: str) -> str | None:
     """Returns None for a package that is not installed: transformers is not always needed."""
     try:

@@ -15,7 +15,7 @@ from tests.support.chaos.bench import Bench
 from tests.support.chaos.trial import Event, Fault, Trial
 
 FAULTS: dict[Fault, int] = {
-    Fault("kill"): 20, Fault("kill", "all"): 12, Fault("kill", "agent"): 8, Fault("kill", "rank 0"): 8,
+    Fault("kill"): 20, Fault("kill", "all"): 12, Fault("kill", "torchrun"): 8, Fault("kill", "rank 0"): 8,
     Fault("kill", "rank 1"): 8, Fault("kill", "rollout process"): 10, Fault("kill", "engine"): 6, Fault("cut write"): 12,
     Fault("disk full"): 6, Fault("disk read-only"): 4, Fault("freeze", "rank 0"): 1, Fault("freeze", "rank 1"): 1,
     Fault("freeze", "rollout process"): 1, Fault("connections dropped"): 1, Fault("connections stalled"): 1,
@@ -109,9 +109,7 @@ def table(result: Result) -> str:
     """The faults as a table of Markdown: kind and victim, how often, survived, tokens lost."""
     rows = defaultdict(lambda: [0, 0, 0])
     for event in result.events:
-        name = event.fault.kind + (f", {event.fault.victim}" if event.fault.victim else "")
-        if event.fault.kind in ("kill", "cut write") and not event.fault.victim:
-            name += ", the process that writes"
+        name = event.fault.kind + (f", {event.victim}" if event.victim else "")
         tried, survived, lost = rows[name]
         rows[name] = [tried + 1, survived + (not event.wrong and not event.lost), lost + event.lost]
     lines = ["| fault | tried | survived | tokens lost |", "|---|---|---|---|"]

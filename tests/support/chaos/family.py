@@ -10,13 +10,12 @@ from contextlib import suppress
 import psutil
 
 NAMES = {
-    "agent": "run",
+    "torchrun": ("run", "pt_elastic"),
     "rank 0": ("train_grpo", "train_grpo.0"),
-    "rank 1": "train_grpo.1",
-    "rollout process": "rollout_host",
+    "rank 1": ("train_grpo.1",),
+    "rollout process": ("rollout_host",),
 }
-"""Role → name in the process table (tests/support/warm.py)."""
-ROLES = (*NAMES, "engine")
+"""Role → names in the process table (tests/support/warm.py; torchrun gives itself another one)."""
 
 
 def members(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -36,12 +35,15 @@ def alive(member: psutil.Process) -> bool:
 
 
 def with_role(family: list[psutil.Process], role: str) -> psutil.Process | None:
-    names = NAMES[role]
-    for member in family:
-        with suppress(psutil.NoSuchProcess):
-            if member.name() in (names if isinstance(names, tuple) else (names,)):
-                return member
-    return None
+    return next((member for member in family if role_of(member) == role), None)
+
+
+def role_of(member: psutil.Process) -> str:
+    """Its role, else its name; nothing if it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        name = member.name()
+        return next((role for role, names in NAMES.items() if name in names), name)
+    return ""
 
 
 def kill(found: list[psutil.Process]) -> None:

@@ -132,7 +132,8 @@ class Trial:
         caller = next((one for one in people if one.pid == self._board.stopped), None)
         victim = family.with_role(people, fault.victim) if fault.victim in family.NAMES else None
         victim = victim or caller
-        name = "engine" if fault.victim == "engine" else victim.name() if victim is not None else "?"
+        given = fault.victim in ("engine", "all") or fault.kind not in ("kill", "cut write", "freeze")
+        name = fault.victim if given else family.role_of(victim) if victim is not None else "?"
         event = Event(fault, name, self._board.where, self._board.calls)
         self.events.append(event)
         self._keep(event)
@@ -175,7 +176,7 @@ class Trial:
         """What must hold when a life is over, whatever ended it."""
         if left and left[0].kind in REFUSALS and self._board.refused:
             fault = left.pop(0)
-            self.events.append(Event(fault, "every process", self._board.where, self._board.calls))
+            self.events.append(Event(fault, "", self._board.where, self._board.calls))
             self.events[-1].wrong += _said_in_one_line(job.returncode, output, ranks)
         event = self.events[-1] if len(self.events) > before else None
         wrong = event.wrong if event is not None else self.wrong
