@@ -78,8 +78,8 @@ def train(config: Config, display: Display) -> RunFolder:
                 rollouts.update_weights(step)
 
             metrics |= guard.watch(step, metrics)
-            save = deadline.reached(step, saver.longest) or due(step, config.checkpoint.interval, config)
-            if guard.saves(state, due=save):
+            ends = deadline.reached(step, saver.longest)
+            if guard.saves(state, due=ends or due(step, config.checkpoint.interval, config)):
                 saver.save({"prompts": step * config.training.prompts_per_step, "guard": guard.state()})
             saver.poll()
             if writer:
@@ -96,9 +96,7 @@ def train(config: Config, display: Display) -> RunFolder:
             _finish_evaluations(rollouts, writer)
 
     deadline.check(run.root, state.step)
-    if writer:
-        mark_best(run, config, state.step)
-        writer.close(time.monotonic() - started)
+    _finish(run, config, writer, time.monotonic() - started)
     return run
 
 
@@ -116,6 +114,12 @@ def _record(rollouts: Rollouts, writer: MetricsWriter) -> None:
     """
     for step, values in rollouts.evaluated():
         writer.write_evaluation(step, values)
+
+
+def _finish(run: RunFolder, config: Config, writer: MetricsWriter | None, seconds: float) -> None:
+    if writer:
+        mark_best(run, config, config.training.steps)
+        writer.close(seconds)
 
 
 def _finish_evaluations(rollouts: Rollouts, writer: MetricsWriter | None) -> None:
