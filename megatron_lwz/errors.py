@@ -44,6 +44,10 @@ class LwzError(Exception):
         return printable(super().__str__().replace("\n", " "))
 
 
+class Resumable(LwzError):
+    """A run has saved and ended before its last step, because it was asked to. No error; `cli` prints it as one line."""
+
+
 class ConfigError(LwzError):
     """A config key has a value that cannot be used."""
 

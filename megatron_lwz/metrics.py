@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from typing import Any, TypeVar
 from megatron_lwz.errors import DataError
 from megatron_lwz.reading import parse_row
 from megatron_lwz.run_paths import RunPaths
+from megatron_lwz.writing import naming, replacing, write_text
 
 _WINDOW = 3
 """Number of steps at each end of a run over which summary.json averages."""
@@ -32,7 +35,7 @@ class MetricsWriter:
     def __init__(self, run_dir: Path | str, tensorboard: bool = True) -> None:
         self._paths = RunPaths(run_dir)
         self._paths.root.mkdir(parents=True, exist_ok=True)
-        self._events = _open_events(self._paths.tensorboard) if tensorboard else None
+        self._events = _EventFile(self._paths.tensorboard) if tensorboard else None
         self._begun = False
         self._evaluated: set[int] = set()
 
@@ -63,7 +66,7 @@ class MetricsWriter:
         write_json(self._paths.summary, summarize(read_history(self._paths.root)) | {"seconds": round(seconds, 3)})
 
     def _append(self, path: Path, step: int, values: Mapping[str, float]) -> None:
-        with path.open("ab") as stream:
+        with naming(path), path.open("ab") as stream:
             stream.write(_line({"step": step, **values}))
         if self._events:
             self._events.add_event(_scalars(step, values))
@@ -72,9 +75,8 @@ class MetricsWriter:
         """Removes all rows that are not `wanted`, and a line that a kill truncated."""
         if path.exists():
             kept = b"".join(_line(row) for row in read_metrics(path) if wanted(row))
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_bytes(kept)
-            temporary.replace(path)
+            with replacing(path) as file:
+                file.write(kept)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -183,10 +185,8 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Writes a JSON file, whole or not at all. Raises FileSystemError."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _is_metric(value: Any) -> bool:
@@ -209,10 +209,32 @@ def _line(row: Mapping[str, float]) -> bytes:
     return (json.dumps(plain | {"step": int(row["step"])}) + "\n").encode()
 
 
-def _open_events(folder: Path) -> Any:
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+class _EventFile:
+    """A new TensorBoard file. Each event is in it when `add_event` returns. Raises FileSystemError.
 
-    return EventFileWriter(str(folder))
+    TensorBoard's own writer has a thread, which reports a full disk by a traceback, and some events late.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        now = time.time()
+        self._path = folder / f"events.out.tfevents.{int(now):010d}.{platform.node()}.{os.getpid()}"
+        with naming(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab")
+        self._records = RecordWriter(self._file)
+        self.add_event(event_pb2.Event(wall_time=now, file_version="brain.Event:2"))
+
+    def add_event(self, event: Any) -> None:
+        with naming(self._path):
+            self._records.write(event.SerializeToString())
+            self._file.flush()
+
+    def close(self) -> None:
+        with naming(self._path):
+            self._file.close()
 
 
 def _scalars(step: int, values: Mapping[str, float]) -> Any:

@@ -14,14 +14,19 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 
 # train STAGE CONFIG [section.key=value …]: the stage on the trainer nodes, one process per GPU. After a failure torchrun starts
-# it again on the same nodes, and it goes on from its last checkpoint.
+# it again on the same nodes, and it goes on from its last checkpoint. It saves and ends before the job's time is over, and
+# after SIGUSR1 (#SBATCH --signal), which torchrun must ignore; the step then has to be submitted again.
 train() {
-    local stage=$1 trainers
+    local stage=$1 trainers run given
     trainers=$(IFS=,; echo "${nodes[*]:0:TRAINER_NODES}")
     srun --nodes="$TRAINER_NODES" --ntasks="$TRAINER_NODES" --nodelist="$trainers" \
+        bash -c 'trap "" USR1; exec "$@"' bash \
         torchrun --nnodes "$TRAINER_NODES" --nproc-per-node "$TRAINER_GPUS" --rdzv-backend c10d \
         --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "${nodes[0]}:29500" --max-restarts "${RESTARTS:-3}" \
-        -m "megatron_lwz.cli.$stage" "${@:2}"
+        -m "megatron_lwz.cli.$stage" "$2" ${SLURM_JOB_END_TIME:+run.must_save_by=slurm} "${@:3}"
+    run=$RUNS/$(basename "$2" .yaml)
+    for given in "${@:3}"; do [[ $given != run.dir=* ]] || run=${given#run.dir=}; done
+    [[ -f $run/summary.json ]] || { echo "$run has not come to its last step: submit this step again" >&2; exit 75; }
 }
 
 # serve_engines MODEL LOGS: vLLM on the other nodes; returns when all answer. Their addresses are in `urls`, comma-separated.
@@ -31,6 +36,7 @@ serve_engines() {
     export MODEL=$1
     for node in "${nodes[@]:TRAINER_NODES}"; do
         srun --nodes=1 --ntasks=1 --nodelist="$node" --output="$2/$node.log" bash -c '
+            trap "" USR1   # it asks the trainer to save, not the engines to end
             # why each option is there: docs/vllm.md; the guard is loaded from this folder
             export VLLM_SERVER_DEV_MODE=1 VLLM_API_KEY=$LWZ_ENGINE_TOKEN PYTHONPATH=$PWD
             serve() { "$VLLM" serve "$MODEL" --served-model-name policy --dtype bfloat16 --tensor-parallel-size 4 \

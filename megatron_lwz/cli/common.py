@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -24,11 +24,13 @@ from megatron_lwz.cli import option_types
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.config.base import user_path
 from megatron_lwz.distributed import environment, termination
-from megatron_lwz.errors import DataError, LwzError, printable, refused_path
+from megatron_lwz.errors import DataError, LwzError, Resumable, printable, refused_path
 
 USER_ERROR = 2
 PEER_LOST = 1
 """Exit status of a rank that a collective failed on, because another rank ended, hung or could not be reached."""
+UNFINISHED = 75
+"""Exit status of a run that has saved and ended in time: EX_TEMPFAIL of sysexits.h, start it again."""
 GOES_ON = "the same command goes on from the last checkpoint"
 """Advice that a training stage prints when a signal ends it."""
 
@@ -47,6 +49,8 @@ class PathError(UsageError, argparse.ArgumentTypeError):
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None, *, advice: str = "") -> int:
     """Runs `main(argv)` and returns the exit status: 0, 2 after an LwzError, 130 after ^C, 143 after SIGTERM.
 
+    75 after Resumable, which is printed but is no error; 0 where torchrun would start the run again.
+
     An LwzError is printed as one line on stderr, once for all ranks. So is a path that the system refuses.
     `--traceback` anywhere in `argv` shows the whole stack. After a signal `finally` blocks run, for at most 30 s. Then
     one line reports the signal, with `advice` on how to resume.
@@ -63,6 +67,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             return 0
         except BaseException as error:
             number = termination.requested() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
+            if isinstance(error, Resumable):
+                _say(str(error))
+                return 0 if environment.restarts_left() else UNFINISHED  # torchrun must not start it again
             # After a signal, most errors only follow from it: peers and engines end too. A disk error does not.
             if isinstance(error, LwzError if not number else DataError):
                 _report(error, verbose=verbose)
@@ -273,6 +280,15 @@ def _say_stopped(advice: str) -> None:
     if environment.rank() == 0:
         name = signal.Signals(termination.requested() or signal.SIGINT).name
         os.write(2, f"stopped by {name}{': ' + advice if advice else ''}\n".encode())
+
+
+def _say(text: str) -> None:
+    """Prints the line on rank 0. Other ranks wait: torchrun stops the others when the first has ended."""
+    if environment.rank() == 0:
+        sys.stderr.write(f"{text}\n")
+        return
+    with suppress(termination.Terminated, KeyboardInterrupt):
+        time.sleep(_GRACE_SECONDS)
 
 
 def _report(error: LwzError, *, verbose: bool) -> None:

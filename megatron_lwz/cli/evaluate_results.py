@@ -12,8 +12,8 @@ from rich.table import Table
 
 from megatron_lwz.cli.common import UsageError, console
 from megatron_lwz.evaluation.statistics import Estimate
-from megatron_lwz.private_files import make_private
 from megatron_lwz.report.evaluation import number
+from megatron_lwz.writing import write_text
 
 
 def output_folder(path: Path) -> Path:
@@ -27,12 +27,12 @@ def output_folder(path: Path) -> Path:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a result file, whole or not at all."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n", private=True)
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a JSONL file, whole or not at all."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), private=True)
 
 
 def show_estimates(title: str, estimates: Mapping[str, Estimate], labels: Mapping[str, str] | None = None) -> None:
@@ -44,11 +44,3 @@ def show_estimates(title: str, estimates: Mapping[str, Estimate], labels: Mappin
         interval = f"{number(value.low)} … {number(value.high)}"
         table.add_row(escape((labels or {}).get(name, name)), number(value.value), interval, str(value.count))
     console().print(table)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    make_private(temporary, replaces=path)
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

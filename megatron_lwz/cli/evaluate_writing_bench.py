@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.cli import common, evaluate_judge, option_types
-from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, write_json, write_text
+from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, write_json
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import judge_prompts
 from megatron_lwz.evaluation import writing_bench_files as files
@@ -19,6 +19,7 @@ from megatron_lwz.evaluation.statistics import Estimate
 from megatron_lwz.evaluation.writing_bench import Judged, aggregate, judge_responses
 from megatron_lwz.evaluation.writing_bench_files import Benchmark, Scores
 from megatron_lwz.report.evaluation import write_page, writing_bench_sections
+from megatron_lwz.writing import write_text
 
 Wording = tuple[str, str] | None
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         lines = [files.scores_as_row(index, found) + "\n" for index, found in scores.items()]
         output_folder(folder / "scores")
         result["scores"] = f"scores/{result['name'].replace('/', '_')}.jsonl"
-        write_text(folder / result["scores"], "".join(lines))
+        write_text(folder / result["scores"], "".join(lines), private=True)
     if not scores:
         raise DataError(source, "no query has all its criteria scored: see the judge's counters above")
     found = aggregate(benchmark, scores)

@@ -16,13 +16,13 @@ from rich.table import Table
 from megatron_lwz.cli import common, option_types
 from megatron_lwz.cli.common import console
 from megatron_lwz.cli.evaluate_progress import Bar
-from megatron_lwz.cli.evaluate_results import write_text
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.orchestrator.rescore import Rescored, Rescorer
 from megatron_lwz.orchestrator.rescore_summary import flat_rows, summarize
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.run_paths import RunPaths
+from megatron_lwz.writing import write_text
 
 _SECTIONS = ("reward", "judge", "grpo")
 """Sections that determine rewards and advantages. All other sections stay those of the run."""
@@ -159,7 +159,7 @@ def _csv(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
 
 def _write(path: Path, text: str) -> None:
     try:
-        write_text(path, text)
+        write_text(path, text, private=True)
     except OSError as error:
         raise common.UsageError(f"{path}: cannot be written ({error.strerror})") from error
     console().print(str(path), markup=False)

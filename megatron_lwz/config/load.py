@@ -17,6 +17,7 @@ from megatron_lwz.config.tree import Config
 from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.reading import read_text
 from megatron_lwz.run_paths import RunPaths
+from megatron_lwz.writing import write_text
 
 _NUMBER, _WHOLE, _TEXT = "must be a number", "must be a whole number", "must be a text: put it in quotes"
 _LIST, _KEYS = "must be a list, e.g. [a, b]; [] for none", "must be a section of keys and values"
@@ -100,9 +101,7 @@ def validate(tree: dict[str, Any]) -> Config:
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved tree, whole or not at all, as YAML that `load_config` reads back to an equal Config."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def _read_tree(file: Path, above: tuple[Path, ...] = ()) -> DictConfig:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from megatron_lwz.config.base import CommaList, Fraction, Section, UserPath
 from megatron_lwz.config.kept import check_names
+from megatron_lwz.config.moment import check_moment
 
 
 class RunSection(Section):
@@ -19,6 +20,10 @@ class RunSection(Section):
     resume: Literal["auto", "never", "must"] = Field(
         "auto",
         description="auto: continue if the folder holds a checkpoint; never: refuse a used folder; must: fail without one",
+    )
+    must_save_by: Annotated[str, AfterValidator(check_moment)] | None = Field(
+        None,
+        description="by when a checkpoint must be complete; the run saves and ends in time, and the same command goes on: a duration from the start (`3h50m`), a date (`2027-01-31T18:00:00Z`), or `slurm`, the end of the job's time; null = no limit (docs/reliability.md)",
     )
     allow_change: Annotated[tuple[str, ...], CommaList] = Field(
         (),

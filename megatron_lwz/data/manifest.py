@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +16,7 @@ from megatron_lwz.config.sections import Section
 from megatron_lwz.errors import DataError
 from megatron_lwz.file_sums import FileSum, difference
 from megatron_lwz.reading import Row, read_text, scan_rows
+from megatron_lwz.writing import write_text
 
 NAME = "manifest.json"
 
@@ -119,12 +119,7 @@ def check_parts(folder: Path) -> int:
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Writes manifest.json atomically."""
     text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False)
-    temporary = folder / (NAME + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / NAME)
+    write_text(folder / NAME, text + "\n", durable=True)
 
 
 def tokenizer_checksum(folder: Path) -> str:

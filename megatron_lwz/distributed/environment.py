@@ -52,6 +52,12 @@ def machines() -> int:
     return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
 
 
+def restarts_left() -> int:
+    """Returns how many times torchrun would still start the ranks again after a failure; 0 without torchrun."""
+    most, done = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("MAX_RESTARTS", "RESTART_COUNT"))
+    return max(0, most - done)
+
+
 def restart_on_old_store() -> int | None:
     """Returns which restart of torchrun this is, from 1, if its ranks meet on the store of the ranks that ended.
 

@@ -1,4 +1,6 @@
-"""Handling of SIGTERM and Ctrl-C: the main thread unwinds, a watcher thread makes sure that the process ends in time.
+"""Handling of signals. SIGUSR1 asks a run to save and end after its step: it is only noted.
+
+SIGTERM and Ctrl-C: the main thread unwinds, a watcher thread makes sure that the process ends in time.
 
 torchrun passes SIGTERM on to its ranks and kills them after 30 s. Slurm sends it to every process, so a rank may
 receive it twice. The main thread can be inside a collective, a kernel or a write, where Python delivers no signal. The
@@ -34,6 +36,7 @@ class _Notice:
     def __init__(self) -> None:
         self.number = 0
         self.since = math.inf
+        self.save = False
         self.raised = False
         self.over = threading.Event()
 
@@ -56,6 +59,11 @@ class Terminated(SystemExit):
 def requested() -> int:
     """Returns the signal that asked this process to end, 0 if there was none."""
     return _notice.number
+
+
+def save_requested() -> bool:
+    """Returns whether SIGUSR1 has asked this process to save and end when it can."""
+    return _notice.save
 
 
 def patience(seconds: float = math.inf, *, reserve: float = 0.0) -> float | None:
@@ -102,7 +110,7 @@ def watched(*, forced: Callable[[], None], until_exit: bool = False) -> Iterator
 
     Later signals have no effect. GRACE_SECONDS after the first one, `forced` is called and the process exits with
     status 128 + signal. With `until_exit` the limit also holds after the block, while the interpreter waits for
-    threads. Main thread only.
+    threads. SIGUSR1 only makes `save_requested` true. Main thread only.
     """
     global _notice
     _notice = notice = _Notice()
@@ -113,10 +121,14 @@ def watched(*, forced: Callable[[], None], until_exit: bool = False) -> Iterator
             notice.raised = True
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated(128 + number)
 
+    def note_save(_number: int, _frame: FrameType | None) -> None:
+        notice.save = True
+
     numbers = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell makes it ignored
         numbers.append(signal.SIGINT)
     previous = {number: signal.signal(number, hear) for number in numbers}
+    previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, note_save)
     near, far = os.pipe()
     os.set_blocking(far, False)
     wakeup = signal.set_wakeup_fd(far, warn_on_full_buffer=False)

@@ -12,6 +12,7 @@ from typing import IO, Any
 from megatron_lwz.errors import DataError
 from megatron_lwz.private_files import make_private
 from megatron_lwz.reading import Row, parse_row
+from megatron_lwz.writing import replacing
 
 Key = tuple[str, int]
 """Key of a response: (task id, sample)."""
@@ -103,14 +104,9 @@ class Partials:
                 raise DataError(self._path, advice, line=number) from error
 
     def _compact(self) -> None:
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
-        make_private(temporary, replaces=self._path)
-        with temporary.open("wb") as file:
+        with replacing(self._path, durable=True, private=True) as file:
             file.write(_line({"settings": self._settings}))
             file.writelines(_row(key, piece) for key, piece in self._held.items())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
         self._file = self._path.open("ab")
 
 

@@ -17,6 +17,7 @@ from megatron_lwz.metrics import write_json
 from megatron_lwz.reading import read_object
 from megatron_lwz.run_paths import STEPS, RunPaths, step_name, step_of
 from megatron_lwz.types import WeightVersion
+from megatron_lwz.writing import naming
 
 
 def unfinished(run_dir: Path) -> set[int]:
@@ -49,15 +50,14 @@ class PinnedEvaluations:
         target = self._weights(version.step)
         shutil.rmtree(target, ignore_errors=True)
         if weights is not None:
-            temporary = target.with_name(f".{target.name}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.copytree(weights, temporary, copy_function=_link)
-            temporary.rename(target)
+            _link_all(weights, target)
         write_json(self._record(version.step), {"version": str(version)})
         return Pinned(version, None if weights is None else target)
 
     def begun(self) -> list[Pinned]:
         """Returns the unfinished evaluations of an earlier process, by step. Raises DataError."""
+        for left in self._root.glob(f".{STEPS}.tmp"):  # by a kill
+            shutil.rmtree(left, ignore_errors=True)
         found = []
         for path in sorted(self._root.glob(f"{STEPS}.json")):
             try:
@@ -80,7 +80,22 @@ class PinnedEvaluations:
         return self._root / step_name(step)
 
 
-def _link(source: str, target: str) -> None:
+def _link_all(weights: Path, target: Path) -> None:
+    """Makes `target` a folder with the files of `weights`, whole or not at all. Raises FileSystemError."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with naming(target):
+        try:
+            temporary.mkdir()
+            for file in sorted(weights.iterdir()):
+                _link(file, temporary / file.name)
+            temporary.rename(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links

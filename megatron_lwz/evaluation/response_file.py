@@ -17,6 +17,7 @@ from megatron_lwz.evaluation.tasks import Task, prompt_of, row_id
 from megatron_lwz.file_lock import FileLock, LockHeld, lock_of
 from megatron_lwz.private_files import make_private
 from megatron_lwz.reading import Row, parse_row, read_object, read_rows, shape_of
+from megatron_lwz.writing import naming, write_text
 
 
 class ResponseFile:
@@ -70,16 +71,20 @@ class ResponseFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.partials.close()
-        self._file.close()
-        self._lock.release(remove=True)
+        try:
+            self.partials.close()
+            with naming(self.path):
+                self._file.close()
+        finally:
+            self._lock.release(remove=True)
 
     def add(self, key: tuple[str, int], row: Mapping[str, Any]) -> None:
         """Appends the row of a (task, sample) that the file does not hold yet."""
         assert key not in self.done
-        self._file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self.done.add(key)
         self.partials.drop(key)
 
@@ -119,7 +124,7 @@ class ResponseFile:
     def _check(self, settings: Mapping[str, Any]) -> None:
         path = self._settings_path
         if not self.done:
-            path.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
             return
         try:
             before = read_object(path)

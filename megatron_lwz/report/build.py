@@ -12,11 +12,11 @@ from megatron_lwz import __version__
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.metrics import Row, read_history, read_metrics
-from megatron_lwz.private_files import make_private
 from megatron_lwz.reading import read_text
 from megatron_lwz.report import curves, hacking, lengths, rollouts
 from megatron_lwz.report.axes import short
 from megatron_lwz.run_paths import RunPaths, step_name
+from megatron_lwz.writing import write_text
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "flash-attn", "transformers", "tokenizers", "safetensors")
 
@@ -52,10 +52,7 @@ def build_report(run_dir: Path | str) -> Path:
         f"<body>{''.join(sections)}</body></html>\n"
     )
     target = paths.report
-    temporary = target.with_name(f".{target.name}.tmp")
-    make_private(temporary, replaces=target)
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(target)
+    write_text(target, page, private=True)
     return target
 
 

@@ -12,8 +12,8 @@ from megatron_lwz.evaluation.longbench_write import LABELS as LONGBENCH_LABELS
 from megatron_lwz.evaluation.longbench_write import LongBenchReport, RulerStep
 from megatron_lwz.evaluation.measure import LABELS, TextReport
 from megatron_lwz.evaluation.statistics import Estimate
-from megatron_lwz.private_files import make_private
 from megatron_lwz.report.evaluation_charts import intervals, length_scatter, matrix
+from megatron_lwz.writing import write_text
 
 _POINTS = 3000
 """Most points of one scatter plot, so that the file stays small."""
@@ -30,10 +30,7 @@ def write_page(path: Path, title: str, lead: str, sections: Mapping[str, str]) -
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>'
         f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{body}</body></html>\n'
     )
-    temporary = path.with_name(f".{path.name}.tmp")
-    make_private(temporary, replaces=path)
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, page, private=True)
 
 
 def charts(*figures: str) -> str:

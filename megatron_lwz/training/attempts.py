@@ -12,12 +12,14 @@ import logging
 import os
 import platform
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from megatron_lwz import __version__
 from megatron_lwz.metrics import torn
 from megatron_lwz.reading import Row, parse_row
+from megatron_lwz.writing import naming
 
 _PACKAGES = ("torch", "megatron-core", "transformers")
 
@@ -41,7 +43,7 @@ def append_attempt(path: Path, step: int, about: Mapping[str, Any]) -> int:
         "megatron-lwz": __version__,
         **{name: _version(name) for name in _PACKAGES},
     }
-    with path.open("a", encoding="utf-8") as stream:
+    with naming(path), path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
     return number
 
@@ -76,6 +78,7 @@ def _lines(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines() if path.exists() else []
 
 
+@cache
 def _version(package: str) -> str | None:
     """Returns None for a package that is not installed: transformers is not always needed."""
     try:

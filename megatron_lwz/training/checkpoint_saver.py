@@ -6,6 +6,7 @@ import datetime
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -48,6 +49,9 @@ class CheckpointSaver:
             self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._writing: Future[None] | None = None
         self._step = state.step
+        self._begun = 0.0
+        self.longest: float | None = None
+        """Seconds from the start of a save until it was complete on disk, the most so far; None before the first."""
         if groups.is_rank_zero():
             for left in half_written(folder):  # by a run that was killed
                 shutil.rmtree(left, ignore_errors=True)
@@ -59,6 +63,7 @@ class CheckpointSaver:
         `extra` is JSON: the state that the stage needs to resume (the same on all ranks). Raises CheckpointError.
         """
         self.wait()
+        self._begun = time.monotonic()
         asynchronous = self._group is not None
         snapshot = run_state(self._state, extra)
         if asynchronous:
@@ -106,6 +111,7 @@ class CheckpointSaver:
         except BaseException as error:
             done.set_exception(error)
         else:
+            self.longest = max(self.longest or 0.0, time.monotonic() - self._begun)
             done.set_result(None)
 
     def _publish(self, target: Path) -> None:

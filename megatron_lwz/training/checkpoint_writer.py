@@ -31,6 +31,7 @@ from megatron_lwz.errors import CheckpointError
 from megatron_lwz.file_sums import FileSum, HashedFile, sum_of_bytes, sum_of_file
 from megatron_lwz.run_paths import STEPS
 from megatron_lwz.training.checkpoint_sums import SUMS_FILE, sums_content
+from megatron_lwz.writing import write_text
 
 _FORMAT = CheckpointingConfig("torch_dist", 1)
 
@@ -111,9 +112,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 def write_pointer(pointer: Path, name: str) -> None:
     """Makes `latest` or `best` name a checkpoint, whole or not at all."""
-    temporary = pointer.with_name(f".{pointer.name}.tmp")
-    write_durably(temporary, name.encode())
-    temporary.replace(pointer)
+    write_text(pointer, name, durable=True)
 
 
 class _FolderWriter(torch_checkpoint.FileSystemWriter):

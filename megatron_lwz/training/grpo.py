@@ -16,6 +16,7 @@ from megatron_lwz.metrics import MetricsWriter, Timer
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.best import mark_best
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
+from megatron_lwz.training.deadline import Deadline
 from megatron_lwz.training.grpo_batches import prepare_updates
 from megatron_lwz.training.grpo_update import PolicyUpdates, mean_metrics
 from megatron_lwz.training.numerics_guard import NumericsGuard
@@ -44,6 +45,7 @@ def train(config: Config, display: Display) -> RunFolder:
     launch.initialize(config)
     check_grpo_start(config)
     check_loss_function(config.grpo, platform.device())
+    deadline = Deadline(config)
     started = time.monotonic()
     run = RunFolder(config, "grpo")
     if run.finished:
@@ -60,7 +62,7 @@ def train(config: Config, display: Display) -> RunFolder:
         if state.step == 0:
             rollouts.evaluate()
 
-        for step in range(state.step + 1, config.training.steps + 1):
+        for step in deadline.steps(state.step):
             policy_updates = PolicyUpdates(state, config, guard)
             # prompts → rollouts → rewards → advantages, packed flat: the whole batch, or parts as soon as they are ready
             for experience in timer.each("rollout", rollouts.stream(step)):
@@ -76,7 +78,8 @@ def train(config: Config, display: Display) -> RunFolder:
                 rollouts.update_weights(step)
 
             metrics |= guard.watch(step, metrics)
-            if guard.saves(state, due=due(step, config.checkpoint.interval, config)):
+            ends = deadline.reached(step, saver.longest)
+            if guard.saves(state, due=ends or due(step, config.checkpoint.interval, config)):
                 saver.save({"prompts": step * config.training.prompts_per_step, "guard": guard.state()})
             saver.poll()
             if writer:
@@ -89,13 +92,11 @@ def train(config: Config, display: Display) -> RunFolder:
                 _record(rollouts, writer)
                 mark_best(run, config, step)
             guard.end_step(step, saver.wait)
-        rollouts.finish_evaluations()
-        if writer:
-            _record(rollouts, writer)
+        if not deadline.passed:  # else the next start takes them up
+            _finish_evaluations(rollouts, writer)
 
-    if writer:
-        mark_best(run, config, state.step)
-        writer.close(time.monotonic() - started)
+    deadline.check(run.root, state.step)
+    _finish(run, config, writer, time.monotonic() - started)
     return run
 
 
@@ -113,6 +114,18 @@ def _record(rollouts: Rollouts, writer: MetricsWriter) -> None:
     """
     for step, values in rollouts.evaluated():
         writer.write_evaluation(step, values)
+
+
+def _finish(run: RunFolder, config: Config, writer: MetricsWriter | None, seconds: float) -> None:
+    if writer:
+        mark_best(run, config, config.training.steps)
+        writer.close(seconds)
+
+
+def _finish_evaluations(rollouts: Rollouts, writer: MetricsWriter | None) -> None:
+    rollouts.finish_evaluations()
+    if writer:
+        _record(rollouts, writer)
 
 
 def _seconds(metrics: Mapping[str, float]) -> float:

@@ -35,6 +35,7 @@ from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import LossFn, TokenLossFn, forward_chunks
 from megatron_lwz.training.supervised import OnStep, check_supervised, run_task, with_epochs
 from megatron_lwz.types import MicroBatch, SequenceBatch
+from megatron_lwz.writing import write_text
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def train(config: Config, task: PairTask, on_step: OnStep = lambda _step, _shown
         run_task(config, run, task, on_step)
     if groups.is_rank_zero() and task.scored:
         rows = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in task.scored)
-        run.held_out.write_text(rows, encoding="utf-8")
+        write_text(run.held_out, rows)
         write_json(run.held_out_summary, summarize_pairs(task.scored))
     return run
 

@@ -16,6 +16,7 @@ from megatron_lwz.distributed import groups
 from megatron_lwz.metrics import write_json
 from megatron_lwz.run_paths import step_name
 from megatron_lwz.training.step import StepResult, TrainingError
+from megatron_lwz.writing import replacing
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ class SpikeGuard:
             record = {"step": step, "reason": reason, "loss": str(result.loss), "grad_norm": str(result.grad_norm)}
             write_json(stem.with_suffix(".json"), record | {"cursor": cursor, "ids": list(batch.ids)})
             tensors = {"tokens": batch.sequences.tokens, "offsets": batch.sequences.offsets, "weights": batch.weights}
-            safetensors.torch.save_file(tensors, stem.with_suffix(".safetensors"))
+            with replacing(stem.with_suffix(".safetensors")) as file:
+                file.write(safetensors.torch.save(tensors))
         what = f"step {step}: loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}: {reason}"
         if self.skipped > self._section.skip_budget:
             raise TrainingError(

@@ -24,9 +24,11 @@ from megatron_lwz.errors import CheckpointError, ConfigError
 from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, TokenLoss
 from megatron_lwz.metrics import MetricsWriter
 from megatron_lwz.models.hf.export import export_policy
+from megatron_lwz.models.hf.target import drop_unfinished
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
+from megatron_lwz.training.deadline import Deadline
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.resume import check_records, restore
 from megatron_lwz.training.run_folder import RunFolder, due
@@ -90,6 +92,7 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep) -> 
     Face's format. Under the same layout a resumed run repeats an uninterrupted one bit for bit. Raises LwzError.
     """
     started = time.monotonic()
+    deadline = Deadline(config)
     check_records(run)
     state = build_train_state(config)
     position: dict[str, Any] = restore(state, run) if run.resume else {"cursor": 0}
@@ -101,7 +104,7 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep) -> 
         _evaluate(task, state, writer)
 
     with CheckpointSaver(state, run.checkpoints) as saver:
-        while state.step < config.training.steps:
+        for _ in deadline.steps(state.step):
             begun = time.monotonic()
             batch, after = task.take(cursor, sequences_of_step(config.training, state.step))
             micro_batches, loss = task.micro_batches(batch, config), task.objective(batch)
@@ -116,11 +119,14 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep) -> 
             on_step(state.step, {name: metrics[name] for name in task.shown if name in metrics})
             if due(state.step, config.evaluation.interval, config):
                 _evaluate(task, state, writer)
-            if due(state.step, config.checkpoint.interval, config):
+            if deadline.reached(state.step, saver.longest) or due(state.step, config.checkpoint.interval, config):
                 saver.save({"cursor": cursor, "guard": guard.state()})
             saver.poll()
 
+    deadline.check(run.root, state.step)
     guard.check_progress(state.step)
+    if groups.is_rank_zero():
+        drop_unfinished(run.hf)
     task.export(state, run.hf)
     if writer:
         writer.close(time.monotonic() - started)

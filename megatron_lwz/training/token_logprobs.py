@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from megatron_lwz.training.checkpoint import latest
 from megatron_lwz.training.initial import initial_policy
 from megatron_lwz.training.step import forward_chunks
 from megatron_lwz.types import SequenceBatch
+from megatron_lwz.writing import replacing
 
 _PASSES = 8
 """Micro-batches per data rank that are held at a time. Bounds memory and keeps the load balanced."""
@@ -47,17 +49,13 @@ def write_logprobs(config: Config, source: Path, target: Path, *, temperature: f
     policies = initial_policy(config)
     for policy in policies:
         policy.temperature = temperature
-    temporary = target.with_name(f".{target.name}.tmp")
-    stream = temporary.open("w", encoding="utf-8") if groups.is_rank_zero() else None
-    for window in _windows(rows, _PASSES * groups.data_size() * config.training.tokens_per_micro_batch):
-        values = compute_logprobs(policies, window, config)
-        if stream:
-            for row, (logprobs, entropies) in zip(window, values, strict=True):
-                record = {"id": row.id, "logprobs": logprobs.tolist(), "entropies": entropies.tolist()}
-                stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-    if stream:
-        stream.close()
-        temporary.replace(target)
+    with replacing(target) if groups.is_rank_zero() else nullcontext() as stream:
+        for window in _windows(rows, _PASSES * groups.data_size() * config.training.tokens_per_micro_batch):
+            values = compute_logprobs(policies, window, config)
+            if stream:
+                for row, (logprobs, entropies) in zip(window, values, strict=True):
+                    record = {"id": row.id, "logprobs": logprobs.tolist(), "entropies": entropies.tolist()}
+                    stream.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
     dist.barrier()
     return len(rows)
 

@@ -15,8 +15,8 @@ import pytest
 
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.end_to_end.journal_checks import assert_every_token_once, durable_tokens, trained
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.journal_checks import assert_every_token_once, durable_tokens, trained
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.long

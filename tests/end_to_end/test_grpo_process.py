@@ -10,8 +10,8 @@ import pytest
 
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.end_to_end.journal_checks import assert_every_token_once
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.journal_checks import assert_every_token_once
 from tests.support.waiting import wait_for
 
 PROCESS = "rollout.controller=process"

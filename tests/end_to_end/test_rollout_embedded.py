@@ -15,9 +15,9 @@ from megatron_lwz.config import Config, validate
 from megatron_lwz.orchestrator.engines import EmbeddedEngine
 from megatron_lwz.types import Group, WeightVersion
 from tests.end_to_end.embedded_trainer import SECTION, started
-from tests.end_to_end.journal_checks import assert_every_token_once, durable_tokens, trained, writers
 from tests.support import warm
 from tests.support.engine_model import write_engine_model
+from tests.support.journal_checks import assert_every_token_once, durable_tokens, trained, writers
 from tests.support.rollouts import wait_for_tokens
 from tests.support.stages import ROOT, forked, variables
 from tests.support.waiting import wait_for

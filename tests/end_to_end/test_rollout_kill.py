@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.engine_process import WITHOUT_WEIGHTS, EngineProcess
-from tests.end_to_end.journal_checks import assert_every_token_once, durable_tokens, inside_rollouts, trained, writers
 from tests.end_to_end.rollout_trainer import GROUP, PROMPTS
 from tests.support import warm
+from tests.support.journal_checks import assert_every_token_once, durable_tokens, inside_rollouts, trained, writers
 from tests.support.stages import ROOT, variables
 from tests.support.waiting import PATIENCE, wait_for
 

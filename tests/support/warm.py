@@ -10,8 +10,8 @@ asks that one. A command that a fork cannot be is executed as usual: another pro
 modules are imported.
 
 What differs from the real command: imports that are not needed are there as well, all processes share one seed of str
-hashes, the process table shows this module, and limits and ignored signals are not those that the caller has set itself.
-Tests of such things, and a test of each stage, use the real command line.
+hashes, the process table shows this module's command line (only the name is the task's), and limits and ignored signals
+are not those that the caller has set itself. Tests of such things, and a test of each stage, use the real command line.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ READ_AT_IMPORT = (
     "PYTHON", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "LD_", "LC_", "LANG", "TZ", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 """Beginnings of the variables in which a fork must not differ from the process that made the imports."""
+PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 _MOST_STREAMS = 64
 
@@ -187,6 +188,12 @@ def _prctl(option: int, value: int) -> None:
     assert ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0
 
 
+def _name_process(module: str) -> None:
+    """In the process table: the module's last name (`run` for torchrun), of a rank with its number."""
+    name = ".".join([module.rpartition(".")[2], *([os.environ["RANK"]] if "RANK" in os.environ else [])])
+    assert ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0) == 0
+
+
 def _receive(connection: socket.socket, size: int) -> bytes:
     content = b""
     while len(content) < size:
@@ -289,6 +296,7 @@ def _execute(command: list[str]) -> None:
     _open_streams(unbuffered=unbuffered)
     sys.orig_argv[:] = command
     sys.argv[:] = words[1:]
+    _name_process(words[1])
     try:
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     except _Replaced as instead:

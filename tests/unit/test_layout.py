@@ -52,7 +52,7 @@ def test_the_rule_sees_imports_strings_and_other_directories():
         "from tests.unit.orchestrator import (\n    echo_host,\n    test_engines,\n)",
         "import tests.unit.rollout.test_journal",
         "command = ['-m', 'tests.unit.rollout.test_journal:main']",
-        "from tests.end_to_end.journal_checks import trained",
+        "from tests.end_to_end.evaluate_runs import anything",
     ):
         assert len(mistakes(here, text)) == 1, text
     for text in ("from tests.unit.orchestrator.echo_host import anything", "from tests.support import weight_peer"):

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_lwz.data.corpora.duplicates import first_copies, held_back, near_clusters
-from megatron_lwz.data.corpora.files import replacing
 from megatron_lwz.data.corpora.spec import CorpusSpec
 from megatron_lwz.data.corpora.tokenize import UnitRows
 from megatron_lwz.data.index_file import write_index
+from megatron_lwz.writing import replacing
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ def write(assembly: Assembly) -> None:
     index = prefix.with_name(prefix.name + ".idx")
     if index.exists():
         return
-    with replacing(prefix.with_name(prefix.name + ".bin")) as file:
+    with replacing(prefix.with_name(prefix.name + ".bin"), durable=True) as file:
         for tokens, lengths, taken in assembly.units:
             with tokens.open("rb") as source:
                 for start, stop in _spans(lengths, taken):
                     source.seek(start * assembly.dtype.itemsize)
                     file.write(source.read((stop - start) * assembly.dtype.itemsize))
-    with replacing(index) as file:
+    with replacing(index, durable=True) as file:
         write_index(file, assembly.lengths, assembly.dtype)
 
 

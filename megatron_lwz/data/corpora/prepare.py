@@ -22,7 +22,6 @@ from typing import Any
 from megatron_lwz.data.corpora import assemble, tokenize
 from megatron_lwz.data.corpora.assemble import Assembly, Verdict
 from megatron_lwz.data.corpora.duplicates import SPLIT_RULE
-from megatron_lwz.data.corpora.files import replacing
 from megatron_lwz.data.corpora.report import source_entries, with_weights
 from megatron_lwz.data.corpora.spec import CorpusSpec, Format, SourceSpec, find_files
 from megatron_lwz.data.corpora.tokenize import Job, UnitRows
@@ -32,6 +31,7 @@ from megatron_lwz.data.manifest import NAME, Manifest, TokenizerEntry, read_mani
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import DataError, LwzError
 from megatron_lwz.reading import read_object
+from megatron_lwz.writing import replacing
 
 Distil = Callable[[SourceSpec, Path, Tokenizer], Iterable[str]]
 """Reads the documents of a journal, given a source of format journal, the journal file and its tokenizer."""
@@ -132,7 +132,7 @@ def _claim(path: Path, fingerprint: str, out: Path) -> None:
     if path.exists():
         _check_same(read_object(path).get("fingerprint"), fingerprint, out)
     else:
-        with replacing(path) as file:
+        with replacing(path, durable=True) as file:
             file.write(json.dumps({"fingerprint": fingerprint}).encode())
 
 
@@ -171,7 +171,7 @@ def _export(source: SourceSpec, files: list[Path], work: Path, tokenizer: Tokeni
     """
     path = work / f"{source.name}.jsonl"
     if not path.exists():
-        with replacing(path) as file:
+        with replacing(path, durable=True) as file:
             for journal in files:
                 for text in distil(source, journal, tokenizer):
                     file.write(json.dumps({source.key: text}, ensure_ascii=False).encode() + b"\n")

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_lwz.data.corpora.files import replacing
 from megatron_lwz.data.corpora.fingerprints import VALUES, MinHash, text_hash
 from megatron_lwz.data.corpora.spec import DuplicateSpec, SourceSpec
 from megatron_lwz.data.corpora.units import Unit, read
 from megatron_lwz.data.index_file import token_dtype
 from megatron_lwz.data.tokenizer import Controls, open_tokenizer, vocabulary_size
 from megatron_lwz.errors import DataError, LwzError
+from megatron_lwz.writing import replacing
 
 _COUNTS = ("read", "broken", "empty", "bytes", "control_texts")
 
@@ -117,7 +117,7 @@ def _write(job: Job) -> None:
     counts: Counter[str] = Counter()
     lengths, hashes, values = [], [], []
     tokens_path, rows_path = job.target.with_suffix(".bin"), job.target.with_suffix(".npz")
-    with replacing(tokens_path) as file:
+    with replacing(tokens_path, durable=True) as file:
         for text in _texts(job, counts):
             ids = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
             if not ids:
@@ -128,7 +128,7 @@ def _write(job: Job) -> None:
             lengths.append(len(ids) + 1)
             hashes.append(text_hash(text))
             values.append(min_hash(text))
-    with replacing(rows_path) as file:
+    with replacing(rows_path, durable=True) as file:
         np.savez(
             file,
             lengths=np.array(lengths, np.int32),

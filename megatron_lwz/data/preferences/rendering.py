@@ -18,6 +18,7 @@ from megatron_lwz.data.text.grammar import OUTSIDE, parse_response
 from megatron_lwz.data.tokenizer import Tokenizer, read_pad_id
 from megatron_lwz.errors import DataError
 from megatron_lwz.reading import read_json
+from megatron_lwz.writing import write_text
 
 FILE = "reward_model.json"
 """File beside the exported weights that holds the rendering of texts for them."""
@@ -94,7 +95,7 @@ def rendering_for(folder: Path, template: Literal["markers", "chat"], *, thinkin
 
 def save_rendering(folder: Path, rendering: Rendering) -> None:
     """Writes `reward_model.json`."""
-    (folder / FILE).write_text(json.dumps(asdict(rendering), indent=2) + "\n", encoding="utf-8")
+    write_text(folder / FILE, json.dumps(asdict(rendering), indent=2) + "\n")
 
 
 def load_rendering(folder: Path) -> Rendering | None:

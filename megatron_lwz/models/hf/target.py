@@ -55,6 +55,13 @@ def atomic_folder(target: Path, *, sources: Iterable[Path] = ()) -> Iterator[Pat
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def drop_unfinished(target: Path) -> None:
+    """Removes what `atomic_folder` left beside `target` when it was killed. Nobody else may be writing there."""
+    for left in target.parent.glob(f".{target.name}.*"):
+        if re.fullmatch(r"\d+\.(tmp|old)", left.name.removeprefix(f".{target.name}.")):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def check_target(
     target: Path, written: re.Pattern[str], sources: Iterable[Path] = (), *, outside: Path | None = None
 ) -> None:

@@ -1,0 +1,81 @@
+"""A run that is told to end in time leaves a checkpoint of its last step, and goes on exactly there."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_lwz.metrics import read_metrics
+from megatron_lwz.run_paths import RunPaths, step_of
+from tests.support.chaos import family
+from tests.support.chaos.bench import Bench
+from tests.support.chaos.evidence import compare
+from tests.support.grpo_runs import command
+from tests.support.paths import ROOT
+from tests.support.stages import rows_of, variables
+from tests.support.synthetic_engine import TOKEN
+from tests.support.waiting import wait_for
+
+
+def steps_written(run: Path) -> int:
+    metrics = RunPaths(run).metrics
+    return len(read_metrics(metrics)) if metrics.exists() else 0
+
+
+def saved(run: Path, output: Path, why: str) -> int:
+    """The step of the newest checkpoint, which must be the last one that was trained; the one line that says so."""
+    step = step_of(RunPaths(run).latest.read_text())
+    assert step == steps_written(run)
+    said = output.read_text()
+    assert said.count(f"saved and stopped after step {step} of 5 ({why}): the same command goes on") == 1, said
+    assert "error" not in said and not RunPaths(run).summary.exists()
+    return step
+
+
+def test_a_run_ends_before_its_deadline_and_after_a_signal_and_goes_on_exactly(tmp_path: Path) -> None:
+    run, said = tmp_path / "bench" / "run", tmp_path / "said"
+    with Bench(tmp_path / "bench", steps=5, sections={"checkpoint": {"interval": 10, "keep": 10}}) as bench:
+        undisturbed, _ = bench.undisturbed(1)
+        assert bench.start(run, said, more=["run.must_save_by=90s"]).wait(300) == 75  # no time for two first saves
+        assert saved(run, said, "run.must_save_by = 90s") == 1
+        job = bench.start(run, said)
+        wait_for(lambda: steps_written(run) == 2, seconds=300, process=job)
+        rank = family.with_role(family.members(job), "rank 0")
+        assert rank is not None
+        rank.send_signal(signal.SIGUSR1)
+        assert job.wait(300) == 75
+        done = saved(run, said, "SIGUSR1")
+        rows, expected = rows_of(run), rows_of(undisturbed)
+        assert all(
+            row[name] == other[name]
+            for row, other in zip(rows, expected, strict=False)
+            for name in ("loss", "grad_norm")
+        )
+        assert len(rows) == done < 5
+        assert bench.start(run, said, ranks=2).wait(300) == 0
+        assert not compare(run, undisturbed, exactly=False), (
+            "the same rollouts and steps, and losses as the layouts allow"
+        )
+
+
+@pytest.mark.long
+def test_slurm_s_signal_to_every_process_under_torchrun(tmp_path: Path) -> None:
+    """As examples/longwriter_zero_32b_64xh100/cluster.sh starts it: what ignores the signal at its start is not ended by it."""
+    run, said = tmp_path / "bench" / "run", tmp_path / "said"
+    with Bench(tmp_path / "bench", steps=5, sections={"checkpoint": {"interval": 10}}) as bench:
+        line = command(bench.config, f"run.dir={run}", "parallel.tensor=2", ranks=2)
+        with said.open("wb") as stream:
+            job = subprocess.Popen(
+                ["bash", "-c", "trap '' USR1; exec \"$@\"", "bash", *line], cwd=ROOT, stdout=stream, stderr=stream,
+                env=variables() | {"LWZ_ENGINE_TOKEN": TOKEN}, start_new_session=True,
+            )  # fmt: skip
+        assert job.args[0] == "bash" and sys.executable in line
+        wait_for(lambda: steps_written(run) == 1, seconds=600, process=job)
+        for member in family.members(job):
+            member.send_signal(signal.SIGUSR1)
+        assert job.wait(300) == 1  # torchrun's
+        saved(run, said, "SIGUSR1")
