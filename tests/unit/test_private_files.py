@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from megatron_lwz.cli.evaluate_results import write_text
 from megatron_lwz.private_files import make_private
 from megatron_lwz.rewards.judge_cache import ReplyCache
 from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.writing import write_text
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def test_new_files_are_their_owners_alone_and_old_ones_keep_their_mode(tmp_path)
     make_private(temporary, replaces=path)
     assert (path.read_text(), mode(path), mode(temporary)) == ("kept", 0o640, 0o640)
     make_private(tmp_path / "missing" / "c")  # the writer names the fault
-    write_text(tmp_path / "page.html", "text")
+    write_text(tmp_path / "page.html", "text", private=True)
     assert mode(tmp_path / "page.html") == 0o600
     (tmp_path / "page.html").chmod(0o644)
     write_text(tmp_path / "page.html", "more")
