@@ -72,6 +72,8 @@ def _most_memory() -> int:
 
 def _config(case: Case) -> Config:
     config = validate(dict(case.config))
+    alone = config.parallel.model_copy(update={"stall_minutes": 0.0})  # the other ranks do not exist: no heartbeats
+    config = config.model_copy(update={"parallel": alone})
     if case.stage == "reward_model":
         return config.model_copy(update={"model": config.model.model_copy(update={"head": "scalar"})})
     return config

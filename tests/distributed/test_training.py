@@ -229,7 +229,7 @@ def test_malicious_payload_does_not_run(measured: dict[str, Any]) -> None:
 
 
 def test_gradient_that_is_not_finite_stops_the_run(measured: dict[str, Any]) -> None:
-    assert measured["nan"].startswith("step 0: loss nan") and "\n" not in measured["nan"]
+    assert measured["nan"].startswith("step 1: loss nan") and "\n" not in measured["nan"]
 
 
 @pytest.mark.parametrize("name", SCORED)

@@ -36,7 +36,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(model: Path) -> Iterator[EmbeddedEngine]:
     """As the main job starts it, without a first version of the weights."""
-    config: Config = validate({"rollout": SECTION.model_dump(), "training": {"precision": "fp32"}})
+    config: Config = validate(
+        {"rollout": SECTION.model_dump(), "training": {"precision": "fp32"}, "model": {"hf": str(model)}}
+    )
     config = config.model_copy(update={"data": config.data.model_copy(update={"max_prompt_tokens": 100})})
     made = EmbeddedEngine(config, model, threads=1, log_path=model.parent / "engine.log")
     with forked():

@@ -122,7 +122,7 @@ def test_empty_and_overlong_texts_have_no_score_and_a_reason(served: Served) -> 
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"{", "not JSON"),
+        (b"{", "not valid JSON"),
         (b"[]", "must be a JSON object"),
         ({}, 'needs a list "items" or a list "texts"'),
         ({"items": [], "texts": []}, 'needs a list "items" or a list "texts"'),

@@ -13,8 +13,8 @@ from megatron_lwz.training import step
 
 
 def _leave_on_host(name: str) -> None:
-    move = step._to_device
-    step._to_device = lambda micro: dataclasses.replace(move(micro), **{name: getattr(micro, name)})
+    move = step.to_device
+    step.to_device = lambda micro: dataclasses.replace(move(micro), **{name: getattr(micro, name)})
 
 
 def host_tensor_in_an_operation(_device: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from megatron_lwz.config import validate
 from megatron_lwz.config.sections import RewardSection, WritingReward
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.http.server import make_app, read_object
@@ -200,4 +201,4 @@ def test_the_component_is_part_of_the_run_when_it_has_a_model() -> None:
 )
 def test_mistakes_name_their_key(section: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
-        WritingComponent(WritingReward(**section))
+        WritingComponent(validate({"reward": {"writing": section}}).reward.writing)
