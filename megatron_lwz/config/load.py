@@ -116,7 +116,10 @@ def _read_tree(file: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         raise DataError(file, f"not valid YAML ({_reason(error)})", line=mark.line + 1 if mark else None) from error
     if not isinstance(tree, DictConfig):
         raise DataError(file, "must hold sections like 'run:' and 'model:', not a list or a single value")
-    base = tree.pop("base", None)
+    try:
+        base = tree.pop("base", None)
+    except OmegaConfBaseException as error:
+        raise DataError(file, f"base: {_reason(error)}; write the path itself") from error
     tree["config_dir"] = str(file.parent)
     if base is None:
         return tree

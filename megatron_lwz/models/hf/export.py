@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_lwz.config import Architecture, read_hf_architecture
-from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.distributed import exchange, groups, heartbeat
 from megatron_lwz.errors import CheckpointError, LwzError
 from megatron_lwz.models.hf.checksum import checksum_of, digests_of, joined, write_sums
 from megatron_lwz.models.hf.folder import HfFolder
@@ -100,6 +100,7 @@ def stream_policy(
     shapes = tensor_shapes(arch)
     owners = _owners(held, list(shapes))
     for (name, shape), owner in zip(shapes.items(), owners, strict=True):
+        heartbeat.moved()
         whole = _gather(held[name], dtype) if stage == owner else None
         if owner != 0 and whole is not None:
             dist.send(_raw(whole), group=groups.pipeline_group(), group_dst=0)

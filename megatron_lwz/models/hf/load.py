@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_lwz.config import Architecture
-from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.distributed import exchange, groups, heartbeat
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf.folder import HfFolder
 from megatron_lwz.models.hf.name_map import EMBEDDING, HEAD, SCORE, Placement, Shape, placements, tensor_shapes, unwrap
@@ -119,6 +119,7 @@ def load_policy(chunks: Sequence[torch.nn.Module], source: TensorSource, *, veri
     poisoned = None
     for chunk in chunks:
         for placement in placements(chunk, arch):
+            heartbeat.moved()
             _fill(placement, source, groups.tensor_group().rank())
             if poisoned is None and not placement.view.isfinite().all():
                 poisoned = placement.name

@@ -159,6 +159,7 @@ def test_errors_are_one_line_and_name_the_key(tmp_path, text, key, advice):
         ("run: {name: '\0'}", "control characters"),
         ("base: c.yaml\n", "leads back to this file"),
         ("base: ''\n", "base: an empty path"),
+        ("base: base.${run.dir}.yaml\n", "base: Interpolation key 'run.dir' not found"),
         ("run: {seed: 1}".encode("utf-16"), "not UTF-8"),
         ("run: {name: é}".encode("latin-1"), "line 1: not UTF-8"),
     ],
