@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,10 +28,9 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from megatron_lwz.distributed import environment  # noqa: E402
-from megatron_lwz.http.ports import free_port  # noqa: E402
 from megatron_lwz.http.process import ServerProcess  # noqa: E402
 from megatron_lwz.rollout.client import EngineClient  # noqa: E402
+from megatron_lwz.rollout.engine.process import engine_process  # noqa: E402
 from megatron_lwz.rollout.events import StreamEnd  # noqa: E402
 
 LOOK_SECONDS = 15.0
@@ -80,8 +79,11 @@ def main() -> int:
             from tests.support.engine_model import write_engine_model
 
             write_engine_model(model)
-        server = started(model, options, Path(temporary, "log"))
+        log_path = Path(temporary, "log")
+        server = engine_process(model, slots=options.slots, dtype="fp32", threads=options.threads, log_path=log_path)
+        server.start()
         try:
+            server.wait_ready()
             looks = asyncio.run(load(server, options.streams, 60 * options.minutes))
         finally:
             server.stop()
@@ -92,21 +94,9 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def started(model: Path, options: argparse.Namespace, log_path: Path) -> ServerProcess:
-    """Returns the server once it answers."""
-    port = free_port()
-    command = [sys.executable, "-m", "megatron_lwz.cli.serve_engine", "--model", str(model), "--port", str(port)]
-    command += ["--slots", str(options.slots), "--threads", str(options.threads)]
-    env = environment.child_environment(PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(options.threads))
-    server = ServerProcess(command, url=f"http://127.0.0.1:{port}", token=None, env=env, log_path=log_path)
-    server.start()
-    server.wait_ready()
-    return server
-
-
 async def load(server: ServerProcess, streams: int, seconds: float) -> list[Look]:
     """Runs the streams for so many seconds. Returns a look before them, those during, and one after the last has ended."""
-    client, counts, end = EngineClient(server.url, None), Counts(), time.monotonic() + seconds
+    client, counts, end = EngineClient(server.url, server.token), Counts(), time.monotonic() + seconds
     begun = time.monotonic()
     looks = [look(server, counts, 0.0)]
     show(looks[0])
@@ -141,7 +131,7 @@ async def stream(client: EngineClient, number: int, counts: Counts, end: float) 
             stop=[],
         )
         got = 0
-        try:
+        async with aclosing(events):
             async for event in events:
                 if isinstance(event, StreamEnd):
                     counts.finished += 1
@@ -150,9 +140,6 @@ async def stream(client: EngineClient, number: int, counts: Counts, end: float) 
                 if break_at is not None and got >= break_at:
                     counts.broken += 1
                     break
-        finally:
-            with suppress(RuntimeError):
-                await events.aclose()
         counts.tokens += got
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -283,21 +283,25 @@ def _say_stopped(advice: str) -> None:
 
 
 def _say(text: str) -> None:
-    """Prints the line on rank 0. Other ranks wait: torchrun stops the others when the first has ended."""
-    if environment.rank() == 0:
+    """Prints the line on rank 0."""
+    if _outlasts_rank_zero() and environment.rank() == 0:
         sys.stderr.write(f"{text}\n")
-        return
-    with suppress(termination.Terminated, KeyboardInterrupt):
-        time.sleep(_GRACE_SECONDS)
 
 
-def _report(error: LwzError, *, verbose: bool) -> None:
-    rank = environment.rank()
-    if rank:
+def _outlasts_rank_zero() -> bool:
+    """Waits, on a rank above 0, for torchrun to end it because rank 0 has ended. Returns whether it was not."""
+    if environment.rank():
         try:
             time.sleep(_GRACE_SECONDS)
         except (termination.Terminated, KeyboardInterrupt):
-            return
+            return False
+    return True
+
+
+def _report(error: LwzError, *, verbose: bool) -> None:
+    if not _outlasts_rank_zero():
+        return
+    rank = environment.rank()
     text = printable("".join(traceback.format_exception(error)).rstrip(), keep="\n\t") if verbose else str(error)
     where = f" (rank {rank})" if rank else ""
     sys.stderr.write(f"error{where}: {text}\n")

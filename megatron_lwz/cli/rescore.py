@@ -158,10 +158,7 @@ def _csv(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
-        write_text(path, text, private=True)
-    except OSError as error:
-        raise common.UsageError(f"{path}: cannot be written ({error.strerror})") from error
+    write_text(path, text, private=True)
     console().print(str(path), markup=False)
 
 

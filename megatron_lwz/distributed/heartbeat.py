@@ -1,6 +1,7 @@
 """Heartbeats: where every rank's main thread is, so that a run that hangs says which rank waits where.
 
-A thread of each rank writes a `Beat` to the rendezvous store, which torchrun serves, not a rank. When a rank's main thread
+A thread of each rank writes a `Beat` to the rendezvous store, which torchrun serves (rank 0, where every restart has a store
+of its own). When a rank's main thread
 has not moved for `parallel.stall_minutes`, one rank logs the place of all. A hang is thus described before the collectives
 time out, also where NCCL then ends the process without a Python exception.
 """
@@ -59,6 +60,11 @@ class Heartbeat:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
         self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether `stop` was called."""
+        return self._over.is_set()
 
     def stop(self) -> None:
         """Ends the thread."""
@@ -120,8 +126,7 @@ class Heartbeat:
 _moves = 0
 _waiting = ""
 _own: Heartbeat | None = None
-_newest: Heartbeat | None = None
-"""The own one, also when it has ended: an error is reported after the end of the run's parts."""
+"""Stays when it has ended: an error is reported after the end of the run's parts."""
 
 
 def start(stall_minutes: float) -> None:
@@ -129,19 +134,17 @@ def start(stall_minutes: float) -> None:
 
     The thread has a connection of its own to the store: a main thread that waits for the store holds the other one.
     """
-    global _own, _newest
-    if _own is None and stall_minutes > 0 and dist.get_world_size() > 1:
+    global _own
+    if (_own is None or _own.ended) and stall_minutes > 0 and dist.get_world_size() > 1:
         store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]  # not in the stubs
         store.set_timeout(_STORE_TIMEOUT)
-        _own = _newest = Heartbeat(store, dist.get_rank(), dist.get_world_size(), 60 * stall_minutes)
+        _own = Heartbeat(store, dist.get_rank(), dist.get_world_size(), 60 * stall_minutes)
 
 
 def stop() -> None:
     """Stops this rank's heartbeat. Safe to call twice, or before `start`."""
-    global _own
     if _own is not None:
         _own.stop()
-    _own = None
 
 
 def moved() -> None:
@@ -167,10 +170,10 @@ def lost_peer(error: BaseException) -> str | None:
     if not isinstance(error, dist.DistError) and not (isinstance(error, RuntimeError) and "gloo" in text):
         return None
     line = f"a collective failed at {_place_of(error)} ({' '.join(text.split())})"
-    if _newest is None:
+    if _own is None:
         return line
     try:
-        return f"{line}; {_newest.places()}"
+        return f"{line}; {_own.places()}"
     except RuntimeError:  # the store is gone too
         return line
 

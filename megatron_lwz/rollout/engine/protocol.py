@@ -12,8 +12,7 @@ LOGPROBS_MODE = "full_softmax_at_temperature"
 """Mode of our log-probs: of the full softmax at the sampling temperature, before top-p; fp32, natural logarithm."""
 
 
-_Name = Annotated[str, Field(max_length=1024)]
-_Stop = Annotated[str, Field(max_length=1024)]
+_Text = Annotated[str, Field(max_length=1024)]
 
 
 class CompletionRequest(BaseModel):
@@ -21,13 +20,13 @@ class CompletionRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
-    model: _Name | None = None
+    model: _Text | None = None
     prompt: str | list[int]
     max_tokens: Annotated[int, Field(ge=1)] = 16
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=64)] | None = None
+    stop: _Text | Annotated[list[_Text], Field(max_length=64)] | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=1024)] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
@@ -35,8 +34,8 @@ class CompletionRequest(BaseModel):
     stream_options: dict[str, Any] | None = None
     logprobs: Annotated[int, Field(ge=0, le=1)] | None = None
     return_token_ids: bool = False
-    request_id: _Name | None = None
-    user: _Name | None = None
+    request_id: _Text | None = None
+    user: _Text | None = None
 
     n: Literal[1] | None = None
     best_of: Literal[1] | None = None
