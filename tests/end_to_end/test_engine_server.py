@@ -205,15 +205,27 @@ def stream_in_thread(served: Served, events: list[Any], **settings: Any) -> thre
 
 
 async def read_a_delta_and_leave(served: Served) -> None:
-    """As a stream guard ends a rollout; the client stays connected for the next request."""
-    settings = {"seed": 1, "max_tokens": 3000, "temperature": 1.0, "top_p": 1.0, "stop": ()}
+    """As a stream guard ends a rollout; the client stays connected for the next request.
+
+    The engine is paused once the rollout has begun, so that it is still there to be counted. A rollout that ended
+    before the pause arrived is replaced by the next.
+    """
+    settings = {"max_tokens": 3000, "temperature": 1.0, "top_p": 1.0, "stop": ()}
     async with EngineClient(served.url, TOKEN) as client:
-        async with aclosing(client.stream([3, 4, 5], request_id="left", **settings)) as events:
-            await anext(events)
-            assert await asyncio.to_thread(served.running) == (1, 0)
-            load = await client.load()
-            assert load is not None and load.running == 1 and 0 < load.kv_use < 1 / SLOTS, "/metrics, as vLLM's"
-        await asyncio.to_thread(served.wait_until_idle)
+        for seed in range(100):
+            async with aclosing(client.stream([3, 4, 5], request_id="left", seed=seed, **settings)) as events:
+                await anext(events)
+                await asyncio.to_thread(served.call, "POST", "/pause?mode=keep")
+                load = await client.load()
+                if load is not None and load.running:
+                    assert load.running == 1 and 0 < load.kv_use < 1 / SLOTS, "/metrics, as vLLM's"
+                    assert await asyncio.to_thread(served.running) == (1, 0)
+                    break
+            await asyncio.to_thread(served.call, "POST", "/resume")
+        else:
+            raise AssertionError("every rollout ended before the pause")
+        await asyncio.to_thread(served.wait_until_idle)  # still paused: it did not end by itself
+        await asyncio.to_thread(served.call, "POST", "/resume")
         assert await client.load() == EngineLoad(0.0)
 
 
