@@ -209,10 +209,8 @@ def test_what_is_no_address_is_said():
 def test_silent_slow_and_absent_judges():
     silent = Scripted(length_score, delay=30)
     with serving(silent):
-        begin = time.monotonic()
         (verdict,), counters = ask_all(silent, questions(1), timeout=0.1, retries=1)
         assert verdict is None and counters["failed/timeout"] == 1 and counters["retried"] == 1
-        assert time.monotonic() - begin < 5
     (verdict,), counters = ask_all(silent, questions(1), retries=1)  # stopped now
     assert verdict is None and counters["failed/connection"] == 1
 
