@@ -6,11 +6,9 @@ from __future__ import annotations
 import typing
 from pathlib import Path
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
-from megatron_lwz.config import KEPT, Config
+from megatron_lwz.config import KEPT
 from megatron_lwz.config.kept import ALL
+from megatron_lwz.config.reference import REQUIRED, Setting, Settings, all_sections
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
@@ -25,6 +23,11 @@ a top-level `base:` (relative to the file), then the file itself, then `section.
 A single value may stand for a list of one. Lists of addresses, paths, functions, numbers and fixed words may also be one text
 with commas (`rollout.urls=http://a:8000,http://b:8000`); texts such as `rollout.stop` are not split. `~` in a path is the home
 folder.
+
+`lwz config explain rollout.max_staleness` says the same in the terminal, also for a section (`rollout`) or a word (`staleness`).
+`lwz config show CONFIG [--changed]` shows all settings of a config or run folder, or those that are not the default;
+`lwz config diff OLD NEW` the keys in which two differ. `lwz config schema > lwz.schema.json` writes a JSON schema: with
+`# yaml-language-server: $schema=lwz.schema.json` as the first line of a YAML file, editors complete and check its keys.
 
 Grades after a source: **A** a primary artefact, **B** two or more independent write-ups, **C** one write-up.
 "open" means that the paper does not say; the default is our choice, see [recipe.md](recipe.md).
@@ -42,9 +45,9 @@ shown, old -> new, and recorded in `attempts.jsonl` ([rollouts.md](rollouts.md#o
 def render() -> str:
     """Returns the whole page."""
     parts = [HEAD]
-    for name, field in Config.model_fields.items():
-        parts += _section(name, _model(field))
-        if name == "run":
+    for section in all_sections():
+        parts += _section(section)
+        if section.key == "run":
             parts += _kept()
     return "\n".join(parts) + "\n"
 
@@ -57,61 +60,25 @@ def _kept() -> list[str]:
     return [KEPT_HEAD, "| key | stages | what depends on it |", "|---|---|---|", *rows]
 
 
-def _section(path: str, model: type[BaseModel]) -> list[str]:
-    lines = [
-        f"\n## {path}\n",
-        (model.__doc__ or "").strip(),
+def _section(section: Settings) -> list[str]:
+    rows = [f"| `{s.name}` | {_type(s)} | {_default(s.default)} | {_cell(s.meaning)} |" for s in section.settings]
+    return [
+        f"\n## {section.key}\n",
+        section.meaning,
         "",
         "| key | type | default | meaning |",
         "|---|---|---|---|",
+        *rows,
     ]
-    nested = []
-    for name, field in model.model_fields.items():
-        if _is_model(field):
-            nested += _section(f"{path}.{name}", _model(field))
-            if isinstance(field.default, BaseModel):  # has a heading of its own
-                continue
-        lines.append(f"| `{name}` | {_type(field)} | {_default(field)} | {_cell(field.description or '')} |")
-    return lines + nested
 
 
-def _model(field: FieldInfo) -> type[BaseModel]:
-    return next(kind for kind in _kinds(field) if isinstance(kind, type) and issubclass(kind, BaseModel))
+def _type(setting: Setting) -> str:
+    return " \\| ".join(f"`{choice}`" for choice in setting.choices) or setting.kind
 
 
-def _is_model(field: FieldInfo) -> bool:
-    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in _kinds(field))
-
-
-def _kinds(field: FieldInfo) -> tuple[typing.Any, ...]:
-    return (field.annotation, *typing.get_args(field.annotation))
-
-
-def _type(field: FieldInfo) -> str:
-    annotation = field.annotation
-    if typing.get_origin(annotation) is dict:
-        return "mapping"
-    for kind in _kinds(field):
-        if typing.get_origin(kind) is typing.Literal:
-            return " \\| ".join(f"`{value}`" for value in typing.get_args(kind))
-    names = [_name(kind) for kind in typing.get_args(annotation) if kind not in (type(None), ...)]
-    if typing.get_origin(annotation) is tuple:
-        return f"list of {names[0]}"
-    return " or ".join(names) if names else _name(annotation)
-
-
-def _name(kind: typing.Any) -> str:
-    if typing.get_origin(kind) is typing.Annotated:
-        kind = typing.get_args(kind)[0]
-    return "section" if isinstance(kind, type) and issubclass(kind, BaseModel) else getattr(kind, "__name__", str(kind))
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
+def _default(value: typing.Any) -> str:
+    if value is REQUIRED:
         return "required"
-    value = field.default
-    if isinstance(value, BaseModel):
-        return "see below"
     if value is None:
         return "null"
     if isinstance(value, bool):

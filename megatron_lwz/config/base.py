@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import core_schema
 
 _LARGEST_FLOAT = 3.4e38
 """Settings end up in fp32 tensors, where a larger number becomes infinite."""
@@ -55,12 +65,29 @@ def _parts_of_a_list(value: Any) -> Any:
     return _one_of_a_list(value)
 
 
+class _ListMark:
+    """Marks a list of which a single value is also read; editors are told so by the JSON schema."""
+
+    def __init__(self, read: Callable[[Any], Any], *, as_text: bool = False) -> None:
+        self._read = read
+        self._as_text = as_text
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self._read, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        whole = handler(schema)
+        return {"anyOf": [whole, whole["items"], *([{"type": "string"}] if self._as_text else [])]}
+
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Normalizer = Literal["zscore", "range", "none"]
 UserPath = Annotated[str, AfterValidator(user_path)]
-OneOrList = BeforeValidator(_one_of_a_list)
+OneOrList = _ListMark(_one_of_a_list)
 """Marks a list whose items are texts that may hold commas, or sections."""
-CommaList = BeforeValidator(_parts_of_a_list)
+CommaList = _ListMark(_parts_of_a_list, as_text=True)
 """Marks a list whose items hold no commas: addresses, paths, names, numbers."""
 Paths = Annotated[tuple[UserPath, ...], CommaList]
 Url = Annotated[str, AfterValidator(_address)]

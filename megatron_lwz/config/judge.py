@@ -23,7 +23,7 @@ class JudgeSection(Section):
         ge=0,
         description="sampling temperature; an evaluation command uses its benchmark's temperature unless this is set",
     )
-    top_p: float = Field(1.0, gt=0, le=1.0)
+    top_p: float = Field(1.0, gt=0, le=1.0, description="nucleus sampling of the judge")
     max_tokens: int = Field(2048, gt=0, description="maximum tokens of one reply")
     body: dict[str, Any] = Field(
         {}, description="additional keys of the request, sent unchanged; null removes a key, e.g. body.temperature=null"

@@ -100,8 +100,12 @@ def validate(tree: dict[str, Any]) -> Config:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved tree, whole or not at all, as YAML that `load_config` reads back to an equal Config."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_text(path, text)
+    write_text(path, as_yaml(config.model_dump(mode="json")))
+
+
+def as_yaml(tree: dict[str, Any]) -> str:
+    """Returns the YAML text of a plain tree, keys in their order."""
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _read_tree(file: Path, above: tuple[Path, ...] = ()) -> DictConfig:

@@ -17,18 +17,22 @@ _NO_EFFECT = ("head_dim", "head", "initializer_range", "max_position_embeddings"
 class Architecture(Section):
     """The architecture of a Qwen2.5 decoder (names as in Hugging Face's config.json)."""
 
-    num_hidden_layers: int = Field(gt=0, le=4096)
-    hidden_size: int = Field(gt=0, le=2**20)
-    intermediate_size: int = Field(gt=0, le=2**20)
-    num_attention_heads: int = Field(gt=0, le=2**20)
-    num_key_value_heads: int = Field(gt=0, le=2**20)
+    num_hidden_layers: int = Field(gt=0, le=4096, description="decoder layers")
+    hidden_size: int = Field(gt=0, le=2**20, description="width of a token's hidden state")
+    intermediate_size: int = Field(gt=0, le=2**20, description="width inside the MLP (SwiGLU)")
+    num_attention_heads: int = Field(gt=0, le=2**20, description="query heads")
+    num_key_value_heads: int = Field(
+        gt=0,
+        le=2**20,
+        description="key and value heads; each serves num_attention_heads / num_key_value_heads query heads",
+    )
     vocab_size: int = Field(
         gt=0, le=2**24, description="true vocabulary; padding rows are added internally and masked everywhere"
     )
-    max_position_embeddings: int = Field(32768, gt=0)
-    rope_theta: float = Field(1_000_000.0, gt=0)
-    rms_norm_eps: float = Field(1e-6, gt=0)
-    tie_word_embeddings: bool = False
+    max_position_embeddings: int = Field(32768, gt=0, description="longest sequence in tokens")
+    rope_theta: float = Field(1_000_000.0, gt=0, description="base of the rotary position embedding")
+    rms_norm_eps: float = Field(1e-6, gt=0, description="added to the mean square in RMSNorm")
+    tie_word_embeddings: bool = Field(False, description="whether the output layer is the embedding")
     head_dim: int | None = Field(None, gt=0, description="null: hidden_size / num_attention_heads")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of random initial weights")
     head: Head = Field(
@@ -72,9 +76,9 @@ class ModelSection(Section):
 class ParallelSection(Section):
     """The parallel layout. The data-parallel size is what remains of the world size."""
 
-    tensor: int = Field(1, gt=0)
-    pipeline: int = Field(1, gt=0)
-    context: int = Field(1, gt=0)
+    tensor: int = Field(1, gt=0, description="ranks that share each layer (tensor parallelism)")
+    pipeline: int = Field(1, gt=0, description="stages that share the layers (pipeline parallelism)")
+    context: int = Field(1, gt=0, description="ranks that share each sequence (context parallelism)")
     virtual_pipeline: int | None = Field(
         None, gt=1, description="model chunks per pipeline rank (interleaved schedule)"
     )

@@ -136,9 +136,9 @@ class OptimizerSection(Section):
         description="schedule wsd: number of decay steps at the end; 0 = no decay yet, still in the stable phase",
     )
     weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay; SFT 0.1 (A); open for RL")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam: decay of the mean of gradients")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Adam: decay of the mean of their squares")
+    eps: float = Field(1e-8, gt=0, description="Adam: added to the root of the mean square")
     clip_grad: float = Field(1.0, ge=0, description="maximum global gradient norm; 0 = off")
 
 
@@ -169,7 +169,9 @@ class CheckpointSection(Section):
 class LoggingSection(Section):
     """Logging and reports in addition to metrics.jsonl."""
 
-    tensorboard: bool = True
+    tensorboard: bool = Field(
+        True, description="write the metrics for TensorBoard too, under tensorboard/ of the run folder"
+    )
     rollouts_in_report: int = Field(2, ge=0, description="number of rollouts shown in report.html")
     length_buckets: Annotated[tuple[int, ...], CommaList] = Field(
         (),
