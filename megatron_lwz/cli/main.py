@@ -16,6 +16,7 @@ COMMANDS = {
     "serve-reward": ("megatron_lwz.cli.serve_reward", "serve a reward model over HTTP"),
     "evaluate": ("megatron_lwz.cli.evaluate", "measure writing: without a judge, or on the public benchmarks"),
     "config": ("megatron_lwz.cli.config", "show, compare and explain settings; a JSON schema for editors"),
+    "runs": ("megatron_lwz.cli.runs", "the runs below a folder: state, step, last scores"),
     "doctor": ("megatron_lwz.cli.doctor", "look whether this machine can run the stages"),
     "report": ("megatron_lwz.cli.report", "write report.html of a run folder again"),
     "replay": ("megatron_lwz.cli.replay", "compute one step of a GRPO run again, from checkpoint and journal"),
