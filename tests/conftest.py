@@ -10,6 +10,7 @@ from megatron_lwz.distributed import jit
 
 SECONDS_OF_A_LONG_TEST = 4 * 3600
 
+gc.disable()  # until the tests are collected: modules stay loaded, and to look at them again and again takes seconds
 jit.install()  # some tests import Megatron-Core before any module of ours does; as in a run, torch's compiler stays out
 
 
@@ -17,6 +18,7 @@ def pytest_collection_finish() -> None:
     """Else each garbage collection looks at all modules and tests, and checkpoints ask for one."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

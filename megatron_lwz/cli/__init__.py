@@ -7,6 +7,10 @@ They are silenced here, before any command module is imported. `--traceback` sho
 import sys
 import warnings
 
+from megatron_lwz.cli import lifetime
+
+lifetime.begin()
+
 if "--traceback" not in sys.argv:
     for _library in ("megatron", "torch", "transformers"):
         warnings.filterwarnings("ignore", module=_library)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import io
 import logging
 import os
@@ -11,8 +10,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -20,7 +19,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megatron_lwz.cli import option_types
+from megatron_lwz.cli import lifetime, option_types
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.config.base import user_path
 from megatron_lwz.distributed import environment, termination
@@ -53,13 +52,20 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
     An LwzError is printed as one line on stderr, once for all ranks. So is a path that the system refuses.
     `--traceback` anywhere in `argv` shows the whole stack. After a signal `finally` blocks run, for at most 30 s. Then
-    one line reports the signal, with `advice` on how to resume.
+    one line reports the signal, with `advice` on how to resume. Without `argv` the process must end with this status.
     """
+    status = _run(main, argv, advice)
+    if argv is None:
+        lifetime.ends_with(status)
+    return status
+
+
+def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None, advice: str) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--traceback" in arguments
     start_log()
     with (
-        imports_frozen() if argv is None else nullcontext(),
+        lifetime.running() if argv is None else nullcontext(),
         termination.watched(forced=lambda: _say_stopped(advice), until_exit=argv is None),
     ):
         try:
@@ -86,19 +92,6 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
                 traceback.print_exception(error)
         _say_stopped(advice)
         return 128 + number
-
-
-@contextmanager
-def imports_frozen() -> Iterator[None]:
-    """Excludes the modules imported so far from garbage collection.
-
-    They stay loaded anyway, and Megatron runs a collection at every checkpoint.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def load(argv: Sequence[str]) -> Config:

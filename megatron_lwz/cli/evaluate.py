@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, lifetime
 
 COMMANDS = {
     "generate": ("megatron_lwz.cli.evaluate_generate", "responses to any prompt file, from any engine or a checkpoint"),
@@ -22,7 +21,7 @@ COMMANDS = {
 def main(argv: Sequence[str]) -> None:
     """Runs the evaluation `argv[0]` with the other arguments. Raises LwzError."""
     if argv and argv[0] in COMMANDS:
-        importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+        lifetime.import_command(COMMANDS[argv[0]][0]).main(argv[1:])
         return
     if argv and argv[0] not in ("-h", "--help"):
         raise common.UsageError(f"lwz evaluate has no '{argv[0]}': choose one of {', '.join(COMMANDS)}")

@@ -5,11 +5,10 @@ Training stages run under torchrun instead.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, lifetime
 
 COMMANDS = {
     "serve-engine": ("megatron_lwz.cli.serve_engine", "serve a policy over HTTP, with vLLM's routes"),
@@ -33,7 +32,7 @@ def main() -> int:
 def dispatch(argv: Sequence[str]) -> None:
     """Runs the command `argv[0]` with the other arguments. Raises UsageError for an unknown command."""
     if argv and argv[0] in COMMANDS:
-        importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+        lifetime.import_command(COMMANDS[argv[0]][0]).main(argv[1:])
         return
     if argv and argv[0] not in ("-h", "--help"):
         raise common.UsageError(f"lwz has no command '{argv[0]}': choose one of {', '.join(COMMANDS)}")

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, lifetime
 from megatron_lwz.distributed import termination
 from megatron_lwz.errors import LwzError
 from megatron_lwz.orchestrator.connection import Connection, describe_error
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     common.start_log()
     connection = Connection(socket.socket(fileno=options.socket))
-    with common.imports_frozen(), termination.watched(forced=lambda: None, until_exit=True):
+    with lifetime.running(), termination.watched(forced=lambda: None, until_exit=True):
         try:
             serve(connection)
         except LwzError as error:
@@ -36,4 +36,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _status = main(sys.argv[1:])
+    lifetime.ends_with(_status)
+    sys.exit(_status)

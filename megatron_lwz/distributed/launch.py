@@ -118,6 +118,7 @@ def _split(config: Config) -> None:
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline,
         context_parallel_size=layout.context,
         distributed_timeout_minutes=max(1, round(layout.timeout_minutes)),
+        create_gloo_process_groups=False,  # more groups of the same ranks, each with threads, for savers that are not used
     )
 
 

@@ -21,7 +21,7 @@ from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import groups
 from megatron_lwz.models.logprobs import PolicyModel
-from megatron_lwz.training import multi_tensor
+from megatron_lwz.training import adam, multi_tensor
 from megatron_lwz.training.gradient_fusion import fuse_gradient_accumulation
 
 _log = logging.getLogger(__name__)
@@ -95,23 +95,24 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> Me
     """Builds Adam over the chunks' current weights. Load weights first: bf16 masters are copied from them."""
     section = config.optimizer
     multi_tensor.install()
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=section.lr,
-            min_lr=section.min_lr,
-            weight_decay=section.weight_decay,
-            adam_beta1=section.beta1,
-            adam_beta2=section.beta2,
-            adam_eps=section.eps,
-            clip_grad=section.clip_grad,
-            bf16=config.training.precision == "bf16",
-            params_dtype=torch.bfloat16 if config.training.precision == "bf16" else torch.float32,
-            use_distributed_optimizer=config.parallel.distributed_optimizer,
-        ),
-        chunks,
-        use_gloo_process_groups=False,
-    )
+    with adam.eager():
+        optimizer = get_megatron_optimizer(
+            OptimizerConfig(
+                optimizer="adam",
+                lr=section.lr,
+                min_lr=section.min_lr,
+                weight_decay=section.weight_decay,
+                adam_beta1=section.beta1,
+                adam_beta2=section.beta2,
+                adam_eps=section.eps,
+                clip_grad=section.clip_grad,
+                bf16=config.training.precision == "bf16",
+                params_dtype=torch.bfloat16 if config.training.precision == "bf16" else torch.float32,
+                use_distributed_optimizer=config.parallel.distributed_optimizer,
+            ),
+            chunks,
+            use_gloo_process_groups=False,
+        )
     prime(optimizer)
     return optimizer
 

@@ -84,8 +84,10 @@ _launcher = cache(_Launcher)
 
 def _serve() -> None:
     """Forks an agent for each line of the input, and answers with its exit status."""
-    for module in ("megatron_lwz.training.grpo", "torch._dynamo", "numpy.random"):  # the last two: else at first use
+    gc.disable()
+    for module in ("megatron_lwz.training.grpo", "numpy.random"):  # the last: else at first use
         importlib.import_module(module)
+    gc.enable()
     gc.freeze()  # else each collection in a rank looks at all that was imported, and has its pages copied
     for line in sys.stdin:
         target, ranks, folder, arguments, now = json.loads(line)

@@ -24,6 +24,9 @@ from tests.support.paths import ROOT
 TIMED = ("seconds", "tokens_per_second", "mfu")
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 """Freed memory stays with its process: to get the same activations anew from the kernel takes a fifth of a tiny step."""
+UNUSED = {"torch._dynamo", "torch._inductor", "transformers", "pandas", "datasets", "pyarrow", "wandb"}
+"""What no training run on a CPU may import: each takes a second or more."""
+_IMPORT = "import time:"
 TINY = {
     "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
 }  # fmt: skip
@@ -55,12 +58,16 @@ def forked() -> Iterator[None]:
 def run(
     stage: str, *arguments: str, ranks: int = 1, timeout: float = 300.0, real: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the stage to its end, whatever that is."""
+    """Runs the stage to its end, whatever that is. Of a real one it checks what its processes have imported."""
     line = command(stage, *arguments, ranks=ranks)
     if real:
-        return subprocess.run(
-            line, cwd=ROOT, env=variables(), capture_output=True, text=True, timeout=timeout, check=False
-        )
+        env = variables() | {"PYTHONPROFILEIMPORTTIME": "1"}
+        done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+        lines = done.stderr.splitlines(keepends=True)
+        imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith(_IMPORT)}
+        assert "torch" in imported and not UNUSED & imported, UNUSED & imported
+        done.stderr = "".join(line for line in lines if not line.startswith(_IMPORT))
+        return done
     return warm.run(line, cwd=ROOT, env=variables(), timeout=timeout)
 
 
