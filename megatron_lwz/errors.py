@@ -16,11 +16,30 @@ _PASSWORD = re.compile(r"(?<=://)[^/?#@\s'\"]{1,200}@")
 """A user and password in an address."""
 
 
+_SHORTEST_SECRET = 8
+"""Shorter keys are words of other texts too."""
+_secrets: set[str] = set()
+
+
+def conceal(secret: str | None) -> None:
+    """Makes this process show `***` in place of a key or token, whoever quotes it: servers do so in their errors."""
+    if secret is not None and len(secret) >= _SHORTEST_SECRET:
+        _secrets.add(secret)
+
+
+def concealed(text: str) -> str:
+    """Returns a text without the secrets that this process knows. Call it before a text is cut."""
+    for secret in _secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
 def printable(text: str, keep: str = "") -> str:
     """Returns a text of foreign origin in a form that a terminal can show: every control character is an escape.
 
-    `\\x1b`, `\\n`, `\\u202e`, but for the characters in `keep`. Other text stays as it is.
+    `\\x1b`, `\\n`, `\\u202e`, but for the characters in `keep`; and it is `concealed`. Other text stays as it is.
     """
+    text = concealed(text)
     if text.isascii() and text.isprintable():
         return text
     return "".join(char if char in keep or not _controls(char) else ascii(char)[1:-1] for char in text)
@@ -46,6 +65,10 @@ class LwzError(Exception):
 
 class Resumable(LwzError):
     """A run has saved and ended before its last step, because it was asked to. No error; `cli` prints it as one line."""
+
+
+class Interrupted(LwzError):
+    """The trainer waits no longer for rollouts, because the run must save and end. Never leaves the training loop."""
 
 
 class ConfigError(LwzError):
@@ -92,13 +115,38 @@ class FileSystemError(LwzError):
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 """Errors of writing to an open file. They name no path."""
+_REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a part of the path is a file, check the path",
+    errno.EISDIR: "is a folder, name a file",
+    errno.EEXIST: "is a file, name a folder",
+    errno.EACCES: "change its permissions, or name another path",
+    errno.EPERM: "change its permissions, or name another path",
+    errno.ELOOP: "its symbolic links lead in a circle, name the file itself",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room within its quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "its disk is read-only, mount it for writing",
+    errno.EIO: "its disk fails, use a copy on another one",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
+def refusal(error: BaseException, other: str = "--traceback shows where") -> str:
+    """Returns why the system refuses a path, and what to do: `(No such file or directory): check the path`.
+
+    `other` is the advice where there is none of ours.
+    """
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return f"({reason}): {_REMEDIES.get(getattr(error, 'errno', None) or 0, other)}"
 
 
 def refused_path(error: BaseException) -> FileSystemError | None:
     """Returns the one-line form of an error of the file system; None if the error comes from something else."""
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _FULL):
         where = "the disk" if error.filename is None else error.filename
-        return FileSystemError(f"{where}: cannot be used ({error.strerror}); --traceback shows where")
+        return FileSystemError(f"{where}: cannot be used {refusal(error)}")
     if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":
         return FileSystemError(f"{error.object}: no {error.encoding} name: use a UTF-8 locale, e.g. LC_ALL=C.UTF-8")
     return None

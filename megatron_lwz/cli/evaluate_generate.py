@@ -141,7 +141,13 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--url", help="a running OpenAI-compatible server")
     engine.add_argument("--served-model", metavar="NAME", help="the name that the server knows the model by")
     engine.add_argument("--api", choices=("chat", "completions"), help="default: chat for plain prompts")
-    engine.add_argument("--api-key-env", metavar="NAME", default="LWZ_ENGINE_TOKEN", help="variable with its key")
+    engine.add_argument(
+        "--api-key-env",
+        metavar="NAME",
+        type=option_types.variable,
+        default="LWZ_ENGINE_TOKEN",
+        help="variable with its key",
+    )
     engine.add_argument("--model", metavar="DIR", type=Path, help="Hugging Face folder, run folder or checkpoint")
     engine.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the engine started for --model")
     engine.add_argument("--threads", type=option_types.not_negative, default=0, help="its CPU threads; 0: all cores")

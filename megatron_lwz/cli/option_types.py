@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 
+from pydantic import TypeAdapter, ValidationError
+
+from megatron_lwz.config.base import Variable
+
 
 def positive(text: str) -> int:
     """Parses an option that must be at least 1."""
@@ -62,6 +66,14 @@ def port(text: str) -> int:
     if value > 65535:
         raise argparse.ArgumentTypeError(f"{text}: must be at most 65535")
     return value
+
+
+def variable(text: str) -> str:
+    """Parses the name of an environment variable with a key. A key itself is refused, and not shown."""
+    try:
+        return TypeAdapter(Variable).validate_python(text)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(error.errors()[0]["msg"]) from None
 
 
 def _at_least(least: int, text: str) -> int:

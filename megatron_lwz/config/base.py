@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -17,11 +18,15 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import core_schema
+from pydantic_core import PydanticCustomError, core_schema
 
 _LARGEST_FLOAT = 3.4e38
 """Settings end up in fp32 tensors, where a larger number becomes infinite."""
 _LARGEST_INT = 2**63 - 1
+_KEY = re.compile(r"(?:sk|hf|gh[a-z]|pat|xai|gsk|nvapi)[-_][\w-]{16}", re.ASCII)
+"""How the keys of well-known services begin; the names of variables are upper case as a rule."""
+_KEY_NAME = re.compile(r"(?i)(?:^|[-_])(?:api[-_]?key|access[-_]?key|authorization|bearer|password|secret|token)$")
+_USE = {"use": "export the key as a variable and give its name in api_key_env"}
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -46,11 +51,30 @@ def _address(text: str) -> str:
     scheme, _, rest = text.partition("://")
     if scheme not in ("http", "https") or not rest or rest[0] in "/:?#" or any(map(str.isspace, text)):
         raise ValueError("not an address: write http://host:port")
+    try:
+        _ = urlsplit(text).port
+    except ValueError as error:  # a port that is none, half an IPv6 address
+        raise ValueError(f"not an address ({error}): write http://host:port") from error
     if "@" in re.split(r"[/?#]", rest, maxsplit=1)[0]:
-        raise ValueError(
-            "holds a user or password, which the run folder would keep: put the key into api_key_env's variable"
-        )
+        raise PydanticCustomError("secret", "holds a user or password, which the run folder would keep: {use}", _USE)
+    if "?" in rest or "#" in rest:
+        raise PydanticCustomError("secret", "ends in a query, which may hold a key and is not sent: {use}", _USE)
     return text
+
+
+def _variable(text: str) -> str:
+    """Refuses what is a key itself, not the name of the variable with the key."""
+    if not re.fullmatch(r"[A-Za-z_]\w{0,99}|", text, re.ASCII) or _KEY.match(text):
+        raise PydanticCustomError("secret", "is no name of an environment variable: {use}", _USE)
+    return text
+
+
+def _without_keys(body: dict[str, Any]) -> dict[str, Any]:
+    """Refuses parts of a request that hold a key."""
+    for name in body:
+        if _KEY_NAME.search(str(name)):
+            raise PydanticCustomError("secret", f"'{name}' would be kept in the run folder: {{use}}", _USE)
+    return body
 
 
 def _one_of_a_list(value: Any) -> Any:
@@ -90,6 +114,10 @@ OneOrList = _ListMark(_one_of_a_list)
 CommaList = _ListMark(_parts_of_a_list, as_text=True)
 """Marks a list whose items hold no commas: addresses, paths, names, numbers."""
 Paths = Annotated[tuple[UserPath, ...], CommaList]
+Variable = Annotated[str, AfterValidator(_variable)]
+"""The name of an environment variable that holds a key."""
+Body = Annotated[dict[str, Any], AfterValidator(_without_keys)]
+"""Additional keys of a request."""
 Url = Annotated[str, AfterValidator(_address)]
 Urls = Annotated[tuple[Url, ...], CommaList]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import CommaList, ComponentSection, Fraction, Url, UserPath
+from megatron_lwz.config.base import CommaList, ComponentSection, Fraction, Url, UserPath, Variable
 
 
 class FormatReward(ComponentSection):
@@ -48,7 +48,7 @@ class OverlapReward(ComponentSection):
         description="Hugging Face folder of a local encoder that runs on the CPU; a paragraph's embedding is the mean of the last hidden states",
     )
     model: str = Field("", description="model name sent to the server")
-    api_key_env: str = Field("LWZ_EMBEDDINGS_KEY", description="environment variable with the server's API key")
+    api_key_env: Variable = Field("LWZ_EMBEDDINGS_KEY", description="environment variable with the server's API key")
     threshold: Fraction = Field(
         0.9,
         description="two paragraphs have the same meaning from this cosine similarity on; depends on the model; open",

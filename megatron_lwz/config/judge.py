@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import ComponentSection, OneOrList, Section, Url, UserPath
+from megatron_lwz.config.base import Body, ComponentSection, OneOrList, Section, Url, UserPath, Variable
 
 
 class JudgeSection(Section):
@@ -17,7 +17,7 @@ class JudgeSection(Section):
     api: Literal["chat", "completions"] = Field(
         "chat", description="API route; completions: for servers without chat, like the embedded engine"
     )
-    api_key_env: str = Field("LWZ_JUDGE_KEY", description="environment variable with the server's API key")
+    api_key_env: Variable = Field("LWZ_JUDGE_KEY", description="environment variable with the server's API key")
     temperature: float = Field(
         0.0,
         ge=0,
@@ -25,7 +25,7 @@ class JudgeSection(Section):
     )
     top_p: float = Field(1.0, gt=0, le=1.0, description="nucleus sampling of the judge")
     max_tokens: int = Field(2048, gt=0, description="maximum tokens of one reply")
-    body: dict[str, Any] = Field(
+    body: Body = Field(
         {}, description="additional keys of the request, sent unchanged; null removes a key, e.g. body.temperature=null"
     )
     concurrency: int = Field(16, gt=0, description="maximum number of concurrent requests")

@@ -77,7 +77,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     try:
         plain = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
-        raise DataError(file, _reason(error)) from error
+        advice = "write the value itself, or one of the keys and variables that there are"
+        raise DataError(file, f"a ${{…}} leads nowhere ({_reason(error)}): {advice}") from error
     assert isinstance(plain, dict)
     plain.pop("config_dir", None)
     return validate({str(key): value for key, value in plain.items()})
@@ -88,14 +89,21 @@ def validate(tree: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "config"
-        if first["type"] == "extra_forbidden":
-            advice = "unknown key" + _suggestion(first["loc"])
-        else:
-            known = _ADVICE.get(first["type"])
-            advice = known.format(**first.get("ctx", {})) if known is not None else first["msg"]
-        raise ConfigError(key, first.get("input"), advice) from error
+        key, value, advice = first_fault(error, Config)
+        raise ConfigError(key or "config", value, advice) from error
+
+
+def first_fault(error: ValidationError, root: type[BaseModel]) -> tuple[str, Any, str]:
+    """Returns key, value and advice of the first fault that pydantic found in a tree of `root`."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    known = _ADVICE.get(first["type"])
+    advice = known.format(**first.get("ctx", {})) if known is not None else first["msg"]
+    if first["type"] == "extra_forbidden":
+        advice = "unknown key" + _suggestion(first["loc"], root)
+    elif first["type"] == "string_type" and first.get("input") is None:
+        advice = "must be a text, nothing is given"
+    return key, "***" if first["type"] == "secret" else first.get("input"), advice
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -117,7 +125,9 @@ def _read_tree(file: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         tree = None
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:  # ValueError: huge numbers
         mark = getattr(error, "problem_mark", None)
-        raise DataError(file, f"not valid YAML ({_reason(error)})", line=mark.line + 1 if mark else None) from error
+        raise DataError(
+            file, f"not valid YAML ({_reason(error)}): correct it", line=mark.line + 1 if mark else None
+        ) from error
     if not isinstance(tree, DictConfig):
         raise DataError(file, "must hold sections like 'run:' and 'model:', not a list or a single value")
     try:
@@ -143,9 +153,9 @@ def _merge(under: DictConfig, over: DictConfig) -> DictConfig:
     return merged
 
 
-def _suggestion(location: Sequence[int | str]) -> str:
+def _suggestion(location: Sequence[int | str], root: type[BaseModel]) -> str:
     """`, did you mean '…'?` for a misspelt key, searched among the siblings of its section."""
-    model: type[BaseModel] = Config
+    model = root
     for part in location[:-1]:
         if isinstance(part, int):  # an entry of a list of sections, which the loop has already entered
             continue

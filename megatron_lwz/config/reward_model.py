@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import ComponentSection, Paths, Section, Url, UserPath
+from megatron_lwz.config.base import ComponentSection, Paths, Section, Url, UserPath, Variable
 
 Template = Literal["markers", "chat"]
 
@@ -45,7 +45,7 @@ class WritingReward(ComponentSection):
         "score", description="API route: score = lwz serve-reward; pooling, classify = vLLM"
     )
     model: str = Field("", description="model name sent to a vLLM server")
-    api_key_env: str = Field("LWZ_REWARD_TOKEN", description="environment variable with the server's token")
+    api_key_env: Variable = Field("LWZ_REWARD_TOKEN", description="environment variable with the server's token")
     template: Template = Field(
         "markers", description="vLLM: the model's input format (lwz serve-reward determines it itself)"
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import OneOrList, Section, Urls, UserPath
+from megatron_lwz.config.base import OneOrList, Section, Urls, UserPath, Variable
 from megatron_lwz.config.guard import GuardSection
 from megatron_lwz.config.lengths import LengthsSection
 from megatron_lwz.config.pool import PoolSection
@@ -26,7 +26,7 @@ class RolloutSection(Section):
         None,
         description="alternative to urls: a file with one URL per line, read again when it changes, so that engines can join and leave",
     )
-    api_key_env: str = Field("LWZ_ENGINE_TOKEN", description="environment variable with the engines' token")
+    api_key_env: Variable = Field("LWZ_ENGINE_TOKEN", description="environment variable with the engines' token")
     temperature: float = Field(0.8, gt=0, description="sampling temperature; paper: 0.8 (B)")
     top_p: float = Field(
         1.0,

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from megatron_lwz.errors import EngineError
-from megatron_lwz.http.retry import Failure, RequestFailure
-from megatron_lwz.http.session import HttpSession, is_address, read_bounded
+from megatron_lwz.errors import EngineError, concealed
+from megatron_lwz.http.retry import Failure, RequestFailure, no_connection
+from megatron_lwz.http.session import HttpSession, is_address, quoted, read_bounded
 from megatron_lwz.http.sse import EventParser
 
 Api = Literal["chat", "completions"]
@@ -129,10 +129,7 @@ class CompletionClient(HttpSession):
         status = response.status
         if status == 200:
             return
-        said = (await read_bounded(response, MAX_ANSWER_BYTES)).decode("utf-8", "replace")
-        if self._key:  # some servers quote the key in the error
-            said = said.replace(self._key, "***")
-        said = " ".join(said[:300].split())
+        said = quoted(await read_bounded(response, MAX_ANSWER_BYTES), 300)
         advice = f"{response.method} {response.url.path} answered {status}: {said or response.reason}"
         if status in (401, 403) and self._key_name:
             advice += f" (does the environment variable {self._key_name} hold its key?)"
@@ -148,7 +145,7 @@ class CompletionClient(HttpSession):
             tokens = _usage(answer)
             return Completion(text, _reason(choice), _stop(choice), thinking, _model(answer), *tokens)
         except _NOT_AS_AGREED as error:
-            raise self._unknown(data[:80], error) from error
+            raise self._unknown(quoted(data, 80), error) from error
 
     async def _read_stream(self, response: aiohttp.ClientResponse, heard: Heard) -> Completion:
         parser = EventParser()
@@ -167,7 +164,7 @@ class CompletionClient(HttpSession):
                     part = json.loads(event)
                     if "error" in part:
                         raise CompletionFailure(
-                            self.url, f"failed while writing: {part['error']!s:.300}", Failure.SERVER
+                            self.url, f"failed while writing: {concealed(str(part['error'])):.300}", Failure.SERVER
                         )
                     tokens = _usage(part) if part.get("usage") else tokens
                     model = _model(part) or model
@@ -181,7 +178,7 @@ class CompletionClient(HttpSession):
                         reason, stop = _reason(choice) or reason, _stop(choice) or stop
                         heard(text + thinking, tokens[1])
                 except _NOT_AS_AGREED as error:
-                    raise self._unknown(event[:80], error) from error
+                    raise self._unknown(concealed(event)[:80], error) from error
             if done:
                 break
             if size > read:
@@ -216,7 +213,7 @@ class CompletionClient(HttpSession):
         if isinstance(error, asyncio.TimeoutError):
             return CompletionFailure(self.url, f"no answer within {self._timeout:g} s", Failure.TIMEOUT)
         if isinstance(error, (aiohttp.ClientError, OSError)):
-            return CompletionFailure(self.url, f"{type(error).__name__}: {error}", Failure.CONNECTION)
+            return CompletionFailure(self.url, no_connection(error), Failure.CONNECTION)
         return CompletionFailure(self.url, f"answered {error}", Failure.CONTRACT)
 
 

@@ -33,6 +33,11 @@ class RequestFailure(EngineError):
         self.kind = kind
 
 
+def no_connection(error: Exception) -> str:
+    """Returns the advice for a server that cannot be reached, or whose connection broke."""
+    return f"no connection ({type(error).__name__}: {error}): is it running, and is its address right?"
+
+
 MOST = {Failure.REFUSED: 0, Failure.CONTRACT: 1}
 """Maximum retries after failures of these classes, unless `limits` sets another: a retry mostly fails again."""
 

@@ -9,14 +9,17 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from megatron_lwz.errors import conceal, concealed
+
 
 def is_address(url: str) -> bool:
-    """Returns whether `url` begins with http://host or https://host. One with a user or password is none of ours."""
+    """Returns whether `url` begins with http://host or https://host. One with a password or a query is none of ours."""
     try:
         parts = urlsplit(url)
-    except ValueError:  # half an IPv6 address
+        _ = parts.port
+    except ValueError:  # half an IPv6 address, a port that is none
         return False
-    return parts.scheme in ("http", "https") and bool(parts.netloc) and "@" not in parts.netloc
+    return parts.scheme in ("http", "https") and bool(parts.netloc) and "@" not in parts.netloc and not parts.query
 
 
 class Closing(ABC):
@@ -40,6 +43,7 @@ class HttpSession(Closing):
 
     def __init__(self, key: str | None, timeout: aiohttp.ClientTimeout | None = None) -> None:
         """Takes the bearer token `key` of every request, and the default `timeout` of requests."""
+        conceal(key)
         self._key = key
         self._limits = timeout
         self._connections: aiohttp.ClientSession | None = None
@@ -60,6 +64,11 @@ class HttpSession(Closing):
         if self._connections is not None:
             await self._connections.close()
             self._connections = None
+
+
+def quoted(data: bytes, most: int) -> str:
+    """Returns the beginning of what a server said, in one line and without our key, for an error."""
+    return " ".join(concealed(data.decode("utf-8", "replace"))[:most].split())
 
 
 async def read_bounded(response: aiohttp.ClientResponse, most: int) -> bytes:

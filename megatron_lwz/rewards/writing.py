@@ -21,8 +21,8 @@ from megatron_lwz.data.preferences.rendering import Rendering, Reply
 from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
-from megatron_lwz.http.session import HttpSession, is_address, read_bounded
+from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget, no_connection
+from megatron_lwz.http.session import HttpSession, is_address, quoted, read_bounded
 from megatron_lwz.rewards.per_rollout import PerRollout
 from megatron_lwz.types import ComponentScore, Prompt, Rollout, is_score
 
@@ -120,7 +120,7 @@ class WritingComponent(HttpSession, PerRollout):
             async with self.session.post(self._url, json=body, allow_redirects=False) as response:
                 data = await read_bounded(response, _MOST_BYTES)
                 if response.status != 200:
-                    said = " ".join(data[:300].decode("utf-8", "replace").split())
+                    said = quoted(data, 300)
                     busy = response.status >= 500 or response.status in (408, 429)
                     kind = Failure.SERVER if busy else Failure.REFUSED
                     raise RequestFailure(self._url, f"answered {response.status}: {said}", kind)
@@ -130,7 +130,7 @@ class WritingComponent(HttpSession, PerRollout):
         except TimeoutError as error:
             raise RequestFailure(self._url, f"no answer within {self._section.timeout:g} s", Failure.TIMEOUT) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise RequestFailure(self._url, f"{type(error).__name__}: {error}", Failure.CONNECTION) from error
+            raise RequestFailure(self._url, no_connection(error), Failure.CONNECTION) from error
         except (ValueError, RecursionError) as error:
             raise RequestFailure(self._url, f"answered no JSON ({error})", Failure.CONTRACT) from error
 

@@ -9,6 +9,7 @@ from itertools import chain
 
 import orjson
 
+from megatron_lwz.errors import concealed
 from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.rollout.events import StreamEnd, StreamEvent
 from megatron_lwz.types import FinishReason, TokenDelta, WeightVersion
@@ -62,9 +63,9 @@ class ChunkReader:
                 text
             )  # it takes a quarter of the time that a client's loop holds the interpreter; json took half
         except ValueError:
-            raise self._failure(f"streamed what is not JSON: {text[:80]!r}") from None
+            raise self._failure(f"streamed what is not JSON: {concealed(text)[:80]!r}") from None
         if isinstance(chunk, dict) and "error" in chunk:
-            raise self._failure(f"failed while writing: {str(chunk['error'])[:300]}", Failure.SERVER)
+            raise self._failure(f"failed while writing: {concealed(str(chunk['error']))[:300]}", Failure.SERVER)
         try:
             choice = chunk["choices"][0]
             tokens = choice.get("token_ids") or []
@@ -73,7 +74,9 @@ class ChunkReader:
             end = StreamEnd(FinishReason(reason), stop if isinstance(stop, str) else None) if reason else None
             delta = self._delta(tokens, logprobs, chunk.get("weight_version", choice.get("weight_version")))
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-            raise self._failure(f"streamed a chunk our contract does not know ({error!r}): {text[:80]!r}") from error
+            raise self._failure(
+                f"streamed a chunk our contract does not know ({error!r}): {concealed(text)[:80]!r}"
+            ) from error
         return delta, end
 
     def _delta(self, tokens: list[int], logprobs: list[float], version: object) -> TokenDelta | None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import aiohttp
 
-from megatron_lwz.http.retry import Failure, RequestFailure
-from megatron_lwz.http.session import HttpSession, read_bounded
+from megatron_lwz.http.retry import Failure, RequestFailure, no_connection
+from megatron_lwz.http.session import HttpSession, quoted, read_bounded
 from megatron_lwz.http.sse import EventParser
 from megatron_lwz.rollout.chunks import LARGEST_VOCABULARY, ChunkReader
 from megatron_lwz.rollout.events import StreamEnd, StreamEvent
@@ -272,7 +272,7 @@ class EngineClient(HttpSession):
     async def _check(self, response: aiohttp.ClientResponse) -> None:
         if response.status == 200:
             return
-        said = " ".join((await self._body(response)).decode("utf-8", "replace")[:500].split())
+        said = quoted(await self._body(response), 500)
         advice = f"{response.method} {response.url.path} answered {response.status}: {said or response.reason}"
         if response.status in (401, 403):
             advice += " (is rollout.api_key_env the engine's token?)"
@@ -300,7 +300,7 @@ class EngineClient(HttpSession):
         if isinstance(error, asyncio.TimeoutError):
             return self._failure(Failure.TIMEOUT, f"silent for {self._timeout:g} s")
         if isinstance(error, (aiohttp.ClientError, OSError)):
-            return self._failure(Failure.CONNECTION, f"{type(error).__name__}: {error}")
+            return self._failure(Failure.CONNECTION, no_connection(error))
         return self._failure(Failure.CONTRACT, f"answered {error}")
 
 

@@ -169,8 +169,7 @@ def test_killed_run_resumes_and_neither_loses_nor_repeats_a_group(
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    # by the real command line, of the rollout process and the engine, too
-    train(undisturbed / "config.yaml", *overrides, "rollout.controller=process", real=True)
+    train(undisturbed / "config.yaml", *overrides, "rollout.controller=process")
     with JournalReader(run / "journal.sqlite") as journal:
         groups = list(journal.groups())
         assert sorted(journal.consumed().values()) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]

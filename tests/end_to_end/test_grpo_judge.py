@@ -6,15 +6,20 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
-import yaml
 from aiohttp import web
 
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.support.grpo_runs import BYTES, train, write_example
+from tests.support import stages
+from tests.support.grpo_runs import BYTES, write_example
 from tests.support.scripted_server import KEY, Scripted, serving
 
 TAGGED = 200
@@ -41,8 +46,8 @@ BEHAVIOURS = {
     "slow": (slow, None),
     "silent": (silent, "timeout"),
     "rate-limited": (lambda _: broken("later", 429, **{"Retry-After": "0.05"}), "server"),
-    "failing": (lambda _: broken("<html>", 502), "server"),
-    "refusing": (lambda _: broken("no", 400), "refused"),
+    "failing": (lambda _: broken(f"<html>{KEY}", 502), "server"),
+    "refusing": (lambda _: broken(f"no: the key {KEY} may not", 400), "refused"),
     "broken": (lambda _: broken('{"choices": [{"message": '), "contract"),
     "wrong": (lambda _: '{"1": "excellent", "winner": "both"}', "malformed"),
     "hostile": (lambda _: '{"winner": ' * 3000 + "__import__('os').system('true')", "malformed"),
@@ -60,6 +65,7 @@ def write_run(folder: Path, url: str) -> Path:
         folder,
         more_ids=TAGGED,
         training={"steps": 2},
+        rollout={"controller": "process"},
         data={"held_out_prompts": None},
         judge={
             **{"url": url, "model": "judge", "timeout": 2.0, "retries": 1, "backoff": 0.01, "malformed_retries": 1},
@@ -80,13 +86,58 @@ def write_run(folder: Path, url: str) -> Path:
     return config
 
 
-def test_a_run_goes_on_whatever_its_judge_does_and_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LWZ_JUDGE_KEY", KEY)
-    server = Scripted(lambda question, number: BEHAVIOURS[behaviour_of(question)][0](number))
+@dataclass
+class Family:
+    """The command lines of all processes that this test has started so far, and the tokens that they were given."""
+
+    lines: set[str] = field(default_factory=set)
+    tokens: set[str] = field(default_factory=set)
+
+    def look(self) -> None:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                self.lines.add(" ".join(process.cmdline()))
+                self.tokens.add(process.environ().get("LWZ_ENGINE_TOKEN", ""))
+
+
+def places_of(secrets: Collection[str], folder: Path, said: str, family: Family) -> list[str]:
+    """Where a secret can be read: in files of the folder, in what the run said, in command lines."""
+    texts = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    texts |= {"its output": said.encode(), "a command line": "\n".join(sorted(family.lines)).encode()}
+    return [f"{name}: {secret}" for name, text in texts.items() for secret in secrets if secret.encode() in text]
+
+
+def test_a_run_goes_on_whatever_its_judge_does_counts_it_and_keeps_all_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "LWZ_JUDGE_KEY": KEY,
+        "HF_TOKEN": "hf_secret_of_hugging_face",
+        "LWZ_ENGINE_TOKEN": "token-of-other-engines",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    family = Family()
+
+    def answer(question: str, number: int) -> Any:
+        if number == 0:
+            family.look()
+        return BEHAVIOURS[behaviour_of(question)][0](number)
+
+    server = Scripted(answer)
     with serving(server):
         config = write_run(tmp_path, server.url)
-        train(config)
+        # by the real command line, of the rollout process and the engine, too: the process table shows them
+        done = stages.run("train_grpo", str(config), real=True)
+    assert done.returncode == 0, done.stderr[-6000:]
     run = tmp_path / "run"
+    assert (
+        sum(f"megatron_lwz.cli.{name}" in line for line in family.lines for name in ("train_grpo", "serve_engine")) >= 2
+    )
+    secrets = {*given.values(), *family.tokens} - {""}
+    assert len(secrets) == 4, "the engine of the run has a token of its own"
+    assert not places_of(secrets, tmp_path, done.stdout + done.stderr, family)
+    assert "the key *** may not" in done.stderr, "what the judge said is shown, without the key that it quotes"
     rows = read_metrics(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2] and all(row["grad_norm"] > 0 for row in rows)
 
@@ -112,4 +163,3 @@ def test_a_run_goes_on_whatever_its_judge_does_and_counts_it(tmp_path: Path, mon
     assert all(0 < row["rollout/violators"] < 1 and row["gradient/violators"] > 0 for row in rows)
     page = (run / "report.html").read_text()
     assert "Rewards at work" in page and "<td>failed/timeout</td>" in page
-    assert KEY not in page and KEY not in yaml.safe_dump(yaml.safe_load((run / "config.yaml").read_text()))
