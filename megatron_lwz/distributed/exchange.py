@@ -93,16 +93,21 @@ def post(key: str) -> None:
     _store().set(key, "posted")
 
 
-def wait_until_posted(key: str, timeout: float) -> None:
-    """Sleeps until some rank posts `key`.
+def posted(key: str) -> bool:
+    """Returns whether some rank has posted `key`."""
+    return bool(_store().check([key]))
+
+
+def wait_until_posted(key: str, timeout: float, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Sleeps until some rank posts `key`. `meanwhile` is called several times per second.
 
     It enters no collective, so no watchdog timeout runs while the ranks wait for rollouts. Raises TimeoutError after
     `timeout` seconds.
     """
     end = time.monotonic() + timeout
-    store = _store()
     with heartbeat.waiting(key):
-        while not store.check([key]):
+        while not posted(key):
+            meanwhile()
             if time.monotonic() > end:
                 raise TimeoutError(f"no rank posted {key!r} within {timeout:g} s")
             time.sleep(_POLL_SECONDS)

@@ -144,6 +144,10 @@ class RolloutHost(Host):
         yield Experience(batch, metrics, rollouts=rollout_ids(part))
 
     @override
+    def halt(self) -> None:
+        self._controller.halt()
+
+    @override
     def trained(self, step: int) -> None:
         self._controller.mark_consumed(self._batch, step)
         self._batch = []

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from megatron_lwz.distributed import environment, termination
-from megatron_lwz.errors import EnvironmentSetupError
+from megatron_lwz.errors import EnvironmentSetupError, Interrupted
 from megatron_lwz.http.orphan import dying_with_us
 from megatron_lwz.orchestrator.connection import Connection, Message, Tensors, error_from
 from megatron_lwz.orchestrator.protocol import Waiting
@@ -72,7 +72,8 @@ class HostProcess:
 
         `following` requests the next item of what the call returned before. While waiting, progress is passed on, and
         `asked` is called with the requests that the process makes before it can answer. Raises the LwzError that the
-        call raised in the process, or EnvironmentSetupError if the process ends or fails.
+        call raised in the process, or EnvironmentSetupError if the process ends or fails. When `waiting` raises
+        Interrupted, the process is told so, and raises it from the call.
         """
         number = next(self._numbers)
         with self._lock:
@@ -88,8 +89,7 @@ class HostProcess:
                 if message is None:
                     raise EnvironmentSetupError(self._last_words())
                 if "progress" in message.content:
-                    if self._waiting is not None:
-                        self._waiting(Progress(**message.content["progress"]))
+                    self._pass_on(Progress(**message.content["progress"]), number)
                 elif "asked" in message.content:
                     assert asked is not None
                     self._do(asked, message)
@@ -100,6 +100,14 @@ class HostProcess:
         finally:
             with self._lock:
                 del self._calls[number]
+
+    def _pass_on(self, progress: Progress, number: int) -> None:
+        try:
+            if self._waiting is not None:
+                self._waiting(progress)
+        except Interrupted:
+            with suppress(OSError):
+                self._connection.send({"number": number, "call": "interrupt"})
 
     def keep(self) -> None:
         """Returns when everything received is durable. A process that has ended has already made it durable."""

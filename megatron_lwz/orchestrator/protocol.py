@@ -24,7 +24,7 @@ from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.types import WeightVersion
 
 Waiting = Callable[[Progress], None]
-"""Function that is called with the progress of awaited rollouts."""
+"""Function that is called with the progress of awaited rollouts. It may raise Interrupted, which ends the wait."""
 
 
 class EngineControl(Protocol):
@@ -81,7 +81,14 @@ class Host(Protocol):
         ...
 
     def experience(self, step: int) -> Iterator[Experience]:
-        """Admits prompts as far ahead as allowed, waits for the step's groups, and yields one batch or its parts."""
+        """Admits prompts as far ahead as allowed, waits for the step's groups, and yields one batch or its parts.
+
+        Raises Interrupted if the Waiting function does.
+        """
+        ...
+
+    def halt(self) -> None:
+        """Ends all requests of rollouts, for good. Their tokens are kept, and a later process continues from them."""
         ...
 
     def trained(self, step: int) -> None:

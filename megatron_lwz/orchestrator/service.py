@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_lwz.config import validate
 from megatron_lwz.distributed import termination
-from megatron_lwz.errors import EnvironmentSetupError, LwzError, refused_path
+from megatron_lwz.errors import EnvironmentSetupError, Interrupted, LwzError, refused_path
 from megatron_lwz.orchestrator.connection import Codec, Connection, Message, Tensors, describe_error
 from megatron_lwz.orchestrator.host import local_host
 from megatron_lwz.orchestrator.protocol import Host, callback_kinds, signatures
@@ -55,6 +55,8 @@ class HostService:
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._number = -1
         """Number of the call that is being answered."""
+        self._interrupted = -1
+        """Number of the call whose answer the trainer does not wait for."""
         self._host: Host
         self._streams: dict[str, Iterator[Any]] = {}
         """Name of a call → the iterator that its last call returned."""
@@ -67,7 +69,9 @@ class HostService:
                 self._answer(self._inbox.get())
 
     def waiting(self, progress: Progress) -> None:
-        """Reports to the trainer the progress of the rollouts that it waits for."""
+        """Reports to the trainer the progress of the rollouts that it waits for. Raises Interrupted if it does not wait."""
+        if self._interrupted == self._number:
+            raise Interrupted("the trainer waits no longer")
         self._connection.send({"number": self._number, "progress": asdict(progress)})
 
     def _answer(self, message: Message) -> None:
@@ -140,6 +144,8 @@ class HostService:
                 if message.content.get("call") == "keep":  # answered at once, even while the main thread waits
                     termination.keep().join()
                     self._connection.send({"number": message.content["number"], "answer": None})
+                elif message.content.get("call") == "interrupt":
+                    self._interrupted = message.content["number"]
                 else:
                     self._inbox.put(message)
         except (EOFError, OSError):

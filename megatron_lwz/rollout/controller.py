@@ -194,6 +194,10 @@ class RolloutController:
         with self._changed:
             return counts | self._pool.metrics() | {"rollout/waiting": float(len(self._drafts) - len(self._ready))}
 
+    def halt(self) -> None:
+        """Ends all rollouts under way. What was received becomes durable as ever, and marks can still be set."""
+        self._wait(self._call(self._halt()))
+
     def close(self) -> None:
         """Stops generation. Everything received is durable at return. Unfinished rollouts resume after `recover`."""
         if self._thread is not None and self._loop is not None:
@@ -214,7 +218,7 @@ class RolloutController:
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._committer = Committer(self._journal, self._section.commit_interval)
-        self._spawn(self._committer.run())
+        self._commits = self._spawn(self._committer.run())
         started.set()
         await self._stop.wait()
         for task in self._tasks:
@@ -222,6 +226,12 @@ class RolloutController:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._pool.close()
         await close_rewards(self._rewards)
+
+    async def _halt(self) -> None:
+        tasks = self._tasks - {self._commits}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _begin(self, step: int) -> None:
         with self._changed:
@@ -285,10 +295,11 @@ class RolloutController:
         drafts = [Draft(group, index) for index in range(self._intake.group_size)]
         return GroupDraft(group, "training", prompt, tokens, self._admission.step, drafts)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -76,6 +76,11 @@ class CheckpointSaver:
             self._write(*arguments)
             self.wait()
 
+    def save_once(self, extra: dict[str, Any]) -> None:
+        """Does the same unless the state was saved, or loaded, as it is. Collective. Raises CheckpointError."""
+        if self._state.step != self._step:
+            self.save(extra)
+
     def poll(self) -> None:
         """Completes a save whose files are written. Call it after every step. Collective while a save is in flight.
 

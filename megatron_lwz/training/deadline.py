@@ -1,4 +1,7 @@
-"""Ends a run in time and with a checkpoint: before `run.must_save_by`, or after the step during which SIGUSR1 came."""
+"""Ends a run in time and with a checkpoint: before `run.must_save_by`, or after SIGUSR1.
+
+It is looked at after every step, and while rank 0 waits for the rollouts of a step.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from pathlib import Path
 from megatron_lwz.config import Config
 from megatron_lwz.config.moment import seconds_until
 from megatron_lwz.distributed import environment, exchange, termination
-from megatron_lwz.errors import ConfigError, Resumable
+from megatron_lwz.errors import ConfigError, Interrupted, Resumable
+from megatron_lwz.orchestrator.protocol import Waiting
+from megatron_lwz.rollout.progress import Progress
 
 FIRST_SAVE_SECONDS = 60.0
 """Estimate of the time that a save takes, until one was measured."""
@@ -18,10 +23,11 @@ _SIGNAL, _TIME = 1.0, 2.0
 
 
 class Deadline:
-    """Decides after every step whether the run saves and ends now. All ranks make the same calls.
+    """Decides after every step, and while it waits for rollouts, whether the run saves and ends now.
 
-    The run ends if another step and two times the longest save so far might not be done before the deadline. The clock of
-    the system is read once, so later jumps of it change nothing.
+    The run ends after a step if another step and two times the longest save so far might not be done before the deadline. It
+    ends while it waits if two times the longest save might not. The clock of the system is read once, so later jumps of
+    it change nothing.
     """
 
     def __init__(self, config: Config) -> None:
@@ -42,6 +48,10 @@ class Deadline:
         self._reason = 0.0
         self._longest = 0.0
         self._mark = math.nan
+        self._saving = 0.0
+        """Seconds that a save may take now: 0 before the first step, since there is nothing new to save."""
+        self._key = ""
+        """What ranks post that have got the signal, while a step waits for rollouts; empty otherwise."""
 
     @property
     def passed(self) -> bool:
@@ -63,18 +73,48 @@ class Deadline:
         """
         now = time.monotonic()
         self._longest, self._mark = max(self._longest, now - self._mark), now
+        self._saving = 2 * (max(FIRST_SAVE_SECONDS, self._longest) if longest_save is None else longest_save)
         if step == self._config.training.steps:
             return False
-        saving = max(FIRST_SAVE_SECONDS, self._longest) if longest_save is None else longest_save
-        late = now + self._longest + 2 * saving >= self._end
+        late = now + self._longest + self._saving >= self._end
         self._reason = exchange.largest(_TIME if late else _SIGNAL if termination.save_requested() else 0.0)
         return self.passed
 
+    def interrupting(self, waiting: Waiting) -> Waiting:
+        """Returns `waiting`, which raises Interrupted from then on when the run must not wait longer. For rank 0."""
+
+        def wait(progress: Progress) -> None:
+            waiting(progress)
+            if self._key and self._due():
+                raise Interrupted("the run must save and end")
+
+        return wait
+
+    def begin_wait(self, key: str) -> None:
+        """Begins the wait of a step for rollouts. `key` is the step's own, the same on every rank."""
+        self._key = f"{key}/save"
+
+    def meanwhile(self) -> None:
+        """Tells rank 0 of a signal that has come. Called by a rank that waits for it."""
+        if termination.save_requested() and not exchange.posted(self._key):
+            exchange.post(self._key)
+
+    def end_wait(self, *, interrupted: bool) -> bool:
+        """Ends the wait on all ranks, with what rank 0 says. Returns whether the run ends without the step. Collective."""
+        reason = self._due() if interrupted else 0.0
+        self._key = ""
+        self._reason = float(exchange.broadcast_json(reason))
+        return self.passed
+
+    def _due(self) -> float:
+        """Returns why rank 0 must not wait longer for rollouts, 0 if it may."""
+        if time.monotonic() + self._saving >= self._end:
+            return _TIME
+        return _SIGNAL if termination.save_requested() or exchange.posted(self._key) else 0.0
+
     def check(self, root: Path, step: int) -> None:
-        """Raises Resumable if `reached` was true, once the checkpoint of `step` is complete and all else is closed."""
+        """Raises Resumable if the run ends early, once the checkpoint of `step` is complete and all else is closed."""
         if self.passed:
             why = f"run.must_save_by = {self._given}" if self._reason == _TIME else "SIGUSR1"
-            raise Resumable(
-                f"{root}: saved and stopped after step {step} of {self._config.training.steps} ({why}): "
-                "the same command goes on"
-            )
+            done = f"saved and stopped after step {step}" if step else "stopped with its rollouts kept, before step 1"
+            raise Resumable(f"{root}: {done} of {self._config.training.steps} ({why}): the same command goes on")

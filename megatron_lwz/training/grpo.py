@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from megatron_lwz.algorithms.loss_function import check_loss_function
 from megatron_lwz.config import Config
@@ -55,7 +55,7 @@ def train(config: Config, display: Display) -> RunFolder:
     timer = Timer()
 
     with (
-        open_rollouts(config, run, state, display.waiting) as rollouts,
+        open_rollouts(config, run, state, display.waiting, deadline) as rollouts,
         CheckpointSaver(state, run.checkpoints, rollouts.checkpointed) as saver,
     ):
         writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
@@ -70,6 +70,9 @@ def train(config: Config, display: Display) -> RunFolder:
                     updates = prepare_updates(state, experience.batch, config, reference, experience.rollouts)
                 with timer("update"):
                     policy_updates.add(updates, last=experience.last)
+            if deadline.passed:  # while it waited: what was trained of the step is forgotten, its rollouts are kept
+                _save_once(saver, state, guard)
+                break
             with timer("update"):
                 metrics = experience.metrics | mean_metrics(policy_updates.finish())
             state.step = step
@@ -80,13 +83,10 @@ def train(config: Config, display: Display) -> RunFolder:
             metrics |= guard.watch(step, metrics)
             ends = deadline.reached(step, saver.longest)
             if guard.saves(state, due=ends or due(step, config.checkpoint.interval, config)):
-                saver.save({"prompts": step * config.training.prompts_per_step, "guard": guard.state()})
+                saver.save(_extra(state, guard))
             saver.poll()
             if writer:
-                metrics |= rollouts.lengths(step) | timer.take()
-                metrics["tokens_per_second"] = metrics["rollout/tokens"] / _seconds(metrics)
-                writer.write(step, metrics)
-                display.step(step, metrics)
+                _write(writer, display, step, metrics | rollouts.lengths(step) | timer.take())
                 if due(step, config.evaluation.interval, config):
                     rollouts.evaluate()
                 _record(rollouts, writer)
@@ -105,6 +105,23 @@ def _load(config: Config, run: RunFolder) -> tuple[TrainState, ReferenceWeights 
     state, reference = first_state(config)
     extra = restore(state, run) if run.resume else {}
     return state, reference, NumericsGuard(config, extra.get("guard"))
+
+
+def _extra(state: TrainState, guard: NumericsGuard) -> dict[str, Any]:
+    """Returns what a checkpoint holds beside the state."""
+    return {"prompts": state.step * state.config.training.prompts_per_step, "guard": guard.state()}
+
+
+def _save_once(saver: CheckpointSaver, state: TrainState, guard: NumericsGuard) -> None:
+    """Saves the state after the last step, unless that is done."""
+    if guard.saves(state, due=True):
+        saver.save_once(_extra(state, guard))
+
+
+def _write(writer: MetricsWriter, display: Display, step: int, metrics: dict[str, float]) -> None:
+    metrics["tokens_per_second"] = metrics["rollout/tokens"] / _seconds(metrics)
+    writer.write(step, metrics)
+    display.step(step, metrics)
 
 
 def _record(rollouts: Rollouts, writer: MetricsWriter) -> None:

@@ -11,11 +11,13 @@ from functools import partial
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import exchange, heartbeat
+from megatron_lwz.errors import Interrupted
 from megatron_lwz.orchestrator.experience import Experience
 from megatron_lwz.orchestrator.host import local_host
 from megatron_lwz.orchestrator.protocol import Host, Waiting
 from megatron_lwz.orchestrator.remote import remote_host
 from megatron_lwz.run_paths import RunPaths
+from megatron_lwz.training.deadline import Deadline
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.turns import Turns
@@ -24,11 +26,14 @@ from megatron_lwz.types import SequenceBatch, WeightVersion
 
 
 @contextmanager
-def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Waiting) -> Iterator[Rollouts]:
+def open_rollouts(
+    config: Config, run: RunFolder, state: TrainState, waiting: Waiting, deadline: Deadline
+) -> Iterator[Rollouts]:
     """Exports the policy, starts (or connects to) the engines with it, opens the journal; closes everything on exit.
 
     The host reads prompts and rewards, and asks running engines, before the first file of the run is written.
-    Collective. On rank 0 `waiting` is called with the progress while the trainer waits for rollouts. Raises LwzError.
+    Collective. On rank 0 `waiting` is called with the progress while the trainer waits for rollouts, at most as long as
+    `deadline` allows. Raises LwzError.
     """
     transport = partial(make_transport, config=config, root=run.weights, chunks=state.policies)
     with ExitStack() as stack:
@@ -37,7 +42,7 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
         def open_on_rank_zero() -> None:
             nonlocal host
             with heartbeat.waiting("its servers"):
-                host = stack.enter_context(open_host(config, run, state.step, waiting))
+                host = stack.enter_context(open_host(config, run, state.step, deadline.interrupting(waiting)))
 
         exchange.from_rank_zero(open_on_rank_zero)
         first = WeightVersion(state.step, run.begin(state.step))
@@ -49,7 +54,7 @@ def open_rollouts(config: Config, run: RunFolder, state: TrainState, waiting: Wa
                 host.connect(version, exporter.folder(version))
             engines = host.engines
         turns = Turns(config, state, engines, version.attempt)
-        rollouts = Rollouts(config, host, stack.enter_context(closing(transport(engines))), turns, version)
+        rollouts = Rollouts(config, host, stack.enter_context(closing(transport(engines))), turns, deadline, version)
         rollouts.push()
         turns.engines()
         if host is not None:
@@ -74,12 +79,19 @@ class Rollouts:
     """
 
     def __init__(
-        self, config: Config, host: Host | None, transport: Transport, turns: Turns, version: WeightVersion
+        self,
+        config: Config,
+        host: Host | None,
+        transport: Transport,
+        turns: Turns,
+        deadline: Deadline,
+        version: WeightVersion,
     ) -> None:
         self._config = config
         self._host = host
         self._transport = transport
         self._turns = turns
+        self._deadline = deadline
         self._version = version
         self._pushes = 0
 
@@ -87,27 +99,37 @@ class Rollouts:
         """Yields the rollout batch of `step`, scored and with advantages; the same on every rank.
 
         The batch is one Experience, or with `training.accumulate_groups` several parts, each as soon as its groups are
-        ready.
+        ready. It ends early, with `deadline.passed`, when the run must save and end without this step.
         """
         self._turns.engines()
         parts = self._host.experience(step) if self._host is not None else None
         for number in itertools.count():
             ready = f"rollouts/{self._version.attempt}/{step}/{number}"
+            self._deadline.begin_wait(ready)
+            part = None
             if parts is None:
-                exchange.wait_until_posted(ready, math.inf)
-                self._turns.trainer()
-                told = exchange.broadcast_json()
-                part = Experience(SequenceBatch(**exchange.broadcast_tensors()), **told)
+                exchange.wait_until_posted(ready, math.inf, self._deadline.meanwhile)
             else:
-                with heartbeat.waiting(ready):
-                    part = next(parts)
-                self._turns.trainer()
+                part = self._awaited(parts, ready)
+            self._turns.trainer()
+            if parts is not None:
                 exchange.post(ready)
-                exchange.broadcast_json({"metrics": part.metrics, "last": part.last, "rollouts": part.rollouts})
-                exchange.broadcast_tensors(vars(part.batch))
+            if self._deadline.end_wait(interrupted=parts is not None and part is None):
+                return
+            part = _shared(part)
             yield part
             if part.last:
                 return
+
+    def _awaited(self, parts: Iterator[Experience], ready: str) -> Experience | None:
+        """Returns the next part, on rank 0. None if the run must not wait for it: then no engine writes any more."""
+        assert self._host is not None
+        with heartbeat.waiting(ready):
+            try:
+                return next(parts)
+            except Interrupted:
+                self._host.halt()
+                return None
 
     def update_weights(self, step: int) -> None:
         """Sends the policy after `step` updates to the engines.
@@ -178,3 +200,13 @@ class Rollouts:
         with heartbeat.waiting(done):
             self._host.finish_evaluations()
         exchange.post(done)
+
+
+def _shared(part: Experience | None) -> Experience:
+    """Returns rank 0's part on every rank. Collective."""
+    if part is None:
+        told = exchange.broadcast_json()
+        return Experience(SequenceBatch(**exchange.broadcast_tensors()), **told)
+    exchange.broadcast_json({"metrics": part.metrics, "last": part.last, "rollouts": part.rollouts})
+    exchange.broadcast_tensors(vars(part.batch))
+    return part

@@ -1,10 +1,15 @@
-"""A run that is told to end in time leaves a checkpoint of its last step, and goes on exactly there."""
+"""A run that is told to end in time leaves a checkpoint of its last step, and goes on exactly there.
+
+Also while it waits for rollouts, on one rank and on two, where torchrun would start it again.
+"""
 
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ from megatron_lwz.metrics import read_metrics
 from megatron_lwz.run_paths import RunPaths, step_of
 from tests.support.chaos import family
 from tests.support.chaos.bench import Bench
+from tests.support.chaos.control import STALLING
 from tests.support.chaos.evidence import compare
 from tests.support.grpo_runs import command
 from tests.support.paths import ROOT
@@ -24,6 +30,18 @@ from tests.support.waiting import wait_for
 def steps_written(run: Path) -> int:
     metrics = RunPaths(run).metrics
     return len(read_metrics(metrics)) if metrics.exists() else 0
+
+
+def waits(run: Path) -> bool:
+    """Whether the run waits for rollouts of the step after the last one that is written."""
+    done = "(SELECT count(*) FROM finished WHERE group_id = groups.id)"
+    question = f"SELECT count(*) FROM groups WHERE admitted = {steps_written(run) + 1} AND {done} < size"
+    with closing(sqlite3.connect(f"{RunPaths(run).journal.as_uri()}?mode=ro", uri=True)) as journal:
+        return journal.execute(question).fetchone()[0] > 0
+
+
+def starts_of(run: Path) -> int:
+    return len(RunPaths(run).attempts.read_text().splitlines())
 
 
 def saved(run: Path, output: Path, why: str) -> int:
@@ -40,8 +58,16 @@ def test_a_run_ends_before_its_deadline_and_after_a_signal_and_goes_on_exactly(t
     run, said = tmp_path / "bench" / "run", tmp_path / "said"
     with Bench(tmp_path / "bench", steps=5, sections={"checkpoint": {"interval": 10, "keep": 10}}) as bench:
         undisturbed, _ = bench.undisturbed(1)
-        assert bench.start(run, said, more=["run.must_save_by=90s"]).wait(300) == 75  # no time for two first saves
-        assert saved(run, said, "run.must_save_by = 90s") == 1
+        bench.board.engines(STALLING)  # no step will come to its end
+        assert bench.start(run, said, more=["run.must_save_by=9s"]).wait(300) == 75
+        assert "stopped with its rollouts kept, before step 1 of 5 (run.must_save_by = 9s)" in said.read_text()
+        assert steps_written(run) == 0 and not RunPaths(run).latest.exists()
+        bench.board.calm()
+        while not RunPaths(
+            run
+        ).latest.exists():  # no time for two first saves: after the first step, if it is that fast
+            assert bench.start(run, said, more=["run.must_save_by=119s"]).wait(300) == 75
+        assert saved(run, said, "run.must_save_by = 119s") == 1
         job = bench.start(run, said)
         wait_for(lambda: steps_written(run) == 2, seconds=300, process=job)
         rank = family.with_role(family.members(job), "rank 0")
@@ -56,6 +82,16 @@ def test_a_run_ends_before_its_deadline_and_after_a_signal_and_goes_on_exactly(t
             for name in ("loss", "grad_norm")
         )
         assert len(rows) == done < 5
+        bench.board.engines(STALLING)
+        starts, job = starts_of(run), bench.start(run, said, ranks=2, restarts=2)
+        wait_for(lambda: starts_of(run) == starts + 1, seconds=300, process=job)
+        wait_for(lambda: waits(run), seconds=300, process=job)
+        rank = family.with_role(family.members(job), "rank 1")  # not the one that talks to the engines
+        assert rank is not None
+        rank.send_signal(signal.SIGUSR1)
+        assert job.wait(300) == 0, "torchrun must not start the ranks again"
+        assert saved(run, said, "SIGUSR1") == done and starts_of(run) == starts + 1
+        bench.board.calm()
         assert bench.start(run, said, ranks=2).wait(300) == 0
         assert not compare(run, undisturbed, exactly=False), (
             "the same rollouts and steps, and losses as the layouts allow"

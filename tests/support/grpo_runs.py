@@ -112,9 +112,9 @@ def write_example(
     return folder / "config.yaml"
 
 
-def command(config: Path, *overrides: str, ranks: int = 1) -> list[str]:
+def command(config: Path, *overrides: str, ranks: int = 1, restarts: int = 0) -> list[str]:
     """The command line of the GRPO stage."""
-    return stages.command("train_grpo", str(config), *overrides, ranks=ranks)
+    return stages.command("train_grpo", str(config), *overrides, ranks=ranks, restarts=restarts)
 
 
 def train(config: Path, *overrides: str, ranks: int = 1, timeout: float = 300.0, real: bool = False) -> None:

@@ -32,9 +32,9 @@ TINY = {
 }  # fmt: skip
 
 
-def command(stage: str, *arguments: str, ranks: int = 1) -> list[str]:
-    """The command line of `megatron_lwz.cli.<stage>`; on several ranks under torchrun."""
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+def command(stage: str, *arguments: str, ranks: int = 1, restarts: int = 0) -> list[str]:
+    """The command line of `megatron_lwz.cli.<stage>`; on several ranks under torchrun, which starts them again so often."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     return [sys.executable, *(torchrun if ranks > 1 else []), "-m", f"megatron_lwz.cli.{stage}", *arguments]
 

@@ -9,7 +9,8 @@ import pytest
 from megatron_lwz.config import validate
 from megatron_lwz.config.moment import seconds_until
 from megatron_lwz.distributed import exchange, termination
-from megatron_lwz.errors import ConfigError, Resumable
+from megatron_lwz.errors import ConfigError, Interrupted, Resumable
+from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training import deadline
 from megatron_lwz.training.deadline import FIRST_SAVE_SECONDS, Deadline
 
@@ -95,3 +96,53 @@ def test_sigusr1_ends_the_run_after_its_step(monkeypatch: pytest.MonkeyPatch, tm
     assert taken == [3, 4, 5]
     with pytest.raises(Resumable, match="SIGUSR1"):
         made.check(tmp_path, 5)
+
+
+def test_a_wait_for_rollouts_ends_when_two_saves_would_just_be_done(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    clock, posted = Clock(monkeypatch), set[str]()
+    monkeypatch.setattr(exchange, "posted", posted.__contains__)
+    monkeypatch.setattr(exchange, "post", posted.add)
+    monkeypatch.setattr(exchange, "broadcast_json", lambda value: value)
+    made = Deadline(validate({"run": {"must_save_by": "1000s"}, "training": {"steps": 10}}))
+    shown: list[Progress] = []
+    wait, progress = made.interrupting(shown.append), Progress(0, 8, 0, 0.0)
+    steps = made.steps(0)
+
+    def waits_until(step: int) -> float:
+        made.begin_wait(f"rollouts/0/{step}")
+        while clock.now < 2000:
+            try:
+                wait(progress)
+            except Interrupted:
+                return clock.now
+            clock.now += 1
+        raise AssertionError("it waits for ever")
+
+    assert next(steps) == 1 and waits_until(1) == 1000, "there is nothing to save before the first step"
+    clock.now = 100
+    assert not made.end_wait(interrupted=False) and not made.reached(1, 50) and next(steps) == 2
+    assert waits_until(2) == 900 and len(shown) > 1800
+    assert made.end_wait(interrupted=True)
+    wait(progress)  # nobody waits for a step: evaluations end as ever
+    with pytest.raises(Resumable, match=r"saved and stopped after step 1 of 10 \(run.must_save_by = 1000s\)"):
+        made.check(tmp_path, 1)
+    with pytest.raises(Resumable, match="stopped with its rollouts kept, before step 1 of 10"):
+        made.check(tmp_path, 0)
+    assert not list(steps)
+
+
+def test_a_signal_to_a_rank_that_waits_ends_the_wait_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    posted = set[str]()
+    monkeypatch.setattr(exchange, "posted", posted.__contains__)
+    monkeypatch.setattr(exchange, "post", posted.add)
+    made = Deadline(validate({}))
+    wait = made.interrupting(lambda _: None)
+    made.begin_wait("rollouts/0/1")
+    made.meanwhile()
+    wait(Progress(0, 8, 0, 0.0))
+    with monkeypatch.context() as inside:
+        inside.setattr(termination, "save_requested", lambda: True)
+        made.meanwhile()
+    with pytest.raises(Interrupted):
+        wait(Progress(0, 8, 0, 0.0))
