@@ -2,7 +2,7 @@
 """A campaign of faults against a tiny GRPO run: `python tools/chaos.py --faults 250 --page docs/reliability.md`.
 
 A run is undisturbed once for each layout. Others are disturbed (processes killed, cut and refused writes, frozen
-processes, broken connections, a jumping clock) at moments that are drawn from a seed, started again until they end, and
+processes, broken connections, a reward model that is down, a jumping clock) at moments that are drawn from a seed, started again until they end, and
 compared: steps, rollouts, metrics, weights and optimizer state. Exit status 1 if a promise of docs/reliability.md broke.
 """
 
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so long")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=6, help="steps of a run")
-    parser.add_argument("--short", action="store_true", help="one run, five faults: the form of the test suite")
+    parser.add_argument("--short", action="store_true", help="one run, six faults: the form of the test suite")
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/lwz_chaos"), help="is emptied first")
     parser.add_argument("--json", type=Path, help="write all events there")
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")

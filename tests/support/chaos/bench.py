@@ -1,4 +1,4 @@
-"""The place of a campaign: a tiny policy, two engines that can be killed, and an undisturbed run for each layout."""
+"""The place of a campaign: a tiny policy, two engines and a reward model's server, and an undisturbed run for each layout."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from megatron_lwz.http.orphan import dying_with_us
 from megatron_lwz.http.ports import free_port
 from tests.support import warm
 from tests.support.chaos.control import Control
+from tests.support.chaos.scripted_engine import ANSWER_TAG
 from tests.support.grpo_runs import command, write_example
 from tests.support.paths import ROOT
 from tests.support.stages import variables
@@ -25,15 +26,19 @@ PAUSE = 0.01
 """Seconds between two pieces of a stream: a rollout then lasts for several commits."""
 
 
-class EngineLife:
-    """An engine at one address, which is started again after a kill."""
+JUDGE_RETRIES = 40
+"""So many that a reward model which is down for a while is asked again until it answers."""
 
-    def __init__(self, board: Control, folder: Path) -> None:
+
+class ServerLife:
+    """A scripted server at one address, which is started again after a kill."""
+
+    def __init__(self, name: str, board: Control, folder: Path, *more: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        line = [sys.executable, "-m", "tests.support.chaos.scripted_engine", str(board.path), str(port), str(PAUSE)]
+        line = [sys.executable, "-m", f"tests.support.chaos.scripted_{name}", str(board.path), str(port), *more]
         self._line = dying_with_us(line)
-        self._log = (folder / f"engine_{port}.log").open("wb")
+        self._log = (folder / f"{name}_{port}.log").open("wb")
         self.start()
 
     def start(self) -> None:
@@ -59,7 +64,8 @@ class Bench:
         folder.mkdir(parents=True)
         self.folder, self.steps = folder, steps
         self.board = Control(folder / "control")
-        self.engines = [EngineLife(self.board, folder) for _ in range(2)]
+        self.engines = [ServerLife("engine", self.board, folder, str(PAUSE)) for _ in range(2)]
+        self.judge = ServerLife("judge", self.board, folder)
         tree: dict[str, dict[str, Any]] = {
             "rollout": {
                 "urls": [engine.url for engine in self.engines],
@@ -69,15 +75,18 @@ class Bench:
                 "pool": {"probe_interval": 0.2},
             },
             "data": {"held_out_prompts": None},
+            "reward": {"writing": {"url": self.judge.url, "timeout": 1.0, "retries": JUDGE_RETRIES, "backoff": 0.05}},
             "training": {"steps": steps},
         }
         for name, values in (sections or {}).items():
             tree[name] = {**tree.get(name, {}), **values}
-        self.config = write_example(folder, **tree)
+        self.config = write_example(folder, words=[ANSWER_TAG], **tree)
 
-    def start(self, run: Path, output: Path, *, ranks: int = 1, more: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    def start(
+        self, run: Path, output: Path, *, ranks: int = 1, restarts: int = 0, more: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
         """The main job in `run`, with everything that it says in `output`."""
-        line = command(self.config, f"run.dir={run}", f"parallel.tensor={ranks}", *more, ranks=ranks)
+        line = command(self.config, f"run.dir={run}", f"parallel.tensor={ranks}", *more, ranks=ranks, restarts=restarts)
         with output.open("wb") as stream:
             return warm.Popen(line, cwd=ROOT, env=self._variables(), stdout=stream, stderr=subprocess.STDOUT)
 
@@ -96,11 +105,15 @@ class Bench:
 
     def close(self) -> None:
         self.board.calm()
-        for engine in self.engines:
-            engine.kill()
+        for server in (*self.engines, self.judge):
+            server.kill()
 
     def _variables(self) -> dict[str, str]:
-        return variables() | {"LWZ_CHAOS": os.fspath(self.board.path), "LWZ_ENGINE_TOKEN": TOKEN}
+        return variables() | {
+            "LWZ_CHAOS": os.fspath(self.board.path),
+            "LWZ_ENGINE_TOKEN": TOKEN,
+            "LWZ_REWARD_TOKEN": TOKEN,
+        }
 
     def __enter__(self) -> Bench:
         return self

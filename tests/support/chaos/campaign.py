@@ -17,12 +17,19 @@ from tests.support.chaos.trial import Event, Fault, Trial
 FAULTS: dict[Fault, int] = {
     Fault("kill"): 20, Fault("kill", "all"): 12, Fault("kill", "torchrun"): 8, Fault("kill", "rank 0"): 8,
     Fault("kill", "rank 1"): 8, Fault("kill", "rollout process"): 10, Fault("kill", "engine"): 6, Fault("cut write"): 12,
-    Fault("disk full"): 6, Fault("disk read-only"): 4, Fault("freeze", "rank 0"): 1, Fault("freeze", "rank 1"): 1,
-    Fault("freeze", "rollout process"): 1, Fault("connections dropped"): 1, Fault("connections stalled"): 1,
-    Fault("clock jump"): 1,
+    Fault("disk full"): 6, Fault("disk read-only"): 4,
 }  # fmt: skip
 """What may happen → how often, relative to the others. What engines say wrongly has its place in scripted_engine.py."""
-SHORT = (Fault("kill", "all"), Fault("disk full"), Fault("cut write"), Fault("kill", "engine"), Fault("clock jump"))
+IN_TURN = (
+    Fault("connections stalled"), Fault("judge down", "killed"), Fault("clock jump"), Fault("judge down", "failing"),
+    Fault("freeze", "rollout process"), Fault("judge down", "hanging"), Fault("connections dropped"),
+    Fault("freeze", "rank 0"), Fault("freeze", "rank 1"),
+)  # fmt: skip
+"""What ends no run: every run has the next two of them, so that none is left out by chance."""
+SHORT = (
+    Fault("judge down", "failing"), Fault("kill", "all"), Fault("disk full"), Fault("cut write"), Fault("kill", "engine"),
+    Fault("clock jump"),
+)  # fmt: skip
 """For the test suite."""
 PER_RUN = 10
 """Faults of one run."""
@@ -65,7 +72,7 @@ def run(
                 return result
             draw = random.Random(f"{seed}/{number}")
             layout, ranks = ("1 rank", lambda: 1) if short else _layout(number)
-            chosen = list(SHORT) if short else _drawn(draw, min(PER_RUN, faults - len(result.events)))
+            chosen = list(SHORT) if short else _drawn(draw, number, min(PER_RUN, faults - len(result.events)))
             trial = Trial(bench, f"run_{number}", ranks, draw)
             try:
                 trial.survive(chosen)
@@ -86,8 +93,12 @@ def _layout(number: int) -> tuple[str, Callable[[], int]]:
     return "1 rank", lambda: 1
 
 
-def _drawn(draw: random.Random, count: int) -> list[Fault]:
-    return draw.choices(list(FAULTS), list(FAULTS.values()), k=count)
+def _drawn(draw: random.Random, number: int, count: int) -> list[Fault]:
+    """The faults of run `number`, in an order that is drawn, too."""
+    chosen = [IN_TURN[(2 * number + place) % len(IN_TURN)] for place in range(min(2, count))]
+    chosen += draw.choices(list(FAULTS), list(FAULTS.values()), k=count - len(chosen))
+    draw.shuffle(chosen)
+    return chosen
 
 
 def _add(result: Result, trial: Trial, layout: str, number: int) -> None:

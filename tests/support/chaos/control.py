@@ -19,13 +19,17 @@ SERVING, DROPPING, STALLING, SILENT = range(4)
 """What engines do with their streams: write them; cut the connections; write nothing for a while; take no connection."""
 
 
+FAILING, HANGING = 1, 2
+"""What the reward model's server does in place of SERVING: answer 500; answer nothing."""
+
+
 class _State(ctypes.Structure):
     """`struct control` of faults.c."""
 
     _fields_ = [
         *((name, ctypes.c_uint64) for name in ("calls", "stop_at", "refuse_at")),
         ("clock", ctypes.c_int64),
-        *((name, ctypes.c_uint32) for name in ("stopped", "released", "refuse", "refused", "cut", "engine")),
+        *((name, ctypes.c_uint32) for name in ("stopped", "released", "refuse", "refused", "cut", "engine", "judge")),
         ("folder", ctypes.c_char * 256),
         ("match", ctypes.c_char * 64),
         ("where", ctypes.c_char * 512),
@@ -75,7 +79,8 @@ class Control:
         """No fault from now on; a waiting call goes on."""
         state = self._state
         state.stop_at = state.refuse_at = state.refuse = state.refused = state.stopped = state.cut = state.clock = 0
-        state.engine, state.where = SERVING, b""
+        state.engine = state.judge = SERVING
+        state.where = b""
         state.released = 1
 
     def stop_at(self, call: int, *, cut: float = 0.0) -> None:
@@ -96,6 +101,13 @@ class Control:
 
     def engines(self, mode: int) -> None:
         self._state.engine = mode
+
+    def judges(self, mode: int) -> None:
+        self._state.judge = mode
+
+    @property
+    def judge(self) -> int:
+        return self._state.judge
 
     @property
     def engine(self) -> int:

@@ -8,6 +8,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from megatron_lwz.http.retry import Failure
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.run_paths import RunPaths
@@ -17,9 +18,11 @@ Durable = dict[tuple[int, int], bytes]
 """(group, rollout) → its tokens and log-probs that are on disk."""
 NOT_COMPARED = (
     "seconds", "tokens_per_second", "rollout/total", "rollout/engine", "rollout/concurrency", "rollout/kv",
-    "rollout/waiting", "rollout/mixed", "rollout/token_staleness", "length/waiting",
+    "rollout/waiting", "rollout/mixed", "writing/", "rollout/token_staleness", "length/waiting",
 )  # fmt: skip
 """Beginnings of metrics that tell of this process and its clock, not of what was trained."""
+MASKED = tuple(f"writing/masked/{kind.value}" for kind in Failure)
+"""Metrics that count scores which are missing since their server failed for too long."""
 TOLERANCE = 2e-5
 """Relative difference of losses and gradient norms that another layout may make (fp32)."""
 
@@ -97,6 +100,7 @@ def _metrics(run: RunPaths, undisturbed: RunPaths, *, exactly: bool) -> list[str
     if [row["step"] for row in rows] != [row["step"] for row in expected]:
         return [f"metrics.jsonl: steps {[int(row['step']) for row in rows]}"]
     wrong = []
+    wrong += [f"step {row['step']}: {name} = {row[name]}" for row in rows for name in row if name.startswith(MASKED)]
     for row, other in zip(rows, expected, strict=True):
         names = (row.keys() | other.keys()) if exactly else {"loss", "grad_norm"}
         for name in sorted(name for name in names if not name.startswith(NOT_COMPARED)):

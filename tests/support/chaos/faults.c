@@ -26,7 +26,7 @@
 struct control { /* the same in control.py */
     uint64_t calls, stop_at, refuse_at;
     int64_t clock;
-    uint32_t stopped, released, refuse, refused, cut, engine;
+    uint32_t stopped, released, refuse, refused, cut, engine, judge;
     char folder[256], match[64], where[512];
 };
 

@@ -75,10 +75,16 @@ class Scripted(Engine):
         return chunk
 
 
+ANSWER_TAG = "<answer>"
+"""A token after those of `write_example`, so that most rollouts have an answer that can be scored."""
+
+
 def scripted_token(seed: int, position: int) -> int:
-    """The token at an absolute position: of the first 128 in half of the cases, the end of text in one of 40."""
+    """The token at an absolute position: a byte, the end of text in one of 40 cases, the tag in one of 12."""
     value = int.from_bytes(hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=4).digest(), "big")
-    return END_OF_TEXT if value % 40 == 0 else value // 40 % 256
+    if value % 40 == 0:
+        return END_OF_TEXT
+    return END_OF_TEXT + 1 if value // 40 % 12 == 0 else value // 480 % 256
 
 
 async def _main(control: Path, port: int, pause: float) -> None:

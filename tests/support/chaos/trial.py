@@ -14,7 +14,7 @@ import psutil
 
 from tests.support.chaos import family
 from tests.support.chaos.bench import Bench
-from tests.support.chaos.control import DROPPING, FULL, READ_ONLY, STALLING
+from tests.support.chaos.control import DROPPING, FAILING, FULL, HANGING, READ_ONLY, SERVING, STALLING
 from tests.support.chaos.evidence import Durable, compare, durable, lost_tokens, tokens_in
 
 PATIENCE = 600.0
@@ -22,6 +22,8 @@ PATIENCE = 600.0
 GONE_SECONDS = 60.0
 """Within which nothing of a run is left after one of its processes was killed."""
 REFUSALS = {"disk full": FULL, "disk read-only": READ_ONLY}
+JUDGE = {"failing": FAILING, "hanging": HANGING}
+"""What a reward model's server that is down does, if it was not killed."""
 CONNECTIONS = {"connections dropped": DROPPING, "connections stalled": STALLING}
 
 
@@ -148,6 +150,8 @@ class Trial:
             self._board.release()
             time.sleep(self._draw.uniform(0.3, 1.0))
             self._board.engines(0)
+        elif fault.kind == "judge down":
+            self._judge_down(fault.victim)
         elif fault.kind == "clock jump":
             self._board.shift_clock(self._draw.choice([-86_400, -3_600, -5, 5, 3_600, 86_400, 315_360_000]))
         self._board.release()
@@ -163,6 +167,18 @@ class Trial:
         else:
             assert victim is not None
             family.kill([victim])
+
+    def _judge_down(self, how: str) -> None:
+        """For some attempts of the requests that are under way, and fewer than the run makes."""
+        if how == "killed":
+            self._bench.judge.kill()
+        else:
+            self._board.judges(JUDGE[how])
+        self._board.release()
+        time.sleep(self._draw.uniform(0.3, 1.5))
+        if how == "killed":
+            self._bench.judge.start()
+        self._board.judges(SERVING)
 
     def _note_end(
         self,
