@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from megatron_lwz.errors import DataError
+from megatron_lwz.errors import DataError, refusal
 from megatron_lwz.reading import parse_row
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.writing import naming, replacing, write_text
@@ -135,7 +135,7 @@ def read_metrics(path: Path | str) -> list[Row]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise DataError(path, f"cannot be read ({error.strerror})") from error
+        raise DataError(path, f"cannot be read {refusal(error)}") from error
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         row = parse_row(line, path, number)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from megatron_lwz.errors import DataError, EnvironmentSetupError
+from megatron_lwz.errors import DataError, EnvironmentSetupError, refusal
 
 MAX_LINE_BYTES = 256 * 2**20
 """Longest line of a JSONL file. A longer one is almost always a file without line ends."""
@@ -39,6 +39,8 @@ _SNIFFED = 512
 _UTF8_BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _PACKED = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
+_AGAIN = "it is damaged or cut off, copy it again"
+_CORRECT = "correct it"
 _DEEP = f"JSON is nested too deeply: at most {MAX_DEPTH} levels"
 _SPREAD = "one object over several lines: give one object per line, or an array"
 _HALF = "holds half a surrogate pair, which is no character: remove it"
@@ -95,7 +97,7 @@ def read_text(path: Path | str) -> str:
             raise DataError(path, f"is larger than {MAX_DOCUMENT_BYTES >> 30} GiB: split it, or give JSONL or Parquet")
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(path, f"cannot be read ({_reason(error)})") from error
+        raise DataError(path, f"cannot be read {refusal(error, _AGAIN)}") from error
     return _decode(data, path).replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -118,11 +120,11 @@ def parse_json(text: str, path: Path | str, *, line: int | None = None, unit: Un
         value = json.loads(text)
     except json.JSONDecodeError as error:
         at = f"column {error.colno}" if line is not None else f"line {error.lineno}, column {error.colno}"
-        raise DataError(path, f"not valid JSON ({error.msg}, {at})", line=line, unit=unit) from error
+        raise DataError(path, f"not valid JSON ({error.msg}, {at}): {_CORRECT}", line=line, unit=unit) from error
     except RecursionError as error:
         raise DataError(path, _DEEP, line=line, unit=unit) from error
     except ValueError as error:  # a number of more digits than Python converts
-        raise DataError(path, f"not valid JSON ({_reason(error)})", line=line, unit=unit) from error
+        raise DataError(path, f"not valid JSON {refusal(error, _CORRECT)}", line=line, unit=unit) from error
     if (fault := _fault(value, text, 0, len(text))) is not None:
         raise DataError(path, fault, line=line, unit=unit)
     return value
@@ -157,7 +159,7 @@ def scan_rows(
             else:
                 yield from _json_rows(file, path)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(path, f"cannot be read ({_reason(error)})") from error
+        raise DataError(path, f"cannot be read {refusal(error, _AGAIN)}") from error
 
 
 def shape_of(path: Path | str) -> Shape:
@@ -167,7 +169,7 @@ def shape_of(path: Path | str) -> Shape:
         with path.open("rb") as file:
             return _shape(file.peek(_SNIFFED), path)
     except OSError as error:
-        raise DataError(path, f"cannot be read ({_reason(error)})") from error
+        raise DataError(path, f"cannot be read {refusal(error, _AGAIN)}") from error
 
 
 def open_parquet(path: Path) -> Any:
@@ -181,7 +183,7 @@ def open_parquet(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except _PARQUET_ERRORS as error:
-        raise DataError(path, f"not a Parquet file ({_reason(error)})") from error
+        raise DataError(path, f"not a Parquet file {refusal(error, _AGAIN)}") from error
 
 
 def parquet_rows(
@@ -198,7 +200,7 @@ def parquet_rows(
                 number += 1
                 yield Row(path, number, value, "row")
     except _PARQUET_ERRORS as error:
-        raise DataError(path, f"cannot be read after row {number} ({_reason(error)})") from error
+        raise DataError(path, f"cannot be read after row {number} {refusal(error, _AGAIN)}") from error
 
 
 def check_length(line: bytes, path: Path, number: int, unit: Unit = "line") -> None:
@@ -267,10 +269,14 @@ def _array_rows(text: str, path: Path) -> Iterator[Row | DataError]:
         yield value if isinstance(value, DataError) else _row(value, path, line, place=place)
         more = text[at : at + 1] != "]"
         if more and text[at : at + 1] != ",":
-            raise DataError(path, "not valid JSON (no ',' or ']' after this element of the array)", line=line)
+            raise DataError(
+                path, f"not valid JSON (no ',' or ']' after this element of the array): {_CORRECT}", line=line
+            )
         at = _skip_space(text, at + 1) if more else at
     if text[at + 1 :].strip():
-        raise DataError(path, "not valid JSON (something follows the array)", line=text.count("\n", 0, at) + 1)
+        raise DataError(
+            path, f"not valid JSON (something follows the array): {_CORRECT}", line=text.count("\n", 0, at) + 1
+        )
 
 
 def _decode_element(text: str, at: int, path: Path, line: int) -> tuple[Any | DataError, int]:
@@ -278,11 +284,13 @@ def _decode_element(text: str, at: int, path: Path, line: int) -> tuple[Any | Da
     try:
         value, end = json.JSONDecoder().raw_decode(text, at)
     except json.JSONDecodeError as error:
-        raise DataError(path, f"not valid JSON ({error.msg}, column {error.colno})", line=error.lineno) from error
+        raise DataError(
+            path, f"not valid JSON ({error.msg}, column {error.colno}): {_CORRECT}", line=error.lineno
+        ) from error
     except RecursionError as error:
         raise DataError(path, _DEEP, line=line) from error
     except ValueError as error:
-        raise DataError(path, f"not valid JSON ({_reason(error)})", line=line) from error
+        raise DataError(path, f"not valid JSON {refusal(error, _CORRECT)}", line=line) from error
     if (fault := _fault(value, text, at, end)) is not None:
         value = DataError(path, fault, line=line)
     return value, _skip_space(text, end)
@@ -351,7 +359,3 @@ def _as_text(value: Any) -> str:
     if isinstance(value, (bytes, bytearray)):
         raise TypeError(f"holds bytes ({value[:20]!r} …), which are no text: leave this column out")
     return str(value)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or " ".join(str(error).split("\n")) or type(error).__name__

@@ -26,7 +26,9 @@ def load_function(key: str, path: str) -> Callable[..., Any]:
         if type(error) is not SystemExit and isinstance(error, SystemExit):
             raise  # a signal ends this process
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(key, path, f"cannot be imported ({said})") from error
+        raise ConfigError(
+            key, path, f"cannot be imported ({said}): correct it, or add its folder to PYTHONPATH"
+        ) from error
     if not callable(function):
-        raise ConfigError(key, path, "is not a function")
+        raise ConfigError(key, path, "is not a function: name one as package.module:function")
     return function

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from megatron_lwz.errors import FileSystemError
+from megatron_lwz.errors import FileSystemError, refusal
 from megatron_lwz.private_files import make_private
-
-_ADVICE = {
-    errno.ENOSPC: "make room on its disk",
-    errno.EDQUOT: "make room within its quota",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.EROFS: "its disk is read-only, mount it for writing",
-}
 
 
 @contextmanager
@@ -32,8 +24,7 @@ def naming(path: Path) -> Iterator[None]:
         named = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None]
         if named and not any(name.is_relative_to(path.parent) for name in named):
             raise
-        advice = _ADVICE.get(error.errno or 0, "mend that")
-        text = f"{path}: cannot be written ({error.strerror or error}): {advice}, then start the same command again"
+        text = f"{path}: cannot be written {refusal(error, 'mend that')}, then start the same command again"
         raise FileSystemError(text) from error
 
 

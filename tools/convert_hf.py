@@ -160,7 +160,7 @@ def verify(arguments: argparse.Namespace) -> None:
     weights = compare_weights(policies, folder, DTYPES[saved.training.precision])
     if weights.worst is not None:
         said = f"{weights.differing} of {weights.tensors} tensors differ; {weights.worst}"
-        raise CheckpointError(checkpoint, f"is not the model in {hf}: {said}")
+        raise CheckpointError(checkpoint, f"is not the model in {hf}: {said}: name the folder that it was made from")
     _say(f"weights: all {weights.tensors} tensors are equal ({weights.values:,} values)")
     found = compare_function(policies, hf, arch, samples, config)
     output = "score" if arch.head == "scalar" else "log-prob"

@@ -41,7 +41,7 @@ from megatron_lwz.data.preferences.make import (
 )
 from megatron_lwz.data.preferences.pairs import PreferencePair
 from megatron_lwz.data.preparation.sources import find_files
-from megatron_lwz.errors import DataError
+from megatron_lwz.errors import DataError, refusal
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
             inputs,
             f"no pair could be made ({shown}): give more, longer or other documents or pairs"
             if shown
-            else "holds no row",
+            else "holds no row: give a file with rows",
         )
     options.out.mkdir(parents=True, exist_ok=True)
     for name, side in zip(("train.jsonl", "held_out.jsonl"), sides, strict=True):
@@ -141,7 +141,7 @@ def _replace(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors="replace")
         part.replace(path)
     except OSError as error:
-        raise DataError(path, f"cannot be written ({error.strerror})") from error
+        raise DataError(path, f"cannot be written {refusal(error)}") from error
 
 
 def _show(report: dict[str, Any], out: Path) -> None:

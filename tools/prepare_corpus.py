@@ -35,15 +35,18 @@ def main(argv: Sequence[str]) -> None:
         "--workers", type=option_types.positive, default=os.cpu_count(), help="processes; default: one per core"
     )
     parser.add_argument(
-        "--unit-mib", type=float, default=32.0, help="text per unit of work; a kill loses at most these"
+        "--unit-mib",
+        type=option_types.positive_number,
+        default=32.0,
+        help="text per unit of work; a kill loses at most these",
     )
     parser.add_argument("--verify", action="store_true", help="compare a finished corpus with its checksums")
     arguments = parser.parse_args(argv)
     if arguments.verify:
         print(f"{arguments.out}: {check_parts(arguments.out)} parts are as they were written")
         return
-    if arguments.workers < 1 or arguments.unit_mib <= 0:
-        parser.error("--workers and --unit-mib must be positive")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise common.UsageError(f"--out {arguments.out}: is a file, but a folder will be written: name another one")
     manifest = prepare(
         read_spec(arguments.spec),
         arguments.out,

@@ -40,7 +40,7 @@ from megatron_lwz.data.preparation.rows import (
     settle,
 )
 from megatron_lwz.data.preparation.sources import Source, find_files, read_sources
-from megatron_lwz.errors import ConfigError, DataError
+from megatron_lwz.errors import ConfigError, DataError, refusal
 from megatron_lwz.evaluation.asking import Shown, ask_all
 from megatron_lwz.rewards.judge_client import Judge
 from megatron_lwz.rewards.length_judge import VERSIONS, length_question, read_length
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     """Reads the inputs, filters them, asks the judge and writes the rows. Raises LwzError."""
     options = _parser().parse_intermixed_args(list(argv))
     if options.output.is_dir():
-        raise common.UsageError(f"--output {options.output}: is a folder, but a file will be written")
+        raise common.UsageError(f"--output {options.output}: is a folder, but a file will be written: name a file")
     config = load_config(options.config, options.overrides)
     settings = _settings(options, config)
     tally = Tally()
@@ -186,7 +186,7 @@ def _replace(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors="replace")
         part.replace(path)
     except OSError as error:
-        raise DataError(path, f"cannot be written ({error.strerror})") from error
+        raise DataError(path, f"cannot be written {refusal(error)}") from error
 
 
 def _show(tally: Tally, output: Path) -> None:

@@ -145,11 +145,11 @@ def check_writable(path: Path, option: str) -> None:
     """Checks, before any work is done for it, that the file `path` can be written. Raises UsageError."""
     folder = path.parent
     if path.is_dir():
-        raise UsageError(f"{option} {path}: is a folder, but a file will be written")
+        raise UsageError(f"{option} {path}: is a folder, but a file will be written: name a file")
     if not folder.is_dir():
-        raise UsageError(f"{option} {path}: there is no folder {folder}")
+        raise UsageError(f"{option} {path}: there is no folder {folder}: make it, or name another one")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"{option} {path}: {folder} cannot be written")
+        raise UsageError(f"{option} {path}: {folder} cannot be written: change its permissions, or name another folder")
 
 
 def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:

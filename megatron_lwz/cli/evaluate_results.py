@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from megatron_lwz.cli.common import UsageError, console
+from megatron_lwz.errors import refusal
 from megatron_lwz.evaluation.statistics import Estimate
 from megatron_lwz.report.evaluation import number
 from megatron_lwz.writing import write_text
@@ -21,7 +22,7 @@ def output_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--output {path}: cannot be created ({error.strerror})") from error
+        raise UsageError(f"--output {path}: cannot be created {refusal(error)}") from error
     return path
 
 

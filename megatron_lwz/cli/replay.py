@@ -56,7 +56,7 @@ def _check_output(folder: Path | None, run: Path) -> None:
     if folder.resolve().is_relative_to(run.resolve()):
         raise common.UsageError(f"--output {folder}: lies in the run, which stays as it is: name another folder")
     if folder.exists() and not folder.is_dir():
-        raise common.UsageError(f"--output {folder}: is a file, but a folder will be written")
+        raise common.UsageError(f"--output {folder}: is a file, but a folder will be written: name a folder")
 
 
 def _show(replayed: Replayed) -> None:

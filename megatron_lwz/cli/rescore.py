@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -68,7 +69,9 @@ def _configs(run: Path, file: Path | None, overrides: Sequence[str]) -> tuple[Co
         section = text.partition("=")[0].partition(".")[0]
         if "=" in text and section not in _SECTIONS:
             raise ConfigError(
-                text.partition("=")[0], text.partition("=")[2], "rescore changes only reward, judge and grpo"
+                text.partition("=")[0],
+                text.partition("=")[2],
+                "rescore changes only reward, judge and grpo: leave it out",
             )
     old = load_config(RunPaths(run).config)
     source = load_config(file if file is not None else RunPaths(run).config, overrides)
@@ -82,7 +85,7 @@ def _rescore(rescorer: Rescorer, journal: Path, steps: tuple[int, int] | None, l
         ids = ids[-limit:] if limit else ids
         if not ids:
             which = f"of steps {steps[0]} to {steps[1]}" if steps else "with scores"
-            raise DataError(journal, f"holds no group {which} yet")
+            raise DataError(journal, f"holds no group {which} yet: wait for the run, or choose other --steps")
         return rescorer.run(reader.texts(ids), consumed, lambda done: bar(done, len(ids)))
 
 
@@ -146,7 +149,10 @@ def _share(value: float | None) -> str:
 
 def _steps(text: str) -> tuple[int, int]:
     first, _, last = text.partition("-")
-    return int(first), int(last or first)
+    try:
+        return int(first), int(last or first)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no range of steps: write A-B, such as 10-20") from error
 
 
 def _csv(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

@@ -86,7 +86,7 @@ def read_hf_architecture(folder: Path) -> Architecture:
     """
     path = folder / FILE
     if not path.is_file():
-        raise ConfigError("model.hf", str(folder), f"no {FILE} in this folder")
+        raise ConfigError("model.hf", str(folder), f"no {FILE} in this folder: name a Hugging Face folder")
     found = _Reader(path, read_object(path))
     kind = found.raw.get("model_type")
     if kind != MODEL_TYPE:
@@ -135,7 +135,7 @@ class _Reader:
         if key not in self.raw and default is not None:
             return default
         if key not in self.raw:
-            raise DataError(self.path, f"{key} is missing")
+            raise DataError(self.path, f"{key} is missing: use the config.json that came with the weights")
         value = self.finite(key, self.raw[key])
         if value != int(value):
             raise self.error(key, "must be a whole number")

@@ -58,7 +58,9 @@ class Config(s.Section):
         if folder is None:
             raise ConfigError("model.tokenizer", None, "name the folder that holds tokenizer.json")
         if not (Path(folder) / "tokenizer.json").is_file():
-            raise ConfigError("model.tokenizer", folder, "no tokenizer.json in this folder")
+            raise ConfigError(
+                "model.tokenizer", folder, "no tokenizer.json in this folder: name the folder of a tokenizer"
+            )
         return Path(folder)
 
     def check_layout(self, world_size: int) -> None:

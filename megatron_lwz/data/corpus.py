@@ -229,7 +229,7 @@ def open_corpus(config: Config) -> PackedCorpus:
         )
     tokenizer = Tokenizer(config.tokenizer_dir())
     documents = tokenized(map(Path, paths), tokenizer.encode, min(tokenizer.eos_ids))
-    tokens, lengths = shared_documents(RunPaths(config.run.dir).new_corpus, documents)
+    tokens, lengths = shared_documents(RunPaths(config.run.dir).new_corpus, documents, ", ".join(paths))
     if note := tokenizer.control_note():
         log.warning(
             "%s: %d documents%s; remove one at a document's end, each gets its own",

@@ -38,7 +38,7 @@ def read_prompts(path: str | Path, *, maximum_length: int | None = None) -> list
         first[prompt.id] = row
         prompts.append(prompt)
     if not prompts:
-        raise DataError(path, "no prompts in this file")
+        raise DataError(path, "no prompts in this file: give a file with rows")
     return prompts
 
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from megatron_lwz.data.text.grammar import parse_response
 from megatron_lwz.data.tokenizer import Tokenizer
 
+_OTHERS = "give other rows"
 ENDS = ("<|endoftext|>", "<|im_end|>")
 """Texts of the tokens that end a text in Qwen2.5's files. A stage adds those of its own tokenizer."""
 
@@ -41,7 +42,7 @@ class LeftOut(Counter[str]):
 
     def all_of(self, total: int) -> str:
         """Returns the advice for the case that all `total` rows are left out."""
-        return f"none of {total} rows can be used: {self.reasons}" if total else "holds no row"
+        return f"none of {total} rows can be used ({self.reasons}): {_OTHERS}" if total else f"holds no row: {_OTHERS}"
 
 
 def clean(reply: str, ends: Collection[str] = ENDS) -> str:

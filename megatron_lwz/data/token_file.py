@@ -15,16 +15,18 @@ from megatron_lwz.errors import DataError, LwzError
 _TOKENS, _LENGTHS = "tokens.bin", "lengths.npy"
 
 
-def shared_documents(folder: Path, documents: Iterable[list[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def shared_documents(
+    folder: Path, documents: Iterable[list[int]], source: str = "data.corpus"
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Writes `documents` on rank 0 and returns (all token ids, memory-mapped; number of tokens of each document).
 
-    `documents` is read on rank 0 only. `folder` must be visible to all ranks; rank 0 replaces its files. This is a
+    `documents` is read on rank 0 only; errors name `source`. `folder` must be visible to all ranks; rank 0 replaces its files. This is a
     collective when several ranks run. An error while reading the documents on rank 0 is raised on every rank.
     """
     error = None
     if groups.is_rank_zero():
         try:
-            _write(folder, documents)
+            _write(folder, documents, source)
         except LwzError as raised:
             error = str(raised)
         except OSError as raised:
@@ -37,7 +39,7 @@ def shared_documents(folder: Path, documents: Iterable[list[int]]) -> tuple[NDAr
     return np.memmap(folder / _TOKENS, np.int32, mode="r", shape=(int(lengths.sum()),)), lengths
 
 
-def _write(folder: Path, documents: Iterable[list[int]]) -> None:
+def _write(folder: Path, documents: Iterable[list[int]], source: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     temporary, lengths = folder / (_TOKENS + ".tmp"), []
     try:
@@ -46,7 +48,7 @@ def _write(folder: Path, documents: Iterable[list[int]]) -> None:
                 np.asarray(document, np.int32).tofile(file)
                 lengths.append(len(document))
         if max(lengths, default=0) < 2:
-            raise DataError("data.corpus", "no documents: name JSONL files with a `text` key")
+            raise DataError(source, "no documents: name JSONL files with a `text` key")
     except BaseException:
         temporary.unlink(missing_ok=True)  # the files of an earlier start stay as they are
         raise

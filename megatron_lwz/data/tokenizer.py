@@ -185,7 +185,7 @@ def _named_token(folder: Path, key: str) -> Any:
 def _token_id(tokenizer: tokenizers.Tokenizer, token: Any, folder: Path, key: str) -> int:
     number = tokenizer.token_to_id(token) if isinstance(token, str) else None
     if number is None:
-        raise DataError(folder / _SETTINGS, f"{key} {token!r} is not in {_FILE}")
+        raise DataError(folder / _SETTINGS, f"{key} {token!r} is not in {_FILE}: use the two files of one tokenizer")
     return number
 
 
@@ -193,12 +193,12 @@ def open_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """Returns the library's tokenizer of a folder. Raises DataError."""
     path = folder / _FILE
     if not path.is_file():
-        raise DataError(folder, f"no {_FILE} in this folder")
+        raise DataError(folder, f"no {_FILE} in this folder: name the folder of a tokenizer, or copy the file there")
     text = read_text(path)
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
-        raise DataError(path, f"not a tokenizers file ({error})") from error
+        raise DataError(path, f"not a tokenizers file ({error}): copy it again") from error
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from megatron_lwz.errors import DataError
+from megatron_lwz.errors import DataError, refusal
 from megatron_lwz.private_files import make_private
 from megatron_lwz.reading import Row, parse_row
 from megatron_lwz.writing import replacing
@@ -73,7 +73,7 @@ class Partials:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise DataError(self._path, f"cannot be written ({error.strerror})") from error
+            raise DataError(self._path, f"cannot be written {refusal(error)}") from error
 
     def close(self) -> None:
         """Flushes and closes the file. Deletes it when no response is unfinished."""

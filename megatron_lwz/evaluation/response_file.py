@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from megatron_lwz.errors import DataError
+from megatron_lwz.errors import DataError, refusal
 from megatron_lwz.evaluation.partial import Partials
 from megatron_lwz.evaluation.responses import sample_of
 from megatron_lwz.evaluation.tasks import Task, prompt_of, row_id
@@ -40,7 +40,7 @@ class ResponseFile:
         except LockHeld as held:
             raise DataError(path, f"{held.holder} writes this file: {held.advice}") from held
         except OSError as error:
-            raise DataError(path, f"cannot be written ({error.strerror})") from error
+            raise DataError(path, f"cannot be written {refusal(error)}") from error
         try:
             self._open(tasks, settings)
         except BaseException:
@@ -54,7 +54,7 @@ class ResponseFile:
         try:
             self._file: IO[bytes] = self.path.open("ab+")
         except OSError as error:
-            raise DataError(self.path, f"cannot be written ({error.strerror})") from error
+            raise DataError(self.path, f"cannot be written {refusal(error)}") from error
         try:
             self._mend_last_line()
             self._read(tasks)

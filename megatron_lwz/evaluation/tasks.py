@@ -47,7 +47,7 @@ def read_tasks(path: Path | str) -> list[Task]:
         first[task.id] = row
         tasks.append(task)
     if not tasks:
-        raise DataError(path, "no prompts in this file")
+        raise DataError(path, "no prompts in this file: give a file with rows")
     return tasks
 
 

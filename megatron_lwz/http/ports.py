@@ -45,6 +45,6 @@ def bind(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             advice = "another process listens there; choose another port or stop that process"
         else:
-            advice = error.strerror or str(error)
+            advice = f"{error.strerror or error}; choose an address of this machine, and a port above 1023"
         raise EnvironmentSetupError(f"cannot listen on {host}:{port}: {advice}") from error
     return listener

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from megatron_lwz.errors import EngineError
+from megatron_lwz.errors import EngineError, refusal
 from megatron_lwz.http.orphan import dying_with_us
 from megatron_lwz.private_files import make_private
 
@@ -65,7 +65,7 @@ class ServerProcess:
                     start_new_session=True,
                 )
             except OSError as error:
-                raise EngineError(self.url, f"cannot start {self._command[0]}: {error.strerror}") from error
+                raise EngineError(self.url, f"cannot start {self._command[0]} {refusal(error)}") from error
 
     def alive(self) -> bool:
         """Returns whether the process runs (it may not answer yet)."""

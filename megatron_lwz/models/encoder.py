@@ -17,7 +17,7 @@ class SentenceEncoder:
     def __init__(self, folder: str, *, key: str, longest: int = 512) -> None:
         """`key` names the setting in errors; texts are cut at `longest` tokens. Raises ConfigError."""
         if not (Path(folder) / "config.json").is_file():
-            raise ConfigError(key, folder, "no config.json in this folder")
+            raise ConfigError(key, folder, "no config.json in this folder: name a Hugging Face folder")
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)

@@ -47,7 +47,8 @@ class ServedRewardModel:
         self.arch = config.architecture()
         if self.arch.head != "scalar":
             raise DataError(
-                folder / "config.json", "architectures must name Qwen2ForSequenceClassification: no reward model"
+                folder / "config.json",
+                "is of a language model, not of a reward model: architectures must name Qwen2ForSequenceClassification",
             )
         self.tokenizer = Tokenizer(folder)
         self.rendering = load_rendering(folder) or Rendering("chat")

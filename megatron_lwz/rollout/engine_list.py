@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_lwz.errors import DataError
+from megatron_lwz.errors import DataError, refusal
 from megatron_lwz.http.session import is_address
 from megatron_lwz.reading import read_text
 
@@ -28,7 +28,7 @@ class EngineList:
                 return None
             text = read_text(self.path)
         except OSError as error:
-            raise DataError(self.path, f"rollout.engines_file cannot be read: {error.strerror}") from error
+            raise DataError(self.path, f"rollout.engines_file cannot be read {refusal(error)}") from error
         self._seen = seen
         urls: dict[str, None] = {}
         for number, line in enumerate(text.splitlines(), start=1):

@@ -28,12 +28,14 @@ class JournalReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         if not path.is_file():
-            raise DataError(path, "no journal there")
+            raise DataError(path, "no journal there: name the folder of a GRPO run")
         try:
             self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=1)
             check_schema(self._db, path)
         except FILE_ERRORS as error:
-            raise DataError(path, f"cannot read the journal: {one_line(error)}") from error
+            raise DataError(
+                path, f"cannot read the journal ({one_line(error)}): restore the file from a copy"
+            ) from error
 
     def __enter__(self) -> JournalReader:
         return self

@@ -86,7 +86,7 @@ def check_schema(db: sqlite3.Connection, path: Path, *, may_be_empty: bool = Fal
     if empty and may_be_empty:
         return
     if application != APPLICATION_ID:
-        raise DataError(path, "not a rollout journal")
+        raise DataError(path, "not a rollout journal: name the folder of a GRPO run, or restore the file from a copy")
     if not OLDEST_VERSION <= version <= SCHEMA_VERSION:
         known = f"{OLDEST_VERSION} to {SCHEMA_VERSION}"
         raise DataError(path, f"journal schema {version}, this release reads {known}: use the release that wrote it")

@@ -236,5 +236,5 @@ def _read(
 
 def _existing(key: str, file: str) -> Path:
     if not Path(file).is_file():
-        raise ConfigError(key, file, "no such file")
+        raise ConfigError(key, file, "no such file: check the path")
     return Path(file)

@@ -64,7 +64,7 @@ def check_same_architecture(config: Config, arch: Architecture, hf: Path, checkp
     if found[1] != found[2]:
         name, ours, theirs = found
         values = f"{name} is {ours} in its config.yaml, {theirs} in config.json"
-        raise CheckpointError(checkpoint, f"is not the model in {hf}: {values}")
+        raise CheckpointError(checkpoint, f"is not the model in {hf}: {values}: name the folder that it was made from")
 
 
 def sample_texts(hf: Path, arch: Architecture, *, sequences: int, length: int, seed: int) -> Samples:

@@ -8,6 +8,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from megatron_lwz.config.load import first_fault
 from megatron_lwz.config.sections import Fraction, Section
 from megatron_lwz.errors import DataError
 from megatron_lwz.reading import files_below, read_text
@@ -97,14 +98,12 @@ def read_spec(path: Path) -> CorpusSpec:
     try:
         tree = yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:  # a date or number that is none; too deep
-        raise DataError(path, f"cannot be read ({' '.join(str(error).split())})") from error
+        raise DataError(path, f"cannot be read ({' '.join(str(error).split())}): correct it") from error
     try:
         spec = CorpusSpec.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the file"
-        advice = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
-        raise DataError(path, f"{key} = {first['input']!r:.200}: {advice}") from error
+        key, value, advice = first_fault(error, CorpusSpec)
+        raise DataError(path, f"{key or 'the file'} = {value!r:.200}: {advice}") from error
     folder = path.resolve().parent
     sources = [s.model_copy(update={"paths": tuple(str(folder / p) for p in s.paths)}) for s in spec.sources]
     return spec.model_copy(update={"tokenizer": str(folder / spec.tokenizer), "sources": tuple(sources)})
@@ -121,7 +120,7 @@ def find_files(source: SourceSpec) -> tuple[Format, list[Path]]:
         path = Path(entry)
         found = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
         if not found:
-            raise DataError(entry, f"source '{source.name}': no such file or folder")
+            raise DataError(entry, f"source '{source.name}': no such file or folder: check the path")
         for item in found:
             kind = _format_of(item, source)
             formats.add(kind)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron_lwz.data.corpora.spec import Format, SourceSpec
-from megatron_lwz.errors import DataError
+from megatron_lwz.errors import DataError, refusal
 from megatron_lwz.reading import (
     MAX_LINE_BYTES,
     Row,
@@ -134,7 +134,7 @@ def _read_range(unit: Unit, key: str) -> Iterator[str | DataError]:
                 if (found := parse_row(line, path, *place)) is not None:
                     yield _text(found, key)
     except OSError as error:
-        raise DataError(path, f"cannot be read ({error.strerror})") from error
+        raise DataError(path, f"cannot be read {refusal(error)}") from error
 
 
 def _lines_between(stream: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, bytes]]:

@@ -57,10 +57,13 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             inside = [file for file in files_below(path) if file.name.lower().endswith(_SUFFIXES)]
             if not inside:
-                raise DataError(path, f"no {', '.join(_SUFFIXES)} file in this folder (hidden ones are not read)")
+                raise DataError(
+                    path,
+                    f"no {', '.join(_SUFFIXES)} file in this folder (hidden ones are not read): name the file itself",
+                )
             found += inside
         elif not path.exists():
-            raise DataError(path, "no such file or folder")
+            raise DataError(path, "no such file or folder: check the path")
         else:
             found.append(path)
     return found
@@ -93,7 +96,7 @@ def read_sources(path: Path, column: str | None = None) -> Iterator[Source | Dat
             requests += 1
         yield found
     if not requests:
-        raise first_fault or DataError(path, "holds no row")
+        raise first_fault or DataError(path, "holds no row: give a file with rows")
 
 
 def _check_columns(path: Path, present: Sequence[str], column: str | None) -> None:

@@ -16,6 +16,7 @@ from megatron_lwz.reading import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+_BELONGS = "use the config.json that came with the weights, or copy the folder again"
 _DTYPES = ("BF16", "F16", "F32")
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"  # a buffer that old exports saved; it follows from rope_theta
 
@@ -47,10 +48,12 @@ class HfFolder:
         """Checks that the folder holds exactly these tensors. Raises CheckpointError that names the first mismatch."""
         for name, shape in shapes.items():
             if name not in self._file_of:
-                raise self._error(f"tensor {name} is missing; expected shape {list(shape)}")
+                raise self._error(f"tensor {name} is missing; expected shape {list(shape)}; {_BELONGS}")
             found = self._slice(name)
             if tuple(found.get_shape()) != shape:
-                raise self._error(f"tensor {name} has shape {found.get_shape()}, config.json asks for {list(shape)}")
+                raise self._error(
+                    f"tensor {name} has shape {found.get_shape()}, config.json asks for {list(shape)}; {_BELONGS}"
+                )
             if found.get_dtype() not in _DTYPES:
                 raise self._error(f"tensor {name} has type {found.get_dtype()}; only {', '.join(_DTYPES)} can be read")
         for name in self._file_of.keys() - shapes.keys():
@@ -111,14 +114,14 @@ class HfFolder:
         if (self.path / SINGLE).is_file():
             return SINGLE
         if not self.path.is_dir():
-            raise self._error("no such folder")
+            raise self._error("no such folder: check the path")
         pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in self.path.glob(pattern))
         if pickled:
             raise self._error(
                 f"{pickled[0]} is a pickle, which can run code when read; "
                 "save the model as safetensors (transformers: save_pretrained) and use that folder"
             )
-        raise self._error(f"neither {SINGLE} nor {INDEX} is in this folder")
+        raise self._error(f"neither {SINGLE} nor {INDEX} is in this folder: name a folder with weights")
 
     def _refuse_ambiguous(self, listed: Mapping[str, str] | None) -> None:
         """Raises CheckpointError if readers would disagree about the weights of this folder."""
@@ -170,7 +173,9 @@ class HfFolder:
     def _compare_with_index(self, listed: Mapping[str, str]) -> None:
         for name, file in listed.items():
             if self._file_of.get(name) != file:
-                raise self._error(f"tensor {name} is missing from {file}, where {INDEX} lists it")
+                raise self._error(
+                    f"tensor {name} is missing from {file}, where {INDEX} lists it: copy the folder again"
+                )
         for name, file in self._file_of.items():
             if name not in listed:
                 raise self._error(f"tensor {name} in {file} is not listed in {INDEX}")

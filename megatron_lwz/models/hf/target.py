@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_lwz.errors import CheckpointError
+from megatron_lwz.errors import CheckpointError, refusal
 from megatron_lwz.file_lock import holder_of
 from megatron_lwz.models.hf.checksum import SUMS_FILE
 from megatron_lwz.models.hf.folder import INDEX, SINGLE
@@ -84,7 +84,7 @@ def check_target(
     try:
         entries = sorted(found.iterdir())
     except OSError as error:
-        raise CheckpointError(target, f"cannot be read ({error.strerror})") from error
+        raise CheckpointError(target, f"cannot be read {refusal(error)}") from error
     for entry in entries:
         if not entry.is_file() or not written.fullmatch(entry.name):
             advice = f"holds {entry.name}, which would be lost: name another folder, or move it away"
