@@ -18,7 +18,7 @@ from megatron_lwz.metrics import read_metrics
 from megatron_lwz.run_paths import RunPaths, step_of
 from tests.support.chaos import family
 from tests.support.chaos.bench import Bench
-from tests.support.chaos.control import STALLING
+from tests.support.chaos.control import HOLDING
 from tests.support.chaos.evidence import compare
 from tests.support.grpo_runs import command
 from tests.support.paths import ROOT
@@ -58,7 +58,7 @@ def test_a_run_ends_before_its_deadline_and_after_a_signal_and_goes_on_exactly(t
     run, said = tmp_path / "bench" / "run", tmp_path / "said"
     with Bench(tmp_path / "bench", steps=5, sections={"checkpoint": {"interval": 10, "keep": 10}}) as bench:
         undisturbed, _ = bench.undisturbed(1)
-        bench.board.engines(STALLING)  # no step will come to its end
+        bench.board.engines(HOLDING)  # no step will come to its end
         assert bench.start(run, said, more=["run.must_save_by=9s"]).wait(300) == 75
         assert "stopped with its rollouts kept, before step 1 of 5 (run.must_save_by = 9s)" in said.read_text()
         assert steps_written(run) == 0 and not RunPaths(run).latest.exists()
@@ -82,7 +82,7 @@ def test_a_run_ends_before_its_deadline_and_after_a_signal_and_goes_on_exactly(t
             for name in ("loss", "grad_norm")
         )
         assert len(rows) == done < 5
-        bench.board.engines(STALLING)
+        bench.board.engines(HOLDING)
         starts, job = starts_of(run), bench.start(run, said, ranks=2, restarts=2)
         wait_for(lambda: starts_of(run) == starts + 1, seconds=300, process=job)
         wait_for(lambda: waits(run), seconds=300, process=job)

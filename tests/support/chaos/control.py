@@ -15,8 +15,8 @@ from tests.support.paths import ROOT
 
 SOURCE = Path(__file__).with_name("faults.c")
 FULL, READ_ONLY = errno.ENOSPC, errno.EROFS
-SERVING, DROPPING, STALLING, SILENT = range(4)
-"""What engines do with their streams: write them; cut the connections; write nothing for a while; take no connection."""
+SERVING, DROPPING, STALLING, SILENT, HOLDING = range(5)
+"""What engines do: serve; cut connections; answer nothing for a while; take no connection; answer all but write no token."""
 
 
 FAILING, HANGING = 1, 2

@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from megatron_lwz.types import WeightVersion
-from tests.support.chaos.control import DROPPING, SERVING, SILENT, Control
+from tests.support.chaos.control import DROPPING, HOLDING, SERVING, SILENT, Control
 from tests.support.grpo_runs import END_OF_TEXT
 from tests.support.synthetic_engine import Engine, serve, written_logprob
 
@@ -33,7 +33,8 @@ class Scripted(Engine):
         return await super().complete(request)
 
     async def control(self, request: web.Request) -> web.Response:
-        await self._obey(request)
+        if self.board.engine != HOLDING:
+            await self._obey(request)
         if request.path == "/weight_checker":
             return web.json_response({"checksum": WeightVersion.parse(self.version).checksum})
         return await super().control(request)
