@@ -42,7 +42,7 @@ class LeftOut(Counter[str]):
 
     def all_of(self, total: int) -> str:
         """Returns the advice for the case that all `total` rows are left out."""
-        return f"none of {total} rows can be used ({self.reasons}): {_OTHERS}" if total else f"holds no row: {_OTHERS}"
+        return f"none of {total} rows can be used: {self.reasons}; {_OTHERS}" if total else f"holds no row: {_OTHERS}"
 
 
 def clean(reply: str, ends: Collection[str] = ENDS) -> str:

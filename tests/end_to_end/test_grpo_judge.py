@@ -128,7 +128,7 @@ def test_a_run_goes_on_whatever_its_judge_does_counts_it_and_keeps_all_secrets(
     with serving(server):
         config = write_run(tmp_path, server.url)
         # by the real command line, of the rollout process and the engine, too: the process table shows them
-        done = stages.run("train_grpo", str(config), real=True)
+        done = stages.run("train_grpo", str(config), real=True, timeout=900.0)
     assert done.returncode == 0, done.stderr[-6000:]
     run = tmp_path / "run"
     assert (

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from megatron_lwz import errors
 from megatron_lwz.cli import common
-from megatron_lwz.errors import ConfigError, DataError, EngineError, LwzError, printable
+from megatron_lwz.errors import ConfigError, DataError, EngineError, LwzError, conceal, concealed, printable
+from megatron_lwz.http.session import HttpSession, quoted
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202ered\u2028\r\b\0\x7f"
 SHOWN = r"\x1b[2J\x1b]0;owned\x07\x9b31m\u202ered\u2028\r\x08\x00\x7f"
@@ -28,6 +30,23 @@ def test_control_characters_become_escapes_and_other_text_stays():
 def test_every_error_is_one_printable_line(error):
     assert str(error).isprintable() or "写" in str(error)
     assert r"\x1b[2J" in str(error) and "\n" not in str(error)
+
+
+def test_a_key_that_a_server_quotes_is_not_shown(monkeypatch, capsys):
+    monkeypatch.setattr(errors, "_secrets", set())
+    HttpSession("sk-0123456789")
+    conceal("short")  # a word of other texts
+    said = quoted(b"the key\n sk-0123456789 is wrong", 12)
+    assert said == "the key ***" and concealed("shorter") == "shorter"
+
+    def main(_arguments):
+        logging.getLogger("megatron_lwz.http").warning("said %s", "sk-0123456789")
+        raise EngineError("http://e", "sk-0123456789 is wrong") from RuntimeError("sk-0123456789")
+
+    for arguments in ([], ["--traceback"]):
+        assert common.run(main, arguments) == 2
+        shown = capsys.readouterr().err
+        assert "sk-0123456789" not in shown and "said ***" in shown and "*** is wrong" in shown
 
 
 def test_nothing_that_a_command_shows_has_a_live_control_character(capsys):

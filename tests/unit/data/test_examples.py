@@ -68,10 +68,12 @@ def test_rows_that_are_no_target_are_counted_by_reason(tmp_path: Path) -> None:
         "1 longer than 60 tokens (training.sequence_length))"
     )
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:3]))
-    with pytest.raises(DataError, match=r"rows.jsonl: none of 2 rows can be used: 2 with thinking that is cut off$"):
+    with pytest.raises(
+        DataError, match=r"rows.jsonl: none of 2 rows can be used: 2 with thinking that is cut off; give other rows$"
+    ):
         read_examples([path], encode, [0], **options)
     path.write_text("\n")
-    with pytest.raises(DataError, match=r"rows.jsonl: holds no row$"):
+    with pytest.raises(DataError, match=r"rows.jsonl: holds no row: give other rows$"):
         read_examples([path], encode, [0], **options)
 
 

@@ -92,8 +92,8 @@ def test_cut_thinking_is_never_wrapped_into_an_answer() -> None:
 def test_left_out_rows_are_shown_by_reason() -> None:
     left_out = LeftOut(["tied", "with an empty reply", "tied"])
     assert str(left_out) == "3 left out (2 tied, 1 with an empty reply)" and str(LeftOut()) == "0 left out"
-    assert left_out.all_of(3) == "none of 3 rows can be used: 2 tied, 1 with an empty reply"
-    assert LeftOut().all_of(0) == "holds no row"
+    assert left_out.all_of(3) == "none of 3 rows can be used: 2 tied, 1 with an empty reply; give other rows"
+    assert LeftOut().all_of(0) == "holds no row: give other rows"
 
 
 def test_the_ends_are_those_of_the_tokenizer_too_but_no_plain_word(tmp_path: Path) -> None:

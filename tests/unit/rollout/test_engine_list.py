@@ -40,5 +40,5 @@ def test_the_file_may_begin_with_a_byte_order_mark_and_must_be_utf8(tmp_path: Pa
 
 
 def test_a_file_that_is_gone_is_said(tmp_path: Path):
-    with pytest.raises(DataError, match=r"rollout\.engines_file cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"rollout\.engines_file cannot be read \(No such file"):
         EngineList(tmp_path / "nowhere").read()

@@ -64,7 +64,7 @@ def test_a_file_without_rows_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = written(tmp_path / "p.jsonl")
     for option in ("--documents", "--pairs"):
         assert run(option, path, "--out", tmp_path / "out") == common.USER_ERROR
-        assert capsys.readouterr().err == f"error: {path}: holds no row\n"
+        assert capsys.readouterr().err == f"error: {path}: holds no row: give a file with rows\n"
     assert not (tmp_path / "out").exists()
 
 
