@@ -81,11 +81,11 @@ class Control:
         state.stop_at = state.refuse_at = state.refuse = state.refused = state.stopped = state.cut = state.clock = 0
         state.engine = state.judge = SERVING
         state.where = b""
-        state.released = 1
+        self.release()
 
     def stop_at(self, call: int, *, cut: float = 0.0) -> None:
         """The thread that makes this call waits before it, or with a part `cut` of its bytes written."""
-        self._state.cut, self._state.stopped, self._state.released = int(1000 * cut), 0, 0
+        self._state.cut, self._state.stopped = int(1000 * cut), 0
         self._state.stop_at = call
 
     def refuse_from(self, call: int, reason: int) -> None:
@@ -93,7 +93,8 @@ class Control:
         self._state.refuse, self._state.refuse_at = reason, call
 
     def release(self) -> None:
-        self._state.released = 1
+        """Lets the waiting call go on, also if it sees that only after the next moment was chosen."""
+        self._state.released = (self._state.released + 1) % 2**32
 
     def shift_clock(self, seconds: int) -> None:
         """The wall clock of every process jumps."""

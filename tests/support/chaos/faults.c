@@ -78,8 +78,9 @@ static int counted(struct control *c, const char *path) {
 
 static void wait_here(struct control *c, const char *what, const char *path) {
     snprintf(c->where, sizeof c->where, "%s %s", what, path + strlen(c->folder));
+    uint32_t releases = __atomic_load_n(&c->released, __ATOMIC_SEQ_CST); /* a count: the next moment may be armed at once */
     __atomic_store_n(&c->stopped, (uint32_t)getpid(), __ATOMIC_SEQ_CST);
-    while (!__atomic_load_n(&c->released, __ATOMIC_SEQ_CST)) usleep(300);
+    while (__atomic_load_n(&c->released, __ATOMIC_SEQ_CST) == releases) usleep(300);
 }
 
 static int refused(struct control *c, enum need need, const char *what, const char *path) {
