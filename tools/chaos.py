@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """A campaign of faults against a tiny GRPO run: `python tools/chaos.py --faults 250 --page docs/reliability.md`.
 
-A run is undisturbed once for each layout. Others are disturbed (processes killed, cut and refused writes, frozen
-processes, broken connections, a reward model that is down, a jumping clock) at moments that are drawn from a seed, started again until they end, and
-compared: steps, rollouts, metrics, weights and optimizer state. Exit status 1 if a promise of docs/reliability.md broke.
+A run is undisturbed once for each layout. Others are disturbed (processes killed, cut and refused writes, frozen processes,
+broken connections, a reward model that is down, a jumping clock) at moments that are drawn from a seed, started again until
+they end, and compared: steps, rollouts, metrics, weights and optimizer state. Exit status 1 if a promise of
+docs/reliability.md broke.
 """
 
 from __future__ import annotations
