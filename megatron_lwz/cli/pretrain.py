@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, dry_run
 from megatron_lwz.distributed import launch
 from megatron_lwz.training.pretrain import pretrain
 
 
 def main(argv: Sequence[str]) -> None:
     """Pretrains as CONFIG says. Plain `python -m` runs it on one rank."""
-    config = common.load(argv)
+    config = dry_run.load(argv, "pretrain")
+    if config is None:
+        return
     try:
         with common.StepProgress("pretrain", config.training.steps) as progress:
             pretrain(config, progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, dry_run
 from megatron_lwz.cli.results import show_results
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.report import build_report
@@ -42,7 +42,9 @@ class ConsoleDisplay:
 
 def main(argv: Sequence[str]) -> None:
     """Trains, then writes the report. Raises LwzError."""
-    config = common.load(argv)
+    config = dry_run.load(argv, "grpo")
+    if config is None:
+        return
     try:
         with common.StepProgress("grpo", config.training.steps) as bar:
             run = train(config, ConsoleDisplay(bar))

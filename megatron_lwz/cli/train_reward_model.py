@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, dry_run
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.report.reward_model import build_reward_report, read_summary
 from megatron_lwz.training import reward_model
@@ -19,7 +19,9 @@ from megatron_lwz.training import reward_model
 
 def main(argv: Sequence[str]) -> None:
     """Trains as CONFIG says, then writes the report. Plain `python -m` runs it on one rank."""
-    config = common.load(argv)
+    config = dry_run.load(argv, "reward_model")
+    if config is None:
+        return
     try:
         config, task = reward_model.prepare(config)
         with common.StepProgress("reward model", config.training.steps) as progress:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from megatron_lwz.cli import common
+from megatron_lwz.cli import common, dry_run
 from megatron_lwz.distributed import launch
 from megatron_lwz.training import sft
 
 
 def main(argv: Sequence[str]) -> None:
     """Fine-tunes as CONFIG says. Plain `python -m` runs it on one rank."""
-    config = common.load(argv)
+    config = dry_run.load(argv, "sft")
+    if config is None:
+        return
     try:
         config, source = sft.prepare(config)
         with common.StepProgress("sft", config.training.steps) as progress:

@@ -1,6 +1,8 @@
-"""Batches of the sizes that a run would have: all sequences equally long, their content without meaning."""
+"""Batches of the sizes that a run would have: equally long sequences, their content without meaning."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
@@ -12,30 +14,47 @@ from megatron_lwz.training.batching import make_micro_batches, segment_align
 from megatron_lwz.types import MicroBatch, SequenceBatch
 
 
-def sequences(
-    config: Config, length: int | None, micro_batches: int, *, even: bool = False, prompt: int | None = None
-) -> SequenceBatch:
-    """Returns sequences that fill `micro_batches` packs on every data-parallel rank.
+@dataclass(frozen=True)
+class Size:
+    """How large a step is."""
 
-    `length` counts the tokens of a sequence; None takes half a pack. `prompt` tokens of it get no label (None: as many
-    as the config allows, at most a quarter; negative: all but so many). `even`: an even number in each pack (pairs).
+    length: int | None = None
+    """Tokens of a sequence; None takes half a pack."""
+    micro_batches: int = 2
+    """Packs on every data-parallel rank."""
+    fill: bool = False
+    """Whether a shorter sequence fills what such sequences leave of a pack, up to the cap."""
+
+
+def sequences(config: Config, size: Size, *, even: bool = False, prompt: int | None = None) -> SequenceBatch:
+    """Returns sequences that fill the packs of every data-parallel rank, in the same way.
+
+    `prompt` tokens of each get no label (None: as many as the config allows, at most a quarter; negative: all but so
+    many). `even`: an even number in each pack (pairs).
     """
     cap, align = config.training.tokens_per_micro_batch, segment_align(config)
-    inputs = (cap // 2 if length is None else min(length - 1, cap)) // align * align
+    inputs = (cap // 2 if size.length is None else min(size.length - 1, cap)) // align * align
     if even:
         inputs = min(inputs, cap // 2 // align * align)
     per_pack = cap // inputs // 2 * 2 if even else cap // inputs
-    count = per_pack * micro_batches * groups.data_size()
-    tokens = inputs + 1  # the last one is a label only
+    packs = size.micro_batches * groups.data_size()
+    counts = [inputs + 1] * (per_pack * packs)  # the last token is a label only
+    rest = (cap - per_pack * inputs) // (2 if even else 1) // align * align
+    if size.fill and rest > 1:
+        counts += [rest + 1] * ((2 if even else 1) * packs)
+    lengths = torch.tensor(counts)
     if prompt is None:
-        prompt = max(1, min(config.data.max_prompt_tokens, tokens // 4))
+        prompts = (lengths // 4).clamp(1, config.data.max_prompt_tokens)
+    else:
+        prompts = torch.full_like(lengths, prompt) if prompt >= 0 else lengths + prompt
+    total = int(lengths.sum())
     return SequenceBatch(
-        tokens=torch.randint(0, config.architecture().vocab_size, (count * tokens,)),
-        offsets=torch.arange(count + 1) * tokens,
-        prompt_lengths=torch.full((count,), prompt if prompt >= 0 else tokens + prompt),
-        behaviour_logprobs=torch.full((count * tokens,), -1.0),
-        advantages=torch.linspace(-1.0, 1.0, count),
-        weights=torch.ones(count),
+        tokens=torch.randint(0, config.architecture().vocab_size, (total,)),
+        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+        prompt_lengths=prompts,
+        behaviour_logprobs=torch.full((total,), -1.0),
+        advantages=torch.linspace(-1.0, 1.0, len(counts)),
+        weights=torch.ones(len(counts)),
     )
 
 
@@ -44,16 +63,16 @@ def first_micro_batch(batch: SequenceBatch, config: Config) -> MicroBatch:
     return make_micro_batches(batch, config, torch.ones(len(batch.tokens)))[0]
 
 
-def supervised(config: Config, length: int | None, micro_batches: int, *, prompt: int | None) -> SupervisedBatch:
+def supervised(config: Config, size: Size, *, prompt: int | None) -> SupervisedBatch:
     """Returns a batch of next-token prediction."""
-    batch = sequences(config, length, micro_batches, prompt=prompt)
+    batch = sequences(config, size, prompt=prompt)
     weights = torch.ones(len(batch.tokens))
     return SupervisedBatch(batch, weights, int(weights.sum()), _names(len(batch)))
 
 
-def pairs(config: Config, length: int | None, micro_batches: int) -> PairBatch:
+def pairs(config: Config, size: Size) -> PairBatch:
     """Returns preference pairs; only the mark after each text is a label."""
-    batch = sequences(config, length, micro_batches, even=True, prompt=-1)
+    batch = sequences(config, size, even=True, prompt=-1)
     count = len(batch) // 2
     return PairBatch(batch, torch.ones(len(batch.tokens)), count, _names(count), torch.ones(count))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +25,10 @@ class Case:
     """Tokens of each sequence; None: half of `training.tokens_per_micro_batch`, so that a pack holds two."""
     micro_batches: int = 2
     """Packs per data-parallel rank and step."""
+    fill: bool = False
+    """Whether a shorter sequence fills what sequences of that length leave of a pack."""
+    then: Sequence[str] = ()
+    """Stages that follow on the same state, e.g. `export` after the step."""
     fault: str | None = None
     """`package.module:function` that is called with the fake device before the stage, for tests."""
 
@@ -39,6 +43,21 @@ class WaitRow:
     """File and function."""
     line: int
     count: int
+
+
+@dataclass(frozen=True)
+class TransferRow:
+    """Collectives of one kind over one group, in one phase."""
+
+    phase: str
+    operation: str
+    group: str
+    """tensor, context, pipeline, data (data × context), all or other."""
+    ranks: int
+    """Ranks of the group."""
+    count: int
+    bytes: int
+    """Of the whole tensors, all calls together: what an all-gather gives, what a reduce-scatter takes."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,10 @@ class Report:
     """Highest host memory of tensors that a run would allocate there."""
     grown: int = 0
     """Memory that the rehearsing process itself took: of real tensors, and of Python's objects."""
+    state: Mapping[str, int] = field(default_factory=dict)
+    """`parameters`, `gradients` and `optimizer`: exact bytes, without the allocator's rounding."""
     peaks: Mapping[str, int] = field(default_factory=dict)
+    transfers: tuple[TransferRow, ...] = ()
     launches: Mapping[str, int] = field(default_factory=dict)
     waits: tuple[WaitRow, ...] = ()
     micro_batches: int = 0
@@ -76,4 +98,6 @@ class Report:
 
 def report_from(value: Mapping[str, Any]) -> Report:
     """Returns the Report of plain data."""
-    return Report(**{**value, "waits": tuple(WaitRow(**row) for row in value["waits"])})
+    waits = tuple(WaitRow(**row) for row in value["waits"])
+    transfers = tuple(TransferRow(**row) for row in value["transfers"])
+    return Report(**{**value, "waits": waits, "transfers": transfers})

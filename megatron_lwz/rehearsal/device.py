@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from megatron_lwz.errors import LwzError
+from megatron_lwz.rehearsal import traffic
 from megatron_lwz.rehearsal.ledger import BLOCK, Ledger
 
 aten, c10d = torch.ops.aten, torch.ops.c10d
@@ -109,6 +110,8 @@ class FakeDevice(TorchDispatchMode):
             args = (args[0], self._without_masks(args[0], args[1]), *args[2:])
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         self._count_waits(func, args, kwargs)
+        if (found := traffic.seen(func, args)) is not None:
+            self.ledger.transfer(*found)
         _check(func, args)
         contents = [self.content(tensor) for tensor in tensors]
         whole = all(value is not None and value.numel() * value.element_size() <= KNOWN_BYTES for value in contents)

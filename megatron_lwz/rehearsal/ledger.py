@@ -38,6 +38,10 @@ class Ledger:
         self.phase = "start"
         self.waits: Counter[Wait] = Counter()
         self.launches: Counter[str] = Counter()
+        self.transfers: Counter[tuple[str, str, str, int]] = Counter()
+        """(phase, operation, group, ranks of the group) → number of collectives."""
+        self.transferred: Counter[tuple[str, str, str, int]] = Counter()
+        """The same → their bytes."""
         self.peaks: dict[str, int] = {}
         """Phase → highest number of bytes allocated on the device during it."""
         self.bytes = 0
@@ -79,6 +83,12 @@ class Ledger:
     def wait(self, what: str) -> None:
         """Counts that the host waits here for the device to finish what it was given."""
         self.waits[Wait(self.phase, what, *_asking())] += 1
+
+    def transfer(self, operation: str, group: str, ranks: int, size: int) -> None:
+        """Counts a collective over a group that carries `size` bytes."""
+        key = (self.phase, operation, group, ranks)
+        self.transfers[key] += 1
+        self.transferred[key] += size
 
     def waits_in(self, *phases: str) -> int:
         """Returns the number of waits in these phases; in all without arguments."""

@@ -19,7 +19,8 @@ def rehearse(cases: Iterable[Case], *, engine: Path | None = None) -> Iterator[R
     `engine` is a folder with Transformer Engine's Python (`pip install --no-deps --target`); None: as if not installed.
     Raises EnvironmentSetupError where the fake device cannot be compiled. What a case prints goes to stderr.
     """
-    command = [sys.executable, "-m", f"{__package__}.worker", str(shim.build()), *([str(engine)] if engine else [])]
+    command = [sys.executable, "-W", "ignore", "-m", f"{__package__}.worker", str(shim.build())]
+    command += [str(engine)] if engine else []
     extra = {"TORCHDYNAMO_DISABLE": "1", "NVTE_PROJECT_BUILDING": "1"}  # no compiler; no library of Transformer Engine
     extra["OMP_NUM_THREADS"] = "1"  # each case is a fork: it would wait for the worker's other threads, which it lacks
     with subprocess.Popen(

@@ -11,7 +11,7 @@ import warnings
 from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import launch
 from megatron_lwz.rehearsal import corrections, cuda, engine, launches, world
-from megatron_lwz.rehearsal.case import Case, Report, WaitRow
+from megatron_lwz.rehearsal.case import Case, Report, TransferRow, WaitRow
 from megatron_lwz.rehearsal.contracts import CONTRACTS
 from megatron_lwz.rehearsal.device import FakeDevice
 from megatron_lwz.rehearsal.ledger import Ledger
@@ -41,7 +41,9 @@ def rehearse_here(case: Case) -> Report:
         peak=ledger.peak,
         host_peak=ledger.host_peak,
         grown=_most_memory() - before,
+        state=found.state,
         peaks=ledger.peaks,
+        transfers=tuple(TransferRow(*key, count, ledger.transferred[key]) for key, count in ledger.transfers.items()),
         launches=dict(ledger.launches),
         waits=tuple(sorted(waits, key=lambda row: (row.phase, row.place, row.line))),
         micro_batches=found.micro_batches,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +26,7 @@ from megatron_lwz.training.optimizer import Schedule, build_optimizer, parts, wr
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.reward_model import PairTask
 from megatron_lwz.training.state import TrainState
+from megatron_lwz.training.state_bytes import state_bytes
 from megatron_lwz.training.step import AccumulatingStep, LossFn, TokenLossFn, forward_metrics
 from megatron_lwz.training.supervised import LanguageModeling
 from megatron_lwz.training.token_logprobs import TokenRow, compute_logprobs
@@ -42,6 +44,10 @@ class Rehearsed:
     """Number of parameters on this rank."""
     micro_batches: int = 0
     notes: dict[str, Any] | None = None
+    """`besides`: bytes that stay allocated between steps besides the state, e.g. the angles of the rotary embedding.
+    `log_prob_passes`: passes over the batch for old and reference log-probs."""
+    state: dict[str, int] = field(default_factory=dict)
+    """Bytes of parameters, gradients and optimizer."""
 
 
 def run_stage(case: Case, config: Config, device: FakeDevice) -> Rehearsed:
@@ -58,7 +64,13 @@ def run_stage(case: Case, config: Config, device: FakeDevice) -> Rehearsed:
     with device.ledger.during("optimizer"):
         state = TrainState(chunks, build_optimizer(chunks, config), Schedule(config), 0, config)
         _choose_as_on_a_gpu(state)
-    return Rehearsed(parameters, *_STAGES[case.stage](case, state, device))
+    held = asdict(state_bytes(state))
+    packs, notes = _STAGES[case.stage](case, state, device)
+    for stage in case.then:
+        notes |= _STAGES[stage](case, state, device)[1]
+    gc.collect()  # else cycles would count
+    notes["besides"] = device.ledger.bytes - sum(held.values())
+    return Rehearsed(parameters, packs, notes, held)
 
 
 def _choose_as_on_a_gpu(state: TrainState) -> None:
@@ -75,7 +87,7 @@ Outcome = tuple[int, dict[str, Any]]
 
 def _grpo(case: Case, state: TrainState, device: FakeDevice) -> Outcome:
     config, ledger = state.config, device.ledger
-    batch = batches.sequences(config, case.sequence, case.micro_batches * config.training.updates_per_batch)
+    batch = batches.sequences(config, _size(case, updates=config.training.updates_per_batch))
     with ledger.during("log-probs"):
         reference = ReferenceWeights(state) if config.grpo.kl_coefficient > 0 else None
         _expect_activations(device, config, batches.first_micro_batch(batch, config))
@@ -85,14 +97,14 @@ def _grpo(case: Case, state: TrainState, device: FakeDevice) -> Outcome:
         run.add(updates, last=True)
     with ledger.during("step"):
         losses = run.finish()
-    return sum(len(update.micro_batches) for update in updates), {"metrics": sorted(losses[0])}
+    passes = (config.training.updates_per_batch > 1) + (reference is not None)
+    notes = {"metrics": sorted(losses[0]), "log_prob_passes": passes}
+    return sum(len(update.micro_batches) for update in updates), notes
 
 
 def _language_modeling(case: Case, state: TrainState, device: FakeDevice) -> Outcome:
     config, ledger = state.config, device.ledger
-    batch = batches.supervised(
-        config, case.sequence, case.micro_batches, prompt=1 if case.stage == "pretrain" else None
-    )
+    batch = batches.supervised(config, _size(case), prompt=1 if case.stage == "pretrain" else None)
     task = LanguageModeling(_NoData(), {}, config.training.z_loss)
     micro_batches = task.micro_batches(batch, config)
     _expect_activations(device, config, micro_batches[0])
@@ -104,7 +116,7 @@ def _language_modeling(case: Case, state: TrainState, device: FakeDevice) -> Out
 
 def _reward_model(case: Case, state: TrainState, device: FakeDevice) -> Outcome:
     config = state.config
-    batch = batches.pairs(config, case.sequence, case.micro_batches)
+    batch = batches.pairs(config, _size(case))
     nothing: Any = _NoData()
     task = PairTask(config.reward_model, nothing, (), rendering=nothing)
     micro_batches = task.micro_batches(batch, config)
@@ -130,7 +142,7 @@ def _optimizer_step(
 
 
 def _score(case: Case, config: Config, device: FakeDevice, policies: Sequence[Any]) -> Outcome:
-    batch = batches.sequences(config, case.sequence, case.micro_batches)
+    batch = batches.sequences(config, _size(case))
     spans = batch.offsets.tolist()
     rows = [
         TokenRow(str(index), tuple(batch.tokens[start:end].tolist()), int(batch.prompt_lengths[index]))
@@ -184,6 +196,10 @@ _STAGES: dict[str, Callable[[Case, TrainState, FakeDevice], Outcome]] = {
     "buckets": _buckets,
     "checkpoint": _checkpoint,
 }
+
+
+def _size(case: Case, *, updates: int = 1) -> batches.Size:
+    return batches.Size(case.sequence, case.micro_batches * updates, case.fill)
 
 
 class _NoData:

@@ -16,6 +16,7 @@ from megatron_lwz.distributed import platform
 from megatron_lwz.distributed.parking import Parked
 from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.state import TrainState
+from megatron_lwz.training.state_bytes import gradients
 
 
 class TrainerMemory:
@@ -25,7 +26,7 @@ class TrainerMemory:
         self._state = state
         self._known: list[int] = []
         self._kept = Parked(())
-        self._gradients = Parked(_gradients(state), keep=False)
+        self._gradients = Parked(gradients(state), keep=False)
 
     @property
     def nbytes(self) -> int:
@@ -62,9 +63,3 @@ def _kept(state: TrainState) -> Iterator[Tensor]:
             yield from group["params"]
         for entry in part.optimizer.state.values():
             yield from (value for value in entry.values() if isinstance(value, Tensor) and value.is_floating_point())
-
-
-def _gradients(state: TrainState) -> Iterator[Tensor]:
-    for chunk in state.chunks:
-        for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]:
-            yield buffer.grad_data
