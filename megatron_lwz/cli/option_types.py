@@ -15,6 +15,11 @@ def positive(text: str) -> int:
     return _at_least(1, text)
 
 
+def positives(text: str) -> list[int]:
+    """Parses an option of whole numbers of at least 1, with commas between them."""
+    return [positive(part) for part in text.split(",")]
+
+
 def not_negative(text: str) -> int:
     """Parses an option that must be at least 0."""
     return _at_least(0, text)

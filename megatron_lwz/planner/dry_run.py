@@ -101,9 +101,10 @@ def case_of(config: Config, stage: Stage, world: int, kind: RankKind) -> Case:
     """
     parallel = config.parallel
     packs = parallel.pipeline * (2 if parallel.virtual_pipeline else 1)
+    size = f"recompute {config.training.recompute}, {config.training.tokens_per_micro_batch:,} tokens"
     export = "buckets" if stage == "grpo" and config.weight_sync.transport == "nccl" else "export"
     return Case(
-        name=f"{stage} {kind}",
+        name=f"{stage} TP{parallel.tensor} CP{parallel.context} PP{parallel.pipeline} of {world}, {kind}, {size}",
         config=_without_files(config),
         stage=stage,
         world=world,

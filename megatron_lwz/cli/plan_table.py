@@ -1,0 +1,55 @@
+"""`lwz plan CONFIG --table 8,16,64`: the best layout found for several numbers of GPUs, as a Markdown table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+
+from megatron_lwz.cli import common
+from megatron_lwz.cli.plan_setting import setting_of, watch
+from megatron_lwz.config import Config
+from megatron_lwz.planner.plan import GIB, Plan, Setting
+from megatron_lwz.planner.rehearsals import Rehearsals
+from megatron_lwz.planner.search import search
+
+_HEAD = (
+    "GPUs", "train", "engines", "layout", "recompute", "tokens per pack", "peak GiB", "a step s", "rollout s", "steps h",
+    "GPU-hours",
+)  # fmt: skip
+
+
+def show_table(config: Config, options: argparse.Namespace, most: int) -> None:
+    """Prints a row per number of GPUs, as soon as it is known."""
+    print_line = common.console().print
+    for line in (_HEAD, ("---",) * len(_HEAD)):
+        print_line(_row(line), markup=False)
+    with Rehearsals(watch) as rehearsals:
+        for gpus in options.table:
+            options.gpus = gpus
+            trainers, setting = setting_of(config, options)
+            found = search(config, trainers, setting, rehearsals, keep=1, most=most)
+            print_line(_row(_cells(config, options, trainers, setting, found)), markup=False)
+
+
+def _cells(
+    config: Config, options: argparse.Namespace, trainers: int, setting: Setting, found: list[Plan]
+) -> Iterable[str]:
+    engines = setting.engines
+    place = "–" if engines is None else f"{engines.count} × {engines.tensor}"
+    start = (str(options.gpus), str(trainers), place)
+    best = next((plan for plan in found if plan.reason is None), None)
+    if best is None:
+        return (
+            *start,
+            f"none of {len(found)} tried fits; the last: {found[-1].reason}" if found else "none",
+            *[""] * 7,
+        )
+    t, step = best.config.training, best.step_seconds(config.rollout.max_staleness if engines else 0)
+    hours = step * config.training.steps / 3600
+    sizes = (f"{t.tokens_per_micro_batch:,}", f"{best.peak / GIB:,.1f}", f"{step:,.0f}")
+    rollout = f"{best.seconds.get('rollout', 0.0):,.0f}"
+    return (*start, str(best.layout), t.recompute, *sizes, rollout, f"{hours:,.1f}", f"{hours * options.gpus:,.0f}")
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,130 @@
+"""Which layout, recomputation and micro-batch size are fastest among those that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+from megatron_lwz.config import Config
+from megatron_lwz.config.flops import sequence_flops
+from megatron_lwz.planner.assumptions import ASSUMED
+from megatron_lwz.planner.dry_run import longest_sequence
+from megatron_lwz.planner.engines import parameters
+from megatron_lwz.planner.hardware import Gpu
+from megatron_lwz.planner.plan import GIB, Plan, Setting, make_plan
+from megatron_lwz.planner.rehearsals import Rehearsals
+from megatron_lwz.planner.timing import Layout, layout_of, packs_per_rank, recomputed
+
+_RECOMPUTE = ("none", "selective", "full")
+_MARGIN = 1.15
+"""Predictions above so many times the card's memory are not rehearsed."""
+_PER_LAYER = 10
+"""Gathers and scatters of a pack's hidden states per layer under tensor parallelism, forward and backward."""
+
+
+def search(config: Config, world: int, setting: Setting, rehearsals: Rehearsals, *, keep: int, most: int) -> list[Plan]:
+    """Returns plans, rejected ones too, in the order of their estimated time, until `keep` fit or `most` are rehearsed.
+
+    Candidates that are far from fitting are rejected without a rehearsal: by the formula of the state, or by the
+    activations of the config's own layout, scaled. What fits is always rehearsed.
+    """
+    found: list[Plan] = []
+    rehearsed = fitting = 0
+    activations = _activations(config, world, setting, rehearsals)
+    for candidate in sorted(candidates(config, world, setting), key=lambda c: estimate(c, world, setting)):
+        state = least_state(candidate, world)
+        per_token = activations.get(candidate.training.recompute, 0.0)
+        predicted = state + int(per_token * _tokens_per_rank(candidate))
+        reason = None
+        if state > setting.card.memory:
+            reason = f"parameters, gradients and optimizer alone need {state / GIB:,.1f} GiB (formula)"
+        elif predicted > _MARGIN * setting.card.memory:
+            reason = f"needs some {predicted / GIB:,.0f} GiB (scaled from the config's own layout, not rehearsed)"
+        if reason is not None:
+            found.append(Plan(candidate, layout_of(candidate, world), reason=reason))
+            continue
+        found.append(make_plan(candidate, world, setting, rehearsals))
+        rehearsed += 1
+        fitting += found[-1].reason is None
+        if fitting >= keep or rehearsed >= most:
+            break
+    return found
+
+
+def _activations(config: Config, world: int, setting: Setting, rehearsals: Rehearsals) -> dict[str, float]:
+    """Returns recomputation → bytes per token that a rank holds above its state in the config's own layout."""
+    found = {}
+    for recompute in _RECOMPUTE:
+        training = config.training.model_copy(update={"recompute": recompute})
+        plan = make_plan(config.model_copy(update={"training": training}), world, setting, rehearsals)
+        if plan.ranks:
+            above = max(memory.instants["update"] - memory.state for memory in plan.ranks)
+            found[recompute] = above / _tokens_per_rank(config)
+    return found
+
+
+def _tokens_per_rank(config: Config) -> float:
+    """Returns the tokens of a pack whose hidden states a rank keeps, with sequence parallelism."""
+    shared = config.parallel.tensor if config.parallel.sequence else 1
+    return config.training.tokens_per_micro_batch / config.parallel.context / shared
+
+
+def candidates(config: Config, world: int, setting: Setting) -> Iterator[Config]:
+    """Yields the config in other layouts: tensor parallelism within a machine, two micro-batch sizes."""
+    arch = config.architecture()
+    given = config.training.tokens_per_micro_batch
+    caps = {given, max(longest_sequence(config, setting.stage), given * 2)}
+    sizes = [2**power for power in range(world.bit_length())]
+    for tensor, context, pipeline in product(sizes, sizes, sizes):
+        ranks = tensor * context * pipeline
+        divides = not (arch.num_key_value_heads % tensor or arch.num_hidden_layers % pipeline or world % ranks)
+        if not divides or tensor > setting.card.gpus_per_node or context > 16 or pipeline > 16:
+            continue
+        for recompute, cap in product(_RECOMPUTE, sorted(caps)):
+            yield _changed(config, (tensor, context, pipeline), recompute, cap)
+
+
+def _changed(config: Config, sizes: tuple[int, int, int], recompute: str, cap: int) -> Config:
+    names = dict(zip(("tensor", "context", "pipeline"), sizes, strict=True))
+    parallel = config.parallel.model_copy(update={**names, "virtual_pipeline": None})
+    training = config.training.model_copy(update={"recompute": recompute, "tokens_per_micro_batch": cap})
+    return config.model_copy(update={"parallel": parallel, "training": training})
+
+
+def least_state(config: Config, world: int) -> int:
+    """Returns bytes of parameters, gradients and optimizer of a rank, by the usual formula, without embeddings' imbalance."""
+    layout, two = layout_of(config, world), 2 if config.training.precision == "bf16" else 4
+    sharded = layout.data * layout.context if config.parallel.distributed_optimizer else 1
+    each = two + 4 + (12 if two == 2 else 8) / sharded
+    return int(parameters(config.architecture()) / (layout.tensor * layout.pipeline) * each)
+
+
+def estimate(config: Config, world: int, setting: Setting) -> float:
+    """Returns the seconds of a training step, roughly: for the order of the search only."""
+    layout, work, card, arch = layout_of(config, world), setting.work, setting.card, config.architecture()
+    packs = packs_per_rank(config, layout, work)
+    rate = card.bf16_tflops * 1e12 * ASSUMED.matrix_share.value * world
+    passes = 3.0 + recomputed(arch, config.training.recompute, work.mean)
+    compute = passes * work.sequences * sequence_flops(arch, int(work.mean)) / rate
+    bubble = 1.0 + (layout.pipeline - 1) / packs
+    return (compute + packs * _moved(config, layout, card)) * bubble + _reduced(config, layout, card)
+
+
+def _moved(config: Config, layout: Layout, card: Gpu) -> float:
+    """Returns the seconds of tensor and context parallelism in a pack."""
+    arch, tokens = config.architecture(), config.training.tokens_per_micro_batch / layout.context
+    nvlink = card.nvlink_gb_per_s * 1e9 * ASSUMED.nvlink_share.value
+    network = card.network_gb_per_s * 1e9 * ASSUMED.network_share.value
+    layers = arch.num_hidden_layers / layout.pipeline
+    hidden = _PER_LAYER * tokens * arch.hidden_size * 2 * (layout.tensor - 1) / layout.tensor / nvlink
+    within = layout.tensor * layout.context <= card.gpus_per_node
+    values = 2 * tokens * 4 * arch.num_key_value_heads * arch.head_size / layout.tensor * (layout.context - 1)
+    return layers * (hidden + values / (nvlink if within else network))
+
+
+def _reduced(config: Config, layout: Layout, card: Gpu) -> float:
+    """Returns the seconds of the reduction of gradients and the gathering of weights."""
+    copies = layout.data * layout.context
+    size = 6 * parameters(config.architecture()) / (layout.tensor * layout.pipeline) * (copies - 1) / copies
+    within = layout.ranks <= card.gpus_per_node
+    return size / ((card.nvlink_gb_per_s if within else card.network_gb_per_s) * 1e9)
