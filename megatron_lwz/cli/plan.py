@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from megatron_lwz.cli import common, option_types
-from megatron_lwz.cli.dry_run import layout as described
+from megatron_lwz.cli.dry_run_tables import layout as described
 from megatron_lwz.cli.plan_setting import setting_of, watch
 from megatron_lwz.cli.plan_table import show_table
 from megatron_lwz.config import Config

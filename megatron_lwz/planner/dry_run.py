@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from megatron_lwz.config import Config
+from megatron_lwz.config import Config, Stage
 from megatron_lwz.errors import LwzError
 from megatron_lwz.rehearsal.case import Case, Report
 from megatron_lwz.rehearsal.pool import rehearse
 from megatron_lwz.training.reward_model import check_reward_model
 from megatron_lwz.training.sft import check_sft
 from megatron_lwz.training.supervised import check_supervised
-
-Stage = Literal["grpo", "sft", "pretrain", "reward_model"]
 
 CHECKS: dict[Stage, Callable[[Config], None]] = {
     "grpo": Config.check_grpo,

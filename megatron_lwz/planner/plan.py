@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from megatron_lwz.config import Config
+from megatron_lwz.config import Config, Stage
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.planner.assumptions import ASSUMED
-from megatron_lwz.planner.dry_run import Memory, Stage, case_of, check, rank_kinds
+from megatron_lwz.planner.dry_run import Memory, case_of, check, rank_kinds
 from megatron_lwz.planner.engines import Engines, parameters
 from megatron_lwz.planner.hardware import Gpu
 from megatron_lwz.planner.rehearsals import Rehearsals

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_lwz.cli import dry_run
+from megatron_lwz.cli import dry_run_tables
 from megatron_lwz.config import validate
 from megatron_lwz.errors import EnvironmentSetupError
 from megatron_lwz.planner.dry_run import Memory, RankKind, case_of, run_cases
@@ -113,8 +113,8 @@ def test_the_collectives_are_those_of_the_layout(steps) -> None:
 
 def test_a_rank_that_does_not_fit_is_an_error_after_the_tables(steps, capsys) -> None:
     config, card = validate(TREES["dp2"]), gpus()["h100-80g"]
-    dry_run.show(config, [steps["dp2"]], card)
+    dry_run_tables.show(config, [steps["dp2"]], card)
     assert "fits: at most 0.0 of 74.5 GiB" in capsys.readouterr().out
-    with pytest.raises(dry_run.DoesNotFit, match=r"every rank needs 0\.0 of 0\.0 GiB .* at the instant"):
-        dry_run.show(config, [steps["dp2"]], card.model_copy(update={"memory_gb": 1e-3}))
+    with pytest.raises(dry_run_tables.DoesNotFit, match=r"every rank needs 0\.0 of 0\.0 GiB .* at the instant"):
+        dry_run_tables.show(config, [steps["dp2"]], card.model_copy(update={"memory_gb": 1e-3}))
     assert "optimizer" in capsys.readouterr().out

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from megatron_lwz.cli import common, pretrain, train_grpo, train_reward_model, train_sft
 from megatron_lwz.rehearsal import pool, shim
+from tests.support.stages import ROOT, variables
 
 SHAPES = ["--dry-run", "shapes"]
 
@@ -85,3 +88,8 @@ def test_a_step_is_rehearsed_and_nothing_is_written(config: str, capsys) -> None
     assert "stage 1 of 2 (rank 0)" in out and "stage 2 of 2 (rank 4)" in out
     assert "fits: at most 0.0 of 131.3 GiB (NVIDIA H200 SXM5 141 GB)" in out
     assert sorted(Path(config).parent.iterdir()) == before
+
+
+def test_a_run_without_it_imports_no_planner() -> None:
+    code = "import sys, megatron_lwz.cli.dry_run; sys.exit(any('planner' in name for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables()).returncode == 0
