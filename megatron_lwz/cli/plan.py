@@ -90,7 +90,10 @@ def _show_found(
         out.print(f"the best found: {changes(best)}", markup=False)
         out.print(_times(best, setting, config, options))
     out.print("what to change first:", markup=False)
-    for sentence in advice(now, best, setting, config) or ["Nothing: the config fits, and no layout found is faster."]:
+    nothing = (
+        "Nothing: the config fits, and no layout found is faster." if found else "The config fits; no other was tried."
+    )
+    for sentence in advice(now, best, setting, config) or [nothing]:
         out.print(f"  {sentence}", markup=False)
     out.print("assumed (formulas, not measured):", markup=False)
     for line in ASSUMED.lines():

@@ -9,6 +9,8 @@ from megatron_lwz.planner.plan import GIB, Plan, Setting
 
 _LONG_ROLLOUT = 2.0
 """Rollouts that take so many times the training are what a run waits for."""
+_SLOW_SYNC = 0.08
+"""Share of a step from which on the weight sync is worth a sentence."""
 _ROOM = 0.6
 """A card that is less full than this has room for larger packs."""
 
@@ -25,6 +27,10 @@ def advice(now: Plan, best: Plan | None, setting: Setting, config: Config) -> li
     if now.reason is not None or best.step_seconds() < 0.95 * now.step_seconds():
         found.append(f"Use {changes(best)}" + ("." if now.reason else _faster(now, best)))
     found += _waiting(best, setting, config)
+    if best.seconds.get("weight sync", 0.0) > _SLOW_SYNC * best.step_seconds() and not config.rollout.colocated:
+        found.append(
+            "Weight sync by files is a large part of a step: set weight_sync.transport: nccl (engine vllm only)."
+        )
     if best.peak < _ROOM * setting.card.memory:
         room = (setting.card.memory - best.peak) / GIB
         found.append(f"{room:,.0f} GiB of each card stay free: fewer GPUs may train as well.")
