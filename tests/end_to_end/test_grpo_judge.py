@@ -28,7 +28,7 @@ GOOD = json.dumps({"reason": "fine", **{str(number): number + 2 for number in ra
 
 
 async def silent(_: int) -> str:
-    await asyncio.sleep(5)
+    await asyncio.sleep(15)
     return GOOD
 
 
@@ -68,7 +68,7 @@ def write_run(folder: Path, url: str) -> Path:
         rollout={"controller": "process"},
         data={"held_out_prompts": None},
         judge={
-            **{"url": url, "model": "judge", "timeout": 2.0, "retries": 1, "backoff": 0.01, "malformed_retries": 1},
+            **{"url": url, "model": "judge", "timeout": 5.0, "retries": 1, "backoff": 0.01, "malformed_retries": 1},
             **{"rest_after": 0, "concurrency": 8},
         },
         reward={
