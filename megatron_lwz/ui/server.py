@@ -12,10 +12,10 @@ from aiohttp import web
 from megatron_lwz.errors import DataError, LwzError
 from megatron_lwz.http.hosts import Hosts
 from megatron_lwz.http.server import make_app, read_object
-from megatron_lwz.ui import access, bands, live
+from megatron_lwz.ui import access, bands, export, live
 from megatron_lwz.ui.filters import Filters
 from megatron_lwz.ui.notes import Note
-from megatron_lwz.ui.pages import overview, reading, rollout_list, siblings
+from megatron_lwz.ui.pages import compare, overview, prompt_steps, reading, rollout_list, siblings
 from megatron_lwz.ui.pages.layout import message_page
 from megatron_lwz.ui.run import Run
 
@@ -35,6 +35,7 @@ class Pages:
         one = r"/runs/{run}/rollouts/{group:-?\d{1,18}}/{rollout:\d{1,9}}"
         return [
             web.get("/", self._start),
+            web.get("/compare", self._compare),
             web.get("/static/{name}", self._file),
             web.get("/runs/{run}", self._page(overview.page)),
             web.get("/runs/{run}/live", self._page(overview.content)),
@@ -42,7 +43,9 @@ class Pages:
             web.get("/runs/{run}/rollouts", self._page(lambda run, query: rollout_list.page(run, Filters.read(query)))),
             web.get(one, self._reader),
             web.get(one + "/bands", self._bands),
+            web.get(one + "/markdown", self._markdown),
             web.post(one + "/note", self._note),
+            web.get("/runs/{run}/prompt", self._page(prompt_steps.page)),
             web.get(r"/runs/{run}/groups/{group:-?\d{1,18}}", self._siblings),
         ]
 
@@ -58,7 +61,7 @@ class Pages:
         kind = _KINDS[request.match_info["name"].rpartition(".")[2]]
         return web.Response(text=found, content_type=kind, charset="utf-8", headers={"Cache-Control": "no-cache"})
 
-    def _page(self, make: Callable[[Run, Mapping[str, str]], str]) -> Any:
+    def _page(self, make: Callable[[Run, Mapping[str, str]], str | None]) -> Any:
         async def answer(request: web.Request) -> web.StreamResponse:
             return await self._made(request, lambda run: make(run, request.query))
 
@@ -88,6 +91,22 @@ class Pages:
         if found is None:
             raise web.HTTPNotFound(text="there is no such rollout in this run's journal")
         return web.json_response(body=found)
+
+    async def _markdown(self, request: web.Request) -> web.StreamResponse:
+        group, rollout = _place(request)
+        run = self._run(request)
+        text = await asyncio.to_thread(export.markdown, run, group, rollout)
+        if text is None:
+            raise web.HTTPNotFound(text="there is no such rollout in this run's journal")
+        headers = {"Content-Disposition": f'attachment; filename="{run.name}-{group}-{rollout}.md"'}
+        return web.Response(text=text, content_type="text/markdown", charset="utf-8", headers=headers)
+
+    async def _compare(self, request: web.Request) -> web.StreamResponse:
+        names = dict.fromkeys(request.query.getall("run", []))
+        runs = [self._runs[name] for name in names if name in self._runs]
+        if not 2 <= len(runs) <= compare.MOST:
+            raise web.HTTPBadRequest(text=f"choose 2 to {compare.MOST} runs to compare")
+        return _html(await asyncio.to_thread(compare.page, runs, request.query))
 
     async def _note(self, request: web.Request) -> web.StreamResponse:
         group, rollout = _place(request)

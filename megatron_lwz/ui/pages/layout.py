@@ -24,11 +24,14 @@ _KEYS = {
         ("b", "next band"),
         ("g / a", "go to the top / to the answer"),
         ("s", "siblings side by side"),
+        ("d", "the prompt over the steps, with the difference"),
         ("f", "flag"),
         ("m", "write a note"),
         ("u", "back to the list"),
     ),
     "overview": (("r", "rollouts"), ("l", "log scale of all charts"), ("0", "all steps")),
+    "steps": (("u", "back to the list"),),
+    "compare": (("l", "log scale of all charts"), ("0", "all steps")),
     "siblings": (("u", "back to the list"),),
 }
 

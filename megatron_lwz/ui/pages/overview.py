@@ -56,14 +56,18 @@ def runs_page(runs: Sequence[Run]) -> str:
         said = f"{len(alarms)} alarm{'s' if len(alarms) != 1 else ''}" if alarms else "none"
         step = short(rows[-1]["step"]) if rows else "0"
         lines.append(
-            f'<tr><td><a href="/runs/{html(run.name)}"><bdi>{html(run.title)}</bdi></a><br>'
+            f'<tr><td><input type="checkbox" name="run" value="{html(run.name)}" aria-label="compare {html(run.name)}"></td>'
+            f'<td><a href="/runs/{html(run.name)}"><bdi>{html(run.title)}</bdi></a><br>'
             f"<small>{html(run.paths.root)}</small></td>"
             f"<td>{step} of {html(run.setting('training.steps', '?'))}</td><td>{_state(run)}</td>"
             f'<td><span class="badge {worst}">{said}</span></td></tr>'
         )
-    head = "<tr><th>run</th><th>steps</th><th>state</th><th>alarms</th></tr>"
+    head = "<tr><th></th><th>run</th><th>steps</th><th>state</th><th>alarms</th></tr>"
     table = f'<table class="runs"><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table>'
-    body = f'<h1>Runs</h1><div class="wide" tabindex="0">{table}</div>'
+    button = "<p><button>Compare</button></p>" if len(runs) > 1 else ""
+    body = (
+        f'<h1>Runs</h1><form action="/compare" method="get"><div class="wide" tabindex="0">{table}</div>{button}</form>'
+    )
     return whole_page("Runs", body, kind="runs")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from urllib.parse import urlencode
 
 from megatron_lwz.data.templates import detect_language
 from megatron_lwz.data.text.length import count_units
@@ -40,9 +41,11 @@ def page(run: Run, group: int, rollout: int) -> str | None:
         f'<div class="paper">{_prompt(view)}{_text(view, member)}</div></div>'
         '<canvas id="minimap" aria-hidden="true"></canvas><div id="tip" role="tooltip" hidden></div>'
     )
+    here = f"{where}/rollouts/{group}/{rollout}"
+    steps = urlencode({"id": view.prompt.id, "kind": view.kind})
     attributes = (
-        f'data-bands="{where}/rollouts/{group}/{rollout}/bands" data-note="{where}/rollouts/{group}/{rollout}/note" '
-        f'data-list="{where}/rollouts" data-siblings="{where}/groups/{group}" data-run="{html(run.name)}"'
+        f'data-bands="{here}/bands" data-note="{here}/note" data-list="{where}/rollouts" data-run="{html(run.name)}" '
+        f'data-siblings="{where}/groups/{group}" data-steps="{where}/prompt?{html(steps)}"'
     )
     return whole_page(title, body, crumbs=crumbs, kind="reader", scripts=("reader.js",), attributes=attributes)
 
@@ -116,6 +119,9 @@ def _siblings(run: Run, view: GroupView, member: Member) -> str:
         here = ' aria-current="page"' if index == member.index else ""
         links.append(f'<a href="/runs/{html(run.name)}/rollouts/{view.id}/{index}"{here}>{index}</a>')
     side = f'<a class="button" href="/runs/{html(run.name)}/groups/{view.id}">Side by side</a>'
+    steps = urlencode({"id": view.prompt.id, "kind": view.kind, "b": f"{view.id}.{member.index}"})
+    side += f'<a class="button" href="/runs/{html(run.name)}/prompt?{html(steps)}">Over the steps</a>'
+    side += f'<a class="button" href="/runs/{html(run.name)}/rollouts/{view.id}/{member.index}/markdown">Markdown</a>'
     return f'<nav class="siblings" aria-label="Siblings"><span class="soft">Siblings</span>{"".join(links)}{side}</nav>'
 
 

@@ -4,7 +4,7 @@ import { grow, load, onKeys, onNews, say } from "./base.js";
 
 const LEFT = 50, RIGHT = 14, TOP = 10, BOTTOM = 44, WIDTH = 480, HEIGHT = 238; // of report/axes.py
 const SVG = "http://www.w3.org/2000/svg";
-const content = document.getElementById("content");
+const content = document.getElementById("content") ?? document.getElementById("main");
 const view = new URLSearchParams(location.search);
 const parsed = new WeakMap();
 const tip = document.createElement("div");
@@ -133,6 +133,10 @@ function onUp() {
 
 async function refresh(said) {
   const query = view.toString();
+  if (!document.body.dataset.content) { // the page of several runs is made anew as a whole
+    location.search = query;
+    return;
+  }
   history.replaceState(null, "", query ? `?${query}${location.hash}` : location.pathname + location.hash);
   try {
     const fresh = await load(`${document.body.dataset.content}?${query}`);
@@ -181,6 +185,6 @@ content.addEventListener("keydown", (event) => {
 onKeys({
   l: logScale,
   0: allSteps,
-  r: () => location.assign(`/runs/${document.body.dataset.run}/rollouts`),
+  r: () => document.body.dataset.run && location.assign(`/runs/${document.body.dataset.run}/rollouts`),
 });
-onNews(() => refresh());
+if (document.body.dataset.live) onNews(() => refresh());

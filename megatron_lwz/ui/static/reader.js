@@ -381,6 +381,7 @@ onKeys({
   g: () => scrollTo({ top: 0 }),
   a: () => document.getElementById("answer")?.scrollIntoView(),
   s: () => location.assign(data.siblings),
+  d: () => location.assign(data.steps),
   "[": () => sibling(-1),
   "]": () => sibling(1),
   f: toggleFlag,
