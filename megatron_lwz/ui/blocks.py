@@ -10,7 +10,7 @@ from html import escape
 LONGEST = 1200
 """Characters from which a line is cut: one line of 40,000 characters would be laid out as a whole."""
 CHUNK = 2400
-"""Characters after which a chunk ends with its paragraph."""
+"""Width after which a chunk ends with its paragraph, in narrow characters."""
 # A cut is made after a sentence, else after a space, else anywhere.
 _CUTS = (re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？；…][”’」』）]*"), re.compile(r"\s+|[，、：]"))
 
@@ -44,12 +44,12 @@ def paragraphs(text: str) -> Iterator[Paragraph]:
 
 
 def chunks(text: str) -> Iterator[list[Paragraph]]:
-    """Yields the paragraphs in chunks of about CHUNK characters."""
+    """Yields the paragraphs in chunks of about CHUNK narrow characters; a wide one, such as a Chinese one, counts as two."""
     chunk: list[Paragraph] = []
     size = 0
     for paragraph in paragraphs(text):
         chunk.append(paragraph)
-        size += paragraph.end - paragraph.start
+        size += _width(text[paragraph.start : paragraph.end])
         if size >= CHUNK:
             yield chunk
             chunk, size = [], 0
@@ -87,6 +87,10 @@ def _paragraph(text: str, paragraph: Paragraph, offset: int) -> str:
 
 def _is_heading(line: str) -> bool:
     return re.match(r"#{1,6}[ \t]+\S", line) is not None
+
+
+def _width(line: str) -> int:
+    return len(line) if line.isascii() else sum(2 if char >= "\u2e80" else 1 for char in line)
 
 
 def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:

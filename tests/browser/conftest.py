@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,13 +64,13 @@ def serving(*roots: Path):
         yield address
     finally:
         process.terminate()
-        assert process.wait(60) == 143
+        assert process.wait(60) == 0
         process.stdout.close()
 
 
 @pytest.fixture(scope="session")
 def long_run(tmp_path_factory):
-    return write_reading_run(tmp_path_factory.mktemp("runs") / "novels", words=LONG_WORDS, more=700)
+    return write_reading_run(tmp_path_factory.mktemp("runs") / "novels", words=LONG_WORDS, more=60)
 
 
 @pytest.fixture(scope="session")
@@ -92,19 +93,29 @@ def open_page(browser, server):
         context = browser.new_context(viewport=size, color_scheme="dark" if dark else "light", **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(40_000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: said.append(f"{path}: {message.type}: {message.text}"))
         page.on("pageerror", lambda error: said.append(f"{path}: {error}"))
         page.on(
             "request", lambda request: request.url.startswith(address) or said.append(f"{path}: asks {request.url}")
         )
-        page.goto(f"{address}{path}{'&' if '?' in path else '?'}token={TOKEN}")
+        place, mark, fragment = path.partition("#")
+        page.goto(f"{address}{place}{'&' if '?' in place else '?'}token={TOKEN}{mark}{fragment}")
         return page
 
     yield open_it
     for context in contexts:
         context.close()
     assert said == []
+
+
+def until(page, expression: str, argument: object = None, seconds: float = 20.0) -> None:
+    """Waits until a JavaScript expression, or a function of `argument`, is true. Playwright's own wait needs `eval`."""
+    deadline = time.monotonic() + seconds
+    code = expression if "=>" in expression[:20] else f"() => Boolean({expression})"
+    while not page.evaluate(code, argument):
+        assert time.monotonic() < deadline, f"never true: {expression}"
+        page.wait_for_timeout(50)
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from megatron_lwz.types import Prompt
 from tests.support.reading_run import ReadingRun, response
 
-from .conftest import OUT, serving
+from .conftest import OUT, serving, until
 
 pytestmark = pytest.mark.browser
 
@@ -27,12 +28,14 @@ SCROLL = """async () => {
   gaps.sort((a, b) => a - b);
   return { median: gaps[60], p95: gaps[114], worst: gaps[119], scrolled: scrollY };
 }"""
-LAID_OUT = "() => [...document.querySelectorAll('.answer .chunk')].filter((c) => c.checkVisibility({contentVisibilityAuto: true})).length"
+LAID_OUT = """() => [...document.querySelectorAll('.answer .chunk')].filter(
+  (chunk) => chunk.firstElementChild.checkVisibility({ contentVisibilityAuto: true })).length"""
 DRAWN = "(name) => [...(CSS.highlights.get(name) ?? [])].length"
-# Colours that are drawn over a word, text and place.
 RANGES = (
     """(name) => [...CSS.highlights.get(name)].map((r) => r.startContainer.data.slice(r.startOffset, r.endOffset))"""
 )
+MARKED = """() => [...CSS.highlights.get('mark')].map(
+  (range) => `${range.startContainer.parentElement.dataset.o}.${range.startOffset}`).join()"""
 
 
 def picture(page, name: str) -> None:
@@ -45,19 +48,19 @@ def test_the_overview_shows_values_zooms_and_has_a_log_scale(open_page):
     page.locator("#chart-entropy svg").scroll_into_view_if_needed()
     box = page.locator("#chart-entropy svg").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_function("document.getElementById('tip').textContent.startsWith('step ')")
+    until(page, "document.getElementById('tip').textContent.startsWith('step ')")
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] / 2, steps=4)
     page.mouse.up()
-    page.wait_for_function("JSON.parse(document.getElementById('chart-entropy').dataset.chart).zoomed")
+    until(page, "JSON.parse(document.getElementById('chart-entropy').dataset.chart).zoomed")
     assert "from=" in page.url and "to=" in page.url
     page.keyboard.press("l")
-    page.wait_for_function("JSON.parse(document.getElementById('chart-entropy').dataset.chart).log")
+    until(page, "JSON.parse(document.getElementById('chart-entropy').dataset.chart).log")
     page.keyboard.press("0")
-    page.wait_for_function("!JSON.parse(document.getElementById('chart-entropy').dataset.chart).zoomed")
+    until(page, "!JSON.parse(document.getElementById('chart-entropy').dataset.chart).zoomed")
     page.locator("#chart-entropy").focus()
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.getElementById('tip').textContent.startsWith('step 1')")
+    until(page, "document.getElementById('tip').textContent.startsWith('step 1')")
 
 
 def test_the_list_filters_searches_and_opens_by_keyboard(open_page):
@@ -67,8 +70,12 @@ def test_the_list_filters_searches_and_opens_by_keyboard(open_page):
     page.keyboard.type("提纲")
     page.keyboard.press("Enter")
     page.wait_for_url("**q=**")
-    while page.locator("table.rollouts tbody tr").count() < 2:  # the index is still being built
+    for _ in range(600):  # the index may still be in the making
+        if page.locator("table.rollouts tbody tr").count():
+            break
+        page.wait_for_timeout(200)
         page.reload()
+    assert page.locator("table.rollouts tbody tr").count() == 1
     assert all("提纲" in text for text in page.locator(".snippet mark").all_text_contents())
     page.locator("summary", has_text="Filters").click()
     page.locator("select[name=end]").select_option("guard")
@@ -83,7 +90,7 @@ def test_the_list_filters_searches_and_opens_by_keyboard(open_page):
     page.wait_for_url("**end=guard**")
 
 
-def test_thousands_of_rollouts_come_in_pages(open_page):
+def test_many_rollouts_come_in_pages(open_page):
     page = open_page(f"{RUN}/rollouts?sort=oldest")
     assert page.locator("table.rollouts tbody tr").count() == 60
     first = page.locator("table.rollouts tbody tr a").first.get_attribute("href")
@@ -99,11 +106,11 @@ def test_a_long_rollout_is_laid_out_where_it_is_seen(open_page, measured, path, 
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     tokens = page.locator("dl.facts dd").nth(1).text_content()
     chunks = page.locator(".answer .chunk").count()
-    assert chunks > 12 and page.evaluate(LAID_OUT) < chunks / 2
+    assert chunks > 8 and page.evaluate(LAID_OUT) < chunks / 2
     plain = page.evaluate(SCROLL)
     page.evaluate("scrollTo(0, 0)")
     page.locator("input[value=logprob]").check()
-    page.wait_for_function("document.body.dataset.band === 'logprob'")
+    until(page, "document.body.dataset.band === 'logprob'")
     banded = page.evaluate(SCROLL)
     assert plain["scrolled"] > 5000
     measured[name] = {
@@ -117,33 +124,32 @@ def test_a_long_rollout_is_laid_out_where_it_is_seen(open_page, measured, path, 
 
 def test_bands_are_drawn_at_the_tokens_and_only_near_the_screen(open_page):
     page = open_page(f"{ENGLISH}?band=logprob")
-    page.wait_for_function("document.body.dataset.band === 'logprob' && CSS.highlights.get('band-1').size > 10")
+    until(page, "document.body.dataset.band === 'logprob' && CSS.highlights.get('band-1').size > 10")
     data = page.evaluate("fetch(document.body.dataset.bands).then((answer) => answer.json())")
     drawn = sum(page.evaluate(DRAWN, f"band-{level}") for level in (1, 2, 3, 4))
     assert 0 < drawn < len(data["ends"]) / 3
     page.keyboard.press("n")
-    page.wait_for_function("CSS.highlights.get('mark').size > 0")
+    until(page, "CSS.highlights.get('mark').size > 0")
     assert "#o" in page.url
     page.keyboard.press("b")
-    page.wait_for_function("document.body.dataset.band === 'version'")
+    until(page, "document.body.dataset.band === 'version'")
     assert "step 0" in page.locator("#legend").text_content()
     page.keyboard.press("b")
-    page.wait_for_function("document.body.dataset.band === 'repetition'")
+    until(page, "document.body.dataset.band === 'repetition'")
     page.keyboard.press("n")
-    page.wait_for_function("CSS.highlights.get('band-3').size > 0")
-    passage = page.evaluate(RANGES, "mark")
+    until(page, "CSS.highlights.get('band-3').size > 0")
+    passage, here = page.evaluate(RANGES, "mark"), page.evaluate(MARKED)
     page.keyboard.press("t")
-    page.wait_for_function(
-        "(before) => JSON.stringify([...CSS.highlights.get('mark')].map((r) => r.startOffset)) !== before", arg=""
-    )
-    assert passage
+    until(page, f"(before) => ({MARKED})() !== before", here)
+    words = [re.findall(r"\w+", " ".join(texts).lower()) for texts in (passage, page.evaluate(RANGES, "mark"))]
+    assert words[0] == words[1] and len(words[0]) >= 8
 
 
 def test_hovering_a_repeated_passage_shows_its_twin(open_page):
     page = open_page(f"{ENGLISH}?band=repetition")
-    page.wait_for_function("document.body.dataset.band === 'repetition'")
+    until(page, "document.body.dataset.band === 'repetition'")
     page.keyboard.press("n")
-    page.wait_for_function("CSS.highlights.get('mark').size > 0")
+    until(page, "CSS.highlights.get('mark').size > 0")
     place = page.evaluate("""() => {
       const range = [...CSS.highlights.get('mark')][0];
       const seen = document.createRange();
@@ -153,7 +159,7 @@ def test_hovering_a_repeated_passage_shows_its_twin(open_page):
       return [box.left + 4, box.top + box.height / 2];
     }""")
     page.mouse.move(*place)
-    page.wait_for_function("document.getElementById('tip').textContent.includes('into the text already')")
+    until(page, "document.getElementById('tip').textContent.includes('into the text already')")
     assert page.evaluate(DRAWN, "twin") >= 2
 
 
@@ -163,12 +169,12 @@ def test_a_deep_link_leads_to_its_place_and_the_keys_move_it(open_page):
     place = int(page.locator("p.at").get_attribute("data-o"))
     assert 7000 < place <= 9000 and page.locator("p.at").is_visible()
     page.keyboard.press("j")
-    page.wait_for_function("(before) => Number(document.querySelector('p.at').dataset.o) > before", arg=place)
+    until(page, "(before) => Number(document.querySelector('p.at').dataset.o) > before", place)
     page.keyboard.press("?")
     assert page.locator("dialog[open]").is_visible()
     page.keyboard.press("Escape")
     page.locator("#minimap").click(position={"x": 5, "y": 700})
-    page.wait_for_function("scrollY > 10000")
+    until(page, "scrollY > 10000")
 
 
 def test_siblings_steps_and_notes(open_page, long_run):
@@ -190,10 +196,10 @@ def test_siblings_steps_and_notes(open_page, long_run):
     page.keyboard.press("m")
     page.keyboard.type("a good middle </textarea><script>1</script>")
     page.locator("button", has_text="Save note").click()
-    page.wait_for_function("document.getElementById('note').dataset.saved === 'yes'")
+    until(page, "document.getElementById('note').dataset.saved === 'yes'")
     page.locator("h2", has_text="Note").click()
     page.keyboard.press("f")
-    page.wait_for_function("document.getElementById('say').textContent === 'saved'")
+    until(page, "document.getElementById('say').textContent === 'saved'")
     page.reload()
     assert page.locator("#note-text").input_value().startswith("a good middle </textarea>")
     assert page.locator("#flag").get_attribute("aria-pressed") == "true"
@@ -237,15 +243,15 @@ def test_the_page_follows_a_run_that_trains(open_page, tmp_path):
     run.add_step(1)
     with serving(run.root) as address:
         page = open_page("/runs/live", address=address)
-        page.wait_for_function("document.querySelector('.lead').textContent.includes('step 1 of 40')")
+        until(page, "document.querySelector('.lead').textContent.includes('step 1 of 40')")
         watching = open_page("/runs/live/rollouts", address=address)
         for step in range(2, 8):
             run.add_group(Prompt("a", "One?"), [response("A text.")], step=step)
             run.add_step(step, **{"rollout/engines_up": 0.0})
-        page.wait_for_function("document.querySelector('.lead').textContent.includes('step 7 of 40')")
-        page.wait_for_function("document.querySelector('.alarms .serious')?.textContent.includes('engines are out')")
+        until(page, "document.querySelector('.lead').textContent.includes('step 7 of 40')")
+        until(page, "document.querySelector('.alarms .serious')?.textContent.includes('engines are out')")
         watching.locator("#fresh").click()
-        watching.wait_for_function("document.querySelectorAll('table.rollouts tbody tr').length > 0")
+        until(watching, "document.querySelectorAll('table.rollouts tbody tr').length > 0")
         for opened in (page, watching):
             opened.close()
     run.close()
@@ -271,7 +277,7 @@ def test_axe_finds_no_serious_fault_and_nothing_is_cut_off(open_page, phone, dar
         page = open_page(path, phone=phone, dark=dark, bypass_csp=True)  # axe itself needs what the policy forbids
         page.wait_for_load_state()
         if "band=" in path:
-            page.wait_for_function("document.body.dataset.band !== undefined")
+            until(page, "document.body.dataset.band !== undefined")
         found = Axe().run(page).response["violations"]
         serious = {
             fault["id"]: [node["html"][:160] for node in fault["nodes"][:3]]

@@ -21,8 +21,10 @@ const NAMES = { logprob: ["below 0.5", "below 0.2", "below 0.05", "below 0.01"],
 let bands = null; // as the server gives them, with `ends` summed up
 let band = "none";
 let spans = []; // [start, end, level], ascending: what is drawn
+let spanStarts = [];
 let marks = []; // places that n and p go to
 let current = -1; // paragraph
+let mark = -1; // index into marks
 
 const highlights = {};
 if (able) {
@@ -98,6 +100,8 @@ function build() {
     spans = found.sort((a, b) => a[0] - b[0] || b[2] - a[2]);
     marks = bands.twins.map(([start]) => start);
   }
+  spanStarts = spans.map(([start]) => start);
+  mark = -1;
 }
 
 const drawn = new Map(); // chunk → ranges by highlight name
@@ -109,7 +113,9 @@ function draw(chunk) {
   const first = before(starts, Number(inside[0].dataset.o)), last = first + inside.length - 1;
   const low = starts[first], high = starts[last] + sizes[last];
   const made = [];
-  for (const [start, end, level] of spans) {
+  const from = band === "repetition" ? 0 : Math.max(0, before(spanStarts, low)); // repeated passages may overlap
+  for (let place = from; place < spans.length; place++) {
+    const [start, end, level] = spans[place];
     if (start >= high) break;
     if (end > low) for (const range of ranges(Math.max(start, low), Math.min(end, high), first, last)) made.push([`band-${level}`, range]);
   }
@@ -232,14 +238,13 @@ function jump(start, end) {
   for (const range of ranges(start, end)) highlights.mark.add(range);
 }
 
-let mark = -1;
 function nextMark(way) {
   if (!marks.length) { say("no marks in this band"); return; }
   const here = current >= 0 ? starts[current] : 0;
   if (mark < 0 || mark >= marks.length) mark = Math.max(0, before(marks, here)) - (way > 0 ? 1 : 0);
   mark = (mark + way + marks.length) % marks.length;
   const place = marks[mark];
-  const [start, end] = spans.find(([start, end]) => start <= place && place < end) ?? [place, place + 1];
+  const [start, end] = band === "repetition" ? bands.twins[mark] : spans.find(([start, end]) => start <= place && place < end) ?? [place, place + 1];
   jump(band === "version" ? place : start, band === "version" ? place + 1 : end);
   const text = wordsAt(place);
   say(`mark ${mark + 1} of ${marks.length}: ${text}`);
