@@ -16,7 +16,7 @@ GPU_PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_6
 DEVICE ?= cuda
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-long test-stacks test-vllm fuzz check audit format gpu-check gpu-check-wheels bench clean
+.PHONY: setup demo test test-long test-browser test-stacks test-vllm fuzz check audit format gpu-check gpu-check-wheels bench clean
 
 setup: $(STAMP) $(ENGINE)
 
@@ -49,10 +49,19 @@ demo: $(STAMP)
 
 # The longest files come first by their names (distributed, end_to_end, kernels); reordered, they would come last.
 test: $(STAMP) $(ENGINE)
-	$(BIN)/python -m pytest -m "not gpu and not long and not stacks and not vllm" -n 2 --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/python -m pytest -m "not gpu and not long and not stacks and not vllm and not browser" -n 2 --dist loadfile --no-loadscope-reorder tests
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m "long" tests
+
+# `lwz ui` in a real Chromium, from the system: apt-get install chromium, or BROWSER=PATH. Pictures go to build/browser.
+BROWSER_STAMP := $(VENV)/.browser
+test-browser: $(BROWSER_STAMP)
+	$(BIN)/python -m pytest -m "browser" tests/browser
+
+$(BROWSER_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable ".[dev,browser]"
+	touch $@
 
 # What touches Megatron-Core, on both of its releases (README.md, "Versions"): Python 3.11 in $(VENV), 3.12 in $(VENV312).
 STACK_TESTS := tests/unit/distributed tests/unit/models tests/unit/training tests/kernels tests/distributed \

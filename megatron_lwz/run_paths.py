@@ -30,6 +30,8 @@ class RunPaths:
         self.summary = root / "summary.json"
         self.tensorboard = root / "tensorboard"
         self.report = root / "report.html"
+        self.notes = root / "notes.jsonl"
+        """What a reader noted about rollouts (`lwz ui`)."""
 
         self.checkpoints = root / "checkpoints"
         """One folder per checkpoint, named by `step_name`."""

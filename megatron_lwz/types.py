@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-import torch
+if TYPE_CHECKING:  # only annotations need it: who reads journals and texts does not load torch
+    import torch
 
 IGNORED_LABEL = -100
 """Label of a position that needs no log-prob: prompt tokens, padding. The log-prob op skips it at no cost."""

@@ -18,6 +18,7 @@ COMMANDS = {
     "config": ("megatron_lwz.cli.config", "show, compare and explain settings; a JSON schema for editors"),
     "runs": ("megatron_lwz.cli.runs", "the runs below a folder: state, step, last scores"),
     "doctor": ("megatron_lwz.cli.doctor", "look whether this machine can run the stages"),
+    "ui": ("megatron_lwz.cli.ui", "watch runs and read their rollouts in a browser"),
     "report": ("megatron_lwz.cli.report", "write report.html of a run folder again"),
     "replay": ("megatron_lwz.cli.replay", "compute one step of a GRPO run again, from checkpoint and journal"),
     "rescore": ("megatron_lwz.cli.rescore", "stored rollouts under another reward config: what would change"),

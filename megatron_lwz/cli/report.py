@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="a run folder: it holds metrics.jsonl")
     run_dir = parser.parse_args(argv).run_dir
     with lifetime.importing():  # torch with it: a wrong command line is reported without
-        from megatron_lwz.report import build_report
+        from megatron_lwz.report.build import build_report
     path = build_report(run_dir)
     common.console().print(str(path), markup=False)
 

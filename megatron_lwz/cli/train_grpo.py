@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from megatron_lwz.cli import common, dry_run
 from megatron_lwz.cli.results import show_results
 from megatron_lwz.distributed import groups, launch
-from megatron_lwz.report import build_report
+from megatron_lwz.report.build import build_report
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.grpo import train
 

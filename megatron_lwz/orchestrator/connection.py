@@ -131,7 +131,7 @@ class Codec:
         if isinstance(origin, type) and issubclass(list, origin):
             return [convert(item, arguments[0]) for item in value]
         if is_dataclass(kind):
-            hints = get_type_hints(kind)
+            hints = get_type_hints(kind, localns={"torch": torch})  # types.py itself does not import torch
             read = vars(value).get if way == 0 else value.get
             fields = {name: convert(read(name), hint) for name, hint in hints.items()}
             make: Any = kind

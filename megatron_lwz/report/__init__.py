@@ -1,5 +1,4 @@
-"""report.html of a run folder: one self-contained file that needs no network, with our own small SVG charts."""
+"""report.html of a run folder: one self-contained file that needs no network, with our own small SVG charts.
 
-from megatron_lwz.report.build import build_report
-
-__all__ = ["build_report"]
+`build.build_report` writes it. `axes`, `charts` and `labels` also serve `megatron_lwz.ui`, and load no torch.
+"""

@@ -12,26 +12,36 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 10, 44
 
 @dataclass(frozen=True)
 class Frame:
-    """A drawing area with data ranges (`x0`, `x1`), (`y0`, `y1`); `x` and `y` turn data into SVG coordinates."""
+    """A drawing area with data ranges (`x0`, `x1`), (`y0`, `y1`); `x` and `y` turn data into SVG coordinates.
+
+    `log`: y is drawn on a logarithmic scale, and `y0`, `y1` are powers of ten: 2 means 100.
+    """
 
     x0: float
     x1: float
     y0: float
     y1: float
+    log: bool = False
 
     def x(self, value: float) -> float:
         """Returns the distance from the left edge in pixels."""
         return _LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
-        """Returns the distance from the top edge in pixels."""
+        """Returns the distance from the top edge in pixels. With `log`, `value` must be above 0."""
+        value = math.log10(value) if self.log else value
         return HEIGHT - _BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - _TOP - _BOTTOM)
+
+    def inside(self, value: float) -> float:
+        """Returns the distance from the top edge, at the edge for a value outside the range."""
+        low, high = (10**self.y0, 10**self.y1) if self.log else (self.y0, self.y1)
+        return self.y(min(max(value, low), high))
 
     def draw(self, content: Iterable[str], *, x_label: str, title: str) -> str:
         """Returns the finished `<svg>`: grid and tick labels under `content`. `title` must be escaped already."""
         parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">']
-        bottom = self.y(self.y0)
-        marks = ticks(self.y0, self.y1, 4)
+        bottom = HEIGHT - _BOTTOM
+        marks = log_ticks(self.y0, self.y1) if self.log else ticks(self.y0, self.y1, 4)
         for value, text in zip(marks, _tick_labels(marks), strict=True):
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -47,10 +57,19 @@ class Frame:
 
 
 def frame_around(
-    xs: Sequence[float], ys: Sequence[float], *, y_bounds: tuple[float, float] | None = None, zero: bool = False
+    xs: Sequence[float],
+    ys: Sequence[float],
+    *,
+    y_bounds: tuple[float, float] | None = None,
+    zero: bool = False,
+    log: bool = False,
 ) -> Frame:
     """Returns a frame that shows all points, with a small margin above and below. `zero` keeps y = 0 in the frame."""
     x0, x1 = _widen(min(xs), max(xs))
+    if log:
+        low, high = math.log10(min(ys)), math.log10(max(ys))
+        air = max(0.06 * (high - low), 0.02)
+        return Frame(x0, x1, low - air, high + air, log=True)
     if y_bounds is not None:
         return Frame(x0, x1, *y_bounds)
     low, high = min(ys), max(ys)
@@ -75,6 +94,16 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[f
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Returns values to mark between 10^low and 10^high: powers of ten, or 1, 2 and 5 times them in a small range."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    every = max(1, -(-len(powers) // 6))
+    factors = (1, 2, 5) if high - low < 2 else (1,)
+    found = [factor * 10.0**power for power in powers if power % every == 0 for factor in factors]
+    kept = [value for value in found if low - 1e-9 <= math.log10(value) <= high + 1e-9]
+    return kept or [10**low, 10**high]
 
 
 def short(value: float) -> str:

@@ -17,6 +17,8 @@ _SMOOTH_FROM = 60
 """Minimum number of points for drawing a curve as a moving average over the faint raw values."""
 _HOVERS = 150
 _BINS = 24
+_COLOURS = 6
+"""Colours in the style sheet. Further curves begin with the first one again."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,34 @@ class LengthPoint:
 
 
 def curves(
-    title: str, series: Mapping[str, Points], *, unit: str = "", share: bool = False, x_label: str = "step"
+    title: str,
+    series: Mapping[str, Points],
+    *,
+    unit: str = "",
+    share: bool = False,
+    x_label: str = "step",
+    log: bool = False,
+    hover: bool = True,
 ) -> str:
-    """Draws named curves over training steps. `share` fixes the y axis to 0 … 1. Non-finite points are left out."""
+    """Draws named curves over training steps. `share` fixes the y axis to 0 … 1. Non-finite points are left out.
+
+    `log`: y is logarithmic; all values must be above 0. `hover`: points tell their value without a script.
+    """
     kept = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
     kept = {name: points for name, points in kept.items() if points}
     if not kept:
         return ""
-    every = [point for points in kept.values() for point in points]
-    frame = frame_around([x for x, _ in every], [y for _, y in every], y_bounds=(0.0, 1.0) if share else None)
-    drawn = [_curve(frame, points, name, index) for index, (name, points) in enumerate(kept.items())]
+    frame = curve_frame(list(kept.values()), share=share, log=log)
+    drawn = [_curve(frame, points, name, index, hover=hover) for index, (name, points) in enumerate(kept.items())]
     svg = frame.draw(drawn, x_label=escape(x_label), title=escape(title))
     return _figure(title, svg, unit=unit, legend=list(kept) if list(kept) != [title] else [])
+
+
+def curve_frame(series: Sequence[Points], *, share: bool = False, log: bool = False) -> Frame:
+    """Returns the frame in which `curves` draws these points."""
+    every = [point for points in series for point in points]
+    bounds = (0.0, 1.0) if share else None
+    return frame_around([x for x, _ in every], [y for _, y in every], y_bounds=bounds, log=log)
 
 
 def bands(title: str, series: Mapping[str, Sequence[Band]], *, unit: str, x_label: str) -> str:
@@ -117,7 +135,8 @@ def histogram(title: str, samples: Mapping[str, Sequence[float]], *, x_label: st
     return _figure(title, svg, unit="share of rollouts", legend=list(kept))
 
 
-def _curve(frame: Frame, points: Points, name: str, index: int, *, smooth: bool = True) -> str:
+def _curve(frame: Frame, points: Points, name: str, index: int, *, smooth: bool = True, hover: bool = True) -> str:
+    index %= _COLOURS
     parts = []
     line = _moving_average(points) if smooth and len(points) >= _SMOOTH_FROM else points
     if line is not points:
@@ -125,7 +144,7 @@ def _curve(frame: Frame, points: Points, name: str, index: int, *, smooth: bool 
     parts.append(f'<path class="line s{index}" d="{_path(frame, line)}"/>')
     if len(points) == 1:
         parts.append(f'<circle class="dot s{index}" cx="{frame.x(points[0][0])}" cy="{frame.y(points[0][1])}" r="3"/>')
-    for x, y in points[:: math.ceil(len(points) / _HOVERS)]:
+    for x, y in points[:: math.ceil(len(points) / _HOVERS)] if hover else ():
         note = f"{escape(name)}, step {x:g}: {short(y)}"
         parts.append(
             f'<circle class="hover" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="6"><title>{note}</title></circle>'
@@ -135,7 +154,7 @@ def _curve(frame: Frame, points: Points, name: str, index: int, *, smooth: bool 
 
 def _path(frame: Frame, points: Points) -> str:
     """Returns a polyline. Values outside a fixed y range are drawn at its edge."""
-    inside = [(frame.x(x), frame.y(min(max(y, frame.y0), frame.y1))) for x, y in points]
+    inside = [(frame.x(x), frame.inside(y)) for x, y in points]
     return "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in inside)
 
 
@@ -156,7 +175,7 @@ def _shares(values: Sequence[float], largest: float) -> list[float]:
 
 
 def _figure(title: str, svg: str, *, unit: str = "", legend: Sequence[str] = ()) -> str:
-    keys = "".join(f'<span class="key s{index}">{escape(name)}</span>' for index, name in enumerate(legend))
+    keys = "".join(f'<span class="key s{index % _COLOURS}">{escape(name)}</span>' for index, name in enumerate(legend))
     small = f" <small>{escape(unit)}</small>" if unit else ""
     below = f'<div class="legend">{keys}</div>' if keys else ""
     return f"<figure><figcaption>{escape(title)}{small}</figcaption>{below}{svg}</figure>"

@@ -10,29 +10,8 @@ from megatron_lwz.evaluation import longbench_write, measure
 from megatron_lwz.metrics import Row, summarize
 from megatron_lwz.report.axes import short
 from megatron_lwz.report.charts import Points, curves
+from megatron_lwz.report.labels import LABELS
 
-_LABELS = {
-    "format_valid": "well-formed",
-    "length_in_range": "in the asked range",
-    "near_duplicates": "near-duplicate paragraphs",
-    "copied": "copied from the instruction",
-    "rollout/truncated": "truncated",
-    "rollout/mean_length": "all rollouts",
-    "rollout/mean_length_untruncated": "not truncated",
-    "rollout/think_length_tokens": "thinking",
-    "rollout/mean_length_units": "answer",
-    "rollout/think_length": "thinking",
-    "tokens_per_second": "tokens per second",
-    "grad_norm": "gradient norm",
-    "lr": "learning rate",
-    "kl": "KL",
-    "rollout/violators": "break a rule",
-    "clip_fraction_low": "clipped below",
-    "clip_fraction_high": "clipped above",
-    "seconds": "seconds per evaluation",
-    "steps_behind": "updates made meanwhile",
-    "quality/unjudged": "answers without ratings",
-}
 _TABLE_LABELS = {
     "rollout/mean_length": "length, tokens",
     "rollout/mean_length_untruncated": "length without the truncated, tokens",
@@ -181,8 +160,8 @@ def label(key: str) -> str:
     if name.startswith(_TEXT):
         return measure.LABELS.get(name.removeprefix(_TEXT), name)
     if name.startswith(_QUALITY):
-        return longbench_write.LABELS.get(name.removeprefix(_QUALITY), _LABELS.get(name, name))
-    return _LABELS.get(name, name)
+        return longbench_write.LABELS.get(name.removeprefix(_QUALITY), LABELS.get(name, name))
+    return LABELS.get(name, name)
 
 
 def _last(key: str) -> str:

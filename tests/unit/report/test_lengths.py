@@ -10,7 +10,7 @@ import pytest
 
 from megatron_lwz.config import save_config, validate
 from megatron_lwz.metrics import MetricsWriter
-from megatron_lwz.report import build_report
+from megatron_lwz.report.build import build_report
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.length_book import LengthBook

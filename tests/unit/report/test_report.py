@@ -7,8 +7,8 @@ import pytest
 from megatron_lwz.cli import common
 from megatron_lwz.cli import report as report_command
 from megatron_lwz.errors import DataError
-from megatron_lwz.report import build_report
 from megatron_lwz.report.axes import HEIGHT, Frame, _tick_labels, frame_around, short, ticks
+from megatron_lwz.report.build import build_report
 from megatron_lwz.report.charts import LengthPoint, curves, histogram, lengths_scatter
 from tests.support.synthetic_run import ATTACK, write_run
 

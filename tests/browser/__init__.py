@@ -1,0 +1,1 @@
+"""`lwz ui` in a real browser."""
