@@ -86,6 +86,7 @@ def test_a_run_ends_before_its_deadline_and_after_a_signal_and_goes_on_exactly(t
         starts, job = starts_of(run), bench.start(run, said, ranks=2, restarts=2)
         wait_for(lambda: starts_of(run) == starts + 1, seconds=300, process=job)
         wait_for(lambda: waits(run), seconds=300, process=job)
+        done = steps_written(run)  # a step whose rollouts were complete in the journal has been trained meanwhile
         rank = family.with_role(family.members(job), "rank 1")  # not the one that talks to the engines
         assert rank is not None
         rank.send_signal(signal.SIGUSR1)
