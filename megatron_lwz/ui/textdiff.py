@@ -62,7 +62,7 @@ def _pair(left: str, right: str) -> Pair:
         for side, text, start, end in ((sides[0], words[0], low, high), (sides[1], words[1], first, last)):
             if start < end:
                 side.append(("same" if kind == "equal" else "changed", "".join(text[start:end])))
-    for side, text in zip(sides, (left, right), strict=True):
-        if len(text) > _LONGEST:
-            side.append(("changed", text[_LONGEST:]))
+    for side, whole in zip(sides, (left, right), strict=True):
+        if len(whole) > _LONGEST:
+            side.append(("changed", whole[_LONGEST:]))
     return Pair(*sides)
