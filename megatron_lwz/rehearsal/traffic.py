@@ -10,8 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from megatron_lwz.distributed import groups
-
 _NAMES: Mapping[str, str] = {
     "allreduce_": "all-reduce",
     "allreduce_coalesced_": "all-reduce",
@@ -46,6 +44,9 @@ def seen(func: Any, args: tuple[Any, ...]) -> tuple[str, str, int, int] | None:
 
 
 def _label(group: dist.ProcessGroup) -> str:
+    # This imports Megatron-Core, which must find Transformer Engine's stand-in by then.
+    from megatron_lwz.distributed import groups
+
     known = {
         "tensor": groups.tensor_group(),
         "context": groups.context_group(),

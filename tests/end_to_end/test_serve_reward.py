@@ -152,7 +152,7 @@ def test_only_health_answers_without_the_token(served: Served) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"architectures": ["Qwen2ForCausalLM"]}, "no reward model"),
+        ({"architectures": ["Qwen2ForCausalLM"]}, "not of a reward model"),
         ({"model_type": "llama"}, "only 'qwen2'"),
     ],
 )

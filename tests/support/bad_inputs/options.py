@@ -15,7 +15,7 @@ def _grpo(setting: str, names: str, value: str, remedy: str) -> Bad:
 
 
 OPTIONS = (
-    Bad("lwz trian", "lwz", "'trian'", "choose one of serve-engine"),
+    Bad("lwz trian", "lwz", "'trian'", "serve-engine, serve-reward"),
     Bad("lwz evaluate poetry", "lwz evaluate", "'poetry'", "choose one of generate"),
     Bad(f"train_grpo {_RUN} --frobnicate", "--frobnicate", "unrecognized", "usage: "),
     Bad("lwz report", "RUN_DIR", "required", "usage: "),
