@@ -53,8 +53,8 @@ PARTS = (
     Part("build", 40, "nvcc compiles csrc/cuda"),
     Part("tests", 140, "tests/gpu"),
     Part("numerics", 60, "every kernel and a policy of two layers, against the CPU in fp32"),
-    Part("ratios", 140, "time and memory beside bare matrix products, plain torch and other libraries"),
-    Part("step", 100, "one GRPO step of a random 0.5B policy with the embedded engine: time and memory"),
+    Part("ratios", 80, "time and memory beside bare matrix products, plain torch and other libraries"),
+    Part("step", 160, "one GRPO step of a random 0.5B policy with the embedded engine: time and memory"),
 )
 """In the order in which they run. Their limits add up to 8 minutes."""
 

@@ -1,6 +1,6 @@
 """The epilogue in CUDA C++ for Hopper (`csrc/cuda`), through a plain C ABI: needs no headers of torch to build.
 
-Compiled, not yet measured on a GPU. `auto` never picks it; `kernels.backend: cuda` does.
+On an H200 it takes as long as the Triton kernels (docs/benchmarks/gpu_check.md). `auto` never picks it; `kernels.backend: cuda` does.
 """
 
 from __future__ import annotations
