@@ -5,7 +5,8 @@ SIGTERM and Ctrl-C: the main thread unwinds, a watcher thread makes sure that th
 torchrun passes SIGTERM on to its ranks and kills them after 30 s. Slurm sends it to every process, so a rank may
 receive it twice. The main thread can be inside a collective, a kernel or a write, where Python delivers no signal. The
 watcher thread receives the signal at once, makes the received tokens durable, and ends the process if the main thread
-does not.
+does not. It also repeats the signal: a wait for a lock ends only by a signal that arrives during the wait, and the first
+one may have come just before it, or in another thread.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from types import FrameType
 
 GRACE_SECONDS = 24.0
 """Time from the signal to the forced exit. Together with LAST_SECONDS it stays below torchrun's 30 s."""
+REMINDER_SECONDS = 1.0
+"""Time after which the main thread gets the signal once more, until it raises."""
 LAST_SECONDS = 3.0
 """Longest wait for the disk before a forced exit."""
 
@@ -39,11 +42,28 @@ class _Notice:
         self.save = False
         self.raised = False
         self.over = threading.Event()
+        self._lock = threading.Lock()
 
     def note(self, number: int) -> None:
         """Records the first signal; later ones are ignored."""
         if not self.number:
             self.number, self.since = number, time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Seconds until the forced exit."""
+        return max(0.0, self.since + GRACE_SECONDS - time.monotonic())
+
+    def repeat(self) -> None:
+        """Sends the signal to the main thread unless that has raised, or the block that handles the signal is left."""
+        with self._lock:
+            if not (self.raised or self.over.is_set()):
+                signal.pthread_kill(threading.main_thread().ident or 0, self.number)
+
+    def end(self) -> None:
+        """The block is left. No signal is repeated after this."""
+        with self._lock:
+            self.over.set()
 
 
 _notice = _Notice()
@@ -72,7 +92,7 @@ def patience(seconds: float = math.inf, *, reserve: float = 0.0) -> float | None
     None means no limit. `reserve` is the time in seconds that must remain for the steps after the wait.
     """
     if _notice.number:
-        seconds = min(seconds, max(0.0, _notice.since + GRACE_SECONDS - reserve - time.monotonic()))
+        seconds = min(seconds, max(0.0, _notice.left - reserve))
     return None if seconds == math.inf else seconds
 
 
@@ -137,10 +157,10 @@ def watched(*, forced: Callable[[], None], until_exit: bool = False) -> Iterator
         yield
     finally:
         if not (notice.number and until_exit):
+            notice.end()
             signal.set_wakeup_fd(wakeup)
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            notice.over.set()
             os.close(far)  # the watcher thread then reads the end of the pipe and returns
             _notice = _Notice()
 
@@ -155,7 +175,9 @@ def _watch(pipe: int, numbers: set[signal.Signals], notice: _Notice, forced: Cal
             told = [number for number in heard if number in numbers]
         notice.note(told[0])
         keep()
-        if not notice.over.wait(GRACE_SECONDS):
+        while notice.left and not notice.over.wait(min(REMINDER_SECONDS, notice.left)):
+            notice.repeat()
+        if not notice.over.is_set():
             keep().join(LAST_SECONDS)
             forced()
             os._exit(128 + told[0])

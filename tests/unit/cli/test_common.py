@@ -163,7 +163,7 @@ def test_other_ranks_speak_only_when_rank_zero_did_not_end_them(monkeypatch, cap
 
 
 PROGRAM = """
-import asyncio, ctypes, signal, sys, threading, time
+import asyncio, ctypes, queue, signal, sys, threading, time
 from megatron_lwz.cli import common
 from megatron_lwz.distributed import termination
 
@@ -191,6 +191,16 @@ IN_AN_EVENT_LOOP = """
         finally:
             say("closed")
     asyncio.run(work())
+"""
+IN_A_WAIT_THAT_MISSED_IT = """
+    def elsewhere():  # to the wait it is the same as a signal that came just before the wait began
+        say("ready")
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    threading.Timer(0.5, elsewhere).start()
+    try:
+        queue.SimpleQueue().get()
+    finally:
+        say("closed")
 """
 PEER_IS_GONE = """
     try:
@@ -238,6 +248,10 @@ def test_a_signal_lets_the_cleanup_run_once_however_often_it_comes(number, statu
 
 def test_a_signal_gets_out_of_an_event_loop():
     assert signalled(IN_AN_EVENT_LOOP, signal.SIGTERM) == (143, ["closed"], "stopped by SIGTERM: start it again\n")
+
+
+def test_a_signal_that_the_main_thread_missed_comes_again():
+    assert signalled(IN_A_WAIT_THAT_MISSED_IT) == (143, ["closed"], "stopped by SIGTERM: start it again\n")
 
 
 def test_what_fails_after_a_signal_is_its_consequence_but_for_the_disk():
