@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> None:
     explain = actions.add_parser("explain", help="what a key means; or the keys of a section; or those with a word")
     explain.add_argument("key", metavar="KEY", help="e.g. rollout.max_staleness, rollout, or staleness")
     actions.add_parser("schema", help="the JSON schema, for editors")
-    _ACTIONS[parser.parse_args(argv).action](parser.parse_args(argv))
+    asked = parser.parse_args(argv)
+    _ACTIONS[asked.action](asked)
 
 
 def _show(asked: argparse.Namespace) -> None:

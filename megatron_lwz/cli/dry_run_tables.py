@@ -11,8 +11,9 @@ from megatron_lwz.config import Config, Stage
 from megatron_lwz.errors import LwzError
 from megatron_lwz.planner.dry_run import Memory, dry_run
 from megatron_lwz.planner.hardware import DEFAULT, Gpu, gpu
+from megatron_lwz.planner.plan import GIB
+from megatron_lwz.planner.timing import layout_of
 
-GIB = 2**30
 _LEAST_SHOWN = 1e-3
 """Share of the largest transfer; smaller ones (norms, counts) are left out of the table."""
 
@@ -46,10 +47,9 @@ def show(config: Config, found: Sequence[Memory], card: Gpu) -> None:
 
 def layout(config: Config, world: int) -> str:
     """Returns the layout in one line."""
-    p = config.parallel
-    data = world // (p.tensor * p.pipeline * p.context)
-    virtual = f" (virtual {p.virtual_pipeline})" if p.virtual_pipeline else ""
-    return f"{world} GPUs, tensor {p.tensor} × context {p.context} × pipeline {p.pipeline}{virtual} × data {data}"
+    p = layout_of(config, world)
+    virtual = f" (virtual {p.virtual})" if p.virtual > 1 else ""
+    return f"{world} GPUs, tensor {p.tensor} × context {p.context} × pipeline {p.pipeline}{virtual} × data {p.data}"
 
 
 def size_of_step(config: Config, found: Sequence[Memory]) -> str:

@@ -128,8 +128,7 @@ def _times(plan: Plan, setting: Setting, config: Config, options: argparse.Names
     table.add_column("", justify="right")
     for phase, seconds in plan.seconds.items():
         table.add_row(phase, f"{seconds:,.1f} s")
-    step = plan.step_seconds(config.rollout.max_staleness if setting.engines else 0)
-    hours = step * config.training.steps / 3600
+    step, hours = plan.duration(setting)
     table.add_row("a step", f"{step:,.1f} s", end_section=True)
     table.add_row("tokens of a step", f"{setting.work.tokens:,.0f}")
     table.add_row(f"{config.training.steps:,} steps", f"{hours:,.1f} h")
@@ -145,9 +144,8 @@ def _layouts(found: Sequence[Plan]) -> Table:
         table.add_column(column, justify="right" if column in ("tokens per pack", "peak GiB", "training s") else "left")
     for plan in found:
         t = plan.config.training
-        apart = plan.seconds.get("rollout", 0.0) + plan.seconds.get("weight sync", 0.0)
         peak = f"{plan.peak / GIB:,.1f}" if plan.ranks else "–"
-        seconds = f"{plan.step_seconds() - apart:,.1f}" if plan.seconds else "–"
+        seconds = f"{plan.training_seconds:,.1f}" if plan.seconds else "–"
         verdict = plan.reason or "fits"
         table.add_row(str(plan.layout), t.recompute, f"{t.tokens_per_micro_batch:,}", peak, seconds, verdict)
     return table

@@ -28,12 +28,10 @@ def show_table(config: Config, options: argparse.Namespace, most: int) -> None:
             options.gpus = gpus
             trainers, setting = setting_of(config, options)
             found = search(config, trainers, setting, rehearsals, keep=1, most=most)
-            print_line(_row(_cells(config, options, trainers, setting, found)), markup=False)
+            print_line(_row(_cells(options, trainers, setting, found)), markup=False)
 
 
-def _cells(
-    config: Config, options: argparse.Namespace, trainers: int, setting: Setting, found: list[Plan]
-) -> Iterable[str]:
+def _cells(options: argparse.Namespace, trainers: int, setting: Setting, found: list[Plan]) -> Iterable[str]:
     engines = setting.engines
     place = "–" if engines is None else f"{engines.count} × {engines.tensor}"
     start = (str(options.gpus), str(trainers), place)
@@ -44,8 +42,7 @@ def _cells(
             f"none of {len(found)} tried fits; the last: {found[-1].reason}" if found else "none",
             *[""] * 7,
         )
-    t, step = best.config.training, best.step_seconds(config.rollout.max_staleness if engines else 0)
-    hours = step * config.training.steps / 3600
+    t, (step, hours) = best.config.training, best.duration(setting)
     sizes = (f"{t.tokens_per_micro_batch:,}", f"{best.peak / GIB:,.1f}", f"{step:,.0f}")
     rollout = f"{best.seconds.get('rollout', 0.0):,.0f}"
     return (*start, str(best.layout), t.recompute, *sizes, rollout, f"{hours:,.1f}", f"{hours * options.gpus:,.0f}")

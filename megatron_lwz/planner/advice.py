@@ -66,7 +66,7 @@ def _what_is_large(plan: Plan) -> Sequence[str]:
 
 def _waiting(plan: Plan, setting: Setting, config: Config) -> Sequence[str]:
     rollout, engines = plan.seconds.get("rollout", 0.0), setting.engines
-    training = plan.step_seconds() - rollout - plan.seconds.get("weight sync", 0.0)
+    training = plan.training_seconds
     if engines is None or rollout < _LONG_ROLLOUT * training:
         return ()
     said = [f"The rollouts take {rollout / max(training, 1e-9):,.1f} times the training (formula)."]

@@ -56,11 +56,21 @@ class Plan:
         _, index, name = max(sizes)
         return self.ranks[index], name
 
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of a step in which the trainer computes."""
+        return sum(self.seconds.values()) - self.seconds.get("rollout", 0.0) - self.seconds.get("weight sync", 0.0)
+
     def step_seconds(self, staleness: int = 0) -> float:
         """Seconds of a step. With stale rollouts, engines and trainer work at the same time."""
-        apart = self.seconds.get("rollout", 0.0), self.seconds.get("weight sync", 0.0)
-        training = sum(self.seconds.values()) - sum(apart)
-        return (max(apart[0], training) if staleness else apart[0] + training) + apart[1]
+        rollout, training = self.seconds.get("rollout", 0.0), self.training_seconds
+        together = max(rollout, training) if staleness else rollout + training
+        return together + self.seconds.get("weight sync", 0.0)
+
+    def duration(self, setting: Setting) -> tuple[float, float]:
+        """Returns the seconds of a step as the run makes it, and the hours of the run."""
+        step = self.step_seconds(self.config.rollout.max_staleness if setting.engines else 0)
+        return step, step * self.config.training.steps / 3600
 
 
 def make_plan(config: Config, world: int, setting: Setting, rehearsals: Rehearsals) -> Plan:
