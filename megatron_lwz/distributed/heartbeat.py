@@ -1,9 +1,8 @@
 """Heartbeats: where every rank's main thread is, so that a run that hangs says which rank waits where.
 
-A thread of each rank writes a `Beat` to the rendezvous store, which torchrun serves (rank 0, where every restart has a store
-of its own). When a rank's main thread
-has not moved for `parallel.stall_minutes`, one rank logs the place of all. A hang is thus described before the collectives
-time out, also where NCCL then ends the process without a Python exception.
+A thread of each rank writes a `Beat` to the rendezvous store, which torchrun serves (rank 0, where every restart has a
+store of its own). When a rank's main thread has not moved for `parallel.stall_minutes`, one rank logs the place of all. A
+hang is thus described before the collectives time out, also where NCCL then ends the process without a Python exception.
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ _LONGEST_PERIOD = 30.0
 _BEATS_PER_STALL = 10
 _MISSED_BEATS = 4
 """A rank whose newest beat is older than this many periods gives no sign of life."""
+_BEHIND_RANK_ZERO = 2
+"""Periods that the other ranks wait longer: until then the store has the beats of all that stopped at the same time."""
 _STORE_TIMEOUT = timedelta(seconds=20)
 _PACKAGE = Path(__file__).resolve().parents[1]
 _log = logging.getLogger(__name__)
@@ -54,9 +55,10 @@ class Heartbeat:
     def __init__(self, store: dist.Store, rank: int, ranks: int, stall: float) -> None:
         self._store, self._rank, self._ranks, self._stall = store, rank, ranks, stall
         self._period = min(_LONGEST_PERIOD, stall / _BEATS_PER_STALL)
+        self._patience = stall if rank == 0 else stall + _BEHIND_RANK_ZERO * self._period
         self._seen: tuple[object, ...] = ()
         self._since = time.monotonic()
-        self._report_at = stall
+        self._report_at = self._patience
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
         self._thread.start()
@@ -84,7 +86,7 @@ class Heartbeat:
                 beat = self._beat()
                 self._store.set(_key(self._rank), json.dumps(asdict(beat)))
                 if beat.still < self._stall:
-                    self._report_at = self._stall
+                    self._report_at = self._patience
                 elif not beat.waiting and beat.still >= self._report_at:
                     self._report_at = 2 * beat.still  # says it again, ever more seldom
                     self._report()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
+from dataclasses import asdict
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
-from megatron_lwz.distributed.heartbeat import Beat, described
+from megatron_lwz.distributed.heartbeat import Beat, Heartbeat, described
 from tests.distributed.checks_heartbeat import STALL_SECONDS
 from tests.support.ranks import run_ranks
 
@@ -32,7 +36,6 @@ def test_one_rank_says_where_all_are_when_one_is_late(found: list[dict[str, Any]
         assert "has not moved for" in line and "parallel.timeout_minutes" in line
         assert "rank 0 at distributed/exchange.py:" in line and "(largest)" in line
         assert "rank 1 at " in line and "checks_heartbeat.py:" in line
-    assert not found[1]["late"]  # rank 0 is able to say it
 
 
 def test_a_rank_that_a_signal_stops_gives_no_sign_of_life(found: list[dict[str, Any]]) -> None:
@@ -51,6 +54,25 @@ def test_a_collective_that_fails_names_its_line_and_the_place_of_all(found: list
     assert lost.startswith("a collective failed at ") and "\n" not in lost
     assert "rank 0 at " in lost and "rank 1 at " in lost
     assert found[0]["other"] is None and "lost" not in found[1]
+
+
+@pytest.mark.parametrize(
+    ("still", "age", "speaks"),
+    [(100.0, 1.0, False), (100.0, 50.0, True), (59.0, 1.0, True)],
+    ids=["rank 0 says it", "rank 0 gives no sign of life", "rank 0 moves"],
+)
+def test_the_lowest_rank_that_stands_still_and_lives_says_it(
+    still: float, age: float, speaks: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = dist.HashStore()
+    one = Heartbeat(store, rank=1, ranks=2, stall=60.0)  # a beat every 6 s
+    one.stop()
+    for rank, beat in enumerate(
+        [Beat("a", 1, "here", "", still, time.time() - age), Beat("a", 2, "here", "", 99.0, time.time())]
+    ):
+        store.set(f"heartbeat/{rank}", json.dumps(asdict(beat)))
+    one._report()
+    assert ("rank 1 has not moved" in caplog.text) == speaks
 
 
 def test_ranks_at_one_place_are_named_together() -> None:
