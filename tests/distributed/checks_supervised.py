@@ -14,8 +14,8 @@ from megatron_lwz.metrics import read_metrics
 from megatron_lwz.training import sft
 from megatron_lwz.training.pretrain import pretrain
 
-KILLED_AFTER = 8
-INTERVAL = 5
+KILLED_AFTER = 5
+INTERVAL = 3
 SAVING = f"checkpoint.interval={INTERVAL}"
 
 

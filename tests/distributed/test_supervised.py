@@ -17,9 +17,9 @@ from tests.distributed.checks_supervised import INTERVAL, KILLED_AFTER
 from tests.distributed.word_models import POISON, WORDS, write_models
 from tests.support.ranks import run_ranks
 
-STEPS, MORE_STEPS = 12, 20
+STEPS, MORE_STEPS = 8, 20
 """In make test, and in make test-long."""
-BESIDE, MORE_BESIDE = 20, 50
+BESIDE, MORE_BESIDE = 12, 50
 """The same, beside a plain loop."""
 BF16_TOLERANCE = 2e-3
 """Relative, per step, over 20 steps of bf16 with fp32 masters and gradients; measured: 7e-4, against fp32 1.4e-3."""
@@ -46,7 +46,7 @@ STAGES = ("sft", "pretrain")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two configs over one tiny Qwen2 with everything random, its tokenizer, documents and instruction rows."""
     folder = tmp_path_factory.mktemp("supervised")
-    write_models(folder)
+    write_models(folder, layers=2)
     rng = random.Random(0)
 
     def text(low: int, high: int) -> str:
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     documents = [{"text": text(3, 70)} for _ in range(30)]
     rows = [{"prompt": text(1, 8), "response": text(1, 30)} for _ in range(29)]
     rows.insert(7, {"prompt": POISON, "response": text(4, 4)})
-    for name, lines in (("documents", documents), ("rows", rows)):
+    for name, lines in (("documents", documents), ("held_out", documents[:8]), ("rows", rows)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     common: dict[str, Any] = {
         "model": {"hf": f"{folder}/hf", "vocab_padding": 8},
@@ -72,10 +72,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "training": common["training"] | {"sequences_per_step": 10},
     }
     pretrain = common | {
-        "data": {"corpus": [f"{folder}/documents.jsonl"], "validation": {"same": [f"{folder}/documents.jsonl"]}},
-        "training": common["training"] | {"sequences_per_step": 6, "ramp_from": 2, "ramp_steps": 8, "z_loss": 1e-3},
-        "optimizer": common["optimizer"] | {"schedule": "wsd", "warmup_steps": 4, "decay_steps": 5},
-        "evaluation": {"interval": 7},
+        "data": {"corpus": [f"{folder}/documents.jsonl"], "validation": {"same": [f"{folder}/held_out.jsonl"]}},
+        "training": common["training"] | {"sequences_per_step": 6, "ramp_from": 2, "ramp_steps": 6, "z_loss": 1e-3},
+        "optimizer": common["optimizer"] | {"schedule": "wsd", "warmup_steps": 3, "decay_steps": 3},
+        "evaluation": {"interval": 4},
     }
     for name, tree in (("sft", sft), ("pretrain", pretrain)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
@@ -172,14 +172,14 @@ def test_a_run_resumes_under_another_layout(measured: dict[str, Any], stage: str
 
 def test_the_batch_ramps_up_and_the_rate_warms_up_and_decays(measured: dict[str, Any]) -> None:
     rows = measured["pretrain one"]
-    assert [round(row["lr"] * 1e3, 3) for row in rows] == [0.25, 0.5, 0.75, *[1.0] * (STEPS - 7), 0.8, 0.6, 0.4, 0.2]
+    assert [round(row["lr"] * 1e3, 3) for row in rows] == [0.333, 0.667, *[1.0] * (STEPS - 4), 0.667, 0.333]
     sizes = [row["tokens"] for row in rows]
     assert sizes[0] <= 2 * 48 < max(sizes) <= 6 * 48 and all(row["z_loss"] > 0 for row in rows)
 
 
 def test_validation_follows_the_training_loss(folder: Path, measured: dict[str, Any]) -> None:
     rows = [json.loads(line) for line in (folder / "pretrain/one/evaluation.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [0, 7, STEPS]
+    assert [row["step"] for row in rows] == [0, 4, STEPS]
     assert rows[0]["validation/same"] == pytest.approx(measured["pretrain one"][0]["loss"], rel=0.1)
     assert rows[-1]["validation/same"] < rows[0]["validation/same"]
 

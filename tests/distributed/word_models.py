@@ -13,10 +13,10 @@ SPECIAL = ["<|user|>", "<|assistant|>", ":", "<answer>", "</answer>"]
 POISON = "w91"
 
 
-def write_models(folder: Path) -> None:
+def write_models(folder: Path, *, layers: int = 4) -> None:
     for name in ("hf", "poisoned"):
         size = write_word_tokenizer(folder / name, WORDS, SPECIAL)
-        model = tiny_qwen2(vocab_size=size, initializer_range=0.2)
+        model = tiny_qwen2(vocab_size=size, num_hidden_layers=layers, initializer_range=0.2)
         if name == "poisoned":
             with torch.no_grad():
                 model.get_input_embeddings().weight[1 + len(SPECIAL) + WORDS.index(POISON)] = float("nan")
