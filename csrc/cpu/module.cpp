@@ -10,6 +10,7 @@
 
 namespace py = pybind11;
 
+void bind_decode_attention(py::module_& module);
 void bind_softmax_epilogue(py::module_& module);
 void bind_thin_product(py::module_& module);
 
@@ -25,7 +26,8 @@ void use_instructions(const std::string& name) {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-  module.doc() = "Kernels on a CPU. For kernels/linear_logprob/cpp.py and kernels/thin_product.py alone.";
+  module.doc() = "Kernels on a CPU. For kernels/linear_logprob/cpp.py, kernels/thin_product.py and kernels/decode_attention.py alone.";
+  bind_decode_attention(module);
   bind_softmax_epilogue(module);
   bind_thin_product(module);
   module.def("instructions", [] { return use_avx2 ? "avx2" : "portable"; }, "The instruction set in use.");

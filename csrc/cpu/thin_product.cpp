@@ -7,18 +7,8 @@
 #include "elements.h"
 #include "instructions.h"
 #include "parallel.h"
+#include "strided.h"
 #include "tensors.h"
-
-// Rows of numbers at a fixed distance.
-template <class Element>
-struct Strided {
-  Element* row(int64_t index) const { return start + index * stride; }
-  Strided from(int64_t index) const { return {row(index), stride}; }
-  Strided right(int64_t columns) const { return {start + columns, stride}; }
-
-  Element* start;
-  int64_t stride;
-};
 
 #define KERNELS "products.h"
 #include "vector.h"

@@ -1,7 +1,7 @@
 """Continuous batching on the policy's own Megatron model: prompts are computed once, then all sequences step together.
 
 The model's own modules do the computation (embedding, norms, linear layers, output layer), so engine and trainer share
-weights and kernels. Written here are attention over cached keys and values, and, on a CPU, products with few tokens.
+weights and kernels. Written here are attention over cached keys and values, and products with few tokens.
 One rank (no tensor or pipeline parallelism). Shape legend: T tokens of a pass, H hidden, G key-value heads, Q query
 heads per key-value head, D head dimension, V true vocabulary.
 """
@@ -16,15 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
 
-from megatron_lwz.kernels import thin_product
+from megatron_lwz.kernels import decode_attention, thin_product
 from megatron_lwz.models.decoding_cache import CachedSequence, CacheShape, Prefix, PrefixCache, RowCache
 from megatron_lwz.models.decoding_sampling import Sampler
 from megatron_lwz.models.logprobs import PolicyModel
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, query [T, G, Q, D], key and value [T, G, 2, D]) → [T, G, Q, D]"""
+_OWN_LINEAR = (ColumnParallelLinear, RowParallelLinear)
+"""Modules that, on one rank, are one product and a sum: these two are computed here, to the same bits. The modules' own way
+to them takes longer than the product of a step (autograd, autocast). Transformer Engine's modules may hold a norm, too."""
 
 
 @dataclass(frozen=True)
@@ -143,31 +147,27 @@ class _Batch:
         self._sampler = _sampler(self._sequences, self._device)
         self._longest = [max(s.length for s in bucket.sequences) for bucket in self._buckets]
         self._rows = [torch.arange(len(bucket.sequences), device=self._device) for bucket in self._buckets]
+        self._kernel = decode_attention.serves(forward.queries, self._buckets[0].store[0])
 
     def step(self) -> list[Sampled]:
         sizes = [len(rows) for rows in self._rows]
         positions = self._positions.split(sizes)
+        lengths = (self._positions + 1).split(sizes)
         self._longest = [longest + 1 for longest in self._longest]
-        hidden_keys = [
-            torch.arange(longest, device=self._device) > position[:, None]
-            for longest, position in zip(self._longest, positions, strict=True)
-        ]
-        masks = [
-            torch.zeros(hidden.shape, device=self._device, dtype=self._forward.cache_shape.dtype).masked_fill_(
-                hidden, -torch.inf
-            )[:, None, None]
-            for hidden in hidden_keys
-        ]
+        masks = list(map(self._mask, positions, self._longest))
 
         def attend(layer: int, query: Tensor, key_value: Tensor) -> Tensor:
             outputs, start = [], 0
-            for bucket, rows, size, position, longest, mask in zip(
-                self._buckets, self._rows, sizes, positions, self._longest, masks, strict=True
+            for bucket, rows, size, position, length, longest, mask in zip(
+                self._buckets, self._rows, sizes, positions, lengths, self._longest, masks, strict=True
             ):
                 store, part = bucket.store[layer], slice(start, start + size)
                 store[rows, :, :, position] = key_value[part]
-                seen = store[:size, :, :, :longest]
-                outputs.append(F.scaled_dot_product_attention(query[part], seen[:, :, 0], seen[:, :, 1], mask))
+                if mask is None:
+                    outputs.append(decode_attention.attend(query[part], store, length))
+                else:
+                    seen = store[:size, :, :, :longest]
+                    outputs.append(F.scaled_dot_product_attention(query[part], seen[:, :, 0], seen[:, :, 1], mask))
                 start += size
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -179,6 +179,14 @@ class _Batch:
         self._tokens = tokens
         return sampled
 
+    def _mask(self, positions: Tensor, longest: int) -> Tensor | None:
+        """Returns what torch's attention adds to the scores of a bucket [R, 1, 1, N]; None where our kernel attends."""
+        if self._kernel:
+            return None
+        hidden = torch.arange(longest, device=self._device) > positions[:, None]
+        nothing = torch.zeros(hidden.shape, device=self._device, dtype=self._forward.cache_shape.dtype)
+        return nothing.masked_fill_(hidden, -torch.inf)[:, None, None]
+
 
 class DecodingForward:
     """Forward passes of the policy's modules over tokens of many sequences; the caller supplies attention."""
@@ -188,6 +196,8 @@ class DecodingForward:
         self._model: Any = model.eval()  # Any: torch types a module's attributes as tensors
         self._groups = settings.num_query_groups
         self._head_dim = settings.kv_channels
+        self.queries = settings.num_attention_heads // settings.num_query_groups
+        """Query heads per key-value head."""
         self._vocab = model.true_vocab_size
         weight = model.embedding.word_embeddings.weight
         self.cache_shape = CacheShape(
@@ -255,12 +265,15 @@ def _project(module: Any, hidden: Tensor, weight: Tensor | None = None) -> Tenso
     used = module.weight if weight is None else weight
     if thin_product.serves(len(hidden), used):
         return thin_product.multiply(hidden, used, module.bias)
+    if isinstance(module, _OWN_LINEAR):
+        product = torch.matmul(hidden, used.t())
+        return product if module.bias is None else product + module.bias
     return module(hidden)[0] if weight is None else module(hidden, weight=weight)[0]
 
 
 def _mlp(module: Any, hidden: Tensor) -> Tensor:
     """[T, 1, H] → [T, 1, H]."""
-    if thin_product.serves(len(hidden), module.linear_fc1.weight):
+    if isinstance(module.linear_fc1, _OWN_LINEAR):
         return _project(module.linear_fc2, module.activation_func(_project(module.linear_fc1, hidden)))
     return module(hidden)[0]
 

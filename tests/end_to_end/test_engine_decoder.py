@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megatron_lwz.distributed import launch
+from megatron_lwz.models import decoding
 from megatron_lwz.models.decoding import Decoder
 from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.rollout.engine.policy import ServedPolicy
@@ -140,6 +141,36 @@ def test_long_rollouts_of_mixed_lengths_move_through_the_buckets(served: tuple[S
     written = write(policy.decoder(4), asked)
     for sequence in asked:
         assert_logprobs(model, sequence, *written[sequence])
+
+
+def test_the_decoder_s_products_are_those_of_megatron_s_modules_bit_for_bit(
+    served: tuple[ServedPolicy, Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_lwz.models.decoding.thin_product.serves", lambda *_: False)
+    model: Any = served[0]._chunks[0]
+    layer = model.decoder.layers[0]
+    hidden = torch.randn(5, 1, model.config.hidden_size)
+    with torch.inference_mode():
+        for module in (layer.self_attention.linear_qkv, layer.self_attention.linear_proj, layer.mlp.linear_fc1):
+            assert torch.equal(decoding._project(module, hidden), module(hidden)[0])
+        assert torch.equal(decoding._mlp(layer.mlp, hidden), layer.mlp(hidden)[0])
+
+
+def test_torch_s_attention_gives_the_same_tokens(
+    served: tuple[ServedPolicy, Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, model, _ = served
+    lengths = {30: 600, 600: 40, 3: 60}
+    found = []
+    for kernel in (True, False):
+        if not kernel:
+            monkeypatch.setattr("megatron_lwz.models.decoding.decode_attention.serves", lambda *_: False)
+        asked = {CachedSequence(p, seed=n): n for p, n in zip(prompts(list(lengths)), lengths.values(), strict=True)}
+        written = write(policy.decoder(4), asked)
+        for sequence in asked:
+            assert_logprobs(model, sequence, *written[sequence])
+        found.append([tokens for tokens, _ in written.values()])
+    assert found[0] == found[1]
 
 
 def test_removed_sequences_free_their_slots(served: tuple[ServedPolicy, Any, Path]) -> None:

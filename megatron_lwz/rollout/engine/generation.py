@@ -10,7 +10,7 @@ from megatron_lwz.rollout.engine.text import Detokenizer, StopFinder
 from megatron_lwz.types import FinishReason
 
 FLUSH_TOKENS = 16
-FLUSH_SECONDS = 0.05
+FLUSH_SECONDS = 0.25
 
 
 @dataclass(frozen=True)

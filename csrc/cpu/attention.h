@@ -1,0 +1,128 @@
+// Attention of the queries of one key-value head to the first `length` keys of one sequence, for any instruction set:
+// included by each vector_*.h inside its namespace. Keys come block by block, with a running maximum, so any length needs the
+// same little memory, and a row is computed in one order whatever else runs.
+
+#include "exponential.h"
+
+// Queries go three or two at a time, by 4 keys or by 4 vectors of the result: 8 to 12 sums fill the registers of AVX2.
+
+// scores[q][j] = x[q] · keys[j] for Queries queries and `count` keys.
+template <int Queries, class Element>
+TARGET inline void score(Strided<const float> x, Strided<const Element> keys, int64_t count, int64_t width,
+                         Strided<float> scores) {
+  for (int64_t j = 0; j < count; j += 4) {
+    const Strided<const Element> some = keys.from(j);
+    const int64_t last = count - j - 1;
+    Vector sums[Queries][4];
+    for (auto& row : sums)
+      for (auto& one : row) one = broadcast(0.0f);
+    for (int64_t d = 0; d < width; d += kLanes) {
+      Vector query[Queries];
+      for (int q = 0; q < Queries; ++q) query[q] = load(x.row(q) + d);
+      for (int k = 0; k < 4; ++k) {
+        const Vector key = load(some.row(k < last ? k : last) + d);  // the last one stands in for those that are missing
+        for (int q = 0; q < Queries; ++q) sums[q][k] = multiply_add(query[q], key, sums[q][k]);
+      }
+    }
+    for (int q = 0; q < Queries; ++q) store_sums(scores.row(q) + j, sums[q][0], sums[q][1], sums[q][2], sums[q][3]);
+  }
+}
+
+// The greatest of `count` scores and `least`.
+TARGET inline float greatest(const float* scores, int64_t count, float least) {
+  Vector best[2] = {broadcast(least), broadcast(least)};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes)
+    for (int u = 0; u < 2; ++u) best[u] = greater(load(scores + i + u * kLanes), best[u]);
+  float lanes[kLanes];
+  store(lanes, greater(best[0], best[1]));
+  for (float lane : lanes) least = lane > least ? lane : least;
+  for (; i < count; ++i) least = scores[i] > least ? scores[i] : least;
+  return least;
+}
+
+// Turns `count` scores into e^(score − highest), and returns their sum.
+TARGET inline float exponentials(float* scores, int64_t count, float highest) {
+  const Vector top = broadcast(highest);
+  Vector totals[2] = {broadcast(0.0f), broadcast(0.0f)};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    for (int u = 0; u < 2; ++u) {
+      const Vector e = exponential(load(scores + i + u * kLanes) - top);
+      store(scores + i + u * kLanes, e);
+      totals[u] = totals[u] + e;
+    }
+  }
+  float result = sum(totals[0] + totals[1]);
+  for (; i < count; ++i) {
+    float lanes[kLanes];
+    store(lanes, exponential(broadcast(scores[i] - highest)));
+    result += scores[i] = lanes[0];
+  }
+  return result;
+}
+
+// y[q][d] = y[q][d] · scale[q] + Σ p[q][j] · values[j][d] over `count` keys, for Queries rows and Vectors · kLanes columns.
+template <int Queries, int Vectors, class Element>
+TARGET inline void add_values(Strided<const float> p, const float* scale, Strided<const Element> values, int64_t count,
+                              Strided<float> y) {
+  Vector sums[Queries][Vectors];
+  for (int q = 0; q < Queries; ++q)
+    for (int v = 0; v < Vectors; ++v) sums[q][v] = load(y.row(q) + v * kLanes) * broadcast(scale[q]);
+  for (int64_t j = 0; j < count; ++j) {
+    Vector value[Vectors];
+    for (int v = 0; v < Vectors; ++v) value[v] = load(values.row(j) + v * kLanes);
+    for (int q = 0; q < Queries; ++q) {
+      const Vector probability = broadcast(p.row(q)[j]);
+      for (int v = 0; v < Vectors; ++v) sums[q][v] = multiply_add(probability, value[v], sums[q][v]);
+    }
+  }
+  for (int q = 0; q < Queries; ++q)
+    for (int v = 0; v < Vectors; ++v) store(y.row(q) + v * kLanes, sums[q][v]);
+}
+
+// Both for Queries queries, of one block of keys.
+template <int Queries, class Element>
+TARGET inline void attend_tile(Strided<const float> x, Strided<const Element> keys, Strided<const Element> values,
+                               int64_t count, int64_t width, float* highest, float* total, Strided<float> y) {
+  alignas(32) float buffer[Queries * kKeys];
+  float scale[Queries];
+  const Strided<float> scores{buffer, kKeys};
+  score<Queries>(x, keys, count, width, scores);
+  for (int q = 0; q < Queries; ++q) {
+    const float top = greatest(scores.row(q), count, highest[q]);
+    scale[q] = std::exp(highest[q] - top);
+    total[q] = total[q] * scale[q] + exponentials(scores.row(q), count, top);
+    highest[q] = top;
+  }
+  const Strided<const float> p{buffer, kKeys};
+  constexpr int wide = Queries == 1 ? 8 : 4;
+  int64_t d = 0;
+  for (; d + wide * kLanes <= width; d += wide * kLanes)
+    add_values<Queries, wide>(p, scale, values.right(d), count, y.right(d));
+  for (; d < width; d += kLanes) add_values<Queries, 1>(p, scale, values.right(d), count, y.right(d));
+}
+
+// y [queries, width] = softmax(x · keysᵀ) · values; `width` is a multiple of kLanes, `queries` at most kMostQueries.
+template <class Element>
+TARGET inline void attend(Strided<const float> x, int64_t queries, Strided<const Element> keys,
+                          Strided<const Element> values, int64_t length, int64_t width, Strided<float> y) {
+  float highest[kMostQueries], total[kMostQueries];
+  for (int64_t q = 0; q < queries; ++q) {
+    highest[q] = -__builtin_inff();
+    total[q] = 0;
+    for (int64_t d = 0; d < width; ++d) y.row(q)[d] = 0;
+  }
+  for (int64_t begin = 0; begin < length; begin += kKeys) {
+    const int64_t count = length - begin < kKeys ? length - begin : kKeys;
+    const Strided<const Element> k = keys.from(begin), v = values.from(begin);
+    for (int64_t q = 0, size; q < queries; q += size) {
+      const int64_t left = queries - q;
+      size = left == 4 ? 2 : left < 3 ? left : 3;  // four are two and two: one alone would be slow
+      const auto tile = size == 3 ? attend_tile<3, Element> : size == 2 ? attend_tile<2, Element> : attend_tile<1, Element>;
+      tile(x.from(q), k, v, count, width, highest + q, total + q, y.from(q));
+    }
+  }
+  for (int64_t q = 0; q < queries; ++q)
+    for (int64_t d = 0; d < width; ++d) y.row(q)[d] /= total[q];
+}

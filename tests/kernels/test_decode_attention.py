@@ -1,0 +1,129 @@
+"""Attention of a decode step against fp64, on both instruction sets, and where torch's attention takes over."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megatron_lwz.kernels import decode_attention
+
+native = decode_attention._cpu
+built = pytest.mark.skipif(native is None, reason="the C++ kernels are not built")
+BF16 = 2**-8
+"""Largest relative error of a number rounded to bf16."""
+
+
+@pytest.fixture(params=["avx2", "portable"])
+def _instructions(request, monkeypatch):
+    before = native.instructions()
+    try:
+        native.use_instructions(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield
+    native.use_instructions(before)
+
+
+def operands(lengths, heads, queries, width, dtype=torch.float32, scale=1.0):
+    """Query, a cache with two rows more than are used, and the lengths."""
+    generator = torch.Generator().manual_seed(len(lengths) + heads + queries + width)
+    store = torch.randn(len(lengths) + 2, heads, 2, max(lengths) + 5, width, generator=generator)
+    query = scale * torch.randn(len(lengths), heads, queries, width, generator=generator)
+    return query.to(dtype), store.to(dtype), torch.tensor(lengths)
+
+
+def expected(query, store, lengths):
+    """In fp64, row by row."""
+    query, store = query.double(), store.double()
+    rows = [(store[row, :, 0, :n], store[row, :, 1, :n]) for row, n in enumerate(lengths.tolist())]
+    return torch.stack([F.scaled_dot_product_attention(q, k, v) for q, (k, v) in zip(query, rows, strict=True)])
+
+
+@built
+@pytest.mark.usefixtures("_instructions")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("queries", [1, 2, 3, 4, 5, 6, 7, 8, 16])
+@pytest.mark.parametrize("width", [8, 40, 64, 128])
+def test_it_equals_fp64(queries, width, dtype):
+    query, store, lengths = operands([1, 2, 7, 127, 128, 129, 300], 2, queries, width, dtype)
+    found = decode_attention.attend(query, store, lengths)
+    assert found.dtype == dtype and found.shape == query.shape
+    error = (found.double() - expected(query, store, lengths)).abs().max().item()
+    assert error <= (2e-6 if dtype == torch.float32 else 4 * BF16)
+
+
+@built
+@pytest.mark.usefixtures("_instructions")
+def test_large_scores_stay_exact_and_the_maximum_may_come_in_any_block():
+    query, store, lengths = operands([400] * 3, 1, 3, 64, scale=30.0)
+    store[0, 0, 0, 399] *= 5
+    store[1, 0, 0, 0] *= 5
+    found = decode_attention.attend(query, store, lengths)
+    torch.testing.assert_close(found.double(), expected(query, store, lengths), rtol=1e-4, atol=1e-4)
+
+
+@built
+def test_a_number_that_is_not_finite_stays_in_its_row():
+    query, store, lengths = operands([200] * 3, 2, 4, 32)
+    store[1, 0, 0, 150] = torch.nan
+    found = decode_attention.attend(query, store, lengths)
+    assert found[1, 0].isnan().all() and found[1, 1].isfinite().all() and found[[0, 2]].isfinite().all()
+
+
+@built
+def test_what_lies_behind_the_length_is_not_read():
+    query, store, lengths = operands([9, 130], 2, 7, 64)
+    before = decode_attention.attend(query, store, lengths)
+    for row, length in enumerate(lengths):
+        store[row, :, :, length:] = torch.nan
+    store[2:] = torch.nan
+    assert torch.equal(decode_attention.attend(query, store, lengths), before)
+
+
+@built
+def test_a_row_gets_the_same_bits_in_any_company_and_on_any_number_of_threads():
+    query, store, lengths = operands([1 + 37 * n for n in range(24)], 2, 7, 64)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        whole = decode_attention.attend(query, store, lengths)
+        torch.set_num_threads(3)
+        parts = [
+            decode_attention.attend(query[rows], store[rows], lengths[rows])
+            for rows in (slice(0, 1), slice(1, 9), slice(9, 24))
+        ]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(whole, torch.cat(parts))
+
+
+@built
+def test_queries_and_cache_may_be_views():
+    query, store, lengths = operands([30, 40], 2, 9, 64)
+    wide = torch.zeros(*store.shape[:3], 2 * store.shape[3], 64)
+    wide[..., ::2, :] = store
+    wide = wide[..., ::2, :]
+    found = decode_attention.attend(query[:, :, 2:7], wide, lengths)
+    assert not wide.is_contiguous()
+    torch.testing.assert_close(found.double(), expected(query[:, :, 2:7], wide, lengths), rtol=0, atol=2e-6)
+
+
+@built
+@pytest.mark.parametrize("lengths", [[0, 3], [4, 9]])
+def test_a_length_outside_the_cache_is_refused(lengths):
+    query, store, _ = operands([3, 3], 1, 2, 16)
+    with pytest.raises(ValueError, match="a length is outside the cache"):
+        decode_attention.attend(query, store, torch.tensor(lengths))
+
+
+@pytest.mark.parametrize(
+    ("queries", "width", "dtype"), [(17, 64, torch.float32), (4, 36, torch.float32), (4, 64, torch.float64)], ids=str
+)
+def test_other_shapes_and_types_are_torch_s(queries, width, dtype):
+    assert not decode_attention.serves(queries, torch.zeros(1, 1, 2, 4, width, dtype=dtype))
+
+
+def test_without_the_library_torch_attends(monkeypatch):
+    monkeypatch.setattr("megatron_lwz.kernels.thin_product._cpu", None)
+    assert not decode_attention.serves(4, torch.zeros(1, 1, 2, 4, 64))
