@@ -12,6 +12,10 @@ from megatron_lwz.cli import common, lifetime
 
 COMMANDS = {
     "plan": ("megatron_lwz.cli.plan", "whether a run fits, how long it takes, which layout to choose; needs no GPU"),
+    "simulate": (
+        "megatron_lwz.cli.simulate",
+        "step time, idle time and staleness of a run, from numbers that are measured or planned",
+    ),
     "serve-engine": ("megatron_lwz.cli.serve_engine", "serve a policy over HTTP, with vLLM's routes"),
     "serve-reward": ("megatron_lwz.cli.serve_reward", "serve a reward model over HTTP"),
     "evaluate": ("megatron_lwz.cli.evaluate", "measure writing: without a judge, or on the public benchmarks"),

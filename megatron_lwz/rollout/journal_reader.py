@@ -90,6 +90,10 @@ class JournalReader:
         """Yields the lengths of all training groups, finished or not, and what happened to them."""
         return self._read(recovery.load_lengths(self._db))
 
+    def prompt_lengths(self) -> dict[int, int]:
+        """Returns a map from training group id to the tokens of its prompt."""
+        return dict(self._rows("SELECT id, length(prompt_tokens) / 4 FROM groups WHERE kind = 'training'"))
+
     def consumed(self) -> dict[int, int]:
         """Returns a map from group id to the training step that used the group."""
         return dict(self._rows("SELECT group_id, step FROM consumed"))
