@@ -75,7 +75,9 @@ def main() -> None:
                     _train(config, run, mode, options.token_seconds)
         known, numbers = measure(runs[MODES[0]], load_share=0.0)
         _print_numbers(numbers)
-        print("| | s per step, measured | simulated | ratio | ratio, own trainer | staleness | of tokens | waiting groups |")
+        print(
+            "| | s per step, measured | simulated | ratio | ratio, own trainer | staleness | of tokens | waiting groups |"
+        )
         print("|---|---|---|---|---|---|---|---|")
         for mode, run in runs.items():
             print(f"| {' | '.join(_cells(mode, run, known, numbers))} |")

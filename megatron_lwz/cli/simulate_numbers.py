@@ -149,7 +149,13 @@ def _drawn(config: Config, options: argparse.Namespace) -> tuple[Drawn, str]:
     law = options.lengths or f"uniform:{mean:g}"
     prompt = options.prompt_tokens or int(ASSUMED.prompt_tokens.value)
     found = Drawn(
-        quantile_of(law), config.rollout.max_new_tokens, prompt, config.grpo.group_size, options.barren, options.seed
+        quantile_of(law),
+        most=config.rollout.max_new_tokens,
+        prompt=prompt,
+        size=config.grpo.group_size,
+        barren=options.barren,
+        masks=config.grpo.truncated == "mask",
+        seed=options.seed,
     )
     given = "given" if options.lengths else "assumed"
     prompts = "given" if options.prompt_tokens else "assumed"

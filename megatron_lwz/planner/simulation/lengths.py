@@ -28,6 +28,8 @@ class GroupTokens:
     responses: tuple[int, ...]
     barren: bool = False
     """Whether nothing can be learned from it: all its scores are equal."""
+    masked: int = 0
+    """Tokens of its sequences that have no weight in the loss for another reason, prompts included."""
 
     @property
     def response_tokens(self) -> int:
@@ -36,8 +38,8 @@ class GroupTokens:
 
     @property
     def tokens(self) -> int:
-        """All tokens of its sequences, each with the prompt."""
-        return self.response_tokens + self.prompt * len(self.responses)
+        """Tokens of the sequences that are trained on, each with the prompt."""
+        return self.response_tokens + self.prompt * len(self.responses) - self.masked
 
 
 class Lengths(Protocol):
@@ -70,6 +72,8 @@ class Drawn:
     """Rollouts of a group."""
     barren: float = 0.0
     """Share of the groups without variance."""
+    masks: bool = False
+    """Whether what is cut has no weight in the loss (`grpo.truncated: mask`)."""
     seed: int = 0
 
     @property
@@ -86,8 +90,11 @@ class Drawn:
     def group(self, number: int) -> GroupTokens:
         """Returns the n-th group."""
         noise = np.random.default_rng([self.seed, number])
-        lengths = self.cut(noise.random(self.size)).tolist()
-        return GroupTokens(self.prompt, tuple(map(int, lengths)), bool(noise.random() < self.barren))
+        shares = noise.random(self.size)
+        lengths = tuple(map(int, self.cut(shares).tolist()))
+        cut = (self.quantile(shares) > self.most) & self.masks
+        masked = sum(self.prompt + length for length, off in zip(lengths, cut.tolist(), strict=True) if off)
+        return GroupTokens(self.prompt, lengths, bool(noise.random() < self.barren), masked)
 
     def cut(self, probabilities: Floats) -> Floats:
         """Returns whole lengths of at least one token."""

@@ -99,9 +99,7 @@ def _whole_groups(records: _Records) -> list[GroupTokens]:
     """
     unfinished = min((group.admitted for group in records.groups if not group.accounted), default=None)
     return [
-        GroupTokens(
-            records.prompts[group.id], tuple(max(1, rollout.tokens) for rollout in group.rollouts), _barren(group)
-        )
+        _tokens(group, records.prompts[group.id])
         for group in records.groups
         if (unfinished is None or group.admitted < unfinished)
         and len(group.rollouts) == records.config.grpo.group_size
@@ -109,8 +107,12 @@ def _whole_groups(records: _Records) -> list[GroupTokens]:
     ]
 
 
-def _barren(group: GroupLengths) -> bool:
-    return group.dropped == ZERO_VARIANCE or all(rollout.excluded == ZERO_VARIANCE for rollout in group.rollouts)
+def _tokens(group: GroupLengths, prompt: int) -> GroupTokens:
+    reasons = [rollout.excluded for rollout in group.rollouts]
+    barren = group.dropped == ZERO_VARIANCE or (ZERO_VARIANCE in reasons and None not in reasons)
+    lengths = tuple(max(1, rollout.tokens) for rollout in group.rollouts)
+    masked = sum(prompt + rollout.tokens for rollout in group.rollouts if rollout.excluded is not None)
+    return GroupTokens(prompt, lengths, barren, 0 if barren else masked)
 
 
 def _engines(records: _Records) -> Engines:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -113,7 +114,7 @@ class Pool:
         for stream in engine.fail():
             self.moved += 1
             self.moved_tokens += stream.length - stream.left
-            self._clock.after(RETRY_SECONDS, lambda stream=stream: self.write(stream))
+            self._clock.after(RETRY_SECONDS, partial(self.write, stream))
         self._clock.after(self._failures.repair, lambda: self._repair(engine))
 
     def _repair(self, engine: Engine) -> None:

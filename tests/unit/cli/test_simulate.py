@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 
 from megatron_lwz.cli import common, main
+from megatron_lwz.planner.simulation.outcome import simulate as outcome
+from tests.support.simulated_run import KNOWN, LAW, write_run
 
 GIVEN = ["--decode-rate", "60,30", "--train-seconds", "20", "--sync-seconds", "4"]
 
 
-def config_file(folder: Path, rollout: str = "engine: vllm, urls: ['http://127.0.0.1:1']") -> str:
+URLS = "engine: vllm, urls: ['http://127.0.0.1:1']"
+
+
+def config_file(folder: Path, rollout: str = URLS, *, group: int = 4, batch: int = 4) -> str:
     file = folder / "config.yaml"
-    training = "training: {steps: 20, prompts_per_step: 4, tokens_per_micro_batch: 16384}"
+    training = f"training: {{steps: 20, prompts_per_step: {batch}, tokens_per_micro_batch: 16384}}"
     file.write_text(
-        f"{{model: {{preset: qwen2.5-7b}}, data: {{prompts: p.jsonl}}, {training}, grpo: {{group_size: 4}}, "
+        f"{{model: {{preset: qwen2.5-7b}}, data: {{prompts: p.jsonl}}, {training}, grpo: {{group_size: {group}}}, "
         f"rollout: {{{rollout}}}}}"
     )
     return str(file)
@@ -65,6 +70,32 @@ def test_more_engine_gpus_write_faster_as_long_as_they_are_the_bottleneck(tmp_pa
         seconds.append(row["outcome"]["step_seconds"])
     assert seconds[0] > 1.3 * seconds[1]
     capsys.readouterr()
+
+
+def test_a_run_is_measured_and_its_gpus_are_split_anew(tmp_path: Path, capsys) -> None:
+    write_run(tmp_path / "run", KNOWN)
+    out = tmp_path / "out.json"
+    file = config_file(tmp_path, group=LAW.size, batch=KNOWN.batch)
+    given = ["--run", str(tmp_path / "run"), "--load-share", "0.25", "--steps", "12", "--json", str(out)]
+    assert simulate(file, *given) == 0
+    said = capsys.readouterr().out
+    assert "lengths mean" in said and "measured, 36 groups" in said and "fits the waits of 11 synchronous steps" in said
+    assert "prefixes (assumed, no time beside decoding)" in said and "25% of it with engines on hold given" in said
+    (row,) = json.loads(out.read_text())
+    assert row["outcome"]["step_seconds"] == pytest.approx(outcome(KNOWN, LAW).step_seconds)
+
+    assert simulate(file, *given, "--gpus", "8", "--engine-gpus", "2,4", "--engine-tensor", "2") == 0
+    assert "passes scaled from 6 to 4 GPUs" in capsys.readouterr().out
+    same, other = json.loads(out.read_text())
+    assert same["outcome"] == row["outcome"], "the run had one engine of 2 GPUs"
+    assert other["setting"]["engines"]["count"] == 2
+    assert other["setting"]["trainer"]["per_token"] == pytest.approx(6 / 4 * KNOWN.trainer.per_token)
+    assert other["setting"]["trainer"]["fixed"] == pytest.approx(KNOWN.trainer.fixed)
+
+    assert simulate(file, *given, "--gpus", "2", "--engine-gpus", "1", "--engine-tensor", "2") == 2
+    assert "which leaves none that trains" in capsys.readouterr().err
+    assert simulate(config_file(tmp_path, group=4), *given) == 2
+    assert "have 2 rollouts: use that, or give --lengths" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

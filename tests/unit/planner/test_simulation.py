@@ -33,7 +33,7 @@ MANY = 10_000
 
 
 def lengths(law: str = "lognormal:400:0.9", *, size: int = 4, seed: int = 0, barren: float = 0.0) -> Drawn:
-    return Drawn(quantile_of(law), 4000, 50, size, barren, seed)
+    return Drawn(quantile_of(law), 4000, 50, size, barren, seed=seed)
 
 
 def setting(*, slots: int = MANY, count: int = 1, decoding: Decoding = Decoding(0.01), **given: Any) -> Setting:
@@ -242,6 +242,13 @@ def test_laws_have_the_mean_that_is_asked_for_and_are_cut() -> None:
         assert np.mean(seen) == pytest.approx(300, rel=0.05)
         assert all(0 < length <= 100 for length in Drawn(quantile_of(law), 100, 10, 8).group(0).responses)
     assert lengths().group(5) == lengths().group(5) != lengths().group(6)
+
+
+def test_what_is_cut_costs_no_training_where_it_is_masked() -> None:
+    law = Drawn(quantile_of("constant:300"), 100, 10, 2, masks=True)
+    assert law.group(0) == GroupTokens(10, (100, 100), masked=220)
+    assert run(setting(steps=1), law).steps[0].trained == pytest.approx(0.2)
+    assert run(setting(steps=1), replace(law, masks=False)).steps[0].trained == pytest.approx(0.2 + 1e-4 * 6 * 220)
 
 
 @pytest.mark.parametrize(
