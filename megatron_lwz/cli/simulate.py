@@ -205,7 +205,7 @@ def _table(rows: Sequence[Simulated], best: Simulated) -> list[str]:
     """Returns a Markdown table, aligned for the eye too."""
     table = [_cells(row, row is best) for row in rows]
     names = list(table[0])
-    wide = {name: max(len(name), *(len(cells[name]) for cells in table)) for name in names}
+    wide = {name: max(2, len(name), *(len(cells[name]) for cells in table)) for name in names}
     lines = [[name.rjust(wide[name]) for name in names], ["-" * (wide[name] - 1) + ":" for name in names]]
     lines += [[cells[name].rjust(wide[name]) for name in names] for cells in table]
     return [f"| {' | '.join(line)} |" for line in lines]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from megatron_lwz.cli import common
 from megatron_lwz.config import Config
-from megatron_lwz.errors import ConfigError
+from megatron_lwz.errors import ConfigError, LwzError
 from megatron_lwz.planner.assumptions import ASSUMED
 from megatron_lwz.planner.simulation.engine import Decoding
 from megatron_lwz.planner.simulation.lengths import Drawn, Lengths, quantile_of
@@ -83,14 +83,22 @@ def _planned(
     from megatron_lwz.planner.simulation.planned import planned
 
     drawn, said = _drawn(config, options)
+    refused: LwzError | None = None
+    planned_any = False
     with Rehearsals(watch) as rehearsals:
         for split in splits:
-            asked = argparse.Namespace(**{**vars(options), "engine_gpus": split, "stage": "grpo"})
-            asked.mean_tokens = drawn.mean
-            trainers, setting = setting_of(config, asked)
-            numbers = planned(config, trainers, setting, drawn, rehearsals)
-            numbers = replace(numbers, sources={"lengths": said, **numbers.sources})
-            yield split, _with_options(config, options, numbers)
+            asked = {**vars(options), "engine_gpus": split, "stage": "grpo", "mean_tokens": drawn.mean}
+            try:
+                trainers, setting = setting_of(config, argparse.Namespace(**asked))
+                numbers = planned(config, trainers, setting, drawn, rehearsals)
+            except LwzError as error:
+                refused = error
+                common.console(stderr=True).print(f"--engine-gpus {split} is left out: {error}", markup=False)
+                continue
+            planned_any = True
+            yield split, _with_options(config, options, replace(numbers, sources={"lengths": said, **numbers.sources}))
+    if refused is not None and not planned_any:
+        raise refused
 
 
 def _nothing(config: Config, options: argparse.Namespace, split: int | None) -> Numbers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from megatron_lwz.cli import common
 from megatron_lwz.cli import plan as plan_command
+from megatron_lwz.cli import simulate as simulate_command
 from megatron_lwz.config import Config, validate
 from megatron_lwz.errors import EnvironmentSetupError
 from megatron_lwz.planner.advice import advice
@@ -117,3 +119,26 @@ def test_the_command_prints_memory_time_layouts_and_advice(
         "memory share 0.65",
     ):
         assert said in out, said
+
+
+def test_a_simulation_takes_the_numbers_of_the_plan_and_leaves_out_what_it_refuses(
+    rehearsals: Rehearsals, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("megatron_lwz.planner.rehearsals.Rehearsals", lambda _watch: nullcontext(rehearsals))
+    urls = {"engine": "vllm", "urls": ["http://127.0.0.1:1"], "max_staleness": 1}
+    config, card = grpo(parallel={"tensor": 2}, rollout=urls), gpu("h100-80g")
+    file, out = tmp_path / "config.yaml", tmp_path / "out.json"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    options = ["--gpus", "4", "--engine-gpus", "1,2", "--steps", "2", "--json", str(out)]
+    assert common.run(simulate_command.main, [str(file), *options]) == 0
+    said = capsys.readouterr()
+    assert "--engine-gpus 1 is left out: no plan for 3 GPUs that train: config key 'parallel'" in said.err
+    (row,) = json.loads(out.read_text())
+    work = Work(config.training.prompts_per_step * config.grpo.group_size, 200 + 300)
+    engines = engines_of(config, card, 2, None, 200)
+    plan = make_plan(config, 2, Setting("grpo", card, work, engines), rehearsals)
+    trainer, sync = row["setting"]["trainer"], row["setting"]["sync"]
+    assert trainer["per_token"] * work.tokens + trainer["fixed"] == pytest.approx(plan.training_seconds, rel=1e-3)
+    assert sync["export"] + sync["load"] == pytest.approx(plan.seconds["weight sync"])
+    assert row["setting"]["engines"]["count"] == engines.count
+    assert common.run(simulate_command.main, [str(file), "--gpus", "4", "--engine-gpus", "1"]) == 2
