@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -71,7 +72,8 @@ def main() -> None:
         with engine(options) as server:
             config = _write_config(folder, server.url, options)
             for mode, run in runs.items():
-                if not (run / "summary.json").exists():
+                if not (run / "summary.json").exists():  # a run that was broken off begins anew
+                    shutil.rmtree(run, ignore_errors=True)
                     _train(config, run, mode, options.token_seconds)
         known, numbers = measure(runs[MODES[0]], load_share=0.0)
         _print_numbers(numbers)
@@ -157,7 +159,7 @@ def _train(config: Path, run: Path, mode: Mode, token_seconds: float) -> None:
     line = grpo_runs.command(config, *given)
     done = subprocess.run(line, cwd=grpo_runs.ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{mode.name}: {(done.stdout + done.stderr)[-4000:]}")
+        sys.exit(f"{mode.name}: exit status {done.returncode}: {(done.stdout + done.stderr)[-4000:]}")
     print(f"{mode.name}: done, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
 
 

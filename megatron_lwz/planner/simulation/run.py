@@ -115,7 +115,7 @@ class Simulation:
                 trained += seconds
                 yield seconds
             yield setting.trainer.fixed
-            waited = clock.now - began - trained
+            waited = max(0.0, clock.now - began - trained)  # a sum of parts may be rounded
             admitted = tuple(self._admission.admitted[group] for group in batch)
             self._admission.trained(batch)
             tokens = sum(self._record.admitted[group].response_tokens for group in batch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -263,9 +262,3 @@ def test_what_is_cut_costs_no_training_where_it_is_masked() -> None:
 def test_a_law_that_cannot_be_read_says_how_to_write_it(law: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         quantile_of(law)
-
-
-def test_begins_never_come_before_the_step_before_ends() -> None:
-    steps = run(setting(staleness=3, slots=11), lengths()).steps
-    assert all(step.waited >= -1e-9 for step in steps)
-    assert all(one.groups != other.groups for one, other in pairwise(steps))
