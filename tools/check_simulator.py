@@ -75,7 +75,7 @@ def main() -> None:
                 if not (run / "summary.json").exists():  # a run that was broken off begins anew
                     shutil.rmtree(run, ignore_errors=True)
                     _train(config, run, mode, options.token_seconds)
-        known, numbers = measure(runs[MODES[0]], load_share=0.0)
+        known, numbers = measure(runs[MODES[0]], share=0.0)
         _print_numbers(numbers)
         print(
             "| | s per step, measured | simulated | ratio | ratio, own trainer | staleness | of tokens | waiting groups |"
@@ -88,7 +88,7 @@ def main() -> None:
 def _cells(mode: Mode, run: Path, known: Config, numbers: Numbers) -> list[str]:
     """Returns a row of the table. Pairs are measured / simulated."""
     rows = [row for row in read_metrics(run / "metrics.jsonl") if row["step"] > FIRST]
-    _, own = measure(run, load_share=0.0, decoding=False)
+    _, own = measure(run, share=0.0, decoding=False)
     record = _simulate(mode, known, numbers, FIRST + len(rows))
     beside = _simulate(mode, known, replace(numbers, trainer=own.trainer, sync=own.sync), FIRST + len(rows))
     steps = record.steps[FIRST:]

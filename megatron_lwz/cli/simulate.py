@@ -184,7 +184,7 @@ def _said(split: int | None, numbers: Numbers) -> str:
         for name in numbers.sources
     ]
     where = "" if split is None else f" on {split} GPUs"
-    return f"{engines.count} engines{where}: " + "; ".join(parts)
+    return f"{engines.count} engine{'s' * (engines.count > 1)}{where}: " + "; ".join(parts)
 
 
 def _bounds(config: Config, numbers: Numbers) -> str:

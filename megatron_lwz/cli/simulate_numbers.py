@@ -13,7 +13,7 @@ from megatron_lwz.planner.assumptions import ASSUMED
 from megatron_lwz.planner.simulation.engine import Decoding
 from megatron_lwz.planner.simulation.lengths import Drawn, Lengths, quantile_of
 from megatron_lwz.planner.simulation.measure import measure
-from megatron_lwz.planner.simulation.numbers import LOAD_SHARE, Numbers, weight_sync
+from megatron_lwz.planner.simulation.numbers import Numbers, load_share, share_said, weight_sync
 from megatron_lwz.planner.simulation.pool import Engines, Failures
 from megatron_lwz.planner.simulation.setting import Trainer
 
@@ -24,28 +24,45 @@ GIVEN = {"decode_rate": "--decode-rate", "train_seconds": "--train-seconds", "sy
 def all_numbers(config: Config, options: argparse.Namespace) -> Iterator[tuple[int | None, Numbers]]:
     """Yields the numbers for each of --engine-gpus. Raises LwzError."""
     splits = options.engine_gpus or [None]
-    if options.train_seconds is not None and len(splits) > 1:
-        raise common.UsageError("--train-seconds is the time on one number of GPUs: give one --engine-gpus with it")
-    if options.engine_gpus and options.gpus is None:
-        raise common.UsageError("--engine-gpus needs --gpus N: how many GPUs has the run, engines included?")
-    for given in splits:
-        if given is not None and not 0 < given < options.gpus:
-            advice = f"must leave GPUs of the {options.gpus} for engines and trainer"
-            raise common.UsageError(f"--engine-gpus {given}: {advice}")
+    _check(options, splits)
     if options.run is not None:
         yield from _measured(config, options, splits)
-    elif all(getattr(options, name) is not None for name in GIVEN):
+    elif _complete(options):
         for split in splits:
             yield split, _with_options(config, options, _nothing(config, options, split))
     else:
         yield from _planned(config, options, splits)
 
 
+def _check(options: argparse.Namespace, splits: list[int | None]) -> None:
+    """Raises UsageError for options that contradict each other, or that nothing would read."""
+    measured = options.run is not None
+    if measured and options.lengths is None and (options.prompt_tokens or options.barren):
+        raise common.UsageError("--prompt-tokens, --barren: the run says it; they belong to --lengths")
+    if options.train_seconds is not None and len(splits) > 1:
+        raise common.UsageError("--train-seconds is the time on one number of GPUs: give one --engine-gpus with it")
+    if options.engine_gpus is None:
+        if (measured or _complete(options)) and (options.gpus or options.engine_tensor):
+            raise common.UsageError("--gpus, --engine-tensor: name the split of the GPUs too, --engine-gpus N")
+        return
+    if options.gpus is None:
+        raise common.UsageError("--engine-gpus needs --gpus N: how many GPUs has the run, engines included?")
+    for given in options.engine_gpus:
+        if not 0 < given < options.gpus:
+            advice = f"must leave GPUs of the {options.gpus} for engines and trainer"
+            raise common.UsageError(f"--engine-gpus {given}: {advice}")
+
+
+def _complete(options: argparse.Namespace) -> bool:
+    """Returns whether options give all that a plan would."""
+    return all(getattr(options, name) is not None for name in GIVEN)
+
+
 def _measured(
     config: Config, options: argparse.Namespace, splits: list[int | None]
 ) -> Iterator[tuple[int | None, Numbers]]:
     """Yields the numbers of a run, scaled where it had another split of its GPUs."""
-    known, numbers = measure(options.run, load_share=options.load_share, decoding=options.decode_rate is None)
+    known, numbers = measure(options.run, share=options.load_share, decoding=options.decode_rate is None)
     if known.grpo.group_size != config.grpo.group_size and options.lengths is None:
         advice = f"the groups of {options.run} have {known.grpo.group_size} rollouts: use that, or give --lengths"
         raise ConfigError("grpo.group_size", config.grpo.group_size, advice)
@@ -137,10 +154,12 @@ def _with_options(config: Config, options: argparse.Namespace, numbers: Numbers)
     if options.train_seconds is not None:
         tokens = config.training.prompts_per_step * _sequence_tokens(config, lengths)
         found, sources["training"] = replace(found, trainer=Trainer(options.train_seconds / tokens)), "given"
-    if options.sync_seconds is not None:
-        share = LOAD_SHARE[config.weight_sync.transport] if options.load_share is None else options.load_share
-        found = replace(found, sync=weight_sync(options.sync_seconds, share))
-        sources["weight sync"] = f"given, {share:.0%} of it with engines on hold"
+    if options.sync_seconds is not None or options.load_share is not None:
+        given, share = options.sync_seconds is not None, options.load_share
+        said = "given" if given else sources["weight sync"].partition(",")[0]
+        sources["weight sync"] = f"{said}, engines on hold in {share_said(config, share)}"
+        seconds = options.sync_seconds if given else found.sync.seconds
+        found = replace(found, sync=weight_sync(seconds, load_share(config, share)))
     if options.reward_seconds is not None:
         found, sources["rewards"] = replace(found, rewards=options.reward_seconds), "given"
     return replace(found, engines=engines, sources=sources)

@@ -49,6 +49,16 @@ def setting_of(
     )
 
 
-def weight_sync(seconds: float, load_share: float) -> WeightSync:
-    """Splits the seconds of a weight sync."""
-    return WeightSync(seconds * (1 - load_share), seconds * load_share)
+def load_share(config: Config, given: float | None = None) -> float:
+    """Returns the share of a weight sync in which engines hold their streams: as given, else assumed."""
+    return LOAD_SHARE[config.weight_sync.transport] if given is None else given
+
+
+def share_said(config: Config, given: float | None = None) -> str:
+    """Returns the same in words."""
+    return f"{load_share(config, given):.0%} of it, {'assumed' if given is None else 'given'}"
+
+
+def weight_sync(seconds: float, held: float) -> WeightSync:
+    """Splits the seconds of a weight sync; engines hold their streams in the share `held` of it."""
+    return WeightSync(seconds * (1 - held), seconds * held)

@@ -11,7 +11,7 @@ from megatron_lwz.planner.engines import parameters
 from megatron_lwz.planner.rehearsals import Rehearsals
 from megatron_lwz.planner.simulation.engine import Decoding
 from megatron_lwz.planner.simulation.lengths import Drawn
-from megatron_lwz.planner.simulation.numbers import LOAD_SHARE, Numbers, weight_sync
+from megatron_lwz.planner.simulation.numbers import Numbers, load_share, share_said, weight_sync
 from megatron_lwz.planner.simulation.pool import Engines
 from megatron_lwz.planner.simulation.setting import Trainer
 
@@ -22,18 +22,17 @@ def planned(config: Config, trainers: int, setting: plan.Setting, lengths: Drawn
     if setting.engines is None or not found.seconds:
         raise LwzError(f"no plan for {trainers} GPUs that train: {found.reason}")
     passes = found.seconds["forward and backward"] + found.seconds.get("log-probs", 0.0)
-    share = LOAD_SHARE[config.weight_sync.transport]
     fits = "" if found.reason is None else f", which does not fit ({found.reason})"
     return Numbers(
         lengths,
         planned_engines(setting.engines, lengths),
         Trainer(passes / setting.work.tokens, found.seconds["optimizer"]),
-        weight_sync(found.seconds["weight sync"], share),
+        weight_sync(found.seconds["weight sync"], load_share(config)),
         rewards=0.0,
         sources={
             "decoding": f"plan, {setting.card.name}",
             "training": f"plan, {found.layout} of {trainers} GPUs{fits}",
-            "weight sync": f"plan, {share:.0%} of it with engines on hold assumed",
+            "weight sync": f"plan, engines on hold in {share_said(config)}",
             "rewards": "assumed, no time",
         },
     )

@@ -80,7 +80,7 @@ def test_a_run_is_measured_and_its_gpus_are_split_anew(tmp_path: Path, capsys) -
     assert simulate(file, *given) == 0
     said = capsys.readouterr().out
     assert "lengths mean" in said and "measured, 36 groups" in said and "fits the waits of 11 synchronous steps" in said
-    assert "prefixes (assumed, no time beside decoding)" in said and "25% of it with engines on hold given" in said
+    assert "prefixes (assumed, no time beside decoding)" in said and "engines on hold in 25% of it, given" in said
     (row,) = json.loads(out.read_text())
     assert row["outcome"]["step_seconds"] == pytest.approx(outcome(KNOWN, LAW).step_seconds)
 
@@ -114,6 +114,8 @@ def test_a_run_is_measured_and_its_gpus_are_split_anew(tmp_path: Path, capsys) -
         (["--over-sample", "2", *GIVEN], "--over-sample 2: at most --max-staleness = 0 batches"),
         (["--load-share", "2"], "2: must be from 0 to 1"),
         (["--run", "nowhere"], "nowhere"),
+        (["--run", "nowhere", "--barren", "0.1"], "--prompt-tokens, --barren: the run says it"),
+        (["--run", "nowhere", "--gpus", "8"], "name the split of the GPUs too, --engine-gpus N"),
         (["--json", "no/folder.json"], "--json no/folder.json: there is no folder"),
     ],
 )

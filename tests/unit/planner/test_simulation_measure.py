@@ -33,7 +33,7 @@ def test_a_synchronous_run_gives_back_the_law_that_made_it(tmp_path: Path) -> No
 
 def test_the_numbers_of_a_synchronous_run_predict_the_others(tmp_path: Path) -> None:
     write_run(tmp_path / "run", KNOWN)
-    _, found = measure(tmp_path / "run", load_share=1 / 3)
+    _, found = measure(tmp_path / "run", share=1 / 3)
     for staleness, over in ((1, None), (2, None), (2, 1.0)):
         asked = replace(KNOWN, staleness=staleness, over_sampling=over)
         known = replace(asked, engines=found.engines, trainer=found.trainer, sync=found.sync, rewards=found.rewards)
