@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from megatron_lwz.cli import common, option_types
 from megatron_lwz.cli.simulate_numbers import all_numbers
 from megatron_lwz.config import Config
-from megatron_lwz.errors import ConfigError
 from megatron_lwz.planner.hardware import DEFAULT, gpus
 from megatron_lwz.planner.simulation.closed_forms import engine_bound, trainer_bound
 from megatron_lwz.planner.simulation.lengths import FORMS, quantile_of
@@ -47,7 +46,6 @@ def main(argv: Sequence[str]) -> None:
     config, options = common.parse(_parser(), argv)
     if options.json is not None:
         common.check_writable(options.json, "--json")
-    config.check_grpo()
     policies = _policies(config, options)
     rows: list[Simulated] = []
     out = common.console()
@@ -90,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--decode-rate",
         metavar="R[,R]",
-        type=_listed(rate),
+        type=_decode_rates,
         help="tokens/s of one stream alone, and with all slots of its engine busy",
     )
     add("--prefill-rate", metavar="R", type=rate, help="tokens/s that an engine reads of a prefix")
@@ -115,6 +113,13 @@ def _over_sampling(text: str) -> float | None:
     return None if text == "none" else option_types.positive_number(text)
 
 
+def _decode_rates(text: str) -> list[float]:
+    rates = _listed(option_types.positive_number)(text)
+    if len(rates) > 2 or rates[-1] > rates[0]:
+        raise argparse.ArgumentTypeError(f"{text}: write R or R,R: alone, and not faster with all slots busy")
+    return rates
+
+
 def _part(text: str) -> float:
     value = option_types.not_negative_number(text)
     if value > 1:
@@ -135,16 +140,16 @@ def _policies(config: Config, options: argparse.Namespace) -> list[tuple[int, fl
     would be carried over. Raises LwzError.
     """
     rollout = config.rollout
-    stale = options.max_staleness or [rollout.max_staleness]
-    over = options.over_sample or [rollout.over_sampling]
-    if rollout.colocated and any(stale):
-        advice = "engines that share the trainer's GPUs cannot write while it trains: set it to false"
-        raise ConfigError("rollout.colocated", True, advice)
+    stale = options.max_staleness or [config.rollout.max_staleness]
+    over = options.over_sample or [config.rollout.over_sampling]
     for x in options.over_sample or ():
         if x is not None and x > max(stale):
             raise common.UsageError(f"--over-sample {x:g}: at most --max-staleness = {max(stale)} batches")
-    pairs = ((k, x if x is None or x <= k else None) for k, x in product(stale, over))
-    return list(dict.fromkeys(pairs))
+    pairs = list(dict.fromkeys((k, x if x is None or x <= k else None) for k, x in product(stale, over)))
+    for k, x in pairs:  # what the run would refuse
+        rollout = config.rollout.model_copy(update={"max_staleness": k, "over_sampling": x})
+        config.model_copy(update={"rollout": rollout}).check_grpo()
+    return pairs
 
 
 def _simulate(

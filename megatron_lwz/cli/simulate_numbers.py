@@ -100,8 +100,7 @@ def _planned(
     from megatron_lwz.planner.simulation.planned import planned
 
     drawn, said = _drawn(config, options)
-    refused: LwzError | None = None
-    planned_any = False
+    found = 0
     with Rehearsals(watch) as rehearsals:
         for split in splits:
             asked = {**vars(options), "engine_gpus": split, "stage": "grpo", "mean_tokens": drawn.mean}
@@ -109,13 +108,12 @@ def _planned(
                 trainers, setting = setting_of(config, argparse.Namespace(**asked))
                 numbers = planned(config, trainers, setting, drawn, rehearsals)
             except LwzError as error:
-                refused = error
+                if split == splits[-1] and not found:
+                    raise
                 common.console(stderr=True).print(f"--engine-gpus {split} is left out: {error}", markup=False)
                 continue
-            planned_any = True
+            found += 1
             yield split, _with_options(config, options, replace(numbers, sources={"lengths": said, **numbers.sources}))
-    if refused is not None and not planned_any:
-        raise refused
 
 
 def _nothing(config: Config, options: argparse.Namespace, split: int | None) -> Numbers:

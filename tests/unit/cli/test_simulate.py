@@ -112,6 +112,8 @@ def test_a_run_is_measured_and_its_gpus_are_split_anew(tmp_path: Path, capsys) -
         (["--lengths", "normal:3"], "unknown law 'normal'"),
         (["--max-staleness", "1,x"], "'x' is no whole number"),
         (["--over-sample", "2", *GIVEN], "--over-sample 2: at most --max-staleness = 0 batches"),
+        (["--decode-rate", "30,60"], "30,60: write R or R,R"),
+        (["--max-staleness", "1", "grpo.mismatch=none", *GIVEN], "config key 'rollout.max_staleness' = 1"),
         (["--load-share", "2"], "2: must be from 0 to 1"),
         (["--run", "nowhere"], "nowhere"),
         (["--run", "nowhere", "--barren", "0.1"], "--prompt-tokens, --barren: the run says it"),
