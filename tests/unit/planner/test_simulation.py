@@ -86,7 +86,7 @@ def test_in_order_every_group_is_as_stale_as_the_closed_form_says(staleness: int
 @pytest.mark.parametrize(("staleness", "over"), [(2, 1.0), (4, 1.5), (3, 3.0), (1, 0.5), (2, None)])
 def test_mean_staleness_follows_littles_law_whatever_is_fast(staleness: int, over: float | None) -> None:
     for trainer in (Trainer(0.0), Trainer(1e-2)):
-        given = setting(staleness=staleness, over_sampling=over, trainer=trainer, steps=150, slots=20)
+        given = setting(staleness=staleness, over_sampling=over, trainer=trainer, steps=150, batch=2, slots=7)
         found = simulate(given, lengths(size=2))
         assert found.staleness == pytest.approx(mean_staleness(given), rel=0.05)
         assert found.most_staleness <= staleness
