@@ -24,7 +24,7 @@ GIVEN = {"decode_rate": "--decode-rate", "train_seconds": "--train-seconds", "sy
 def all_numbers(config: Config, options: argparse.Namespace) -> Iterator[tuple[int | None, Numbers]]:
     """Yields the numbers for each of --engine-gpus. Raises LwzError."""
     splits = options.engine_gpus or [None]
-    _check(options, splits)
+    _check(config, options, splits)
     if options.run is not None:
         yield from _measured(config, options, splits)
     elif _complete(options):
@@ -34,7 +34,7 @@ def all_numbers(config: Config, options: argparse.Namespace) -> Iterator[tuple[i
         yield from _planned(config, options, splits)
 
 
-def _check(options: argparse.Namespace, splits: list[int | None]) -> None:
+def _check(config: Config, options: argparse.Namespace, splits: list[int | None]) -> None:
     """Raises UsageError for options that contradict each other, or that nothing would read."""
     measured = options.run is not None
     if measured and options.lengths is None and (options.prompt_tokens or options.barren):
@@ -45,6 +45,10 @@ def _check(options: argparse.Namespace, splits: list[int | None]) -> None:
         if (measured or _complete(options)) and (options.gpus or options.engine_tensor):
             raise common.UsageError("--gpus, --engine-tensor: name the split of the GPUs too, --engine-gpus N")
         return
+    rollout = config.rollout
+    if rollout.colocated or (rollout.engine == "embedded" and not rollout.elsewhere):
+        advice = "its engines have no GPUs of their own (rollout.colocated, or the embedded engine)"
+        raise common.UsageError(f"--engine-gpus: leave it out, {advice}")
     if options.gpus is None:
         raise common.UsageError("--engine-gpus needs --gpus N: how many GPUs has the run, engines included?")
     for given in options.engine_gpus:

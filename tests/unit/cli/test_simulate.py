@@ -114,6 +114,7 @@ def test_a_run_is_measured_and_its_gpus_are_split_anew(tmp_path: Path, capsys) -
         (["--over-sample", "2", *GIVEN], "--over-sample 2: at most --max-staleness = 0 batches"),
         (["--decode-rate", "30,60"], "30,60: write R or R,R"),
         (["--max-staleness", "1", "grpo.mismatch=none", *GIVEN], "config key 'rollout.max_staleness' = 1"),
+        (["--gpus", "4", "--engine-gpus", "2", "rollout.colocated=true", *GIVEN], "--engine-gpus: leave it out"),
         (["--load-share", "2"], "2: must be from 0 to 1"),
         (["--run", "nowhere"], "nowhere"),
         (["--run", "nowhere", "--barren", "0.1"], "--prompt-tokens, --barren: the run says it"),
