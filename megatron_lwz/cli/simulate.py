@@ -195,7 +195,7 @@ def _said(split: int | None, numbers: Numbers) -> str:
 def _bounds(config: Config, numbers: Numbers) -> str:
     setting = setting_of(config, numbers, steps=1, staleness=0)
     rollouts = setting.batch * config.grpo.group_size
-    trainer = trainer_bound(setting, rollouts * (numbers.lengths.mean + numbers.lengths.prompt))
+    trainer = trainer_bound(setting, rollouts * numbers.lengths.trained * (1 - numbers.lengths.barren))
     engines = engine_bound(setting, rollouts * numbers.lengths.mean)
     return f"a step takes at least {trainer:,.1f} s by the trainer alone and {engines:,.1f} s by the engines alone"
 

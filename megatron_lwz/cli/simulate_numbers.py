@@ -154,7 +154,11 @@ def _with_options(config: Config, options: argparse.Namespace, numbers: Numbers)
     if options.failures is not None:
         engines = replace(engines, failures=Failures(options.failures * 3600, options.repair))
     if options.train_seconds is not None:
-        tokens = config.training.prompts_per_step * _sequence_tokens(config, lengths)
+        tokens = config.training.prompts_per_step * config.grpo.group_size * lengths.trained
+        if not tokens:
+            raise common.UsageError(
+                "--train-seconds: nothing is trained, because every rollout is masked: see --lengths"
+            )
         found, sources["training"] = replace(found, trainer=Trainer(options.train_seconds / tokens)), "given"
     if options.sync_seconds is not None or options.load_share is not None:
         given, share = options.sync_seconds is not None, options.load_share
@@ -165,11 +169,6 @@ def _with_options(config: Config, options: argparse.Namespace, numbers: Numbers)
     if options.reward_seconds is not None:
         found, sources["rewards"] = replace(found, rewards=options.reward_seconds), "given"
     return replace(found, engines=engines, sources=sources)
-
-
-def _sequence_tokens(config: Config, lengths: Lengths) -> float:
-    """Returns the mean tokens of a group's sequences, prompts included."""
-    return config.grpo.group_size * (lengths.mean + lengths.prompt)
 
 
 def _drawn(config: Config, options: argparse.Namespace) -> tuple[Drawn, str]:

@@ -55,6 +55,16 @@ class Lengths(Protocol):
         """Mean tokens of a prompt."""
         ...
 
+    @property
+    def trained(self) -> float:
+        """Mean tokens of a rollout that is trained on, over all rollouts of groups with variance; with the prompt."""
+        ...
+
+    @property
+    def barren(self) -> float:
+        """Share of the groups without variance."""
+        ...
+
     def group(self, number: int) -> GroupTokens:
         """Returns the n-th group, from 0."""
         ...
@@ -82,6 +92,12 @@ class Drawn:
         return float(self.cut((np.arange(_SAMPLES) + 0.5) / _SAMPLES).mean())
 
     @property
+    def trained(self) -> float:
+        """As in `Lengths`. Those that are cut count as 0 where they are masked."""
+        shares = (np.arange(_SAMPLES) + 0.5) / _SAMPLES
+        return float(((self.cut(shares) + self.prompt) * ~self._masked(shares)).mean())
+
+    @property
     def context(self) -> float:
         """Mean tokens before a token that is being written, prompt included."""
         lengths = self.cut((np.arange(_SAMPLES) + 0.5) / _SAMPLES)
@@ -92,9 +108,13 @@ class Drawn:
         noise = np.random.default_rng([self.seed, number])
         shares = noise.random(self.size)
         lengths = tuple(map(int, self.cut(shares).tolist()))
-        cut = (self.quantile(shares) > self.most) & self.masks
-        masked = sum(self.prompt + length for length, off in zip(lengths, cut.tolist(), strict=True) if off)
+        masked = sum(
+            self.prompt + length for length, off in zip(lengths, self._masked(shares).tolist(), strict=True) if off
+        )
         return GroupTokens(self.prompt, lengths, bool(noise.random() < self.barren), masked)
+
+    def _masked(self, probabilities: Floats) -> npt.NDArray[np.bool_]:
+        return (self.quantile(probabilities) > self.most) & self.masks
 
     def cut(self, probabilities: Floats) -> Floats:
         """Returns whole lengths of at least one token."""
@@ -116,6 +136,17 @@ class Replayed:
     def prompt(self) -> float:
         """Mean tokens of a prompt."""
         return sum(group.prompt for group in self.groups) / len(self.groups)
+
+    @property
+    def trained(self) -> float:
+        """As in `Lengths`; 0 if all groups lack variance."""
+        found = [group for group in self.groups if not group.barren]
+        return sum(group.tokens for group in found) / max(1, sum(len(group.responses) for group in found))
+
+    @property
+    def barren(self) -> float:
+        """Share of the groups without variance."""
+        return sum(group.barren for group in self.groups) / len(self.groups)
 
     def group(self, number: int) -> GroupTokens:
         """Returns the n-th group."""

@@ -98,6 +98,14 @@ def test_a_run_is_measured_and_its_gpus_are_split_anew(tmp_path: Path, capsys) -
     assert "have 2 rollouts: use that, or give --lengths" in capsys.readouterr().err
 
 
+def test_the_bound_counts_only_what_is_trained(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out.json"
+    assert simulate(config_file(tmp_path), *GIVEN, "--lengths", "exponential:14000", "--json", str(out)) == 0
+    assert "at least 24.0 s by the trainer alone" in capsys.readouterr().out, "a third is cut, and has no weight"
+    (row,) = json.loads(out.read_text())
+    assert row["outcome"]["trained"] == pytest.approx(20, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -116,6 +124,10 @@ def test_a_run_is_measured_and_its_gpus_are_split_anew(tmp_path: Path, capsys) -
         (["--max-staleness", "1", "grpo.mismatch=none", *GIVEN], "config key 'rollout.max_staleness' = 1"),
         (["--gpus", "4", "--engine-gpus", "2", "rollout.colocated=true", *GIVEN], "--engine-gpus: leave it out"),
         (["--load-share", "2"], "2: must be from 0 to 1"),
+        (
+            ["--lengths", "constant:90000", *GIVEN],
+            "--train-seconds: nothing is trained, because every rollout is masked",
+        ),
         (["--run", "nowhere"], "nowhere"),
         (["--run", "nowhere", "--barren", "0.1"], "--prompt-tokens, --barren: the run says it"),
         (["--run", "nowhere", "--gpus", "8"], "name the split of the GPUs too, --engine-gpus N"),
