@@ -24,12 +24,15 @@ from megatron_lwz.config import Config, load_config
 from megatron_lwz.config.base import user_path
 from megatron_lwz.distributed import environment, termination
 from megatron_lwz.errors import DataError, LwzError, Resumable, printable, refused_path
+from megatron_lwz.writing import write_text
 
 USER_ERROR = 2
 PEER_LOST = 1
 """Exit status of a rank that a collective failed on, because another rank ended, hung or could not be reached."""
 UNFINISHED = 75
 """Exit status of a run that has saved and ended in time: EX_TEMPFAIL of sysexits.h, start it again."""
+UNFINISHED_NOTE = "LWZ_UNFINISHED_NOTE"
+"""Variable with the path of the file in which rank 0 says so, if a launch script asks for it."""
 GOES_ON = "the same command goes on from the last checkpoint"
 """Advice that a training stage prints when a signal ends it."""
 
@@ -75,6 +78,7 @@ def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None, advi
             number = termination.requested() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
             if isinstance(error, Resumable):
                 _say(str(error))
+                _leave_note(str(error))
                 return 0 if environment.restarts_left() else UNFINISHED  # torchrun must not start it again
             # After a signal, most errors only follow from it: peers and engines end too. A disk error does not.
             if isinstance(error, LwzError if not number else DataError):
@@ -279,6 +283,12 @@ def _say(text: str) -> None:
     """Prints the line on rank 0."""
     if _outlasts_rank_zero() and environment.rank() == 0:
         sys.stderr.write(f"{text}\n")
+
+
+def _leave_note(text: str) -> None:
+    """Tells the script of `lwz launch` that the run must be started again. torchrun's status does not say it."""
+    if (note := environment.get(UNFINISHED_NOTE)) is not None and environment.rank() == 0:
+        write_text(Path(note), f"{text}\n")
 
 
 def _outlasts_rank_zero() -> bool:

@@ -16,6 +16,7 @@ COMMANDS = {
         "megatron_lwz.cli.simulate",
         "step time, idle time and staleness of a run, from numbers that are measured or planned",
     ),
+    "launch": ("megatron_lwz.cli.launch", "write or submit what starts a run: torchrun, Slurm, Kubernetes, SkyPilot"),
     "serve-engine": ("megatron_lwz.cli.serve_engine", "serve a policy over HTTP, with vLLM's routes"),
     "serve-reward": ("megatron_lwz.cli.serve_reward", "serve a reward model over HTTP"),
     "evaluate": ("megatron_lwz.cli.evaluate", "measure writing: without a judge, or on the public benchmarks"),

@@ -26,6 +26,7 @@ _LARGEST_INT = 2**63 - 1
 _KEY = re.compile(r"(?:sk|hf|gh[a-z]|pat|xai|gsk|nvapi)[-_][\w-]{16}", re.ASCII)
 """How the keys of well-known services begin; the names of variables are upper case as a rule."""
 _KEY_NAME = re.compile(r"(?i)(?:^|[-_])(?:api[-_]?key|access[-_]?key|authorization|bearer|password|secret|token)$")
+_PASSWORD_IN_ADDRESS = re.compile(r"://[^/?#@\s]{1,200}@")
 _USE = {"use": "export the key as a variable and give its name in api_key_env"}
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
@@ -67,6 +68,11 @@ def _variable(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]\w{0,99}|", text, re.ASCII) or _KEY.match(text):
         raise PydanticCustomError("secret", "is no name of an environment variable: {use}", _USE)
     return text
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether a variable seems to hold a key, by its name or by how its value begins."""
+    return bool(_KEY_NAME.search(name) or _KEY.match(value) or _PASSWORD_IN_ADDRESS.search(value))
 
 
 def _without_keys(body: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from megatron_lwz.config.kept import KEPT, kept_key
 from megatron_lwz.config.tree import Config
 
-_OF_THE_START = ("run.dir", "run.resume", "run.allow_change")
+_OF_THE_START = ("run.dir", "run.resume", "run.allow_change", "launch.")
 """They say how to start, not what runs. A run folder may be moved."""
 _SHOWN = 100
 """Characters of a value that are shown."""
@@ -33,7 +33,7 @@ class Change:
 def changes(old: Config, new: Config) -> list[Change]:
     """Returns the keys that differ, in the order of the config; of a section that is null on one side only its name."""
     found = _differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
-    return [change for change in found if change.key not in _OF_THE_START and not _same_place(change)]
+    return [change for change in found if not change.key.startswith(_OF_THE_START) and not _same_place(change)]
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], above: str = "") -> Iterator[Change]:

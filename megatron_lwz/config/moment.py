@@ -18,6 +18,18 @@ def check_moment(text: str) -> str:
     return text
 
 
+def check_duration(text: str) -> str:
+    """Returns `text` if it is a duration above 0. Raises ValueError."""
+    if not _duration(text):
+        raise ValueError("give a duration like 3h50m")
+    return text
+
+
+def seconds_of(text: str) -> int:
+    """Returns the seconds of a checked duration."""
+    return round(_duration(text) or 0)
+
+
 def seconds_until(text: str, *, now: float, job_end: str | None) -> float | None:
     """Returns the seconds from `now` (s since 1970) to the moment; a duration begins now.
 

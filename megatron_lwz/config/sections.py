@@ -12,6 +12,7 @@ from megatron_lwz.config.evaluation import EvaluationSection
 from megatron_lwz.config.format import FormatReward, OverlapReward, StructureReward
 from megatron_lwz.config.grpo import GrpoSection
 from megatron_lwz.config.judge import JudgeReward, JudgeSection
+from megatron_lwz.config.launch import LaunchSection
 from megatron_lwz.config.model import Architecture, KernelsSection, ModelSection, ParallelSection
 from megatron_lwz.config.reward import FunctionReward, LengthReward, RewardSection
 from megatron_lwz.config.reward_model import RewardModelSection, WritingReward
@@ -39,6 +40,7 @@ __all__ = [
     "JudgeReward",
     "JudgeSection",
     "KernelsSection",
+    "LaunchSection",
     "LengthReward",
     "LoggingSection",
     "ModelSection",

@@ -30,6 +30,7 @@ class Config(s.Section):
     weight_sync: s.WeightSyncSection = s.WeightSyncSection()
     evaluation: s.EvaluationSection = s.EvaluationSection()
     logging: s.LoggingSection = s.LoggingSection()
+    launch: s.LaunchSection = s.LaunchSection()
 
     def architecture(self) -> s.Architecture:
         """Returns the decoder's architecture, from `model.architecture`, `model.preset` or the Hugging Face config.
