@@ -18,7 +18,6 @@ _IMAGE = re.compile(r"[\w][\w.:/@+#-]{0,400}", re.ASCII)
 _DNS = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 _ACCELERATOR = re.compile(r"[A-Za-z0-9][\w-]{0,60}", re.ASCII)
 _NAME_OF_VARIABLE = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
-_PORTS = {"gt": 1023, "lt": 65_000}
 
 
 def _option(text: str) -> str:
@@ -64,6 +63,17 @@ def _variables(given: dict[str, str]) -> dict[str, str]:
     return given
 
 
+def _arguments(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuses keys: every user of a machine can read the arguments of its processes."""
+    for text in given:
+        name, _, value = text.partition("=")
+        if looks_secret(name, value or text):
+            use = {"use": "export it as a variable that launch.secrets names"}
+            raise PydanticCustomError("secret", f"'{name:.40}' would be an argument that others can read: {{use}}", use)
+    return given
+
+
+Port = Annotated[int, Field(gt=1023, lt=65_000)]
 Word = Annotated[str, AfterValidator(_word)]
 Image = Annotated[str, AfterValidator(_image)]
 DnsName = Annotated[str, AfterValidator(_dns)]
@@ -84,11 +94,11 @@ class EnginesLaunch(Section):
     command: UserPath = Field(
         ".venv-vllm/bin/vllm", description="vLLM's command, in its own environment; not used by the embedded engine"
     )
-    port: int = Field(8000, **_PORTS, description="port of a node's first engine; the others have the following ones")
+    port: Port = Field(8000, description="port of a node's first engine; the others have the following ones")
     max_model_len: int | None = Field(
         None, gt=0, description="tokens of prompt and response; null: data.max_prompt_tokens + rollout.max_new_tokens"
     )
-    options: tuple[str, ...] = Field((), description="further arguments of every engine")
+    options: Annotated[tuple[str, ...], AfterValidator(_arguments)] = Field((), description="further arguments of every engine")
     start_within: Duration = Field("30m", description="time for all engines to answer, after which the launch fails")
     image: Image | None = Field(None, description="their container image; null: launch.image")
     slurm_options: Options = Field(
@@ -156,7 +166,7 @@ class LaunchSection(Section):
         None,
         description="file of NAME=value lines, readable by you alone, from which every node takes the secrets; null: they are in the environment of the start",
     )
-    port: int = Field(29_500, **_PORTS, description="port of torchrun's rendezvous, on the first node")
+    port: Port = Field(29_500, description="port of torchrun's rendezvous, on the first node")
     kubernetes: KubernetesLaunch = KubernetesLaunch()
     skypilot: SkyPilotLaunch = SkyPilotLaunch()
 

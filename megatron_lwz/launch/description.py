@@ -16,6 +16,8 @@ from megatron_lwz.launch.quoting import array, name_of, quoted
 from megatron_lwz.run_paths import RunPaths
 
 Target = Literal["torchrun", "slurm", "kubernetes", "skypilot"]
+_AWAY = ("kubernetes", "skypilot")
+"""Targets whose machines are not like the one on which `lwz launch` runs."""
 GUARD = "megatron_lwz.rollout.vllm_guard.RequireToken"
 _PLACE = "http://engine:8000"
 """Stands for the addresses that a launch gives to the run."""
@@ -136,8 +138,11 @@ def describe(config: Config, arguments: Sequence[str], target: Target, here: Pat
     `here`: where everything runs if the config does not say it and the target runs on machines like this one.
     """
     folder = config.launch.folder
-    if folder is None and target in ("kubernetes", "skypilot"):
+    if folder is None and target in _AWAY:
         raise ConfigError("launch.folder", None, f"name the folder on {target}'s machines in which everything runs")
+    if config.launch.secrets_file is not None and target in _AWAY:
+        advice = f"{target} keeps secrets itself (docs/launch.md): null"
+        raise ConfigError("launch.secrets_file", config.launch.secrets_file, advice)
     launch = Launch(config, tuple(arguments), str(here) if folder is None else folder)
     _check_sizes(config.launch)
     if "" in config.launch.secrets:

@@ -25,10 +25,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-
-import psutil
+from typing import TYPE_CHECKING
 
 from tests.support.paths import ROOT
+
+if TYPE_CHECKING:
+    import psutil
 
 KILL_WAIT = 60.0
 """Seconds between SIGTERM and SIGKILL. Slurm's KillWait is 30, but this machine may be busy."""
@@ -122,9 +124,11 @@ class FakeSlurm:
     def _watch(self, process: subprocess.Popen[bytes]) -> int | str:
         asked = self.folder / "requeue"
         while process.poll() is None and not asked.exists() and not self._expired.is_set():
-            time.sleep(0.01)
+            time.sleep(0.02)
         expired = process.poll() is None and self._expired.is_set()
         if process.poll() is None:
+            import psutil
+
             family = [*_below(process.pid), *self._step_members()]
             _send(family, signal.SIGTERM)
             _, left = psutil.wait_procs(family, timeout=KILL_WAIT)
@@ -140,6 +144,8 @@ class FakeSlurm:
 
 
 def _below(pid: int) -> list[psutil.Process]:
+    import psutil  # only here: a step starts sooner without
+
     with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
         return [parent, *parent.children(recursive=True)]
@@ -147,6 +153,8 @@ def _below(pid: int) -> list[psutil.Process]:
 
 
 def _send(members: list[psutil.Process], number: signal.Signals) -> None:
+    import psutil
+
     for member in members:
         with suppress(psutil.NoSuchProcess):
             member.send_signal(number)

@@ -8,7 +8,7 @@ fail() {
 # prepare: the folder, the setup file, the variables and the secrets of every process on this node.
 prepare() {
     local line name
-    cd "$folder" || fail "launch.folder $folder is not on $(uname -n): every node must see it"
+    cd "$folder" 2>/dev/null || fail "launch.folder $folder is not on $(uname -n): every node must see it"
     if [[ -n $setup ]]; then
         [[ -r $setup ]] || fail "launch.setup $setup cannot be read on $(uname -n)"
         # shellcheck disable=SC1090

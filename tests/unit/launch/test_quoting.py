@@ -64,6 +64,12 @@ def test_secrets_and_other_names_are_no_environment(environment, part):
     assert part in str(raised.value) and "abcdefgh" not in str(raised.value) and "pass@" not in str(raised.value)
 
 
+@pytest.mark.parametrize("option", ["--api-key=abc", "--api-key", "--hf-token=x", "hf_abcdefghijklmnopqrstuvwxyz"])
+def test_a_key_is_no_argument_of_an_engine(option):
+    with pytest.raises(ConfigError, match=r"launch\.secrets"):
+        validate({"launch": {"engines": {"options": ["--x", option]}}})
+
+
 def test_names_fit_every_scheduler():
     assert name_of("5_LongWriter Zero!") == "lwz-5-longwriter-zero"
     for text in (*HOSTILE, "x" * 100, "", "9", "-"):

@@ -127,6 +127,7 @@ REFUSED = {
     "launch.secrets": vllm({"secrets": []}),
     "launch.secrets' = ''": config({"secrets": [""]}),
     "launch.port": vllm({"ranks_per_node": 4, "port": 8000, "engines": {"nodes": 0, "per_node": 1}}),
+    "launch.secrets_file": config({"secrets_file": "x"}),
     "rollout.urls": config({}, rollout={"engine": "vllm"}),
 }  # fmt: skip
 
@@ -139,9 +140,9 @@ def test_a_description_that_cannot_be_is_one_line_that_names_its_key(key, given)
 
 def test_containers_need_a_folder_and_kubernetes_an_image():
     for target in ("kubernetes", "skypilot"):
-        with pytest.raises(ConfigError, match="launch.folder"):
+        with pytest.raises(ConfigError, match=r"launch\.folder"):
             launch(config({"folder": None}), target)
-    with pytest.raises(ConfigError, match="launch.image"):
+    with pytest.raises(ConfigError, match=r"launch\.image"):
         kubernetes.render(launch(config({"image": None}), "kubernetes"))
 
 
