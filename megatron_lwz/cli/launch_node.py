@@ -20,17 +20,17 @@ def main(argv: Sequence[str]) -> None:
     check.add_argument("--node", type=option_types.not_negative, required=True, help="its number, trainers first")
     check.add_argument("--nodes", type=option_types.positive, required=True, help="nodes of the launch")
     check.add_argument("--id", required=True, help="the same on all nodes of this start")
-    check.add_argument("--state", type=Path, required=True, help="the launch's folder, beside the run folder")
     wait = actions.add_parser("engines", help="wait for engines, and check that they fit the run")
     wait.add_argument("--within", type=option_types.positive_number, required=True, help="seconds")
     wait.add_argument("--url", nargs="+", required=True)
     for action in (check, wait):
+        action.add_argument("--state", type=Path, required=True, help="the launch's folder, beside the run folder")
         action.add_argument("given", nargs="+", metavar="CONFIG [section.key=value …]")
     asked = parser.parse_args(argv)
     config = load_config(asked.given[0], asked.given[1:])
     if asked.action == "engines":
         token = environment.get(config.rollout.api_key_env or "LWZ_ENGINE_TOKEN")
-        engines.wait_for_engines(config, asked.url, token, within=asked.within)
+        engines.wait_for_engines(config, asked.url, token, asked.state, within=asked.within)
         return
     section = config.launch
     trains = asked.node < section.nodes

@@ -5,37 +5,53 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from megatron_lwz.config import Config
-from megatron_lwz.errors import EngineError
+from megatron_lwz.errors import EngineError, LwzError
 from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.contract import check_engine
 
+FAILED = "failed-*"
+"""Notes of engines that have ended for good, in the launch's folder."""
 _PAUSE = 0.5
 
 
-def wait_for_engines(config: Config, urls: Sequence[str], token: str | None, *, within: float) -> None:
+def wait_for_engines(config: Config, urls: Sequence[str], token: str | None, state: Path, *, within: float) -> None:
     """Returns when all engines answer and fit the run, the longest rollout included. `within` is in seconds.
 
-    Raises EngineError, for the first engine that does not fit, or does not answer in time.
+    Raises EngineError, for the first engine that does not fit, or does not answer in time; LwzError when one has left a
+    note in `state` that it has ended for good.
     """
-    asyncio.run(_wait(config, urls, token, time.monotonic() + within, within))
+    asyncio.run(_Wait(config, token, state, within).all(urls))
 
 
-async def _wait(config: Config, urls: Sequence[str], token: str | None, end: float, within: float) -> None:
-    await asyncio.gather(*(_ready(config, url, token, end, within) for url in urls))
+class _Wait:
+    def __init__(self, config: Config, token: str | None, state: Path, within: float) -> None:
+        self._config, self._token, self._state = config, token, state
+        self._within, self._end = within, time.monotonic() + within
 
+    async def all(self, urls: Sequence[str]) -> None:
+        await asyncio.gather(*map(self._ready, urls))
 
-async def _ready(config: Config, url: str, token: str | None, end: float, within: float) -> None:
-    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    tied = config.architecture().tie_word_embeddings
-    async with EngineClient(url, token) as client:
-        while not await _answers(client):
-            if time.monotonic() >= end:
-                raise EngineError(url, f"does not answer within {within:.0f} s (launch.engines.start_within): see its log")
-            await asyncio.sleep(_PAUSE)
-        await check_engine(client, config.rollout, longest=longest, tied=tied)
+    async def _ready(self, url: str) -> None:
+        data, rollout = self._config.data, self._config.rollout
+        longest = data.max_prompt_tokens + rollout.max_new_tokens
+        tied = self._config.architecture().tie_word_embeddings
+        async with EngineClient(url, self._token) as client:
+            while not await _answers(client):
+                self._look_for_failures()
+                if time.monotonic() >= self._end:
+                    late = f"does not answer within {self._within:.0f} s (launch.engines.start_within): see its log"
+                    raise EngineError(url, late)
+                await asyncio.sleep(_PAUSE)
+            await check_engine(client, rollout, longest=longest, tied=tied)
+
+    def _look_for_failures(self) -> None:
+        """Raises LwzError with the first line of a note."""
+        for note in sorted(self._state.glob(FAILED)):
+            raise LwzError(note.read_text(encoding="utf-8", errors="replace")[:1000].strip() or str(note))
 
 
 async def _answers(client: EngineClient) -> bool:

@@ -88,6 +88,10 @@ class FakeSlurm:
         lines = (self.folder / "sruns.jsonl").read_text().splitlines()
         return [(options, words) for options, words in map(json.loads, lines)]
 
+    def tasks(self) -> list[int]:
+        """Process ids of the tasks of all steps that have begun."""
+        return [int(path.name) for path in (self.folder / "steps").iterdir()]
+
     def _run(self) -> None:
         try:
             while self._once() == "requeued":
@@ -140,7 +144,7 @@ class FakeSlurm:
         return "timeout" if expired else process.returncode
 
     def _step_members(self) -> list[psutil.Process]:
-        return [member for path in (self.folder / "steps").iterdir() for member in _below(int(path.name))]
+        return [member for pid in self.tasks() for member in _below(pid)]
 
 
 def _below(pid: int) -> list[psutil.Process]:

@@ -14,6 +14,7 @@ from megatron_lwz.data.prompts import read_prompts
 from megatron_lwz.data.start_check import check_longest_rollout, check_longest_text
 from megatron_lwz.data.templates import detect_language
 from megatron_lwz.data.text.length_request import find_length_request
+from megatron_lwz.launch.description import describe
 from megatron_lwz.rollout.vllm_guard import RequireToken
 from megatron_lwz.training.pretrain import check_pretrain
 from megatron_lwz.training.sft import check_sft
@@ -32,7 +33,10 @@ TRAINED = (*GRPO, "4_pretrain", "sft")
 
 
 def world_size(script: str) -> int:
-    """Ranks of the training stage as run.sh declares them."""
+    """Ranks of the training stage as run.sh declares them, or the config whose `launch` it starts."""
+    if started := re.search(r"lwz launch torchrun (\S+)", script):
+        section = load_config(EXAMPLES.parent / started.group(1)).launch
+        return section.nodes * section.ranks
     declared = {key: int(value) for key, value in re.findall(r"^TRAINER_(NODES|GPUS)=(\d+)$", script, re.MULTILINE)}
     if declared:
         return declared["NODES"] * declared["GPUS"]
@@ -104,10 +108,11 @@ def test_every_step_of_the_chain_loads_and_fits_its_ranks(name):
     script = (CHAIN / "cluster.sh").read_text() + (CHAIN / f"{name}.sh").read_text()
     config = load_config(CHAIN / f"{name}.yaml", ["model.hf=null", "model.preset=qwen2.5-32b"])
     config.check_layout(world_size(script))
+    assert config.launch.nodes * config.launch.ranks == world_size(script), "lwz launch starts as many"
     {"4_pretrain": check_pretrain, "sft": check_sft}.get(name, Config.check_grpo)(config)
     (check_longest_rollout if name in GRPO else check_longest_text)(config)
     stage = {"4_pretrain": "pretrain", "sft": "train_sft"}.get(name, "train_grpo")
-    assert f'train {stage} "$STEPS/{name}.yaml"' in script
+    assert f'train {stage} "$STEPS/{name}.yaml"' in script and config.launch.stage == stage
 
 
 def test_the_chain_is_the_papers():
@@ -147,9 +152,16 @@ def test_scripts_parse_and_stop_at_the_first_failure(script):
 
 
 @pytest.mark.parametrize("name", ["qwen2.5_7b_8xh100", "longwriter_zero_32b_64xh100"])
-def test_vllm_is_started_as_the_client_needs_it(name):
-    script = all_scripts(EXAMPLES / name)
+def test_engines_of_the_launch_fit_the_run(name):
     config = load_config(EXAMPLES / name)
+    launch = describe(config, [str(EXAMPLES / name)], "slurm", EXAMPLES.parent)
+    assert launch.engine_length() == 16384 and len(config.rollout.urls) in (1, config.launch.engines.per_node)
+
+
+def test_vllm_is_started_as_the_client_needs_it():
+    """By the script of the chain; tests/unit/launch looks at what `lwz launch` starts."""
+    script = all_scripts(CHAIN)
+    config = load_config(CHAIN)
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     assert int(re.search(r"--max-model-len (\d+)", script).group(1)) >= longest
     assert int(re.search(r"--max-num-seqs (\d+)", script).group(1)) == config.rollout.concurrency

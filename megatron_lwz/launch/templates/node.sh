@@ -49,9 +49,9 @@ visible() {
     (IFS=, && echo "${all[*]:$1:$2}")
 }
 
-# serve INDEX ADDRESS HOST: one engine of this node, started again when it ends.
-serve() (
-    child='' status=0 attempt=0 log="$state/engine-$3-$1.log"
+# serve INDEX ADDRESS HOST: one engine of this node, started again when it ends. In the background only: it ends its shell.
+serve() {
+    local child='' status=0 attempt=0 line log="$state/engine-$3-$1.log"
     trap 'kill "$child" 2>/dev/null || true; wait "$child" || true; exit 143' TERM
     (umask 077 && : >>"$log")
     line=("${engine[@]}" --host "$2" --port $((engine_port + $1)))
@@ -71,10 +71,12 @@ serve() (
         child=$!
         wait "$child" && status=0 || status=$?
         echo "engine http://$3:$((engine_port + $1)) ended with status $status, see $log" >&2
+        ((status != 2)) || break # what it was told is wrong
         sleep 1
     done
+    echo "engine http://$3:$((engine_port + $1)) ended with status $status, see $log" >"$state/failed-$3-$1"
     exit 1
-)
+}
 
 # serve_all ADDRESS HOST: the engines of this node, in the background. Their processes are in `served`.
 serve_all() {
@@ -99,7 +101,8 @@ addresses() {
 
 # wait_for_engines: returns when all of `urls` answer and fit the run. One line and status 2 if not.
 wait_for_engines() {
-    python -m megatron_lwz.cli.launch_node engines "${arguments[@]}" --within "$engine_seconds" --url "${urls[@]}"
+    python -m megatron_lwz.cli.launch_node engines "${arguments[@]}" --state "$state" --within "$engine_seconds" \
+        --url "${urls[@]}"
 }
 
 # train NODES HEAD ID: the stage on this node, with the engines in `urls`; returns torchrun's status. SIGTERM goes to torchrun,
@@ -141,7 +144,7 @@ train() {
 
 # begin: forgets what an earlier start left. Before `check`, on the first node alone.
 begin() {
-    if ! { mkdir -p "$state" && rm -f "$state/unfinished"; }; then
+    if ! { mkdir -p "$state" && rm -f "$state/unfinished" "$state"/failed-*; }; then
         fail "$state cannot be written: name another run.dir, or change its permissions"
     fi
 }

@@ -21,7 +21,7 @@ train_node() {
     train "$nodes" "$1" "$2"
 }
 
-# step PART_OF_THE_JOB OPTION … -- ARGUMENT …: srun of this script.
+# step PART_OF_THE_JOB OPTION … -- ARGUMENT …: srun of this script. In the background only: its shell becomes srun.
 step() {
     local part=$1 options=()
     shift
@@ -30,7 +30,7 @@ step() {
         shift
     done
     if [[ $part == engine_node ]]; then options+=("${engine_container[@]}"); else options+=("${container[@]}"); fi
-    srun "${options[@]}" bash -c "$script" lwz "$part" "${@:2}"
+    exec srun "${options[@]}" bash -c "$script" lwz "$part" "${@:2}"
 }
 
 on_trainers=() on_engines=() trainer_hosts=() engine_hosts=()
@@ -102,7 +102,8 @@ job() {
         wait_for_engines
     fi
     if [[ -n ${SLURM_JOB_END_TIME:-} ]]; then last_call & fi
-    step train_node "${on_trainers[@]}" -- "${trainer_hosts[0]}" "$id" "${urls[@]}" || status=$?
+    step train_node "${on_trainers[@]}" -- "${trainer_hosts[0]}" "$id" "${urls[@]}" &
+    wait $! || status=$?
     status=$(outcome "$status")
     if ((status == 75)); then requeue "the run has saved in time"; fi
     exit "$status"
@@ -110,8 +111,7 @@ job() {
 
 stop() {
     local running
-    mapfile -t running < <(jobs -p)
-    if ((${#running[@]})); then kill "${running[@]}" 2>/dev/null || true; fi
+    for running in $(jobs -p); do kill "$running" 2>/dev/null || true; done
     wait
 }
 

@@ -134,6 +134,19 @@ def test_an_engine_that_ends_is_started_again_so_often(place):
     given = launch(vllm({"max_restarts": 2, "engines": engines, "folder": str(place)}), "torchrun")
     done = bash(place, given.settings(), "prepare; sleep() { :; }; serve_all 0.0.0.0 a; wait $served", LWZ_ENGINE_TOKEN="x")
     assert len(records(place)) == 3 and done.stderr.count("http://a:8000 ended with status 0") == 3
+    assert "http://a:8000 ended with status 0" in (place / "runs" / "try.launch" / "failed-a-0").read_text()
+
+
+def test_engines_end_when_they_are_stopped_and_sigusr1_does_nothing_to_them(place):
+    stand_in(place, "vllm", "#!/usr/bin/env bash\necho $$ >pid-$BASHPID\nexec sleep 1000\n")
+    engines = {"nodes": 1, "per_node": 2, "gpus": 1, "command": "vllm"}
+    given = launch(vllm({"engines": engines, "folder": str(place)}), "torchrun")
+    ready = "until [[ $(cat pid-* 2>/dev/null | wc -l) == 2 ]]; do sleep 0.02; done"
+    commands = f"trap '' USR1; prepare; serve_all 0.0.0.0 a; {ready}; kill -USR1 $(cat pid-*); kill -0 $(cat pid-*); stop_engines"
+    done = bash(place, given.settings(), commands, LWZ_ENGINE_TOKEN="x")
+    assert done.returncode == 0 and done.stderr == ""
+    pids = [int(file.read_text()) for file in place.glob("pid-*")]
+    assert len(pids) == 2 and not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 def test_sigterm_goes_on_to_torchrun_and_sigusr1_to_its_ranks(place):
