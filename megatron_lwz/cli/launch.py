@@ -48,7 +48,9 @@ def _parser() -> common.Parser:
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that win over the file's")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--print", action="store_true", dest="shown", help="print it, and write no file")
-    how.add_argument("--submit", action="store_true", help="also start it: bash, sbatch, kubectl apply, sky jobs launch")
+    how.add_argument(
+        "--submit", action="store_true", help="also start it: bash, sbatch, kubectl apply, sky jobs launch"
+    )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder of the file; default: RUN.launch")
     return parser
 

@@ -87,7 +87,9 @@ class EnginesLaunch(Section):
         0, ge=0, le=64, description="engines on each engine node; 0: none is started (see rollout.urls)"
     )
     nodes: int = Field(
-        0, ge=0, description="nodes for engines alone; 0: they share the one trainer node, on the GPUs after the trainer's"
+        0,
+        ge=0,
+        description="nodes for engines alone; 0: they share the one trainer node, on the GPUs after the trainer's",
     )
     gpus: int = Field(1, ge=0, description="GPUs of one engine: vLLM's tensor-parallel size; 0: a CPU")
     model: UserPath | None = Field(None, description="Hugging Face folder that they start with; null: model.hf")
@@ -98,7 +100,9 @@ class EnginesLaunch(Section):
     max_model_len: int | None = Field(
         None, gt=0, description="tokens of prompt and response; null: data.max_prompt_tokens + rollout.max_new_tokens"
     )
-    options: Annotated[tuple[str, ...], AfterValidator(_arguments)] = Field((), description="further arguments of every engine")
+    options: Annotated[tuple[str, ...], AfterValidator(_arguments)] = Field(
+        (), description="further arguments of every engine"
+    )
     start_within: Duration = Field("30m", description="time for all engines to answer, after which the launch fails")
     image: Image | None = Field(None, description="their container image; null: launch.image")
     slurm_options: Options = Field(
@@ -138,7 +142,8 @@ class LaunchSection(Section):
     ranks_per_node: int | None = Field(None, gt=0, description="ranks on a trainer node; null: gpus_per_node")
     engines: EnginesLaunch = EnginesLaunch()
     time: Duration | None = Field(
-        None, description="time limit of one start, e.g. 23h; the run saves and ends in time, and is started again; null: none"
+        None,
+        description="time limit of one start, e.g. 23h; the run saves and ends in time, and is started again; null: none",
     )
     signal_before: Duration = Field(
         "30m", description="Slurm sends SIGUSR1 so long before the end: save and end after this step"
@@ -149,7 +154,9 @@ class LaunchSection(Section):
     account: Word | None = Field(None, description="Slurm: account")
     slurm_options: Options = Field(("--exclusive",), description="Slurm: further #SBATCH options")
     image: Image | None = Field(None, description="container image; Slurm needs the plugin pyxis for it")
-    mounts: Paths = Field((), description="Slurm, with an image: folders that it sees besides launch.folder, at the same path")
+    mounts: Paths = Field(
+        (), description="Slurm, with an image: folders that it sees besides launch.folder, at the same path"
+    )
     folder: UserPath | None = Field(
         None, description="folder in which everything runs, the same on every node; null: where lwz launch runs"
     )

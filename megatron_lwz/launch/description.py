@@ -182,7 +182,9 @@ def _check_sizes(s: LaunchSection) -> None:
         raise ConfigError("launch.engines.nodes", 0, advice)
     left = s.gpus_per_node - (0 if e.nodes else s.ranks)
     if s.gpus_per_node and e.per_node * e.gpus > left:
-        advice = f"{e.per_node} engines of {e.gpus} GPUs (launch.engines.gpus) need more than the {left} GPUs of the node"
+        advice = (
+            f"{e.per_node} engines of {e.gpus} GPUs (launch.engines.gpus) need more than the {left} GPUs of the node"
+        )
         raise ConfigError("launch.engines.per_node", e.per_node, advice)
     if not s.gpus_per_node and e.gpus:
         raise ConfigError("launch.engines.gpus", e.gpus, "the nodes have no GPUs (launch.gpus_per_node): 0")

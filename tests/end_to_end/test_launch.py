@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ from tests.support.warm_programs import warm_programs
 
 
 @pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[FakeSlurm]:
+    with closing(FakeSlurm(tmp_path / "slurm")) as made:
+        yield made
+
+
+@pytest.fixture
 def path(tmp_path: Path) -> Iterator[str]:
     with warm_programs(tmp_path) as programs:
         yield f"{programs}:{os.environ['PATH']}"
@@ -39,7 +45,11 @@ def path(tmp_path: Path) -> Iterator[str]:
 
 def example(folder: Path, described: dict[str, Any], **sections: Any) -> Path:
     described = {"gpus_per_node": 0, "ranks_per_node": 1, "folder": str(ROOT), **described}
-    steps = {"training": {"steps": 500}, "checkpoint": {"interval": 1000, "keep": 2}, "evaluation": {"concurrent": False}}
+    steps = {
+        "training": {"steps": 500},
+        "checkpoint": {"interval": 1000, "keep": 2},
+        "evaluation": {"concurrent": False},
+    }
     return write_example(folder, launch=described, **{**steps, "data": {"held_out_prompts": None}, **sections})
 
 
@@ -66,11 +76,12 @@ def starts_of(run: Path) -> int:
     return len(attempts.read_text().splitlines()) if attempts.exists() else 0
 
 
-def test_a_slurm_job_saves_when_warned_is_requeued_is_killed_at_the_limit_and_resumes(tmp_path: Path, path: str) -> None:
+def test_a_slurm_job_saves_when_warned_is_requeued_is_killed_at_the_limit_and_resumes(
+    tmp_path: Path, path: str, slurm: FakeSlurm
+) -> None:
     run = tmp_path / "run"
     config = example(tmp_path, {"time": "2h", "signal_before": "10m"})
     script = rendered("slurm", config)
-    slurm = FakeSlurm(tmp_path / "slurm", nodes=1)
     slurm.submit(script, variables() | {"PATH": path})
     wait_for(lambda: done(run) or slurm.over, what="the first step", output=slurm.output.read_text)
     slurm.warn()
@@ -104,8 +115,10 @@ def kill_rank(roots: Sequence[subprocess.Popen[bytes] | psutil.Process]) -> None
     ranks = [
         member
         for root in roots
-        for member in psutil.Process(root.pid).children(recursive=True)
-        if family.alive(member) and "megatron_lwz.cli.train_grpo" in member.cmdline() and "--nnodes" not in member.cmdline()
+        for member in family.members(root)
+        if family.alive(member)
+        and "megatron_lwz.cli.train_grpo" in member.cmdline()
+        and "--nnodes" not in member.cmdline()
     ]
     ranks[-1].kill()
 
@@ -116,10 +129,11 @@ def env_of(path: str) -> dict[str, str]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("options", [[], ["--comment=engines"]], ids=["one job", "heterogeneous"])
-def test_a_slurm_job_on_two_trainer_nodes_and_an_engine_node(tmp_path: Path, options: list[str]) -> None:
+def test_a_slurm_job_on_two_trainer_nodes_and_an_engine_node(
+    tmp_path: Path, slurm: FakeSlurm, options: list[str]
+) -> None:
     run = tmp_path / "run"
     config = with_engine(tmp_path, engines={"slurm_options": options})
-    slurm = FakeSlurm(tmp_path / "slurm", nodes=3)
 
     def until(condition: Any, what: str) -> None:
         wait_for(lambda: condition() or slurm.over, what=what, output=slurm.output.read_text, seconds=400)
@@ -133,7 +147,7 @@ def test_a_slurm_job_on_two_trainer_nodes_and_an_engine_node(tmp_path: Path, opt
     saved = done(run)
     until(lambda: done(run) > saved, "a step of the second start")
     starts = starts_of(run)
-    kill_rank([psutil.Process(pid) for pid in slurm.tasks()])
+    kill_rank([psutil.Process(pid) for pid in slurm.tasks() if psutil.pid_exists(pid)])
     until(lambda: starts_of(run) == starts + 1, "torchrun's restart")
     before = done(run)
     until(lambda: done(run) > before, "a step after the restart")
@@ -179,7 +193,9 @@ class Nodes:
                 env |= {"SKYPILOT_NODE_RANK": str(number), "SKYPILOT_NODE_IPS": "\n".join(["127.0.0.1"] * 3)}
                 env["SKYPILOT_TASK_ID"] = f"sky-{self.attempt}"
         with self.log(number).open("ab") as stream:
-            return subprocess.Popen(words, cwd=self._folder, env=env, stdout=stream, stderr=stream, start_new_session=True)
+            return subprocess.Popen(
+                words, cwd=self._folder, env=env, stdout=stream, stderr=stream, start_new_session=True
+            )
 
     def log(self, number: int) -> Path:
         return self._folder / f"node-{number}.log"

@@ -1,6 +1,6 @@
 """A Slurm of processes of this machine: `sbatch`, `srun` and `scontrol` on a PATH of its own.
 
-    slurm = FakeSlurm(folder, nodes=3)
+    slurm = FakeSlurm(folder)
     slurm.submit(script, env)      # as sbatch: reads #SBATCH, starts the script
     slurm.warn()                   # as --signal does: to every process of every step, not to the batch script
     slurm.expire()                 # the time limit: SIGTERM to all, SIGKILL after KILL_WAIT seconds; Slurm does not requeue then
@@ -40,19 +40,23 @@ NUMBER = "7"
 class FakeSlurm:
     """One job at a time. `end_in`: seconds to the end that the job is told. `starts` counts the runs of its script."""
 
-    def __init__(self, folder: Path, *, nodes: int, end_in: int = 86_400) -> None:
-        self.folder, self.nodes, self._end_in = folder, nodes, end_in
+    def __init__(self, folder: Path, *, end_in: int = 86_400) -> None:
+        self.folder, self._end_in = folder, end_in
         self.output = folder / f"slurm-{NUMBER}.out"
         self.starts = 0
         self._ends: list[int | str] = []
         self._over = threading.Event()
         self._expired = threading.Event()
+        self._closed = False
+        self._process: subprocess.Popen[bytes] | None = None
         self._bin = folder / "slurm-bin"
         self._bin.mkdir(parents=True)
         (folder / "steps").mkdir()
         for name in ("srun", "scontrol"):
             program = self._bin / name
-            program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tests.support.fake_slurm {name} "$@"\n')
+            program.write_text(
+                f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tests.support.fake_slurm {name} "$@"\n'
+            )
             program.chmod(0o755)
 
     def submit(self, script: Path, env: Mapping[str, str]) -> None:
@@ -72,6 +76,13 @@ class FakeSlurm:
     def expire(self) -> None:
         """Lets the time of the job be over."""
         self._expired.set()
+
+    def close(self) -> None:
+        """Kills what is left of the job."""
+        self._closed = True
+        if self._process is not None and not self.over:
+            _send([*_below(self._process.pid), *self._step_members()], signal.SIGKILL)
+            self._over.wait(60)
 
     def wait(self, seconds: float = 900.0) -> list[int | str]:
         """How each start ended: the script's status, "requeued" or "timeout"."""
@@ -94,7 +105,7 @@ class FakeSlurm:
 
     def _run(self) -> None:
         try:
-            while self._once() == "requeued":
+            while self._once() == "requeued" and not self._closed:
                 pass
         finally:
             self._over.set()
@@ -112,13 +123,13 @@ class FakeSlurm:
             process = subprocess.Popen(
                 ["bash", str(self._script)], env=env, cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True
             )
+        self._process = process
         self._ends.append(self._watch(process))
         return self._ends[-1]
 
     def _node_lists(self) -> dict[str, str]:
-        names = [f"127.0.0.{index + 1}" for index in range(self.nodes)]
         parts = [int(option.partition("=")[2]) for option in self._options if option.startswith("--nodes=")]
-        assert sum(parts) == self.nodes, (parts, self.nodes)
+        names = [f"127.0.0.{index + 1}" for index in range(sum(parts))]
         if "hetjob" not in self._options:
             return {"SLURM_JOB_NODELIST": ",".join(names)}
         first, second = ",".join(names[: parts[0]]), ",".join(names[parts[0] :])
@@ -193,7 +204,8 @@ def _srun(words: list[str]) -> int:
 
     def end(*_: object) -> None:
         for task in tasks:
-            _send(_below(task.pid), signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(task.pid, signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, end)
     return max(abs(task.wait()) for task in tasks)

@@ -86,7 +86,9 @@ def _send(process: subprocess.Popen[bytes], number: int) -> None:
     with suppress(psutil.NoSuchProcess):
         whole = psutil.Process(process.pid)
         children = whole.children(recursive=number == signal.SIGKILL)
-        for member in children if number == signal.SIGUSR1 else [whole, *children] if number == signal.SIGKILL else [whole]:
+        for member in (
+            children if number == signal.SIGUSR1 else [whole, *children] if number == signal.SIGKILL else [whole]
+        ):
             with suppress(psutil.NoSuchProcess):
                 member.send_signal(number)
 

@@ -99,7 +99,7 @@ def test_engines_that_do_not_answer_or_have_ended_are_one_line(config):
     with pytest.raises(LwzError, match="does not answer within 0 s"):
         engines.wait_for_engines(given, [url], None, config.parent, within=0)
     (config.parent / "failed-a-0").write_text(f"engine {url} ended with status 1, see x.log\n")
-    with pytest.raises(LwzError, match="ended with status 1, see x.log"):
+    with pytest.raises(LwzError, match=r"ended with status 1, see x\.log"):
         engines.wait_for_engines(given, [url], None, config.parent, within=1e6)
 
 

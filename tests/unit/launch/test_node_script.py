@@ -56,7 +56,9 @@ def stand_in(place: Path, name: str, text: str) -> None:
 def bash(place: Path, settings: str, commands: str, **env: str) -> subprocess.CompletedProcess[str]:
     own = {"PATH": f"{place / 'bin'}:{os.environ['PATH']}", "RECORD": str(place / "record.jsonl")}
     script = STRICT + settings + template("node") + commands
-    return subprocess.run(["bash", "-c", script], cwd=place, env=own | env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        ["bash", "-c", script], cwd=place, env=own | env, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def records(place: Path) -> list[list]:
@@ -96,7 +98,7 @@ def test_what_is_missing_is_one_line_and_status_2(place, given, part):
 
 def test_the_stage_gets_its_arguments_its_variables_and_the_engines(place):
     given = {"ranks_per_node": 4, "environment": {"NCCL_DEBUG": "a b"}, "time": "1h", "nodes": 3}
-    done = bash(place, described(place, given), 'prepare; urls=(http://a:1 http://b:2); train 3 head id')
+    done = bash(place, described(place, given), "prepare; urls=(http://a:1 http://b:2); train 3 head id")
     assert done.returncode == 0, done.stderr
     ((name, argv, env),) = records(place)
     assert name == "torchrun" and env["NCCL_DEBUG"] == "a b" and env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
@@ -111,7 +113,10 @@ def test_the_stage_gets_its_arguments_its_variables_and_the_engines(place):
 def test_the_time_of_the_job_or_of_the_config_goes_first(place):
     bash(place, described(place, {"time": "1h"}), "prepare; urls=(); train 1 h i", SLURM_JOB_END_TIME="9")
     bash(place, described(place, {"time": "1h"}, run={"must_save_by": "10m"}), "prepare; urls=(); train 1 h i")
-    assert [[word for word in argv if "must_save_by" in word] for _, argv, _ in records(place)] == [["run.must_save_by=slurm"], []]
+    assert [[word for word in argv if "must_save_by" in word] for _, argv, _ in records(place)] == [
+        ["run.must_save_by=slurm"],
+        [],
+    ]
 
 
 @pytest.mark.parametrize(("scheduler", "expected"), [(None, ["4,5", "6,7"]), ("GPU-a,GPU-b,GPU-c,GPU-d,GPU-e,GPU-f,GPU-g,GPU-h", ["GPU-e,GPU-f", "GPU-g,GPU-h"])])  # fmt: skip
@@ -132,7 +137,9 @@ def test_engines_have_the_gpus_after_the_trainers_and_the_token_in_no_argument(p
 def test_an_engine_that_ends_is_started_again_so_often(place):
     engines = {"nodes": 1, "per_node": 1, "gpus": 1, "command": "vllm"}
     given = launch(vllm({"max_restarts": 2, "engines": engines, "folder": str(place)}), "torchrun")
-    done = bash(place, given.settings(), "prepare; sleep() { :; }; serve_all 0.0.0.0 a; wait $served", LWZ_ENGINE_TOKEN="x")
+    done = bash(
+        place, given.settings(), "prepare; sleep() { :; }; serve_all 0.0.0.0 a; wait $served", LWZ_ENGINE_TOKEN="x"
+    )
     assert len(records(place)) == 3 and done.stderr.count("http://a:8000 ended with status 0") == 3
     assert "http://a:8000 ended with status 0" in (place / "runs" / "try.launch" / "failed-a-0").read_text()
 
@@ -160,7 +167,10 @@ def test_sigterm_goes_on_to_torchrun_and_sigusr1_to_its_ranks(place):
 
 def test_how_a_run_ended_is_a_status(place):
     settings = described(place, {})
-    assert bash(place, settings, "cd $folder; outcome 0; outcome 7; begin; touch $state/unfinished; outcome 1").stdout == "1\n7\n75\n"
+    assert (
+        bash(place, settings, "cd $folder; outcome 0; outcome 7; begin; touch $state/unfinished; outcome 1").stdout
+        == "1\n7\n75\n"
+    )
     (place / "runs" / "try").mkdir(parents=True)
     (place / "runs" / "try" / "summary.json").touch()
     assert bash(place, settings, "cd $folder; begin; outcome 0; outcome 1").stdout == "0\n0\n"

@@ -21,7 +21,11 @@ EVERYTHING = {
 
 
 def scripts():
-    for name, given in {"all": vllm(EVERYTHING), "plain": config({}), "cpu": config({"gpus_per_node": 0, "ranks_per_node": 2})}.items():
+    for name, given in {
+        "all": vllm(EVERYTHING),
+        "plain": config({}),
+        "cpu": config({"gpus_per_node": 0, "ranks_per_node": 2}),
+    }.items():
         for target in TARGETS:
             text = TARGETS[target].render(launch(given, target))
             if target == "kubernetes":
@@ -59,7 +63,9 @@ def test_a_heterogeneous_job_has_two_parts():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("given", [vllm(dict(EVERYTHING)), config({}), config({"gpus_per_node": 0, "ranks_per_node": 2})])
+@pytest.mark.parametrize(
+    "given", [vllm(dict(EVERYTHING)), config({}), config({"gpus_per_node": 0, "ranks_per_node": 2})]
+)
 def test_manifests_fit_the_schemas_of_kubernetes(given):
     made = list(yaml.safe_load_all(kubernetes.render(launch(given, "kubernetes"))))
     assert [manifest["kind"] for manifest in made][:3] == ["ConfigMap", "Service", "Job"]
@@ -72,7 +78,10 @@ def test_manifests_fit_the_schemas_of_kubernetes(given):
 
 
 def test_a_pod_has_what_its_script_relies_on():
-    made = {(m["kind"], m["metadata"]["name"]): m for m in kubernetes.manifests(launch(vllm(dict(EVERYTHING)), "kubernetes"))}
+    made = {
+        (m["kind"], m["metadata"]["name"]): m
+        for m in kubernetes.manifests(launch(vllm(dict(EVERYTHING)), "kubernetes"))
+    }
     job, engines = made["Job", "try"]["spec"], made["StatefulSet", "try-engines"]["spec"]
     assert (job["completions"], job["parallelism"], engines["replicas"]) == (4, 4, 1)
     for spec, service in ((job["template"], "try"), (engines["template"], "try-engines")):
@@ -98,7 +107,9 @@ def test_the_task_of_skypilot():
 
 
 def test_vllm_is_started_as_the_client_needs_it():
-    line = launch(vllm({"engines": {"options": ["--enforce-eager"]}}, rollout={"concurrency": 64}), "slurm").engine_command()
+    line = launch(
+        vllm({"engines": {"options": ["--enforce-eager"]}}, rollout={"concurrency": 64}), "slurm"
+    ).engine_command()
     text = " ".join(line)
     for needed in (
         ".venv-vllm/bin/vllm serve models/Qwen2.5-7B", "--served-model-name policy", "--tensor-parallel-size 4",

@@ -64,10 +64,10 @@ def records(place: Path) -> list[list]:
     return [json.loads(line) for line in (place / "record.jsonl").read_text().splitlines()]
 
 
-def run_job(place: Path, text: str, nodes: int, *, end_in: int = 86_400, **more: str) -> tuple[FakeSlurm, list[int | str]]:
+def run_job(place: Path, text: str, *, end_in: int = 86_400, **more: str) -> tuple[FakeSlurm, list[int | str]]:
     script = place / "job.sh"
     script.write_text(text)
-    job = FakeSlurm(place / "slurm", nodes=nodes, end_in=end_in)
+    job = FakeSlurm(place / "slurm", end_in=end_in)
     job.submit(script, environment(place, **more))
     return job, job.wait(120)
 
@@ -79,11 +79,13 @@ def described(place: Path, **given: object) -> str:
 
 
 def test_a_job_that_has_saved_goes_back_to_the_queue_and_then_ends(place):
-    job, ends = run_job(place, described(place), 4, STAND_IN="saves")
+    job, ends = run_job(place, described(place), STAND_IN="saves")
     assert ends == ["requeued", 0], job.output.read_text()
     parts = [words[0] for _, words in job.steps()]
     assert sorted(parts[:4]) == ["check_node", "check_node", "engine_node", "train_node"] and len(parts) == 8
-    checked = [argv[argv.index("--node") + 1] for name, argv, _ in records(place) if name == "python" and "--node" in argv]
+    checked = [
+        argv[argv.index("--node") + 1] for name, argv, _ in records(place) if name == "python" and "--node" in argv
+    ]
     assert sorted(checked) == ["0", "0", "1", "1", "2", "2", "3", "3"]
     heads = {argv[argv.index("--rdzv-endpoint") + 1] for name, argv, _ in records(place) if name == "torchrun"}
     ids = [argv[argv.index("--rdzv-id") + 1] for name, argv, _ in records(place) if name == "torchrun"]
@@ -92,7 +94,7 @@ def test_a_job_that_has_saved_goes_back_to_the_queue_and_then_ends(place):
 
 
 def test_each_half_of_a_heterogeneous_job_has_its_part(place):
-    job, ends = run_job(place, described(place, engines={"slurm_options": ["--partition=l40s"]}), 4)
+    job, ends = run_job(place, described(place, engines={"slurm_options": ["--partition=l40s"]}))
     assert ends == [0], job.output.read_text()
     assert {words[0]: (options["--het-group"], options["--nodelist"]) for options, words in job.steps()[2:]} == {
         "engine_node": ("1", "127.0.0.3,127.0.0.4"),
@@ -101,26 +103,26 @@ def test_each_half_of_a_heterogeneous_job_has_its_part(place):
 
 
 def test_a_job_that_has_not_ended_in_time_asks_for_the_queue_itself(place):
-    job, ends = run_job(place, described(place, max_requeues=1), 4, end_in=0, STAND_IN="hangs")
+    job, ends = run_job(place, described(place, max_requeues=1), end_in=0, STAND_IN="hangs")
     assert ends[0] == "requeued" and len(ends) == 2, job.output.read_text()
     assert "the time is over: back to the queue" in job.output.read_text()
 
 
 def test_a_run_that_failed_or_a_node_that_cannot_ends_the_job(place):
-    job, ends = run_job(place, described(place), 4, STAND_IN="fails")
+    job, ends = run_job(place, described(place), STAND_IN="fails")
     assert ends == [1], job.output.read_text()
     (place / "record.jsonl").unlink()
     other = place / "other"
     other.mkdir()
     script = place / "job.sh"
-    job = FakeSlurm(other / "slurm", nodes=4)
+    job = FakeSlurm(other / "slurm")
     job.submit(script, environment(place, FAILING_NODE="3"))
     assert job.wait(120) == [2] and "error: this node cannot" in job.output.read_text()
     assert {name for name, _, _ in records(place)} == {"python"}, "nothing is started"
 
 
 def test_requeues_have_a_limit(place):
-    job, ends = run_job(place, described(place, max_requeues=0), 4, STAND_IN="saves")
+    job, ends = run_job(place, described(place, max_requeues=0), STAND_IN="saves")
     assert ends == [75] and "launch.max_requeues = 0 is reached: submit it again" in job.output.read_text()
 
 
@@ -129,7 +131,7 @@ def started(place: Path, script: str) -> list[tuple]:
     (place / "record.jsonl").unlink(missing_ok=True)
     folder = place / "slurm"
     folder.rename(place / "slurm-before") if folder.exists() else None
-    job, ends = run_job(place, script, 8)
+    job, ends = run_job(place, script)
     assert ends == [0], job.output.read_text()
     found = []
     for name, argv, env in records(place):
@@ -163,5 +165,5 @@ def test_the_chain_s_own_script_and_the_rendered_one_start_the_same(place):
 
 def test_a_job_of_another_size_is_refused(place):
     text = described(place).replace("#SBATCH --nodes=4", "#SBATCH --nodes=3")
-    job, ends = run_job(place, text, 3)
+    job, ends = run_job(place, text)
     assert ends == [2] and "error: the job has 2 + 1 nodes, the launch 2 + 2" in job.output.read_text()
