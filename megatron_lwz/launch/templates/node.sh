@@ -200,8 +200,12 @@ stop_engines() {
 
 # serve_until_over NODE ID HOST: the engines of this node, until the trainer has ended (Kubernetes: until they are deleted).
 serve_until_over() {
-    if [[ -z ${forever:-} ]]; then check "$1" $((nodes + engine_nodes)) "$2"; fi
-    mkdir -p "$state"
+    mkdir -p "$state" || fail "$state cannot be written: the run folder must lie where all nodes can"
+    if [[ -n ${forever:-} ]]; then
+        printf %s "$2" >"$state/node-$1" # its image may lack what the other checks need
+    else
+        check "$1" $((nodes + engine_nodes)) "$2"
+    fi
     touch "$state/serving-$1"
     trap stop_engines EXIT
     trap 'exit 143' TERM
