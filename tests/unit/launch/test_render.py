@@ -56,9 +56,7 @@ def test_a_heterogeneous_job_has_two_parts():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "given", [vllm(dict(EVERYTHING)), config({"gpus_per_node": 0, "ranks_per_node": 2})]
-)
+@pytest.mark.parametrize("given", [vllm(dict(EVERYTHING)), config({"gpus_per_node": 0, "ranks_per_node": 2})])
 def test_manifests_fit_the_schemas_of_kubernetes(given):
     made = list(yaml.safe_load_all(kubernetes.render(launch(given, "kubernetes"))))
     assert [manifest["kind"] for manifest in made][:3] == ["ConfigMap", "Service", "Job"]
