@@ -69,7 +69,10 @@ def run_job(place: Path, text: str, *, end_in: int = 86_400, **more: str) -> tup
     script.write_text(text)
     job = FakeSlurm(place / "slurm", end_in=end_in)
     job.submit(script, environment(place, **more))
-    return job, job.wait(120)
+    try:
+        return job, job.wait(120)
+    finally:
+        job.close()
 
 
 def described(place: Path, **given: object) -> str:
@@ -78,11 +81,16 @@ def described(place: Path, **given: object) -> str:
     return slurm.render(launch(vllm(section, run={"dir": str(place / "run")}), "slurm"))
 
 
-def test_a_job_that_has_saved_goes_back_to_the_queue_and_then_ends(place):
-    job, ends = run_job(place, described(place), STAND_IN="saves")
-    assert ends == ["requeued", 0], job.output.read_text()
+def test_a_heterogeneous_job_that_has_saved_goes_back_to_the_queue_and_then_ends(place):
+    text = described(place, engines={"slurm_options": ["--partition=l40s"]})
+    job, ends = run_job(place, text, STAND_IN="saves")
+    assert ends == ["requeued", 0] and "back to the queue" in job.output.read_text(), job.output.read_text()
     parts = [words[0] for _, words in job.steps()]
     assert sorted(parts[:4]) == ["check_node", "check_node", "engine_node", "train_node"] and len(parts) == 8
+    assert {words[0]: (options["--het-group"], options["--nodelist"]) for options, words in job.steps()[2:4]} == {
+        "engine_node": ("1", "127.0.0.3,127.0.0.4"),
+        "train_node": ("0", "127.0.0.1,127.0.0.2"),
+    }
     checked = [
         argv[argv.index("--node") + 1] for name, argv, _ in records(place) if name == "python" and "--node" in argv
     ]
@@ -90,16 +98,6 @@ def test_a_job_that_has_saved_goes_back_to_the_queue_and_then_ends(place):
     heads = {argv[argv.index("--rdzv-endpoint") + 1] for name, argv, _ in records(place) if name == "torchrun"}
     ids = [argv[argv.index("--rdzv-id") + 1] for name, argv, _ in records(place) if name == "torchrun"]
     assert heads == {"127.0.0.1:29500"} and sorted(ids) == ["7.0", "7.0", "7.1", "7.1"]
-    assert "back to the queue" in job.output.read_text()
-
-
-def test_each_half_of_a_heterogeneous_job_has_its_part(place):
-    job, ends = run_job(place, described(place, engines={"slurm_options": ["--partition=l40s"]}))
-    assert ends == [0], job.output.read_text()
-    assert {words[0]: (options["--het-group"], options["--nodelist"]) for options, words in job.steps()[2:]} == {
-        "engine_node": ("1", "127.0.0.3,127.0.0.4"),
-        "train_node": ("0", "127.0.0.1,127.0.0.2"),
-    }
 
 
 def test_a_job_that_has_not_ended_in_time_asks_for_the_queue_itself(place):
