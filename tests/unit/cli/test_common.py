@@ -12,7 +12,7 @@ import pytest
 from rich.table import Table
 
 from megatron_lwz.cli import common, main
-from megatron_lwz.errors import ConfigError, LwzError
+from megatron_lwz.errors import ConfigError, LwzError, Resumable
 from tests.support.waiting import PATIENCE
 
 CONFIG = "run: {dir: somewhere}\nparallel: {tensor: 2}\n"
@@ -290,3 +290,20 @@ def test_lwz_imports_nothing_heavy_before_a_command_is_called():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out == "False False\n"
+
+
+def test_a_run_that_must_be_started_again_leaves_a_note_where_a_launch_script_asks_for_one(
+    tmp_path, monkeypatch, capsys
+):
+    def saved(_argv):
+        raise Resumable("saved and stopped")
+
+    def broken(_argv):
+        raise LwzError("broken")
+
+    note = tmp_path / "unfinished"
+    monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS", raising=False)
+    assert common.run(saved, []) == common.UNFINISHED and not note.exists()
+    monkeypatch.setenv(common.UNFINISHED_NOTE, str(note))
+    assert common.run(broken, []) == common.USER_ERROR and not note.exists()
+    assert common.run(saved, []) == common.UNFINISHED and note.read_text() == "saved and stopped\n"
