@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from megatron_lwz.errors import DataError, refusal
+from megatron_lwz.profiling.spans import PHASES, Recorder
 from megatron_lwz.reading import parse_row
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.writing import naming, replacing, write_text
@@ -96,15 +97,18 @@ class Timer:
     ['seconds/rollout']
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spans: Recorder | None = None) -> None:
+        """`spans` records each time too."""
         self._seconds: Row = {}
+        self._spans = spans or Recorder()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Adds the time of the block, also when it raises."""
         started = time.perf_counter()
         try:
-            yield
+            with self._spans.span(PHASES, name):
+                yield
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 

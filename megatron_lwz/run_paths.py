@@ -61,10 +61,32 @@ class RunPaths:
         self.engine_log = root / "engine.log"
         self.evaluation_engine_log = root / "evaluation_engine.log"
         self.reward_model_log = root / "reward_model.log"
+        self.profile = root / "profile"
+        """What `--profile` recorded: traces and their summaries."""
 
     def checkpoint(self, step: int) -> Path:
         """Returns the folder of the checkpoint after `step` updates."""
         return self.checkpoints / step_name(step)
+
+    def profile_trace(self, steps: str) -> Path:
+        """Returns the trace of recorded steps, e.g. `3-5`, for ui.perfetto.dev."""
+        return self.profile / f"steps_{steps}.json.gz"
+
+    def profile_summary(self, steps: str) -> Path:
+        """Returns the file with the figures of the trace."""
+        return self.profile / f"steps_{steps}.summary.json"
+
+    def profile_summaries(self) -> list[Path]:
+        """Returns the summaries that exist, by name."""
+        return sorted(self.profile.glob("steps_*.summary.json"))
+
+    def profile_part(self, rank: int) -> Path:
+        """Returns the file of a rank's part, until the trace is whole."""
+        return self.profile / f".rank_{rank}.part"
+
+    def profile_raw(self, rank: int) -> Path:
+        """Returns the file that torch's profiler writes on a rank, until its part is written."""
+        return self.profile / f".rank_{rank}.torch.json"
 
 
 def with_config(folder: Path) -> Path | None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from megatron_lwz.cli import common, dry_run
+from megatron_lwz.cli import common, train_options
 from megatron_lwz.distributed import launch
 from megatron_lwz.training.pretrain import pretrain
 
 
 def main(argv: Sequence[str]) -> None:
     """Pretrains as CONFIG says. Plain `python -m` runs it on one rank."""
-    config = dry_run.load(argv, "pretrain")
-    if config is None:
+    start = train_options.load(argv, "pretrain")
+    if start is None:
         return
+    config, profiler = start.config, start.profiler
     try:
-        with common.StepProgress("pretrain", config.training.steps) as progress:
-            pretrain(config, progress)
+        profiler.check(config.training.steps)
+        with profiler, common.StepProgress("pretrain", config.training.steps) as progress:
+            pretrain(config, progress, profiler)
     finally:
         launch.shutdown()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from megatron_lwz.cli import common, dry_run
+from megatron_lwz.cli import common, train_options
 from megatron_lwz.cli.results import show_results
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.report.build import build_report
@@ -42,12 +42,14 @@ class ConsoleDisplay:
 
 def main(argv: Sequence[str]) -> None:
     """Trains, then writes the report. Raises LwzError."""
-    config = dry_run.load(argv, "grpo")
-    if config is None:
+    start = train_options.load(argv, "grpo")
+    if start is None:
         return
+    config, profiler = start.config, start.profiler
     try:
-        with common.StepProgress("grpo", config.training.steps) as bar:
-            run = train(config, ConsoleDisplay(bar))
+        profiler.check(config.training.steps)
+        with profiler, common.StepProgress("grpo", config.training.steps) as bar:
+            run = train(config, ConsoleDisplay(bar), profiler)
         if groups.is_rank_zero():
             report = run.report if run.finished and run.report.exists() else build_report(run.root)
             show_results(run.root)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from megatron_lwz.cli import common, dry_run
+from megatron_lwz.cli import common, train_options
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.report.reward_model import build_reward_report, read_summary
 from megatron_lwz.training import reward_model
@@ -19,13 +19,15 @@ from megatron_lwz.training import reward_model
 
 def main(argv: Sequence[str]) -> None:
     """Trains as CONFIG says, then writes the report. Plain `python -m` runs it on one rank."""
-    config = dry_run.load(argv, "reward_model")
-    if config is None:
+    start = train_options.load(argv, "reward_model")
+    if start is None:
         return
+    config, profiler = start.config, start.profiler
     try:
         config, task = reward_model.prepare(config)
-        with common.StepProgress("reward model", config.training.steps) as progress:
-            run = reward_model.train(config, task, progress)
+        profiler.check(config.training.steps)
+        with profiler, common.StepProgress("reward model", config.training.steps) as progress:
+            run = reward_model.train(config, task, progress, profiler)
         if groups.is_rank_zero():
             report = run.report if run.finished and run.report.exists() else build_reward_report(run.root)
             _show(run.root)

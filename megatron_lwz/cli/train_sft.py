@@ -5,20 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from megatron_lwz.cli import common, dry_run
+from megatron_lwz.cli import common, train_options
 from megatron_lwz.distributed import launch
 from megatron_lwz.training import sft
 
 
 def main(argv: Sequence[str]) -> None:
     """Fine-tunes as CONFIG says. Plain `python -m` runs it on one rank."""
-    config = dry_run.load(argv, "sft")
-    if config is None:
+    start = train_options.load(argv, "sft")
+    if start is None:
         return
+    config, profiler = start.config, start.profiler
     try:
         config, source = sft.prepare(config)
-        with common.StepProgress("sft", config.training.steps) as progress:
-            sft.train(config, source, progress)
+        profiler.check(config.training.steps)
+        with profiler, common.StepProgress("sft", config.training.steps) as progress:
+            sft.train(config, source, progress, profiler)
     finally:
         launch.shutdown()
 

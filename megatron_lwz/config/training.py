@@ -75,7 +75,9 @@ class TrainingSection(Section):
         0.0, ge=0, description="pretraining, SFT: coefficient of the squared log-sum-exp of a token's logits; 0 = off"
     )
     peak_flops: float | None = Field(
-        None, gt=0, description="a device's peak FLOP/s in this precision, for the metric `mfu`; null = not reported"
+        None,
+        gt=0,
+        description="a device's peak FLOP/s in this precision, for the metric `mfu`; null = of the card's data sheet for bf16 on a known card, else not reported",
     )
     skip_budget: int = Field(
         5,

@@ -19,7 +19,8 @@ from __future__ import annotations
 import functools
 import importlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -106,6 +107,19 @@ def has_gpu() -> bool:
 def device() -> torch.device:
     """Returns the device of parameters and activations: this rank's GPU, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else CPU
+
+
+def device_name(index: int) -> str:
+    """Returns the name that the driver gives a GPU of this machine."""
+    return torch.cuda.get_device_name(index)
+
+
+@contextmanager
+def completed() -> Iterator[None]:
+    """Waits at the end of the block until this rank's GPU has done all that it was given: its time counts as the block's."""
+    yield
+    if has_gpu():
+        torch.cuda.synchronize()
 
 
 @functools.cache

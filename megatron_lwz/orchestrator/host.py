@@ -24,6 +24,7 @@ from megatron_lwz.orchestrator.evaluation import in_loop_evaluation
 from megatron_lwz.orchestrator.experience import Experience, experience_metrics, is_barren, make_batch, rollout_ids
 from megatron_lwz.orchestrator.protocol import Host, Waiting
 from megatron_lwz.orchestrator.reward_server import open_reward_server
+from megatron_lwz.profiling.spans import Span
 from megatron_lwz.rewards.composite import build_rewards, reward_metrics
 from megatron_lwz.rewards.guard import response_guards
 from megatron_lwz.rollout.admission import Admission, Intake
@@ -144,6 +145,10 @@ class RolloutHost(Host):
         yield Experience(batch, metrics, rollouts=rollout_ids(part))
 
     @override
+    def record(self, on: bool) -> list[Span]:
+        return self._controller.spans.record(on)
+
+    @override
     def halt(self) -> None:
         self._controller.halt()
 
@@ -203,6 +208,7 @@ class RolloutHost(Host):
             render=self._render,
             section=self._config.rollout,
             seed=self._config.run.seed,
+            spans=self._controller.spans,
         )
         return in_loop_evaluation(self._config, self._run, writer, self._held_out, pool)
 

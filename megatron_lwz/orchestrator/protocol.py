@@ -19,6 +19,7 @@ from typing_extensions import is_protocol
 
 from megatron_lwz.evaluation.in_loop import Metrics
 from megatron_lwz.orchestrator.experience import Experience
+from megatron_lwz.profiling.spans import Span
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.types import WeightVersion
@@ -85,6 +86,10 @@ class Host(Protocol):
 
         Raises Interrupted if the Waiting function does.
         """
+        ...
+
+    def record(self, on: bool) -> list[Span]:
+        """Turns on or off whether what engines and rewards do is recorded. Returns what was recorded until now."""
         ...
 
     def halt(self) -> None:

@@ -27,6 +27,7 @@ class Gpu(Section):
     """A card and its links. All are the vendor's numbers; a run reaches only a part of the rates."""
 
     name: str
+    device: str = Field(description="the name that the driver, and so torch, gives it")
     memory_gb: float = Field(gt=0, description="10^9 bytes")
     bf16_tflops: float = Field(gt=0, description="dense matrix products, 10^12 FLOP/s")
     memory_gb_per_s: float = Field(gt=0)
@@ -47,6 +48,11 @@ def gpus() -> dict[str, Gpu]:
     return {
         file.stem: Gpu(**yaml.safe_load(file.read_text(encoding="utf-8"))) for file in sorted(FOLDER.glob("*.yaml"))
     }
+
+
+def of_device(device: str) -> Gpu | None:
+    """Returns the card that the driver gives this name; None for one that has no file."""
+    return next((card for card in gpus().values() if card.device == device), None)
 
 
 def gpu(name: str) -> Gpu:

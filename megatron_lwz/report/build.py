@@ -13,7 +13,7 @@ from megatron_lwz.config import Config, load_config
 from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.metrics import Row, read_history, read_metrics
 from megatron_lwz.reading import read_text
-from megatron_lwz.report import curves, hacking, lengths, rollouts
+from megatron_lwz.report import curves, hacking, lengths, profile, rollouts
 from megatron_lwz.report.axes import short
 from megatron_lwz.run_paths import RunPaths, step_name
 from megatron_lwz.writing import write_text
@@ -24,7 +24,7 @@ _PACKAGES = ("torch", "megatron-core", "transformer-engine", "flash-attn", "tran
 def build_report(run_dir: Path | str) -> Path:
     """Writes `report.html` into the run folder, whole or not at all, and returns its path.
 
-    Reads config.yaml, metrics.jsonl and, if there, journal.sqlite. Raises DataError or ConfigError.
+    Reads config.yaml, metrics.jsonl and, if there, journal.sqlite and the figures of profiles. Raises DataError or ConfigError.
     """
     paths = RunPaths(run_dir)
     root, journal = paths.root, paths.journal
@@ -41,6 +41,7 @@ def build_report(run_dir: Path | str) -> Path:
         _section("Lengths sampled, lengths trained on", lengths.panel(journal, rows, config) if ends else ""),
         _section("What the rewards pay for", _paid_for(journal, config) if ends else ""),
         _section("Training", curves.health_charts(rows)),
+        _section("Profile", profile.panel(paths)),
         _reading_section(ends, config.logging.rollouts_in_report) if ends else "",
         _appendix(paths, rows),
     ]

@@ -103,6 +103,8 @@ def health_charts(rows: Sequence[Row]) -> str:
     names = [*_HEALTH, *_keys(rows, "mismatch/")]
     charts = [curves(label(key), _series(rows, [key], label)) for key in names]
     seconds = _series(rows, _keys(rows, _SECONDS), lambda key: key.removeprefix(_SECONDS))
+    for title, prefix in (("Tokens per second and GPU", "tokens_per_second_per_gpu/"), ("MFU", "mfu/")):
+        charts.append(curves(title, _series(rows, _keys(rows, prefix), _last)))
     charts += [curves("Tokens clipped", _series(rows, _CLIPS, label)), curves("Seconds per step", seconds)]
     return _grid(charts, small=True)
 

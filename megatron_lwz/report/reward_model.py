@@ -16,6 +16,7 @@ from megatron_lwz.report.axes import Frame, short
 from megatron_lwz.report.charts import curves, histogram
 from megatron_lwz.report.evaluation import charts, number, table, write_page
 from megatron_lwz.report.evaluation_charts import figure, intervals
+from megatron_lwz.report.profile import panel
 from megatron_lwz.run_paths import RunPaths
 
 _KIND = "validation/accuracy/"
@@ -31,6 +32,7 @@ def build_reward_report(root: Path) -> Path:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(RunPaths(root).held_out_summary, f"not what a reward model's run writes ({error!r})") from error
     sections = {"Held-out pairs": held_out, "Training": charts(*_training(rows))}
+    sections["Profile"] = panel(RunPaths(root))
     lead = "a reward model learns to tell the better of two texts"
     write_page(target, config.run.name or root.resolve().name, lead, sections)
     return target

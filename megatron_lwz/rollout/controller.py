@@ -30,6 +30,7 @@ from typing import Any
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.errors import LwzError
 from megatron_lwz.http.retry import RequestFailure
+from megatron_lwz.profiling.spans import Recorder
 from megatron_lwz.rollout.admission import Intake, derive_seed, misfit
 from megatron_lwz.rollout.commits import Committer
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
@@ -76,7 +77,9 @@ class RolloutController:
         self._tokenizer = tokenizer
         self._render = render
         self._section = section
-        self._writer = RolloutWriter(pool, journal, tokenizer, section, guard)
+        self.spans = Recorder()
+        """What engines and rewards do."""
+        self._writer = RolloutWriter(pool, journal, tokenizer, section, guard, self.spans)
         self._drafts: dict[int, GroupDraft] = {}
         self._ready: dict[int, Group] = {}
         self._changed = threading.Condition()
@@ -255,7 +258,7 @@ class RolloutController:
         """Generates the group's missing rollouts and scores them. Each counts only when it is on disk."""
         seed_of = partial(derive_seed, self._intake.seed, group.id)
         try:
-            async with GroupScoring(group, self._rewards, self._journal, self._committer) as scoring:
+            async with GroupScoring(group, self._rewards, self._journal, self._committer, self.spans) as scoring:
                 if await self._writer.write_group(group, seed_of, scoring.begin):
                     await self._committer.durable()
                 self._writer.counters["failed_scores"] += await scoring.complete()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from megatron_lwz.config.sections import RolloutSection
+from megatron_lwz.profiling.spans import Recorder
 from megatron_lwz.rollout.admission import derive_seed, match_groups
 from megatron_lwz.rollout.commits import Committer
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
@@ -27,7 +28,8 @@ class HeldOut:
     """Generates rollouts of held-out prompts, and resumes those of an interrupted evaluation.
 
     Only one evaluation runs at a time. `render` makes a prompt's text for the policy. A rollout's seed depends on
-    (`seed`, prompt, index) alone: the same prompts get the same seeds in every evaluation of a run.
+    (`seed`, prompt, index) alone: the same prompts get the same seeds in every evaluation of a run. `spans` records
+    requests and scores.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class HeldOut:
         render: Callable[[Prompt], str],
         section: RolloutSection,
         seed: int,
+        spans: Recorder | None = None,
     ) -> None:
+        self._spans = spans or Recorder()
         self._journal = journal
         self._rewards = list(rewards)
         self._tokenizer = tokenizer
@@ -81,7 +85,7 @@ class HeldOut:
 
         At the end it closes the connections of the pool and of the rewards.
         """
-        writer = RolloutWriter(pool, self._journal, self._tokenizer, self._section)
+        writer = RolloutWriter(pool, self._journal, self._tokenizer, self._section, spans=self._spans)
         meter = Meter(writer)
         self._progress = lambda: meter.measure(groups)
         committer = Committer(self._journal, self._section.commit_interval)
@@ -114,7 +118,7 @@ class HeldOut:
 
     async def _complete(self, group: GroupDraft, writer: RolloutWriter, committer: Committer) -> Group:
         seed_of = partial(derive_seed, self._seed, f"evaluation {group.prompt.id}")
-        async with GroupScoring(group, self._rewards, self._journal, committer) as scoring:
+        async with GroupScoring(group, self._rewards, self._journal, committer, self._spans) as scoring:
             if await writer.write_group(group, seed_of, scoring.begin):
                 await committer.durable()
             await scoring.complete()

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from types import TracebackType
 
+from megatron_lwz.profiling.spans import REWARD, Recorder
 from megatron_lwz.rollout.commits import Committer
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.guard import given_column
@@ -25,7 +26,16 @@ class GroupScoring:
     its column; it never stops the run.
     """
 
-    def __init__(self, group: GroupDraft, rewards: Sequence[RewardFn], journal: Journal, committer: Committer) -> None:
+    def __init__(
+        self,
+        group: GroupDraft,
+        rewards: Sequence[RewardFn],
+        journal: Journal,
+        committer: Committer,
+        spans: Recorder | None = None,
+    ) -> None:
+        """`spans` records every call of a component."""
+        self._spans = spans or Recorder()
         self._group = group
         self._rewards = rewards
         self._journal = journal
@@ -85,9 +95,13 @@ class GroupScoring:
     async def _score_one(self, rollout: Rollout) -> dict[str, ComponentScore | BaseException]:
         await self._committer.durable(urgent=False)
         early = [reward for reward in self._early if reward.name not in rollout.given_scores]
-        asked = (reward.score_one(self._group.prompt, rollout) for reward in early)
+        asked = (self._ask(reward, rollout) for reward in early)
         found = await asyncio.gather(*asked, return_exceptions=True)
         return dict(zip((reward.name for reward in early), found, strict=True))
+
+    async def _ask(self, reward: PerRolloutReward, rollout: Rollout) -> ComponentScore:
+        with self._spans.span(f"{REWARD}{reward.name}", f"rollout {rollout.id}"):
+            return await reward.score_one(self._group.prompt, rollout)
 
     async def _column(self, reward: RewardFn, rollouts: Sequence[Rollout]) -> Sequence[ComponentScore]:
         asked = [rollout for rollout in rollouts if reward.name not in rollout.given_scores]
@@ -102,7 +116,8 @@ class GroupScoring:
 
     async def _scores(self, reward: RewardFn, rollouts: Sequence[Rollout]) -> Sequence[ComponentScore]:
         if not isinstance(reward, PerRolloutReward):
-            return await reward.score(self._group.prompt, rollouts)
+            with self._spans.span(f"{REWARD}{reward.name}", f"group {self._group.id}"):
+                return await reward.score(self._group.prompt, rollouts)
         scores = []
         for rollout in rollouts:
             score = (await self._asked[rollout.index])[reward.name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
@@ -13,10 +13,11 @@ from typing import Protocol
 from megatron_lwz.config.sections import RolloutSection
 from megatron_lwz.data.markup import Markup
 from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
+from megatron_lwz.profiling.spans import ENGINE, Recorder
 from megatron_lwz.rollout.admission import derive_seed
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
-from megatron_lwz.rollout.events import StreamEnd
+from megatron_lwz.rollout.events import StreamEnd, StreamEvent
 from megatron_lwz.rollout.guard import GuardedRollout, GuardMaker
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.pool import EnginePool
@@ -51,7 +52,7 @@ class RolloutWriter:
     """Streams rollouts from the pool's engines into the journal.
 
     After a failure it resumes from the last token received. `guard` watches them during generation, as `rollout.guard`
-    configures.
+    configures. `spans` records every request.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class RolloutWriter:
         tokenizer: Tokenizer,
         section: RolloutSection,
         guard: GuardMaker | None = None,
+        spans: Recorder | None = None,
     ) -> None:
         self.counters: Counter[str] = Counter()
+        self._spans = spans or Recorder()
         self._pool = pool
         self._journal = journal
         self._tokenizer = tokenizer
@@ -148,9 +151,25 @@ class RolloutWriter:
             top_p=section.top_p,
             stop=self._stops,
         )
+        track = f"{ENGINE}{client.url}"
+        with self._spans.span(track, f"rollout {draft.id}", prompt=len(group.prompt_tokens), start=start) as facts:
+            try:
+                await self._read(client, events, draft, start, guarded)
+            finally:
+                facts["tokens"] = len(draft.tokens) - start
+
+    async def _read(
+        self,
+        client: EngineClient,
+        events: AsyncGenerator[StreamEvent, None],
+        draft: Draft,
+        start: int,
+        guarded: GuardedRollout | None,
+    ) -> None:
+        """Takes in a stream that begins at token `start` of the draft, to the end of the rollout."""
         async with aclosing(events):
             async for event in events:
-                if self._journal.undurable > section.journal_backlog:
+                if self._journal.undurable > self._section.journal_backlog:
                     await self._wait_for_disk()
                 if isinstance(event, TokenDelta):
                     end = self._append(draft, event, start, guarded)

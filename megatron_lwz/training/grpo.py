@@ -9,10 +9,13 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch.distributed as dist
+
 from megatron_lwz.algorithms.loss_function import check_loss_function
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import groups, launch, platform
 from megatron_lwz.metrics import MetricsWriter, Timer
+from megatron_lwz.profiling.spans import PHASES
 from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training.best import mark_best
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
@@ -20,12 +23,14 @@ from megatron_lwz.training.deadline import Deadline
 from megatron_lwz.training.grpo_batches import prepare_updates
 from megatron_lwz.training.grpo_update import PolicyUpdates, mean_metrics
 from megatron_lwz.training.numerics_guard import NumericsGuard
+from megatron_lwz.training.profiler import Profiler
 from megatron_lwz.training.reference import ReferenceWeights, first_state
 from megatron_lwz.training.resume import check_records, restore
 from megatron_lwz.training.rollouts import Rollouts, open_rollouts
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.start import check_grpo_start
 from megatron_lwz.training.state import TrainState
+from megatron_lwz.training.throughput import Throughput
 
 
 class Display(Protocol):
@@ -40,7 +45,7 @@ class Display(Protocol):
         ...
 
 
-def train(config: Config, display: Display) -> RunFolder:
+def train(config: Config, display: Display, profiler: Profiler) -> RunFolder:
     """Runs or resumes GRPO; every rank calls it. Returns the run folder. Raises LwzError."""
     launch.initialize(config)
     check_grpo_start(config)
@@ -52,23 +57,24 @@ def train(config: Config, display: Display) -> RunFolder:
         return run
     check_records(run)
     state, reference, guard = _load(config, run)
-    timer = Timer()
+    timer, throughput = Timer(profiler.spans), Throughput(config)
 
     with (
-        open_rollouts(config, run, state, display.waiting, deadline) as rollouts,
+        open_rollouts(config, run, state, display.waiting, deadline, profiler.spans) as rollouts,
         CheckpointSaver(state, run.checkpoints, rollouts.checkpointed) as saver,
+        profiler.recording(run, rollouts.record),
     ):
         writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
         if state.step == 0:
             rollouts.evaluate()
 
-        for step in deadline.steps(state.step):
+        for step in profiler.steps(deadline.steps(state.step)):
             policy_updates = PolicyUpdates(state, config, guard)
             # prompts → rollouts → rewards → advantages, packed flat: the whole batch, or parts as soon as they are ready
-            for experience in timer.each("rollout", rollouts.stream(step)):
-                with timer("logprobs"):
+            for experience in throughput.count(timer.each("rollout", rollouts.stream(step))):
+                with timer("logprobs"), platform.completed():
                     updates = prepare_updates(state, experience.batch, config, reference, experience.rollouts)
-                with timer("update"):
+                with timer("update"), platform.completed():
                     policy_updates.add(updates, last=experience.last)
             if deadline.passed:  # while it waited: what was trained of the step is forgotten, its rollouts are kept
                 _save_once(saver, state, guard)
@@ -82,11 +88,11 @@ def train(config: Config, display: Display) -> RunFolder:
 
             metrics |= guard.watch(step, metrics)
             ends = deadline.reached(step, saver.longest)
-            if guard.saves(state, due=ends or due(step, config.checkpoint.interval, config)):
-                saver.save(_extra(state, guard))
+            with profiler.spans.span(PHASES, "checkpoint"):
+                _save(saver, state, guard, due=ends or due(step, config.checkpoint.interval, config))
             saver.poll()
             if writer:
-                _write(writer, display, step, metrics | rollouts.lengths(step) | timer.take())
+                _write(writer, display, step, metrics | rollouts.lengths(step) | throughput.take(timer.take()))
                 if due(step, config.evaluation.interval, config):
                     rollouts.evaluate()
                 _record(rollouts, writer)
@@ -112,6 +118,11 @@ def _extra(state: TrainState, guard: NumericsGuard) -> dict[str, Any]:
     return {"prompts": state.step * state.config.training.prompts_per_step, "guard": guard.state()}
 
 
+def _save(saver: CheckpointSaver, state: TrainState, guard: NumericsGuard, *, due: bool) -> None:
+    if guard.saves(state, due=due):
+        saver.save(_extra(state, guard))
+
+
 def _save_once(saver: CheckpointSaver, state: TrainState, guard: NumericsGuard) -> None:
     """Saves the state after the last step, unless that is done."""
     if guard.saves(state, due=True):
@@ -120,6 +131,7 @@ def _save_once(saver: CheckpointSaver, state: TrainState, guard: NumericsGuard) 
 
 def _write(writer: MetricsWriter, display: Display, step: int, metrics: dict[str, float]) -> None:
     metrics["tokens_per_second"] = metrics["rollout/tokens"] / _seconds(metrics)
+    metrics["tokens_per_second_per_gpu"] = metrics["tokens_per_second"] / dist.get_world_size()
     writer.write(step, metrics)
     display.step(step, metrics)
 

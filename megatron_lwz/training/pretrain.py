@@ -15,12 +15,13 @@ from megatron_lwz.data.supervised import SupervisedBatch
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import launch
 from megatron_lwz.errors import ConfigError
+from megatron_lwz.training.profiler import Profiler
 from megatron_lwz.training.run_folder import RunFolder
 from megatron_lwz.training.start import check_supervised_start
-from megatron_lwz.training.supervised import OnStep, check_supervised, train_supervised
+from megatron_lwz.training.supervised import LanguageModeling, OnStep, check_supervised, run_task
 
 
-def pretrain(config: Config, on_step: OnStep = lambda _step, _shown: None) -> None:
+def pretrain(config: Config, on_step: OnStep = lambda _step, _shown: None, profiler: Profiler | None = None) -> None:
     """Runs or resumes the pretraining of `config`. All ranks call it. Raises LwzError."""
     launch.initialize(config)
     check_pretrain(config)
@@ -30,7 +31,8 @@ def pretrain(config: Config, on_step: OnStep = lambda _step, _shown: None) -> No
         return
     corpus = open_corpus(config)
     held_out = corpus_validation(corpus, config) | validation_batches(config)
-    train_supervised(config, run, CorpusSource(corpus), held_out, on_step)
+    task = LanguageModeling(CorpusSource(corpus), held_out, config.training.z_loss)
+    run_task(config, run, task, on_step, profiler)
 
 
 def check_pretrain(config: Config) -> None:

@@ -29,6 +29,7 @@ from megatron_lwz.metrics import write_json
 from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.models.reward_model import last_token_scores
 from megatron_lwz.training.batching import make_micro_batches, make_pair_batches, pair_size
+from megatron_lwz.training.profiler import Profiler
 from megatron_lwz.training.run_folder import RunFolder
 from megatron_lwz.training.start import check_supervised_start
 from megatron_lwz.training.state import TrainState
@@ -117,7 +118,12 @@ def prepare(config: Config) -> tuple[Config, PairTask]:
     return with_epochs(config, task.source.total), task
 
 
-def train(config: Config, task: PairTask, on_step: OnStep = lambda _step, _shown: None) -> RunFolder:
+def train(
+    config: Config,
+    task: PairTask,
+    on_step: OnStep = lambda _step, _shown: None,
+    profiler: Profiler | None = None,
+) -> RunFolder:
     """Runs or resumes the training that `prepare` made ready; returns the run folder.
 
     All ranks call it. Raises LwzError. Besides the usual files of a stage it writes `held_out.jsonl` and
@@ -125,7 +131,7 @@ def train(config: Config, task: PairTask, on_step: OnStep = lambda _step, _shown
     """
     run = RunFolder(config, "reward_model")
     if not run.finished:
-        run_task(config, run, task, on_step)
+        run_task(config, run, task, on_step, profiler)
     if groups.is_rank_zero() and task.scored:
         rows = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in task.scored)
         write_text(run.held_out, rows)

@@ -16,6 +16,7 @@ from megatron_lwz.orchestrator.experience import Experience
 from megatron_lwz.orchestrator.host import local_host
 from megatron_lwz.orchestrator.protocol import Host, Waiting
 from megatron_lwz.orchestrator.remote import remote_host
+from megatron_lwz.profiling.spans import PHASES, SYNC, Recorder, Span
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.deadline import Deadline
 from megatron_lwz.training.run_folder import RunFolder, due
@@ -27,13 +28,13 @@ from megatron_lwz.types import SequenceBatch, WeightVersion
 
 @contextmanager
 def open_rollouts(
-    config: Config, run: RunFolder, state: TrainState, waiting: Waiting, deadline: Deadline
+    config: Config, run: RunFolder, state: TrainState, waiting: Waiting, deadline: Deadline, spans: Recorder
 ) -> Iterator[Rollouts]:
     """Exports the policy, starts (or connects to) the engines with it, opens the journal; closes everything on exit.
 
     The host reads prompts and rewards, and asks running engines, before the first file of the run is written.
     Collective. On rank 0 `waiting` is called with the progress while the trainer waits for rollouts, at most as long as
-    `deadline` allows. Raises LwzError.
+    `deadline` allows. `spans` records the parts of weight syncs. Raises LwzError.
     """
     transport = partial(make_transport, config=config, root=run.weights, chunks=state.policies)
     with ExitStack() as stack:
@@ -54,7 +55,9 @@ def open_rollouts(
                 host.connect(version, exporter.folder(version))
             engines = host.engines
         turns = Turns(config, state, engines, version.attempt)
-        rollouts = Rollouts(config, host, stack.enter_context(closing(transport(engines))), turns, deadline, version)
+        rollouts = Rollouts(
+            config, host, stack.enter_context(closing(transport(engines))), turns, deadline, version, spans
+        )
         rollouts.push()
         turns.engines()
         if host is not None:
@@ -86,6 +89,7 @@ class Rollouts:
         turns: Turns,
         deadline: Deadline,
         version: WeightVersion,
+        spans: Recorder,
     ) -> None:
         self._config = config
         self._host = host
@@ -93,6 +97,7 @@ class Rollouts:
         self._turns = turns
         self._deadline = deadline
         self._version = version
+        self._spans = spans
         self._pushes = 0
 
     def stream(self, step: int) -> Iterator[Experience]:
@@ -138,7 +143,8 @@ class Rollouts:
         """
         config = self._config
         evaluated = config.data.held_out_prompts is not None and due(step, config.evaluation.interval, config)
-        self._version = self._transport.prepare(replace(self._version, step=step), folder=evaluated)
+        with self._spans.span(SYNC, "prepare"):
+            self._version = self._transport.prepare(replace(self._version, step=step), folder=evaluated)
         self.push()
         if self._host is not None:
             self._host.settle()
@@ -149,14 +155,20 @@ class Rollouts:
         Compares checksums the first time and at the configured interval.
         """
         self._turns.weights()
-        self._transport.push(self._version)
+        with self._spans.span(SYNC, "push"):
+            self._transport.push(self._version)
         interval = self._config.weight_sync.verify_interval
         compare = self._pushes == 0 or (interval > 0 and self._pushes % interval == 0)
         if compare and self._config.rollout.engine == "embedded":  # vLLM computes a different checksum
-            self._transport.verify(self._version)
+            with self._spans.span(SYNC, "verify"):
+                self._transport.verify(self._version)
         self._pushes += 1
         if self._host is not None:
             self._host.set_version(self._version)
+
+    def record(self, on: bool) -> list[Span]:
+        """Turns the recording of engines and rewards on or off. Returns, on rank 0, what was recorded until now."""
+        return self._host.record(on) if self._host is not None else []
 
     def trained(self, step: int) -> None:
         """Records that the batch handed out last was trained on; the policy now has `step` updates."""
@@ -180,7 +192,7 @@ class Rollouts:
         if self._host is not None and self._config.data.held_out_prompts is not None:
             if not self._config.evaluation.concurrent:
                 self._turns.engines()
-            with heartbeat.waiting("an evaluation"):
+            with heartbeat.waiting("an evaluation"), self._spans.span(PHASES, "evaluation"):
                 self._host.evaluate(self._version, self._transport.folder(self._version))
 
     def evaluated(self) -> Iterator[tuple[int, dict[str, float]]]:

@@ -15,9 +15,10 @@ from megatron_lwz.data.supervised import SupervisedBatch
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import launch
 from megatron_lwz.errors import ConfigError
+from megatron_lwz.training.profiler import Profiler
 from megatron_lwz.training.run_folder import RunFolder
 from megatron_lwz.training.start import check_supervised_start
-from megatron_lwz.training.supervised import OnStep, check_supervised, train_supervised, with_epochs
+from megatron_lwz.training.supervised import LanguageModeling, OnStep, check_supervised, run_task, with_epochs
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +35,17 @@ def prepare(config: Config) -> tuple[Config, ExampleSource]:
     return with_epochs(config, source.total), source
 
 
-def train(config: Config, source: ExampleSource, on_step: OnStep = lambda _step, _shown: None) -> None:
+def train(
+    config: Config,
+    source: ExampleSource,
+    on_step: OnStep = lambda _step, _shown: None,
+    profiler: Profiler | None = None,
+) -> None:
     """Runs or resumes the fine-tuning that `prepare` made ready. All ranks call it. Raises LwzError."""
     run = RunFolder(config, "sft")
     if not run.finished:
-        train_supervised(config, run, source, validation_batches(config), on_step)
+        task = LanguageModeling(source, validation_batches(config), config.training.z_loss)
+        run_task(config, run, task, on_step, profiler)
 
 
 def check_sft(config: Config) -> None:

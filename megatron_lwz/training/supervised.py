@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-import torch.distributed as dist
 
 from megatron_lwz.algorithms.language_modeling import language_modeling_loss
 from megatron_lwz.config import Config
-from megatron_lwz.config.flops import sequence_flops
 from megatron_lwz.config.sections import TrainingSection
 from megatron_lwz.data.supervised import BatchSource, SupervisedBatch
 from megatron_lwz.distributed import groups
@@ -25,16 +23,19 @@ from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, TokenLoss
 from megatron_lwz.metrics import MetricsWriter
 from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.models.hf.target import drop_unfinished
+from megatron_lwz.profiling.spans import PHASES
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.deadline import Deadline
 from megatron_lwz.training.initial import build_train_state
+from megatron_lwz.training.profiler import Profiler
 from megatron_lwz.training.resume import check_records, restore
 from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.spikes import SpikeGuard
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import LossFn, StepResult, TokenLossFn, forward_metrics, train_step
+from megatron_lwz.training.throughput import FORWARD_BACKWARD, forward_flops, per_gpu
 from megatron_lwz.types import MicroBatch
 
 OnStep = Callable[[int, Mapping[str, float]], None]
@@ -80,18 +81,15 @@ class Task(Protocol[B]):
         ...
 
 
-def train_supervised(config: Config, run: RunFolder, data: BatchSource, held_out: HeldOut, on_step: OnStep) -> None:
-    """Runs `run_task` on next-token prediction, for pretraining and SFT."""
-    run_task(config, run, LanguageModeling(data, held_out, config.training.z_loss), on_step)
-
-
-def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep) -> None:
+def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep, profiler: Profiler | None = None) -> None:
     """Runs or resumes the training of `config` in an unfinished run folder; all ranks call it.
 
     Writes checkpoints, metrics.jsonl, evaluation.jsonl, summary.json and, in `hf/`, the trained weights in Hugging
     Face's format. Under the same layout a resumed run repeats an uninterrupted one bit for bit. Raises LwzError.
     """
     started = time.monotonic()
+    profiler = profiler or Profiler()
+    spans = profiler.spans
     deadline = Deadline(config)
     check_records(run)
     state = build_train_state(config)
@@ -103,12 +101,14 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep) -> 
     if state.step == 0:
         _evaluate(task, state, writer)
 
-    with CheckpointSaver(state, run.checkpoints) as saver:
-        for _ in deadline.steps(state.step):
+    with CheckpointSaver(state, run.checkpoints) as saver, profiler.recording(run):
+        for _ in profiler.steps(deadline.steps(state.step)):
             begun = time.monotonic()
-            batch, after = task.take(cursor, sequences_of_step(config.training, state.step))
-            micro_batches, loss = task.micro_batches(batch, config), task.objective(batch)
-            result = train_step(state, micro_batches, loss, batch.denominator, task.token_loss, accept=guard.judge)
+            with spans.span(PHASES, "data"):
+                batch, after = task.take(cursor, sequences_of_step(config.training, state.step))
+                micro_batches, loss = task.micro_batches(batch, config), task.objective(batch)
+            with spans.span(PHASES, "update"):
+                result = train_step(state, micro_batches, loss, batch.denominator, task.token_loss, accept=guard.judge)
             state.step += 1
             if not result.applied:
                 guard.skip(state.step, result, batch, cursor)
@@ -118,9 +118,11 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep) -> 
                 writer.write(state.step, metrics)
             on_step(state.step, {name: metrics[name] for name in task.shown if name in metrics})
             if due(state.step, config.evaluation.interval, config):
-                _evaluate(task, state, writer)
+                with spans.span(PHASES, "evaluation"):
+                    _evaluate(task, state, writer)
             if deadline.reached(state.step, saver.longest) or due(state.step, config.checkpoint.interval, config):
-                saver.save({"cursor": cursor, "guard": guard.state()})
+                with spans.span(PHASES, "checkpoint"):
+                    saver.save({"cursor": cursor, "guard": guard.state()})
             saver.poll()
 
     deadline.check(run.root, state.step)
@@ -233,7 +235,7 @@ def step_metrics(config: Config, batch: SupervisedBatch, result: StepResult, sec
 
     Sums of the loss function become means over the denominator. For a language model `loss` is the cross-entropy, in
     nats like `z_loss` and `entropy`. `tokens` counts the tokens trained on, and `tokens_per_second` is their rate.
-    `mfu` is the share of the devices' peak that the model's own FLOPs reach.
+    Of throughput.py come the figures per GPU: tokens, FLOPs, and `mfu`, the share of the GPUs' peak that these reach.
     """
     means = {name: value / max(1, batch.denominator) for name, value in result.metrics.items() if "/" not in name}
     metrics = {
@@ -247,11 +249,8 @@ def step_metrics(config: Config, batch: SupervisedBatch, result: StepResult, sec
         "tokens_per_second": batch.predictions / seconds,
         "seconds": seconds,
     }
-    if config.training.peak_flops is not None:
-        arch = config.architecture()
-        flops = 3.0 * sum(sequence_flops(arch, length - 1) for length in batch.sequences.lengths())
-        metrics["mfu"] = flops / (seconds * config.training.peak_flops * dist.get_world_size())
-    return metrics
+    flops = FORWARD_BACKWARD * forward_flops(config.architecture(), batch.sequences.lengths())
+    return metrics | per_gpu(config, batch.predictions, flops, seconds)
 
 
 def validation_losses(state: TrainState, held_out: HeldOut) -> dict[str, float]:

@@ -17,6 +17,7 @@ from megatron_lwz.training import grpo
 from megatron_lwz.training.grpo_batches import prepare_updates, select
 from megatron_lwz.training.grpo_update import PolicyUpdates
 from megatron_lwz.training.initial import build_train_state
+from megatron_lwz.training.profiler import Profiler
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import StepResult
@@ -114,7 +115,7 @@ def early(config: str, trained: str, runs: dict[str, list[str]]) -> dict[str, An
     found: dict[str, Any] = {}
     for name, overrides in runs.items():
         calls: list[bool] = []
-        run = grpo.train(load_config(Path(config), overrides), _Silent()).root
+        run = grpo.train(load_config(Path(config), overrides), _Silent(), Profiler()).root
         with JournalReader(run / "journal.sqlite") as journal:
             consumed = journal.consumed()
         found[name] = {"rows": read_metrics(run / "metrics.jsonl"), "consumed": consumed, "parts": calls}

@@ -42,7 +42,7 @@ def run(config: Config, stage: str, *, killed_after: int | None = None) -> list[
     except Killed:
         launch.end_run()  # as a kill would: the lock of the run folder ends with its process
     rows = read_metrics(Path(config.run.dir, "metrics.jsonl"))
-    timed = ("seconds", "tokens_per_second", "mfu")
+    timed = ("seconds", "tokens_per_second", "tokens_per_second_per_gpu", "flops_per_second_per_gpu", "mfu")
     return [{k: None if math.isnan(v) else v for k, v in row.items() if k not in timed} for row in rows]
 
 

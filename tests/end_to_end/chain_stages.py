@@ -16,6 +16,7 @@ from megatron_lwz.rollout.progress import Progress
 from megatron_lwz.training import grpo, sft
 from megatron_lwz.training.initial import initial_policy
 from megatron_lwz.training.pretrain import pretrain
+from megatron_lwz.training.profiler import Profiler
 from tools import prepare_corpus
 
 
@@ -60,7 +61,7 @@ def run(path: str, name: str, overrides: list[str]) -> dict[str, str]:
         pretrain(config)
     else:
         config = with_fewer_steps(config)
-        grpo.train(config, Silent())
+        grpo.train(config, Silent(), Profiler())
     root = Path(config.run.dir)
     left = root / "hf" if (root / "hf").is_dir() else root / "weights" / f"{config.training.steps}.0"
     return {"start": start, "end": checksum_folder(left), "layout": str(config.parallel.model_dump())}

@@ -13,20 +13,25 @@ import pytest
 
 from megatron_lwz.cli import common, train_grpo
 from megatron_lwz.config import load_config
+from megatron_lwz.config.flops import sequence_flops
 from megatron_lwz.kernels.dispatch import BACKENDS
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
 from tests.support import warm
 from tests.support.files import contents, stamps
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.traces import CLOCK_US, Trace, read_trace
 from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an example whose run went through: four steps, two ranks."""
+    """The folder of an example whose run went through: four steps, two ranks. It was profiled in the middle."""
     folder = tmp_path_factory.mktemp("grpo")
-    train(write_example(folder), "parallel.tensor=2", "kernels.cross_check_interval=2", ranks=2)
+    options = ("parallel.tensor=2", "kernels.cross_check_interval=2", "--profile", "steps=2-3")
+    said = train(write_example(folder), *options, ranks=2)
+    assert f"profile: {folder}/run/profile/steps_2-3.json.gz: open in ui.perfetto.dev" in said
+    assert "did not run" not in said
     return folder
 
 
@@ -83,6 +88,73 @@ def test_every_group_is_trained_once_in_order(undisturbed: Path) -> None:
     assert sorted(first_epoch) == ["p0", "p1", "p2", "p3", "p4"]
 
 
+@pytest.fixture(scope="module")
+def trace(undisturbed: Path) -> Trace:
+    files = sorted(path.name for path in (undisturbed / "run" / "profile").iterdir())
+    assert files == ["steps_2-3.json.gz", "steps_2-3.summary.json"]
+    return read_trace(undisturbed / "run" / "profile" / files[0])
+
+
+def test_a_profile_has_every_phase_of_its_steps_and_the_operators_of_its_rank(trace: Trace) -> None:
+    names = sorted(trace.named("process_name").values())
+    assert [name.partition(" http")[0] for name in names if "operators" not in name] == [
+        "engine",
+        "rank 0: trainer",
+        "rewards",
+    ]
+    assert all(name.startswith("rank 0: operators") for name in names if "operators" in name)
+    phases, sync = trace.spans("rank 0: trainer", "phases"), trace.spans("rank 0: trainer", "weight sync")
+    operators = trace.spans("rank 0: operators")
+    steps = trace.spans("rank 0: trainer", "steps")
+    assert [step["name"] for step in steps] == ["step 2", "step 3"]
+    for step in steps:
+        inside = [phase["name"] for phase in trace.within(step, phases)]
+        asked = ["rollout", "logprobs", "update", "rollout", "update", "weight_sync"]  # the second ends the batch
+        assert inside == [*asked, "checkpoint"]
+        assert [part["name"] for part in trace.within(step, sync)][:2] == ["prepare", "push"]
+        update = trace.within(step, [phase for phase in phases if phase["name"] == "update"])[0]
+        called = {op["name"] for op in trace.within(update, operators)}
+        assert {"aten::mm", "aten::silu"} & called and any("Backward" in name for name in called), sorted(called)
+    assert len(trace.within(steps[0], operators, CLOCK_US) + trace.within(steps[1], operators, CLOCK_US)) > 0.9 * len(
+        operators
+    )
+
+
+def test_engine_and_rewards_are_on_the_trainers_clock_and_say_no_text(undisturbed: Path, trace: Trace) -> None:
+    phases = [phase for phase in trace.spans("rank 0: trainer", "phases") if phase["name"] == "rollout"]
+    requests, scores = trace.spans("engine http://127.0.0.1:"), trace.spans("rewards")
+    assert {request["name"] for request in requests} == {
+        f"rollout {group}-{place}" for group in range(2, 6) for place in range(4)
+    }
+    assert sum(len(trace.within(phase, requests)) for phase in phases) == len(requests), (
+        "no staleness: it waits for them"
+    )
+    assert sum(len(trace.within(phase, scores)) for phase in phases) == len(scores)
+    assert len(scores) == 2 * len(requests) + len(requests) // 4, "two components score rollouts, one whole groups"
+    with JournalReader(undisturbed / "run" / "journal.sqlite") as journal:
+        rollouts = {f"rollout {rollout.id}": rollout for group in journal.groups() for rollout in group.rollouts}
+        prompts = {group.prompt.text for group in journal.groups()}
+    for request in requests:
+        assert request["args"]["tokens"] == len(rollouts[request["name"]].tokens)
+    texts = prompts | {rollout.text for rollout in rollouts.values() if len(rollout.text) > 3}
+    assert not [text for text in texts if text in trace.text or json.dumps(text)[1:-1] in trace.text]
+
+
+def test_the_report_says_where_the_time_of_the_profiled_steps_went(undisturbed: Path) -> None:
+    page = (undisturbed / "run" / "report.html").read_text().partition("<h2>Profile</h2>")[2].partition("</section>")[0]
+    for text in ("Steps 2-3", "rollout", "weight_sync: push", "Longest waits", "aten::copy_", "reward share_of_spaces"):
+        assert text in page, text
+
+
+def test_metrics_have_rates_per_rank_and_no_peak_is_made_up(undisturbed: Path) -> None:
+    row = read_metrics(undisturbed / "run" / "metrics.jsonl")[-1]
+    arch = load_config(undisturbed / "run").architecture()
+    rates = row["tokens_per_second_per_gpu/update"], row["flops_per_second_per_gpu/update"]
+    assert 3 * sequence_flops(arch, 1) < rates[1] / rates[0] < 3 * sequence_flops(arch, 64) / 64
+    assert row["tokens_per_second_per_gpu"] == row["tokens_per_second"] / 2
+    assert not [name for name in row if name.startswith("mfu")]
+
+
 @pytest.mark.parametrize(("controller", "damaged"), [("thread", False), ("process", True)])
 def test_resumed_run_repeats_the_loss_bit_for_bit(
     controller: str, damaged: bool, undisturbed: Path, tmp_path: Path
@@ -97,8 +169,10 @@ def test_resumed_run_repeats_the_loss_bit_for_bit(
     else:
         shutil.rmtree(checkpoints / names[-1])
         (checkpoints / "latest").write_text(names[0])  # as if the run had died after step 4, before its checkpoint
-    overrides = ("parallel.tensor=2", f"rollout.controller={controller}")
-    train(undisturbed / "config.yaml", f"run.dir={tmp_path / 'run'}", *overrides, ranks=2)
+    overrides = ["parallel.tensor=2", f"rollout.controller={controller}"]
+    overrides += ["--profile", "steps=2", "ranks=1"] if damaged else []  # the other one was not profiled in step 3
+    said = train(undisturbed / "config.yaml", f"run.dir={tmp_path / 'run'}", *overrides, ranks=2)
+    assert ("profile: steps that this start did not run are not in it: 2" in said) == damaged
     before = read_metrics(undisturbed / "run" / "metrics.jsonl")
     after = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in after] == [1, 2, 3, 4]

@@ -12,6 +12,7 @@ from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.rollout.lengths import distribution_gap
 from megatron_lwz.types import Alarm
 from tests.support.grpo_runs import train, write_example
+from tests.support.traces import read_trace
 
 
 def test_a_run_one_step_ahead_trains_every_group_once_in_order_within_the_bound(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_a_run_one_step_ahead_trains_every_group_once_in_order_within_the_bound(
         grpo={"truncated": "mask"},
         data={"held_out_prompts": None},
     )
-    train(config, "parallel.tensor=2", ranks=2)
+    train(config, "parallel.tensor=2", "--profile", "steps=3-4,ranks=1", ranks=2)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["rollout/staleness/max"] for row in rows] == [0, 1, 1, 1]
     assert all(0 < row["rollout/token_staleness"] <= 1 for row in rows[1:])
@@ -56,6 +57,17 @@ def test_a_run_one_step_ahead_trains_every_group_once_in_order_within_the_bound(
     for group in groups:
         writers = {segment.version.step for rollout in group.rollouts for segment in rollout.versions}
         assert max(writers) <= group.id // 2, "weights of its own step at the newest"
+    trace = read_trace(tmp_path / "run" / "profile" / "steps_3-4.json.gz")  # from the rollout process, over its socket
+    parts = {name.partition(",")[0].partition(" http")[0] for name in trace.named("process_name").values()}
+    assert parts == {"rank 0: trainer", "rank 1: trainer", "rank 1: operators", "engine", "rewards"}
+    steps = trace.spans("rank 1: trainer", "steps")
+    assert [step["name"] for step in steps] == ["step 3", "step 4"]
+    written = {request["name"] for request in trace.spans("engine ")}
+    assert (
+        {f"rollout {group}-0" for group in (6, 7)}
+        <= written
+        <= {f"rollout {n}-{i}" for n in (4, 5, 6, 7) for i in range(4)}
+    )
     # noise is no response from its first look on; who only observes changes nothing
     assert all(r.alarms == ((Alarm("format", 16),) if len(r.tokens) > 16 else ()) for g in groups for r in g.rollouts)
     assert all(row["rollout/guard/format/observed"] > 0 == row["rollout/guard/format/ended_valid"] for row in rows)

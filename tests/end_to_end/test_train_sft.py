@@ -12,6 +12,7 @@ import yaml
 from megatron_lwz.metrics import read_metrics
 from tests.support.stages import TINY, assert_one_line_each, kill, rows_of, run, start
 from tests.support.tiny_qwen2 import write_word_tokenizer
+from tests.support.traces import read_trace
 from tests.support.waiting import wait_for
 
 WORDS = [f"w{index}" for index in range(40)]
@@ -96,8 +97,11 @@ def test_the_export_writes_the_response_and_ends_it(whole: Path) -> None:
 
 
 def test_the_real_command_line_trains(config: Path, tmp_path: Path) -> None:
-    done = run("train_sft", str(config), f"run.dir={tmp_path}", "sft.epochs=1", real=True)
+    done = run("train_sft", str(config), f"run.dir={tmp_path}", "sft.epochs=1", "--profile", "steps=2", real=True)
     assert done.returncode == 0, done.stderr
+    trace = read_trace(tmp_path / "profile" / "steps_2-2.json.gz")
+    assert [phase["name"] for phase in trace.spans("rank 0: trainer", "phases")] == ["data", "update"]
+    assert "aten::mm" in {op["name"] for op in trace.spans("rank 0: operators")}
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 

@@ -117,7 +117,8 @@ def command(config: Path, *overrides: str, ranks: int = 1, restarts: int = 0) ->
     return stages.command("train_grpo", str(config), *overrides, ranks=ranks, restarts=restarts)
 
 
-def train(config: Path, *overrides: str, ranks: int = 1, timeout: float = 300.0, real: bool = False) -> None:
-    """Runs the stage to its end; AssertionError with its output if it fails. `real`: see tests/support/stages.py."""
+def train(config: Path, *overrides: str, ranks: int = 1, timeout: float = 300.0, real: bool = False) -> str:
+    """Runs the stage to its end; returns what it said, AssertionError if it fails. `real`: see tests/support/stages.py."""
     done = stages.run("train_grpo", str(config), *overrides, ranks=ranks, timeout=timeout, real=real)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done.stdout

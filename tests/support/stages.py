@@ -21,7 +21,7 @@ from megatron_lwz.metrics import read_metrics
 from tests.support import warm
 from tests.support.paths import ROOT
 
-TIMED = ("seconds", "tokens_per_second", "mfu")
+TIMED = ("seconds", "tokens_per_second", "tokens_per_second_per_gpu", "flops_per_second_per_gpu", "mfu")
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 """Freed memory stays with its process: to get the same activations anew from the kernel takes a fifth of a tiny step."""
 UNUSED = {"torch._dynamo", "torch._inductor", "transformers", "pandas"}

@@ -22,6 +22,7 @@ OPTIONS = (
     Bad("lwz launch slurm {}/config.yaml launch.partition=a;b", "launch.partition", "a;b", "must be a name"),
     Bad("lwz launch slurm {}/config.yaml launch.engines.nodes=2", "launch.engines.per_node", "0", "say how many"),
     Bad("lwz launch kubernetes {}/config.yaml", "launch.folder", "None", "name the folder"),
+    Bad(f"train_grpo {_RUN} --profile steps=5-3", "--profile", "steps=5-3", "as in steps=3-5"),
     Bad("lwz report", "RUN_DIR", "required", "usage: "),
     Bad("convert_hf", "command", "required", "usage: "),
     Bad("convert_hf transmute", "command", "'transmute'", "choose from"),

@@ -23,6 +23,7 @@ from megatron_lwz.orchestrator.connection import Connection
 from megatron_lwz.orchestrator.experience import Experience
 from megatron_lwz.orchestrator.protocol import Host, Signature, callback_kinds, signatures
 from megatron_lwz.orchestrator.service import HostService
+from megatron_lwz.profiling.spans import Span
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.types import SequenceBatch, WeightVersion
 
@@ -34,7 +35,7 @@ ITEMS = 2
 def sample(kind: Any) -> Any:
     """A value of a type that calls of a Host have; the same each time."""
     metrics = {"length/mean": 0.1, "gap": 3.0}
-    plain = {None: None, type(None): None, int: 7, float: 0.25, str: "kv_cache", Path: Path("a/b.c")}
+    plain = {None: None, type(None): None, bool: True, int: 7, float: 0.25, str: "kv_cache", Path: Path("a/b.c")}
     if kind in plain:
         return plain[kind]
     if kind is WeightVersion:
@@ -47,6 +48,8 @@ def sample(kind: Any) -> Any:
         return (7, metrics)
     if kind is Experience:
         return Experience(batch(), metrics, last=False)
+    if kind == list[Span]:
+        return [Span("engine http://127.0.0.1:1", "rollout 3-1", 5, 9, {"tokens": 2.0})]
     if kind == Sequence[EngineClient]:
         return [EngineClient(f"http://127.0.0.1:{port}", None) for port in (1, 2)]
     raise TypeError(f"no sample of {kind}: add one")
@@ -69,7 +72,7 @@ def plain(value: Any) -> Any:
         return value.url
     if isinstance(value, torch.Tensor):
         return (value.dtype, value.shape, value.tolist())
-    if isinstance(value, Experience | SequenceBatch):
+    if isinstance(value, Experience | SequenceBatch | Span):
         return {name: plain(part) for name, part in vars(value).items()}
     if isinstance(value, dict):
         return {name: plain(part) for name, part in value.items()}
