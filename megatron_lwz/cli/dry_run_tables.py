@@ -65,8 +65,8 @@ def _memory(found: Sequence[Memory]) -> Table:
     for memory in found:
         table.add_column(str(memory.kind), justify="right")
     for part in found[0].report.state:
-        table.add_row(part, *(_gib(memory.report.state[part]) for memory in found))
-    table.add_row("these together", *(_gib(memory.state) for memory in found), end_section=True)
+        table.add_row(part, *(gib(memory.report.state[part]) for memory in found))
+    table.add_row("these together", *(gib(memory.state) for memory in found), end_section=True)
     for instant in found[0].instants:
         cells = (_instant(memory, instant) for memory in found)
         table.add_row(f"at most: {instant}", *cells)
@@ -78,7 +78,7 @@ def _instant(memory: Memory, instant: str) -> str:
     if instant not in memory.instants:
         return "–"
     most = memory.instants[instant]
-    return f"{_gib(most)} ({(most - memory.state) / GIB:+,.2f})"
+    return f"{gib(most)} ({(most - memory.state) / GIB:+,.2f})"
 
 
 def _transfers(found: Sequence[Memory]) -> Table:
@@ -90,9 +90,10 @@ def _transfers(found: Sequence[Memory]) -> Table:
         least = _LEAST_SHOWN * max((row.bytes for row in rows), default=0)
         for row in (row for row in rows if row.bytes >= least):
             where = f"{row.group} ({row.ranks})"
-            table.add_row(str(memory.kind), row.phase, row.operation, where, str(row.count), _gib(row.bytes))
+            table.add_row(str(memory.kind), row.phase, row.operation, where, str(row.count), gib(row.bytes))
     return table
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Returns bytes as GiB."""
     return f"{size / GIB:,.2f}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_lwz.config import Config, Stage
 from megatron_lwz.errors import LwzError
@@ -66,17 +67,21 @@ class Memory:
 
     @property
     def instants(self) -> dict[str, int]:
-        """Instant → highest number of bytes allocated during it, in the order of a step."""
-        peaks = self.report.peaks
-        found = {name: [peaks[phase] for phase in phases if phase in peaks] for name, phases in INSTANTS.items()}
-        if not self.report.notes.get("log_prob_passes"):
-            found.pop("log-probs")
-        return {name: max(sizes) for name, sizes in found.items() if sizes}
+        """Instant → highest number of bytes allocated during it."""
+        return instants(self.report.peaks, self.report.notes)
 
     @property
     def peak(self) -> int:
         """The largest of the instants."""
         return max(self.instants.values())
+
+
+def instants(peaks: Mapping[str, int], notes: Mapping[str, Any]) -> dict[str, int]:
+    """Returns instant → its peak, from the peaks of phases and the notes of a step, in the order of a step."""
+    found = {name: [peaks[phase] for phase in phases if phase in peaks] for name, phases in INSTANTS.items()}
+    if not notes.get("log_prob_passes"):
+        found.pop("log-probs")
+    return {name: max(sizes) for name, sizes in found.items() if sizes}
 
 
 def rank_kinds(config: Config, world: int) -> list[RankKind]:
@@ -97,9 +102,7 @@ def case_of(config: Config, stage: Stage, world: int, kind: RankKind) -> Case:
     It has as many packs as the schedule holds at once. Further packs need no further memory.
     """
     parallel = config.parallel
-    packs = parallel.pipeline * (2 if parallel.virtual_pipeline else 1)
     size = f"recompute {config.training.recompute}, {config.training.tokens_per_micro_batch:,} tokens"
-    export = "buckets" if stage == "grpo" and config.weight_sync.transport == "nccl" else "export"
     return Case(
         name=f"{stage} TP{parallel.tensor} CP{parallel.context} PP{parallel.pipeline} of {world}, {kind}, {size}",
         config=_without_files(config),
@@ -107,10 +110,20 @@ def case_of(config: Config, stage: Stage, world: int, kind: RankKind) -> Case:
         world=world,
         rank=kind.rank,
         sequence=longest_sequence(config, stage),
-        micro_batches=packs,
+        micro_batches=packs_at_once(config),
         fill=True,
-        then=(export,),
+        then=(export_of(config, stage),),
     )
+
+
+def packs_at_once(config: Config) -> int:
+    """Returns how many packs the pipeline's schedule holds at once."""
+    return config.parallel.pipeline * (2 if config.parallel.virtual_pipeline else 1)
+
+
+def export_of(config: Config, stage: Stage) -> str:
+    """Returns the stage of a rehearsal that gives the weights away: `buckets` over NCCL, or `export`."""
+    return "buckets" if stage == "grpo" and config.weight_sync.transport == "nccl" else "export"
 
 
 def longest_sequence(config: Config, stage: Stage) -> int:

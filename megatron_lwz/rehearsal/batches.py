@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,6 +24,10 @@ class Size:
     """Packs on every data-parallel rank."""
     fill: bool = False
     """Whether a shorter sequence fills what such sequences leave of a pack, up to the cap."""
+
+    def times(self, updates: int) -> Size:
+        """Returns the size of so many updates."""
+        return replace(self, micro_batches=self.micro_batches * updates)
 
 
 def sequences(config: Config, size: Size, *, even: bool = False, prompt: int | None = None) -> SequenceBatch:

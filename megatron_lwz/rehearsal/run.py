@@ -16,6 +16,7 @@ from megatron_lwz.rehearsal.contracts import CONTRACTS
 from megatron_lwz.rehearsal.device import FakeDevice
 from megatron_lwz.rehearsal.ledger import Ledger
 from megatron_lwz.rehearsal.stages import Rehearsed, run_stage
+from megatron_lwz.rehearsal.steps import for_stage
 
 _TOLD = {"loss": 1.0, "tokens": 1.0}
 """What the last pipeline stage would report of the loss."""
@@ -76,6 +77,4 @@ def _config(case: Case) -> Config:
     config = validate(dict(case.config))
     alone = config.parallel.model_copy(update={"stall_minutes": 0.0})  # the other ranks do not exist: no heartbeats
     config = config.model_copy(update={"parallel": alone})
-    if case.stage == "reward_model":
-        return config.model_copy(update={"model": config.model.model_copy(update={"head": "scalar"})})
-    return config
+    return for_stage(config, case.stage)

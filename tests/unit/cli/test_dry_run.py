@@ -50,7 +50,7 @@ def test_what_cannot_be_split_is_one_line_with_status_2(stage, config: str, opti
 
 def test_its_options_mean_nothing_without_it(config: str, capsys) -> None:
     assert common.run(train_grpo.main, [config, "--gpus", "8"]) == 2
-    assert "--gpus: only with --dry-run" in capsys.readouterr().err
+    assert "--gpus: only with --dry-run shapes" in capsys.readouterr().err
 
 
 def test_a_missing_compiler_is_one_line(config: str, monkeypatch, capsys) -> None:

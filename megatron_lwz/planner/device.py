@@ -1,0 +1,160 @@
+"""`--dry-run device`: the largest step on the real ranks, and the memory that it takes there, beside the plan's.
+
+No engine is started, no data or weights are read, no file is written.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_lwz.config import Config, Stage
+from megatron_lwz.distributed import environment, exchange, launch, platform
+from megatron_lwz.errors import LwzError
+from megatron_lwz.models.logprobs import PolicyModel
+from megatron_lwz.planner.dry_run import INSTANTS, check, export_of, instants, longest_sequence, packs_at_once
+from megatron_lwz.rehearsal.batches import Size
+from megatron_lwz.rehearsal.steps import build_policies, build_state, for_stage, run_buckets, run_export, run_step
+from megatron_lwz.training.state_bytes import state_bytes
+from megatron_lwz.types import MicroBatch
+
+_SPREAD = 0.02
+"""Standard deviation of the weights: finite values are all that a dummy step needs."""
+_SELF = Path("/proc/self")
+_RESET_PEAK = "5"
+"""Written to clear_refs it makes the highest resident set begin anew (man proc)."""
+
+
+class OutOfMemory(LwzError):
+    """A rank has not the memory for the step."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one rank took, in bytes. Plain data, which travels as JSON."""
+
+    rank: int
+    stage: int
+    """Its pipeline stage, from 0."""
+    state: Mapping[str, int]
+    """Parameters, gradients, optimizer."""
+    instants: Mapping[str, int]
+    """Instant → the most that was allocated, or on a CPU by how much the resident set grew."""
+    reserved: int | None
+    """The most that torch's allocator held; None on a CPU."""
+    capacity: int | None
+    """Of the GPU."""
+
+    @property
+    def peak(self) -> int:
+        """The largest of the instants."""
+        return max(self.instants.values())
+
+
+class Meter:
+    """A Watch that measures real memory, by phase."""
+
+    def __init__(self) -> None:
+        self.peaks: dict[str, int] = {}
+        self.phase = "start"
+        self.reserved = 0
+        self._before = 0 if platform.has_gpu() else _resident("VmRSS")
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Notes the peak of the block."""
+        self.phase = phase
+        self._reset()
+        yield
+        self.peaks[phase] = max(self.peaks.get(phase, 0), self._peak())
+
+    def begins(self, micro_batch: MicroBatch) -> None:
+        """Needs nothing."""
+
+    def _reset(self) -> None:
+        if platform.has_gpu():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with suppress(OSError):  # then a phase also shows the peaks before it
+                (_SELF / "clear_refs").write_text(_RESET_PEAK)
+
+    def _peak(self) -> int:
+        if platform.has_gpu():
+            torch.cuda.synchronize()
+            self.reserved = max(self.reserved, torch.cuda.max_memory_reserved())
+            return torch.cuda.max_memory_allocated()
+        return _resident("VmHWM") - self._before
+
+
+def measure(config: Config, stage: Stage) -> list[Measured]:
+    """Runs the step on this launch's ranks. Returns what each of them took, on every rank. Collective.
+
+    Raises ConfigError for what the stage or the layout refuses, OutOfMemory on a rank that has not the memory.
+    """
+    config = for_stage(config, stage)
+    check(config, stage, environment.world_size())
+    launch.initialize(config)
+    meter = Meter()
+    try:
+        mine = _run(config, stage, meter)
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if (line := _out_of_memory(error, meter)) is None:
+            raise
+        raise OutOfMemory(line) from error
+    found = [exchange.broadcast_json(asdict(mine), source=rank) for rank in range(dist.get_world_size())]
+    return [Measured(**row) for row in found]
+
+
+def _run(config: Config, stage: Stage, meter: Meter) -> Measured:
+    policies = build_policies(config, meter)
+    with meter.during("parameters"):
+        _fill(policies)
+    state = build_state(config, policies, meter)
+    held = asdict(state_bytes(state))
+    size = Size(longest_sequence(config, stage), packs_at_once(config), fill=True)
+    _, notes = run_step(stage, state, size, meter)
+    if export_of(config, stage) == "buckets" and platform.has_gpu():
+        run_buckets(state, meter, platform.device())
+    else:
+        run_export(state, meter)
+    gpu = platform.has_gpu()
+    return Measured(
+        rank=dist.get_rank(),
+        stage=dist.get_rank() // (dist.get_world_size() // config.parallel.pipeline),
+        state=held,
+        instants=instants(meter.peaks, notes),
+        reserved=meter.reserved if gpu else None,
+        capacity=torch.cuda.mem_get_info()[1] if gpu else None,
+    )
+
+
+@torch.no_grad()
+def _fill(policies: list[PolicyModel]) -> None:
+    for policy in policies:
+        for parameter in policy.parameters():
+            parameter.normal_(std=_SPREAD)
+
+
+def _out_of_memory(error: BaseException, meter: Meter) -> str | None:
+    """Returns the line about a lack of memory; None for another error."""
+    text = str(error)
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
+        return None
+    advice = "change parallel, training.recompute or training.tokens_per_micro_batch, or train on more GPUs"
+    instant = next((name for name, phases in INSTANTS.items() if meter.phase in phases), meter.phase)
+    return f"--dry-run device: out of memory at the instant '{instant}': {advice} ({text.partition('. ')[0]:.200})"
+
+
+def _resident(name: str) -> int:
+    """Returns VmRSS or VmHWM of this process in bytes; where the system has no /proc, the highest resident set."""
+    with suppress(OSError):
+        for line in (_SELF / "status").read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
