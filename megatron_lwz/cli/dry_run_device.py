@@ -35,7 +35,11 @@ def show(config: Config, stage: Stage, found: Sequence[Measured]) -> None:
     largest = [max((one for one in found if one.stage == at), key=lambda one: one.peak) for at in stages]
     plan = _plan(config, stage, largest, world)
     on_gpus = found[0].reserved is not None
-    what = "torch.cuda.max_memory_allocated" if on_gpus else "growth of the process' resident set, on a CPU"
+    what = (
+        "torch.cuda.max_memory_allocated"
+        if on_gpus
+        else "held by tensors of a CPU, where those of host memory count too"
+    )
     out.print(f"GiB per rank: {what}; of each pipeline stage the rank that took most", markup=False)
     for one in largest:
         out.print(_table(one, plan.get(one.rank), len(stages)))

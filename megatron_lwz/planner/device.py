@@ -5,11 +5,11 @@ No engine is started, no data or weights are read, no file is written.
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from megatron_lwz.distributed import environment, exchange, launch, platform
 from megatron_lwz.errors import LwzError
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.planner.dry_run import INSTANTS, check, export_of, instants, longest_sequence, packs_at_once
+from megatron_lwz.planner.live_bytes import LiveBytes
 from megatron_lwz.rehearsal.batches import Size
 from megatron_lwz.rehearsal.steps import build_policies, build_state, for_stage, run_buckets, run_export, run_step
 from megatron_lwz.training.state_bytes import state_bytes
@@ -26,9 +27,6 @@ from megatron_lwz.types import MicroBatch
 
 _SPREAD = 0.02
 """Standard deviation of the weights: finite values are all that a dummy step needs."""
-_SELF = Path("/proc/self")
-_RESET_PEAK = "5"
-"""Written to clear_refs it makes the highest resident set begin anew (man proc)."""
 
 
 class OutOfMemory(LwzError):
@@ -45,7 +43,7 @@ class Measured:
     state: Mapping[str, int]
     """Parameters, gradients, optimizer."""
     instants: Mapping[str, int]
-    """Instant → the most that was allocated, or on a CPU by how much the resident set grew."""
+    """Instant → the most that was allocated; on a CPU, that tensors held."""
     reserved: int | None
     """The most that torch's allocator held; None on a CPU."""
     capacity: int | None
@@ -58,38 +56,62 @@ class Measured:
 
 
 class Meter:
-    """A Watch that measures real memory, by phase."""
+    """A Watch that measures the memory of this rank by phase, inside a `with` block."""
+
+    on_gpu = True
 
     def __init__(self) -> None:
-        self.peaks: dict[str, int] = {}
         self.phase = "start"
-        self.reserved = 0
-        self._before = 0 if platform.has_gpu() else _resident("VmRSS")
+        """The phase that began last."""
+        self.peaks: dict[str, int] = {}
+        """Phase → the most that was allocated during it; complete at the end of the block."""
+        self.reserved: int | None = 0
+        """The most that torch's allocator held; None on a CPU."""
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        """Nothing is left to do."""
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
         """Notes the peak of the block."""
         self.phase = phase
-        self._reset()
+        torch.cuda.reset_peak_memory_stats()
         yield
-        self.peaks[phase] = max(self.peaks.get(phase, 0), self._peak())
+        torch.cuda.synchronize()
+        self.reserved = max(self.reserved or 0, torch.cuda.max_memory_reserved())
+        self.peaks[phase] = max(self.peaks.get(phase, 0), torch.cuda.max_memory_allocated())
 
     def begins(self, micro_batch: MicroBatch) -> None:
         """Needs nothing."""
 
-    def _reset(self) -> None:
-        if platform.has_gpu():
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            with suppress(OSError):  # then a phase also shows the peaks before it
-                (_SELF / "clear_refs").write_text(_RESET_PEAK)
 
-    def _peak(self) -> int:
-        if platform.has_gpu():
-            torch.cuda.synchronize()
-            self.reserved = max(self.reserved, torch.cuda.max_memory_reserved())
-            return torch.cuda.max_memory_allocated()
-        return _resident("VmHWM") - self._before
+class HostMeter(Meter):
+    """The same on a CPU, where tensors are counted. Before the block nothing counts."""
+
+    on_gpu = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reserved = None
+        self._live = LiveBytes()
+
+    def __enter__(self) -> HostMeter:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self._live.__exit__(kind, value, trace)
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Notes the peak of the block."""
+        self.phase = phase
+        self._live.begin()
+        yield
+        self.peaks[phase] = max(self.peaks.get(phase, 0), self._live.peak)
 
 
 def measure(config: Config, stage: Stage) -> list[Measured]:
@@ -100,18 +122,29 @@ def measure(config: Config, stage: Stage) -> list[Measured]:
     config = for_stage(config, stage)
     check(config, stage, environment.world_size())
     launch.initialize(config)
-    meter = Meter()
+    meter = Meter() if platform.has_gpu() else HostMeter()
     try:
-        mine = _run(config, stage, meter)
+        with meter:
+            held, notes = _run(config, stage, meter)
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if (line := _out_of_memory(error, meter)) is None:
             raise
         raise OutOfMemory(line) from error
-    found = [exchange.broadcast_json(asdict(mine), source=rank) for rank in range(dist.get_world_size())]
+    world = dist.get_world_size()
+    mine = Measured(
+        rank=dist.get_rank(),
+        stage=dist.get_rank() // (world // config.parallel.pipeline),
+        state=held,
+        instants=instants(meter.peaks, notes),
+        reserved=meter.reserved,
+        capacity=torch.cuda.mem_get_info()[1] if meter.on_gpu else None,
+    )
+    found = [exchange.broadcast_json(asdict(mine), source=rank) for rank in range(world)]
     return [Measured(**row) for row in found]
 
 
-def _run(config: Config, stage: Stage, meter: Meter) -> Measured:
+def _run(config: Config, stage: Stage, meter: Meter) -> tuple[dict[str, int], dict[str, Any]]:
+    """Returns the bytes of the state, and the notes of the step."""
     policies = build_policies(config, meter)
     with meter.during("parameters"):
         _fill(policies)
@@ -119,19 +152,11 @@ def _run(config: Config, stage: Stage, meter: Meter) -> Measured:
     held = asdict(state_bytes(state))
     size = Size(longest_sequence(config, stage), packs_at_once(config), fill=True)
     _, notes = run_step(stage, state, size, meter)
-    if export_of(config, stage) == "buckets" and platform.has_gpu():
+    if export_of(config, stage) == "buckets" and meter.on_gpu:
         run_buckets(state, meter, platform.device())
     else:
         run_export(state, meter)
-    gpu = platform.has_gpu()
-    return Measured(
-        rank=dist.get_rank(),
-        stage=dist.get_rank() // (dist.get_world_size() // config.parallel.pipeline),
-        state=held,
-        instants=instants(meter.peaks, notes),
-        reserved=meter.reserved if gpu else None,
-        capacity=torch.cuda.mem_get_info()[1] if gpu else None,
-    )
+    return held, notes
 
 
 @torch.no_grad()
@@ -149,12 +174,3 @@ def _out_of_memory(error: BaseException, meter: Meter) -> str | None:
     advice = "change parallel, training.recompute or training.tokens_per_micro_batch, or train on more GPUs"
     instant = next((name for name, phases in INSTANTS.items() if meter.phase in phases), meter.phase)
     return f"--dry-run device: out of memory at the instant '{instant}': {advice} ({text.partition('. ')[0]:.200})"
-
-
-def _resident(name: str) -> int:
-    """Returns VmRSS or VmHWM of this process in bytes; where the system has no /proc, the highest resident set."""
-    with suppress(OSError):
-        for line in (_SELF / "status").read_text().splitlines():
-            if line.startswith(name):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -61,7 +61,7 @@ def build_policies(config: Config, watch: Watch) -> list[PolicyModel]:
     return policies
 
 
-def build_state(config: Config, policies: Sequence[PolicyModel], watch: Watch) -> TrainState:
+def build_state(config: Config, policies: list[PolicyModel], watch: Watch) -> TrainState:
     """Returns the state of a stage, at step 0."""
     with watch.during("gradients"):
         chunks = wrap_data_parallel(policies, config)

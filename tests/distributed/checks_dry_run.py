@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from megatron_lwz.config import validate
-from megatron_lwz.distributed import launch
+from megatron_lwz.config import Stage, validate
+from megatron_lwz.distributed import environment, launch
+from megatron_lwz.planner.device import measure
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.state_bytes import state_bytes
 
@@ -18,4 +19,13 @@ def held(trees: dict[str, dict[str, Any]]) -> dict[str, dict[str, int]]:
         config = validate(tree)
         launch.initialize(config)
         found[name] = dataclasses.asdict(state_bytes(build_train_state(config)))
+    return found
+
+
+def measured(trees: dict[str, dict[str, Any]], stage: Stage) -> dict[str, dict[str, Any]]:
+    """Name → what this rank took for a step, as `--dry-run device` measures it: bytes of its state, and by instant."""
+    found = {}
+    for name, tree in trees.items():
+        mine = measure(validate(tree), stage)[environment.rank()]
+        found[name] = {"state": mine.state, "instants": mine.instants}
     return found

@@ -19,6 +19,7 @@ from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.errors import CheckpointError, DamagedCheckpoint
 from megatron_lwz.models.hf import checksum_policy
+from megatron_lwz.planner.live_bytes import LiveBytes
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.checkpoint import latest, load_checkpoint, load_model, run_state, save_model, together
@@ -33,7 +34,6 @@ from megatron_lwz.training.step import StepResult, TrainingError, forward_statis
 from megatron_lwz.training.token_logprobs import write_logprobs
 from megatron_lwz.types import MicroBatch, SequenceBatch
 from tests.support.earlier_checkpoint import write_earlier_checkpoint
-from tests.support.live_bytes import LiveBytes
 
 VOCABULARY = 101  # not divisible by anything: padded rows must not count
 MODEL = {
