@@ -39,6 +39,7 @@ from megatron_lwz.metrics import Row, read_metrics
 from megatron_lwz.planner.simulation.measure import FIRST, measure
 from megatron_lwz.planner.simulation.numbers import Numbers, setting_of
 from megatron_lwz.planner.simulation.run import Record, Simulation
+from megatron_lwz.run_paths import RunPaths
 from tests.support import grpo_runs
 from tests.support.stages import variables
 
@@ -72,7 +73,7 @@ def main() -> None:
         with engine(options) as server:
             config = _write_config(folder, server.url, options)
             for mode, run in runs.items():
-                if not (run / "summary.json").exists():  # a run that was broken off begins anew
+                if not RunPaths(run).summary.exists():  # a run that was broken off begins anew
                     shutil.rmtree(run, ignore_errors=True)
                     _train(config, run, mode, options.token_seconds)
         known, numbers = measure(runs[MODES[0]], share=0.0)
@@ -87,7 +88,7 @@ def main() -> None:
 
 def _cells(mode: Mode, run: Path, known: Config, numbers: Numbers) -> list[str]:
     """Returns a row of the table. Pairs are measured / simulated."""
-    rows = [row for row in read_metrics(run / "metrics.jsonl") if row["step"] > FIRST]
+    rows = [row for row in read_metrics(RunPaths(run).metrics) if row["step"] > FIRST]
     _, own = measure(run, share=0.0, decoding=False)
     record = _simulate(mode, known, numbers, FIRST + len(rows))
     beside = _simulate(mode, known, replace(numbers, trainer=own.trainer, sync=own.sync), FIRST + len(rows))
