@@ -11,6 +11,7 @@ import triton
 import yaml
 
 import megatron_lwz.kernels
+from megatron_lwz.config import load_config
 from megatron_lwz.rehearsal.contracts import CONTRACTS
 from megatron_lwz.rehearsal.launches import kernel_name
 from tests.support.paths import ROOT
@@ -54,7 +55,7 @@ def test_configs_that_a_rank_cannot_tell_apart_are_rehearsed_once() -> None:
 
 
 def declared_ranks(example: Example) -> int:
-    """Nodes × GPUs, as the example's script, or the chain's script of that step, declares them."""
+    """Nodes × GPUs, as the example's script, or the chain's script of that step, or its section `launch` declares them."""
     folder, _, name = example.path.rpartition("/")
     step = (
         "5_longwriter_zero" if folder.startswith("longwriter_zero") and name == "config.yaml" else name[: -len(".yaml")]
@@ -62,4 +63,5 @@ def declared_ranks(example: Example) -> int:
     scripts = [ROOT / "examples" / folder / f"{script}.sh" for script in (step, "cluster", "run")]
     text = "\n".join(path.read_text() for path in scripts if path.exists())
     found = {key: int(value) for key, value in re.findall(r"^TRAINER_(NODES|GPUS)=(\d+)$", text, re.MULTILINE)}
-    return found["NODES"] * found["GPUS"]
+    launch = load_config(ROOT / "examples" / example.path).launch
+    return found["NODES"] * found["GPUS"] if found else launch.nodes * launch.ranks

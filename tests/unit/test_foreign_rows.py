@@ -66,9 +66,7 @@ READERS = {
     ),
     "corpus": Reader([{"text": text} for text in TEXTS], lambda path: list(read_texts(path)), TEXTS),
     "corpus in one unit": Reader([{"text": text} for text in TEXTS], lambda path: read_units(path, 10**6), TEXTS),
-    "corpus in small units": Reader(
-        [{"text": text} for text in TEXTS], lambda path: read_units(path, max(5, path.stat().st_size // 400)), TEXTS
-    ),
+    "corpus in small units": Reader([{"text": text} for text in TEXTS], lambda path: read_units(path, 20), TEXTS),
     "tokens": Reader(
         [{"id": "a", "tokens": [1, 2, 3], "prompt_length": 1}, {"id": "b", "tokens": [4, 5], "prompt_length": 1}],
         read_tokens,

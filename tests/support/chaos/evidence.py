@@ -17,7 +17,7 @@ from tests.support.journal_checks import assert_every_token_once, trained
 Durable = dict[tuple[int, int], bytes]
 """(group, rollout) → its tokens and log-probs that are on disk."""
 NOT_COMPARED = (
-    "seconds", "tokens_per_second", "rollout/total", "rollout/engine", "rollout/concurrency", "rollout/kv",
+    "seconds", "tokens_per_second", "flops_per_second", "mfu", "rollout/total", "rollout/engine", "rollout/concurrency", "rollout/kv",
     "rollout/waiting", "rollout/mixed", "writing/", "rollout/token_staleness", "length/waiting",
 )  # fmt: skip
 """Beginnings of metrics that tell of this process and its clock, not of what was trained."""
