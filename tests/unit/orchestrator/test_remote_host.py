@@ -60,13 +60,14 @@ class Tireless(Engine):
             await asyncio.sleep(0.001)
             if self.held or (not self.over and (self.after if self.new else self.sent) >= MOST):
                 continue
-            tokens = [0] if self.over else [ord("b" if self.new else "a")] * 4
+            over = self.over  # the test sets it at any time, also while a chunk is written
+            tokens = [0] if over else [ord("b" if self.new else "a")] * 4
             self.sent += len(tokens)
             self.after += len(tokens) * self.new
             choice = {"index": 0, "text": "", "token_ids": tokens, "logprobs": {"token_logprobs": [-1.0] * len(tokens)}}
-            chunk = {"choices": [choice | {"finish_reason": "stop" if self.over else None, "stop_reason": None}]}
+            chunk = {"choices": [choice | {"finish_reason": "stop" if over else None, "stop_reason": None}]}
             await response.write(b"data: " + web.json_response(chunk).body + b"\n\n")
-            if self.over:
+            if over:
                 return
 
 
