@@ -6,23 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_lwz.kernels import decode_attention
+from megatron_lwz.kernels import decode_attention, thin_product
 
-native = decode_attention._cpu
+native = thin_product._cpu
 built = pytest.mark.skipif(native is None, reason="the C++ kernels are not built")
 BF16 = 2**-8
 """Largest relative error of a number rounded to bf16."""
-
-
-@pytest.fixture(params=["avx2", "portable"])
-def _instructions(request, monkeypatch):
-    before = native.instructions()
-    try:
-        native.use_instructions(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield
-    native.use_instructions(before)
 
 
 def operands(lengths, heads, queries, width, dtype=torch.float32, scale=1.0):

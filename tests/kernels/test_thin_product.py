@@ -14,17 +14,6 @@ BF16 = 2**-8
 """Largest relative error of a number rounded to bf16."""
 
 
-@pytest.fixture(params=["avx2", "portable"])
-def _instructions(request, monkeypatch):
-    before = native.instructions()
-    try:
-        native.use_instructions(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield
-    native.use_instructions(before)
-
-
 def operands(rows, inputs, outputs, dtype=torch.float32):
     generator = torch.Generator().manual_seed(rows + inputs + outputs)
     x = torch.randn(rows, inputs, generator=generator)
