@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from megatron_lwz.decoding import NestedTooDeeply, decode_json, refuse_deep_json
 from megatron_lwz.errors import DataError, EnvironmentSetupError, refusal
 
 MAX_LINE_BYTES = 256 * 2**20
 """Longest line of a JSONL file. A longer one is almost always a file without line ends."""
 MAX_DOCUMENT_BYTES = 2 * 2**30
 """Largest file that is read as one JSON or text document. Larger data belongs in JSONL or Parquet."""
-MAX_DEPTH = 100
-"""Deepest nesting of JSON. It leaves room for all code that walks a value by recursion."""
 
 Unit = Literal["line", "row", "byte"]
 """What a row's number counts: lines of a JSON file, rows of a Parquet file, or the bytes before a line."""
@@ -41,7 +40,6 @@ _OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _PACKED = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
 _AGAIN = "it is damaged or cut off, copy it again"
 _CORRECT = "correct it"
-_DEEP = f"JSON is nested too deeply: at most {MAX_DEPTH} levels"
 _SPREAD = "one object over several lines: give one object per line, or an array"
 _HALF = "holds half a surrogate pair, which is no character: remove it"
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -117,12 +115,12 @@ def read_object(path: Path | str) -> dict[str, Any]:
 def parse_json(text: str, path: Path | str, *, line: int | None = None, unit: Unit = "line") -> Any:
     """Decodes JSON. Raises DataError: not JSON, nested too deeply, or half a surrogate pair in a string."""
     try:
-        value = json.loads(text)
+        value = decode_json(text)
     except json.JSONDecodeError as error:
         at = f"column {error.colno}" if line is not None else f"line {error.lineno}, column {error.colno}"
         raise DataError(path, f"not valid JSON ({error.msg}, {at}): {_CORRECT}", line=line, unit=unit) from error
-    except RecursionError as error:
-        raise DataError(path, _DEEP, line=line, unit=unit) from error
+    except NestedTooDeeply as error:
+        raise DataError(path, f"JSON is {error}", line=line, unit=unit) from error
     except ValueError as error:  # a number of more digits than Python converts
         raise DataError(path, f"not valid JSON {refusal(error, _CORRECT)}", line=line, unit=unit) from error
     if (fault := _fault(value, text, 0, len(text))) is not None:
@@ -282,13 +280,14 @@ def _array_rows(text: str, path: Path) -> Iterator[Row | DataError]:
 def _decode_element(text: str, at: int, path: Path, line: int) -> tuple[Any | DataError, int]:
     """Returns the value that begins at `at`, or the error of a broken string in it, and where the next mark stands."""
     try:
+        refuse_deep_json(text, at)
         value, end = json.JSONDecoder().raw_decode(text, at)
     except json.JSONDecodeError as error:
         raise DataError(
             path, f"not valid JSON ({error.msg}, column {error.colno}): {_CORRECT}", line=error.lineno
         ) from error
-    except RecursionError as error:
-        raise DataError(path, _DEEP, line=line) from error
+    except NestedTooDeeply as error:
+        raise DataError(path, f"JSON is {error}", line=line) from error
     except ValueError as error:
         raise DataError(path, f"not valid JSON {refusal(error, _CORRECT)}", line=line) from error
     if (fault := _fault(value, text, at, end)) is not None:
@@ -319,18 +318,8 @@ def _decode(data: bytes, path: Path, *, line: int | None = None, unit: Unit = "l
 
 def _fault(value: Any, text: str, start: int, end: int) -> str | None:
     """Returns why a value that text[start:end] decodes to is refused, else None. Looks only where the text gives cause."""
-    if text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH and _is_deep(value):
-        return _DEEP
     broken = _broken_string(value) if _ESCAPED_SURROGATE.search(text, start, end) else None
     return None if broken is None else f"{broken} {_HALF}"
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(MAX_DEPTH):
-        parts = (part for item in level for part in (item.values() if isinstance(item, dict) else item))
-        level = [part for part in parts if isinstance(part, (dict, list))]
-    return bool(level)
 
 
 def _broken_string(value: Any, where: str = "") -> str | None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from megatron_lwz.config.base import user_path
 from megatron_lwz.config.tree import Config
+from megatron_lwz.decoding import refuse_deep_yaml
 from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.reading import read_text
 from megatron_lwz.run_paths import RunPaths
@@ -64,6 +65,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         if not equals or not all(key.split(".")) or "." not in key:
             raise ConfigError(key, text, "an override reads section.key=value")
         try:
+            refuse_deep_yaml(text[len(key) + 1 :])
             merged = _merge(merged, OmegaConf.from_dotlist([text]))
         except UnicodeEncodeError as error:
             raise ConfigError(key, text, "is not UTF-8: use a UTF-8 locale, e.g. LC_ALL=C.UTF-8") from error
@@ -120,6 +122,7 @@ def _read_tree(file: Path, above: tuple[Path, ...] = ()) -> DictConfig:
     """Reads a file and the `base` files under it. `above`: the files whose `base` led here."""
     text = read_text(file)
     try:
+        refuse_deep_yaml(text)
         tree: Any = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
     except AssertionError:  # OmegaConf's own, for a file that is one number or date
         tree = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from megatron_lwz.decoding import decode_json
 from megatron_lwz.errors import EngineError, concealed
 from megatron_lwz.http.retry import Failure, RequestFailure, no_connection
 from megatron_lwz.http.session import HttpSession, is_address, quoted, read_bounded
@@ -27,7 +27,7 @@ LONGEST_WAIT = 120.0
 """Maximum wait in seconds that is granted to a server's Retry-After."""
 
 _MOST_TOKENS = 1 << 31
-_NOT_AS_AGREED = (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
+_NOT_AS_AGREED = (LookupError, TypeError, AttributeError, ValueError, OverflowError)
 """Exceptions that reading JSON of an unexpected shape can raise."""
 
 
@@ -139,7 +139,7 @@ class CompletionClient(HttpSession):
 
     def _read_whole(self, data: bytes) -> Completion:
         try:
-            answer = json.loads(data)
+            answer = decode_json(data)
             choice = answer["choices"][0]
             text, thinking = map(_clean, self._written(choice, "message"))
             tokens = _usage(answer)
@@ -161,7 +161,7 @@ class CompletionClient(HttpSession):
                 if done := event == "[DONE]":
                     break
                 try:
-                    part = json.loads(event)
+                    part = decode_json(event)
                     if "error" in part:
                         raise CompletionFailure(
                             self.url, f"failed while writing: {concealed(str(part['error'])):.300}", Failure.SERVER

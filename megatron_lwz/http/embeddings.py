@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
 
+from megatron_lwz.decoding import decode_json
 from megatron_lwz.http.completions import CONNECT_SECONDS, CompletionClient
 from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.http.session import read_bounded
@@ -32,8 +32,8 @@ class EmbeddingClient(CompletionClient):
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._translate(error) from error
         try:
-            return _read(json.loads(data), len(texts))
-        except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+            return _read(decode_json(data), len(texts))
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
             advice = f"answered what OpenAI's contract does not know ({error!r:.200})"
             raise RequestFailure(self.url, advice, Failure.CONTRACT) from error
 

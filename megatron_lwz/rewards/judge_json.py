@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_lwz.decoding import refuse_deep_json
+
 _LONGEST = 200_000
 """Maximum number of characters of a reply that are read, counted from its end."""
 _TRIES = 32
@@ -74,9 +76,10 @@ def as_score(value: Any, low: int, high: int) -> float | None:
 
 def _object_at(text: str, start: int) -> tuple[dict[str, Any] | None, int]:
     try:
+        refuse_deep_json(text, start)
         value, end = _DECODER.raw_decode(text, start)
         return value, end  # it starts with a brace, so it is an object
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
     reader = _Lenient(text, start)
     try:

@@ -6,7 +6,6 @@ A slow, wrong or silent server costs scores but does not stop the run: missing s
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 from collections import Counter
@@ -19,6 +18,7 @@ import aiohttp
 from megatron_lwz.config.sections import WritingReward
 from megatron_lwz.data.preferences.rendering import Rendering, Reply
 from megatron_lwz.data.text.grammar import parse_rollout
+from megatron_lwz.decoding import decode_json
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget, no_connection
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _MOST_BYTES = 32 << 20
 _LONGEST_WAIT = 30.0
-_NOT_AS_AGREED = (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
+_NOT_AS_AGREED = (LookupError, TypeError, AttributeError, ValueError, OverflowError)
 
 
 class WritingComponent(HttpSession, PerRollout):
@@ -124,14 +124,14 @@ class WritingComponent(HttpSession, PerRollout):
                     busy = response.status >= 500 or response.status in (408, 429)
                     kind = Failure.SERVER if busy else Failure.REFUSED
                     raise RequestFailure(self._url, f"answered {response.status}: {said}", kind)
-                return json.loads(data)
+                return decode_json(data)
         except RequestFailure:
             raise
         except TimeoutError as error:
             raise RequestFailure(self._url, f"no answer within {self._section.timeout:g} s", Failure.TIMEOUT) from error
         except (aiohttp.ClientError, OSError) as error:
             raise RequestFailure(self._url, no_connection(error), Failure.CONNECTION) from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise RequestFailure(self._url, f"answered no JSON ({error})", Failure.CONTRACT) from error
 
     def _read(self, answer: Any, count: int) -> _Answer:

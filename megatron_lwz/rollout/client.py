@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from megatron_lwz.decoding import decode_json
 from megatron_lwz.http.retry import Failure, RequestFailure, no_connection
 from megatron_lwz.http.session import HttpSession, quoted, read_bounded
 from megatron_lwz.http.sse import EventParser
@@ -256,8 +256,8 @@ class EngineClient(HttpSession):
         """Sends a control request. Returns the JSON object of the answer, {} if the answer is something else."""
         text = await self._text(method, path, body)
         try:
-            answer = json.loads(text)
-        except (ValueError, RecursionError):
+            answer = decode_json(text)
+        except ValueError:
             return {}
         return answer if isinstance(answer, dict) else {}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from megatron_lwz.decoding import decode_yaml
 from megatron_lwz.errors import DataError
 from megatron_lwz.metrics import Row, read_history
 from megatron_lwz.reading import read_text
@@ -53,8 +54,8 @@ class Run:
         if not self.paths.config.is_file():
             return {}
         try:
-            found = yaml.safe_load(read_text(self.paths.config))
-        except yaml.YAMLError as error:
+            found = decode_yaml(read_text(self.paths.config))
+        except (ValueError, yaml.YAMLError) as error:
             raise DataError(self.paths.config, f"is no YAML ({' '.join(str(error).split())[:200]})") from error
         return found if isinstance(found, dict) else {}
 

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from megatron_lwz.config.load import first_fault
 from megatron_lwz.config.sections import Fraction, Section
+from megatron_lwz.decoding import decode_yaml
 from megatron_lwz.errors import DataError
 from megatron_lwz.reading import files_below, read_text
 from megatron_lwz.run_paths import RunPaths
@@ -96,8 +97,8 @@ def read_spec(path: Path) -> CorpusSpec:
     """Reads the YAML file and makes its paths absolute. Raises DataError naming the key."""
     text = read_text(path)
     try:
-        tree = yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:  # a date or number that is none; too deep
+        tree = decode_yaml(text)
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: a date or number that is none; too deep
         raise DataError(path, f"cannot be read ({' '.join(str(error).split())}): correct it") from error
     try:
         spec = CorpusSpec.model_validate(tree)
