@@ -30,6 +30,9 @@ class Settled:
 class RangeRules:
     """Rules for ranges, in units of the length reward. `step`, `largest` and `widest` are the paper's (B).
 
+    `step` is the paper's for texts of thousands of words. Where it would move a bound by more than a quarter of that
+    bound ("80 to 120 words" would become [0, 200]), a tenth of it is used.
+
     `wide` decides what happens to a range wider than `widest`. The default keeps it, because the paper's own example
     [6000, 10000] is that wide.
     """
@@ -69,14 +72,11 @@ class RangeRules:
 
     def _round(self, lower: int, upper: int, firm: tuple[bool, bool]) -> tuple[int, int]:
         step = self.step
-        outside = lower // step * step, -(-upper // step) * step
-        inside = -(-lower // step) * step, upper // step * step
-        down, up = (inside if firm[0] else outside)[0], (inside if firm[1] else outside)[1]
-        if down == up and firm == (True, False):
-            up += step
-        if down == up and firm == (False, True):
-            down = max(down - step, 0)
-        return (down, up) if down < up else outside
+        down, up = _round_to(step, lower, upper, firm)
+        while step > 1 and (4 * abs(down - lower) > lower or 4 * abs(up - upper) > upper):
+            step = max(step // 10, 1)
+            down, up = _round_to(step, lower, upper, firm)
+        return down, up
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,14 @@ class TokenBudget:
         """Returns whether the shortest answer in range, in words or (Chinese) characters, leaves room for thinking."""
         rate = self.per_character if unit == "characters" else self.per_word
         return self.thinking + lower * rate <= self.new_tokens
+
+
+def _round_to(step: int, lower: int, upper: int, firm: tuple[bool, bool]) -> tuple[int, int]:
+    outside = lower // step * step, -(-upper // step) * step
+    inside = -(-lower // step) * step, upper // step * step
+    down, up = (inside if firm[0] else outside)[0], (inside if firm[1] else outside)[1]
+    if down == up and firm == (True, False):
+        up += step
+    if down == up and firm == (False, True):
+        down = max(down - step, 0)
+    return (down, up) if down < up else outside

@@ -17,7 +17,7 @@ from megatron_lwz.data.preparation.sources import NO_REQUEST, Source
 from megatron_lwz.data.text.length_request import LengthRequest, Unit, read_length
 from megatron_lwz.errors import DataError
 
-RULES_VERSION = "lwz-length-rules-2"
+RULES_VERSION = "lwz-length-rules-3"
 """Version of `read_length` and `RangeRules`, written to every row."""
 
 _CJK = re.compile(r"[\u3400-\u9fff]")
@@ -172,7 +172,7 @@ def _unfit_range(origin: str, settled: Settled | None, unit: Unit, settings: Set
     if settled.range is None:
         return f"{origin}: {settled.trouble}"
     if settled.range.upper < settings.shortest_answer:
-        return f"answer shorter than {settings.shortest_answer}"
+        return f"answer shorter than {settings.shortest_answer} (--shortest-answer)"
     if not settings.budget.fits(settled.range.lower, unit):
         return "longer than the token budget holds beside the thinking"
     return None

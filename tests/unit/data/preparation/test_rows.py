@@ -87,7 +87,7 @@ def test_everything_dropped_has_its_reason():
         "request longer than about 2048 tokens": 1,
         "longer than the token budget holds beside the thinking": 1,
         "rule: longer than the largest length": 1,
-        "answer shorter than 500": 1,
+        "answer shorter than 500 (--shortest-answer)": 1,
         "data set: [0, 0]: impossible or oversized": 1,
     }
     assert tally["note: a length in letters, which the reward does not count"] == 1
