@@ -6,6 +6,7 @@ import errno
 import re
 import unicodedata
 from pathlib import Path
+from traceback import walk_tb
 from typing import Literal
 
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
@@ -150,6 +151,34 @@ def refused_path(error: BaseException) -> FileSystemError | None:
     if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":
         return FileSystemError(f"{error.object}: no {error.encoding} name: use a UTF-8 locale, e.g. LC_ALL=C.UTF-8")
     return None
+
+
+_TRIED = re.compile(r"[Tt]ried to allocate ([\d.,]+ \w+)")
+
+
+class OutOfMemory(LwzError):
+    """A process has not the memory, of its GPU or of the machine, that an operation needs."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Returns whether an error says that there is no memory: torch's own for GPUs and CPUs, or Python's."""
+    of_torch = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    return of_torch or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+def out_of_memory(error: BaseException) -> OutOfMemory | None:
+    """Returns the one-line form of a lack of memory, with the place in our code; None for another error."""
+    if not lacks_memory(error):
+        return None
+    stack = [(frame.f_globals.get("__name__", ""), frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)]
+    ours = [place for place in stack if place[0].startswith("megatron_lwz.") and ".cli." not in place[0]]
+    where = f" in {'.'.join(ours[-1])}" if ours else ""
+    size = _TRIED.search(str(error))
+    asked = f" (tried to allocate {size[1]})" if size else ""
+    advice = "see 'Out of memory' in docs/troubleshooting.md; --traceback shows the whole message"
+    full = OutOfMemory(f"out of memory{where}{asked}: {advice}")
+    full.__cause__ = error
+    return full
 
 
 class EngineError(LwzError):

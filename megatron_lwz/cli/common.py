@@ -23,7 +23,7 @@ from megatron_lwz.cli import lifetime, option_types
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.config.base import user_path
 from megatron_lwz.distributed import environment, termination
-from megatron_lwz.errors import DataError, LwzError, Resumable, printable, refused_path
+from megatron_lwz.errors import DataError, LwzError, Resumable, out_of_memory, printable, refused_path
 from megatron_lwz.writing import write_text
 
 USER_ERROR = 2
@@ -53,7 +53,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
     75 after Resumable, which is printed but is no error; 0 where torchrun would start the run again.
 
-    An LwzError is printed as one line on stderr, once for all ranks. So is a path that the system refuses.
+    An LwzError is printed as one line on stderr, once for all ranks. So are a path that the system refuses and a lack of
+    memory.
     `--traceback` anywhere in `argv` shows the whole stack. After a signal `finally` blocks run, for at most 30 s. Then
     one line reports the signal, with `advice` on how to resume. Without `argv` the process must end with this status.
     """
@@ -85,8 +86,8 @@ def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None, advi
                 _report(error, verbose=verbose)
                 return USER_ERROR
             if not number:
-                if (refused := refused_path(error)) is not None:
-                    _report(refused.with_traceback(error.__traceback__), verbose=verbose)
+                if (plain := refused_path(error) or out_of_memory(error)) is not None:
+                    _report(plain.with_traceback(error.__traceback__), verbose=verbose)
                     return USER_ERROR
                 if (lost := _lost_peer(error)) is not None and not verbose:
                     _report(lost, verbose=False)

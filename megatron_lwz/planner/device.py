@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from megatron_lwz.config import Config, Stage
 from megatron_lwz.distributed import environment, exchange, launch, platform
-from megatron_lwz.errors import LwzError
+from megatron_lwz.errors import OutOfMemory, lacks_memory
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.planner.dry_run import INSTANTS, check, export_of, instants, longest_sequence, packs_at_once
 from megatron_lwz.planner.live_bytes import LiveBytes
@@ -27,10 +27,6 @@ from megatron_lwz.types import MicroBatch
 
 _SPREAD = 0.02
 """Standard deviation of the weights: finite values are all that a dummy step needs."""
-
-
-class OutOfMemory(LwzError):
-    """A rank has not the memory for the step."""
 
 
 @dataclass(frozen=True)
@@ -168,9 +164,10 @@ def _fill(policies: list[PolicyModel]) -> None:
 
 def _out_of_memory(error: BaseException, meter: Meter) -> str | None:
     """Returns the line about a lack of memory; None for another error."""
-    text = str(error)
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
+    if not lacks_memory(error):
         return None
     advice = "change parallel, training.recompute or training.tokens_per_micro_batch, or train on more GPUs"
     instant = next((name for name, phases in INSTANTS.items() if meter.phase in phases), meter.phase)
-    return f"--dry-run device: out of memory at the instant '{instant}': {advice} ({text.partition('. ')[0]:.200})"
+    return (
+        f"--dry-run device: out of memory at the instant '{instant}': {advice} ({str(error).partition('. ')[0]:.200})"
+    )

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from rich.table import Table
 
+from megatron_lwz.algorithms.grpo import k3
 from megatron_lwz.cli import common, main
 from megatron_lwz.errors import ConfigError, LwzError, Resumable
 from tests.support.waiting import PATIENCE
@@ -75,6 +77,25 @@ def test_a_bug_is_not_dressed_up_as_a_user_error():
         common.run(lambda _argv: 1 / 0, [])
     with pytest.raises(ConnectionRefusedError):
         common.run(_no_route, [])
+
+
+def test_a_lack_of_memory_is_one_line_that_says_where(capsys):
+    def of_torch(_argv):
+        k3(torch.zeros(1).expand(1 << 50))
+
+    def of_python(_argv):
+        raise MemoryError
+
+    for fails, said in (
+        (of_torch, "error: out of memory in megatron_lwz.algorithms.grpo.k3 (tried"),
+        (of_python, "error: out of memory: see"),
+    ):
+        assert common.run(fails, []) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(said) and "docs/troubleshooting.md" in line
+        assert ("(tried to allocate " in line) == (fails is of_torch)
+    assert common.run(of_torch, ["--traceback"]) == 2
+    assert "DefaultCPUAllocator" in capsys.readouterr().err
 
 
 def _full_disk(_argv):
