@@ -8,6 +8,8 @@ ENGINE := build/transformer_engine
 VENV312 := .venv-py312
 BIN312 := $(VENV312)/bin
 STAMP312 := $(VENV312)/.ready
+DOCS_VENV := .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.ready
 VLLM_VENV := .venv-vllm-cpu
 VLLM_STAMP := $(VLLM_VENV)/.ready
 GPU_BIN := $(or $(GPU_PYTHON),$(BIN)/python)
@@ -16,7 +18,7 @@ GPU_PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_6
 DEVICE ?= cuda
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-long test-browser test-stacks test-vllm fuzz check audit format gpu-check gpu-check-wheels bench clean
+.PHONY: setup demo test test-long test-browser test-stacks test-vllm fuzz check audit format docs gpu-check gpu-check-wheels bench clean
 
 setup: $(STAMP) $(ENGINE)
 
@@ -103,6 +105,17 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The documentation as a site in build/site, from an environment of its own; a warning is an error.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet --config-file tools/docs/mkdocs.yml
+	@echo "documentation: build/site/index.html"
+
+$(DOCS_STAMP): requirements/docs.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install --quiet --upgrade pip
+	$(DOCS_VENV)/bin/pip install --quiet --requirement requirements/docs.txt
+	touch $@
+
 # What a GPU machine needs is printed first; PART=numerics,step runs only these; DEVICE=cpu rehearses without a GPU.
 # A GPU machine often brings its own torch, Triton, numpy and pytest: `make gpu-check GPU_PYTHON=python3` uses them and
 # installs nothing. The other packages come as wheels in build/gpu-wheels (16 MB), from a machine with a network.
@@ -119,4 +132,4 @@ bench: $(STAMP)
 	$(BIN)/python tools/bench_kernels.py
 
 clean:
-	rm -rf $(VENV) $(VENV312) $(VLLM_VENV) runs build *.egg-info megatron_lwz/kernels/*.so .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV312) $(VLLM_VENV) $(DOCS_VENV) runs build *.egg-info megatron_lwz/kernels/*.so .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -97,14 +97,16 @@ class Timer:
     ['seconds/rollout']
     """
 
-    def __init__(self, spans: Recorder | None = None) -> None:
-        """`spans` records each time too."""
+    def __init__(self, spans: Recorder | None = None, begins: Callable[[str], None] | None = None) -> None:
+        """`spans` records each time too. `begins` is called with the name when a block begins."""
         self._seconds: Row = {}
         self._spans = spans or Recorder()
+        self._begins = begins or (lambda name: None)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Adds the time of the block, also when it raises."""
+        self._begins(name)
         started = time.perf_counter()
         try:
             with self._spans.span(PHASES, name):

@@ -10,10 +10,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -214,34 +213,6 @@ def progress_bar(on: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(*columns, *times, console=on, disable=not on.is_terminal)
-
-
-class StepProgress:
-    """Shows the progress of a run: a bar on a terminal, a plain line per step elsewhere, nothing on ranks above 0."""
-
-    def __init__(self, title: str, total: int, *, completed: int = 0) -> None:
-        self._console = console()
-        self._title, self._total = title, total
-        self._bar = progress_bar(self._console)
-        self._task = self._bar.add_task(title, total=total, completed=completed, note="")
-
-    def __call__(self, step: int, shown: Mapping[str, float]) -> None:
-        """Shows that `step` is done, with a few of its metrics."""
-        note = "  ".join(f"{name} {value:.3g}" for name, value in shown.items())
-        self._bar.update(self._task, completed=step, note=note)
-        if not self._console.is_terminal:
-            self._console.print(f"{self._title} {step}/{self._total}  {note}", markup=False)
-
-    def note(self, text: str) -> None:
-        """Shows what the step is waiting for, on a terminal only."""
-        self._bar.update(self._task, note=text)
-
-    def __enter__(self) -> StepProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
-        self._bar.stop()
 
 
 def start_log() -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from megatron_lwz.cli import common, train_options
+from megatron_lwz.cli.progress import RunProgress
 from megatron_lwz.distributed import launch
 from megatron_lwz.training.pretrain import pretrain
 
@@ -18,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
     config, profiler = start.config, start.profiler
     try:
         profiler.check(config.training.steps)
-        with profiler, common.StepProgress("pretrain", config.training.steps) as progress:
+        with profiler, RunProgress("pretrain", config.training.steps, config.logging.progress) as progress:
             pretrain(config, progress, profiler)
     finally:
         launch.shutdown()

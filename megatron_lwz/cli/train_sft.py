@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from megatron_lwz.cli import common, train_options
+from megatron_lwz.cli.progress import RunProgress
 from megatron_lwz.distributed import launch
 from megatron_lwz.training import sft
 
@@ -19,7 +20,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         config, source = sft.prepare(config)
         profiler.check(config.training.steps)
-        with profiler, common.StepProgress("sft", config.training.steps) as progress:
+        with profiler, RunProgress("sft", config.training.steps, config.logging.progress) as progress:
             sft.train(config, source, progress, profiler)
     finally:
         launch.shutdown()

@@ -168,11 +168,19 @@ class CheckpointSection(Section):
     )
 
 
+ProgressForm = Literal["auto", "live", "lines", "json"]
+"""How the console shows the progress of a run."""
+
+
 class LoggingSection(Section):
     """Logging and reports in addition to metrics.jsonl."""
 
     tensorboard: bool = Field(
         True, description="write the metrics for TensorBoard too, under tensorboard/ of the run folder"
+    )
+    progress: ProgressForm = Field(
+        "auto",
+        description="what the console shows meanwhile: live: a screen that is drawn again and again; lines: a line per step, and every 30 s; json: the same as JSON objects; auto: live on a terminal, else lines",
     )
     rollouts_in_report: int = Field(2, ge=0, description="number of rollouts shown in report.html")
     length_buckets: Annotated[tuple[int, ...], CommaList] = Field(

@@ -40,6 +40,10 @@ class Display(Protocol):
         """Shows that `step` updates are done."""
         ...
 
+    def phase(self, name: str) -> None:
+        """Shows what the present step does from now on."""
+        ...
+
     def waiting(self, progress: Progress) -> None:
         """Shows the progress while the trainer waits for rollouts."""
         ...
@@ -57,7 +61,7 @@ def train(config: Config, display: Display, profiler: Profiler) -> RunFolder:
         return run
     check_records(run)
     state, reference, guard = _load(config, run)
-    timer, throughput = Timer(profiler.spans), Throughput(config)
+    timer, throughput = Timer(profiler.spans, display.phase), Throughput(config)
 
     with (
         open_rollouts(config, run, state, display.waiting, deadline, profiler.spans) as rollouts,

@@ -26,6 +26,9 @@ class Silent:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Nothing."""
 
+    def phase(self, name: str) -> None:
+        """Nothing."""
+
     def waiting(self, progress: Progress) -> None:
         """Nothing."""
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from megatron_lwz.algorithms.grpo import k3
 from megatron_lwz.cli import common, main
+from megatron_lwz.cli.progress import RunProgress
 from megatron_lwz.errors import ConfigError, LwzError, Resumable
 from tests.support.waiting import PATIENCE
 
@@ -148,7 +149,7 @@ def _speak(_argv):
     table.add_row("→")
     common.console().print(table)
     print("plain →")
-    with common.StepProgress("写", 1) as progress:
+    with RunProgress("写", 1) as progress:
         progress(1, {"é": 0.5})
     raise common.UsageError("写 →")
 
@@ -283,18 +284,6 @@ def test_what_fails_after_a_signal_is_its_consequence_but_for_the_disk():
 def test_a_process_that_hears_no_signal_keeps_what_it_has_and_ends():
     status, said, error = signalled(IN_A_CALL_THAT_NO_SIGNAL_ENDS, signal.SIGTERM)
     assert (status, said, error) == (143, ["kept", "kept"], "stopped by SIGTERM: start it again\n")
-
-
-def test_progress_prints_plain_lines_on_rank_zero_only(monkeypatch, capsys):
-    def show():
-        with common.StepProgress("grpo", 2) as progress:
-            progress(1, {"reward": 0.25})
-            progress(2, {"reward": 0.5})
-        return capsys.readouterr().out
-
-    assert show() == "grpo 1/2  reward 0.25\ngrpo 2/2  reward 0.5\n"
-    monkeypatch.setenv("RANK", "1")
-    assert show() == ""
 
 
 def test_lwz_lists_its_commands_and_refuses_others(capsys):
