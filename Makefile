@@ -108,7 +108,7 @@ format: $(STAMP)
 # The documentation as a site in build/site, from an environment of its own; a warning is an error.
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet --config-file tools/docs/mkdocs.yml
-	@echo "documentation: build/site/index.html"
+	@echo "documentation: build/site/index.html; with its search: python3 -m http.server --bind 127.0.0.1 --directory build/site"
 
 $(DOCS_STAMP): requirements/docs.txt
 	$(PYTHON) -m venv $(DOCS_VENV)

@@ -135,9 +135,12 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_true_as_1(cls, given: Any, info: ValidationInfo) -> Any:
+    def _read_true(cls, given: Any, info: ValidationInfo) -> Any:
+        """Reads YAML's true as the word that was written, `on`, where it is one of the choices. It is no 1."""
         if isinstance(given, bool):
             annotation = cls.model_fields[str(info.field_name)].annotation
+            if (word := "on" if given else "off") in get_args(annotation):
+                return word
             if {int, float} & {annotation, *get_args(annotation)}:
                 raise ValueError(f"must be a number, not {str(given).lower()}")
         return given

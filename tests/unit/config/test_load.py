@@ -274,3 +274,10 @@ def test_reading_a_config_needs_no_torch():
     """`--help` and config errors should come at once; importing torch takes seconds."""
     code = "import sys, megatron_lwz.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("written", "read"), [("on", "on"), ("off", "off"), ("'on'", "on"), ("observe", "observe")])
+def test_words_that_yaml_takes_for_true_and_false_are_choices(tmp_path, written, read):
+    (tmp_path / "config.yaml").write_text(f"rollout: {{guard: {{mode: {written}}}}}\n", encoding="utf-8")
+    assert load_config(tmp_path / "config.yaml").rollout.guard.mode == read
+    assert load_config(None, [f"rollout.guard.mode={written}"]).rollout.guard.mode == read
