@@ -10,6 +10,7 @@ import gzip
 import importlib
 import json
 import re
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,9 +92,13 @@ def read_text(path: Path | str) -> str:
     """Returns the text of a UTF-8 file, without its byte order mark and with "\\n" as line end. Raises DataError."""
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+        status = path.stat()
+        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+            raise DataError(path, "is a device: name a file")
+        with path.open("rb") as file:
+            data = file.read(MAX_DOCUMENT_BYTES + 1) if status.st_size <= MAX_DOCUMENT_BYTES else b""
+        if status.st_size > MAX_DOCUMENT_BYTES or len(data) > MAX_DOCUMENT_BYTES:  # a pipe has no size
             raise DataError(path, f"is larger than {MAX_DOCUMENT_BYTES >> 30} GiB: split it, or give JSONL or Parquet")
-        data = path.read_bytes()
     except OSError as error:
         raise DataError(path, f"cannot be read {refusal(error, _AGAIN)}") from error
     return _decode(data, path).replace("\r\n", "\n").replace("\r", "\n")

@@ -73,8 +73,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             OmegaConfBaseException,
             yaml.YAMLError,
             RecursionError,
-            ValueError,
-        ) as error:  # ValueError: huge numbers
+            ValueError,  # huge numbers
+            LookupError,  # OmegaConf's own, for unbalanced brackets in a key
+        ) as error:
             raise ConfigError(key, f"{text:.200}", f"cannot be read as section.key=value ({_reason(error)})") from error
     try:
         plain = OmegaConf.to_container(merged, resolve=True)

@@ -182,5 +182,7 @@ def test_documents_lose_their_mark_and_name_their_fault(tmp_path: Path) -> None:
         read_object(path)
     with pytest.raises(DataError, match="cannot be read"):
         read_text(tmp_path)
+    with pytest.raises(DataError, match="/dev/zero: is a device: name a file"):
+        read_text("/dev/zero")  # it has no end
     with pytest.raises(DataError, match="nested too deeply"):
         parse_json("[" * 200_000, "reply")

@@ -15,9 +15,7 @@ def _wide(x: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Implements `LayerOps.rms_norm`."""
-    wide = _wide(x)
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return (wide * weight).to(x.dtype)
+    return _RmsNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normalised(x, weight, eps)[0]
 
 
 def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,6 +26,36 @@ def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
 def swiglu(x: Tensor) -> Tensor:
     """Implements `LayerOps.swiglu`."""
     return _SwiGlu.apply(x)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """Saves only its input and one number per row for backward. Autograd would keep three tensors of the input's size."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out, scale = _normalised(x, weight, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        gradient, wide = _wide(gradients[0]), _wide(weight)
+        normed = _wide(x) * scale
+        product = gradient * normed
+        weight_gradient = product.flatten(0, -2).sum(0)
+        shared = product.mul_(wide).mean(
+            -1, keepdim=True
+        )  # not by a product of matrices, whose rounding depends on the rows
+        x_gradient = (gradient * wide).addcmul_(normed, shared, value=-1).mul_(scale)
+        return x_gradient.to(x.dtype), weight_gradient.to(weight.dtype), None
+
+
+def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Returns the output, and the number [..., 1] that every row was multiplied by."""
+    wide = _wide(x)
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (wide * scale).mul_(weight).to(x.dtype), scale
 
 
 class _Rotate(torch.autograd.Function):
@@ -67,5 +95,9 @@ class _SwiGlu(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         gate, up = _wide(x).chunk(2, dim=-1)
         gradient = _wide(gradients[0])
-        through_gate = torch.ops.aten.silu_backward(gradient * up, gate)
-        return torch.cat((through_gate, F.silu(gate).mul_(gradient)), -1).to(x.dtype)
+        out = torch.empty(x.shape, dtype=gradient.dtype, device=x.device)
+        of_gate, of_up = out.chunk(2, dim=-1)  # both are computed in place: nothing of their size besides
+        torch.mul(gradient, up, out=of_gate)
+        torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
+        torch.ops.aten.silu.out(gate, out=of_up).mul_(gradient)
+        return out.to(x.dtype)

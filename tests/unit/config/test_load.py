@@ -281,3 +281,8 @@ def test_words_that_yaml_takes_for_true_and_false_are_choices(tmp_path, written,
     (tmp_path / "config.yaml").write_text(f"rollout: {{guard: {{mode: {written}}}}}\n", encoding="utf-8")
     assert load_config(tmp_path / "config.yaml").rollout.guard.mode == read
     assert load_config(None, [f"rollout.guard.mode={written}"]).rollout.guard.mode == read
+
+
+def test_unbalanced_brackets_in_a_key_are_an_error_of_the_override():
+    with pytest.raises(ConfigError, match="cannot be read as"):
+        load_config(None, [r"[[Y[[\ud800training.steps=3"])

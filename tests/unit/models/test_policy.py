@@ -73,7 +73,8 @@ def test_a_packed_document_equals_the_same_document_alone(policy: PolicyModel) -
     start = 0
     for length in LENGTHS:
         alone = policy(tokens[:, start : start + length], torch.arange(length)[None], None)
-        torch.testing.assert_close(alone[0], packed[0, start : start + length])
+        # torch's attention on AVX-512 approximates the exponential; a look into a neighbour would change 0.01 and more
+        torch.testing.assert_close(alone[0], packed[0, start : start + length], rtol=1e-4, atol=1e-4)
         start += length
 
 
