@@ -97,6 +97,9 @@ class _Silent:
     def step(self, step: int, metrics: Any) -> None:
         pass
 
+    def phase(self, name: str) -> None:
+        pass
+
     def waiting(self, progress: Any) -> None:
         pass
 

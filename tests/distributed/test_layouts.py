@@ -38,7 +38,7 @@ EXACT = [("untied", layout) for layout in (*TWO_RANKS, *FOUR_RANKS) if "bf16" no
     ("tied", layout) for layout in TIED
 ]
 MAX_LOGPROB_ERROR = 1e-4
-MAX_LOSS_ERROR = 1e-5
+MAX_LOSS_ERROR = 3e-5  # of the second step too: rounding, which AVX-512 does in another order, has moved the weights
 MAX_GRAD_NORM_ERROR = 5e-5
 
 Results = dict[int, list[dict[str, Any]]]
