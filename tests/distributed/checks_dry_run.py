@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
 from megatron_lwz.config import Stage, validate
 from megatron_lwz.distributed import environment, launch
 from megatron_lwz.planner.device import measure
@@ -23,9 +25,13 @@ def held(trees: dict[str, dict[str, Any]]) -> dict[str, dict[str, int]]:
 
 
 def measured(trees: dict[str, dict[str, Any]], stage: Stage) -> dict[str, dict[str, Any]]:
-    """Name → what this rank took for a step, as `--dry-run device` measures it: bytes of its state, and by instant."""
+    """Name → what this rank took for a step, as `--dry-run device` measures it: bytes of its state, and by instant.
+
+    With torch's plain attention, as in a plan in fp32: a CPU's fused one keeps other tensors for the backward pass.
+    """
     found = {}
     for name, tree in trees.items():
-        mine = measure(validate(tree), stage)[environment.rank()]
+        with sdpa_kernel(SDPBackend.MATH):
+            mine = measure(validate(tree), stage)[environment.rank()]
         found[name] = {"state": mine.state, "instants": mine.instants}
     return found

@@ -38,7 +38,7 @@ def tree(parallel: dict[str, Any] | None = None, *, recompute: str = "none", tie
         "parallel": (parallel or {}) | {"stall_minutes": 0},
         "data": {"instructions": ["unread.jsonl"]},
         "training": {
-            "precision": "fp32", "recompute": recompute, "tokens_per_micro_batch": 2048, "sequence_length": 32,
+            "precision": "fp32", "recompute": recompute, "tokens_per_micro_batch": 2048, "sequence_length": 128,
         },
     }  # fmt: skip
 
