@@ -106,10 +106,21 @@ class JournalReader:
         """Returns the order that `record_order` wrote for this step, None if there is none."""
         # not by name: in older journals the second column has another name, and the run may update the schema meanwhile
         rows = self._rows("SELECT * FROM trained WHERE step = ?", step)
-        return json.loads(rows[0][1]) if rows else None
+        if not rows:
+            return None
+        try:
+            found = json.loads(rows[0][1])
+        except (TypeError, ValueError, LookupError):
+            found = None
+        if not isinstance(found, list):
+            raise DataError(self._path, f"the journal is damaged: the groups of step {step} cannot be read")
+        return found
 
     def _rows(self, query: str, *values: object) -> list[Any]:
-        return list(self._read(row for row in self._db.execute(query, values)))
+        return list(self._read(self._found(query, values)))
+
+    def _found(self, query: str, values: tuple[object, ...]) -> Iterator[Any]:
+        yield from self._db.execute(query, values)  # not before the first row is asked for: `_read` sees its errors too
 
     def _read(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Yields the rows. Raises DataError for a file that is damaged."""

@@ -176,6 +176,26 @@ def test_a_damaged_row_is_one_line_for_readers(journal: Path) -> None:
         list(reader.groups())
 
 
+@pytest.mark.parametrize(
+    ("damage", "read"),
+    [
+        ("ALTER TABLE checkpoints RENAME COLUMN step TO stop", lambda reader: reader.checkpoints()),
+        ("DROP TABLE consumed", lambda reader: reader.consumed()),
+        ("ALTER TABLE finished RENAME COLUMN reason TO season", lambda reader: list(reader.groups())),
+        ("ALTER TABLE finished RENAME COLUMN reason TO season", lambda reader: list(reader.lengths())),
+        ("UPDATE trained SET micro_batches = '[[['", lambda reader: reader.trained_order(1)),
+        ("UPDATE trained SET micro_batches = 3", lambda reader: reader.trained_order(1)),
+    ],
+)
+def test_a_damaged_table_is_one_line_for_readers(journal: Path, damage: str, read) -> None:
+    with closing(sqlite3.connect(journal)) as db:
+        columns = [row[1] for row in db.execute("PRAGMA table_info(trained)")]
+        db.execute(damage.replace("micro_batches", columns[1]))
+        db.commit()
+    with JournalReader(journal) as reader, pytest.raises(DataError, match="the journal is damaged: "):
+        read(reader)
+
+
 def test_a_changed_token_of_a_group_that_waits_is_seen(journal: Path) -> None:
     with closing(sqlite3.connect(journal)) as db:
         db.execute("UPDATE deltas SET tokens = x'0300000002000000' WHERE group_id = 2 AND rollout = 0")
