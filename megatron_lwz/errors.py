@@ -17,6 +17,7 @@ _PASSWORD = re.compile(r"(?<=://)[^/?#@\s'\"]{1,200}@")
 """A user and password in an address."""
 
 
+_QUOTED = 300
 _SHORTEST_SECRET = 8
 """Shorter keys are words of other texts too."""
 _secrets: set[str] = set()
@@ -50,6 +51,15 @@ def _controls(char: str) -> bool:
     return unicodedata.category(char) in _UNPRINTABLE or char in _DIRECTIONS
 
 
+def quote(value: object) -> str:
+    """Returns a value for an error's line: at most 300 characters of it, also of one that Python does not print."""
+    try:
+        text = repr(value)
+    except ValueError:  # YAML reads whole numbers of any size, but in decimal Python prints 4,300 digits
+        return "(with a number of more than 4,300 digits)"
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
+
+
 class LwzError(Exception):
     """Base of every error that a user can fix. `cli` prints it as one line and exits with status 2.
 
@@ -76,7 +86,7 @@ class ConfigError(LwzError):
     """A config key has a value that cannot be used."""
 
     def __init__(self, key: str, value: object, advice: str) -> None:
-        super().__init__(f"config key '{key}' = {value!r}: {advice}")
+        super().__init__(f"config key '{key}' = {quote(value)}: {advice}")
         self.key = key
 
 

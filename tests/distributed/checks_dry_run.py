@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_lwz.config import Stage, validate
 from megatron_lwz.distributed import environment, launch
+from megatron_lwz.kernels.linear_logprob import products
 from megatron_lwz.planner.device import measure
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.state_bytes import state_bytes
@@ -27,8 +28,10 @@ def held(trees: dict[str, dict[str, Any]]) -> dict[str, dict[str, int]]:
 def measured(trees: dict[str, dict[str, Any]], stage: Stage) -> dict[str, dict[str, Any]]:
     """Name → what this rank took for a step, as `--dry-run device` measures it: bytes of its state, and by instant.
 
-    With torch's plain attention, as in a plan in fp32: a CPU's fused one keeps other tensors for the backward pass.
+    By operations that a plan in fp32 has too: torch's plain attention (a CPU's fused one keeps other tensors for the backward
+    pass), and products into the given output (oneDNN's, on some processors, make a tensor of that size besides).
     """
+    products.mkl_leaves_avx512 = lambda: False
     found = {}
     for name, tree in trees.items():
         with sdpa_kernel(SDPBackend.MATH):

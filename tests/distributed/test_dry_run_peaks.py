@@ -16,25 +16,19 @@ pytestmark = pytest.mark.long
 
 RANKS = 2
 WITHIN = 0.03
-FURTHER = {
-    "data 2, recompute full": 0.15,
-    "data 2, recompute selective": 0.08,
-    "tensor 2": 0.06,
-    "pipeline 2": 0.08,
-    "pipeline 2, tied": 0.08,
-    "pipeline 2, virtual 2": 0.08,
-}
-"""Layouts whose update takes more on a CPU than the plan says. Not explained yet; the plan is of a GPU's operations."""
+FURTHER = {"pipeline 2, virtual 2": 0.04}
+"""Layouts that are further off: the first stage of interleaved pipelines receives while it still sends."""
 ARCHITECTURE = {
     "num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 2048,
 }  # fmt: skip
 
 
-def tree(parallel: dict[str, Any] | None = None, *, recompute: str = "none", tied: bool = False) -> dict[str, Any]:
-    """Short segments: torch's attention of a CPU keeps what that of a GPU does not, more of it for longer ones."""
+def tree(
+    parallel: dict[str, Any] | None = None, *, recompute: str = "none", tied: bool = False, **architecture: int
+) -> dict[str, Any]:
     return {
-        "model": {"architecture": ARCHITECTURE | {"tie_word_embeddings": tied}, "vocab_padding": 8},
+        "model": {"architecture": ARCHITECTURE | {"tie_word_embeddings": tied} | architecture, "vocab_padding": 8},
         "parallel": (parallel or {}) | {"stall_minutes": 0},
         "data": {"instructions": ["unread.jsonl"]},
         "training": {
@@ -48,6 +42,10 @@ TREES = {
     "data 2, tied": tree(tied=True),
     "data 2, recompute full": tree(recompute="full"),
     "data 2, recompute selective": tree(recompute="selective"),
+    "data 2, two layers of width 64": tree(num_hidden_layers=2, hidden_size=64, intermediate_size=192),
+    "data 2, plain optimizer": tree({"distributed_optimizer": False}),
+    "tensor 2, recompute full": tree({"tensor": 2}, recompute="full"),
+    "context 2, tied, recompute selective": tree({"context": 2}, recompute="selective", tied=True),
     "tensor 2, sequence parallel": tree({"tensor": 2}),
     "tensor 2": tree({"tensor": 2, "sequence": False}),
     "context 2": tree({"context": 2}),

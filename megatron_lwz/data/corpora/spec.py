@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from megatron_lwz.config.load import first_fault
 from megatron_lwz.config.sections import Fraction, Section
 from megatron_lwz.decoding import decode_yaml
-from megatron_lwz.errors import DataError
+from megatron_lwz.errors import DataError, quote
 from megatron_lwz.reading import files_below, read_text
 from megatron_lwz.run_paths import RunPaths
 
@@ -104,7 +104,7 @@ def read_spec(path: Path) -> CorpusSpec:
         spec = CorpusSpec.model_validate(tree)
     except ValidationError as error:
         key, value, advice = first_fault(error, CorpusSpec)
-        raise DataError(path, f"{key or 'the file'} = {value!r:.200}: {advice}") from error
+        raise DataError(path, f"{key or 'the file'} = {quote(value)}: {advice}") from error
     folder = path.resolve().parent
     sources = [s.model_copy(update={"paths": tuple(str(folder / p) for p in s.paths)}) for s in spec.sources]
     return spec.model_copy(update={"tokenizer": str(folder / spec.tokenizer), "sources": tuple(sources)})

@@ -286,3 +286,12 @@ def test_words_that_yaml_takes_for_true_and_false_are_choices(tmp_path, written,
 def test_unbalanced_brackets_in_a_key_are_an_error_of_the_override():
     with pytest.raises(ConfigError, match="cannot be read as"):
         load_config(None, [r"[[Y[[\ud800training.steps=3"])
+
+
+def test_values_that_are_too_long_to_print_are_cut_or_named(tmp_path):
+    (tmp_path / "config.yaml").write_text(f"grpo: {{other: 0{'1' * 6000}}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"'grpo.other' = \(with a number of more than 4,300 digits\): unknown key"):
+        load_config(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError) as refused:
+        load_config(None, [f"grpo.other={'x' * 100_000}"])
+    assert len(str(refused.value)) < 1000 and "x…: unknown key" in str(refused.value)
