@@ -51,8 +51,9 @@ INTRO = """# Plans: which layout, does it fit, how long
 
 **Nothing here ran on a GPU.** Memory is rehearsed: the project's own code on fake GPUs ([planning.md](../planning.md)). Times are
 formulas with the assumptions that every `lwz plan` prints; they compare layouts and may be wrong by a factor of two. Each part says
-of which day and versions it is, and what it took: CPU seconds of all processes, and at most so much memory (the largest of the
-planner, plus twice the largest of its rehearsals, since the worker and its current case live at once).
+of which day and versions it is, and what it took: CPU seconds of all processes without the planner's own imports (some 5 s a
+command), and at most so much memory (the largest of the planner, plus twice the largest of its rehearsals, since the worker and its
+current case live at once).
 """
 
 
