@@ -77,14 +77,15 @@ def example_cases(examples: Iterable[Example] = EXAMPLES) -> list[Case]:
     found: dict[str, tuple[Case, list[str]]] = {}
     for example in examples:
         for case in example.cases():
-            found.setdefault(_what_it_does(case), (case, []))[1].append(example.path.rpartition("/")[2])
+            found.setdefault(what_it_does(case), (case, []))[1].append(example.path.rpartition("/")[2])
     return [
         replace(case, name=f"{case.name} (and {', '.join(others)})" if others else case.name)
         for case, (_, *others) in found.values()
     ]
 
 
-def _what_it_does(case: Case) -> str:
+def what_it_does(case: Case) -> str:
+    """Returns what tells two cases apart that differ in what a rank does."""
     tree = {name: case.config[name] for name in _SIZES if name in case.config}
     training = dict(tree["training"])
     training.pop("steps")

@@ -19,7 +19,7 @@ from megatron_lwz.planner.engines import Engines
 from megatron_lwz.planner.hardware import DEFAULT, gpus
 from megatron_lwz.planner.plan import GIB, Plan, Setting, make_plan
 from megatron_lwz.planner.rehearsals import Rehearsals
-from megatron_lwz.planner.search import search
+from megatron_lwz.planner.search import Learned, search
 
 KEEP, MOST = 3, 10
 """Layouts that fit to look for, and layouts to rehearse at most."""
@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> None:
     with Rehearsals(watch) as rehearsals:
         now = make_plan(config, trainers, setting, rehearsals)
         _show_now(config, now, trainers, setting, options)
-        found = [] if options.no_search else search(config, trainers, setting, rehearsals, keep=options.keep, most=MOST)
+        learned = Learned(rehearsals)
+        found = [] if options.no_search else search(config, trainers, setting, learned, keep=options.keep, most=MOST)
     _show_found(config, now, found, setting, options)
 
 
@@ -104,8 +105,7 @@ def _engines(engines: Engines, setting: Setting) -> str:
     place = "shared with the trainer" if engines.colocated or setting.embedded else "of their own"
     sizes = (engines.weights / GIB, max(0, engines.cache) / GIB)
     room = f"{sizes[0]:,.1f} GiB of weights and {sizes[1]:,.1f} GiB for keys and values per GPU"
-    rows = engines.at_once(setting.work.mean)
-    return f"engines: {engines.count} of {engines.tensor} GPUs {place}; {room}; {rows} rollouts of the mean length at once each"
+    return f"engines: {engines.count} of {engines.tensor} GPUs {place}; {room}; {setting.slots} rollouts at once each"
 
 
 def _memory(plan: Plan) -> Table:

@@ -32,12 +32,22 @@ def setting_of(config: Config, options: argparse.Namespace) -> tuple[int, Settin
             raise common.UsageError("--engine-gpus: with rollout.colocated the engines have all GPUs of the trainer")
         engines = engines_of(config, card, options.gpus, options.engine_tensor, mean)
         return options.gpus, Setting("grpo", card, work, engines)
-    given = options.gpus // 2 if options.engine_gpus is None else options.engine_gpus
+    given, tensor = _own_gpus(config, options)
     if not 0 < given < options.gpus:
         raise common.UsageError(f"--engine-gpus {given}: must leave GPUs of the {options.gpus} for engines and trainer")
-    return options.gpus - given, Setting(
-        "grpo", card, work, engines_of(config, card, given, options.engine_tensor, mean)
-    )
+    return options.gpus - given, Setting("grpo", card, work, engines_of(config, card, given, tensor, mean))
+
+
+def _own_gpus(config: Config, options: argparse.Namespace) -> tuple[int, int | None]:
+    """Returns the GPUs of all engines and of each (None: to be chosen): as asked, else as `launch` has them, else half.
+
+    `launch` counts where it describes a run of as many GPUs.
+    """
+    launch, engines = config.launch, config.launch.engines
+    described = max(1, engines.nodes) * engines.per_node * engines.gpus
+    if described and options.gpus == launch.nodes * launch.ranks + described and options.engine_gpus is None:
+        return described, options.engine_tensor or engines.gpus
+    return options.gpus // 2 if options.engine_gpus is None else options.engine_gpus, options.engine_tensor
 
 
 def watch(report: Report) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from megatron_lwz.cli import common
 from megatron_lwz.cli.plan_setting import setting_of, watch
 from megatron_lwz.config import Config
 from megatron_lwz.planner.plan import GIB, Plan, Setting
 from megatron_lwz.planner.rehearsals import Rehearsals
-from megatron_lwz.planner.search import search
+from megatron_lwz.planner.search import Learned, search
 
 _HEAD = (
     "GPUs", "train", "engines", "layout", "recompute", "tokens per pack", "peak GiB", "a step s", "rollout s", "steps h",
@@ -20,15 +20,20 @@ _HEAD = (
 
 def show_table(config: Config, options: argparse.Namespace, most: int) -> None:
     """Prints a row per number of GPUs, as soon as it is known."""
-    print_line = common.console().print
-    for line in (_HEAD, ("---",) * len(_HEAD)):
-        print_line(_row(line), markup=False)
     with Rehearsals(watch) as rehearsals:
-        for gpus in options.table:
-            options.gpus = gpus
-            trainers, setting = setting_of(config, options)
-            found = search(config, trainers, setting, rehearsals, keep=1, most=most)
-            print_line(_row(_cells(options, trainers, setting, found)), markup=False)
+        for line in rows(config, options, most, rehearsals):
+            common.console().print(line, markup=False)
+
+
+def rows(config: Config, options: argparse.Namespace, most: int, rehearsals: Rehearsals) -> Iterator[str]:
+    """Yields the lines of the table: two of its head, then one for each of `options.table`."""
+    yield from (_row(line) for line in (_HEAD, ("---",) * len(_HEAD)))
+    learned = Learned(rehearsals)
+    for gpus in options.table:
+        options.gpus = gpus
+        trainers, setting = setting_of(config, options)
+        found = search(config, trainers, setting, learned, keep=1, most=most)
+        yield _row(_cells(options, trainers, setting, found))
 
 
 def _cells(options: argparse.Namespace, trainers: int, setting: Setting, found: list[Plan]) -> Iterable[str]:

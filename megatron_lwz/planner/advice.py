@@ -74,9 +74,6 @@ def _waiting(plan: Plan, setting: Setting, config: Config) -> Sequence[str]:
         said.append(
             "Give engines more of the GPUs (--engine-gpus), or set rollout.max_staleness: 1, so that both work at once."
         )
-    if (room := engines.at_once(setting.work.mean)) < config.rollout.concurrency:
-        asked = config.rollout.concurrency
-        said.append(
-            f"An engine has room for {room} rollouts of the mean length at once, rollout.concurrency asks for {asked}."
-        )
+    if (room := setting.slots) < (asked := config.rollout.concurrency):
+        said.append(f"An engine has room for {room} rollouts at once, rollout.concurrency asks for {asked}.")
     return said

@@ -99,7 +99,7 @@ def check(config: Config, stage: Stage, world: int) -> None:
 def case_of(config: Config, stage: Stage, world: int, kind: RankKind) -> Case:
     """Returns the step with the most memory that the config allows: longest sequences, packs filled to the cap.
 
-    It has as many packs as the schedule holds at once. Further packs need no further memory.
+    It has as many packs as the schedule holds at once on this rank. Further packs need no further memory.
     """
     parallel = config.parallel
     size = f"recompute {config.training.recompute}, {config.training.tokens_per_micro_batch:,} tokens"
@@ -110,15 +110,20 @@ def case_of(config: Config, stage: Stage, world: int, kind: RankKind) -> Case:
         world=world,
         rank=kind.rank,
         sequence=longest_sequence(config, stage),
-        micro_batches=packs_at_once(config),
+        micro_batches=packs_at_once(config, kind.stage),
         fill=True,
         then=(export_of(config, stage),),
     )
 
 
-def packs_at_once(config: Config) -> int:
-    """Returns how many packs the pipeline's schedule holds at once."""
-    return config.parallel.pipeline * (2 if config.parallel.virtual_pipeline else 1)
+def packs_at_once(config: Config, stage: int = 0) -> int:
+    """Returns how many packs show the most memory of a pipeline stage: those that its schedule holds at once, and one more.
+
+    The one more arrives while another leaves. A step has as many packs as there are stages at least, so the first stage
+    holds no more. With virtual stages every rank gets as many as the first: that schedule takes only multiples of its stages.
+    """
+    pipeline = config.parallel.pipeline
+    return pipeline * 2 if config.parallel.virtual_pipeline else min(pipeline, pipeline - stage + 1)
 
 
 def export_of(config: Config, stage: Stage) -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from megatron_lwz.config import Architecture, Config
 from megatron_lwz.planner.assumptions import ASSUMED
 from megatron_lwz.planner.hardware import Gpu
 
-_POINTS = 64
+_POINTS = 128
 """Points at which the length of a decode step is computed."""
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""Multiples of it, without their whole parts, are spread evenly, and so is every stretch of them."""
 
 
 def parameters(arch: Architecture) -> int:
@@ -65,9 +71,17 @@ class Engines:
         """Tokens whose keys and values an engine holds at once."""
         return max(0, self.cache) * self.tensor // self.cache_per_token
 
-    def at_once(self, tokens: float) -> int:
-        """Returns the sequences of so many tokens that an engine writes at once, at most `rollout.concurrency`."""
-        return min(self.concurrency, int(self.cached_tokens / tokens))
+    def at_once(self, context: float) -> int:
+        """Returns the sequences that an engine writes at once, at most `rollout.concurrency`.
+
+        `context`: mean tokens of a sequence while it is written, prompt included. vLLM gives a sequence blocks as it
+        grows, so what it will once be long does not count.
+        """
+        return min(self.concurrency, int(self.cached_tokens / context))
+
+    def slots(self, mean: float, prompt: float) -> int:
+        """Returns the responses that an engine writes at once; their lengths are spread evenly up to twice the mean."""
+        return self.at_once(prompt + 2.0 * mean / 3.0)
 
     def step_seconds(self, rows: float, context: float) -> float:
         """Returns the time of one decode step with `rows` sequences of `context` tokens on one engine."""
@@ -80,20 +94,36 @@ class Engines:
     def seconds(self, sequences: int, mean: float, most: int, prompt: float) -> float:
         """Returns the time to write `sequences` responses, of which the longest has `most` tokens.
 
-        Lengths are spread evenly from 0 to twice the mean, cut at `most`. Sequences that do not fit at once come in
-        waves, and no sequence of the next wave takes a place that becomes free before: rather too long than too short.
+        Lengths are spread evenly from 0 to twice the mean, cut at `most`. A sequence for which there is no slot takes
+        the first one that becomes free, as in the simulation of a run (`planner/simulation`).
         """
-        slots = self.at_once(prompt + mean)
+        each = math.ceil(sequences / self.count)
+        lengths = np.clip(2.0 * mean * (np.arange(1, each + 1) * _GOLDEN % 1.0), 1.0, most)
+        slots = self.slots(mean, prompt)
         if slots < 1 or self.cached_tokens < self.longest:
             return math.inf
-        each = math.ceil(sequences / self.count)
-        waves = math.ceil(each / slots)
-        rows, step, total = each / waves, most / _POINTS, 0.0
-        for point in range(_POINTS):
-            position = (point + 0.5) * step
-            alive = max(1.0, rows * (1.0 - position / max(2.0 * mean, position + 1.0)))
-            total += step * self.step_seconds(alive, prompt + position)
-        return waves * total
+        begins = _begins(lengths, slots)
+        ends = begins + lengths
+        step, total = ends.max() / _POINTS, 0.0
+        for position in (np.arange(_POINTS) + 0.5) * step:
+            alive = (begins <= position) & (position < ends)
+            context = prompt + float((position - begins[alive]).mean()) if alive.any() else prompt
+            total += step * self.step_seconds(max(1.0, float(alive.sum())), context)
+        return float(total)
+
+
+def mean_context(lengths: npt.NDArray[np.float64]) -> float:
+    """Returns the mean tokens of a response before the one that is being written."""
+    return float((lengths**2).sum() / lengths.sum() / 2)
+
+
+def _begins(lengths: npt.NDArray[np.float64], slots: int) -> npt.NDArray[np.float64]:
+    """Returns the decode step at which each sequence gets one of the slots, in order."""
+    free, found = [0.0] * slots, np.zeros(len(lengths))
+    for index, length in enumerate(lengths.tolist()):
+        found[index] = free[0]
+        heapq.heapreplace(free, free[0] + length)
+    return found
 
 
 def engines_of(config: Config, card: Gpu, gpus: int, tensor: int | None, mean: float) -> Engines:

@@ -18,9 +18,9 @@ DEFAULT = "h100-80g"
 class Sources(Section):
     """Where the numbers come from."""
 
-    vendor: str = Field(description="the vendor's page or data sheet")
-    checked: tuple[str, ...] = Field(description="pages on which the numbers were read")
-    network: str = Field(description="a machine with such network adapters")
+    vendor: str = Field(description="the vendor's page or data sheet, which says them first")
+    read: dict[str, str] = Field(description="number → the page on which it was read")
+    not_checked: str = Field(description="what no page of the vendor confirmed")
 
 
 class Gpu(Section):

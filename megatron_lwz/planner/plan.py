@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from megatron_lwz.config import Config, Stage
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.planner.assumptions import ASSUMED
 from megatron_lwz.planner.dry_run import Memory, case_of, check, rank_kinds
-from megatron_lwz.planner.engines import Engines, parameters
+from megatron_lwz.planner.engines import Engines
 from megatron_lwz.planner.hardware import Gpu
 from megatron_lwz.planner.rehearsals import Rehearsals
 from megatron_lwz.planner.timing import Layout, Work, layout_of, seconds_of
+from megatron_lwz.planner.transfers import Route, of_transport
 
 GIB = 2**30
 
@@ -28,6 +29,12 @@ class Setting:
     """None: the stage has none."""
     embedded: bool = False
     """Whether the engine is a process on the first trainer GPU."""
+
+    @property
+    def slots(self) -> int:
+        """Rollouts that an engine writes at once; 0 without engines."""
+        prompt = ASSUMED.prompt_tokens.value
+        return self.engines.slots(self.work.mean - prompt, prompt) if self.engines else 0
 
 
 @dataclass(frozen=True)
@@ -73,22 +80,27 @@ class Plan:
         return step, step * self.config.training.steps / 3600
 
 
-def make_plan(config: Config, world: int, setting: Setting, rehearsals: Rehearsals) -> Plan:
-    """Rehearses every kind of rank of the layout. What the product refuses is the reason of the plan."""
+def make_plan(config: Config, world: int, setting: Setting, rehearsals: Rehearsals, *, to_the_end: bool = True) -> Plan:
+    """Rehearses every kind of rank of the layout. What the product refuses is the reason of the plan.
+
+    Not `to_the_end`: only until a rank does not fit.
+    """
     try:
         check(config, setting.stage, world)
     except ConfigError as error:
         return Plan(config, Layout(1, 1, 1, 1, 1), reason=str(error))
-    layout, ranks = layout_of(config, world), []
+    layout, ranks, instants = layout_of(config, world), list[Memory](), list[dict[str, int]]()
     for kind in rank_kinds(config, world):
         report = rehearsals.report(case_of(config, setting.stage, world, kind))
         if report.error is not None:
             return Plan(config, layout, reason=f"{kind}: {report.error}")
         ranks.append(Memory(kind, report))
-    instants = tuple(_with_engine(memory, config, setting) for memory in ranks)
+        instants.append(_with_engine(ranks[-1], config, setting))
+        if not to_the_end and max(instants[-1].values()) > setting.card.memory:
+            break
     seconds = _seconds(config, layout, setting, ranks)
-    plan = Plan(config, layout, tuple(ranks), instants, seconds)
-    return Plan(config, layout, tuple(ranks), instants, seconds, _reason(plan, setting))
+    plan = Plan(config, layout, tuple(ranks), tuple(instants), seconds)
+    return replace(plan, reason=_reason(plan, setting))
 
 
 def _with_engine(memory: Memory, config: Config, setting: Setting) -> dict[str, int]:
@@ -127,10 +139,9 @@ def _seconds(config: Config, layout: Layout, setting: Setting, ranks: list[Memor
         found["rollout"] = engines.seconds(work.sequences, work.mean - prompt, config.rollout.max_new_tokens, prompt)
     found |= seconds_of(config, layout, work, setting.card, [memory.report for memory in ranks])
     if engines is not None:
-        weights = 2 * parameters(engines.arch)
-        network = setting.card.network_gb_per_s * 1e9 * ASSUMED.network_share.value
-        disk = 2 * weights / ASSUMED.disk_bytes_per_second.value  # written, then read
-        found["weight sync"] = weights / network if config.weight_sync.transport == "nccl" else disk
+        bucket = config.weight_sync.bucket_mib * 2**20
+        route = Route(engines.arch, layout, engines.count, engines.tensor, setting.card, bucket)
+        found["weight sync"] = of_transport(route, config.weight_sync.transport).seconds
     return found
 
 

@@ -16,34 +16,58 @@ from megatron_lwz.planner.rehearsals import Rehearsals
 from megatron_lwz.planner.timing import Layout, layout_of, packs_per_rank, recomputed
 
 _RECOMPUTE = ("none", "selective", "full")
-_MARGIN = 1.15
-"""Predictions above so many times the card's memory are not rehearsed."""
+_MARGIN, _MARGIN_LARGER = 1.05, 1.2
+"""Predictions above so many times the card's memory are not rehearsed; the second for more tokens than were rehearsed: a
+part of the memory does not grow with them."""
 _PER_LAYER = 10
 """Gathers and scatters of a pack's hidden states per layer under tensor parallelism, forward and backward."""
 
 
-def search(config: Config, world: int, setting: Setting, rehearsals: Rehearsals, *, keep: int, most: int) -> list[Plan]:
+class Learned:
+    """What rehearsals have shown of activations. One serves the searches of a table, whose layouts recur."""
+
+    def __init__(self, rehearsals: Rehearsals) -> None:
+        self.rehearsals = rehearsals
+        self._known: dict[tuple[int, str], tuple[float, int]] = {}
+        """(tensor, recomputation) → tokens of a rank, and bytes above the state during the update."""
+
+    def above_state(self, config: Config, world: int, setting: Setting) -> tuple[float, float]:
+        """Returns bytes of activations and workspaces of the first stage, about, and the margin of this prediction.
+
+        It has some layers of several packs, which are as large as all layers of one: a layout without a pipeline tells
+        them. 0 bytes if its rehearsal fails.
+        """
+        key, tokens = (config.parallel.tensor, config.training.recompute), _tokens_per_rank(config)
+        if key not in self._known:
+            alone = _changed(config, (config.parallel.tensor, config.parallel.context, 1), key[1], None)
+            plan = make_plan(alone, world, setting, self.rehearsals)
+            above = [memory.instants["update"] - memory.state for memory in plan.ranks]
+            self._known[key] = (tokens, max(above, default=0))
+        known, above_state = self._known[key]
+        return above_state * tokens / known, _MARGIN if tokens <= known else _MARGIN_LARGER
+
+    def correct(self, plan: Plan, world: int) -> None:
+        """Takes what a rehearsed layout needed in place of what was known, so that similar ones are predicted better."""
+        if plan.ranks:
+            key = (plan.config.parallel.tensor, plan.config.training.recompute)
+            above = max(memory.instants["update"] for memory in plan.ranks) - least_state(plan.config, world)
+            self._known[key] = (_tokens_per_rank(plan.config), above)
+
+
+def search(config: Config, world: int, setting: Setting, learned: Learned, *, keep: int, most: int) -> list[Plan]:
     """Returns plans, rejected ones too, in the order of their estimated time, until `keep` fit or `most` are rehearsed.
 
     Candidates that are far from fitting are rejected without a rehearsal: by the formula of the state, or by the
-    activations of the config's own layout, scaled. What fits is always rehearsed.
+    activations of a layout with the same tensor parallelism, scaled. What fits is always rehearsed.
     """
     found: list[Plan] = []
     rehearsed = fitting = 0
-    activations = _activations(config, world, setting, rehearsals)
     for candidate in sorted(candidates(config, world, setting), key=lambda c: estimate(c, world, setting)):
-        state = least_state(candidate, world)
-        per_token = activations.get(candidate.training.recompute, 0.0)
-        predicted = state + int(per_token * _tokens_per_rank(candidate))
-        reason = None
-        if state > setting.card.memory:
-            reason = f"parameters, gradients and optimizer alone need {state / GIB:,.1f} GiB (formula)"
-        elif predicted > _MARGIN * setting.card.memory:
-            reason = f"needs some {predicted / GIB:,.0f} GiB (scaled from the config's own layout, not rehearsed)"
-        if reason is not None:
+        if (reason := _too_large(candidate, world, setting, learned)) is not None:
             found.append(Plan(candidate, layout_of(candidate, world), reason=reason))
             continue
-        found.append(make_plan(candidate, world, setting, rehearsals))
+        found.append(make_plan(candidate, world, setting, learned.rehearsals, to_the_end=False))
+        learned.correct(found[-1], world)
         rehearsed += 1
         fitting += found[-1].reason is None
         if fitting >= keep or rehearsed >= most:
@@ -51,16 +75,15 @@ def search(config: Config, world: int, setting: Setting, rehearsals: Rehearsals,
     return found
 
 
-def _activations(config: Config, world: int, setting: Setting, rehearsals: Rehearsals) -> dict[str, float]:
-    """Returns recomputation → bytes per token that a rank holds above its state in the config's own layout."""
-    found = {}
-    for recompute in _RECOMPUTE:
-        training = config.training.model_copy(update={"recompute": recompute})
-        plan = make_plan(config.model_copy(update={"training": training}), world, setting, rehearsals)
-        if plan.ranks:
-            above = max(memory.instants["update"] - memory.state for memory in plan.ranks)
-            found[recompute] = above / _tokens_per_rank(config)
-    return found
+def _too_large(config: Config, world: int, setting: Setting, learned: Learned) -> str | None:
+    """Returns why the layout is not worth a rehearsal."""
+    state, memory = least_state(config, world), setting.card.memory
+    if state > memory:
+        return f"parameters, gradients and optimizer alone need {state / GIB:,.1f} GiB (formula)"
+    above_state, margin = learned.above_state(config, world, setting)
+    if (predicted := state + above_state) > margin * memory:
+        return f"needs some {predicted / GIB:,.0f} GiB (scaled from a rehearsed layout, not rehearsed)"
+    return None
 
 
 def _tokens_per_rank(config: Config) -> float:
@@ -84,19 +107,24 @@ def candidates(config: Config, world: int, setting: Setting) -> Iterator[Config]
             yield _changed(config, (tensor, context, pipeline), recompute, cap)
 
 
-def _changed(config: Config, sizes: tuple[int, int, int], recompute: str, cap: int) -> Config:
+def _changed(config: Config, sizes: tuple[int, int, int], recompute: str, cap: int | None) -> Config:
     names = dict(zip(("tensor", "context", "pipeline"), sizes, strict=True))
     parallel = config.parallel.model_copy(update={**names, "virtual_pipeline": None})
-    training = config.training.model_copy(update={"recompute": recompute, "tokens_per_micro_batch": cap})
+    packs = cap or config.training.tokens_per_micro_batch
+    training = config.training.model_copy(update={"recompute": recompute, "tokens_per_micro_batch": packs})
     return config.model_copy(update={"parallel": parallel, "training": training})
 
 
 def least_state(config: Config, world: int) -> int:
-    """Returns bytes of parameters, gradients and optimizer of a rank, by the usual formula, without embeddings' imbalance."""
+    """Returns bytes of parameters, gradients and optimizer of a rank of the largest stage, by the usual formula."""
     layout, two = layout_of(config, world), 2 if config.training.precision == "bf16" else 4
     sharded = layout.data * layout.context if config.parallel.distributed_optimizer else 1
     each = two + 4 + (12 if two == 2 else 8) / sharded
-    return int(parameters(config.architecture()) / (layout.tensor * layout.pipeline) * each)
+    arch = config.architecture()
+    whole, table = parameters(arch), arch.vocab_size * arch.hidden_size
+    layers = whole - table * (1 if arch.tie_word_embeddings else 2)
+    held = whole if layout.pipeline == 1 else layers / layout.pipeline + table  # the first stage, or the last
+    return int(held / layout.tensor * each)
 
 
 def estimate(config: Config, world: int, setting: Setting) -> float:

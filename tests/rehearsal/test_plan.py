@@ -20,7 +20,7 @@ from megatron_lwz.planner.engines import Engines, engines_of
 from megatron_lwz.planner.hardware import Gpu, gpu
 from megatron_lwz.planner.plan import Setting, make_plan
 from megatron_lwz.planner.rehearsals import Rehearsals
-from megatron_lwz.planner.search import search
+from megatron_lwz.planner.search import Learned, least_state, search
 from megatron_lwz.planner.timing import Work
 from megatron_lwz.rehearsal import shim
 
@@ -86,17 +86,29 @@ def test_what_the_layout_cannot_split_is_the_reason(rehearsals: Rehearsals) -> N
 def test_the_search_ends_with_what_fits_and_rejects_with_reasons(rehearsals: Rehearsals) -> None:
     config, whole = grpo(), gpu("h100-80g")
     setting = Setting("grpo", whole, WORK)
-    found = search(config, 2, setting, rehearsals, keep=1, most=3)
+    found = search(config, 2, setting, Learned(rehearsals), keep=1, most=3)
     assert found[-1].reason is None and found[-1].ranks
     peak = found[-1].peak
     tiny = Setting("grpo", whole.model_copy(update={"memory_gb": 0.2 * peak / 1e9}), WORK)
-    rejected = search(config, 2, tiny, rehearsals, keep=1, most=2)
+    rejected = search(config, 2, tiny, Learned(rehearsals), keep=1, most=2)
     assert rejected and all(plan.reason for plan in rejected)
     now = make_plan(config, 2, tiny, rehearsals)
     assert now.reason is not None and "at the instant" in now.reason
     sentences = advice(now, None, tiny, config)
     assert sentences[0].startswith("The config does not fit") and "the largest part is" in sentences[1]
     assert advice(now, found[-1], tiny, config)[2].startswith("Use parallel.tensor=")
+
+
+def test_what_a_search_has_learned_spares_the_next_one_its_rehearsals(rehearsals: Rehearsals) -> None:
+    config, learned = grpo(), Learned(rehearsals)
+    roomy = Setting("grpo", gpu("h100-80g"), WORK)
+    now = make_plan(config, 2, roomy, rehearsals)
+    above_state, _ = learned.above_state(config, 2, roomy)
+    assert above_state == max(memory.instants["update"] - memory.state for memory in now.ranks)
+    room = int((least_state(config, 8) + above_state) / 1.2)  # too little for every recomputation's packs
+    tight = Setting("grpo", roomy.card.model_copy(update={"memory_gb": room / 1e9}), WORK)
+    reason = next(plan.reason for plan in search(config, 8, tight, learned, keep=1, most=1) if not plan.ranks)
+    assert reason is not None and "scaled from a rehearsed layout, not rehearsed" in reason
 
 
 def test_the_command_prints_memory_time_layouts_and_advice(

@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lwz.planner.engines import mean_context
+
 _SAMPLES = 1 << 15
 """Lengths that are drawn where a law's mean under the token limit has no short formula."""
 
@@ -100,8 +102,7 @@ class Drawn:
     @property
     def context(self) -> float:
         """Mean tokens before a token that is being written, prompt included."""
-        lengths = self.cut((np.arange(_SAMPLES) + 0.5) / _SAMPLES)
-        return float(self.prompt + (lengths**2).sum() / lengths.sum() / 2)
+        return self.prompt + mean_context(self.cut((np.arange(_SAMPLES) + 0.5) / _SAMPLES))
 
     def group(self, number: int) -> GroupTokens:
         """Returns the n-th group."""

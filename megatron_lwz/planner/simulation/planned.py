@@ -40,8 +40,8 @@ def planned(config: Config, trainers: int, setting: plan.Setting, lengths: Drawn
 
 def planned_engines(engines: PlannedEngines, lengths: Drawn) -> Engines:
     """Returns the planned engines, whose decode step is a straight line between one stream and all slots."""
-    slots = engines.at_once(lengths.prompt + lengths.mean)
-    if slots < 1:
+    slots = engines.at_once(lengths.context)
+    if slots < 1 or engines.cached_tokens < engines.longest:
         raise LwzError(f"an engine of {engines.tensor} GPUs has no room for a rollout: set --engine-tensor")
     alone, full = (engines.step_seconds(rows, lengths.context) for rows in (1, slots))
     per_stream = (full - alone) / (slots - 1) if slots > 1 else 0.0

@@ -12,8 +12,9 @@ def test_every_card_has_its_numbers_and_pages() -> None:
     assert {"a100-80g", "a800-80g", "h100-80g", "h200-141g", "h800-80g", "b200-180g"} == set(gpus())
     for name, card in gpus().items():
         assert int(name.rpartition("-")[2].rstrip("g")) == card.memory_gb
-        pages = (card.sources.vendor, card.sources.network, *card.sources.checked)
-        assert len(pages) > 2 and all(page.startswith("https://") for page in pages)
+        numbers = {"memory_gb", "bf16_tflops", "memory_gb_per_s", "nvlink_gb_per_s", "network_gb_per_s"}
+        assert numbers <= set(card.sources.read) <= numbers | {"device"} and card.sources.not_checked
+        assert all(page.startswith("https://") for page in (card.sources.vendor, *card.sources.read.values()))
 
 
 def test_export_cards_differ_from_the_others_in_their_links_alone() -> None:
