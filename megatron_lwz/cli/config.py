@@ -116,8 +116,8 @@ def _explain_setting(key: str, setting: Setting) -> None:
     _print_meaning(setting.meaning, 2)
     kind = " | ".join(setting.choices) or setting.kind
     rows = {"type": f"{kind}, {setting.bounds}" if setting.bounds else kind, "default": _default(setting.default)}
-    if (stages := readers(key)) != ALL:
-        rows["read by"] = ", ".join(stages)
+    if readers(key) != ALL:
+        rows["read by"] = ", ".join(readers(key))
     if (name := kept_key(key)) is not None:
         kept = KEPT[name]
         stages = "every stage" if kept.stages == ALL else ", ".join(kept.stages)
