@@ -129,7 +129,7 @@ gpu-check-wheels:
 
 bench: $(STAMP)
 	$(BIN)/python tools/bench_epilogues.py
-	$(BIN)/python tools/bench_kernels.py
+	$(BIN)/lwz bench-kernels
 
 clean:
 	rm -rf $(VENV) $(VENV312) $(VLLM_VENV) $(DOCS_VENV) runs build *.egg-info megatron_lwz/kernels/*.so .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

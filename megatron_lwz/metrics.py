@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from megatron_lwz.errors import DataError, refusal
 from megatron_lwz.profiling.spans import PHASES, Recorder
@@ -26,14 +26,31 @@ Row = dict[str, float]
 Item = TypeVar("Item")
 
 
+class Sink(Protocol):
+    """Gets every row that a MetricsWriter writes. Neither call raises or takes long."""
+
+    name: str
+    failures: int
+    """Number of rows, and of its other actions, that failed so far."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes a row of training step or evaluation `step`, in any order; a step that is repeated comes again."""
+        ...
+
+    def close(self, *, finished: bool) -> None:
+        """Ends it; `finished`: the run took all its steps. Further calls do nothing."""
+        ...
+
+
 class MetricsWriter:
     """Writes `metrics.jsonl`, one flat JSON object per training step, and `evaluation.jsonl`, one per evaluation.
 
     Only one process of a run may use it. A value that is not finite is written as null. A resumed run drops the rows of
-    the steps that it repeats.
+    the steps that it repeats. `sinks` get the rows too; the metrics `trackers/<name>_failures` count what failed there.
     """
 
-    def __init__(self, run_dir: Path | str, tensorboard: bool = True) -> None:
+    def __init__(self, run_dir: Path | str, tensorboard: bool = True, sinks: Sequence[Sink] = ()) -> None:
+        self._sinks = sinks
         self._paths = RunPaths(run_dir)
         self._paths.root.mkdir(parents=True, exist_ok=True)
         self._events = _EventFile(self._paths.tensorboard) if tensorboard else None
@@ -48,7 +65,8 @@ class MetricsWriter:
             self._keep(self._paths.evaluations, lambda row: row["step"] < step or row["step"] in self._evaluated)
             if self._events:
                 self._events.add_event(_restart(step))
-        self._append(self._paths.metrics, step, values)
+        failures = {f"trackers/{sink.name}_failures": float(sink.failures) for sink in self._sinks}
+        self._append(self._paths.metrics, step, {**values, **failures})
 
     def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the metrics of the held-out prompts after `step` updates (from 0). Replaces an earlier row of `step`.
@@ -64,13 +82,19 @@ class MetricsWriter:
         """Writes `summary.json`. `seconds` is the wall-clock time of this process."""
         if self._events:
             self._events.close()
-        write_json(self._paths.summary, summarize(read_history(self._paths.root)) | {"seconds": round(seconds, 3)})
+        for sink in self._sinks:
+            sink.close(finished=True)
+        failures = {"tracker_failures": {sink.name: sink.failures for sink in self._sinks}} if self._sinks else {}
+        summary = summarize(read_history(self._paths.root)) | {"seconds": round(seconds, 3)} | failures
+        write_json(self._paths.summary, summary)
 
     def _append(self, path: Path, step: int, values: Mapping[str, float]) -> None:
         with naming(path), path.open("ab") as stream:
             stream.write(_line({"step": step, **values}))
         if self._events:
             self._events.add_event(_scalars(step, values))
+        for sink in self._sinks:
+            sink.log(step, values)
 
     def _keep(self, path: Path, wanted: Callable[[Row], bool]) -> None:
         """Removes all rows that are not `wanted`, and a line that a kill truncated."""

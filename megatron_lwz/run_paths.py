@@ -14,7 +14,7 @@ STEPS = "step_" + 8 * "[0-9]"
 class RunPaths:
     """The paths of the run in the folder `root`. Creates no file."""
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str) -> None:  # noqa: PLR0915 (a list of names)
         self.root = root = Path(root)
         self.config = root / "config.yaml"
         """The resolved settings."""
@@ -29,6 +29,8 @@ class RunPaths:
         """One object per evaluation on held-out prompts."""
         self.summary = root / "summary.json"
         self.tensorboard = root / "tensorboard"
+        self.trackers = root / "trackers"
+        """What trackers keep of this run (`logging.wandb`, `.trackio`, `.mlflow`): its id in each, files written offline."""
         self.report = root / "report.html"
         self.notes = root / "notes.jsonl"
         """What a reader noted about rollouts (`lwz ui`)."""

@@ -4,7 +4,7 @@
 
 Both passes are bound by memory, so their ceiling is a copy of the tile, timed in the same run: `of copy` compares bytes
 per second. Implementations that cannot run on this machine are left out. `cuda` runs on a Hopper GPU after
-`python tools/build_cuda.py`. The implementations take turns. The fastest repeat counts.
+`lwz build-cuda`. The implementations take turns. The fastest repeat counts.
 """
 
 from __future__ import annotations

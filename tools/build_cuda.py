@@ -1,27 +1,12 @@
-"""Compiles the CUDA epilogue for Hopper (csrc/cuda) to a library beside the package: python tools/build_cuda.py [--nvcc PATH]."""
+#!/usr/bin/env python
+"""`lwz build-cuda`, for those who start this file: `python tools/build_cuda.py …` takes the same options."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
-from megatron_lwz.kernels.linear_logprob import cuda
-
-
-def main() -> int:
-    """Builds the library; prints its path, or why there is none."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nvcc", help="the compiler, if it is not on PATH ($CUDA_HOME/bin/nvcc)")
-    parser.add_argument("--library", type=Path, default=cuda.LIBRARY, help="file to write; default: beside the package")
-    options = parser.parse_args()
-    try:
-        print(cuda.build(nvcc=options.nvcc, library=options.library))
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
+from megatron_lwz.cli import common
+from megatron_lwz.cli.build_cuda import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(common.run(main))

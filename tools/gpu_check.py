@@ -50,7 +50,7 @@ class Part:
 
 
 PARTS = (
-    Part("build", 40, "nvcc compiles csrc/cuda"),
+    Part("build", 40, "nvcc compiles kernels/cuda"),
     Part("tests", 140, "tests/gpu"),
     Part("numerics", 60, "every kernel and a policy of two layers, against the CPU in fp32"),
     Part("ratios", 80, "time and memory beside bare matrix products, plain torch and other libraries"),

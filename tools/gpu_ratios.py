@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import bench_epilogues
-import bench_kernels
 import torch
-from bench_kernels import Figure, number
 from gpu_findings import Findings, Table, run_part
-from kernel_ways import Way, peers, standard
 
+from megatron_lwz.cli.bench_kernels import COLUMNS, number, rows_of
 from megatron_lwz.kernels import settings
+from megatron_lwz.kernels.bench.measure import Figure, make_inputs, measure
+from megatron_lwz.kernels.bench.ways import Way, peers, standard
 from megatron_lwz.kernels.settings import MIB
 
 Row = tuple[str, str, str, str]
@@ -80,8 +80,8 @@ def figures_of(
 ) -> list[Figure]:
     """Measures the ways on one shape."""
     settings.put(settings.Settings("torch", shape.workspace_mib * MIB, 0))
-    inputs = bench_kernels.make_inputs(shape.size, dtype, device)
-    figures = bench_kernels.measure(shape.size, ways, inputs, repeats)
+    inputs = make_inputs(shape.size, dtype, device)
+    figures = measure(shape.size, ways, inputs, repeats)
     if device.type == "cuda":
         del inputs
         torch.cuda.empty_cache()
@@ -91,7 +91,7 @@ def figures_of(
 def show(findings: Findings, shape: Shape, figures: list[Figure], *, measured: bool) -> None:
     """Adds both tables of a shape."""
     title = f"T x H x V = {shape.size} ({shape.policy})"
-    findings.add(Table(title, bench_kernels.COLUMNS, bench_kernels.rows_of(figures)))
+    findings.add(Table(title, COLUMNS, rows_of(figures)))
     rows = list(targets(shape, figures))
     if not measured:
         rows = [(*row[:3], "a rehearsal" if row[3] != "absent" else row[3]) for row in rows]

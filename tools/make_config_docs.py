@@ -16,7 +16,8 @@ HEAD = """# Configuration
 
 <!-- Written by tools/make_config_docs.py from megatron_lwz/config. Do not edit. -->
 
-One YAML file serves every stage; a stage reads the sections it needs. Precedence: the defaults below, then the file named by
+One YAML file serves every stage; a stage reads the sections it needs. What is set for other stages is named in one line when a
+run begins and by `lwz config show`, so that a setting in the wrong place is seen. Precedence: the defaults below, then the file named by
 a top-level `base:` (relative to the file), then the file itself, then `section.key=value` on the command line.
 `${config_dir}` is the folder of the YAML file. Unknown keys and wrong types are errors: one line, exit status 2.
 

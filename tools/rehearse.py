@@ -7,7 +7,7 @@
     python tools/rehearse.py --full --page docs/benchmarks/rehearsal.md        the page, and rehearsal.json beside it
     python tools/rehearse.py --only "grpo PP2"   cases whose name contains a text
 
-Needs a C++ compiler for the fake device (csrc/rehearsal), and for the engine `make build/transformer_engine`. Exit status
+Needs a C++ compiler for the fake device (rehearsal/fake_cuda.cpp), and for the engine `make build/transformer_engine`. Exit status
 1 if any case fails. What a rehearsal shows and what it does not is described in megatron_lwz/rehearsal.
 """
 

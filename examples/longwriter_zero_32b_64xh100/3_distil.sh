@@ -7,5 +7,5 @@
 # From the repository's root: sbatch examples/longwriter_zero_32b_64xh100/3_distil.sh
 # Submitted again, it goes on with what is not done. See docs/corpus.md.
 set -euo pipefail
-python tools/prepare_corpus.py examples/longwriter_zero_32b_64xh100/3_corpus.yaml --out corpora/longwriter_zero \
+lwz corpus examples/longwriter_zero_32b_64xh100/3_corpus.yaml --out corpora/longwriter_zero \
     --workers "${SLURM_CPUS_ON_NODE:-8}"

@@ -58,5 +58,5 @@ serve_engines() {
 # export_policy RUN: the newest checkpoint of a GRPO run as a Hugging Face folder, RUN/hf.
 export_policy() {
     srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" torchrun --nproc-per-node "$TRAINER_GPUS" \
-        tools/convert_hf.py export --checkpoint "$1" --out "$1/hf" --tensor "$TRAINER_GPUS"
+        -m megatron_lwz.cli.convert export --checkpoint "$1" --out "$1/hf" --tensor "$TRAINER_GPUS"
 }

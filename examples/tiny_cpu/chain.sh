@@ -43,7 +43,7 @@ sources:
   - {name: texts, paths: [data/corpus.jsonl]}
   - {name: thoughts, format: journal, paths: [2_base_think], weight: 0.01}
 CORPUS
-python tools/prepare_corpus.py "$RUNS/3_corpus.yaml" --out "$RUNS/corpus" --workers 2
+lwz corpus "$RUNS/3_corpus.yaml" --out "$RUNS/corpus" --workers 2
 
 echo "4. continual pretraining from the base model's checkpoint, context parallel 2"
 stage pretrain pretrain.yaml run.dir="$RUNS/4_pretrain" model.tokenizer="$RUNS/data" checkpoint.load="$RUNS/0_base" \

@@ -13,7 +13,7 @@ echo "demo: all outputs go to $RUNS"
 python tools/make_tiny_data.py --out "$RUNS/data"
 torchrun --nproc-per-node 2 -m megatron_lwz.cli.pretrain examples/tiny_cpu/pretrain.yaml \
     run.dir="$RUNS/pretrain" run.seed="$SEED" model.tokenizer="$RUNS/data" data.corpus="[$RUNS/data/corpus.jsonl]"
-python tools/make_preference_pairs.py --documents "$RUNS/data/good.jsonl" --out "$RUNS/pairs" --held-out 0.06
+lwz pairs --documents "$RUNS/data/good.jsonl" --out "$RUNS/pairs" --held-out 0.06
 torchrun --nproc-per-node 2 -m megatron_lwz.cli.train_reward_model examples/tiny_cpu/reward_model.yaml \
     run.dir="$RUNS/reward_model" run.seed="$SEED" model.hf="$RUNS/pretrain/hf" \
     reward_model.pairs="[$RUNS/pairs/train.jsonl]" reward_model.held_out="[$RUNS/pairs/held_out.jsonl]"

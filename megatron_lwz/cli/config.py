@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_lwz.cli import common
-from megatron_lwz.config import KEPT, Config, changes, kept_key, load_config
+from megatron_lwz.config import KEPT, Config, changes, kept_key, load_config, readers, unread
 from megatron_lwz.config.kept import ALL
 from megatron_lwz.config.load import as_yaml
 from megatron_lwz.config.reference import REQUIRED, Setting, Settings, all_sections, json_schema
@@ -25,6 +25,7 @@ def main(argv: Sequence[str]) -> None:
     show.add_argument("config", metavar="CONFIG", help="a YAML file, or a folder that holds config.yaml")
     show.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
     show.add_argument("--changed", action="store_true", help="only what differs from the defaults")
+    show.add_argument("--stage", choices=ALL, help="name only what this stage does not read; default: for every stage")
     diff = actions.add_parser("diff", help="the keys in which two configs differ")
     diff.add_argument("old", metavar="OLD", help="a YAML file, or a run folder")
     diff.add_argument("new", metavar="NEW", help="a YAML file, or a run folder")
@@ -41,6 +42,9 @@ def _show(asked: argparse.Namespace) -> None:
     if asked.changed:
         tree = _difference(Config().model_dump(mode="json"), tree)
     _print(as_yaml(tree).rstrip() if tree else "# nothing differs from the defaults")
+    for stage in (asked.stage,) if asked.stage else ALL:
+        if keys := unread(config, stage):
+            _print(f"# not read by stage {stage}: {', '.join(keys)}")
 
 
 def _difference(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +116,8 @@ def _explain_setting(key: str, setting: Setting) -> None:
     _print_meaning(setting.meaning, 2)
     kind = " | ".join(setting.choices) or setting.kind
     rows = {"type": f"{kind}, {setting.bounds}" if setting.bounds else kind, "default": _default(setting.default)}
+    if readers(key) != ALL:
+        rows["read by"] = ", ".join(readers(key))
     if (name := kept_key(key)) is not None:
         kept = KEPT[name]
         stages = "every stage" if kept.stages == ALL else ", ".join(kept.stages)

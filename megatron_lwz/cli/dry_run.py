@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from megatron_lwz.cli import common, lifetime, option_types
-from megatron_lwz.config import Config, Stage
+from megatron_lwz.config import Config, Stage, unread_note
 from megatron_lwz.distributed import environment
 
 
@@ -41,8 +41,9 @@ def done(config: Config, stage: Stage, options: argparse.Namespace) -> bool:
         return False
     if options.dry_run == "device":
         lifetime.import_command("megatron_lwz.cli.dry_run_device").run(config, stage)
-        return True
-    if environment.rank() == 0:
+    elif environment.rank() == 0:
         tables = lifetime.import_command("megatron_lwz.cli.dry_run_tables")
         tables.run(config, stage, options.gpus or environment.world_size(), options.gpu)
+    if (note := unread_note(config, stage)) is not None:
+        common.console(stderr=True).print(f"warning: {note}", markup=False)
     return True

@@ -17,6 +17,10 @@ COMMANDS = {
         "step time, idle time and staleness of a run, from numbers that are measured or planned",
     ),
     "launch": ("megatron_lwz.cli.launch", "write or submit what starts a run: torchrun, Slurm, Kubernetes, SkyPilot"),
+    "prompts": ("megatron_lwz.cli.prompts", "conversations with users → prompt rows with length ranges"),
+    "pairs": ("megatron_lwz.cli.pairs", "texts or human pairs → preference pairs for a reward model"),
+    "corpus": ("megatron_lwz.cli.corpus", "texts and journals → indexed datasets for pretraining"),
+    "convert": ("megatron_lwz.cli.convert", "Hugging Face folder ↔ checkpoint: import, export, verify"),
     "serve-engine": ("megatron_lwz.cli.serve_engine", "serve a policy over HTTP, with vLLM's routes"),
     "serve-reward": ("megatron_lwz.cli.serve_reward", "serve a reward model over HTTP"),
     "evaluate": ("megatron_lwz.cli.evaluate", "measure writing: without a judge, or on the public benchmarks"),
@@ -27,6 +31,8 @@ COMMANDS = {
     "report": ("megatron_lwz.cli.report", "write report.html of a run folder again"),
     "replay": ("megatron_lwz.cli.replay", "compute one step of a GRPO run again, from checkpoint and journal"),
     "rescore": ("megatron_lwz.cli.rescore", "stored rollouts under another reward config: what would change"),
+    "bench-kernels": ("megatron_lwz.cli.bench_kernels", "time, memory and error of the log-prob op on this machine"),
+    "build-cuda": ("megatron_lwz.cli.build_cuda", "compile the CUDA epilogue for Hopper, with nvcc"),
 }
 """Name → (module with `main(argv)`, description). A module is imported only when its command is called."""
 

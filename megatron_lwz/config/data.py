@@ -16,9 +16,7 @@ class DataSection(Section):
         None, description="file of prompt rows: JSON lines, a JSON array or Parquet (docs/recipe.md)"
     )
     held_out_prompts: UserPath | None = Field(None, description="file of prompt rows used only for evaluation")
-    corpus: Paths = Field(
-        (), description="pretraining: a manifest of tools/prepare_corpus.py, or files of rows with a `text` key"
-    )
+    corpus: Paths = Field((), description="pretraining: a manifest of `lwz corpus`, or files of rows with a `text` key")
     instructions: Paths = Field(
         (),
         description="SFT: files of messages, conversations, prompt + response, question + answer or instruction + output",

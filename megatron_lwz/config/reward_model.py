@@ -14,9 +14,7 @@ Template = Literal["markers", "chat"]
 class RewardModelSection(Section):
     """Training of a reward model on preference pairs (train_reward_model)."""
 
-    pairs: Paths = Field(
-        (), description="JSONL or Parquet files of pairs, from tools/make_preference_pairs.py or human annotation"
-    )
+    pairs: Paths = Field((), description="JSONL or Parquet files of pairs, from `lwz pairs` or human annotation")
     held_out: Paths = Field((), description="pairs used for evaluation only, in the same formats")
     epochs: float | None = Field(None, gt=0, description="passes over the pairs; replaces training.steps")
     margin: float = Field(

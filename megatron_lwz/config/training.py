@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, field_validator
 from megatron_lwz.config.base import CommaList, Fraction, Section, UserPath
 from megatron_lwz.config.kept import check_names
 from megatron_lwz.config.moment import check_moment
+from megatron_lwz.config.trackers import MlflowSection, TrackioSection, WandbSection
 
 
 class RunSection(Section):
@@ -187,3 +188,6 @@ class LoggingSection(Section):
         (),
         description="RL: edges of length buckets, in response tokens, for logging each bucket's share of the gradient; empty: quarters of rollout.max_new_tokens",
     )
+    wandb: WandbSection = WandbSection()
+    trackio: TrackioSection = TrackioSection()
+    mlflow: MlflowSection = MlflowSection()

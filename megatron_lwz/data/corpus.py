@@ -12,7 +12,7 @@ The order depends on the seed alone, never on the parallel layout. The position 
 far.
 
 `data.corpus` names files of rows, which rank 0 tokenises into a file of the run folder, or the manifest of a corpus that
-tools/prepare_corpus.py wrote: indexed datasets, blended by weight. Both kinds of file are memory-mapped, so that all
+`lwz corpus` wrote: indexed datasets, blended by weight. Both kinds of file are memory-mapped, so that all
 ranks of a machine share them.
 """
 
@@ -303,5 +303,5 @@ def read_texts(path: Path) -> Iterator[str]:
         if not isinstance(text, str):
             keys = ", ".join(row.value) or "nothing"
             advice = f"needs a string under the key 'text', the row has {keys:.200}"
-            raise row.error(f"{advice}; tools/prepare_corpus.py reads other keys")
+            raise row.error(f"{advice}; `lwz corpus` reads other keys")
         yield text

@@ -1,4 +1,4 @@
-"""manifest.json of a prepared corpus: `tools/prepare_corpus.py` writes it, pretraining reads it.
+"""manifest.json of a prepared corpus: `lwz corpus` writes it, pretraining reads it.
 
 The weights may be edited. A source's share of the trained predictions is its weight divided by the sum of all weights.
 """
@@ -102,7 +102,7 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(path, f"not a manifest of tools/prepare_corpus.py: {where}: {first['msg']}") from error
+        raise DataError(path, f"not a manifest of `lwz corpus`: {where}: {first['msg']}") from error
 
 
 def check_parts(folder: Path) -> int:

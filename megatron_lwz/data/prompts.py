@@ -14,7 +14,7 @@ from megatron_lwz.reading import Row, read_rows
 from megatron_lwz.types import LengthRange, Prompt
 
 _KNOWN = {"id", "prompt", "length", "language", "template"}
-PREPARE = "tools/prepare_prompts.py makes prompt rows from other files"
+PREPARE = "lwz prompts makes prompt rows from other files"
 
 
 def read_prompts(path: str | Path, *, maximum_length: int | None = None) -> list[Prompt]:

@@ -31,6 +31,7 @@ from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.start import check_grpo_start
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.throughput import Throughput
+from megatron_lwz.training.trackers import open_metrics
 
 
 class Display(Protocol):
@@ -68,7 +69,7 @@ def train(config: Config, display: Display, profiler: Profiler) -> RunFolder:
         CheckpointSaver(state, run.checkpoints, rollouts.checkpointed) as saver,
         profiler.recording(run, rollouts.record),
     ):
-        writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
+        writer = open_metrics(config) if groups.is_rank_zero() else None
         if state.step == 0:
             rollouts.evaluate()
 

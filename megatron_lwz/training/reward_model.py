@@ -142,7 +142,7 @@ def train(
 def check_reward_model(config: Config) -> None:
     """Checks the requirements of the stage beyond single fields. Raises ConfigError."""
     if not config.reward_model.pairs:
-        raise ConfigError("reward_model.pairs", [], "name files of preference pairs (tools/make_preference_pairs.py)")
+        raise ConfigError("reward_model.pairs", [], "name files of preference pairs (lwz pairs)")
     longest = config.training.sequence_length
     pair = pair_size((longest, longest), config)
     if config.training.tokens_per_micro_batch < pair:

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from megatron_lwz.config import Config, Stage, save_config
+from megatron_lwz.config import Config, Stage, save_config, unread_note
 from megatron_lwz.distributed import exchange, groups, launch
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.file_lock import FileLock, LockHeld, holder_of, lock_of
@@ -119,6 +119,8 @@ class RunFolder(RunPaths):
         if self.new_corpus.exists():
             shutil.rmtree(self.corpus, ignore_errors=True)
             self.new_corpus.rename(self.corpus)
+        if (note := unread_note(self._config, self._stage)) is not None:
+            log.warning("%s", note)
         number = append_attempt(self.attempts, step, about)
         save_config(self._config, self.config)
         self.summary.unlink(missing_ok=True)

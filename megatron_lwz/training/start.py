@@ -9,11 +9,13 @@ from megatron_lwz.data.start_check import check_corpus, check_rollouts, check_te
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.models.hf.target import EXPORT, check_target
 from megatron_lwz.run_paths import RunPaths
+from megatron_lwz.training.trackers import check_trackers
 
 
 def check_grpo_start(config: Config) -> None:
     """Checks the config of a GRPO run, and what it names. Raises LwzError."""
     config.check_grpo()
+    check_trackers(config)
     check_rollouts(config)
     versions = RunPaths(config.run.dir).weights
     for key, source in _sources(config).items():
@@ -24,6 +26,7 @@ def check_grpo_start(config: Config) -> None:
 
 def check_supervised_start(config: Config, *, corpus: bool = False) -> None:
     """Checks a run of SFT, a reward model or, with `corpus`, pretraining. Raises LwzError."""
+    check_trackers(config)
     (check_corpus if corpus else check_texts)(config)
     check_target(RunPaths(config.run.dir).hf, EXPORT, _sources(config).values())  # written at the end of the run
 

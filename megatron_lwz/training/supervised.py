@@ -36,6 +36,7 @@ from megatron_lwz.training.spikes import SpikeGuard
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import LossFn, StepResult, TokenLossFn, forward_metrics, train_step
 from megatron_lwz.training.throughput import FORWARD_BACKWARD, forward_flops, per_gpu
+from megatron_lwz.training.trackers import open_metrics
 from megatron_lwz.types import MicroBatch
 
 OnStep = Callable[[int, Mapping[str, float]], None]
@@ -97,7 +98,7 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep, pro
     cursor = cursor_of(position, run)
     run.begin(state.step)
     guard = SpikeGuard(config.training, run.skipped, position.get("guard"))
-    writer = MetricsWriter(run.root, config.logging.tensorboard) if groups.is_rank_zero() else None
+    writer = open_metrics(config) if groups.is_rank_zero() else None
     if state.step == 0:
         _evaluate(task, state, writer)
 

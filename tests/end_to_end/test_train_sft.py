@@ -61,8 +61,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(config: Path) -> Path:
     """An undisturbed run on two data-parallel ranks."""
     folder = config.parent / "whole"
-    done = run("train_sft", str(config), f"run.dir={folder}", ranks=2)
+    done = run("train_sft", str(config), f"run.dir={folder}", "grpo.group_size=4", ranks=2)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("stage sft does not read grpo.group_size: what is set there changes nothing") == 1
     assert (
         "24 conversations, 1 left out (1 longer than 40 tokens (training.sequence_length)), 0 truncated" in done.stdout
     )

@@ -312,7 +312,7 @@ def test_make_setup_has_built_it():
 def sources(tmp_path_factory):
     """What the build needs, and two modules: the whole package would only be copied."""
     folder = tmp_path_factory.mktemp("sources")
-    copied = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "tools/build_cuda.py"]
+    copied = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"]
     copied += ["megatron_lwz/__init__.py", "megatron_lwz/py.typed"]
     copied += ["megatron_lwz/kernels/__init__.py", "megatron_lwz/kernels/_cpu.pyi"]
     for name in copied:
@@ -347,8 +347,8 @@ def test_the_source_distribution_holds_all_sources_of_the_kernels(sources, tmp_p
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
     kernels = {file.relative_to(ROOT).as_posix() for file in (ROOT / "csrc").rglob("*") if file.is_file()}
-    assert {"csrc/cpu/rows.h", "csrc/cuda/row_passes.cuh"} <= kernels <= names
-    assert {"setup.py", "tools/build_cuda.py", "megatron_lwz/py.typed", "megatron_lwz/kernels/_cpu.pyi"} <= names
+    assert {"csrc/cpu/rows.h"} <= kernels <= names
+    assert {"setup.py", "megatron_lwz/py.typed", "megatron_lwz/kernels/_cpu.pyi"} <= names
 
 
 @needs_compiler

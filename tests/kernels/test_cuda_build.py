@@ -1,6 +1,6 @@
 """The CUDA epilogue without a GPU: its logic on a CPU against fp64, and what nvcc makes of it.
 
-`csrc/cuda/on_cpu.h` runs the same source thread by thread, with barriers and shuffles. That shows indices, barriers
+`kernels/cuda/on_cpu.h` runs the same source thread by thread, with barriers and shuffles. That shows indices, barriers
 and formulas right; the GPU's own arithmetic, memory and speed are for tests/gpu.
 """
 

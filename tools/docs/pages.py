@@ -22,6 +22,7 @@ OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "examples/README.md": "examples.md",
     "csrc/README.md": "csrc.md",
+    "megatron_lwz/kernels/cuda/README.md": "cuda.md",
 }
 """Page in the repository → its place in the site."""
 COPIES = "files/"

@@ -1,4 +1,4 @@
-"""The YAML file that tools/prepare_corpus.py reads: what a corpus is made of. Field descriptions are its reference."""
+"""The YAML file that `lwz corpus` reads: what a corpus is made of. Field descriptions are its reference."""
 
 from __future__ import annotations
 

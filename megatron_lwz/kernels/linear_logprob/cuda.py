@@ -1,4 +1,4 @@
-"""The epilogue in CUDA C++ for Hopper (`csrc/cuda`), through a plain C ABI: needs no headers of torch to build.
+"""The epilogue in CUDA C++ for Hopper (`kernels/cuda`), through a plain C ABI: needs no headers of torch to build.
 
 On an H200 it takes as long as the Triton kernels (docs/benchmarks/gpu_check.md). `auto` never picks it; `kernels.backend: cuda` does.
 """
@@ -19,7 +19,7 @@ from megatron_lwz.kernels.linear_logprob.plain import TorchEpilogue
 
 _KERNELS = Path(__file__).resolve().parents[1]
 LIBRARY = _KERNELS / "_cuda_sm90.so"
-SOURCES = _KERNELS.parents[1] / "csrc" / "cuda"
+SOURCES = _KERNELS / "cuda"
 MAIN = "row_epilogue_sm90.cu"
 FLAGS = ("-arch=sm_90a", "-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC")
 """No --use_fast_math: e^x, the one hot function, is approximate by name; all else is IEEE arithmetic."""
@@ -34,9 +34,9 @@ def available() -> str | None:
     if (found := torch.cuda.get_device_capability()) != _HOPPER:
         return f"it is for Hopper (sm_90), this GPU is sm_{found[0]}{found[1]}"
     if not LIBRARY.exists():
-        return "it is not built: python tools/build_cuda.py"
+        return "it is not built: lwz build-cuda"
     if any(source.stat().st_mtime > LIBRARY.stat().st_mtime for source in SOURCES.glob("*.cu*")):
-        return "its sources are newer than what is built: python tools/build_cuda.py"
+        return "its sources are newer than what is built: lwz build-cuda"
     return None
 
 

@@ -1,6 +1,6 @@
 """The exact output of the model in a Hugging Face folder: Qwen2's forward pass in fp64, one weight matrix at a time.
 
-It is the reference of `tools/convert_hf.py verify`. transformers' model cannot be the reference: in fp64 too, its RMSNorm
+It is the reference of `lwz convert verify`. transformers' model cannot be the reference: in fp64 too, its RMSNorm
 and its rotary embedding compute in fp32. Shape legend: T tokens of all texts, n tokens of one text, H hidden, A attention
 heads, G key-value heads, D head dimension, V vocabulary.
 """

@@ -241,7 +241,7 @@ CORPORA = (
         f"pretrain {_RUN} training.sequence_length=64 data.corpus={{}}/manifest.json",
         "{}/manifest.json",
         "format",
-        "not a manifest of tools/prepare_corpus.py",
+        "not a manifest of `lwz corpus`",
         put("manifest.json", b'{"format": "other"}'),
     ),
 )

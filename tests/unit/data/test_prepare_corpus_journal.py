@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
 import pytest
 import yaml
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+from megatron_lwz.cli.corpus import distil
 from megatron_lwz.data.corpora.prepare import prepare
 from megatron_lwz.data.corpora.spec import read_spec
 from megatron_lwz.data.tokenizer import Tokenizer
@@ -16,8 +16,6 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.types import ComponentScore, FinishReason, Prompt, TokenDelta, WeightVersion
-
-TOOL = Path(__file__).parents[3] / "tools" / "prepare_corpus.py"
 
 
 def response(word: str) -> str:
@@ -82,7 +80,6 @@ def distilled(folder: Path, name: str, **choice) -> list[str]:
     source = {"name": "thoughts", "format": "journal", "paths": ["run"], "journal": choice, "weight": 0.01}
     tree = {"tokenizer": "tokenizer", "validation": 0, "duplicates": {"near": False}, "sources": [source]}
     spec.write_text(yaml.safe_dump(tree))
-    distil = runpy.run_path(str(TOOL))["distil"]
     prepare(read_spec(spec), folder / name, workers=1, unit_bytes=100, distil=distil, say=lambda _line: None)
     data, tokenizer = IndexedDataset(str(folder / name / "thoughts_train")), Tokenizer(folder / "tokenizer")
     texts = [data[i].tolist() for i in range(len(data))]
@@ -113,5 +110,4 @@ def test_a_journal_without_a_usable_rollout_is_not_a_slice(run_folder: Path) -> 
         spec = run_folder / "absent.yaml"
         source = {"name": "t", "format": "journal", "paths": ["run2"]}
         spec.write_text(yaml.safe_dump({"tokenizer": "tokenizer", "sources": [source]}))
-        distil = runpy.run_path(str(TOOL))["distil"]
         prepare(read_spec(spec), run_folder / "x", workers=1, unit_bytes=9, distil=distil, say=lambda _line: None)

@@ -1,4 +1,4 @@
-"""The ways of computing a log-prob under a large vocabulary that `bench_kernels.py` compares.
+"""The ways of computing a log-prob under a large vocabulary that `lwz bench-kernels` compares.
 
 They are ours, plain torch, the bare matrix products that every way needs, and those of other libraries where they are
 installed (Liger-Kernel, cut-cross-entropy, TRL, verl, and torch's own linear_cross_entropy).
@@ -7,6 +7,7 @@ installed (Liger-Kernel, cut-cross-entropy, TRL, verl, and torch's own linear_cr
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from megatron_lwz.kernels import dispatch, settings
 from megatron_lwz.kernels.linear_logprob import AutogradTokenLoss, linear_logprob, linear_loss
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,12 +123,12 @@ def peers() -> Iterator[Way]:
         yield of_logprob("torch linear_cross_entropy", _torch)
     for package, ways in (("cut_cross_entropy", _cce), ("liger_kernel", _liger), ("trl", _trl), ("verl", _verl)):
         if importlib.util.find_spec(package) is None:
-            print(f"{package} left out: not installed")
+            log.warning("%s left out: not installed", package)
             continue
         try:
             yield from list(ways())
         except ImportError as error:
-            print(f"{package} left out: {error}")
+            log.warning("%s left out: %s", package, error)
 
 
 def _torch(inputs: Inputs) -> Tensor:
