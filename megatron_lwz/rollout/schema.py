@@ -16,17 +16,29 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.types import LengthRange, Prompt
 
 APPLICATION_ID = 0x4C575A4A
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 FILE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 """What reading a damaged file raises. The second: SQLite's own message quotes bytes that are no text."""
+_FIRST_SUMS = 4
 OLDEST_VERSION = 1
 """Oldest supported version. Journals from it on can be read as they are. A journal becomes SCHEMA_VERSION when it is
 next opened for writing.
 
 Version 1 lacks the tables of ADDITIONS. In versions 1 and 2, `trained.group_ids` was named `micro_batches`. Up to version
-3 rows have no `sum`.
+3 rows have no `sum`. Up to version 4 there is no table `advantages`.
 """
-SUMMED = ("groups", "deltas", "finished", "scores", "consumed", "dropped", "trained", "excluded", "alarms")
+SUMMED = (
+    "groups",
+    "deltas",
+    "finished",
+    "scores",
+    "consumed",
+    "dropped",
+    "trained",
+    "excluded",
+    "alarms",
+    "advantages",
+)
 """Tables whose last column `sum` is the row_sum of the others (NULL in rows of older versions)."""
 
 TABLES = """
@@ -75,6 +87,12 @@ CREATE TABLE IF NOT EXISTS alarms (  -- where rules of the stream guard held, of
     scores TEXT NOT NULL,          -- component → the score that it was given, JSON
     PRIMARY KEY (group_id, rollout, position, rule)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS advantages (  -- of groups that were trained on
+    group_id INTEGER NOT NULL, rollout INTEGER NOT NULL,
+    value REAL,                    -- what every token of the rollout was weighed with
+    parts TEXT NOT NULL,           -- component → what it adds to the value, JSON
+    PRIMARY KEY (group_id, rollout)
+) WITHOUT ROWID;
 """
 """Tables that a journal of an older version may lack until it is next opened for writing."""
 
@@ -102,7 +120,8 @@ def update_schema(db: sqlite3.Connection) -> None:
         changes = f"PRAGMA application_id = {APPLICATION_ID};{TABLES}"
     elif version < 3:
         changes = "ALTER TABLE trained RENAME COLUMN micro_batches TO group_ids;"
-    sums = "".join(f"ALTER TABLE {table} ADD COLUMN sum INTEGER;" for table in SUMMED)
+    without = SUMMED if version < _FIRST_SUMS else ("advantages",)
+    sums = "".join(f"ALTER TABLE {table} ADD COLUMN sum INTEGER;" for table in without)
     db.executescript(f"BEGIN IMMEDIATE;{changes}{ADDITIONS}{sums}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
 

@@ -131,8 +131,15 @@ def test_bands_are_drawn_at_the_tokens_and_only_near_the_screen(open_page):
     page.keyboard.press("n")
     until(page, "CSS.highlights.get('mark').size > 0")
     assert "#o" in page.url
-    page.keyboard.press("b")
-    until(page, "document.body.dataset.band === 'version'")
+    for name, legend in (
+        ("entropy", "from 2"),
+        ("mismatch", "from 0.5"),
+        ("advantage", "+1.00"),
+        ("version", "step 0"),
+    ):
+        page.keyboard.press("b")
+        until(page, "(name) => document.body.dataset.band === name", name)
+        assert legend in page.locator("#legend").text_content()
     assert "step 0" in page.locator("#legend").text_content()
     page.keyboard.press("b")
     until(page, "document.body.dataset.band === 'repetition'")

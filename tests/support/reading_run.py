@@ -7,10 +7,14 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
+
 from megatron_lwz.config import save_config, validate
 from megatron_lwz.metrics import MetricsWriter
+from megatron_lwz.rollout import token_values
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import Alarm, ComponentScore, FinishReason, LengthRange, Prompt, TokenDelta, WeightVersion
 
 HOSTILE = (
@@ -145,8 +149,12 @@ class ReadingRun:
         step: int,
         reason: FinishReason = FinishReason.STOP,
         consume: bool = True,
+        values: bool = True,
     ) -> int:
-        """Writes a group with these responses; the second half of each by later weights."""
+        """Writes a group with these responses; the second half of each by later weights.
+
+        `values`: the trainer left values per token, if a step consumed the group.
+        """
         group, self.groups = self.groups, self.groups + 1
         drafts = []
         rng = random.Random(group)
@@ -179,8 +187,20 @@ class ReadingRun:
         self.journal.score(group, scores)
         if consume:
             self.journal.consume([group], step)
+            sides = [1.0 if index % 2 == 0 else -0.5 for index in range(len(texts))]
+            self.journal.note_advantages(group, [(side, {"length": side / 2, "writing": side / 2}) for side in sides])
+            if values:
+                self._write_values(group, step, drafts, rng)
         self.journal.commit()
         return group
+
+    def _write_values(self, group: int, step: int, drafts: list[Draft], rng: random.Random) -> None:
+        counts = [len(self.tokenizer.encode(draft.text).ids) for draft in drafts]
+        segments = np.array([(group, index, 2, count) for index, count in enumerate(counts)])  # prompts have 2 tokens
+        entropy = np.array([rng.expovariate(1.0) for _ in range(sum(counts))], np.float32)
+        apart = np.array([rng.gauss(0, 0.05) for _ in range(sum(counts))], np.float32)
+        folder = RunPaths(self.root).token_values_of(step)
+        token_values.write(token_values.file_of(folder, group), segments, entropy, apart)
 
     def add_step(self, step: int, **changes: float) -> None:
         """Writes the metrics of a step; `changes` win."""
@@ -232,7 +252,7 @@ def write_reading_run(root: Path, *, words: int = 1600, more: int = 12, steps: i
     run.add_group(
         zh, [response(chinese(int(words * 1.5), 1), "先列提纲，再写正文。" * 8), response(chinese(words, 2))], step=1
     )
-    run.add_group(bad, [response(HOSTILE, HOSTILE), f"{HOSTILE} <answer>{HOSTILE}", HOSTILE], step=1)
+    run.add_group(bad, [response(HOSTILE, HOSTILE), f"{HOSTILE} <answer>{HOSTILE}", HOSTILE], step=1, values=False)
     run.add_group(en, [response("One line. " * 400), response("")], step=2, reason=FinishReason.GUARD)
     for number in range(more):
         step = 2 + number % max(1, steps - 2)

@@ -9,6 +9,7 @@ from megatron_lwz.data.templates import detect_language
 from megatron_lwz.data.text.length import count_units
 from megatron_lwz.report.axes import short
 from megatron_lwz.types import Alarm, ComponentScore
+from megatron_lwz.ui.bands import BANDS, reasons
 from megatron_lwz.ui.blocks import headings, prose
 from megatron_lwz.ui.notes import MOST_CHARACTERS, Note
 from megatron_lwz.ui.pages.layout import page as whole_page
@@ -16,12 +17,6 @@ from megatron_lwz.ui.rollouts import GroupView, Member, read_group
 from megatron_lwz.ui.run import Run
 from megatron_lwz.ui.text import clip, html, shown
 
-BANDS = {
-    "none": "None",
-    "logprob": "Log-prob of tokens",
-    "version": "Weight version",
-    "repetition": "Repetition",
-}
 _TITLE = 60
 
 
@@ -88,6 +83,7 @@ def facts(view: GroupView, member: Member, answer: str) -> str:
         ("Prompt", view.prompt.id),
     ]
     pairs += [("Left out", member.excluded)] if member.excluded else []
+    pairs += [("Advantage", _advantage(member))] if member.advantage is not None else []
     pairs += [("Mean log-prob", f"{member.logprob:.3f}")] if member.logprob is not None else []
     pairs += [("Guard", _guard(alarm)) for alarm in member.alarms]
     items = "".join(f"<dt>{name}</dt><dd><bdi>{html(value)}</bdi></dd>" for name, value in pairs)
@@ -97,8 +93,10 @@ def facts(view: GroupView, member: Member, answer: str) -> str:
 def _side(run: Run, view: GroupView, member: Member, note: Note) -> str:
     parsed = view.parsed(member)
     answer = parsed.answer if parsed.answer is not None else member.text
+    missing = reasons(run, view, member)
     bands = "".join(
-        f'<label><input type="radio" name="band" value="{name}"{" checked" if name == "none" else ""}> {title}</label>'
+        f'<label><input type="radio" name="band" value="{name}"{" checked" if name == "none" else ""}> {title}'
+        f"{' <small>no data</small>' if name in missing else ''}</label>"
         for name, title in BANDS.items()
     )
     return (
@@ -219,6 +217,11 @@ def _end(member: Member) -> str:
 def _weights(member: Member) -> str:
     first, last = member.versions
     return f"step {first}" if first == last else f"steps {first} to {last}"
+
+
+def _advantage(member: Member) -> str:
+    parts = ", ".join(f"{name} {value:+.3g}" for name, value in member.parts.items() if value)
+    return f"{member.advantage:+.3g}" + (f": {parts}" if parts else "")
 
 
 def _guard(alarm: Alarm) -> str:

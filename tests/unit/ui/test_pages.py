@@ -125,7 +125,33 @@ def test_a_missing_tokenizer_leaves_the_text_and_says_so(pages, reading_run, tmp
     settings = (copy / "config.yaml").read_text().replace(str(reading_run / "tokenizer"), "/moved/away")
     (copy / "config.yaml").write_text(settings)
     page, bands = pages(f"{RUN}/rollouts/0/0", f"{RUN}/rollouts/0/0/bands", root=copy)
-    assert page[0] == 200 and "--tokenizer" in json.loads(bands[1])["missing"]
+    assert page[0] == 200 and "--tokenizer" in json.loads(bands[1])["missing"]["logprob"]
+
+
+def test_bands_of_the_trainer_give_its_values_or_why_there_are_none(pages, texts, reading_run, tmp_path):
+    whole, hostile, guarded = (
+        json.loads(text) for _, text, _ in pages(*(f"{RUN}/rollouts/{place}/bands" for place in ("0/0", "2/0", "3/1")))
+    )
+    assert len(whole["entropy"]) == len(whole["mismatch"]) == len(whole["ends"]) and min(whole["mismatch"]) < 0
+    assert whole["advantage"] == 1.0 and whole["missing"] == {}
+    assert "entropy" not in hostile and hostile["missing"].keys() == {"entropy", "mismatch"}
+    assert "hold nothing of this rollout" in hostile["missing"]["entropy"] and guarded["advantage"] == -0.5
+    assert "<dd><bdi>+1: length +0.5, writing +0.5</bdi></dd>" in texts[f"{RUN}/rollouts/0/0"]
+    copy = shutil.copytree(reading_run, tmp_path / "novels")
+    shutil.rmtree(copy / "token_values")
+    bare, waiting, page = pages(
+        f"{RUN}/rollouts/0/0/bands", f"{RUN}/rollouts/15/0/bands", f"{RUN}/rollouts/0/0", root=copy
+    )
+    assert "step 1 left no values" in json.loads(bare[1])["missing"]["mismatch"]
+    assert json.loads(waiting[1])["missing"]["advantage"] == "no step has trained on this rollout yet"
+    assert page[1].count("<small>no data</small>") == 2
+    for path in (copy / "token_values" / "step_00000001" / "rank_00000.safetensors",):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"no tensors")
+    assert (
+        "rank_00000.safetensors: cannot be read"
+        in json.loads(pages(f"{RUN}/rollouts/0/0/bands", root=copy)[0][1])["missing"]["entropy"]
+    )
 
 
 def test_what_does_not_exist_is_404_and_a_browser_gets_a_page(pages):
