@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from megatron_lwz.data.templates import detect_language
 from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.report.axes import short
 from megatron_lwz.report.charts import LengthPoint, histogram, lengths_scatter
+from megatron_lwz.report.text import html
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import Alarm, ComponentScore, Group
 
@@ -85,26 +85,38 @@ def _reading(group: Group) -> str:
     index = order[len(order) // 2]
     rollout, scores = group.rollouts[index], _scores(group, index)
     parsed = parse_rollout(group.prompt, rollout)
-    facts = [f"{len(rollout.tokens)} tokens", f"ended by {escape(rollout.stop or rollout.finish_reason.value)}"]
+    facts = [f"{len(rollout.tokens)} tokens", f"ended by {html(rollout.stop or rollout.finish_reason.value)}"]
     if group.prompt.length:
         facts.append(f"asked {group.prompt.length.lower} to {group.prompt.length.upper}")
     if "words" in (details := scores.get("length", ComponentScore(0.0)).details):
         facts.append(f"wrote {details['words']:g}")
-    facts += [f"{escape(name)} {short(s.value) if s.valid else 'masked'}" for name, s in scores.items()]
+    facts += [f"{html(name)} {short(s.value) if s.valid else 'masked'}" for name, s in scores.items()]
     facts += [_alarm(alarm) for alarm in rollout.alarms]
     if parsed.fault:
-        facts.append(f"fault: {escape(parsed.fault)}")
-    parts = [f'<div class="prompt text">{escape(group.prompt.text)}</div><div class="facts">{" · ".join(facts)}</div>']
+        facts.append(f"fault: {html(parsed.fault)}")
+    parts = [f'<div class="prompt text">{html(group.prompt.text)}</div><div class="facts">{" · ".join(facts)}</div>']
     if parsed.think:
-        think = escape(parsed.think.strip())
+        think = html(parsed.think.strip())
         parts.append(f'<details><summary>Thinking</summary><div class="think text">{think}</div></details>')
+    parts += _judged(scores)
     body = parsed.answer if parsed.answer is not None else rollout.text
-    parts.append(f'<div class="text">{escape(body.strip())}</div>')
+    parts.append(f'<div class="text">{html(body.strip())}</div>')
     return f'<article class="rollout">{"".join(parts)}</article>'
 
 
+def _judged(scores: Mapping[str, ComponentScore]) -> list[str]:
+    """Returns what judges say, folded, for each component that has reasons."""
+    found = []
+    for name, score in scores.items():
+        lines = "".join(
+            f"<p>{f'<b>{html(about)}</b> ' if about else ''}{html(said)}</p>" for about, said in score.reasons
+        )
+        found += [f"<details><summary>The judge on {html(name)}</summary>{lines}</details>"] if lines else []
+    return found
+
+
 def _alarm(alarm: Alarm) -> str:
-    rule, place = escape(alarm.rule), f"at token {alarm.position}"
+    rule, place = html(alarm.rule), f"at token {alarm.position}"
     if not alarm.stopped:
         return f"guard: {rule} {place}, went on"
     return f"guard: {rule}, stopped {place}" + (", scores given" if alarm.scores else "")

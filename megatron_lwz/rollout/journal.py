@@ -34,6 +34,7 @@ from megatron_lwz.rollout.lengths import GroupLengths
 from megatron_lwz.rollout.schema import (
     FILE_ERRORS,
     check_schema,
+    details_to_json,
     one_line,
     pack_logprobs,
     pack_tokens,
@@ -127,7 +128,7 @@ class Journal:
         for index, components in enumerate(scores):
             for name, score in components.items():
                 value = float(score.value) if math.isfinite(score.value) else None
-                row = (group, index, name, value, int(score.valid), json.dumps(dict(score.details)), score.version)
+                row = (group, index, name, value, int(score.valid), details_to_json(score), score.version)
                 self._insert("scores", row)
 
     def consume(self, groups: Sequence[int], step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import zlib
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from megatron_lwz.errors import DataError
-from megatron_lwz.types import LengthRange, Prompt
+from megatron_lwz.types import ComponentScore, LengthRange, Prompt
 
 APPLICATION_ID = 0x4C575A4A
 SCHEMA_VERSION = 5
@@ -27,6 +28,8 @@ next opened for writing.
 Version 1 lacks the tables of ADDITIONS. In versions 1 and 2, `trained.group_ids` was named `micro_batches`. Up to version
 3 rows have no `sum`. Up to version 4 there is no table `advantages`.
 """
+_REASONS = "reasons"
+"""Key of a score's reasons among its details."""
 SUMMED = (
     "groups",
     "deltas",
@@ -65,7 +68,9 @@ CREATE TABLE finished (
 ) WITHOUT ROWID;
 CREATE TABLE scores (
     group_id INTEGER NOT NULL, rollout INTEGER NOT NULL, component TEXT NOT NULL,
-    value REAL, valid INTEGER NOT NULL, details TEXT NOT NULL, version TEXT NOT NULL,
+    value REAL, valid INTEGER NOT NULL,
+    details TEXT NOT NULL,         -- numbers by name, and `reasons`: [about, words] of a judge; JSON
+    version TEXT NOT NULL,
     PRIMARY KEY (group_id, rollout, component)
 ) WITHOUT ROWID;
 CREATE TABLE consumed (group_id INTEGER PRIMARY KEY, step INTEGER NOT NULL);
@@ -170,3 +175,16 @@ def prompt_from_json(text: str) -> Prompt:
     """Inverse of `prompt_to_json`."""
     row = json.loads(text)
     return Prompt(**row | {"length": LengthRange(**row["length"]) if row["length"] else None})
+
+
+def details_to_json(score: ComponentScore) -> str:
+    """Returns the details and the reasons of a score as JSON. Half characters (lone surrogates) become "?"."""
+    reasons = {_REASONS: [list(reason) for reason in score.reasons]} if score.reasons else {}
+    return json.dumps(dict(score.details) | reasons, ensure_ascii=False).encode("utf-8", "replace").decode()
+
+
+def score_from_row(value: float | None, valid: int, details: str, version: str) -> ComponentScore:
+    """Returns a score as the table `scores` holds it."""
+    found = json.loads(details)
+    reasons = tuple((str(about), str(text)) for about, text in found.pop(_REASONS, ()))
+    return ComponentScore(math.nan if value is None else value, bool(valid), found, version, reasons)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from megatron_lwz.errors import DataError
+from megatron_lwz.report.text import Shown, shown
 from megatron_lwz.rollout import token_values
 from megatron_lwz.types import WeightVersion
 from megatron_lwz.ui.repetition import repeated
 from megatron_lwz.ui.rollouts import GroupView, Member, read_group
 from megatron_lwz.ui.run import Run
-from megatron_lwz.ui.text import Shown, shown
 
 BANDS = {
     "none": "None",

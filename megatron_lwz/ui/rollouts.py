@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_lwz.data.text.grammar import ParsedResponse, parse_response, quoted_tags
-from megatron_lwz.rollout.schema import prompt_from_json
+from megatron_lwz.rollout.schema import prompt_from_json, score_from_row
 from megatron_lwz.types import Alarm, ComponentScore, Prompt
 from megatron_lwz.ui.index import Index
 
@@ -104,9 +104,8 @@ def _members(db: sqlite3.Connection, index: Index, group: int, only: int | None)
 def _scores(db: sqlite3.Connection, group: int) -> dict[int, dict[str, ComponentScore]]:
     found: dict[int, dict[str, ComponentScore]] = {}
     query = "SELECT rollout, component, value, valid, details, version FROM journal.scores WHERE group_id = ?"
-    for rollout, name, value, valid, details, version in db.execute(query, (group,)):
-        score = ComponentScore(float("nan") if value is None else value, bool(valid), json.loads(details), version)
-        found.setdefault(rollout, {})[name] = score
+    for rollout, name, *row in db.execute(query, (group,)):
+        found.setdefault(rollout, {})[name] = score_from_row(*row)
     return found
 
 

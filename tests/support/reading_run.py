@@ -181,7 +181,7 @@ class ReadingRun:
                 {
                     "length": length,
                     "format": ComponentScore(1.0),
-                    "writing": masked if rng.random() < 0.2 else ComponentScore(rng.random()),
+                    "writing": masked if rng.random() < 0.2 else _judged(rng.random(), draft.text),
                 }
             )
         self.journal.score(group, scores)
@@ -221,6 +221,15 @@ class ReadingRun:
 
     def close(self) -> None:
         self.journal.close()
+
+
+def _judged(value: float, text: str) -> ComponentScore:
+    """A judge's score whose words quote the text, and are hostile."""
+    quoted = text[len(text) // 2 :][:40].partition("\n")[0]
+    said = f"It holds together, though “{quoted}” and “this stands nowhere in it” are weak. {HOSTILE}"
+    return ComponentScore(
+        value, True, {"criterion_1": 7.0}, "judge/lwz-rubric-en-1", (("", said), ("partly met", "人物前后一致。"))
+    )
 
 
 def prompts() -> list[Prompt]:

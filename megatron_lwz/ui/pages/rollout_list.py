@@ -8,12 +8,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 from megatron_lwz.report.axes import short
+from megatron_lwz.report.text import clip, html
 from megatron_lwz.ui.filters import COLUMNS, ENDS, FORMS, KINDS, LANGUAGES, PAGE, SORTS, STATES, Filters
 from megatron_lwz.ui.pages.layout import field, note, select
 from megatron_lwz.ui.pages.layout import page as whole_page
 from megatron_lwz.ui.run import Run
 from megatron_lwz.ui.search import snippet
-from megatron_lwz.ui.text import clip, html
 
 _HEAD = 110
 

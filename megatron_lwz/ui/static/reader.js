@@ -357,7 +357,7 @@ for (const radio of radios) radio.addEventListener("change", () => choose(radio.
 for (const link of document.querySelectorAll("a[data-to]")) {
   link.addEventListener("click", (event) => {
     event.preventDefault();
-    select(before(starts, Number(link.dataset.to)));
+    if (link.dataset.end) jump(Number(link.dataset.to), Number(link.dataset.end)); else select(before(starts, Number(link.dataset.to)));
   });
 }
 const narrow = matchMedia("(max-width: 860px)");

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -152,6 +153,23 @@ def test_bands_of_the_trainer_give_its_values_or_why_there_are_none(pages, texts
         "rank_00000.safetensors: cannot be read"
         in json.loads(pages(f"{RUN}/rollouts/0/0/bands", root=copy)[0][1])["missing"]["entropy"]
     )
+
+
+def test_a_judges_words_stand_beside_the_text_as_text_and_lead_to_what_they_quote(texts, pages):
+    whole = texts[f"{RUN}/rollouts/0/0"]
+    (box,) = [
+        part for part in whole.split('<details class="score"') if 'class="reasons"' in part and " open>" in part[:8]
+    ]
+    box = box.partition("</details>")[0]
+    place, end, quoted = re.search(r'data-to="(\d+)" data-end="(\d+)">([^<]+)</a>”', box).groups()
+    assert int(end) - int(place) == len(quoted) >= 8 and box.count("<a ") == 1
+    paragraph = whole.rindex("<p", 0, whole.index(quoted, whole.index('id="answer"')))
+    assert int(re.search(r'data-o="(\d+)"', whole[paragraph:])[1]) <= int(place)
+    assert "“this stands nowhere in it”" in box and "&lt;script&gt;" in box and "⟦U+202E⟧right to left" in box
+    assert '<p lang="zh-Hans" dir="auto"><b><bdi>partly met</bdi></b> 人物前后一致。</p>' in box
+    assert '<details class="score" open>' not in texts[f"{RUN}/groups/0"] and "reasons" in texts[f"{RUN}/groups/0"]
+    ((_, markdown, _),) = pages(f"{RUN}/rollouts/0/0/markdown")
+    assert "## Judge: `writing`\n\n```text\nIt holds together" in markdown and "partly met: 人物前后一致。" in markdown
 
 
 def test_what_does_not_exist_is_404_and_a_browser_gets_a_page(pages):
