@@ -136,6 +136,7 @@ class ReadingRun:
         from tokenizers import Tokenizer
 
         self.tokenizer = Tokenizer.from_file(str(root / "tokenizer" / "tokenizer.json"))
+        self._ids: dict[str, tuple[int, ...]] = {}
         self.journal = Journal(root / "journal.sqlite")
         self.metrics = MetricsWriter(root, tensorboard=False)
         self.steps = steps
@@ -165,7 +166,7 @@ class ReadingRun:
         self.journal.admit(GroupDraft(group, "training", prompt, (1, 2), step, drafts))
         scores = []
         for draft in drafts:
-            ids = tuple(self.tokenizer.encode(draft.text).ids)
+            ids = self._encode(draft.text)
             logprobs = tuple(-min(12.0, rng.expovariate(1.4)) for _ in ids)
             half = len(ids) // 2
             self.journal.extend(draft, 0, TokenDelta(ids[:half], logprobs[:half], WeightVersion(step - 1, 0, "aa")))
@@ -194,8 +195,13 @@ class ReadingRun:
         self.journal.commit()
         return group
 
+    def _encode(self, text: str) -> tuple[int, ...]:
+        if text not in self._ids:
+            self._ids[text] = tuple(self.tokenizer.encode(text).ids)
+        return self._ids[text]
+
     def _write_values(self, group: int, step: int, drafts: list[Draft], rng: random.Random) -> None:
-        counts = [len(self.tokenizer.encode(draft.text).ids) for draft in drafts]
+        counts = [len(self._encode(draft.text)) for draft in drafts]
         segments = np.array([(group, index, 2, count) for index, count in enumerate(counts)])  # prompts have 2 tokens
         entropy = np.array([rng.expovariate(1.0) for _ in range(sum(counts))], np.float32)
         apart = np.array([rng.gauss(0, 0.05) for _ in range(sum(counts))], np.float32)
@@ -273,6 +279,25 @@ def write_reading_run(root: Path, *, words: int = 1600, more: int = 12, steps: i
         texts = [response(chinese(60, number * 9 + i) if number % 2 else english(60, number * 9 + i)) for i in range(3)]
         run.add_group(prompt, texts, step=step, consume=number < more - 1)
     for step in range(1, steps + 1):
+        run.add_step(step)
+    run.close()
+    return root
+
+
+def write_many(root: Path, *, rollouts: int = 5000, group: int = 4, words: int = 150) -> Path:
+    """Writes a run with `rollouts` short rollouts, half of them Chinese, and a step per 50 groups."""
+    groups = rollouts // group
+    run = ReadingRun(root, steps=max(1, groups // 50), name="many")
+    texts = {
+        0: [response(english(words, seed)) for seed in range(40)],
+        1: [response(chinese(words, seed)) for seed in range(40)],
+    }
+    for number in range(groups):
+        asked = f"Write about river number {number}." if number % 2 == 0 else f"写第{number}条河。"
+        chosen = [texts[number % 2][(number * 7 + index) % 40] for index in range(group)]
+        step = min(run.steps, 1 + number // 50)
+        run.add_group(Prompt(f"p{number % 400}", asked, LengthRange(100, 200)), chosen, step=step, values=False)
+    for step in range(1, run.steps + 1):
         run.add_step(step)
     run.close()
     return root
