@@ -182,7 +182,12 @@ class LoggingSection(Section):
         "auto",
         description="what the console shows meanwhile: live: a screen that is drawn again and again; lines: a line per step, and every 30 s; json: the same as JSON objects; auto: live on a terminal, else lines",
     )
-    rollouts_in_report: int = Field(2, ge=0, description="number of rollouts shown in report.html")
+    rollouts_in_report: int = Field(
+        2, ge=0, description="number of rollouts shown in full in report.html, from the last steps and from the first"
+    )
+    report_megabytes: float = Field(
+        4.0, ge=0, description="largest size of the rollouts that report.html holds to be searched, in MB; 0 = none"
+    )
     token_values: int = Field(
         0,
         ge=0,

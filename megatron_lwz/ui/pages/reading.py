@@ -5,12 +5,12 @@ from __future__ import annotations
 from urllib.parse import urlencode
 
 from megatron_lwz.data.text.length import count_units
+from megatron_lwz.report.blocks import headings, lang, prose
+from megatron_lwz.report.scores import score_table
 from megatron_lwz.report.text import clip, html, shown
 from megatron_lwz.types import Alarm
 from megatron_lwz.ui.bands import BANDS, reasons
-from megatron_lwz.ui.blocks import headings, prose
 from megatron_lwz.ui.notes import MOST_CHARACTERS, Note
-from megatron_lwz.ui.pages.judged import lang, score_table
 from megatron_lwz.ui.pages.layout import page as whole_page
 from megatron_lwz.ui.rollouts import GroupView, Member, read_group
 from megatron_lwz.ui.run import Run

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from megatron_lwz.report.build import build_report
 from megatron_lwz.types import Prompt
 from tests.support.reading_run import HOSTILE, ReadingRun, response
 from tests.support.synthetic_run import write_run
@@ -170,6 +171,13 @@ def test_a_judges_words_stand_beside_the_text_as_text_and_lead_to_what_they_quot
     assert '<details class="score" open>' not in texts[f"{RUN}/groups/0"] and "reasons" in texts[f"{RUN}/groups/0"]
     ((_, markdown, _),) = pages(f"{RUN}/rollouts/0/0/markdown")
     assert "## Judge: `writing`\n\n```text\nIt holds together" in markdown and "partly met: 人物前后一致。" in markdown
+
+
+def test_the_report_has_the_judges_words_and_hidden_characters_as_text(reading_run, tmp_path):
+    page = build_report(shutil.copytree(reading_run, tmp_path / "novels")).read_text(encoding="utf-8")
+    assert not {"\u202e", "\u200b", "\x1b", "\x07", "\x00", "\U000e0041"} & set(page)
+    assert "⟦U+202E⟧right to left" in page and '<div class="reasons"><p lang="en"' in page and "人物前后一致。" in page
+    assert "<img" not in page and page.count("</script>") == 1
 
 
 def test_what_does_not_exist_is_404_and_a_browser_gets_a_page(pages):

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megatron_lwz.data.templates import detect_language
 from megatron_lwz.report.axes import short
+from megatron_lwz.report.blocks import lang
 from megatron_lwz.report.text import Shown, clip, html, shown
 from megatron_lwz.types import ComponentScore
 
@@ -16,11 +16,6 @@ _LEAST = 8
 """Width of the shortest quotation that becomes a link; a wide character, such as a Chinese one, counts as two."""
 _JUDGED = "/lwz-"
 """Stands in the version of every score of a judge (`rewards.judge_prompts`)."""
-
-
-def lang(text: str) -> str:
-    """Returns the attribute by which a browser picks fonts and line breaks."""
-    return "zh-Hans" if detect_language(text) == "chinese" else "en"
 
 
 @dataclass(frozen=True)
