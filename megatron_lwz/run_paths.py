@@ -70,6 +70,10 @@ class RunPaths:
         """Returns the folder of the checkpoint after `step` updates."""
         return self.checkpoints / step_name(step)
 
+    def token_values_of(self, step: int) -> Path:
+        """Returns the folder of what the trainer computed for single tokens in a step (`logging.token_values`)."""
+        return self.root / "token_values" / step_name(step)
+
     def profile_trace(self, steps: str) -> Path:
         """Returns the trace of recorded steps, e.g. `3-5`, for ui.perfetto.dev."""
         return self.profile / f"steps_{steps}.json.gz"

@@ -142,18 +142,24 @@ class Rollout:
         return self.alarms[-1].scores if self.alarms and self.alarms[-1].stopped else {}
 
 
+Reason = tuple[str, str]
+"""What a reason of a score is about ("" for the whole text), and the reason in the judge's words."""
+
+
 @dataclass(frozen=True)
 class ComponentScore:
     """One reward component's score of one rollout. An invalid score is masked out, never counted as 0.
 
     A score that `is_score` refuses is invalid, wherever it comes from: a function, a server or a journal. `details` are
-    numbers to report as metrics (`{"words": 412.0, "in_range": 1.0}`). `version` names the judge or rule.
+    numbers to report as metrics (`{"words": 412.0, "in_range": 1.0}`). `version` names the judge or rule. `reasons` are
+    for people who read the rollout.
     """
 
     value: float
     valid: bool = True
     details: Mapping[str, float] = field(default_factory=dict)
     version: str = "rule-1"
+    reasons: tuple[Reason, ...] = ()
 
     def __post_init__(self) -> None:
         if not is_score(self.value):

@@ -183,7 +183,17 @@ class LoggingSection(Section):
         "auto",
         description="what the console shows meanwhile: live: a screen that is drawn again and again; lines: a line per step, and every 30 s; json: the same as JSON objects; auto: live on a terminal, else lines",
     )
-    rollouts_in_report: int = Field(2, ge=0, description="number of rollouts shown in report.html")
+    rollouts_in_report: int = Field(
+        2, ge=0, description="number of rollouts shown in full in report.html, from the last steps and from the first"
+    )
+    report_megabytes: float = Field(
+        4.0, ge=0, description="largest size of the rollouts that report.html holds to be searched, in MB; 0 = none"
+    )
+    token_values: int = Field(
+        0,
+        ge=0,
+        description="RL: steps between those whose values per token (entropy, log-prob of the trainer less that of the engine) are written for the bands of lwz ui, 4 bytes per token; 0 = never",
+    )
     length_buckets: Annotated[tuple[int, ...], CommaList] = Field(
         (),
         description="RL: edges of length buckets, in response tokens, for logging each bucket's share of the gradient; empty: quarters of rollout.max_new_tokens",

@@ -31,6 +31,7 @@ from megatron_lwz.rewards.composite import (
 )
 from megatron_lwz.rewards.length import rescale_by_length
 from megatron_lwz.rollout.guard import guard_metrics
+from megatron_lwz.rollout.journal import AdvantageRecord
 from megatron_lwz.types import Group, RewardColumns, Rollout, SequenceBatch
 
 VIOLATORS = "violators"
@@ -135,8 +136,21 @@ def make_batch(groups: Sequence[Group], config: Config, *, names: Sequence[str],
     A group without variance has no gradient; unless `grpo.zero_variance` is keep, it does not count in the denominator
     either. Groups do not depend on each other (except under `reward.shuffle`), so a rollout batch may come in parts.
     """
-    found, weights, _ = _weigh(groups, config, names, step)
-    return flatten([r for group in groups for r in group.rollouts], found.total, weights)
+    found, weights, _ = weigh(groups, config, names, step)
+    return batch_of(groups, found, weights)
+
+
+def batch_of(groups: Sequence[Group], found: Advantages, weights: torch.Tensor) -> SequenceBatch:
+    """Builds the batch of groups that `weigh` has weighed."""
+    return flatten([rollout for group in groups for rollout in group.rollouts], found.total, weights)
+
+
+def advantage_records(found: Advantages) -> list[list[AdvantageRecord]]:
+    """Returns, by group and rollout, the advantage and what each name adds to it, for `Journal.note_advantages`."""
+    return [
+        [(value, dict(zip(found.names, parts, strict=True))) for value, parts in zip(totals, rows, strict=True)]
+        for totals, rows in zip(found.total.tolist(), found.parts.tolist(), strict=True)
+    ]
 
 
 def rollout_ids(groups: Sequence[Group]) -> list[str]:
@@ -146,7 +160,7 @@ def rollout_ids(groups: Sequence[Group]) -> list[str]:
 
 def experience_metrics(groups: Sequence[Group], config: Config, *, names: Sequence[str], step: int) -> dict[str, float]:
     """Returns the metrics of a whole rollout batch."""
-    found, weights, valid = _weigh(groups, config, names, step)
+    found, weights, valid = weigh(groups, config, names, step)
     metrics = rollout_metrics(groups, names) | staleness_metrics(groups, step)
     metrics["rollout/zero_variance_groups"] = zero_variance(found.total).float().mean().item()
     metrics["rollout/trained_sequences"] = weights.sum().item()
@@ -159,7 +173,7 @@ def experience_metrics(groups: Sequence[Group], config: Config, *, names: Sequen
     return metrics | gradient_metrics(groups, found, weights, config)
 
 
-def _weigh(
+def weigh(
     groups: Sequence[Group], config: Config, names: Sequence[str], step: int
 ) -> tuple[Advantages, torch.Tensor, torch.Tensor]:
     """Returns the advantages, the rollouts' loss weights [P, G] fp32, and which scores are valid [P, G, R] bool."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from typing_extensions import override
 
 from megatron_lwz.config import Config
@@ -21,7 +20,15 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.evaluation.in_loop import InLoopEvaluation, Metrics
 from megatron_lwz.orchestrator.engines import embedded_engine, running_engines
 from megatron_lwz.orchestrator.evaluation import in_loop_evaluation
-from megatron_lwz.orchestrator.experience import Experience, experience_metrics, is_barren, make_batch, rollout_ids
+from megatron_lwz.orchestrator.experience import (
+    Experience,
+    advantage_records,
+    batch_of,
+    experience_metrics,
+    is_barren,
+    rollout_ids,
+    weigh,
+)
 from megatron_lwz.orchestrator.protocol import Host, Waiting
 from megatron_lwz.orchestrator.reward_server import open_reward_server
 from megatron_lwz.profiling.spans import Span
@@ -30,7 +37,7 @@ from megatron_lwz.rewards.guard import response_guards
 from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.controller import RolloutController
 from megatron_lwz.rollout.held_out import HeldOut
-from megatron_lwz.rollout.journal import Journal, take_up
+from megatron_lwz.rollout.journal import AdvantageRecord, Journal, take_up
 from megatron_lwz.rollout.journal_check import check_journal
 from megatron_lwz.rollout.length_book import LengthBook, exclusions
 from megatron_lwz.rollout.pool import EnginePool
@@ -130,15 +137,19 @@ class RolloutHost(Host):
         if self._evaluation is not None:
             self._evaluation.settle(self._waiting)  # of an earlier process, before the weights change
         size, config = self._config.training.prompts_per_step, self._config
-        least = config.training.accumulate_groups or size
-        weights: list[torch.Tensor] = []
+        least, mask = config.training.accumulate_groups or size, config.grpo.truncated == "mask"
+        weighed: list[tuple[Group, Mapping[int, str], Sequence[AdvantageRecord]]] = []
         for part in self._controller.stream(step, least=least, progress=self._waiting):
             self._batch += part
-            batch = make_batch(part, config, names=self._names, step=step)
-            weights.append(batch.weights)
+            found, weights, _ = weigh(part, config, self._names, step)
+            batch = batch_of(part, found, weights)
+            reasons = (exclusions(g, w, mask_truncated=mask) for g, w in zip(part, weights.tolist(), strict=True))
+            weighed += zip(part, reasons, advantage_records(found), strict=True)
             if len(self._batch) < size:
                 yield Experience(batch, {}, last=False, rollouts=rollout_ids(part))
-        self._note_exclusions(self._batch, torch.cat(weights))
+        for group, excluded, advantages in weighed:  # durable together with the record that the groups were trained on
+            self._journal.exclude(group.id, excluded)
+            self._journal.note_advantages(group.id, advantages)
         self._batch.sort(key=lambda group: group.id)
         metrics = experience_metrics(self._batch, config, names=self._names, step=step)
         metrics |= self._controller.metrics() | reward_metrics(self._rewards)
@@ -188,15 +199,6 @@ class RolloutHost(Host):
     def finish_evaluations(self) -> None:
         if self._evaluation is not None:
             self._evaluation.wait(waiting=self._waiting)
-
-    def _note_exclusions(self, groups: Sequence[Group], weights: torch.Tensor) -> None:
-        """Journals which rollouts have weight 0 in the loss.
-
-        Durable together with the record that the groups were trained on.
-        """
-        mask = self._config.grpo.truncated == "mask"
-        for group, of_group in zip(groups, weights.view(len(groups), -1).tolist(), strict=True):
-            self._journal.exclude(group.id, exclusions(group, of_group, mask_truncated=mask))
 
     def _open_evaluation(self, pool: EnginePool, journal: Journal) -> InLoopEvaluation | None:
         if not self._held_out:

@@ -13,10 +13,10 @@ from megatron_lwz.config import Config, load_config
 from megatron_lwz.errors import ConfigError, DataError
 from megatron_lwz.metrics import Row, read_history, read_metrics
 from megatron_lwz.reading import read_text
-from megatron_lwz.report import curves, hacking, lengths, profile, rollouts
+from megatron_lwz.report import curves, embedded, hacking, lengths, profile, rollouts
 from megatron_lwz.report.axes import short
+from megatron_lwz.report.page import write_page
 from megatron_lwz.run_paths import RunPaths, step_name
-from megatron_lwz.writing import write_text
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "flash-attn", "transformers", "tokenizers", "safetensors")
 
@@ -43,17 +43,11 @@ def build_report(run_dir: Path | str) -> Path:
         _section("Training", curves.health_charts(rows)),
         _section("Profile", profile.panel(paths)),
         _reading_section(ends, config.logging.rollouts_in_report) if ends else "",
+        _section("Rollouts to search", embedded.panel(journal, config.logging.report_megabytes) if ends else ""),
         _appendix(paths, rows),
     ]
-    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
-    title = escape(config.run.name or root.resolve().name)
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>'
-        f"<body>{''.join(sections)}</body></html>\n"
-    )
     target = paths.report
-    write_text(target, page, private=True)
+    write_page(target, config.run.name or root.resolve().name, "".join(sections), script=embedded.script())
     return target
 
 
@@ -104,7 +98,7 @@ def _appendix(paths: RunPaths, rows: Sequence[Row]) -> str:
     return (
         "<h2>Details</h2>"
         f'<details class="box"><summary>All metrics</summary>{curves.training_table(rows)}</details>'
-        f'<details class="box"><summary>Config</summary><div class="scroll"><pre>{config}</pre></div></details>'
+        f'<details class="box"><summary>Config</summary><div class="scroll" tabindex="0"><pre>{config}</pre></div></details>'
         f'<details class="box"><summary>Versions</summary><table>{versions}</table></details>'
     )
 

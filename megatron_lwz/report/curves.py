@@ -95,7 +95,7 @@ def judge_table(rows: Sequence[Row]) -> str:
     last = next((row for row in reversed(rows) if _JUDGE + "asked" in row), {})
     counts = [(key.removeprefix(_JUDGE), last[key]) for key in last if key.startswith(_JUDGE) and last[key]]
     body = "".join(f"<tr><td>{escape(name)}</td><td>{count:g}</td></tr>" for name, count in counts)
-    return f'<div class="wide"><table><tbody>{body}</tbody></table></div>' if body else ""
+    return f'<div class="wide" tabindex="0"><table><tbody>{body}</tbody></table></div>' if body else ""
 
 
 def health_charts(rows: Sequence[Row]) -> str:
@@ -177,7 +177,7 @@ def _table(heads: tuple[str, str], lines: Sequence[tuple[str, float, float]]) ->
         for name, before, after in lines
     )
     head = f"<tr><th></th><th>{heads[0]}</th><th>{heads[1]}</th><th>change</th></tr>"
-    return f'<div class="wide"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="wide" tabindex="0"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
 def _series(rows: Sequence[Row], keys: Sequence[str], name: Callable[[str], str]) -> Mapping[str, Points]:

@@ -12,8 +12,8 @@ from megatron_lwz.evaluation.longbench_write import LABELS as LONGBENCH_LABELS
 from megatron_lwz.evaluation.longbench_write import LongBenchReport, RulerStep
 from megatron_lwz.evaluation.measure import LABELS, TextReport
 from megatron_lwz.evaluation.statistics import Estimate
+from megatron_lwz.report import page
 from megatron_lwz.report.evaluation_charts import intervals, length_scatter, matrix
-from megatron_lwz.writing import write_text
 
 _POINTS = 3000
 """Most points of one scatter plot, so that the file stays small."""
@@ -23,14 +23,8 @@ _LEVELS = ("Domain1", "Domain2")
 
 def write_page(path: Path, title: str, lead: str, sections: Mapping[str, str]) -> None:
     """Writes the page, whole or not at all. `sections` maps heading → HTML; empty ones are left out."""
-    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     body = "".join(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in sections.items() if html)
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>'
-        f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{body}</body></html>\n'
-    )
-    write_text(path, page, private=True)
+    page.write_page(path, title, f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{body}')
 
 
 def charts(*figures: str) -> str:
@@ -43,7 +37,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Returns a plain table with every cell escaped."""
     top = "".join(f"<th>{escape(text)}</th>" for text in head)
     lines = ("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{top}</tr>{"".join(lines)}</table></div>'
+    return f'<div class="wide" tabindex="0"><table><tr>{top}</tr>{"".join(lines)}</table></div>'
 
 
 def number(value: float) -> str:

@@ -102,7 +102,9 @@ def matrix(title: str, names: Sequence[str], shares: Sequence[Sequence[float | N
             for share in row
         )
         lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
-    return figure(title, f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>', note)
+    return figure(
+        title, f'<div class="wide" tabindex="0"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>', note
+    )
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -146,7 +146,7 @@ def _correlations(sample: Sample) -> str:
             cells.append("".join(f"<td>{'–' if value is None else short(value)}</td>" for value in values))
         lines.append(f"<tr><td>{escape(name)}</td>{''.join(cells)}</tr>")
     heads = "".join(f"<th>{label}, first</th><th>last</th>" for label in _FEATURES.values())
-    return f'<div class="wide"><table><thead><tr><th></th>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    return f'<div class="wide" tabindex="0"><table><thead><tr><th></th>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
 Row = tuple[Written, Mapping[str, float | None]]
@@ -196,7 +196,7 @@ def _between(sample: Sample) -> str:
         lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
     heads = "".join(f"<th>{escape(name)}</th>" for name in sample.names)
     head = f"<tr><th>rank correlation, steps {_span(sample.last)}</th>{heads}</tr>"
-    return f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
+    return f'<div class="wide" tabindex="0"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def _as_feature(name: str) -> str:
@@ -244,7 +244,7 @@ def _openings(sample: Sample) -> str:
     if not lines:
         return '<p class="note">No opening is shared by answers to different prompts in the last steps.</p>'
     head = "<tr><th>stock opening</th><th>first steps</th><th>last steps</th><th>mean advantage</th></tr>"
-    return f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
+    return f'<div class="wide" tabindex="0"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def _mean(values: Sequence[float]) -> float:

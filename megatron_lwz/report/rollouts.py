@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from megatron_lwz.data.templates import detect_language
-from megatron_lwz.data.text.grammar import parse_rollout
-from megatron_lwz.report.axes import short
 from megatron_lwz.report.charts import LengthPoint, histogram, lengths_scatter
+from megatron_lwz.report.reading import median_member, reading, scores_of
 from megatron_lwz.rollout.journal_reader import JournalReader
-from megatron_lwz.types import Alarm, ComponentScore, Group
+from megatron_lwz.types import ComponentScore, Group
 
 _WINDOW = 3
 """Number of training steps shown at each end of the run."""
@@ -77,37 +75,9 @@ def readings(groups: Sequence[Group], count: int) -> str:
     picked: list[Group] = []
     while len(picked) < count and any(by_language.values()):
         picked += [waiting.pop(0) for waiting in by_language.values() if waiting]
-    return "".join(_reading(group) for group in picked[:count])
-
-
-def _reading(group: Group) -> str:
-    order = sorted(range(len(group.rollouts)), key=lambda index: (_total(_scores(group, index)), index))
-    index = order[len(order) // 2]
-    rollout, scores = group.rollouts[index], _scores(group, index)
-    parsed = parse_rollout(group.prompt, rollout)
-    facts = [f"{len(rollout.tokens)} tokens", f"ended by {escape(rollout.stop or rollout.finish_reason.value)}"]
-    if group.prompt.length:
-        facts.append(f"asked {group.prompt.length.lower} to {group.prompt.length.upper}")
-    if "words" in (details := scores.get("length", ComponentScore(0.0)).details):
-        facts.append(f"wrote {details['words']:g}")
-    facts += [f"{escape(name)} {short(s.value) if s.valid else 'masked'}" for name, s in scores.items()]
-    facts += [_alarm(alarm) for alarm in rollout.alarms]
-    if parsed.fault:
-        facts.append(f"fault: {escape(parsed.fault)}")
-    parts = [f'<div class="prompt text">{escape(group.prompt.text)}</div><div class="facts">{" · ".join(facts)}</div>']
-    if parsed.think:
-        think = escape(parsed.think.strip())
-        parts.append(f'<details><summary>Thinking</summary><div class="think text">{think}</div></details>')
-    body = parsed.answer if parsed.answer is not None else rollout.text
-    parts.append(f'<div class="text">{escape(body.strip())}</div>')
-    return f'<article class="rollout">{"".join(parts)}</article>'
-
-
-def _alarm(alarm: Alarm) -> str:
-    rule, place = escape(alarm.rule), f"at token {alarm.position}"
-    if not alarm.stopped:
-        return f"guard: {rule} {place}, went on"
-    return f"guard: {rule}, stopped {place}" + (", scores given" if alarm.scores else "")
+    return "".join(
+        f'<article class="rollout">{reading(group, median_member(group))}</article>' for group in picked[:count]
+    )
 
 
 def _groups(reader: JournalReader, steps: Sequence[int]) -> list[Group]:
@@ -118,18 +88,10 @@ def _points(groups: Sequence[Group]) -> list[LengthPoint]:
     points = []
     for group in groups:
         for index in range(len(group.rollouts)):
-            details = _scores(group, index).get("length", ComponentScore(0.0)).details
+            details = scores_of(group, index).get("length", ComponentScore(0.0)).details
             if group.prompt.length and "words" in details:
                 points.append(LengthPoint(group.prompt.length.lower, group.prompt.length.upper, details["words"]))
     return points
-
-
-def _scores(group: Group, index: int) -> Mapping[str, ComponentScore]:
-    return group.scores[index] if group.scores else {}
-
-
-def _total(scores: Mapping[str, ComponentScore]) -> float:
-    return sum(score.value for score in scores.values() if score.valid)
 
 
 def _span(steps: Sequence[int]) -> str:

@@ -25,8 +25,9 @@ from megatron_lwz.http.retry import Failure
 from megatron_lwz.http.session import Closing
 from megatron_lwz.rewards import judge_prompts as ask
 from megatron_lwz.rewards.judge_client import Judge
+from megatron_lwz.rewards.judge_reasons import bound, reason_in
 from megatron_lwz.rewards.per_rollout import PerRollout
-from megatron_lwz.types import ComponentScore, Prompt, RewardFn, Rollout
+from megatron_lwz.types import ComponentScore, Prompt, Reason, RewardFn, Rollout
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ CHECKLIST, REFERENCE = "checklist", "reference"
 """Keys of a prompt row that these components read."""
 _COUNTED = (
     *("asked", "answered", "cached", "requests", "retried", "malformed", "prompt_tokens", "completion_tokens"),
+    "reasons_cut",
     *(f"failed/{kind}" for kind in (*(failure.value for failure in Failure), "malformed", "budget", "resting")),
 )
 
@@ -46,6 +48,8 @@ class Task:
 
     prompt: Prompt
     language: Language
+    indices: tuple[int, ...]
+    """Index of each answer's rollout in its group."""
 
     @property
     def request(self) -> str:
@@ -96,7 +100,8 @@ class JudgedComponent(Closing):
     async def _score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
         answers = [(parse_rollout(prompt, rollout).answer or "").strip() for rollout in rollouts]
         missing = ComponentScore(0.0, valid=False, version="no-verdict")
-        return [score or missing for score in await self._judge_group(Task(prompt, _language(prompt)), answers)]
+        task = Task(prompt, _language(prompt), tuple(rollout.index for rollout in rollouts))
+        return [score or missing for score in await self._judge_group(task, answers)]
 
     @abstractmethod
     async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
@@ -115,6 +120,12 @@ class JudgedComponent(Closing):
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(place)) for place in range(count)]
         return [task.result() for task in tasks]
+
+    def _kept(self, reasons: Sequence[Reason]) -> tuple[Reason, ...]:
+        """Returns the reasons within their bounds. What is cut is counted."""
+        kept, cut = bound(reasons)
+        self._judge.counters["reasons_cut"] += cut
+        return kept
 
     async def _compare(self, task: Task, first: str, second: str) -> Pair | None:
         """Compares a pair in both orders. Returns None unless both got a verdict.
@@ -135,19 +146,40 @@ class JudgedComponent(Closing):
         agreed = ahead.value == 1 - behind.value
         self._counters["pairs"] += 1
         self._counters["agreed"] += agreed
-        return Pair((ahead.value + 1 - behind.value) / 2, agreed, ahead.judge)
+        said = (reason_in(ahead.text, ("winner",)), reason_in(behind.text, ("winner",)))
+        return Pair((ahead.value + 1 - behind.value) / 2, agreed, ahead.judge, said)
+
+    def _total(self, played: Sequence[tuple[str, Pair]]) -> ComponentScore | None:
+        """Returns the score of a text from its pairs, each with the name of the other text; None without a pair."""
+        if not played:
+            return None
+        pairs = [pair for _, pair in played]
+        judges = sorted({pair.judge for pair in pairs if pair.judge != "rule-1"})
+        details = {"pairs": float(len(pairs)), "agreed": float(sum(pair.agreed for pair in pairs))}
+        value = sum(pair.score for pair in pairs) / len(pairs)
+        said = [
+            (f"beside {other}, this text {place}", words)
+            for other, pair in played
+            for place, words in zip(("first", "second"), pair.said, strict=True)
+        ]
+        return ComponentScore(value, True, details, ",".join(judges) or "rule-1", self._kept(said))
 
 
 @dataclass(frozen=True)
 class Pair:
     """Result of a pair: the first text's share of the two verdicts, whether the two orders agree, and the judge.
 
-    `score` is 0, ¼, ½, ¾ or 1.
+    `score` is 0, ¼, ½, ¾ or 1. `said`: the judge's reasons where the first text stood first, and where it stood second.
     """
 
     score: float
     agreed: bool
     judge: str
+    said: tuple[str, str] = ("", "")
+
+    def turned(self) -> Pair:
+        """Returns the result as the second text sees it."""
+        return replace(self, score=1 - self.score, said=self.said[::-1])
 
 
 class EachJudged(JudgedComponent, PerRollout):
@@ -172,7 +204,8 @@ class RubricComponent(EachJudged):
 
     async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
         criteria = self._section.criteria
-        read = ask.read_marks(len(criteria or ask.CRITERIA[task.language]))
+        count = len(criteria or ask.CRITERIA[task.language])
+        read = ask.read_marks(count)
 
         async def score(answer: str) -> ComponentScore | None:
             verdict = await self._judge.ask(ask.rubric_question(task.request, answer, task.language, criteria), read)
@@ -181,7 +214,8 @@ class RubricComponent(EachJudged):
             marks = verdict.value
             details = {f"criterion_{number}": float(value) for number, value in enumerate(marks, start=1)}
             value = (sum(marks) / len(marks) - 1) / (ask.BEST_MARK - 1)
-            return ComponentScore(value, details=details, version=verdict.judge)
+            reasons = self._kept([("", reason_in(verdict.text, ask.numbers(count)))])
+            return ComponentScore(value, True, details, verdict.judge, reasons)
 
         return await self._each(answers, score)
 
@@ -204,7 +238,10 @@ class ChecklistComponent(EachJudged):
             if verdict is None:
                 return None
             details = {"requirements": float(len(checklist)), "met": float(verdict.value.count(1.0))}
-            return ComponentScore(sum(verdict.value) / len(checklist), details=details, version=verdict.judge)
+            said = [("", reason_in(verdict.text, ask.numbers(len(checklist))))]
+            said += [(_MET[degree], item) for degree, item in zip(verdict.value, checklist, strict=True)]
+            value = sum(verdict.value) / len(checklist)
+            return ComponentScore(value, True, details, verdict.judge, self._kept(said))
 
         return await self._each(answers, score)
 
@@ -241,12 +278,13 @@ class PairwiseComponent(JudgedComponent):
             a, b = pairs[place]
             return await self._compare(task, answers[a], answers[b])
 
-        games: list[list[Pair]] = [[] for _ in answers]
+        games: list[list[tuple[str, Pair]]] = [[] for _ in answers]
+        names = [f"rollout {index}" for index in task.indices]
         for (a, b), pair in zip(pairs, await self._in_parallel(len(pairs), play), strict=True):
             if pair is not None:
-                games[a].append(pair)
-                games[b].append(replace(pair, score=1 - pair.score))
-        return [_total(played) for played in games]
+                games[a].append((names[b], pair))
+                games[b].append((names[a], pair.turned()))
+        return [self._total(played) for played in games]
 
 
 class ReferenceComponent(EachJudged):
@@ -262,7 +300,7 @@ class ReferenceComponent(EachJudged):
 
         async def score(answer: str) -> ComponentScore | None:
             pair = await self._compare(task, answer, reference.strip())
-            return _total([pair] if pair is not None else [])
+            return self._total([("the reference", pair)] if pair is not None else [])
 
         return await self._each(answers, score)
 
@@ -287,16 +325,8 @@ def _language(prompt: Prompt) -> Language:
     return known.get(prompt.language or "") or known[detect_language(prompt.text)]
 
 
-def _total(pairs: Sequence[Pair]) -> ComponentScore | None:
-    if not pairs:
-        return None
-    judges = sorted({pair.judge for pair in pairs if pair.judge != "rule-1"})
-    details = {"pairs": float(len(pairs)), "agreed": float(sum(pair.agreed for pair in pairs))}
-    return ComponentScore(
-        sum(pair.score for pair in pairs) / len(pairs), details=details, version=",".join(judges) or "rule-1"
-    )
-
-
+_MET = {1.0: "met", 0.5: "partly met", 0.0: "not met"}
+"""How far a requirement is met, in words."""
 _KINDS: dict[str, type[JudgedComponent]] = {
     "rubric": RubricComponent,
     "checklist": ChecklistComponent,

@@ -200,8 +200,8 @@ def read_marks(count: int) -> Callable[[str], list[float] | None]:
     """Returns a parser of the marks of `count` criteria. It gives None unless every mark is there and from 1 to 10."""
 
     def read(reply: str) -> list[float] | None:
-        found = read_object(reply, _numbers(count))
-        marks = [as_score(found[key], 1, BEST_MARK) for key in _numbers(count)] if found else []
+        found = read_object(reply, numbers(count))
+        marks = [as_score(found[key], 1, BEST_MARK) for key in numbers(count)] if found else []
         kept = [value for value in marks if value is not None]
         return kept if len(kept) == count else None
 
@@ -257,8 +257,8 @@ def read_degrees(count: int) -> Callable[[str], list[float] | None]:
     """
 
     def read(reply: str) -> list[float] | None:
-        found = read_object(reply, _numbers(count))
-        degrees = [_DEGREES.get(_plain(found[key])) for key in _numbers(count)] if found else []
+        found = read_object(reply, numbers(count))
+        degrees = [_DEGREES.get(_plain(found[key])) for key in numbers(count)] if found else []
         kept = [value for value in degrees if value is not None]
         return kept if len(kept) == count else None
 
@@ -286,7 +286,8 @@ def _numbered(texts: Sequence[str]) -> str:
     return "\n".join(f"{number}. {' '.join(text.split())}" for number, text in enumerate(texts, start=1))
 
 
-def _numbers(count: int) -> tuple[str, ...]:
+def numbers(count: int) -> tuple[str, ...]:
+    """Returns the keys of a numbered verdict: "1" to `count`."""
     return tuple(str(number) for number in range(1, count + 1))
 
 

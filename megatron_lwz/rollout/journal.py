@@ -34,6 +34,7 @@ from megatron_lwz.rollout.lengths import GroupLengths
 from megatron_lwz.rollout.schema import (
     FILE_ERRORS,
     check_schema,
+    details_to_json,
     one_line,
     pack_logprobs,
     pack_tokens,
@@ -43,6 +44,8 @@ from megatron_lwz.rollout.schema import (
 )
 from megatron_lwz.types import ComponentScore, TokenDelta
 
+AdvantageRecord = tuple[float, Mapping[str, float]]
+"""A rollout's advantage, and component → what it adds to the advantage."""
 Answer = TypeVar("Answer")
 
 log = logging.getLogger(__name__)
@@ -125,7 +128,7 @@ class Journal:
         for index, components in enumerate(scores):
             for name, score in components.items():
                 value = float(score.value) if math.isfinite(score.value) else None
-                row = (group, index, name, value, int(score.valid), json.dumps(dict(score.details)), score.version)
+                row = (group, index, name, value, int(score.valid), details_to_json(score), score.version)
                 self._insert("scores", row)
 
     def consume(self, groups: Sequence[int], step: int) -> None:
@@ -141,6 +144,16 @@ class Journal:
         self._queue("DELETE FROM excluded WHERE group_id = ?", (group,))
         for index, reason in reasons.items():
             self._insert("excluded", (group, index, reason))
+
+    def note_advantages(self, group: int, advantages: Sequence[AdvantageRecord]) -> None:
+        """Records what training weighed every rollout of the group with. Replaces earlier records of the group.
+
+        `advantages`: one per rollout, in order of index.
+        """
+        self._queue("DELETE FROM advantages WHERE group_id = ?", (group,))
+        for index, (value, parts) in enumerate(advantages):
+            known = value if math.isfinite(value) else None
+            self._insert("advantages", (group, index, known, json.dumps(dict(parts))))
 
     def drop(self, group: int, reason: str) -> None:
         """Records that the group will never be trained on."""

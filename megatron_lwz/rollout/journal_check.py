@@ -106,7 +106,9 @@ def _check_rows(db: sqlite3.Connection, path: Path) -> None:
             continue
         values = [name for name in columns if name != "sum"]
         of_open = f" AND group_id IN (SELECT id FROM groups WHERE {OPEN})"
-        groups = {"groups": f" AND {OPEN}"} | dict.fromkeys(("deltas", "finished", "scores", "alarms"), of_open)
+        groups = {"groups": f" AND {OPEN}"} | dict.fromkeys(
+            ("deltas", "finished", "scores", "alarms", "advantages"), of_open
+        )
         query = f"SELECT {values[0]} FROM {table} WHERE sum IS NOT NULL AND sum <> row_sum({', '.join(values)})"
         if (row := db.execute(query + groups.get(table, "") + " LIMIT 1").fetchone()) is not None:
             raise UnusableJournal(path, f"is damaged (table {table}, {values[0]} {row[0]}: not as it was written)")

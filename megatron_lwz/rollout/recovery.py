@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.lengths import GroupLengths, RolloutLength
-from megatron_lwz.rollout.schema import prompt_from_json, unpack_logprobs, unpack_tokens
+from megatron_lwz.rollout.schema import prompt_from_json, score_from_row, unpack_logprobs, unpack_tokens
 from megatron_lwz.types import Alarm, ComponentScore, FinishReason, TokenDelta, WeightVersion
 
 OPEN = "id NOT IN (SELECT group_id FROM consumed) AND id NOT IN (SELECT group_id FROM dropped)"
@@ -121,8 +121,6 @@ def _has(db: sqlite3.Connection, table: str) -> bool:
 def _scores(db: sqlite3.Connection, group: int, size: int) -> list[dict[str, ComponentScore]]:
     scores: list[dict[str, ComponentScore]] = [{} for _ in range(size)]
     query = "SELECT rollout, component, value, valid, details, version FROM scores WHERE group_id = ?"
-    for index, component, value, valid, details, version in db.execute(query, (group,)):
-        scores[index][component] = ComponentScore(
-            float("nan") if value is None else value, bool(valid), json.loads(details), version
-        )
+    for index, component, *row in db.execute(query, (group,)):
+        scores[index][component] = score_from_row(*row)
     return scores if any(scores) else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import zlib
 from collections.abc import Sequence
@@ -13,20 +14,34 @@ from typing import Any
 import numpy as np
 
 from megatron_lwz.errors import DataError
-from megatron_lwz.types import LengthRange, Prompt
+from megatron_lwz.types import ComponentScore, LengthRange, Prompt
 
 APPLICATION_ID = 0x4C575A4A
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 FILE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 """What reading a damaged file raises. The second: SQLite's own message quotes bytes that are no text."""
+_FIRST_SUMS = 4
 OLDEST_VERSION = 1
 """Oldest supported version. Journals from it on can be read as they are. A journal becomes SCHEMA_VERSION when it is
 next opened for writing.
 
 Version 1 lacks the tables of ADDITIONS. In versions 1 and 2, `trained.group_ids` was named `micro_batches`. Up to version
-3 rows have no `sum`.
+3 rows have no `sum`. Up to version 4 there is no table `advantages`.
 """
-SUMMED = ("groups", "deltas", "finished", "scores", "consumed", "dropped", "trained", "excluded", "alarms")
+_REASONS = "reasons"
+"""Key of a score's reasons among its details."""
+SUMMED = (
+    "groups",
+    "deltas",
+    "finished",
+    "scores",
+    "consumed",
+    "dropped",
+    "trained",
+    "excluded",
+    "alarms",
+    "advantages",
+)
 """Tables whose last column `sum` is the row_sum of the others (NULL in rows of older versions)."""
 
 TABLES = """
@@ -53,7 +68,9 @@ CREATE TABLE finished (
 ) WITHOUT ROWID;
 CREATE TABLE scores (
     group_id INTEGER NOT NULL, rollout INTEGER NOT NULL, component TEXT NOT NULL,
-    value REAL, valid INTEGER NOT NULL, details TEXT NOT NULL, version TEXT NOT NULL,
+    value REAL, valid INTEGER NOT NULL,
+    details TEXT NOT NULL,         -- numbers by name, and `reasons`: [about, words] of a judge; JSON
+    version TEXT NOT NULL,
     PRIMARY KEY (group_id, rollout, component)
 ) WITHOUT ROWID;
 CREATE TABLE consumed (group_id INTEGER PRIMARY KEY, step INTEGER NOT NULL);
@@ -74,6 +91,12 @@ CREATE TABLE IF NOT EXISTS alarms (  -- where rules of the stream guard held, of
     stopped INTEGER NOT NULL,      -- 1: the rollout was ended there
     scores TEXT NOT NULL,          -- component → the score that it was given, JSON
     PRIMARY KEY (group_id, rollout, position, rule)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS advantages (  -- of groups that were trained on
+    group_id INTEGER NOT NULL, rollout INTEGER NOT NULL,
+    value REAL,                    -- what every token of the rollout was weighed with
+    parts TEXT NOT NULL,           -- component → what it adds to the value, JSON
+    PRIMARY KEY (group_id, rollout)
 ) WITHOUT ROWID;
 """
 """Tables that a journal of an older version may lack until it is next opened for writing."""
@@ -102,7 +125,8 @@ def update_schema(db: sqlite3.Connection) -> None:
         changes = f"PRAGMA application_id = {APPLICATION_ID};{TABLES}"
     elif version < 3:
         changes = "ALTER TABLE trained RENAME COLUMN micro_batches TO group_ids;"
-    sums = "".join(f"ALTER TABLE {table} ADD COLUMN sum INTEGER;" for table in SUMMED)
+    without = SUMMED if version < _FIRST_SUMS else ("advantages",)
+    sums = "".join(f"ALTER TABLE {table} ADD COLUMN sum INTEGER;" for table in without)
     db.executescript(f"BEGIN IMMEDIATE;{changes}{ADDITIONS}{sums}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
 
@@ -151,3 +175,16 @@ def prompt_from_json(text: str) -> Prompt:
     """Inverse of `prompt_to_json`."""
     row = json.loads(text)
     return Prompt(**row | {"length": LengthRange(**row["length"]) if row["length"] else None})
+
+
+def details_to_json(score: ComponentScore) -> str:
+    """Returns the details and the reasons of a score as JSON. Half characters (lone surrogates) become "?"."""
+    reasons = {_REASONS: [list(reason) for reason in score.reasons]} if score.reasons else {}
+    return json.dumps(dict(score.details) | reasons, ensure_ascii=False).encode("utf-8", "replace").decode()
+
+
+def score_from_row(value: float | None, valid: int, details: str, version: str) -> ComponentScore:
+    """Returns a score as the table `scores` holds it."""
+    found = json.loads(details)
+    reasons = tuple((str(about), str(text)) for about, text in found.pop(_REASONS, ()))
+    return ComponentScore(math.nan if value is None else value, bool(valid), found, version, reasons)

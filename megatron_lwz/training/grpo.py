@@ -31,6 +31,7 @@ from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.start import check_grpo_start
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.throughput import Throughput
+from megatron_lwz.training.token_values import recorder_of
 from megatron_lwz.training.trackers import open_metrics
 
 
@@ -74,7 +75,7 @@ def train(config: Config, display: Display, profiler: Profiler) -> RunFolder:
             rollouts.evaluate()
 
         for step in profiler.steps(deadline.steps(state.step)):
-            policy_updates = PolicyUpdates(state, config, guard)
+            policy_updates = PolicyUpdates(state, config, guard, recorder_of(config, run, step))
             # prompts → rollouts → rewards → advantages, packed flat: the whole batch, or parts as soon as they are ready
             for experience in throughput.count(timer.each("rollout", rollouts.stream(step))):
                 with timer("logprobs"), platform.completed():

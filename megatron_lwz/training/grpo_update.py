@@ -11,6 +11,7 @@ from megatron_lwz.training.grpo_objective import GrpoObjective
 from megatron_lwz.training.numerics_guard import NumericsGuard
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import AccumulatingStep, StepResult
+from megatron_lwz.training.token_values import TokenRecorder
 from megatron_lwz.training.update_fault import culprit_of
 
 
@@ -21,10 +22,18 @@ class PolicyUpdates:
     finite raises TrainingError.
     """
 
-    def __init__(self, state: TrainState, config: Config, guard: NumericsGuard | None = None) -> None:
+    def __init__(
+        self,
+        state: TrainState,
+        config: Config,
+        guard: NumericsGuard | None = None,
+        recorder: TokenRecorder | None = None,
+    ) -> None:
+        """`recorder` takes the values of single tokens, and writes them when the batch is finished."""
         self._state = state
         self._config = config
         self._guard = guard
+        self._recorder = recorder
         self._step: AccumulatingStep | None = None
         self._parts: list[Update] = []
         self._done: list[dict[str, float]] = []
@@ -40,12 +49,15 @@ class PolicyUpdates:
             if self._step is None:
                 self._step = AccumulatingStep(self._state)
             objective = GrpoObjective(self._config.grpo, update.sequences, update.old, update.reference)
-            self._step.add(update.micro_batches, objective.loss, objective.token_loss, last=last)
+            loss = objective.loss if self._recorder is None else self._recorder.watch(objective.loss, update)
+            self._step.add(update.micro_batches, loss, objective.token_loss, last=last)
             self._parts.append(update)
 
     def finish(self) -> list[dict[str, float]]:
         """Returns for each update `loss`, `grad_norm`, `lr` and the loss's metrics as means per token."""
         self._close()
+        if self._recorder is not None:
+            self._recorder.write()
         return self._done
 
     def _close(self) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from megatron_lwz.report.axes import short
+from megatron_lwz.report.text import clip, shown
+from megatron_lwz.types import ComponentScore
 from megatron_lwz.ui.notes import Note
 from megatron_lwz.ui.rollouts import read_group
 from megatron_lwz.ui.run import Run
-from megatron_lwz.ui.text import clip, shown
 
 
 def markdown(run: Run, group: int, rollout: int) -> str | None:
@@ -34,6 +36,7 @@ def markdown(run: Run, group: int, rollout: int) -> str | None:
     lines += [f"- score {_code(name)}: {value}" for name, value in scores.items()]
     parts = [f"# Rollout {group}.{rollout}", "\n".join(lines)]
     parts += _noted(run.notes.get(group, rollout))
+    parts += _judged(member.scores)
     texts = {"Prompt": view.prompt.text, "Thinking": parsed.think, "Answer": parsed.answer}
     if parsed.answer is None or parsed.fault:
         texts["Whole response"] = member.text
@@ -46,6 +49,15 @@ def fenced(text: str) -> str:
     visible = shown(text).text
     fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", visible)), default=0))
     return f"{fence}text\n{visible.strip(chr(10))}\n{fence}"
+
+
+def _judged(scores: Mapping[str, ComponentScore]) -> list[str]:
+    """Returns what judges say, a section for each component that has reasons."""
+    found = []
+    for name, score in scores.items():
+        lines = "\n\n".join(f"{about}: {said}" if about else said for about, said in score.reasons)
+        found += [f"## Judge: {_code(name)}\n\n{fenced(lines)}"] if lines else []
+    return found
 
 
 def _code(text: str) -> str:

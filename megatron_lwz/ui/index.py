@@ -43,6 +43,8 @@ _HEAD = 400
 _PER_ROUND = 8
 """Rollouts after which an update ends, so that pages get their turn."""
 _LIKENESS_GRAM = 4
+_LATE = 2000
+"""Groups among which a later one may be scored first."""
 
 
 class Index:
@@ -55,6 +57,8 @@ class Index:
             pass
         self._lock = threading.Lock()
         self._ends = {"training": -1, "evaluation": 0}
+        self._components: dict[str, None] = {}
+        self._scored_from = -(1 << 62)
         self._open: dict[int, tuple[str, Prompt, int, int, set[int]]] = {}
         try:
             self._db = sqlite3.connect(
@@ -96,6 +100,15 @@ class Index:
     def counts(self) -> tuple[int, int]:
         """Returns how many finished rollouts are in the index, and in the journal."""
         return self.rows("SELECT (SELECT count(*) FROM rollouts), (SELECT count(*) FROM journal.finished)")[0]
+
+    def components(self) -> list[str]:
+        """Returns the names of the reward components. Only groups that are new since the last call are looked at."""
+        query = "SELECT DISTINCT component FROM journal.scores WHERE group_id >= ?"
+        with self.reading() as db:
+            self._components |= dict.fromkeys(name for (name,) in db.execute(query, (self._scored_from,)))
+            (newest,) = db.execute("SELECT max(group_id) FROM journal.scores").fetchone()
+        self._scored_from = max(self._scored_from, (newest or 0) - _LATE)
+        return list(self._components)
 
     def update(self) -> int:
         """Takes up the next finished rollouts, of at most a few groups, and returns their number: 0 when all are there."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_lwz.data.text.grammar import ParsedResponse, parse_response, quoted_tags
-from megatron_lwz.rollout.schema import prompt_from_json
+from megatron_lwz.rollout.schema import prompt_from_json, score_from_row
 from megatron_lwz.types import Alarm, ComponentScore, Prompt
 from megatron_lwz.ui.index import Index
 
@@ -31,6 +31,10 @@ class Member:
     alarms: Sequence[Alarm] = ()
     excluded: str | None = None
     """Why it has no weight in the loss; None if it has, or was not trained on."""
+    advantage: float | None = None
+    """What training weighed each of its tokens with; None if the journal does not say."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Component → what it adds to the advantage."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class GroupView:
     id: int
     kind: str
     prompt: Prompt
+    prompt_tokens: int
+    """Number of tokens of the rendered prompt."""
     admitted: int
     size: int
     step: int | None
@@ -58,15 +64,15 @@ def read_group(index: Index, group: int, *, only: int | None = None) -> GroupVie
     Raises DataError.
     """
     with index.reading() as db:
-        columns = "g.kind, g.prompt, g.admitted, g.size, c.step, d.reason"
+        columns = "g.kind, g.prompt, length(g.prompt_tokens) / 4, g.admitted, g.size, c.step, d.reason"
         joins = "LEFT JOIN journal.consumed c ON c.group_id = g.id LEFT JOIN journal.dropped d ON d.group_id = g.id"
         found = db.execute(f"SELECT {columns} FROM journal.groups g {joins} WHERE g.id = ?", (group,)).fetchone()
         if found is None:
             return None
         try:
-            kind, prompt, admitted, size, step, dropped = found
+            kind, prompt, length, admitted, size, step, dropped = found
             members = _members(db, index, group, only)
-            return GroupView(group, kind, prompt_from_json(prompt), admitted, size, step, dropped, members)
+            return GroupView(group, kind, prompt_from_json(prompt), length, admitted, size, step, dropped, members)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise sqlite3.DataError(f"group {group} is not as it was written ({error!r:.200})") from error
 
@@ -76,6 +82,12 @@ def _members(db: sqlite3.Connection, index: Index, group: int, only: int | None)
     alarms = _alarms(db, group) if "alarms" in index.tables else {}
     query = "SELECT rollout, reason FROM journal.excluded WHERE group_id = ?"
     excluded = dict(db.execute(query, (group,))) if "excluded" in index.tables else {}
+    query = "SELECT rollout, value, parts FROM journal.advantages WHERE group_id = ?"
+    weighed = (
+        {r: (v, json.loads(parts)) for r, v, parts in db.execute(query, (group,))}
+        if "advantages" in index.tables
+        else {}
+    )
     text = "f.text" if only is None else f"CASE f.rollout WHEN {int(only)} THEN f.text ELSE '' END"
     query = (
         f"SELECT f.rollout, f.reason, f.stop, {text}, r.tokens, r.first_version, r.last_version, r.logprob "
@@ -84,16 +96,16 @@ def _members(db: sqlite3.Connection, index: Index, group: int, only: int | None)
     found = {}
     for rollout, reason, stop, written, tokens, first, last, logprob in db.execute(query, (group,)).fetchall():
         facts = (rollout, reason, stop, written, tokens or 0, (first or 0, last or 0), logprob)
-        found[rollout] = Member(*facts, scores.get(rollout, {}), alarms.get(rollout, ()), excluded.get(rollout))
+        more = (excluded.get(rollout), *weighed.get(rollout, (None, {})))
+        found[rollout] = Member(*facts, scores.get(rollout, {}), alarms.get(rollout, ()), *more)
     return found
 
 
 def _scores(db: sqlite3.Connection, group: int) -> dict[int, dict[str, ComponentScore]]:
     found: dict[int, dict[str, ComponentScore]] = {}
     query = "SELECT rollout, component, value, valid, details, version FROM journal.scores WHERE group_id = ?"
-    for rollout, name, value, valid, details, version in db.execute(query, (group,)):
-        score = ComponentScore(float("nan") if value is None else value, bool(valid), json.loads(details), version)
-        found.setdefault(rollout, {})[name] = score
+    for rollout, name, *row in db.execute(query, (group,)):
+        found.setdefault(rollout, {})[name] = score_from_row(*row)
     return found
 
 

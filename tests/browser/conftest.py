@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.reading_run import ReadingRun, write_reading_run
+from tests.support.reading_run import ReadingRun, write_many, write_reading_run
 
 TOKEN = "token-of-the-browser-test"
 OUT = ROOT / "build" / "browser"
@@ -80,6 +80,13 @@ def server(long_run, tmp_path_factory):
         other.add_step(step, entropy=1.0)
     other.close()
     with serving(long_run, other.root) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory):
+    """The address of a server over a run with 5,000 rollouts, just started: it still indexes."""
+    with serving(write_many(tmp_path_factory.mktemp("runs") / "many")) as address:
         yield address
 
 

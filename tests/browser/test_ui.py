@@ -28,6 +28,12 @@ SCROLL = """async () => {
   gaps.sort((a, b) => a - b);
   return { median: gaps[60], p95: gaps[114], worst: gaps[119], scrolled: scrollY };
 }"""
+PAINTED = """() => new Promise((done) => {
+  let longest = 0;
+  new PerformanceObserver((list) => list.getEntries().forEach((task) => { longest = Math.max(longest, task.duration); }))
+    .observe({ type: 'longtask', buffered: true });
+  setTimeout(() => done([Math.round(performance.getEntriesByName('first-contentful-paint')[0].startTime), longest]), 300);
+})"""
 LAID_OUT = """() => [...document.querySelectorAll('.answer .chunk')].filter(
   (chunk) => chunk.firstElementChild.checkVisibility({ contentVisibilityAuto: true })).length"""
 DRAWN = "(name) => [...(CSS.highlights.get(name) ?? [])].length"
@@ -41,6 +47,16 @@ MARKED = """() => [...CSS.highlights.get('mark')].map(
 def picture(page, name: str) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=OUT / f"{name}.png")
+
+
+def all_indexed(page) -> None:
+    """Reloads a list until the server's index holds every rollout."""
+    for _ in range(600):
+        if "indexed so far" not in page.locator("p.note[role=status]").text_content():
+            return
+        page.wait_for_timeout(500)
+        page.reload()
+    pytest.fail("the index never becomes whole")
 
 
 def test_the_overview_shows_values_zooms_and_has_a_log_scale(open_page):
@@ -92,11 +108,48 @@ def test_the_list_filters_searches_and_opens_by_keyboard(open_page):
 
 def test_many_rollouts_come_in_pages(open_page):
     page = open_page(f"{RUN}/rollouts?sort=oldest")
+    all_indexed(page)
     assert page.locator("table.rollouts tbody tr").count() == 60
     first = page.locator("table.rollouts tbody tr a").first.get_attribute("href")
     page.keyboard.press("n")
     page.wait_for_url("**at=60**")
     assert page.locator("table.rollouts tbody tr a").first.get_attribute("href") != first
+
+
+def test_thousands_of_rollouts_are_listed_sorted_and_searched_a_page_at_a_time(open_page, many, measured):
+    figures: dict[str, object] = {}
+    page = open_page("/runs/many/rollouts", address=many)
+    figures["while it indexes"] = page.evaluate(PAINTED)
+    all_indexed(page)
+    assert "5,000 rollouts of 1,250 prompt groups" in page.locator("p.note[role=status]").text_content()
+    ways = {
+        "newest": "",
+        "last page": "at=4980",
+        "most repetition": "sort=repetition",
+        "best score": "sort=best&score=writing",
+        "English word": "q=river",
+        "Chinese, by score": "q=河&score=writing&least=0.5&sort=best",
+        "steps": "first=10&last=12&form=good",
+    }
+    for name, query in ways.items():
+        page.goto(f"{many}/runs/many/rollouts?{query}")
+        rows = page.locator("table.rollouts tbody tr").count()
+        assert rows == (20 if name == "last page" else 60), name
+        figures[name] = page.evaluate(PAINTED)
+    page.goto(f"{many}/runs/many/rollouts")
+    seen = []
+    for key, at in (("n", "at=60"), ("n", "at=120"), ("p", "at=60")):
+        seen.append(page.locator("table.rollouts tbody a").first.get_attribute("href"))
+        page.keyboard.press(key)
+        page.wait_for_url(f"**{at}")
+    assert len(set(seen)) == 3 and "page 2 of 84" in page.locator(".paging").text_content()
+    figures["scrolling"] = page.evaluate(
+        SCROLL.replace("120", "40").replace("60", "20").replace("114", "38").replace("119", "39")
+    )
+    page.locator("a[rel=last]").click()
+    page.wait_for_url("**at=4980**")
+    measured["5,000 rollouts, ms from request to first paint, longest task"] = figures
+    picture(page, "list_many")
 
 
 @pytest.mark.parametrize(("path", "name"), [(ENGLISH, "english"), (CHINESE, "chinese")])
@@ -131,8 +184,15 @@ def test_bands_are_drawn_at_the_tokens_and_only_near_the_screen(open_page):
     page.keyboard.press("n")
     until(page, "CSS.highlights.get('mark').size > 0")
     assert "#o" in page.url
-    page.keyboard.press("b")
-    until(page, "document.body.dataset.band === 'version'")
+    for name, legend in (
+        ("entropy", "from 2"),
+        ("mismatch", "from 0.5"),
+        ("advantage", "+1.00"),
+        ("version", "step 0"),
+    ):
+        page.keyboard.press("b")
+        until(page, "(name) => document.body.dataset.band === name", name)
+        assert legend in page.locator("#legend").text_content()
     assert "step 0" in page.locator("#legend").text_content()
     page.keyboard.press("b")
     until(page, "document.body.dataset.band === 'repetition'")

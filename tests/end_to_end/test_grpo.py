@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ from megatron_lwz.config import load_config
 from megatron_lwz.config.flops import sequence_flops
 from megatron_lwz.kernels.dispatch import BACKENDS
 from megatron_lwz.metrics import read_metrics
+from megatron_lwz.rollout import token_values
 from megatron_lwz.rollout.journal_reader import JournalReader
+from megatron_lwz.run_paths import RunPaths
 from tests.support import warm
 from tests.support.files import contents, stamps
 from tests.support.grpo_runs import ROOT, command, train, variables, write_example
@@ -28,7 +32,13 @@ from tests.support.waiting import wait_for
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an example whose run went through: four steps, two ranks. It was profiled in the middle."""
     folder = tmp_path_factory.mktemp("grpo")
-    options = ("parallel.tensor=2", "kernels.cross_check_interval=2", "--profile", "steps=2-3")
+    options = (
+        "parallel.tensor=2",
+        "kernels.cross_check_interval=2",
+        "logging.token_values=2",
+        "--profile",
+        "steps=2-3",
+    )
     said = train(write_example(folder), *options, ranks=2)
     assert f"profile: {folder}/run/profile/steps_2-3.json.gz: open in ui.perfetto.dev" in said
     assert "did not run" not in said
@@ -86,6 +96,35 @@ def test_every_group_is_trained_once_in_order(undisturbed: Path) -> None:
     assert [len(group.rollouts) for group in groups] == [4] * 8
     first_epoch = [group.prompt.id for group in groups[:5]]
     assert sorted(first_epoch) == ["p0", "p1", "p2", "p3", "p4"]
+
+
+def test_values_of_tokens_and_advantages_are_those_that_the_step_trained_on(undisturbed: Path) -> None:
+    run = RunPaths(undisturbed / "run")
+    assert sorted(path.name for path in run.token_values_of(4).parent.iterdir()) == ["step_00000002", "step_00000004"]
+    row = read_metrics(run.metrics)[3]
+    with JournalReader(run.journal) as journal:
+        members = [rollout for group in journal.groups(consumed_at=4) for rollout in group.rollouts]
+    with closing(sqlite3.connect(run.journal)) as db:
+        found = db.execute(
+            "SELECT a.value, a.parts FROM advantages a JOIN consumed USING (group_id) WHERE step = 4"
+        ).fetchall()
+        excluded = {f"{group}-{index}" for group, index in db.execute("SELECT group_id, rollout FROM excluded")}
+    assert len(found) == len(members)
+    assert all(value == pytest.approx(sum(json.loads(parts).values()), abs=1e-5) for value, parts in found)
+    entropy, difference, trained = [], [], set()
+    for rollout in members:
+        place, count = tuple(int(part) for part in rollout.id.split("-")), len(rollout.tokens)
+        values = token_values.read(
+            run.token_values_of(4), *place, prompt_tokens=len(rollout.prompt_tokens), tokens=count
+        )
+        if values is not None:
+            trained.add(rollout.id)
+            entropy += values.entropy.tolist()
+            difference += values.difference.tolist()
+    assert trained == {rollout.id for rollout in members} - excluded and trained
+    assert len(entropy) == row["trained_tokens"]
+    assert sum(entropy) / len(entropy) == pytest.approx(row["entropy"], rel=1e-3)
+    assert max(map(abs, difference)) == pytest.approx(row["mismatch/difference/max"], rel=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,7 @@ def test_a_run_goes_on_whatever_its_judge_does_counts_it_and_keeps_all_secrets(
     assert len(scores) == 16 and 0 < len(valid) < 16
     judged = [score for score in valid if score.version != "no-answer"]
     assert judged and {score.version for score in judged} == {"scripted-1/lwz-rubric-en-1"}
-    assert all(score.value == pytest.approx(4.5 / 9) for score in judged)
+    assert all(score.value == pytest.approx(4.5 / 9) and score.reasons == (("", "fine"),) for score in judged)
     duels = [{row["duel"].valid for row in group.scores} for group in groups]
     assert all(len(flags) == 1 for flags in duels), "a failed pair masks its whole group"
     assert sum(row["rollout/masked_groups/duel"] for row in rows) == duels.count({False}) > 0

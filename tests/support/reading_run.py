@@ -7,10 +7,14 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
+
 from megatron_lwz.config import save_config, validate
 from megatron_lwz.metrics import MetricsWriter
+from megatron_lwz.rollout import token_values
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import Alarm, ComponentScore, FinishReason, LengthRange, Prompt, TokenDelta, WeightVersion
 
 HOSTILE = (
@@ -132,6 +136,7 @@ class ReadingRun:
         from tokenizers import Tokenizer
 
         self.tokenizer = Tokenizer.from_file(str(root / "tokenizer" / "tokenizer.json"))
+        self._ids: dict[str, tuple[int, ...]] = {}
         self.journal = Journal(root / "journal.sqlite")
         self.metrics = MetricsWriter(root, tensorboard=False)
         self.steps = steps
@@ -145,8 +150,12 @@ class ReadingRun:
         step: int,
         reason: FinishReason = FinishReason.STOP,
         consume: bool = True,
+        values: bool = True,
     ) -> int:
-        """Writes a group with these responses; the second half of each by later weights."""
+        """Writes a group with these responses; the second half of each by later weights.
+
+        `values`: the trainer left values per token, if a step consumed the group.
+        """
         group, self.groups = self.groups, self.groups + 1
         drafts = []
         rng = random.Random(group)
@@ -157,7 +166,7 @@ class ReadingRun:
         self.journal.admit(GroupDraft(group, "training", prompt, (1, 2), step, drafts))
         scores = []
         for draft in drafts:
-            ids = tuple(self.tokenizer.encode(draft.text).ids)
+            ids = self._encode(draft.text)
             logprobs = tuple(-min(12.0, rng.expovariate(1.4)) for _ in ids)
             half = len(ids) // 2
             self.journal.extend(draft, 0, TokenDelta(ids[:half], logprobs[:half], WeightVersion(step - 1, 0, "aa")))
@@ -173,14 +182,31 @@ class ReadingRun:
                 {
                     "length": length,
                     "format": ComponentScore(1.0),
-                    "writing": masked if rng.random() < 0.2 else ComponentScore(rng.random()),
+                    "writing": masked if rng.random() < 0.2 else _judged(rng.random(), draft.text),
                 }
             )
         self.journal.score(group, scores)
         if consume:
             self.journal.consume([group], step)
+            sides = [1.0 if index % 2 == 0 else -0.5 for index in range(len(texts))]
+            self.journal.note_advantages(group, [(side, {"length": side / 2, "writing": side / 2}) for side in sides])
+            if values:
+                self._write_values(group, step, drafts, rng)
         self.journal.commit()
         return group
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        if text not in self._ids:
+            self._ids[text] = tuple(self.tokenizer.encode(text).ids)
+        return self._ids[text]
+
+    def _write_values(self, group: int, step: int, drafts: list[Draft], rng: random.Random) -> None:
+        counts = [len(self._encode(draft.text)) for draft in drafts]
+        segments = np.array([(group, index, 2, count) for index, count in enumerate(counts)])  # prompts have 2 tokens
+        entropy = np.array([rng.expovariate(1.0) for _ in range(sum(counts))], np.float32)
+        apart = np.array([rng.gauss(0, 0.05) for _ in range(sum(counts))], np.float32)
+        folder = RunPaths(self.root).token_values_of(step)
+        token_values.write(token_values.file_of(folder, group), segments, entropy, apart)
 
     def add_step(self, step: int, **changes: float) -> None:
         """Writes the metrics of a step; `changes` win."""
@@ -201,6 +227,15 @@ class ReadingRun:
 
     def close(self) -> None:
         self.journal.close()
+
+
+def _judged(value: float, text: str) -> ComponentScore:
+    """A judge's score whose words quote the text, and are hostile."""
+    quoted = text[len(text) // 2 :][:40].partition("\n")[0]
+    said = f"It holds together, though “{quoted}” and “this stands nowhere in it” are weak. {HOSTILE}"
+    return ComponentScore(
+        value, True, {"criterion_1": 7.0}, "judge/lwz-rubric-en-1", (("", said), ("partly met", "人物前后一致。"))
+    )
 
 
 def prompts() -> list[Prompt]:
@@ -232,7 +267,7 @@ def write_reading_run(root: Path, *, words: int = 1600, more: int = 12, steps: i
     run.add_group(
         zh, [response(chinese(int(words * 1.5), 1), "先列提纲，再写正文。" * 8), response(chinese(words, 2))], step=1
     )
-    run.add_group(bad, [response(HOSTILE, HOSTILE), f"{HOSTILE} <answer>{HOSTILE}", HOSTILE], step=1)
+    run.add_group(bad, [response(HOSTILE, HOSTILE), f"{HOSTILE} <answer>{HOSTILE}", HOSTILE], step=1, values=False)
     run.add_group(en, [response("One line. " * 400), response("")], step=2, reason=FinishReason.GUARD)
     for number in range(more):
         step = 2 + number % max(1, steps - 2)
@@ -244,6 +279,25 @@ def write_reading_run(root: Path, *, words: int = 1600, more: int = 12, steps: i
         texts = [response(chinese(60, number * 9 + i) if number % 2 else english(60, number * 9 + i)) for i in range(3)]
         run.add_group(prompt, texts, step=step, consume=number < more - 1)
     for step in range(1, steps + 1):
+        run.add_step(step)
+    run.close()
+    return root
+
+
+def write_many(root: Path, *, rollouts: int = 5000, group: int = 4, words: int = 150) -> Path:
+    """Writes a run with `rollouts` short rollouts, half of them Chinese, and a step per 50 groups."""
+    groups = rollouts // group
+    run = ReadingRun(root, steps=max(1, groups // 50), name="many")
+    texts = {
+        0: [response(english(words, seed)) for seed in range(40)],
+        1: [response(chinese(words, seed)) for seed in range(40)],
+    }
+    for number in range(groups):
+        asked = f"Write about river number {number}." if number % 2 == 0 else f"写第{number}条河。"
+        chosen = [texts[number % 2][(number * 7 + index) % 40] for index in range(group)]
+        step = min(run.steps, 1 + number // 50)
+        run.add_group(Prompt(f"p{number % 400}", asked, LengthRange(100, 200)), chosen, step=step, values=False)
+    for step in range(1, run.steps + 1):
         run.add_step(step)
     run.close()
     return root

@@ -9,20 +9,9 @@ from pydantic import BaseModel
 
 from megatron_lwz.config import Config, load_config
 from megatron_lwz.errors import LwzError
+from tests.support.pages import PAGES, ROOT, read
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "SECURITY.md",
-    ROOT / "examples" / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
-]
 BY_NAME = {"ids": lambda path: str(path.relative_to(ROOT)), "argnames": "page", "argvalues": PAGES}
-
-
-def read(page: Path) -> str:
-    return page.read_text(encoding="utf-8")
 
 
 def known_settings() -> set[str]:

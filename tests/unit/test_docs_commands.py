@@ -6,12 +6,11 @@ import importlib
 import inspect
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
 from megatron_lwz.cli import main
-from tests.unit.test_docs import PAGES, read
+from tests.support.pages import PAGES, ROOT, read
 
 COMMAND = re.compile(
     r"(?:^|[\s`|(])(lwz (?P<lwz>[a-z][a-z-]*)(?P<sub> [a-z][a-z-]*)?|python (?P<tool>tools/\w+)\.py(?P<action> \w+)?"
@@ -55,7 +54,7 @@ def test_the_pages_name_many_commands():
 def test_a_command_has_the_options_that_pages_give_it(key, capsys, monkeypatch):
     module, *words = key
     arguments = [*words, "--help"]
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "tools")  # tools import each other
+    monkeypatch.syspath_prepend(ROOT / "tools")  # tools import each other
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises(SystemExit) as ended:
         if module == "lwz":

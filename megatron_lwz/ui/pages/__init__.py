@@ -1,1 +1,1 @@
-"""The pages as HTML text. Every text of foreign origin passes through `ui.text` on its way."""
+"""The pages as HTML text. Every text of foreign origin passes through `report.text` on its way."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from megatron_lwz.metrics import Row
 from megatron_lwz.report import charts as drawing
 from megatron_lwz.report.labels import LABELS
+from megatron_lwz.report.text import html
 from megatron_lwz.ui.run import Run
-from megatron_lwz.ui.text import html
 
 MOST_POINTS = 600
 """Points of one curve. A longer history is drawn as the means of equal stretches."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from megatron_lwz.report.text import clip, html
 from megatron_lwz.ui.pages import charts
 from megatron_lwz.ui.pages.layout import note
 from megatron_lwz.ui.pages.layout import page as whole_page
 from megatron_lwz.ui.run import Run
-from megatron_lwz.ui.text import clip, html
 
 MOST = 6
 """Runs that are compared at once: so many colours can be told apart."""

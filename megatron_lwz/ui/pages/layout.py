@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from megatron_lwz.ui.text import html
+from megatron_lwz.report.text import html
 
 Crumbs = Sequence[tuple[str, str]]
 """(title, address) of the pages above this one."""

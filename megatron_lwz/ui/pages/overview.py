@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from megatron_lwz.metrics import Row, summarize
 from megatron_lwz.report.axes import short
 from megatron_lwz.report.labels import LABELS
+from megatron_lwz.report.text import html
 from megatron_lwz.ui.alarms import Alarm, find_alarms
 from megatron_lwz.ui.pages import charts
 from megatron_lwz.ui.pages.layout import note
 from megatron_lwz.ui.pages.layout import page as whole_page
 from megatron_lwz.ui.run import Run
 from megatron_lwz.ui.signals import Signals, read_signals
-from megatron_lwz.ui.text import html
 
 _TILES = ("format_valid", "length_in_range", "rollout/mean_length", "rollout/truncated", "entropy", "tokens_per_second")
 _RECENT = 900.0

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+from megatron_lwz.report.blocks import lang
+from megatron_lwz.report.text import clip, html, shown
 from megatron_lwz.ui.index import Index
 from megatron_lwz.ui.pages.layout import note
 from megatron_lwz.ui.pages.layout import page as whole_page
-from megatron_lwz.ui.pages.reading import lang
 from megatron_lwz.ui.rollouts import neighbours, read_group
 from megatron_lwz.ui.run import Run
-from megatron_lwz.ui.text import clip, html, shown
 from megatron_lwz.ui.textdiff import Part, compare, share_in_common
 
 Place = tuple[int, int]

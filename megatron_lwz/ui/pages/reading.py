@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from urllib.parse import urlencode
 
-from megatron_lwz.data.templates import detect_language
 from megatron_lwz.data.text.length import count_units
-from megatron_lwz.report.axes import short
-from megatron_lwz.types import Alarm, ComponentScore
-from megatron_lwz.ui.blocks import headings, prose
+from megatron_lwz.report.blocks import headings, lang, prose
+from megatron_lwz.report.scores import score_table
+from megatron_lwz.report.text import clip, html, shown
+from megatron_lwz.types import Alarm
+from megatron_lwz.ui.bands import BANDS, reasons
 from megatron_lwz.ui.notes import MOST_CHARACTERS, Note
 from megatron_lwz.ui.pages.layout import page as whole_page
 from megatron_lwz.ui.rollouts import GroupView, Member, read_group
 from megatron_lwz.ui.run import Run
-from megatron_lwz.ui.text import clip, html, shown
 
-BANDS = {
-    "none": "None",
-    "logprob": "Log-prob of tokens",
-    "version": "Weight version",
-    "repetition": "Repetition",
-}
 _TITLE = 60
 
 
@@ -50,28 +43,6 @@ def page(run: Run, group: int, rollout: int) -> str | None:
     return whole_page(title, body, crumbs=crumbs, kind="reader", scripts=("reader.js",), attributes=attributes)
 
 
-def lang(text: str) -> str:
-    """Returns the attribute by which a browser picks fonts and line breaks."""
-    return "zh-Hans" if detect_language(text) == "chinese" else "en"
-
-
-def score_table(scores: Mapping[str, ComponentScore]) -> str:
-    """Returns the scores with what the components report about them."""
-    if not scores:
-        return '<p class="soft">not scored yet</p>'
-    lines = []
-    for name, score in scores.items():
-        value = f"<b>{short(score.value)}</b>" if score.valid else '<b class="soft">masked</b>'
-        details = "".join(
-            f"<dt><bdi>{html(key)}</bdi></dt><dd>{_number(found)}</dd>" for key, found in score.details.items()
-        )
-        by = f"<dt>by</dt><dd><bdi>{html(clip(score.version, 60))}</bdi></dd>"
-        lines.append(
-            f'<details class="score"><summary><bdi>{html(name)}</bdi> {value}</summary><dl>{details}{by}</dl></details>'
-        )
-    return "".join(lines)
-
-
 def facts(view: GroupView, member: Member, answer: str) -> str:
     """Returns the list of facts about a rollout."""
     asked = view.prompt.length
@@ -88,6 +59,7 @@ def facts(view: GroupView, member: Member, answer: str) -> str:
         ("Prompt", view.prompt.id),
     ]
     pairs += [("Left out", member.excluded)] if member.excluded else []
+    pairs += [("Advantage", _advantage(member))] if member.advantage is not None else []
     pairs += [("Mean log-prob", f"{member.logprob:.3f}")] if member.logprob is not None else []
     pairs += [("Guard", _guard(alarm)) for alarm in member.alarms]
     items = "".join(f"<dt>{name}</dt><dd><bdi>{html(value)}</bdi></dd>" for name, value in pairs)
@@ -97,13 +69,15 @@ def facts(view: GroupView, member: Member, answer: str) -> str:
 def _side(run: Run, view: GroupView, member: Member, note: Note) -> str:
     parsed = view.parsed(member)
     answer = parsed.answer if parsed.answer is not None else member.text
+    missing = reasons(run, view, member)
     bands = "".join(
-        f'<label><input type="radio" name="band" value="{name}"{" checked" if name == "none" else ""}> {title}</label>'
+        f'<label><input type="radio" name="band" value="{name}"{" checked" if name == "none" else ""}> {title}'
+        f"{' <small>no data</small>' if name in missing else ''}</label>"
         for name, title in BANDS.items()
     )
     return (
         f'{_siblings(run, view, member)}<details class="about" open><summary>About this rollout</summary>{facts(view, member, answer)}'
-        f"<section><h2>Scores</h2>{score_table(member.scores)}</section>"
+        f"<section><h2>Scores</h2>{score_table(member.scores, member.text)}</section>"
         f'<section><h2 id="band-title">Band</h2><div class="bands" role="radiogroup" aria-labelledby="band-title">{bands}</div>'
         '<p id="legend" class="legend" role="status"></p></section>'
         f"{_outline(view, member)}{_note(note)}</details>"
@@ -221,9 +195,10 @@ def _weights(member: Member) -> str:
     return f"step {first}" if first == last else f"steps {first} to {last}"
 
 
+def _advantage(member: Member) -> str:
+    parts = ", ".join(f"{name} {value:+.3g}" for name, value in member.parts.items() if value)
+    return f"{member.advantage:+.3g}" + (f": {parts}" if parts else "")
+
+
 def _guard(alarm: Alarm) -> str:
     return f"{alarm.rule} at token {alarm.position}" + (", stopped" if alarm.stopped else "")
-
-
-def _number(value: object) -> str:
-    return short(value) if isinstance(value, (int, float)) else html(clip(str(value), 200))

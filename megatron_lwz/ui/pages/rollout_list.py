@@ -8,14 +8,15 @@ from typing import Any
 from urllib.parse import urlencode
 
 from megatron_lwz.report.axes import short
+from megatron_lwz.report.text import clip, html
 from megatron_lwz.ui.filters import COLUMNS, ENDS, FORMS, KINDS, LANGUAGES, PAGE, SORTS, STATES, Filters
 from megatron_lwz.ui.pages.layout import field, note, select
 from megatron_lwz.ui.pages.layout import page as whole_page
 from megatron_lwz.ui.run import Run
 from megatron_lwz.ui.search import snippet
-from megatron_lwz.ui.text import clip, html
 
 _HEAD = 110
+_MOST_COLUMNS = 20
 
 
 def page(run: Run, filters: Filters) -> str:
@@ -27,6 +28,7 @@ def page(run: Run, filters: Filters) -> str:
         return whole_page("Rollouts", body, crumbs=crumbs, kind="list")
     notes = run.notes.all()
     flagged = {key for key, kept in notes.items() if kept.flag}
+    components = index.components()[:_MOST_COLUMNS]
     source, values = filters.query(index, flagged)
     order, more = filters.order()
     with index.reading() as db:
@@ -35,7 +37,6 @@ def page(run: Run, filters: Filters) -> str:
         cursor = db.execute(query, [*values, *more])
         names = [column[0] for column in cursor.description]
         rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-        components = [name for (name,) in db.execute("SELECT DISTINCT component FROM journal.scores LIMIT 20")]
         scores = _scores(db, rows)
         texts = _texts(db, rows) if filters.q else {}
     done, total = index.counts()
@@ -151,17 +152,21 @@ def _snippet(text: str | None, query: str) -> str:
 
 
 def _paging(run: Run, filters: Filters, count: int) -> str:
-    links = []
-    if filters.at:
-        links.append(
-            f'<a rel="prev" href="/runs/{html(run.name)}/rollouts?{html(filters.address(at=max(0, filters.at - PAGE)))}">Previous</a>'
-        )
-    if filters.at + PAGE < count:
-        links.append(
-            f'<a rel="next" href="/runs/{html(run.name)}/rollouts?{html(filters.address(at=filters.at + PAGE))}">Next</a>'
-        )
-    span = f"{filters.at + 1:,} to {min(count, filters.at + PAGE):,} of {count:,}" if count else ""
-    return f'<nav class="paging" aria-label="Pages"><span>{span}</span>{"".join(links)}</nav>'
+    here, last = filters.at // PAGE, max(0, count - 1) // PAGE
+    ways = {
+        "First": ("first", 0, here > 1),
+        "Previous": ("prev", filters.at - PAGE, here > 0),
+        "Next": ("next", filters.at + PAGE, here < last),
+        "Last": ("last", last * PAGE, here < last - 1),
+    }
+    links = "".join(
+        f'<a rel="{rel}" href="/runs/{html(run.name)}/rollouts?{html(filters.address(at=max(0, at)))}">{name}</a>'
+        for name, (rel, at, there) in ways.items()
+        if there
+    )
+    rows = f"{filters.at + 1:,} to {min(count, filters.at + PAGE):,} of {count:,}" if filters.at < count else ""
+    pages = f" · page {here + 1:,} of {last + 1:,}" if rows and last else ""
+    return f'<nav class="paging" aria-label="Pages"><span>{rows}{pages}</span>{links}</nav>'
 
 
 def _scores(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from megatron_lwz.report.axes import short
-from megatron_lwz.ui.blocks import prose
+from megatron_lwz.report.blocks import lang, prose
+from megatron_lwz.report.scores import score_table
+from megatron_lwz.report.text import html, shown
 from megatron_lwz.ui.index import likeness
 from megatron_lwz.ui.pages.layout import page as whole_page
-from megatron_lwz.ui.pages.reading import facts, lang, score_table
+from megatron_lwz.ui.pages.reading import facts
 from megatron_lwz.ui.rollouts import GroupView, Member, read_group
 from megatron_lwz.ui.run import Run
-from megatron_lwz.ui.text import html, shown
 
 
 def page(run: Run, group: int) -> str | None:

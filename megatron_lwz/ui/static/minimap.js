@@ -1,8 +1,8 @@
 // A strip at the edge of the window: the whole text with its band, and which part of it is on the screen.
 
 const COLOURS = {
-  light: { page: "#f1f1ee", rule: "#9aa0a8", view: "rgba(35,102,201,.16)", edge: "#2366c9", levels: ["#c9dcf3", "#8fb6e6", "#4c86d0", "#17498f"], think: "#e2e2dd" },
-  dark: { page: "#1b1e23", rule: "#666c75", view: "rgba(110,164,245,.2)", edge: "#6ea4f5", levels: ["#24384f", "#31587f", "#4c86c4", "#9cc4f7"], think: "#23272d" },
+  light: { page: "#f1f1ee", rule: "#9aa0a8", view: "rgba(35,102,201,.16)", edge: "#2366c9", levels: ["#c9dcf3", "#8fb6e6", "#4c86d0", "#17498f", "#e8b67a"], think: "#e2e2dd" },
+  dark: { page: "#1b1e23", rule: "#666c75", view: "rgba(110,164,245,.2)", edge: "#6ea4f5", levels: ["#24384f", "#31587f", "#4c86c4", "#9cc4f7", "#8a6230"], think: "#23272d" },
 };
 
 export class Minimap {
@@ -41,20 +41,21 @@ export class Minimap {
       if (kind === "think") { pen.fillStyle = colours.think; pen.fillRect(0, y(start), width, y(end) - y(start)); }
       if (place) { pen.fillStyle = colours.rule; pen.fillRect(0, y(start), width, scale); }
     });
-    const rows = new Float32Array(height * 5); // per row of pixels: how much of each level it holds
+    const levels = colours.levels.length, size = levels + 1;
+    const rows = new Float32Array(height * size); // per row of pixels: how much of each level it holds
     for (const [start, end, level] of spans) {
       const last = Math.min(height - 1, Math.max(y(start), y(end) - 1));
-      for (let row = y(start); row <= last; row++) rows[row * 5 + level] += last > y(start) ? this.length / height : end - start;
+      for (let row = y(start); row <= last; row++) rows[row * size + level] += last > y(start) ? this.length / height : end - start;
     }
     for (let row = 0; row < height; row++) {
       let from = 0.15 * width;
-      for (let level = 4; level; level--) {
-        const part = Math.min(1, rows[row * 5 + level] / (this.length / height));
+      for (let level = levels; level; level--) {
+        const part = Math.min(1, rows[row * size + level] / (this.length / height));
         if (!part) continue;
-        const size = Math.max(0.12, part) * 0.7 * width;
+        const wide = Math.max(0.12, part) * 0.7 * width;
         pen.fillStyle = colours.levels[level - 1];
-        pen.fillRect(from, row, Math.min(size, 0.85 * width - from), 1);
-        from = Math.min(from + size, 0.85 * width);
+        pen.fillRect(from, row, Math.min(wide, 0.85 * width - from), 1);
+        from = Math.min(from + wide, 0.85 * width);
       }
     }
     this.window();

@@ -1,6 +1,7 @@
 // The reader. The text stays one text node per paragraph: bands are drawn by the CSS Custom Highlight API, and only for
 // chunks that are near the screen.
 
+import { MINUS, build as spansOf, legendOf, wordsOfToken } from "./bands.js";
 import { onKeys, say } from "./base.js";
 import { Minimap } from "./minimap.js";
 
@@ -15,8 +16,6 @@ const tip = document.getElementById("tip");
 const legend = document.getElementById("legend");
 const radios = [...document.querySelectorAll("input[name=band]")];
 const able = typeof Highlight === "function" && CSS.highlights !== undefined;
-const LEVELS = 4;
-const NAMES = { logprob: ["below 0.5", "below 0.2", "below 0.05", "below 0.01"], repetition: ["stands earlier in the text", "its first place"] };
 
 let bands = null; // as the server gives them, with `ends` summed up
 let band = "none";
@@ -28,7 +27,7 @@ let mark = -1; // index into marks
 
 const highlights = {};
 if (able) {
-  for (const name of [...Array(LEVELS).keys()].map((level) => `band-${level + 1}`).concat("twin", "mark", "code")) {
+  for (const name of [...Array(MINUS).keys()].map((level) => `band-${level + 1}`).concat("twin", "mark", "code")) {
     CSS.highlights.set(name, (highlights[name] = new Highlight()));
   }
 }
@@ -68,38 +67,8 @@ async function loadBands() {
   }
 }
 
-function level(logprob) {
-  const p = Math.exp(logprob / 100);
-  return p < 0.01 ? 4 : p < 0.05 ? 3 : p < 0.2 ? 2 : p < 0.5 ? 1 : 0;
-}
-
-function add(start, end, level) {
-  const last = spans.at(-1);
-  if (last && last[1] === start && last[2] === level) last[1] = end;
-  else if (level && end > start) spans.push([start, end, level]);
-}
-
 function build() {
-  spans = [];
-  marks = [];
-  if (band === "logprob" && bands.ends) {
-    bands.logprob.forEach((value, token) => {
-      const start = token ? bands.ends[token - 1] : 0;
-      add(start, bands.ends[token], level(value));
-      if (level(value) === LEVELS) marks.push(start);
-    });
-  } else if (band === "version" && bands.ends) {
-    bands.versions.forEach(([first], place) => {
-      const next = bands.versions[place + 1]?.[0] ?? bands.ends.length;
-      const start = first ? bands.ends[first - 1] : 0;
-      if (bands.versions.length > 1) add(start, bands.ends[next - 1], (place % LEVELS) + 1);
-      marks.push(start);
-    });
-  } else if (band === "repetition") {
-    const found = bands.twins.flatMap(([start, end, first, stop]) => [[start, end, 3], [first, stop, 1]]);
-    spans = found.sort((a, b) => a[0] - b[0] || b[2] - a[2]);
-    marks = bands.twins.map(([start]) => start);
-  }
+  [spans, marks] = band === "none" ? [[], []] : spansOf(band, bands, length);
   spanStarts = spans.map(([start]) => start);
   mark = -1;
 }
@@ -145,26 +114,18 @@ const observer = new IntersectionObserver(
 );
 
 function describe() {
-  const parts = [];
-  const key = (level, text) => {
+  if (!able) { legend.textContent = "This browser cannot draw bands: it lacks the CSS Custom Highlight API."; return; }
+  const found = legendOf(band, bands);
+  if (typeof found === "string") { legend.textContent = found; return; }
+  const parts = found.map(([level, text]) => {
     const item = document.createElement("span");
     item.className = `swatch b${level}`;
     item.textContent = text;
-    parts.push(item);
-  };
-  if (!able) legend.textContent = "This browser cannot draw bands: it lacks the CSS Custom Highlight API.";
-  else if (band === "none") legend.textContent = "";
-  else if (band !== "repetition" && !bands.ends) legend.textContent = bands.missing;
-  else if (band === "version" && bands.versions.length < 2) legend.textContent = `All tokens were written by the weights of ${bands.versions[0]?.[1] ?? "no step"}.`;
-  else if (band === "repetition" && !bands.twins.length) legend.textContent = "No passage stands twice.";
-  else {
-    if (band === "logprob") NAMES.logprob.forEach((text, place) => key(place + 1, text));
-    if (band === "repetition") { key(3, NAMES.repetition[0]); key(1, NAMES.repetition[1]); }
-    if (band === "version") bands.versions.slice(0, 12).forEach(([, name], place) => key((place % LEVELS) + 1, name));
-    const count = document.createElement("span");
-    count.textContent = `${marks.length} marks: n and p`;
-    legend.replaceChildren(...parts, count);
-  }
+    return item;
+  });
+  const count = document.createElement("span");
+  count.textContent = `${marks.length} marks: n and p`;
+  legend.replaceChildren(...parts, count);
 }
 
 export async function choose(name) {
@@ -290,8 +251,7 @@ function wordsAt(place) {
   const token = before(bands.ends, place) + 1;
   if (token >= bands.ends.length) return "";
   const version = bands.versions[before(bands.versions.map(([first]) => first), token)]?.[1];
-  const logprob = bands.logprob[token] / 100;
-  return `probability ${Math.exp(logprob).toPrecision(2)} · log-prob ${logprob.toFixed(2)} · token ${token + 1} · weights of ${version}`;
+  return wordsOfToken(bands, token, version);
 }
 
 let pointer = null;
@@ -397,7 +357,7 @@ for (const radio of radios) radio.addEventListener("change", () => choose(radio.
 for (const link of document.querySelectorAll("a[data-to]")) {
   link.addEventListener("click", (event) => {
     event.preventDefault();
-    select(before(starts, Number(link.dataset.to)));
+    if (link.dataset.end) jump(Number(link.dataset.to), Number(link.dataset.end)); else select(before(starts, Number(link.dataset.to)));
   });
 }
 const narrow = matchMedia("(max-width: 860px)");

@@ -1,6 +1,9 @@
+import base64
+import hashlib
 import re
 import shutil
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 
@@ -10,9 +13,10 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.report.axes import HEIGHT, Frame, _tick_labels, frame_around, short, ticks
 from megatron_lwz.report.build import build_report
 from megatron_lwz.report.charts import LengthPoint, curves, histogram, lengths_scatter
+from megatron_lwz.report.embedded import MOST, spread
 from tests.support.synthetic_run import ATTACK, write_run
 
-VOID = {"meta", "br", "line", "circle", "path"}
+VOID = {"meta", "br", "line", "circle", "path", "input"}
 
 
 class Balanced(HTMLParser):
@@ -49,7 +53,10 @@ def test_the_page_is_one_well_formed_file_without_network(page, run):
     reader = Balanced()
     reader.feed(page)
     assert reader.open == []
-    assert not {"script", "link", "img", "iframe"} & set(reader.tags)
+    assert not {"link", "img", "iframe"} & set(reader.tags) and reader.tags.count("script") == 1
+    script = page.rpartition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'" in page
     assert not re.search(r"https?://|@import|url\(", page)
     assert [path.name for path in run.glob(".report*")] == []
 
@@ -89,6 +96,33 @@ def test_two_rollouts_from_the_last_step_window_are_shown_and_the_same_number_fr
     after, before = page.split("The same from the first steps")
     assert after.count('class="rollout"') == 2 and "Step 38." in after
     assert before.count('class="rollout"') == 2 and "Step 1." in before
+
+
+def test_rollouts_to_search_come_from_the_whole_run_and_their_size_is_bounded_and_said(run, page, tmp_path):
+    section = page.split("<h2>Rollouts to search</h2>")[1].split("</section>")[0]
+    steps = [int(step) for step in re.findall(r'class="found" data-step="(\d+)"', section)]
+    assert len(steps) == 36 and steps == sorted(steps, reverse=True) and (steps[0], steps[-1]) == (40, 1)
+    assert max(steps.count(step) for step in set(steps)) - min(steps.count(step) for step in set(steps)) <= 1
+    assert "36 rollouts of the 36 groups" in section and f"at most {MOST} of them and 4 MB" in section
+    copy = shutil.copytree(run, tmp_path / "copy")
+    text = (copy / "config.yaml").read_text(encoding="utf-8")
+    for size in ("0.03", "0"):
+        changed = text.replace("report_megabytes: 4.0", f"report_megabytes: {size}")
+        assert changed != text
+        (copy / "config.yaml").write_text(changed, encoding="utf-8")
+        less = build_report(copy).read_text(encoding="utf-8")
+        steps = [int(step) for step in re.findall(r'class="found" data-step="(\d+)"', less)]
+        items = less.partition('<div id="found">')[2].partition("</details></div>")[0]
+        assert len(items.encode()) <= float(size) * 1e6 and len(steps) < 36
+        assert (max(steps) > 30 and min(steps) == 1) if steps else (size == "0" and "to search</h2>" not in less)
+
+
+def test_every_beginning_of_the_spread_order_covers_the_whole_run():
+    for count, most in ((1, 5), (2, 5), (7, 5), (1000, 200), (200, 200)):
+        order = spread(count, most)
+        assert len(set(order)) == len(order) == min(count, most) and all(0 <= place < count for place in order)
+    order = sorted(spread(1000, 200)[:50])
+    assert max(after - before for before, after in pairwise([0, *order, 999])) < 70
 
 
 def test_a_run_without_a_journal_has_a_report_too(run, tmp_path):

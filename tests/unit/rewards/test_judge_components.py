@@ -16,6 +16,7 @@ from megatron_lwz.config.sections import JudgeReward, JudgeSection
 from megatron_lwz.rewards import judge_prompts as ask
 from megatron_lwz.rewards.judge_client import Judge, _Patience, mark
 from megatron_lwz.rewards.judge_components import choose_pairs, judge_components
+from megatron_lwz.rewards.judge_reasons import LONGEST, MOST, bound
 from megatron_lwz.types import Prompt, Rollout
 from tests.support.scoring import rollout
 from tests.support.scripted_server import KEY, Scripted, serving
@@ -170,6 +171,49 @@ def test_a_missing_verdict_masks_the_group_or_only_its_rollout():
         scores, metrics = judged(server, PROMPT, texts, "rubric", {"malformed_retries": 0}, failed="rollout")
     assert [(score.value, score.valid) for score in scores] == [(1.0, True), (0.0, False), (1.0, True)]
     assert metrics["judge/total_masked_groups/rubric"] == 0
+
+
+def test_the_judges_words_stay_with_the_score_and_say_beside_which_text():
+    def answer(prompt: str, _: int) -> str:
+        if '"winner"' not in prompt:
+            return json.dumps({"reason": " clear, but dry\ud800 ", "1": "met", "2": "not"})
+        _, first, second = texts_in(prompt)
+        return json.dumps({"reason": f"{first} over {second}", "winner": "first"})
+
+    row = Prompt("p", "Write.", extra={"checklist": ["a river", "a bridge"], "reference": "mine"})
+    group = [rollout(f"<answer>{text}</answer>", index=index) for text, index in (("x", 0), ("yy", 2))]
+    server = Scripted(answer)
+    with serving(server):
+        (listed, _), _ = judged(server, row, group, "checklist")
+        (one, other), metrics = judged(server, row, group, "pairwise")
+        (beside, _), _ = judged(server, row, group, "reference")
+    assert [said for _, said in listed.reasons[1:]] == ["a river", "a bridge"]
+    assert [about for about, _ in listed.reasons] == ["", "met", "not met"] and listed.reasons[0][1].startswith(
+        "clear, but dry"
+    )
+    assert one.reasons == (
+        ("beside rollout 2, this text first", "x over yy"),
+        ("beside rollout 2, this text second", "yy over x"),
+    )
+    assert other.reasons == (
+        ("beside rollout 0, this text first", "yy over x"),
+        ("beside rollout 0, this text second", "x over yy"),
+    )
+    assert beside.reasons[1] == ("beside the reference, this text second", "mine over x")
+    assert metrics["judge/total_reasons_cut"] == 0
+
+
+def test_reasons_are_bounded_and_what_is_cut_is_counted():
+    replies = iter(
+        [numbered(5, 6), numbered(5, 6).replace("because", "很" * 5000), '{"reason": ["a"], ' + numbered(5, 6)[22:]]
+    )
+    server = Scripted(lambda *_: next(replies))
+    with serving(server):
+        scores, metrics = judged(server, PROMPT, wrote("a", "b", "c"), "rubric", {"concurrency": 1})
+    assert sorted(len(score.reasons[0][1]) for score in scores if score.reasons) == [len("because"), LONGEST]
+    assert [score.valid for score in scores] == [True] * 3 and metrics["judge/total_reasons_cut"] == 1
+    kept, cut = bound([("met", "item")] * (MOST + 3) + [("", "")])
+    assert (len(kept), cut) == (MOST, 3)
 
 
 def broken(text="", status=200, **headers):

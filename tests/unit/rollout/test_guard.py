@@ -200,8 +200,12 @@ def test_a_journal_of_version_1_is_read_and_taken_up(tmp_path):
     Journal(tmp_path / "j").close()
     old = sqlite3.connect(tmp_path / "j")
     old.executescript(
-        "DROP TABLE alarms; DROP TABLE excluded; ALTER TABLE trained RENAME COLUMN group_ids TO micro_batches;"
-        + "".join(f"ALTER TABLE {name} DROP COLUMN sum;" for name in SUMMED if name not in ("alarms", "excluded"))
+        "DROP TABLE alarms; DROP TABLE excluded; DROP TABLE advantages; ALTER TABLE trained RENAME COLUMN group_ids TO micro_batches;"
+        + "".join(
+            f"ALTER TABLE {name} DROP COLUMN sum;"
+            for name in SUMMED
+            if name not in ("alarms", "excluded", "advantages")
+        )
         + "PRAGMA user_version = 1;"
     )
     old.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_lwz.rollout.journal import Journal
+from megatron_lwz.rollout.journal_check import check_journal
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.rollout.lengths import GroupLengths, RolloutLength
 from megatron_lwz.rollout.schema import APPLICATION_ID, SCHEMA_VERSION, pack_logprobs, pack_tokens, prompt_to_json
@@ -115,3 +116,23 @@ def test_a_journal_of_an_older_version_is_read_unchanged_and_taken_up_with_all_i
         with closing(sqlite3.connect(fresh)) as new:
             columns = "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c ORDER BY m.name, c.cid"
             assert db.execute(columns).fetchall() == new.execute(columns).fetchall(), "as if it were written today"
+
+
+def test_a_journal_of_version_4_keeps_its_rows_and_gets_the_table_of_advantages(tmp_path):
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    journal.exclude(3, {0: "truncated"})
+    journal.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("DROP TABLE advantages; PRAGMA user_version = 4; PRAGMA journal_mode = DELETE;")
+    check_journal(path, 0)
+    journal = Journal(path)
+    journal.note_advantages(3, [(1.5, {"length": 1.5}), (float("nan"), {})])
+    journal.note_advantages(3, [(-0.5, {"length": -1.0, "format": 0.5}), (float("nan"), {})])
+    journal.close()
+    check_journal(path, 0)
+    with closing(sqlite3.connect(path)) as db:
+        rows = db.execute("SELECT group_id, rollout, value, parts FROM advantages").fetchall()
+        assert rows == [(3, 0, -0.5, '{"length": -1.0, "format": 0.5}'), (3, 1, None, "{}")]
+        assert db.execute("SELECT reason FROM excluded").fetchall() == [("truncated",)]
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)

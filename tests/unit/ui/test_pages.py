@@ -1,5 +1,6 @@
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from megatron_lwz.report.build import build_report
 from megatron_lwz.types import Prompt
 from tests.support.reading_run import HOSTILE, ReadingRun, response
 from tests.support.synthetic_run import write_run
@@ -125,7 +127,57 @@ def test_a_missing_tokenizer_leaves_the_text_and_says_so(pages, reading_run, tmp
     settings = (copy / "config.yaml").read_text().replace(str(reading_run / "tokenizer"), "/moved/away")
     (copy / "config.yaml").write_text(settings)
     page, bands = pages(f"{RUN}/rollouts/0/0", f"{RUN}/rollouts/0/0/bands", root=copy)
-    assert page[0] == 200 and "--tokenizer" in json.loads(bands[1])["missing"]
+    assert page[0] == 200 and "--tokenizer" in json.loads(bands[1])["missing"]["logprob"]
+
+
+def test_bands_of_the_trainer_give_its_values_or_why_there_are_none(pages, texts, reading_run, tmp_path):
+    whole, hostile, guarded = (
+        json.loads(text) for _, text, _ in pages(*(f"{RUN}/rollouts/{place}/bands" for place in ("0/0", "2/0", "3/1")))
+    )
+    assert len(whole["entropy"]) == len(whole["mismatch"]) == len(whole["ends"]) and min(whole["mismatch"]) < 0
+    assert whole["advantage"] == 1.0 and whole["missing"] == {}
+    assert "entropy" not in hostile and hostile["missing"].keys() == {"entropy", "mismatch"}
+    assert "hold nothing of this rollout" in hostile["missing"]["entropy"] and guarded["advantage"] == -0.5
+    assert "<dd><bdi>+1: length +0.5, writing +0.5</bdi></dd>" in texts[f"{RUN}/rollouts/0/0"]
+    copy = shutil.copytree(reading_run, tmp_path / "novels")
+    shutil.rmtree(copy / "token_values")
+    bare, waiting, page = pages(
+        f"{RUN}/rollouts/0/0/bands", f"{RUN}/rollouts/15/0/bands", f"{RUN}/rollouts/0/0", root=copy
+    )
+    assert "step 1 left no values" in json.loads(bare[1])["missing"]["mismatch"]
+    assert json.loads(waiting[1])["missing"]["advantage"] == "no step has trained on this rollout yet"
+    assert page[1].count("<small>no data</small>") == 2
+    for path in (copy / "token_values" / "step_00000001" / "rank_00000.safetensors",):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"no tensors")
+    assert (
+        "rank_00000.safetensors: cannot be read"
+        in json.loads(pages(f"{RUN}/rollouts/0/0/bands", root=copy)[0][1])["missing"]["entropy"]
+    )
+
+
+def test_a_judges_words_stand_beside_the_text_as_text_and_lead_to_what_they_quote(texts, pages):
+    whole = texts[f"{RUN}/rollouts/0/0"]
+    (box,) = [
+        part for part in whole.split('<details class="score"') if 'class="reasons"' in part and " open>" in part[:8]
+    ]
+    box = box.partition("</details>")[0]
+    place, end, quoted = re.search(r'data-to="(\d+)" data-end="(\d+)">([^<]+)</a>”', box).groups()
+    assert int(end) - int(place) == len(quoted) >= 8 and box.count("<a ") == 1
+    paragraph = whole.rindex("<p", 0, whole.index(quoted, whole.index('id="answer"')))
+    assert int(re.search(r'data-o="(\d+)"', whole[paragraph:])[1]) <= int(place)
+    assert "“this stands nowhere in it”" in box and "&lt;script&gt;" in box and "⟦U+202E⟧right to left" in box
+    assert '<p lang="zh-Hans" dir="auto"><b><bdi>partly met</bdi></b> 人物前后一致。</p>' in box
+    assert '<details class="score" open>' not in texts[f"{RUN}/groups/0"] and "reasons" in texts[f"{RUN}/groups/0"]
+    ((_, markdown, _),) = pages(f"{RUN}/rollouts/0/0/markdown")
+    assert "## Judge: `writing`\n\n```text\nIt holds together" in markdown and "partly met: 人物前后一致。" in markdown
+
+
+def test_the_report_has_the_judges_words_and_hidden_characters_as_text(reading_run, tmp_path):
+    page = build_report(shutil.copytree(reading_run, tmp_path / "novels")).read_text(encoding="utf-8")
+    assert not {"\u202e", "\u200b", "\x1b", "\x07", "\x00", "\U000e0041"} & set(page)
+    assert "⟦U+202E⟧right to left" in page and '<div class="reasons"><p lang="en"' in page and "人物前后一致。" in page
+    assert "<img" not in page and page.count("</script>") == 1
 
 
 def test_what_does_not_exist_is_404_and_a_browser_gets_a_page(pages):

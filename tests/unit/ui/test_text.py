@@ -1,7 +1,7 @@
 import pytest
 
-from megatron_lwz.ui.blocks import LONGEST, chunks, headings, paragraphs, prose
-from megatron_lwz.ui.text import clip, html, shown
+from megatron_lwz.report.blocks import LONGEST, chunks, headings, paragraphs, prose
+from megatron_lwz.report.text import clip, html, shown
 from tests.support.reading_run import HOSTILE, chinese, english
 
 

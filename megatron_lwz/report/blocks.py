@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
+from megatron_lwz.data.templates import detect_language
+
 LONGEST = 1200
 """Characters from which a line is cut: one line of 40,000 characters would be laid out as a whole."""
 CHUNK = 2400
@@ -55,6 +57,11 @@ def chunks(text: str) -> Iterator[list[Paragraph]]:
             chunk, size = [], 0
     if chunk:
         yield chunk
+
+
+def lang(text: str) -> str:
+    """Returns the attribute by which a browser picks fonts and line breaks."""
+    return "zh-Hans" if detect_language(text) == "chinese" else "en"
 
 
 def prose(text: str, offset: int = 0) -> str:
