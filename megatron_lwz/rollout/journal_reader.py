@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.rollout import recovery
-from megatron_lwz.rollout.drafts import Kind
+from megatron_lwz.rollout.drafts import GroupDraft, Kind
 from megatron_lwz.rollout.lengths import GroupLengths
 from megatron_lwz.rollout.schema import FILE_ERRORS, check_schema, one_line
 from megatron_lwz.types import Group
@@ -73,7 +73,7 @@ class JournalReader:
         else:
             step = "id IN (SELECT group_id FROM consumed WHERE step = ?)"
             drafts = recovery.load_groups(self._db, f"kind = ? AND {done} AND {step}", (kind, consumed_at))
-        return self._read(draft.freeze() for draft in drafts)
+        return self._read(self._frozen(draft) for draft in drafts)
 
     def scored(self) -> list[int]:
         """Returns the ids of the training groups that have scores and were not dropped, in order."""
@@ -84,7 +84,7 @@ class JournalReader:
         """Yields groups by id, one in memory at a time, without tokens and log-probs, which are most of a journal."""
         for group in ids:
             for draft in self._read(recovery.load_groups(self._db, "id = ?", (group,), tokens=False)):
-                yield draft.freeze()
+                yield self._frozen(draft)
 
     def lengths(self) -> Iterator[GroupLengths]:
         """Yields the lengths of all training groups, finished or not, and what happened to them."""
@@ -115,6 +115,12 @@ class JournalReader:
         if not isinstance(found, list):
             raise DataError(self._path, f"the journal is damaged: the groups of step {step} cannot be read")
         return found
+
+    def _frozen(self, draft: GroupDraft) -> Group:
+        try:
+            return draft.freeze()
+        except ValueError as error:  # scores, or the number of finished rollouts, say more than its rows hold
+            raise DataError(self._path, f"the journal is damaged: {error}") from error
 
     def _rows(self, query: str, *values: object) -> list[Any]:
         return list(self._read(self._found(query, values)))

@@ -183,6 +183,8 @@ def test_a_damaged_row_is_one_line_for_readers(journal: Path) -> None:
         ("DROP TABLE consumed", lambda reader: reader.consumed()),
         ("ALTER TABLE finished RENAME COLUMN reason TO season", lambda reader: list(reader.groups())),
         ("ALTER TABLE finished RENAME COLUMN reason TO season", lambda reader: list(reader.lengths())),
+        ("UPDATE finished SET rollout = 9 WHERE group_id = 0 AND rollout = 1", lambda reader: list(reader.groups())),
+        ("DELETE FROM finished WHERE group_id = 0", lambda reader: list(reader.texts([0]))),
         ("UPDATE trained SET micro_batches = '[[['", lambda reader: reader.trained_order(1)),
         ("UPDATE trained SET micro_batches = 3", lambda reader: reader.trained_order(1)),
     ],
