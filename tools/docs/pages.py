@@ -6,6 +6,7 @@ page (a script, a YAML file) gets a copy of that file.
 
 from __future__ import annotations
 
+import ast
 import posixpath
 import re
 from pathlib import Path
@@ -26,6 +27,8 @@ OUTSIDE = {
 }
 """Page in the repository → its place in the site."""
 COPIES = "files/"
+REFERENCE = "api_reference.md"
+"""The page of the public Python API, made from its docstrings."""
 
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 _CODE = re.compile(r"^(?: {4}[^\n]*|```.*?^```)$", re.MULTILINE | re.DOTALL)
@@ -35,6 +38,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Adds the pages outside docs/, and a copy of every other file that a page links to."""
     for source, place in OUTSIDE.items():
         files.append(File.generated(config, place, content=(ROOT / source).read_text(encoding="utf-8")))
+    files.append(File.generated(config, REFERENCE, content=_reference()))
     for file in [file for file in files if file.is_documentation_page()]:
         for target, _ in _LINK.findall(_without_code(file.content_string)):
             path = _in_repository(target, file.src_uri)
@@ -53,6 +57,21 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
     pieces = zip(_CODE.split(markdown), [*_CODE.findall(markdown), ""], strict=True)
     return "".join(_LINK.sub(led, text) + code for text, code in pieces)
+
+
+def _reference() -> str:
+    """Returns a page that names every public object, which mkdocstrings fills in without importing anything."""
+    tree = ast.parse((ROOT / "megatron_lwz" / "__init__.py").read_text(encoding="utf-8"))
+    (modules,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_MODULES"
+    )
+    lines = ["# API reference", "", "From the docstrings. [The Python API](api.md) says what they are for.", ""]
+    for module, names in modules.items():
+        lines += [f"## megatron_lwz.{module}", ""]
+        lines += [line for name in names for line in (f"::: megatron_lwz.{module}.{name}", "")]
+    return "\n".join(lines)
 
 
 def _without_code(markdown: str) -> str:
