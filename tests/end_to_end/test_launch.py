@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -30,6 +31,9 @@ from tests.support.paths import ROOT
 from tests.support.stages import rows_of, variables
 from tests.support.waiting import wait_for
 from tests.support.warm_programs import warm_programs
+
+PATH_OF_THE_TESTS = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+"""The scripts call `python` and `torchrun`, as after the activation of the environment."""
 
 
 @pytest.fixture
@@ -147,7 +151,7 @@ def test_a_slurm_job_on_two_trainer_nodes_and_an_engine_node(
         assert not slurm.over, slurm.output.read_text()[-5000:]
 
     script = rendered("slurm", config)
-    slurm.submit(script, env_of(os.environ["PATH"]))
+    slurm.submit(script, env_of(PATH_OF_THE_TESTS))
     until(lambda: done(run), "the first step")
     slurm.warn()
     until(lambda: slurm.starts == 2, "the requeue")
@@ -161,7 +165,7 @@ def test_a_slurm_job_on_two_trainer_nodes_and_an_engine_node(
     slurm.expire()
     assert slurm.wait()[:2] == ["requeued", "timeout"], slurm.output.read_text()[-5000:]
     set_steps(config, saved + 2)
-    slurm.submit(script, env_of(os.environ["PATH"]))
+    slurm.submit(script, env_of(PATH_OF_THE_TESTS))
     assert slurm.wait()[2:] == [0], slurm.output.read_text()[-5000:]
     assert [row["step"] for row in rows_of(run)] == list(range(1, saved + 3)) and RunPaths(run).summary.exists()
 
@@ -187,7 +191,7 @@ class Nodes:
         return [self._start(number) for number in numbers]
 
     def _start(self, number: int) -> subprocess.Popen[bytes]:
-        env, words = env_of(os.environ["PATH"]), ["bash", str(self._script)]
+        env, words = env_of(PATH_OF_THE_TESTS), ["bash", str(self._script)]
         match self._target:
             case "torchrun":
                 words += [str(number), *["127.0.0.1"] * 3]
@@ -279,7 +283,7 @@ def test_one_node_with_trainer_and_engine(tmp_path: Path) -> None:
     def start() -> subprocess.Popen[bytes]:
         with log.open("ab") as stream:
             everything.append(
-                subprocess.Popen(["bash", str(script)], env=env_of(os.environ["PATH"]), stdout=stream, stderr=stream)
+                subprocess.Popen(["bash", str(script)], env=env_of(PATH_OF_THE_TESTS), stdout=stream, stderr=stream)
             )
         return everything[-1]
 
