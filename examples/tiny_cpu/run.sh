@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The demo: make data, pretrain a tiny policy, teach a reward model what is wrong with spoilt texts, then teach the policy by
 # GRPO to plan, to answer, to keep the asked length and to write what the reward model likes.
-# Two ranks on two CPU cores, under ten minutes. RUNS picks the output folder, SEED the seed; more settings follow as
+# Two ranks on two CPU cores, about ten minutes. RUNS picks the output folder, SEED the seed; more settings follow as
 # section.key=value and go to the GRPO stage.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
