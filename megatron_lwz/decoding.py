@@ -18,6 +18,9 @@ MAX_DEPTH = 100
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{\]}]', re.DOTALL)
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+OTHER_SHAPE = (LookupError, TypeError, AttributeError, ValueError, OverflowError)
+"""Exceptions that decoding JSON and reading it can raise, when it has another shape than the one agreed on."""
+
 
 class NestedTooDeeply(ValueError):
     """More than MAX_DEPTH objects and lists stand inside each other."""

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from megatron_lwz.decoding import decode_json
+from megatron_lwz.decoding import OTHER_SHAPE, decode_json
 from megatron_lwz.errors import EngineError, concealed
 from megatron_lwz.http.retry import Failure, RequestFailure, no_connection
 from megatron_lwz.http.session import HttpSession, is_address, quoted, read_bounded
@@ -27,8 +27,6 @@ LONGEST_WAIT = 120.0
 """Maximum wait in seconds that is granted to a server's Retry-After."""
 
 _MOST_TOKENS = 1 << 31
-_NOT_AS_AGREED = (LookupError, TypeError, AttributeError, ValueError, OverflowError)
-"""Exceptions that reading JSON of an unexpected shape can raise."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ class CompletionClient(HttpSession):
             text, thinking = map(_clean, self._written(choice, "message"))
             tokens = _usage(answer)
             return Completion(text, _reason(choice), _stop(choice), thinking, _model(answer), *tokens)
-        except _NOT_AS_AGREED as error:
+        except OTHER_SHAPE as error:
             raise self._unknown(quoted(data, 80), error) from error
 
     async def _read_stream(self, response: aiohttp.ClientResponse, heard: Heard) -> Completion:
@@ -177,7 +175,7 @@ class CompletionClient(HttpSession):
                         thoughts.append(thinking)
                         reason, stop = _reason(choice) or reason, _stop(choice) or stop
                         heard(text + thinking, tokens[1])
-                except _NOT_AS_AGREED as error:
+                except OTHER_SHAPE as error:
                     raise self._unknown(concealed(event)[:80], error) from error
             if done:
                 break

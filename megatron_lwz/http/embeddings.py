@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from megatron_lwz.decoding import decode_json
+from megatron_lwz.decoding import OTHER_SHAPE, decode_json
 from megatron_lwz.http.completions import CONNECT_SECONDS, CompletionClient
 from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.http.session import read_bounded
@@ -33,7 +33,7 @@ class EmbeddingClient(CompletionClient):
             raise self._translate(error) from error
         try:
             return _read(decode_json(data), len(texts))
-        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        except OTHER_SHAPE as error:
             advice = f"answered what OpenAI's contract does not know ({error!r:.200})"
             raise RequestFailure(self.url, advice, Failure.CONTRACT) from error
 

@@ -18,7 +18,7 @@ import aiohttp
 from megatron_lwz.config.sections import WritingReward
 from megatron_lwz.data.preferences.rendering import Rendering, Reply
 from megatron_lwz.data.text.grammar import parse_rollout
-from megatron_lwz.decoding import decode_json
+from megatron_lwz.decoding import OTHER_SHAPE, decode_json
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget, no_connection
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 _MOST_BYTES = 32 << 20
 _LONGEST_WAIT = 30.0
-_NOT_AS_AGREED = (LookupError, TypeError, AttributeError, ValueError, OverflowError)
 
 
 class WritingComponent(HttpSession, PerRollout):
@@ -147,7 +146,7 @@ class WritingComponent(HttpSession, PerRollout):
             if len(scores) != count:
                 raise ValueError(f"{len(scores)} scores for {count} texts")
             return _Answer(scores, f"{self.name}/{version[:200]}")
-        except _NOT_AS_AGREED as error:
+        except OTHER_SHAPE as error:
             raise RequestFailure(
                 self._url, f"answered another shape than asked ({error!r})", Failure.CONTRACT
             ) from error
