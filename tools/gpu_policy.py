@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_lwz.config import validate
 from megatron_lwz.distributed import launch, platform
 from megatron_lwz.models.hf.load import RandomInit, load_policy
-from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.models.qwen import build_policy
 
 ARCHITECTURE = {
     "num_hidden_layers": 2,

@@ -64,6 +64,7 @@ EXAMPLES = (
     Example("qwen2.5_0.5b_cpu/config.yaml", "grpo", 1, "qwen2.5-0.5b"),
     Example("qwen2.5_0.5b_1gpu/config.yaml", "grpo", 1, "qwen2.5-0.5b"),
     Example("qwen2.5_7b_8xh100/config.yaml", "grpo", 4, "qwen2.5-7b"),
+    Example("qwen3_4b_4xa800/config.yaml", "grpo", 2, "qwen3-4b"),
     *(Example(f"longwriter_zero_32b_64xh100/{name}.yaml", stage, world, "qwen2.5-32b") for name, stage, world in (
         ("config", "grpo", 32), ("1_base_nothink", "grpo", 32), ("2_base_think", "grpo", 32),
         ("5_longwriter_zero", "grpo", 32), ("4_pretrain", "pretrain", 64), ("sft", "sft", 64),

@@ -6,7 +6,7 @@
 
 `verify` compares every weight, then the log-probs of random tokens and of text, both in fp32 with an fp64 reference.
 The checkpoint may be off by --tolerance, or by as much as transformers is. Reward models
-(Qwen2ForSequenceClassification with one label) are converted in the same way; `verify` then compares scores.
+(sequence classifiers with one label) are converted in the same way; `verify` then compares scores.
 
 `import` and `export` replace a folder only if it holds nothing but the files that such a conversion writes, and if no
 run that goes on writes there.
@@ -41,7 +41,7 @@ from megatron_lwz.models.hf.export import SHARD_BYTES
 from megatron_lwz.models.hf.name_map import tensor_shapes
 from megatron_lwz.models.hf.target import CHECKPOINT, EXPORT, check_no_run, check_target
 from megatron_lwz.models.hf.write import copy_carried_files
-from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.models.qwen import build_policy
 from megatron_lwz.run_paths import RunPaths, with_config
 from megatron_lwz.training.checkpoint import load_model, resolve, save_model
 from megatron_lwz.training.verification import (

@@ -15,7 +15,7 @@ from megatron_lwz.config import load_config
 from megatron_lwz.distributed import launch
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf import export_policy
-from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.models.qwen import build_policy
 from megatron_lwz.run_paths import with_config
 from megatron_lwz.training.checkpoint import load_model
 

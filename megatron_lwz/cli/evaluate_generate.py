@@ -84,16 +84,16 @@ def _check_model(options: argparse.Namespace, tasks: Sequence[Task], plan: Plan)
     fault = beyond_context(arch, prompt + limit, source)
     if fault is None:
         return
-    if options.max_tokens is not None or prompt >= arch.max_position_embeddings:
+    if options.max_tokens is not None or prompt >= arch.context_length:
         raise common.UsageError(f"--max-tokens {limit}: with the {prompt} tokens of prompt {task!r}, {fault}")
     log.warning("preset %s asks for %d tokens, the model has room for %d after its longest prompt: "
-                "responses end there", options.preset, limit, arch.max_position_embeddings - prompt)  # fmt: skip
+                "responses end there", options.preset, limit, arch.context_length - prompt)  # fmt: skip
 
 
 def _embedded(options: argparse.Namespace, plan: Plan, stack: ExitStack) -> tuple[CompletionClient, Plan]:
     """Starts an engine; returns its client, and the plan with the engine's tokenizer and context length."""
     folder = stack.enter_context(evaluate_engine.servable(options.model, options.output.parent))
-    tokenizer, longest = Tokenizer(folder), read_hf_architecture(folder).max_position_embeddings
+    tokenizer, longest = Tokenizer(folder), read_hf_architecture(folder).context_length
     server = stack.enter_context(
         evaluate_engine.serving(
             folder,

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from megatron_lwz.config.base import Section, UserPath
+from megatron_lwz.config.families import FAMILIES, Family
 
 Head = Literal["language", "scalar"]
+ModelType = Literal["qwen2", "qwen3"]
 
 _NO_EFFECT = ("head_dim", "head", "initializer_range", "max_position_embeddings")
 """Fields that do not change what given weights compute (the head's size is compared with its default filled in)."""
 
 
-class Architecture(Section):
-    """The architecture of a Qwen2.5 decoder (names as in Hugging Face's config.json)."""
+class Yarn(Section):
+    """RoPE for texts longer than those of the pretraining (YaRN, arXiv 2309.00071), with transformers' names and defaults."""
 
+    factor: float = Field(ge=1, description="the context grows by this factor (section 3.1's s)")
+    original_max_position_embeddings: int = Field(gt=0, description="longest sequence of the pretraining, tokens")
+    beta_fast: float = Field(
+        32.0, gt=0, description="pairs of dimensions that turn more often than this in the original context keep their speed"
+    )
+    beta_slow: float = Field(
+        1.0, gt=0, description="pairs of dimensions that turn less often than this get 1 / factor of their speed"
+    )
+    attention_factor: float | None = Field(
+        None, gt=0, description="factor on rotated queries and keys; null: 0.1 ln(factor) + 1 (the paper's equation 22)"
+    )
+
+    @property
+    def scale(self) -> float:
+        """Factor on rotated queries and on rotated keys."""
+        return self.attention_factor or 0.1 * math.log(self.factor) + 1.0
+
+
+class Architecture(Section):
+    """The architecture of a decoder (names as in Hugging Face's config.json)."""
+
+    model_type: ModelType = Field("qwen2", description="family of the decoder: qwen2 (Qwen2.5) or qwen3 (Qwen3, dense)")
     num_hidden_layers: int = Field(gt=0, le=4096, description="decoder layers")
     hidden_size: int = Field(gt=0, le=2**20, description="width of a token's hidden state")
     intermediate_size: int = Field(gt=0, le=2**20, description="width inside the MLP (SwiGLU)")
@@ -31,19 +56,39 @@ class Architecture(Section):
     )
     max_position_embeddings: int = Field(32768, gt=0, description="longest sequence in tokens")
     rope_theta: float = Field(1_000_000.0, gt=0, description="base of the rotary position embedding")
+    rope_scaling: Yarn | None = Field(None, description="YaRN; null: RoPE as it is")
     rms_norm_eps: float = Field(1e-6, gt=0, description="added to the mean square in RMSNorm")
     tie_word_embeddings: bool = Field(False, description="whether the output layer is the embedding")
-    head_dim: int | None = Field(None, gt=0, description="null: hidden_size / num_attention_heads")
+    head_dim: int | None = Field(
+        None, gt=0, description="size of a head; null: 128 for qwen3, hidden_size / num_attention_heads for qwen2"
+    )
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of random initial weights")
     head: Head = Field(
         "language",
-        description="language: next-token log-probs; scalar: one score per text, Hugging Face's Qwen2ForSequenceClassification",
+        description="language: next-token log-probs; scalar: one score per text, Hugging Face's …ForSequenceClassification",
     )
+
+    @property
+    def family(self) -> Family:
+        """What distinguishes this family of decoders from the others."""
+        return FAMILIES[self.model_type]
 
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
-        return self.head_dim or self.hidden_size // self.num_attention_heads
+        return self.head_dim or self.family.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence in tokens: `max_position_embeddings`, or what YaRN makes of the original one if that is more."""
+        if (yarn := self.rope_scaling) is None:
+            return self.max_position_embeddings
+        return max(self.max_position_embeddings, int(yarn.factor * yarn.original_max_position_embeddings))
+
+    @property
+    def attention_scale(self) -> float | None:
+        """Factor on the products of queries and keys; None: 1 / √head_size. YaRN's factor on both stands in it squared."""
+        return None if self.rope_scaling is None else self.rope_scaling.scale**2 / math.sqrt(self.head_size)
 
     def difference(self, other: Architecture) -> tuple[str, Any, Any] | None:
         """Returns (name, own value, other's value) of the first number that changes what the same weights compute."""
@@ -57,7 +102,7 @@ class ModelSection(Section):
 
     hf: UserPath | None = Field(None, description="Hugging Face folder: config.json, *.safetensors, tokenizer files")
     architecture: Architecture | None = Field(None, description="explicit architecture of the decoder")
-    preset: str | None = Field(None, description="name of a Qwen2.5 size: qwen2.5-0.5b … qwen2.5-72b")
+    preset: str | None = Field(None, description="name of a published size: qwen2.5-0.5b … qwen2.5-72b, qwen3-0.6b … qwen3-32b")
     tokenizer: UserPath | None = Field(None, description="folder with tokenizer.json; null: `hf`")
     vocab_padding: int = Field(
         128,

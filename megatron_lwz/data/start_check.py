@@ -73,7 +73,7 @@ def served_length(arch: Architecture, tokenizer: Tokenizer, asked: int | None) -
     check_vocabulary(arch, tokenizer, source)
     if asked is not None and (fault := beyond_context(arch, asked, source)):
         raise LwzError(f"--max-length {asked}: {fault}")
-    return asked or arch.max_position_embeddings
+    return asked or arch.context_length
 
 
 def check_folder(folder: Path) -> None:
@@ -84,7 +84,7 @@ def check_folder(folder: Path) -> None:
 def check_vocabulary(arch: Architecture, tokenizer: Tokenizer, source: str) -> None:
     """Raises DataError if the tokenizer has ids for which the model has no embedding.
 
-    `source` names where the model's sizes stand. A smaller tokenizer is fine: Qwen2.5 models have spare embeddings.
+    `source` names where the model's sizes stand. A smaller tokenizer is fine: Qwen models have spare embeddings.
     """
     if tokenizer.vocab_size > arch.vocab_size:
         advice = f"has ids up to {tokenizer.vocab_size - 1}, but {source} has vocab_size {arch.vocab_size}"
@@ -93,12 +93,12 @@ def check_vocabulary(arch: Architecture, tokenizer: Tokenizer, source: str) -> N
 
 def beyond_context(arch: Architecture, tokens: int, source: str) -> str | None:
     """Returns why texts of so many tokens do not fit the model and what to do; None if they do."""
-    limit = arch.max_position_embeddings
+    limit = arch.context_length
     if tokens <= limit:
         return None
     return (
         f"{tokens} tokens are more than the {limit} of max_position_embeddings in {source}: lower it, "
-        "or raise max_position_embeddings there if the model is meant to extrapolate"
+        "give the model YaRN there (rope_scaling), or raise max_position_embeddings if it is meant to extrapolate"
     )
 
 

@@ -31,13 +31,13 @@ def serves(queries: int, store: Tensor) -> bool:
     )
 
 
-def attend(query: Tensor, store: Tensor, lengths: Tensor) -> Tensor:
+def attend(query: Tensor, store: Tensor, lengths: Tensor, scale: float | None = None) -> Tensor:
     """Attends with query [R, G, Q, D] to the first `lengths` [R] keys of the rows of `store` [≥ R, G, 2, C, D].
 
-    `lengths` is int64, from 1 to C. Returns [R, G, Q, D] in the query's dtype; sums are fp32. Raises ValueError for
-    another length.
+    `lengths` is int64, from 1 to C. `scale` is the factor on the products, by default 1 / √D. Returns [R, G, Q, D] in the
+    query's dtype; sums are fp32. Raises ValueError for another length.
     """
-    scaled = (query.float() * store.shape[-1] ** -0.5).contiguous()
+    scaled = (query.float() * (store.shape[-1] ** -0.5 if scale is None else scale)).contiguous()
     result = torch.empty_like(scaled)
     _cpu.decode_attention(scaled, store, lengths, result, torch.get_num_threads())
     return result.to(query.dtype)

@@ -1,4 +1,4 @@
-"""The policy on Megatron-Core: Qwen2.5 as a GPTModel whose last stage returns log-probs."""
+"""The policy on Megatron-Core: Qwen2.5 and Qwen3 as a GPTModel whose last stage returns log-probs."""
 
 from megatron_lwz.distributed import jit
 

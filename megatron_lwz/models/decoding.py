@@ -155,6 +155,7 @@ class _Batch:
         lengths = (self._positions + 1).split(sizes)
         self._longest = [longest + 1 for longest in self._longest]
         masks = list(map(self._mask, positions, self._longest))
+        scale = self._forward.scale
 
         def attend(layer: int, query: Tensor, key_value: Tensor) -> Tensor:
             outputs, start = [], 0
@@ -164,10 +165,10 @@ class _Batch:
                 store, part = bucket.store[layer], slice(start, start + size)
                 store[rows, :, :, position] = key_value[part]
                 if mask is None:
-                    outputs.append(decode_attention.attend(query[part], store, length))
+                    outputs.append(decode_attention.attend(query[part], store, length, scale))
                 else:
                     seen = store[:size, :, :, :longest]
-                    outputs.append(F.scaled_dot_product_attention(query[part], seen[:, :, 0], seen[:, :, 1], mask))
+                    outputs.append(F.scaled_dot_product_attention(query[part], seen[:, :, 0], seen[:, :, 1], mask, scale=scale))
                 start += size
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -196,8 +197,11 @@ class DecodingForward:
         self._model: Any = model.eval()  # Any: torch types a module's attributes as tensors
         self._groups = settings.num_query_groups
         self._head_dim = settings.kv_channels
+        self._normed = settings.qk_layernorm
         self.queries = settings.num_attention_heads // settings.num_query_groups
         """Query heads per key-value head."""
+        self.scale: float | None = settings.softmax_scale
+        """Factor on the products of queries and keys; None: 1 / √D."""
         self._vocab = model.true_vocab_size
         weight = model.embedding.word_embeddings.weight
         self.cache_shape = CacheShape(
@@ -223,6 +227,9 @@ class DecodingForward:
     def _attention(self, index: int, module: Any, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """[T, 1, H] → [T, 1, H]. Megatron's fused projection holds, per key-value head, its queries, key and value."""
         mixed = _project(module.linear_qkv, hidden).view(hidden.shape[0], self._groups, -1, self._head_dim)
+        if self._normed:
+            mixed[:, :, :-2] = module.q_layernorm(mixed[:, :, :-2])
+            mixed[:, :, -2:-1] = module.k_layernorm(mixed[:, :, -2:-1])
         half = self._head_dim // 2
         turned = mixed[:, :, :-1]  # queries and key; RoPE does not rotate the value
         mixed[:, :, :-1] = turned * cos + torch.cat((turned[..., half:], turned[..., :half]), -1) * sin
@@ -249,7 +256,7 @@ class DecodingForward:
             for prefix, start, stop in segments:
                 part = slice(begin, begin + stop - start)
                 prefix.cached[layer, :, :, start:stop] = key_value[part].permute(1, 2, 0, 3)
-                outputs.append(_causal(query[part], prefix.cached[layer, :, :, :stop]))
+                outputs.append(_causal(query[part], prefix.cached[layer, :, :, :stop], self.scale))
                 begin = part.stop
             return torch.cat(outputs)
 
@@ -278,7 +285,7 @@ def _mlp(module: Any, hidden: Tensor) -> Tensor:
     return module(hidden)[0]
 
 
-def _causal(query: Tensor, seen: Tensor) -> Tensor:
+def _causal(query: Tensor, seen: Tensor, scale: float | None) -> Tensor:
     """Attention of the last T of N tokens: query [T, G, Q, D], keys and values [G, 2, N, D] → [T, G, Q, D]."""
     count, total, per_group = query.shape[0], seen.shape[2], query.shape[2]
     mask = None
@@ -291,6 +298,7 @@ def _causal(query: Tensor, seen: Tensor) -> Tensor:
         seen[None, :, 1],
         attn_mask=mask,
         is_causal=mask is None,
+        scale=scale,
         enable_gqa=per_group > 1,
     )
     return output[0].transpose(0, 1).unflatten(1, (-1, per_group))

@@ -1,6 +1,6 @@
 """The reward model: the policy's trunk with one number per token instead of a vocabulary.
 
-The score of a text is the number at its last token, as in transformers' Qwen2ForSequenceClassification.
+The score of a text is the number at its last token, as in transformers' sequence classifiers.
 """
 
 from __future__ import annotations

@@ -13,12 +13,19 @@ from megatron.core.models.common.embeddings.rope_utils import get_pos_emb_on_thi
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
 
+from megatron_lwz.config import Architecture
+from megatron_lwz.models.frequencies import rotary_frequencies
+
 
 class RotaryTable(RotaryEmbedding):
-    """Megatron's rotary embedding with one table, as long as the longest sequence so far. Shorter ones get a view."""
+    """Megatron's rotary embedding with one table, as long as the longest sequence so far. Shorter ones get a view.
 
-    def __init__(self, head_size: int, base: float, context_group: dist.ProcessGroup) -> None:
-        super().__init__(head_size, 1.0, rotary_base=base, cp_group=context_group)
+    YaRN's factor on rotated queries and keys is not in it: it stands in the softmax scale (`Architecture.attention_scale`).
+    """
+
+    def __init__(self, arch: Architecture, context_group: dist.ProcessGroup) -> None:
+        super().__init__(arch.head_size, 1.0, rotary_base=arch.rope_theta, cp_group=context_group)
+        self.inv_freq = rotary_frequencies(arch).to(self.inv_freq.device)
         self._table: Tensor | None = None
 
     def forward(

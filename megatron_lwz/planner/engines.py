@@ -23,7 +23,8 @@ def parameters(arch: Architecture) -> int:
     """Returns the number of parameters of the whole model, without padding."""
     head = arch.head_size
     query, key_value = arch.num_attention_heads * head, arch.num_key_value_heads * head
-    attention = arch.hidden_size * (2 * query + 2 * key_value) + query + 2 * key_value
+    attention = arch.hidden_size * (2 * query + 2 * key_value)
+    attention += (query + 2 * key_value if arch.family.qkv_bias else 0) + (2 * head if arch.family.qk_norm else 0)
     layer = attention + 3 * arch.hidden_size * arch.intermediate_size + 2 * arch.hidden_size
     tables = arch.vocab_size * arch.hidden_size * (1 if arch.tie_word_embeddings else 2)
     return arch.num_hidden_layers * layer + tables + arch.hidden_size

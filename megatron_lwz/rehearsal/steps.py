@@ -14,7 +14,7 @@ from megatron_lwz.config import Config
 from megatron_lwz.models.hf.export import stream_policy
 from megatron_lwz.models.hf.name_map import tensor_shapes
 from megatron_lwz.models.logprobs import PolicyModel
-from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.models.qwen import build_policy
 from megatron_lwz.rehearsal import batches
 from megatron_lwz.training.grpo_batches import prepare_updates
 from megatron_lwz.training.grpo_update import PolicyUpdates

@@ -24,12 +24,12 @@ from megatron_lwz.distributed import launch, platform
 from megatron_lwz.errors import DataError
 from megatron_lwz.models.hf import HfFolder, checksum_policy, load_policy
 from megatron_lwz.models.logprobs import packed_params
-from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.models.qwen import build_policy
 from megatron_lwz.models.reward_model import last_token_scores
 
 
 class ServedRewardModel:
-    """Model, tokenizer and rendering of a folder that transformers loads as Qwen2ForSequenceClassification."""
+    """Model, tokenizer and rendering of a folder that transformers loads as a sequence classifier with one label."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class ServedRewardModel:
         if self.arch.head != "scalar":
             raise DataError(
                 folder / "config.json",
-                "is of a language model, not of a reward model: architectures must name Qwen2ForSequenceClassification",
+                "is of a language model, not of a reward model: architectures must name Qwen2ForSequenceClassification or Qwen3ForSequenceClassification",
             )
         self.tokenizer = Tokenizer(folder)
         self.rendering = load_rendering(folder) or Rendering("chat")

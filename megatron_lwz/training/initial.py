@@ -8,7 +8,7 @@ from megatron_lwz.config import Config
 from megatron_lwz.models.hf.load import HfFolder, NewHead, RandomInit, TensorSource, load_policy
 from megatron_lwz.models.hf.name_map import SCORE
 from megatron_lwz.models.logprobs import PolicyModel
-from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.models.qwen import build_policy
 from megatron_lwz.training.checkpoint import load_model
 from megatron_lwz.training.optimizer import Schedule, build_optimizer, wrap_data_parallel
 from megatron_lwz.training.state import TrainState

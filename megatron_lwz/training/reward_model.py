@@ -99,7 +99,7 @@ class PairTask:
         return found | {f"validation/accuracy/{kind}": share.value for kind, share in by_kind.items()}
 
     def export(self, state: TrainState, folder: Path) -> None:
-        """Writes a folder that transformers loads as Qwen2ForSequenceClassification, and the prompt rendering."""
+        """Writes a folder that transformers loads as a sequence classifier with one label, and the prompt rendering."""
         export_policy(state.policies, folder, config_files_from=state.config.tokenizer_dir())
         if groups.is_rank_zero():
             save_rendering(folder, self.rendering)

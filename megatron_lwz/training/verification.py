@@ -107,7 +107,7 @@ def compare_function(
     told: dict[str, Any] = {}
     if groups.is_rank_zero():
         try:
-            theirs = _of_transformers(hf, texts, scalar=scalar)
+            theirs = _of_transformers(hf, texts, arch)
             exact = ExactModel(HfFolder(hf), arch)
             truth = list(exact.scores(texts)[:, None]) if scalar else exact.logprobs(texts)
             told = {"found": [asdict(found) for found in _comparisons(samples, ours, theirs, truth)]}
@@ -164,12 +164,13 @@ def _scores(policies: list[PolicyModel], texts: Sequence[Tensor], config: Config
     return list(score_sequences(policies, text_batch(list(texts)), config)[:, None])
 
 
-def _of_transformers(hf: Path, texts: Sequence[Tensor], *, scalar: bool) -> list[Tensor]:
+def _of_transformers(hf: Path, texts: Sequence[Tensor], arch: Architecture) -> list[Tensor]:
     """Returns the same outputs of transformers' model in fp32. Raises CheckpointError if it cannot load the folder."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    kind = transformers.Qwen2ForSequenceClassification if scalar else transformers.Qwen2ForCausalLM
+    scalar = arch.head == "scalar"
+    kind = getattr(transformers, arch.family.scalar if scalar else arch.family.language)
     try:
         model = kind.from_pretrained(hf, dtype=torch.float32, use_safetensors=True).eval()
     except Exception as error:  # it has no common base of its errors

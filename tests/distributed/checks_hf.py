@@ -16,7 +16,7 @@ from megatron_lwz.errors import CheckpointError, LwzError
 from megatron_lwz.models.hf import HfFolder, RandomInit, checksum_policy, export_policy, load_policy
 from megatron_lwz.models.hf.compare import compare_weights
 from megatron_lwz.models.hf.name_map import tensor_shapes
-from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.models.qwen import build_policy
 from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.pool import EnginePool
 from megatron_lwz.training.checkpoint import load_model, save_model

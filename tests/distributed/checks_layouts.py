@@ -23,17 +23,17 @@ Oracle = dict[str, torch.Tensor]
 
 
 def measure(
-    folders: dict[str, str], layouts: dict[str, dict[str, Any]], tied: list[str], losses: list[str]
+    folders: dict[str, str], layouts: dict[str, dict[str, Any]], some: dict[str, list[str]], losses: list[str]
 ) -> dict[str, Any]:
     """Per `model layout` the distances from the oracle, and `exchange`; `loss_functions` under the layouts `losses`.
 
-    Layouts hold config sections; the model `tied` runs under those named in `tied`.
+    Layouts hold config sections; a model in `some` runs under the layouts named there alone.
     """
     results: dict[str, Any] = {}
     for model, folder in folders.items():
         oracle = load_file(Path(folder) / "oracle.tensors")
         for name, layout in layouts.items():
-            if model == "tied" and name not in tied:
+            if name not in some.get(model, [name]):
                 continue
             results[f"{model} {name}"] = _measure_one(_config(folder, layout), oracle, model)
     results["loss_functions"] = loss_functions({name: layouts[name]["parallel"] for name in losses})

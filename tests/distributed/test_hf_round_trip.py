@@ -15,7 +15,7 @@ from megatron_lwz.models.hf import checksum_folder
 from megatron_lwz.types import WeightVersion
 from tests.support import weight_peer
 from tests.support.ranks import run_ranks
-from tests.support.tiny_qwen2 import tiny_qwen2
+from tests.support.tiny_qwen2 import QWEN3, tiny_qwen2
 from tools import convert_hf
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -29,10 +29,10 @@ TWO_RANKS = {
 FOUR_RANKS = {"tp2_pp2": {"tensor": 2, "pipeline": 2}, "tp2_vpp2": {"tensor": 2, "pipeline": 2, "virtual_pipeline": 2}}
 
 
-def save_model(folder: Path, precision: str, tied: bool, vocab: int = 77) -> str:
+def save_model(folder: Path, precision: str, tied: bool, vocab: int = 77, **changes: Any) -> str:
     model = tiny_qwen2(
         seed=3, vocab_size=vocab, intermediate_size=48, num_attention_heads=8, num_key_value_heads=4,
-        tie_word_embeddings=tied,
+        tie_word_embeddings=tied, **changes,
     ).to(DTYPES[precision])  # fmt: skip
     model.save_pretrained(folder, max_shard_size="30KB")
     (folder / "tokenizer.json").write_text('{"marker": 1}')
@@ -52,6 +52,11 @@ def prepared_cases(root: Path, layouts: dict[str, dict[str, int]]) -> dict[str, 
             for name, layout in layouts.items():
                 out = str(root / "out" / f"{name}-{label}")
                 cases[f"{name}-{label}"] = {"source": source, "precision": precision, "layout": layout, "out": out}
+    label = "bf16-qwen3"
+    source = save_model(root / label, "bf16", tied=True, **QWEN3)
+    for name, layout in layouts.items():
+        out = str(root / "out" / f"{name}-{label}")
+        cases[f"{name}-{label}"] = {"source": source, "precision": "bf16", "layout": layout, "out": out}
     return cases
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.distributed.checks_grpo import SAME, check_loss_function
-from tests.support.layout_oracle import LENGTHS, lengths_of, write_tiny_qwen
+from tests.support.layout_oracle import LENGTHS, MODELS, lengths_of, write_tiny_qwen
 from tests.support.ranks import run_ranks
 
 TWO_RANKS: dict[str, dict[str, Any]] = {
@@ -32,10 +32,13 @@ FOUR_RANKS: dict[str, dict[str, Any]] = {
     "TP2 DP2 overlap": {"parallel": {"tensor": 2, "overlap": True}},
     "CP2 DP2": {"parallel": {"context": 2}},
 }
-TIED = ("TP2 with SP", "PP2", "PP2 VPP2", "CP2", "TP2 PP2")
-"""Layouts that a tied output layer runs under; the untied one runs under all."""
+SOME = {
+    "tied": ("TP2 with SP", "PP2", "PP2 VPP2", "CP2", "TP2 PP2"),
+    "qwen3": ("TP2 with SP", "TP2 without SP", "PP2", "CP2", "TP2 CP2"),
+}
+"""Layouts that a tied output layer and a Qwen3 run under; the untied Qwen2.5 runs under all."""
 EXACT = [("untied", layout) for layout in (*TWO_RANKS, *FOUR_RANKS) if "bf16" not in layout] + [
-    ("tied", layout) for layout in TIED
+    (model, layout) for model, layouts in SOME.items() for layout in layouts
 ]
 MAX_LOGPROB_ERROR = 1e-4
 MAX_LOSS_ERROR = 3e-5  # of the second step too: rounding, which AVX-512 does in another order, has moved the weights
@@ -47,9 +50,9 @@ Results = dict[int, list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("tiny-qwen")
-    for name in ("tied", "untied"):
-        write_tiny_qwen(root / name, tied=name == "tied")
-    return {name: root / name for name in ("tied", "untied")}
+    for name in MODELS:
+        write_tiny_qwen(root / name, name)
+    return {name: root / name for name in MODELS}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def results(folders: dict[str, Path]) -> Results:
     paths = {name: str(folder) for name, folder in folders.items()}
     target = "tests.distributed.checks_layouts:measure"
     return {
-        ranks: run_ranks(target, ranks=ranks, folders=paths, layouts=layouts, tied=TIED, losses=losses)
+        ranks: run_ranks(target, ranks=ranks, folders=paths, layouts=layouts, some=SOME, losses=losses)
         for ranks, layouts, losses in ((2, TWO_RANKS, []), (4, FOUR_RANKS, ["TP2 CP2"]))
     }
 

@@ -15,6 +15,7 @@ from megatron_lwz.models.decoding import Decoder
 from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.rollout.engine.policy import ServedPolicy
 from tests.support.engine_model import VOCAB, write_engine_model
+from tests.support.tiny_qwen2 import QWEN3
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +172,21 @@ def test_torch_s_attention_gives_the_same_tokens(
             assert_logprobs(model, sequence, *written[sequence])
         found.append([tokens for tokens, _ in written.values()])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_qwen3_with_yarn_gives_the_log_probs_of_transformers(
+    tmp_path: Path, served: tuple[ServedPolicy, Any, Path], monkeypatch: pytest.MonkeyPatch, kernel: bool
+) -> None:
+    """In prompts and in decoding, by our attention and by torch's."""
+    model = write_engine_model(tmp_path, **QWEN3)
+    if not kernel:
+        monkeypatch.setattr("megatron_lwz.models.decoding.decode_attention.serves", lambda *_: False)
+    lengths = {30: 200, 300: 20, 3: 60}
+    asked = {CachedSequence(p, seed=n): n for p, n in zip(prompts(list(lengths)), lengths.values(), strict=True)}
+    written = write(ServedPolicy(tmp_path).decoder(4), asked)
+    for sequence in asked:
+        assert_logprobs(model, sequence, *written[sequence])
 
 
 def test_removed_sequences_free_their_slots(served: tuple[ServedPolicy, Any, Path]) -> None:

@@ -16,14 +16,14 @@ SPECIAL = ("<|user|>", "<|endoftext|>")
 
 def write_engine_model(
     folder: Path, *, seed: int = 0, hidden: int = 64, layers: int = 2, vocab: int = VOCAB, max_length: int = 16384,
-    tied: bool = False,
+    tied: bool = False, **changes: Any,
 ) -> Any:  # fmt: skip
-    """Writes the folder; returns transformers' model."""
+    """Writes the folder; returns transformers' model. `changes` are further keys of its config."""
     model = write_tiny_qwen2(
         folder, seed=seed, vocab_size=vocab, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,
         num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=max_length,
         initializer_range=2.0 / hidden**0.5, bos_token_id=None, eos_token_id=vocab - 1,
-        tie_word_embeddings=tied,
+        tie_word_embeddings=tied, **changes,
     )  # fmt: skip
     _write_tokenizer(folder, vocab)
     return model

@@ -14,7 +14,7 @@ from megatron_lwz.config import validate
 from megatron_lwz.distributed import launch, platform
 from megatron_lwz.kernels.layers import LayerOps
 from megatron_lwz.models.hf.load import RandomInit, load_policy
-from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.models.qwen import build_policy
 
 EPS = 1e-6
 

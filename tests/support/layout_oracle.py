@@ -1,4 +1,4 @@
-"""A tiny Qwen2.5 with everything random, and what transformers and torch say about it: the oracle of the layouts."""
+"""A tiny Qwen2.5 and a tiny Qwen3 with everything random, and what transformers and torch say about it: the oracle of the layouts."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tests.support.tiny_qwen2 import write_tiny_qwen2
+from tests.support.tiny_qwen2 import QWEN3, write_tiny_qwen2
 
 Lengths = tuple[tuple[int, ...], ...]
 """Sequences per pack, in tokens with the last label."""
 REST: Lengths = ((33, 7), (64,), (5, 18, 29))
 LENGTHS: Lengths = ((1300, 1100, 900, 513, 301), *REST)
 """Of the untied model; the first pack holds more than 4096."""
-TIED_LENGTHS: Lengths = ((257, 120, 65, 64, 51, 33, 32, 17, 16, 3), *REST)
-"""That the output layer is tied shows in few tokens, too."""
+SHORT_LENGTHS: Lengths = ((257, 120, 65, 64, 51, 33, 32, 17, 16, 3), *REST)
+"""Of the others: that the output layer is tied shows in few tokens, too, as does all that distinguishes Qwen3."""
+MODELS = {
+    "untied": {"seed": 11},
+    "tied": {"seed": 12, "tie_word_embeddings": True},
+    "qwen3": {"seed": 13, **QWEN3},
+}
 LONGEST_TRAINED = 900
 """Longer sequences have log-probs to compare, but no part in the optimizer steps: gradients show in few tokens."""
 LEARNING_RATE = 1e-3
 
 
 def lengths_of(model: str) -> Lengths:
-    """Of `tied` or `untied`."""
-    return TIED_LENGTHS if model == "tied" else LENGTHS
+    """Of one of MODELS."""
+    return LENGTHS if model == "untied" else SHORT_LENGTHS
 
 
 def packs_of(model: str, longest: int | None = None) -> list[list[int]]:
@@ -34,18 +39,17 @@ def packs_of(model: str, longest: int | None = None) -> list[list[int]]:
     return [[number for number, length in pack if longest is None or length <= longest] for pack in packs]
 
 
-def write_tiny_qwen(folder: Path, *, tied: bool) -> None:
-    """Writes an HF folder with random biases and norm weights (HF's zeros and ones hide errors), and `oracle.tensors`.
+def write_tiny_qwen(folder: Path, name: str) -> None:
+    """Writes an HF folder of one of MODELS with random biases and norm weights (HF's zeros and ones hide errors), and `oracle.tensors`.
 
     The oracle holds, per sequence, tokens, loss weights, log-probs and entropies, and for two Adam steps on those up to
     LONGEST_TRAINED (weighted log-prob sum over the token count) loss and gradient norm. The vocabulary, 1003, is odd.
     """
-    name = "tied" if tied else "untied"
     lengths = [length for pack in lengths_of(name) for length in pack]
     trained = [number for pack in packs_of(name, LONGEST_TRAINED) for number in pack]
     model = write_tiny_qwen2(
-        folder, seed=11 + tied, vocab_size=1003, hidden_size=64, intermediate_size=176, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=tied, initializer_range=0.25,
+        folder, vocab_size=1003, hidden_size=64, intermediate_size=176, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.25, **MODELS[name],
     )  # fmt: skip
     save_file(_oracle(model, lengths, trained), folder / "oracle.tensors")
 

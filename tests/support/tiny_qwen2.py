@@ -1,4 +1,4 @@
-"""A tiny Qwen2 by transformers with everything random: its own zero biases and unit norms would hide mistakes."""
+"""A tiny Qwen2 or Qwen3 by transformers with everything random: its own zero biases and unit norms would hide mistakes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,20 @@ SIZES = {
 }
 
 
-def tiny_qwen2(*, seed: int = 0, **changes: Any) -> Any:
-    """transformers' model in fp32; `changes` are keys of its config."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+YARN = {"rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+"""Of a pretraining on so few tokens that even short texts are in the part that YaRN changes."""
+QWEN3: dict[str, Any] = {"model_type": "qwen3", "head_dim": 24, "rope_parameters": YARN}
+"""Changes that make the tiny model a Qwen3 with heads of a size of their own, and with YaRN."""
 
+
+def tiny_qwen2(*, seed: int = 0, model_type: str = "qwen2", **changes: Any) -> Any:
+    """transformers' model in fp32; `changes` are keys of its config."""
+    import transformers
+
+    title = {"qwen2": "Qwen2", "qwen3": "Qwen3"}[model_type]
+    config = getattr(transformers, f"{title}Config")(**SIZES | changes)
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(Qwen2Config(**SIZES | changes)).float().eval()
+    model = getattr(transformers, f"{title}ForCausalLM")(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -24,6 +24,7 @@ PRESETS = {
     "qwen2.5_0.5b_cpu": "qwen2.5-0.5b",
     "qwen2.5_0.5b_1gpu": "qwen2.5-0.5b",
     "qwen2.5_7b_8xh100": "qwen2.5-7b",
+    "qwen3_4b_4xa800": "qwen3-4b",
     "longwriter_zero_32b_64xh100": "qwen2.5-32b",
 }
 CONFIGS = sorted(EXAMPLES.glob("*/config.yaml"))
@@ -151,7 +152,7 @@ def test_scripts_parse_and_stop_at_the_first_failure(script):
     assert "set -euo pipefail" in script.read_text() or script.name == "cluster.sh", "its steps set it"
 
 
-@pytest.mark.parametrize("name", ["qwen2.5_7b_8xh100", "longwriter_zero_32b_64xh100"])
+@pytest.mark.parametrize("name", ["qwen2.5_7b_8xh100", "qwen3_4b_4xa800", "longwriter_zero_32b_64xh100"])
 def test_engines_of_the_launch_fit_the_run(name):
     config = load_config(EXAMPLES / name)
     launch = describe(config, [str(EXAMPLES / name)], "slurm", EXAMPLES.parent)

@@ -1,4 +1,4 @@
-"""The exact output of the model in a Hugging Face folder: Qwen2's forward pass in fp64, one weight matrix at a time.
+"""The exact output of the model in a Hugging Face folder: its forward pass in fp64, one weight matrix at a time.
 
 It is the reference of `lwz convert verify`. transformers' model cannot be the reference: in fp64 too, its RMSNorm
 and its rotary embedding compute in fp32. Shape legend: T tokens of all texts, n tokens of one text, H hidden, A attention
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_lwz.config import Architecture
+from megatron_lwz.models.frequencies import rotary_frequencies
 from megatron_lwz.models.hf.folder import HfFolder
 from megatron_lwz.models.hf.name_map import EMBEDDING, HEAD, SCORE, tensor_shapes
 
@@ -72,8 +73,11 @@ class ExactModel:
         query, key, value = (
             self._linear(hidden, f"{prefix}self_attn.{name}_proj").unflatten(-1, (-1, size)) for name in "qkv"
         )
+        if self._arch.family.qk_norm:
+            query, key = (self._norm(part, f"{prefix}self_attn.{name}_norm") for part, name in ((query, "q"), (key, "k")))
         query, key = _rotate(query, *turn), _rotate(key, *turn)
-        mixed = [_attend(*parts) for parts in zip(*(part.split(sizes) for part in (query, key, value)), strict=True)]
+        scale = self._arch.attention_scale or size**-0.5
+        mixed = [_attend(*parts, scale) for parts in zip(*(part.split(sizes) for part in (query, key, value)), strict=True)]
         return self._linear(torch.cat(mixed).flatten(1), f"{prefix}self_attn.o_proj")
 
     def _feed_forward(self, hidden: Tensor, prefix: str) -> Tensor:
@@ -82,10 +86,8 @@ class ExactModel:
         return self._linear(gate * self._linear(hidden, f"{prefix}mlp.up_proj"), f"{prefix}mlp.down_proj")
 
     def _turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns cosine and sine [T, 1, D / 2] of the rotary angles position · θ^(−2i / D)."""
-        size = self._arch.head_size
-        speeds = self._arch.rope_theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
-        angles = (positions.double()[:, None] * speeds)[:, None]
+        """Returns cosine and sine [T, 1, D / 2] of the rotary angles."""
+        angles = (positions.double()[:, None] * rotary_frequencies(self._arch, torch.float64))[:, None]
         return angles.cos(), angles.sin()
 
     def _norm(self, hidden: Tensor, name: str) -> Tensor:
@@ -107,9 +109,9 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Causal attention within one text: query [n, A, D], key and value [n, G, D] → [n, A, D]."""
     key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], 1) for part in (key, value))
-    weights = torch.einsum("qad,kad->aqk", query, key) / query.shape[-1] ** 0.5
+    weights = torch.einsum("qad,kad->aqk", query, key) * scale
     future = torch.ones(weights.shape[-2:], dtype=torch.bool).triu(1)
     return torch.einsum("aqk,kad->qad", weights.masked_fill(future, -torch.inf).softmax(-1), value)

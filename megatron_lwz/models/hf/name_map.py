@@ -1,4 +1,4 @@
-"""One table between Hugging Face's Qwen2 tensors and Megatron's parameters, used in both directions.
+"""One table between Hugging Face's Qwen tensors and Megatron's parameters, used in both directions.
 
 A row says where the tensor-parallel share of one HF tensor lies inside a local Megatron parameter. That share is always
 a slice of the HF tensor along one dimension, and always a view of the parameter. So loading copies slice → view, and
@@ -8,7 +8,8 @@ exporting gathers the views along the same dimension. The special cases follow f
 - `linear_fc1` holds the rank's gate rows, then its up rows;
 - the embedding and the head have padding rows past the true vocabulary: they are outside the HF tensor and stay zero.
 
-A policy ends in `lm_head`, a reward model in `score`; the rest of the table is the same for both.
+A policy ends in `lm_head`, a reward model in `score`; the rest of the table is the same for both. Rows that only some
+families have name the property of `config.families.Family` that says which.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -53,10 +54,13 @@ class Row:
     split: int | None
     """Dimension of the HF tensor that tensor parallelism splits. None: every rank holds the whole tensor."""
     part: Part = Part.WHOLE
+    only: Literal["qkv_bias", "qk_norm"] | None = None
+    """The property of a family that has this tensor. None: all have it."""
 
 
 _LAYER, _CHUNK = "model.layers.{i}.", "decoder.layers.{i}."
-_QKV, _FC1 = _CHUNK + "self_attention.linear_qkv.", _CHUNK + "mlp.linear_fc1."
+_ATTENTION = _CHUNK + "self_attention."
+_QKV, _FC1 = _ATTENTION + "linear_qkv.", _CHUNK + "mlp.linear_fc1."
 
 EMBEDDING, HEAD, SCORE = "model.embed_tokens.weight", "lm_head.weight", "score.weight"
 
@@ -69,14 +73,16 @@ TABLE: tuple[Row, ...] = (
         None,
     ),
     Row(_LAYER + "self_attn.q_proj.weight", (_QKV + "weight",), ("query", "hidden"), 0, Part.QUERY),
-    Row(_LAYER + "self_attn.q_proj.bias", (_QKV + "bias",), ("query",), 0, Part.QUERY),
+    Row(_LAYER + "self_attn.q_proj.bias", (_QKV + "bias",), ("query",), 0, Part.QUERY, "qkv_bias"),
     Row(_LAYER + "self_attn.k_proj.weight", (_QKV + "weight",), ("key_value", "hidden"), 0, Part.KEY),
-    Row(_LAYER + "self_attn.k_proj.bias", (_QKV + "bias",), ("key_value",), 0, Part.KEY),
+    Row(_LAYER + "self_attn.k_proj.bias", (_QKV + "bias",), ("key_value",), 0, Part.KEY, "qkv_bias"),
     Row(_LAYER + "self_attn.v_proj.weight", (_QKV + "weight",), ("key_value", "hidden"), 0, Part.VALUE),
-    Row(_LAYER + "self_attn.v_proj.bias", (_QKV + "bias",), ("key_value",), 0, Part.VALUE),
+    Row(_LAYER + "self_attn.v_proj.bias", (_QKV + "bias",), ("key_value",), 0, Part.VALUE, "qkv_bias"),
+    Row(_LAYER + "self_attn.q_norm.weight", (_ATTENTION + "q_layernorm.weight",), ("head",), None, only="qk_norm"),
+    Row(_LAYER + "self_attn.k_norm.weight", (_ATTENTION + "k_layernorm.weight",), ("head",), None, only="qk_norm"),
     Row(
         _LAYER + "self_attn.o_proj.weight",
-        (_CHUNK + "self_attention.linear_proj.weight",),
+        (_ATTENTION + "linear_proj.weight",),
         ("hidden", "query"),
         1,
     ),
@@ -124,7 +130,7 @@ def tensor_shapes(arch: Architecture) -> dict[str, Shape]:
     return {
         row.hf.format(i=layer): tuple(sizes[d] for d in row.shape)
         for row, layer, _ in _expand(list(range(arch.num_hidden_layers)))
-        if row.hf not in absent
+        if row.hf not in absent and _has(arch, row)
     }
 
 
@@ -145,7 +151,7 @@ def placements(chunk: torch.nn.Module, arch: Architecture) -> list[Placement]:
     sizes, covered, found = _sizes(arch), set(), []
     for row, layer, index in _expand([layer.layer_number - 1 for layer in model.decoder.layers]):
         name = next((n for n in (m.format(i=index) for m in row.megatron) if n in parameters), None)
-        if name is None:
+        if name is None or not _has(arch, row):
             continue
         covered.add(name)
         hf = EMBEDDING if row.hf == HEAD and arch.tie_word_embeddings else row.hf.format(i=layer)
@@ -171,6 +177,11 @@ def _expand(layers: list[int]) -> Iterator[tuple[Row, int, int]]:
             yield from ((row, layer, index) for row in group)
 
 
+def _has(arch: Architecture, row: Row) -> bool:
+    """Returns whether the architecture's family has the tensors of a row."""
+    return row.only is None or bool(getattr(arch.family, row.only))
+
+
 def _sizes(arch: Architecture) -> dict[str, int]:
     return {
         "vocab": arch.vocab_size,
@@ -178,6 +189,7 @@ def _sizes(arch: Architecture) -> dict[str, int]:
         "ffn": arch.intermediate_size,
         "query": arch.num_attention_heads * arch.head_size,
         "key_value": arch.num_key_value_heads * arch.head_size,
+        "head": arch.head_size,
         "scores": 1,
     }
 

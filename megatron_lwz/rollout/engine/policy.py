@@ -14,7 +14,7 @@ from megatron_lwz.distributed.parking import Parked
 from megatron_lwz.models.decoding import Decoder
 from megatron_lwz.models.hf import HfFolder, checksum_policy, load_policy
 from megatron_lwz.models.logprobs import PolicyModel
-from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.models.qwen import build_policy
 
 
 class ServedPolicy:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import Qwen2Config
+from transformers import Qwen2Config, Qwen3Config
 
 from megatron_lwz.config import Architecture, read_hf_architecture
 from megatron_lwz.config.hf_config import written_settings
+from megatron_lwz.config.model import Yarn
 from megatron_lwz.errors import ConfigError, DataError
 
 SIZES = {
@@ -82,16 +83,37 @@ PUBLISHED = {
         if key not in ("rope_theta", "torch_dtype", "use_mrope")
     },
 }  # fmt: skip
+QWEN3 = published(
+    36, 2560, 9728, 32, 8, 151936, architectures=["Qwen3ForCausalLM"], model_type="qwen3", head_dim=128,
+    attention_bias=False, rope_scaling=None, sliding_window=None, tie_word_embeddings=True, eos_token_id=151645,
+)  # fmt: skip
+del QWEN3["use_mrope"]
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+PUBLISHED["Qwen3-4B"] = QWEN3
+PUBLISHED["Qwen3-4B with YaRN"] = QWEN3 | {"rope_scaling": {**YARN, "rope_type": "yarn"}, "max_position_embeddings": 131072}
+PUBLISHED["7B-Instruct with YaRN"] = PUBLISHED["7B"] | {"rope_scaling": YARN}
 
 
 def assert_read_as_transformers_does(folder: Path) -> Architecture:
     ours = read_hf_architecture(folder)
-    theirs = Qwen2Config.from_pretrained(folder)
+    theirs = (Qwen2Config if ours.model_type == "qwen2" else Qwen3Config).from_pretrained(folder)
     for name in (*SIZES, "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "initializer_range"):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
-    assert ours.head_dim == getattr(theirs, "head_dim", None)
+    assert (ours.head_dim or ours.family.head_dim) == getattr(theirs, "head_dim", None)
+    assert_same_scaling(ours, theirs.rope_parameters)
     return ours
+
+
+def assert_same_scaling(ours: Architecture, theirs: dict[str, Any]) -> None:
+    if ours.rope_scaling is None:
+        assert theirs["rope_type"] == "default"
+        return
+    assert theirs["rope_type"] == "yarn"
+    for name in ("factor", "original_max_position_embeddings"):
+        assert getattr(ours.rope_scaling, name) == theirs[name]
+    for name in ("beta_fast", "beta_slow", "attention_factor"):
+        assert theirs.get(name) in (None, getattr(ours.rope_scaling, name))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -117,9 +139,24 @@ def test_published_configs_are_read_without_a_warning(tmp_path: Path, caplog, na
         (SCORER, {"head": "scalar"}),
         ({"architectures": SCORER["architectures"], "id2label": {"0": "LABEL_0"}}, {"head": "scalar"}),
         ({"architectures": None, "quantization_config": None, "is_causal": True}, {"head": "language"}),
+        ({"rope_scaling": {"type": "yarn", "factor": 4}}, {"rope_scaling": Yarn(factor=4, original_max_position_embeddings=32768)}),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.5, "rope_theta": 7.0, "beta_fast": 9, "attention_factor": 1.5,
+                                 "original_max_position_embeddings": 100}, "max_position_embeddings": 160},
+            {"rope_theta": 7.0, "context_length": 250, "rope_scaling": Yarn(
+                factor=2.5, original_max_position_embeddings=100, beta_fast=9, attention_factor=1.5)},
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 9},
+             "original_max_position_embeddings": 9},
+            {"rope_scaling": Yarn(factor=4, original_max_position_embeddings=9)},
+        ),
+        ({"model_type": "qwen3"}, {"model_type": "qwen3", "head_dim": None, "head_size": 128}),
+        ({"model_type": "qwen3", "head_dim": 6, "attention_bias": False}, {"head_size": 6}),
+        (SCORER | {"model_type": "qwen3", "architectures": ["Qwen3ForSequenceClassification"]}, {"head": "scalar"}),
     ],
-    ids=lambda value: json.dumps(value),
-)
+    ids=str,
+)  # fmt: skip
 def test_what_is_left_out_or_stands_elsewhere_is_read_as_transformers_reads_it(tmp_path, change, found) -> None:
     arch = assert_read_as_transformers_does(write(tmp_path, CONFIG | change))
     assert {name: getattr(arch, name) for name in found} == found
@@ -154,9 +191,25 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
 REFUSED = [
     ({"num_hidden_layers": 10**9}, "num_hidden_layers.*1000000000.*4096"),
     ({"vocab_size": 10**12}, "vocab_size.*16777216"),
-    ({"model_type": "qwen3"}, "model_type = 'qwen3': only 'qwen2'"),
+    ({"model_type": "qwen3_moe"}, r"model_type = 'qwen3_moe': only 'qwen2' \(Qwen2.5\) and 'qwen3' \(Qwen3\) are"),
+    ({"model_type": ["qwen2"]}, "model_type = "),
+    ({"model_type": "qwen3", "attention_bias": True}, "attention_bias = True: the published Qwen3"),
+    ({"model_type": "qwen3", "architectures": ["Qwen2ForCausalLM"]}, "architectures = .*Qwen3ForCausalLM"),
+    ({"architectures": ["Qwen3ForCausalLM"]}, "architectures = .*Qwen2ForCausalLM"),
     ({"model_type": None}, "model_type = None"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "RoPE scaling 'yarn'"),
+    ({"rope_scaling": {"type": "yarn"}}, "rope_scaling = .*YaRN needs 'factor'"),
+    ({"rope_scaling": {"type": "yarn", "factor": 0.5}}, "rope_scaling = .*factor must be at least 1"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4, "beta_fast": 0}}, "rope_scaling = .*all others above 0"),
+    ({"rope_scaling": {"type": "yarn", "factor": "x"}}, "rope_scaling = 'x': must be a number"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 1.5}}, "a whole number"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4, "mscale": 0.7}}, "'mscale' is not supported"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4, "truncate": False}}, "whole dimensions only"),
+    (
+        {"rope_scaling": {"type": "yarn", "factor": 4}, "original_max_position_embeddings": 9},
+        "original_max_position_embeddings = 9: differs from the 32768 of rope_scaling",
+    ),
+    ({"rope_scaling": {"type": "yarn", "rope_type": "default", "factor": 4}}, "contradict each other"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4}, "rope_parameters": {"rope_type": "default"}}, "differs from"),
     ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6}}, "RoPE scaling 'linear'"),
     ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 1]}}, "RoPE scaling 'mrope'"),
     ({"rope_scaling": {"type": "default", "rope_type": "dynamic"}}, "RoPE scaling 'dynamic'"),
@@ -238,6 +291,7 @@ def test_unknown_keys_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     [
         {},
         CONFIG | {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+        QWEN3,
         CONFIG | {"rope_parameters": {"rope_type": "linear", "rope_theta": 7.0, "factor": 2.0}},
         CONFIG | {"hidden_act": "gelu", "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2},
         CONFIG | {"quantization_config": {"quant_method": "fp8"}, "auto_map": {"AutoModel": "m.M"}},
@@ -247,9 +301,10 @@ def test_unknown_keys_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     ],
     ids=lambda value: json.dumps(value)[-50:],
 )
-def test_a_written_config_says_what_the_architecture_says(tmp_path: Path, source: dict, head: str) -> None:
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_a_written_config_says_what_the_architecture_says(tmp_path: Path, source: dict, head: str, kind: str) -> None:
     """Also if the settings come from the folder of another model, such as that of the tokenizer."""
-    arch = Architecture(**SIZES, rope_theta=12345.0, head_dim=4, head=head)
+    arch = Architecture(**SIZES, rope_theta=12345.0, head_dim=4, head=head, model_type=kind)
     labels = {"num_labels": 1} if head == "scalar" else {}
     assert assert_read_as_transformers_does(write(tmp_path, written_settings(arch, source, "float32") | labels)) == arch
     written = json.loads((tmp_path / "config.json").read_text())
@@ -259,8 +314,19 @@ def test_a_written_config_says_what_the_architecture_says(tmp_path: Path, source
     assert written.get("eos_token_id") == source.get("eos_token_id") and "mlp_bias" not in written
 
 
+def test_yarn_is_written_where_every_version_reads_it(tmp_path: Path) -> None:
+    yarn = Yarn(factor=4, original_max_position_embeddings=64, attention_factor=1.25)
+    arch = Architecture(**SIZES, rope_theta=12345.0, head_dim=4, rope_scaling=yarn)
+    for source in ({}, CONFIG, CONFIG | {"rope_scaling": {"type": "linear", "factor": 2.0}}):
+        assert assert_read_as_transformers_does(write(tmp_path, written_settings(arch, source, "float32"))) == arch
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["rope_scaling"]["type"] == "yarn" and written["rope_theta"] == 12345.0  # transformers 4, vLLM
+
+
 def test_published_settings_survive_a_rewrite(tmp_path: Path) -> None:
     for config in PUBLISHED.values():
         arch = read_hf_architecture(write(tmp_path, config))
         written = written_settings(arch, config, "bfloat16")
-        assert {key: written[key] for key in config} == config
+        kept = {key: value for key, value in config.items() if key != "rope_scaling" or value is None}
+        assert {key: written[key] for key in kept} == kept
+        assert (config.get("rope_scaling") or {}).items() <= (written.get("rope_scaling") or {}).items()

@@ -20,7 +20,7 @@ torch.cuda.is_available = lambda: True  # Megatron-Core then imports all that it
 
 from megatron_lwz.config import validate
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.models.qwen2 import attention_backend
+from megatron_lwz.models.qwen import attention_backend
 from megatron_lwz.distributed import optional
 from megatron_lwz.training import optimizer
 import megatron.core.optimizer, megatron.core.tensor_parallel.layers as layers

@@ -14,7 +14,7 @@ from megatron_lwz.config import validate
 from megatron_lwz.distributed.launch import initialize, shutdown
 from megatron_lwz.models.hf.load import RandomInit, load_policy
 from megatron_lwz.models.logprobs import PolicyModel
-from megatron_lwz.models.qwen2 import build_policy
+from megatron_lwz.models.qwen import build_policy
 from megatron_lwz.types import IGNORED_LABEL
 
 LENGTHS = (5, 9, 1)

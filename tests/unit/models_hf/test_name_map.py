@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from megatron_lwz.config import Architecture
 from megatron_lwz.models.hf.name_map import placements, tensor_shapes
@@ -27,6 +27,13 @@ def test_table_lists_exactly_the_tensors_of_transformers(tied: bool) -> None:
         model = Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=tied))
     theirs = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     assert tensor_shapes(architecture(tie_word_embeddings=tied)) == theirs
+
+
+def test_table_lists_exactly_the_tensors_of_qwen3() -> None:
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=24))
+    theirs = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert tensor_shapes(architecture(model_type="qwen3", head_dim=24)) == theirs
 
 
 class FakeChunk(torch.nn.Module):

@@ -10,7 +10,7 @@ from megatron_lwz.config.presets import PRESETS
 from megatron_lwz.distributed import platform
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.models.norm import RMSNorm
-from megatron_lwz.models.qwen2 import attention_backend, padded_vocab_size, transformer_config
+from megatron_lwz.models.qwen import attention_backend, padded_vocab_size, transformer_config
 
 
 @pytest.fixture(autouse=True)

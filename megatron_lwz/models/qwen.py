@@ -1,7 +1,7 @@
-"""Qwen2.5 (0.5B … 72B) as Megatron-Core's GPTModel: configuration, layer spec and provider.
+"""Qwen2.5 and Qwen3 (dense) as Megatron-Core's GPTModel: configuration, layer spec and provider.
 
-Grouped-query attention with a bias on query, key and value; RMSNorm; SwiGLU; RoPE; tied or untied output layer
-(Qwen2.5 technical report, arXiv 2412.15115, section 2).
+Grouped-query attention, RMSNorm, SwiGLU, RoPE, tied or untied output layer. What distinguishes the families stands in
+`config/families.py`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def transformer_config(arch: Architecture, config: Config) -> TransformerConfig:
         "gated_linear_unit": True,
         "activation_func": F.silu,
         "add_bias_linear": False,
-        "add_qkv_bias": True,
+        "add_qkv_bias": arch.family.qkv_bias,
+        "qk_layernorm": arch.family.qk_norm,
+        "softmax_scale": arch.attention_scale,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "bf16": dtype == torch.bfloat16,
@@ -119,13 +121,16 @@ def layer_spec(
     if backend == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TENorm
 
-        norm, layer = TENorm, get_gpt_layer_with_transformer_engine_spec()
+        norm = TENorm
+        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=settings.qk_layernorm)
     else:
         ops = ops or PLAIN
         norm, layer = ModuleSpec(RMSNorm, params={"ops": ops}), get_gpt_layer_local_spec(normalization="RMSNorm")
         parts = layer.submodules
         parts.input_layernorm = parts.pre_mlp_layernorm = norm
         parts.self_attention.module = PackedSelfAttention
+        if settings.qk_layernorm:
+            parts.self_attention.submodules.q_layernorm = parts.self_attention.submodules.k_layernorm = norm
         parts.self_attention.submodules.core_attention = partial(CausalAttention, flash=backend == "flash", ops=ops)
         megatron_version.set_activation(parts, ops.swiglu)
     layers = get_num_layers_to_build(settings, vp_stage=chunk)
@@ -163,7 +168,7 @@ def build_policy(config: Config) -> list[PolicyModel]:
             arch,
             transformer_layer_spec=layer_spec(settings, backend=backend, ops=ops, chunk=chunk),
             vocab_size=padded_vocab_size(arch, config.model.vocab_padding),
-            max_sequence_length=arch.max_position_embeddings,
+            max_sequence_length=arch.context_length,
             pre_process=groups.is_first_stage(chunk),
             post_process=groups.is_last_stage(chunk),
             share_embeddings_and_output_weights=arch.tie_word_embeddings and not scalar,
@@ -174,7 +179,7 @@ def build_policy(config: Config) -> list[PolicyModel]:
         for chunk in chunks
     ]
     for one in built:
-        one.rotary_pos_emb = RotaryTable(arch.head_size, arch.rope_theta, one.pg_collection.cp)
+        one.rotary_pos_emb = RotaryTable(arch, one.pg_collection.cp)
     return built
 
 
