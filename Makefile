@@ -18,7 +18,7 @@ GPU_PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_6
 DEVICE ?= cuda
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-long test-browser test-stacks test-vllm fuzz check audit format docs gpu-check gpu-check-wheels bench clean
+.PHONY: setup demo test test-long test-browser test-trackers test-stacks test-vllm fuzz check audit format docs gpu-check gpu-check-wheels bench clean
 
 setup: $(STAMP) $(ENGINE)
 
@@ -63,6 +63,19 @@ test-browser: $(BROWSER_STAMP)
 
 $(BROWSER_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable ".[dev,browser]"
+	touch $@
+
+# The trackers' own packages, in an environment of their own that also sees the packages of $(VENV). See docs/trackers.md.
+TRACKERS := .venv-trackers
+test-trackers: $(TRACKERS)/.ready
+	$(TRACKERS)/bin/python -m pytest tests/unit/training/test_trackers.py
+
+$(TRACKERS)/.ready: $(STAMP)
+	rm -rf $(TRACKERS)
+	$(PYTHON) -m venv $(TRACKERS)
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	    $(BIN)/python -c "$$site" > "$$($(TRACKERS)/bin/python -c "$$site")/project.pth"
+	$(TRACKERS)/bin/pip install --quiet --constraint requirements/constraints.txt wandb trackio mlflow
 	touch $@
 
 # What touches Megatron-Core, on both of its releases (README.md, "Versions"): Python 3.11 in $(VENV), 3.12 in $(VENV312).

@@ -178,7 +178,7 @@ def _examples(rehearsals: Rehearsals) -> Iterator[str]:
 def _wish(rehearsals: Rehearsals) -> Iterator[str]:
     yield "Qwen3-4B on 4 × A800-80GB ([THUDM/LongWriter#44](https://github.com/THUDM/LongWriter/issues/44)). vLLM shares the four cards"
     yield "with the trainer (`rollout.colocated`), everything else is the recipe's default: responses of up to 14,000 tokens, 1,024 per"
-    yield "step. `examples/qwen3_4b_4xa800` does not share: two cards train and two write (under \"The examples\")."
+    yield 'step. `examples/qwen3_4b_4xa800` does not share: two cards train and two write (under "The examples").'
     yield ""
     yield from _head()
     rollout = {"engine": "vllm", "colocated": True, "urls": ["http://127.0.0.1:8000"]}

@@ -51,7 +51,10 @@ _FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "per_layer_config": ((None, {}), "all layers must be alike"),
     "quantization_config": ((None, {}), "quantized weights cannot be read: use the folder with bf16 or fp32 weights"),
     "compression_config": ((None, {}), "compressed weights cannot be read: use the folder with bf16 or fp32 weights"),
-    "auto_map": ((None, {}), "the model brings code of its own, which may compute anything: only transformers' own are supported"),
+    "auto_map": (
+        (None, {}),
+        "the model brings code of its own, which may compute anything: only transformers' own are supported",
+    ),
 }
 """Key → (values that are accepted, why no other is). A missing key is accepted."""
 

@@ -19,6 +19,7 @@ class HfReader:
         self.raw = raw
 
     def error(self, key: str, advice: str, value: Any = None) -> DataError:
+        """Returns the error about a key and its value, or another `value`."""
         shown = repr(self.raw.get(key) if value is None else value)
         return DataError(self.path, f"{key} = {shown if len(shown) < 120 else shown[:120] + '…'}: {advice}")
 
@@ -29,7 +30,7 @@ class HfReader:
                 raise self.error(key, why)
 
     def number(self, key: str, default: float) -> float:
-        """Returns a finite number. A text that holds one is read."""
+        """Returns the finite number of a key, or the default without the key."""
         return self.finite(key, self.raw[key]) if key in self.raw else default
 
     def whole(self, key: str, default: int | None = None) -> int:
@@ -44,12 +45,14 @@ class HfReader:
         return int(value)
 
     def flag(self, key: str, default: bool) -> bool:
+        """Returns true or false."""
         value = self.raw.get(key, default)
         if not isinstance(value, bool):
             raise self.error(key, "must be true or false")
         return value
 
     def finite(self, key: str, value: Any) -> float:
+        """Returns a finite number that stands under a key; a text that holds one is read."""
         found = math.nan
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             with suppress(ValueError, OverflowError):

@@ -55,7 +55,10 @@ def written_rope(arch: Architecture) -> dict[str, Any]:
     `rope_theta` is written in both ways: on its own (transformers 4, vLLM) and in `rope_parameters` (transformers 5).
     """
     if arch.rope_scaling is None:
-        return {"rope_theta": arch.rope_theta, "rope_parameters": {"rope_type": "default", "rope_theta": arch.rope_theta}}
+        return {
+            "rope_theta": arch.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": arch.rope_theta},
+        }
     table = {"rope_type": "yarn"} | arch.rope_scaling.model_dump(exclude_none=True)
     parameters = table | {"rope_theta": arch.rope_theta}
     return {"rope_theta": arch.rope_theta, "rope_scaling": {"type": "yarn"} | parameters, "rope_parameters": parameters}
@@ -92,10 +95,14 @@ def _yarn(found: HfReader, name: str, table: dict[str, Any], positions: int) -> 
     if "factor" not in values:
         raise found.error(name, "YaRN needs 'factor': how many times longer texts may be than in the pretraining")
     original = values.get(_ORIGINAL, positions)
-    if _ORIGINAL in found.raw and found.whole(_ORIGINAL) != original:  # versions of transformers differ in what they take
+    if (
+        _ORIGINAL in found.raw and found.whole(_ORIGINAL) != original
+    ):  # versions of transformers differ in what they take
         raise found.error(_ORIGINAL, f"differs from the {original:g} of {name}: keep the one the model was made with")
     if values["factor"] < 1 or original < 1 or original != int(original) or min(values.values()) <= 0:
-        raise found.error(name, "YaRN's factor must be at least 1, its original length a whole number, all others above 0")
+        raise found.error(
+            name, "YaRN's factor must be at least 1, its original length a whole number, all others above 0"
+        )
     return Yarn(**values | {_ORIGINAL: int(original)})
 
 

@@ -20,16 +20,18 @@ _NO_EFFECT = ("head_dim", "head", "initializer_range", "max_position_embeddings"
 class Yarn(Section):
     """RoPE for texts longer than those of the pretraining (YaRN, arXiv 2309.00071), with transformers' names and defaults."""
 
-    factor: float = Field(ge=1, description="the context grows by this factor (section 3.1's s)")
+    factor: float = Field(ge=1, description="the context grows by this factor (the paper's s)")
     original_max_position_embeddings: int = Field(gt=0, description="longest sequence of the pretraining, tokens")
     beta_fast: float = Field(
-        32.0, gt=0, description="pairs of dimensions that turn more often than this in the original context keep their speed"
+        32.0,
+        gt=0,
+        description="pairs of dimensions that turn more often than this in the original context keep their speed",
     )
     beta_slow: float = Field(
         1.0, gt=0, description="pairs of dimensions that turn less often than this get 1 / factor of their speed"
     )
     attention_factor: float | None = Field(
-        None, gt=0, description="factor on rotated queries and keys; null: 0.1 ln(factor) + 1 (the paper's equation 22)"
+        None, gt=0, description="factor on rotated queries and keys; null: 0.1 ln(factor) + 1 (section 3.4)"
     )
 
     @property
@@ -102,7 +104,9 @@ class ModelSection(Section):
 
     hf: UserPath | None = Field(None, description="Hugging Face folder: config.json, *.safetensors, tokenizer files")
     architecture: Architecture | None = Field(None, description="explicit architecture of the decoder")
-    preset: str | None = Field(None, description="name of a published size: qwen2.5-0.5b … qwen2.5-72b, qwen3-0.6b … qwen3-32b")
+    preset: str | None = Field(
+        None, description="name of a published size: qwen2.5-0.5b … qwen2.5-72b, qwen3-0.6b … qwen3-32b"
+    )
     tokenizer: UserPath | None = Field(None, description="folder with tokenizer.json; null: `hf`")
     vocab_padding: int = Field(
         128,

@@ -23,6 +23,7 @@ from megatron_lwz.kernels import decode_attention, thin_product
 from megatron_lwz.models.decoding_cache import CachedSequence, CacheShape, Prefix, PrefixCache, RowCache
 from megatron_lwz.models.decoding_sampling import Sampler
 from megatron_lwz.models.logprobs import PolicyModel
+from megatron_lwz.models.prefill_attention import attend_piece
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, query [T, G, Q, D], key and value [T, G, 2, D]) → [T, G, Q, D]"""
@@ -168,7 +169,9 @@ class _Batch:
                     outputs.append(decode_attention.attend(query[part], store, length, scale))
                 else:
                     seen = store[:size, :, :, :longest]
-                    outputs.append(F.scaled_dot_product_attention(query[part], seen[:, :, 0], seen[:, :, 1], mask, scale=scale))
+                    outputs.append(
+                        F.scaled_dot_product_attention(query[part], seen[:, :, 0], seen[:, :, 1], mask, scale=scale)
+                    )
                 start += size
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -256,7 +259,7 @@ class DecodingForward:
             for prefix, start, stop in segments:
                 part = slice(begin, begin + stop - start)
                 prefix.cached[layer, :, :, start:stop] = key_value[part].permute(1, 2, 0, 3)
-                outputs.append(_causal(query[part], prefix.cached[layer, :, :, :stop], self.scale))
+                outputs.append(attend_piece(query[part], prefix.cached[layer, :, :, :stop], self.scale))
                 begin = part.stop
             return torch.cat(outputs)
 
@@ -283,25 +286,6 @@ def _mlp(module: Any, hidden: Tensor) -> Tensor:
     if isinstance(module.linear_fc1, _OWN_LINEAR):
         return _project(module.linear_fc2, module.activation_func(_project(module.linear_fc1, hidden)))
     return module(hidden)[0]
-
-
-def _causal(query: Tensor, seen: Tensor, scale: float | None) -> Tensor:
-    """Attention of the last T of N tokens: query [T, G, Q, D], keys and values [G, 2, N, D] → [T, G, Q, D]."""
-    count, total, per_group = query.shape[0], seen.shape[2], query.shape[2]
-    mask = None
-    if count < total:
-        places = torch.arange(total, device=query.device)
-        mask = places <= places[total - count :, None]
-    output = F.scaled_dot_product_attention(
-        query.flatten(1, 2).transpose(0, 1)[None],
-        seen[None, :, 0],
-        seen[None, :, 1],
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scale,
-        enable_gqa=per_group > 1,
-    )
-    return output[0].transpose(0, 1).unflatten(1, (-1, per_group))
 
 
 def _sampler(sequences: list[CachedSequence], device: torch.device) -> Sampler:

@@ -21,7 +21,9 @@ def rotary_frequencies(arch: Architecture, dtype: torch.dtype = torch.float32) -
     periods = arch.rope_theta ** (torch.arange(0, size, 2, dtype=dtype) / size)
     if yarn is None:
         return 1.0 / periods
-    low, high = (_dimension(arch, turns, yarn.original_max_position_embeddings) for turns in (yarn.beta_fast, yarn.beta_slow))
+    low, high = (
+        _dimension(arch, turns, yarn.original_max_position_embeddings) for turns in (yarn.beta_fast, yarn.beta_slow)
+    )
     first, last = max(math.floor(low), 0), min(math.ceil(high), size - 1)
     width = last - first if last != first else 0.001  # a step, where both bounds meet
     ramp = ((torch.arange(size // 2, dtype=dtype) - first) / width).clamp(0, 1)

@@ -14,6 +14,7 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from torch import Tensor
 
 from megatron_lwz.config import Architecture
+from megatron_lwz.distributed import platform
 from megatron_lwz.models.frequencies import rotary_frequencies
 
 
@@ -25,7 +26,7 @@ class RotaryTable(RotaryEmbedding):
 
     def __init__(self, arch: Architecture, context_group: dist.ProcessGroup) -> None:
         super().__init__(arch.head_size, 1.0, rotary_base=arch.rope_theta, cp_group=context_group)
-        self.inv_freq = rotary_frequencies(arch).to(self.inv_freq.device)
+        self.inv_freq: Tensor = rotary_frequencies(arch).to(platform.device())
         self._table: Tensor | None = None
 
     def forward(

@@ -48,7 +48,7 @@ class ServedRewardModel:
         if self.arch.head != "scalar":
             raise DataError(
                 folder / "config.json",
-                "is of a language model, not of a reward model: architectures must name Qwen2ForSequenceClassification or Qwen3ForSequenceClassification",
+                "is of a language model, not of a reward model: architectures must name a …ForSequenceClassification",
             )
         self.tokenizer = Tokenizer(folder)
         self.rendering = load_rendering(folder) or Rendering("chat")

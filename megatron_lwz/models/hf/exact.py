@@ -74,10 +74,15 @@ class ExactModel:
             self._linear(hidden, f"{prefix}self_attn.{name}_proj").unflatten(-1, (-1, size)) for name in "qkv"
         )
         if self._arch.family.qk_norm:
-            query, key = (self._norm(part, f"{prefix}self_attn.{name}_norm") for part, name in ((query, "q"), (key, "k")))
+            query, key = (
+                self._norm(part, f"{prefix}self_attn.{name}_norm") for part, name in ((query, "q"), (key, "k"))
+            )
         query, key = _rotate(query, *turn), _rotate(key, *turn)
         scale = self._arch.attention_scale or size**-0.5
-        mixed = [_attend(*parts, scale) for parts in zip(*(part.split(sizes) for part in (query, key, value)), strict=True)]
+        mixed = [
+            _attend(*parts, scale=scale)
+            for parts in zip(*(part.split(sizes) for part in (query, key, value)), strict=True)
+        ]
         return self._linear(torch.cat(mixed).flatten(1), f"{prefix}self_attn.o_proj")
 
     def _feed_forward(self, hidden: Tensor, prefix: str) -> Tensor:
@@ -109,7 +114,7 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
     """Causal attention within one text: query [n, A, D], key and value [n, G, D] → [n, A, D]."""
     key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], 1) for part in (key, value))
     weights = torch.einsum("qad,kad->aqk", query, key) * scale

@@ -90,7 +90,10 @@ QWEN3 = published(
 del QWEN3["use_mrope"]
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 PUBLISHED["Qwen3-4B"] = QWEN3
-PUBLISHED["Qwen3-4B with YaRN"] = QWEN3 | {"rope_scaling": {**YARN, "rope_type": "yarn"}, "max_position_embeddings": 131072}
+PUBLISHED["Qwen3-4B with YaRN"] = QWEN3 | {
+    "rope_scaling": {**YARN, "rope_type": "yarn"},
+    "max_position_embeddings": 131072,
+}
 PUBLISHED["7B-Instruct with YaRN"] = PUBLISHED["7B"] | {"rope_scaling": YARN}
 
 

@@ -77,8 +77,8 @@ def test_a_rollout_beyond_the_context_is_refused_with_all_numbers(tmp_path: Path
         start_check.check_rollouts(config)
     assert str(caught.value) == (
         "config key 'rollout.max_new_tokens' = 41: with data.max_prompt_tokens = 24, 65 tokens are more than the 64 of "
-        f"max_position_embeddings in {tmp_path}/hf/config.json: lower it, or raise max_position_embeddings there if the "
-        "model is meant to extrapolate"
+        f"max_position_embeddings in {tmp_path}/hf/config.json: lower it, give the model YaRN there (rope_scaling), or "
+        "raise max_position_embeddings if it is meant to extrapolate"
     )
 
 

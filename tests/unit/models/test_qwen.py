@@ -27,10 +27,11 @@ def test_every_published_size_becomes_a_megatron_config(name: str) -> None:
     arch = PRESETS[name]
     settings = transformer_config(arch, _config())
     assert settings.num_query_groups == arch.num_key_value_heads
-    assert settings.kv_channels * settings.num_attention_heads == arch.hidden_size
+    assert settings.kv_channels == (128 if name.startswith("qwen3") else arch.hidden_size // arch.num_attention_heads)
     assert settings.layernorm_epsilon == arch.rms_norm_eps
     assert settings.gated_linear_unit
-    assert settings.add_qkv_bias
+    assert settings.add_qkv_bias is (not name.startswith("qwen3")) and settings.qk_layernorm is name.startswith("qwen3")
+    assert settings.softmax_scale is None
     assert not settings.add_bias_linear
     assert settings.params_dtype == settings.pipeline_dtype == torch.bfloat16
 
