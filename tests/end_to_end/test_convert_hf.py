@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForCausalLM
 
 from megatron_lwz.cli import common
-from megatron_lwz.config import hf_config, load_config
+from megatron_lwz.config import hf_rope, load_config
 from megatron_lwz.data.text.sample import ENGLISH
 from megatron_lwz.distributed import environment, launch
 from megatron_lwz.models.hf import name_map
@@ -145,7 +145,7 @@ def test_verify_sees_a_config_that_transformers_reads_differently(
     converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     other = changed_copy(converted[0], tmp_path / "other", lambda config, _: config.pop("rope_parameters"))
-    monkeypatch.setattr(hf_config, "_THETA", 1e6)  # transformers takes 10,000
+    monkeypatch.setattr(hf_rope, "_THETA", 1e6)  # transformers takes 10,000
     assert convert("import", "--hf", other, "--out", tmp_path / "checkpoint") == 0
     assert convert("verify", "--hf", other, "--checkpoint", tmp_path / "checkpoint") == 2
     assert "transformers computes another function than the one that was read" in capsys.readouterr().err
