@@ -65,17 +65,17 @@ $(BROWSER_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable ".[dev,browser]"
 	touch $@
 
-# The trackers' own packages, in an environment of their own that also sees the packages of $(VENV). See docs/trackers.md.
+# The trackers' own packages. Their environment also sees the packages of $(VENV), after its own. See docs/trackers.md.
 TRACKERS := .venv-trackers
 test-trackers: $(TRACKERS)/.ready
 	$(TRACKERS)/bin/python -m pytest tests/unit/training/test_trackers.py
 
-$(TRACKERS)/.ready: $(STAMP)
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
+$(TRACKERS)/.ready: requirements/trackers.txt $(STAMP)
 	rm -rf $(TRACKERS)
 	$(PYTHON) -m venv $(TRACKERS)
-	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-	    $(BIN)/python -c "$$site" > "$$($(TRACKERS)/bin/python -c "$$site")/project.pth"
-	$(TRACKERS)/bin/pip install --quiet --constraint requirements/constraints.txt wandb trackio mlflow
+	$(TRACKERS)/bin/pip install --quiet --requirement requirements/trackers.txt
+	$(BIN)/python -c '$(SITE)' > "$$($(TRACKERS)/bin/python -c '$(SITE)')/project.pth"
 	touch $@
 
 # What touches Megatron-Core, on both of its releases (README.md, "Versions"): Python 3.11 in $(VENV), 3.12 in $(VENV312).
