@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 _on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 """torch's CPU kernel, which also returns the log-sum-exps. `F.scaled_dot_product_attention` calls it and drops them."""
@@ -30,7 +29,7 @@ def attend_piece(query: Tensor, seen: Tensor, scale: float | None) -> Tensor:
         query.flatten(1, 2).transpose(0, 1)[None],
         _for_each_query_head(seen[:, 0], per_group),
         _for_each_query_head(seen[:, 1], per_group),
-        attn_mask=causal_lower_right(count, seen.shape[2]) if past else None,
+        attn_mask=_aligned_at_the_end(count, seen.shape[2]) if past else None,
         is_causal=not past,
         scale=scale,
     )
@@ -55,6 +54,13 @@ def _merged(query: Tensor, seen: Tensor, past: int, scale: float | None) -> Tens
     own = own.reshape(*shape, size)
     merged = own + (before.reshape(*shape, size) - own) * share
     return merged.to(query.dtype).permute(2, 0, 1, 3)
+
+
+def _aligned_at_the_end(queries: int, keys: int) -> Tensor:
+    """Returns torch's name for the causal mask of the last queries, for which its GPU kernels need no mask."""
+    from torch.nn.attention.bias import causal_lower_right  # its module loads torch's compiler, which no CPU path uses
+
+    return causal_lower_right(queries, keys)
 
 
 def _for_each_query_head(part: Tensor, per_group: int) -> Tensor:

@@ -46,10 +46,8 @@ class ServedRewardModel:
         config = validate({"model": {"hf": str(folder)}, "training": {"precision": dtype}})
         self.arch = config.architecture()
         if self.arch.head != "scalar":
-            raise DataError(
-                folder / "config.json",
-                "is of a language model, not of a reward model: architectures must name a …ForSequenceClassification",
-            )
+            advice = f"architectures must name {self.arch.family.scalar}"
+            raise DataError(folder / "config.json", f"is of a language model, not of a reward model: {advice}")
         self.tokenizer = Tokenizer(folder)
         self.rendering = load_rendering(folder) or Rendering("chat")
         if template is not None:

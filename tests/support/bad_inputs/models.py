@@ -63,9 +63,9 @@ CONFIGS = (
     Bad(
         _IMPORT,
         "{}/hf/config.json: rope_scaling",
-        "yarn",
+        "longrope",
         "use the config.json without it",
-        _config(rope_scaling={"rope_type": "yarn", "factor": 4}),
+        _config(rope_scaling={"rope_type": "longrope", "factor": 4}),
     ),
     Bad(_LOAD, "{}/hf/config.json", "vocab_size 200", "use the tokenizer", _config(vocab_size=200)),
 )
