@@ -68,7 +68,8 @@ class JudgedComponent(Closing):
     def __init__(self, section: JudgeReward, judge: Judge) -> None:
         self.name = section.title
         self._section = section
-        self._judge = judge
+        self.judge = judge
+        """The judge, which all components share."""
         self._counters: Counter[str] = Counter()
 
     async def score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
@@ -87,7 +88,7 @@ class JudgedComponent(Closing):
 
     def metrics(self) -> dict[str, float]:
         """Returns counts since the start of the process: the judge's (of all components together) and masked groups."""
-        counted = {f"judge/total_{name}": float(self._judge.counters[name]) for name in _COUNTED}
+        counted = {f"judge/total_{name}": float(self.judge.counters[name]) for name in _COUNTED}
         counted[f"judge/total_masked_groups/{self.name}"] = float(self._counters["masked groups"])
         if self._counters["pairs"]:
             counted[f"judge/order_agreement/{self.name}"] = self._counters["agreed"] / self._counters["pairs"]
@@ -95,7 +96,7 @@ class JudgedComponent(Closing):
 
     async def close(self) -> None:
         """Closes the connections of the judge, which all components share. It may go on in another event loop."""
-        await self._judge.disconnect()
+        await self.judge.disconnect()
 
     async def _score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
         answers = [(parse_rollout(prompt, rollout).answer or "").strip() for rollout in rollouts]
@@ -114,7 +115,7 @@ class JudgedComponent(Closing):
         """
 
         async def one(place: int) -> T:
-            async with self._judge.turns:
+            async with self.judge.turns:
                 return await work(place)
 
         async with asyncio.TaskGroup() as group:
@@ -124,7 +125,7 @@ class JudgedComponent(Closing):
     def _kept(self, reasons: Sequence[Reason]) -> tuple[Reason, ...]:
         """Returns the reasons within their bounds. What is cut is counted."""
         kept, cut = bound(reasons)
-        self._judge.counters["reasons_cut"] += cut
+        self.judge.counters["reasons_cut"] += cut
         return kept
 
     async def _compare(self, task: Task, first: str, second: str) -> Pair | None:
@@ -137,7 +138,7 @@ class JudgedComponent(Closing):
         orders = [(first, second), (second, first)]
         ahead, behind = await asyncio.gather(
             *(
-                self._judge.ask(ask.pair_question(task.request, *order, task.language), ask.read_winner)
+                self.judge.ask(ask.pair_question(task.request, *order, task.language), ask.read_winner)
                 for order in orders
             )
         )
@@ -208,7 +209,7 @@ class RubricComponent(EachJudged):
         read = ask.read_marks(count)
 
         async def score(answer: str) -> ComponentScore | None:
-            verdict = await self._judge.ask(ask.rubric_question(task.request, answer, task.language, criteria), read)
+            verdict = await self.judge.ask(ask.rubric_question(task.request, answer, task.language, criteria), read)
             if verdict is None:
                 return None
             marks = verdict.value
@@ -234,7 +235,7 @@ class ChecklistComponent(EachJudged):
 
         async def score(answer: str) -> ComponentScore | None:
             question = ask.check_question(task.request, answer, task.language, checklist)
-            verdict = await self._judge.ask(question, ask.read_degrees(len(checklist)))
+            verdict = await self.judge.ask(question, ask.read_degrees(len(checklist)))
             if verdict is None:
                 return None
             details = {"requirements": float(len(checklist)), "met": float(verdict.value.count(1.0))}
@@ -257,7 +258,7 @@ class ChecklistComponent(EachJudged):
                     self.name,
                 )
             return given
-        verdict = await self._judge.ask(
+        verdict = await self.judge.ask(
             ask.requirements_question(task.request, task.language, items), ask.read_requirements(items)
         )
         return verdict.value if verdict is not None else None
