@@ -28,7 +28,7 @@ from megatron_lwz.orchestrator.reward_server import open_reward_server
 from megatron_lwz.report.evaluation import write_page
 from megatron_lwz.report.preferences import main_table, markdown, preference_sections
 from megatron_lwz.rewards.composite import build_rewards, component_sections
-from megatron_lwz.rewards.judge_components import JudgedComponent
+from megatron_lwz.rewards.judge_base import JudgedComponent
 from megatron_lwz.rollout.scoring import close_rewards
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import Group, RewardFn

@@ -63,12 +63,18 @@ class JudgeReward(ComponentSection):
     The judge sees the answer only, never the think segment.
     """
 
-    kind: Literal["rubric", "checklist", "pairwise", "reference"] = Field(
-        description="rubric: marks on criteria; checklist: share of requirements met (ACE-RL, 2509.04903); pairwise: comparisons won against other rollouts of the group (UniCreative, 2604.05517); reference: comparisons won against the row's reference text (Writing-Zero, 2506.00103)",
+    kind: Literal["rubric", "criteria", "checklist", "pairwise", "reference"] = Field(
+        description="rubric: marks on criteria; criteria: marks on criteria that the judge writes for each prompt once (query-specific, UniCreative, 2604.05517), or on the row's; checklist: share of requirements met (ACE-RL, 2509.04903); pairwise: comparisons won against other rollouts of the group (UniCreative, 2604.05517); reference: comparisons won against the row's reference text (Writing-Zero, 2506.00103)",
     )
     name: str = Field("", description="the component's name in metrics; empty: the kind")
     criteria: Annotated[tuple[str, ...], OneOrList] = Field(
         (), description="rubric: custom criteria, one sentence each; empty: the built-in ones"
+    )
+    number: int = Field(
+        5,
+        gt=1,
+        le=12,
+        description="criteria: how many criteria the judge writes for a prompt (WritingBench, 2503.05244, has 5); open",
     )
     items: int = Field(
         12,

@@ -20,8 +20,8 @@ from megatron_lwz.evaluation.agreement import Choice
 from megatron_lwz.evaluation.asking import Shown
 from megatron_lwz.evaluation.human_pairs import HumanPair
 from megatron_lwz.rewards.composite import component_sections, measured
+from megatron_lwz.rewards.judge_base import JudgedComponent
 from megatron_lwz.rewards.judge_cache import Reply, ReplyCache, cache_key
-from megatron_lwz.rewards.judge_components import JudgedComponent
 from megatron_lwz.rewards.writing import WritingComponent
 from megatron_lwz.types import ComponentScore, RewardFn
 from megatron_lwz.user_functions import load_function

@@ -21,8 +21,8 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>|#~])")
 def main_table(found: PreferenceReport) -> Table:
     """Returns head and rows of the table of components, people last."""
     rows = [
-        (c.name, f"{found.weights[c.name]:g}" if c.name in found.weights else "", shown(c.accuracy), shown(c.matched), shown(c.prefers_longer),
-         shown(c.orders), c.line)
+        (c.name, f"{found.weights[c.name]:g}" if c.name in found.weights else "", shown(c.accuracy), shown(c.matched),
+         shown(c.prefers_longer), shown(c.orders), c.line)
         for c in found.components
     ]  # fmt: skip
     longer = found.people["prefers_longer"]
