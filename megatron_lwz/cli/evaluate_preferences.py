@@ -27,7 +27,7 @@ from megatron_lwz.orchestrator.experience import group_advantages
 from megatron_lwz.orchestrator.reward_server import open_reward_server
 from megatron_lwz.report.evaluation import write_page
 from megatron_lwz.report.preferences import main_table, markdown, preference_sections
-from megatron_lwz.rewards.composite import build_rewards, component_sections
+from megatron_lwz.rewards.composite import build_rewards, component_sections, with_fixed_criteria
 from megatron_lwz.rewards.judge_base import JudgedComponent
 from megatron_lwz.rollout.scoring import close_rewards
 from megatron_lwz.run_paths import RunPaths
@@ -66,7 +66,7 @@ def _score(
     )
     tokenizer = Tokenizer(config.tokenizer_dir()) if config.reward.length.unit == "tokens" else None
     with open_reward_server(config, RunPaths(folder)) as served:
-        rewards = build_rewards(served.reward, tokenizer, judge)
+        rewards = build_rewards(with_fixed_criteria(served.reward), tokenizer, judge)
 
         async def run() -> list[dict[str, PairScores]]:
             try:

@@ -76,6 +76,18 @@ class JudgeReward(ComponentSection):
         le=12,
         description="criteria: how many criteria the judge writes for a prompt (WritingBench, 2503.05244, has 5); open",
     )
+    rounds: int = Field(
+        0,
+        ge=0,
+        le=50,
+        description="criteria: how often those that all rollouts of a group meet are replaced by harder ones for the prompt's later groups (a rubric curriculum, after RcRL, ICML 2026); 0 = never",
+    )
+    met: float = Field(
+        8.0,
+        gt=1,
+        le=10,
+        description="criteria, with rounds above 0: mark, from 1 to 10, from which a criterion counts as met; open",
+    )
     items: int = Field(
         12,
         gt=1,

@@ -20,7 +20,14 @@ from megatron_lwz.data.text.length import count_units
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.orchestrator.experience import group_advantages
-from megatron_lwz.rewards.composite import build_rewards, check_components, component_sections, measured, score_tensors
+from megatron_lwz.rewards.composite import (
+    build_rewards,
+    check_components,
+    component_sections,
+    measured,
+    score_tensors,
+    with_fixed_criteria,
+)
 from megatron_lwz.rollout.scoring import close_rewards
 from megatron_lwz.types import ComponentScore, Group, RewardFn
 
@@ -107,7 +114,7 @@ class Rescorer:
     def _build(self) -> list[RewardFn]:
         if not self._wanted:
             return []
-        section, wanted = self.new.reward, self._wanted
+        section, wanted = with_fixed_criteria(self.new.reward), self._wanted
         only = section.model_copy(
             update={
                 "violators": {},

@@ -43,6 +43,8 @@ class Task:
     language: Language
     indices: tuple[int, ...]
     """Index of each answer's rollout in its group."""
+    ids: tuple[str, ...] = ()
+    """Identifier of each answer's rollout, unique in the run."""
 
     @property
     def request(self) -> str:
@@ -89,7 +91,8 @@ class JudgedComponent(Closing):
     async def _score(self, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[ComponentScore]:
         answers = [(parse_rollout(prompt, rollout).answer or "").strip() for rollout in rollouts]
         missing = ComponentScore(0.0, valid=False, version="no-verdict")
-        task = Task(prompt, _language(prompt), tuple(rollout.index for rollout in rollouts))
+        indices, ids = tuple(rollout.index for rollout in rollouts), tuple(rollout.id for rollout in rollouts)
+        task = Task(prompt, _language(prompt), indices, ids)
         return [score or missing for score in await self._judge_group(task, answers)]
 
     @abstractmethod
@@ -135,6 +138,14 @@ class JudgedComponent(Closing):
         kept, cut = bound(reasons)
         self.judge.counters["reasons_cut"] += cut
         return kept
+
+    async def _each(self, answers: Sequence[str], score: Callable[[str], Awaitable[T]]) -> list[T | ComponentScore]:
+        """Returns `score` of every answer that is not blank, and 0 for the others."""
+
+        async def one(place: int) -> T | ComponentScore:
+            return await score(answers[place]) if answers[place] else ComponentScore(0.0, version="no-answer")
+
+        return await self._in_parallel(len(answers), one)
 
     async def _compare(self, task: Task, first: str, second: str) -> Pair | None:
         """Compares a pair in both orders. Returns None unless both got a verdict.
@@ -198,14 +209,6 @@ class EachJudged(JudgedComponent, PerRollout):
         """Returns the rollout's score, invalid without a verdict. `settle` masks the group."""
         (score,) = await self._score(prompt, [rollout])
         return score
-
-    async def _each(self, answers: Sequence[str], score: Callable[[str], Awaitable[T]]) -> list[T | ComponentScore]:
-        """Returns `score` of every answer that is not blank, and 0 for the others."""
-
-        async def one(place: int) -> T | ComponentScore:
-            return await score(answers[place]) if answers[place] else ComponentScore(0.0, version="no-answer")
-
-        return await self._in_parallel(len(answers), one)
 
 
 def _language(prompt: Prompt) -> Language:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 from megatron_lwz.config.sections import JudgeReward
 from megatron_lwz.rewards import judge_prompts as ask
 from megatron_lwz.rewards.judge_base import EachJudged, JudgedComponent, Pair, Task
 from megatron_lwz.rewards.judge_client import Judge
-from megatron_lwz.rewards.judge_criteria import CriteriaComponent
+from megatron_lwz.rewards.judge_criteria import criteria_component
 from megatron_lwz.rewards.judge_reasons import reason_in
 from megatron_lwz.types import ComponentScore, RewardFn
 
@@ -134,10 +134,10 @@ def choose_pairs(texts: Sequence[str], opponents: int) -> list[tuple[int, int]]:
 
 _MET = {1.0: "met", 0.5: "partly met", 0.0: "not met"}
 """How far a requirement is met, in words."""
-_KINDS: dict[str, type[JudgedComponent]] = {
+_KINDS: dict[str, Callable[[JudgeReward, Judge], JudgedComponent]] = {
     "rubric": RubricComponent,
     "checklist": ChecklistComponent,
     "pairwise": PairwiseComponent,
     "reference": ReferenceComponent,
-    "criteria": CriteriaComponent,
+    "criteria": criteria_component,
 }

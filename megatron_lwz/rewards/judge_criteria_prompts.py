@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from megatron_lwz.data.preparation.language import Language
 from megatron_lwz.rewards.judge_client import Question, mark
 from megatron_lwz.rewards.judge_json import read_object
-from megatron_lwz.rewards.judge_prompts import SYSTEM, as_checklist
+from megatron_lwz.rewards.judge_prompts import SYSTEM, as_checklist, numbered
 
 LONGEST_CRITERION = 600
 """Maximum number of characters of one criterion. WritingBench's have up to about 400."""
@@ -32,6 +32,46 @@ Answer: {{"criteria": ["…", "…"]}}""",
 
 回答：{{"criteria": ["…", "…"]}}""",
 }
+_HARDER: dict[Language, str] = {
+    "en": """A user sent this request to a writer:
+
+{request}
+
+An editor tells pieces for it apart by these criteria:
+
+{criteria}
+
+All pieces now meet number {met}, so these tell nothing apart any more. For each of them write one criterion to put in its place. \
+It asks for clearly more in the same matter: good pieces meet it only in part, excellent ones wholly. It asks for nothing that the \
+request does not want, and does not repeat another criterion. Each can be judged from the finished piece alone, is not about the \
+number of words, and is one sentence that says what an excellent piece does.
+
+Answer, with {count} in the order of the numbers: {{"criteria": ["…"]}}""",
+    "zh": """用户向写作者提出了这个请求：
+
+{request}
+
+编辑用以下标准分辨文章的优劣：
+
+{criteria}
+
+现在所有文章都已达到第 {met} 条，它们不再有区分作用。请为其中每一条各写一条新标准来替换。新标准在同一方面提出明显更高的要求：\
+好文章只能部分达到，极优秀的文章才能完全达到。不得要求请求本身并不需要的东西，也不得与其他标准重复。每条都能仅凭成文判断，\
+不涉及字数，一句话说明极优秀的文章会怎样做。
+
+回答，共 {count} 条，按编号顺序：{{"criteria": ["…"]}}""",
+}
+
+
+def harder_question(request: str, language: Language, criteria: Sequence[str], met: Sequence[int]) -> Question:
+    """Returns the question for harder criteria in place of `criteria[k]`, k in `met` (indices from 0)."""
+    asked = _HARDER[language].format(
+        request=mark(request),
+        criteria=mark(numbered(criteria), "criteria"),
+        met=", ".join(str(k + 1) for k in met),
+        count=len(met),
+    )
+    return Question(asked, f"lwz-harder-{language}-1", SYSTEM[language])
 
 
 def criteria_question(request: str, language: Language, number: int) -> Question:
