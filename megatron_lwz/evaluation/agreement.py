@@ -1,7 +1,8 @@
 """How far the scores of reward components agree with people's choices, and how far both follow length.
 
 A choice counts as 1 if the component scores the preferred text higher, 1/2 at equal scores, else 0. Two texts are
-length-matched if the longer one has at most 1 + tolerance times the units of the shorter: there length cannot help.
+length-matched if the longer one has at most 1 + tolerance times the units of the shorter. What difference is left is
+balanced: choices of the longer text together count as much as choices of the shorter, so that length cannot help.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from megatron_lwz.evaluation.statistics import Estimate, rank_correlation, share
 
 FEWEST = 30
 """Least number of length-matched pairs from which a component is judged."""
+LEAST = 0.55
+"""Least accuracy over length-matched pairs of a component that earns its weight: with many pairs 0.51 is no accident, but
+teaches little."""
 _EDGES = (1.25, 2.0)
 """Ratios of lengths between bins, beside the tolerance."""
 
-Standing = Literal["earns", "against", "length", "chance", "open", "equal", "none"]
+Standing = Literal["earns", "weak", "against", "length", "chance", "open", "equal", "none"]
 LINES: Mapping[Standing, str] = {
     "earns": "earns its weight: agrees with people at equal lengths",
+    "weak": "hardly better than chance at equal lengths",
     "against": "prefers what people do not, at equal lengths",
     "length": "follows length: prefers the {what} text, and is no better than chance at equal lengths",
     "chance": "no better than chance at equal lengths",
@@ -53,9 +58,9 @@ class Choice:
 class Agreement:
     """The figures of one component. Estimates are shares; None where no pair gives one.
 
-    `longer_won`, `shorter_won`: accuracy where people prefer the longer, the shorter text. `prefers_longer`: share of
-    pairs in which the component scores the longer text higher; `people_longer`: in which people prefer it. The four
-    leave out length-matched pairs.
+    `matched`: accuracy over length-matched pairs, balanced as above. `longer_won`, `shorter_won`: accuracy where people
+    prefer the longer, the shorter text. `prefers_longer`: share of pairs in which the component scores the longer text
+    higher; `people_longer`: in which people prefer it. These four leave out length-matched pairs.
     `length_correlation`: Spearman's, of the score difference with the logarithm of the length ratio. `bins` maps a range
     of length ratios, and `by` a column and its values, to accuracies.
     """
@@ -85,7 +90,7 @@ class Agreement:
         if self.matched is None or self.matched.count < FEWEST:
             return "open"
         if self.matched.low > 0.5:
-            return "earns"
+            return "earns" if self.matched.value >= LEAST else "weak"
         if self.matched.high < 0.5:
             return "against"
         longer = self.prefers_longer
@@ -133,7 +138,7 @@ def agreement(name: str, choices: Sequence[Choice], masked: Mapping[str, int], *
         masked,
         sum(better == other for _, (better, other) in scored),
         of(wins),
-        where(lambda choice: is_matched(choice, tolerance), wins),
+        _balanced([(choice, win) for choice, win in wins if is_matched(choice, tolerance)]),
         where(lambda choice: choice.ratio > 1, apart),
         where(lambda choice: choice.ratio < 1, apart),
         of([(choice, win if choice.ratio > 1 else 1 - win) for choice, win in apart]),
@@ -143,6 +148,20 @@ def agreement(name: str, choices: Sequence[Choice], masked: Mapping[str, int], *
         {label: found for label, holds in _bins(tolerance).items() if (found := where(holds, wins)) is not None},
         _by_category(wins, of),
     )
+
+
+def _balanced(members: Sequence[tuple[Choice, float]]) -> Estimate | None:
+    """Returns the accuracy in which choices of longer texts, and of shorter ones, have the same total weight."""
+    longer, shorter = (sum(sign * math.log(choice.ratio) > 0 for choice, _ in members) for sign in (1, -1))
+    uneven = longer + shorter
+
+    def weight(choice: Choice) -> float:
+        if choice.ratio == 1 or not longer or not shorter:
+            return 1.0
+        return uneven / (2 * (longer if choice.ratio > 1 else shorter))
+
+    documents = [choice.document for choice, _ in members]
+    return share([win for _, win in members], documents, [weight(choice) for choice, _ in members])
 
 
 def _by_category(

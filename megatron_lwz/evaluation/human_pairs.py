@@ -56,6 +56,8 @@ class HumanPair:
     document: str
     categories: Mapping[str, tuple[str, ...]]
     key: str
+    forms: tuple[str, ...]
+    """The form of each text (TAGGED, UNTAGGED), and UNLIKE where it applies."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ def read_human_pairs(files: Sequence[Path], *, columns: Sequence[str] = (), limi
     `limit` keeps that many pairs, drawn by their digest: a larger limit keeps these and more. Raises DataError naming
     file and row, also if no pair is left.
     """
-    left_out, forms, pairs = LeftOut(), Counter[str](), list[HumanPair]()
+    left_out, pairs = LeftOut(), list[HumanPair]()
     wanted = {name.lower() for name in (*CATEGORIES, *columns)}
     for row, found in _rows(files):
         if isinstance(found, str):
             left_out[found] += 1
             continue
-        pair = _human_pair(row, found, wanted, forms)
+        pair = _human_pair(row, found, wanted)
         if isinstance(pair, str):
             left_out[pair] += 1
         else:
@@ -92,7 +94,7 @@ def read_human_pairs(files: Sequence[Path], *, columns: Sequence[str] = (), limi
     if limit is not None and limit < len(pairs):
         drawn = sorted(range(len(pairs)), key=lambda place: (pairs[place].key, place))[:limit]
         pairs = [pairs[place] for place in sorted(drawn)]
-    return HumanPairs(pairs, left_out, forms)
+    return HumanPairs(pairs, left_out, Counter(form for pair in pairs for form in pair.forms))
 
 
 def _rows(files: Sequence[Path]) -> Iterator[tuple[Row, PreferencePair | str]]:
@@ -100,7 +102,7 @@ def _rows(files: Sequence[Path]) -> Iterator[tuple[Row, PreferencePair | str]]:
         yield from read_pair_rows(file)
 
 
-def _human_pair(row: Row, pair: PreferencePair, wanted: set[str], forms: Counter[str]) -> HumanPair | str:
+def _human_pair(row: Row, pair: PreferencePair, wanted: set[str]) -> HumanPair | str:
     if not pair.prompt.strip():
         return NO_REQUEST
     replies = split_reply(pair.chosen), split_reply(pair.rejected)
@@ -114,14 +116,16 @@ def _human_pair(row: Row, pair: PreferencePair, wanted: set[str], forms: Counter
     said = [reply.answer for reply in (replies if better == 0 else replies[::-1])]
     if any(parse_rollout(prompt, rollout).answer != text for rollout, text in zip(rollouts, said, strict=True)):
         return TAGS_INSIDE
-    for reply, text in zip(replies, (pair.chosen, pair.rejected), strict=True):
-        forms[UNTAGGED if reply.answer == text else TAGGED] += 1
+    given = zip(replies, (pair.chosen, pair.rejected), strict=True)
+    forms = tuple(UNTAGGED if reply.answer == text else TAGGED for reply, text in given)
     if any(reply.thinking.strip() for reply in replies) and not think:
-        forms[UNLIKE] += 1
+        forms += (UNLIKE,)
     seen = [prompt.text, prompt.length and (prompt.length.lower, prompt.length.upper), prompt.language, prompt.extra]
     key = hashlib.sha256(json.dumps([*seen, first, second], sort_keys=True, default=str).encode()).hexdigest()
     lengths = count_units(said[0]), count_units(said[1])
-    return HumanPair(pair.id, prompt, rollouts, better, lengths, pair.document, _categories(row, pair, wanted), key)
+    return HumanPair(
+        pair.id, prompt, rollouts, better, lengths, pair.document, _categories(row, pair, wanted), key, forms
+    )
 
 
 def _prompt(row: Row, pair: PreferencePair, *, think: bool) -> Prompt:

@@ -59,23 +59,29 @@ def estimate(values: Sequence[float], clusters: Sequence[Hashable] | None = None
     return Estimate(float(data.mean()), float(low), float(high), len(data))
 
 
-def share(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Estimate | None:
+def share(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, weights: Sequence[float] | None = None
+) -> Estimate | None:
     """Returns the mean of values in [0, 1] and its 95 % interval, None without values.
 
-    It is Wilson's interval, for as many independent values as the spread between clusters leaves (at most all). So it
-    costs no resampling, and holds for shares near 0 and 1. `clusters` names the prompt of each value.
+    It is Wilson's interval, for as many independent values as weights and the spread between clusters leave (at most
+    all). So it costs no resampling, and holds for shares near 0 and 1. `clusters` names the prompt of each value;
+    `weights`, above 0, say how much each value counts.
     """
     if not values:
         return None
-    data = np.asarray(values, np.float64)
-    count, mean = len(data), float(data.mean())
+    data, count = np.asarray(values, np.float64), len(values)
+    weight = np.ones(count) if weights is None else np.asarray(weights, np.float64)
+    total = float(weight.sum())
+    mean = float((weight * data).sum()) / total
     names = clusters if clusters is not None else range(count)
     place = {name: number for number, name in enumerate(dict.fromkeys(names))}
     if len(place) < 3:
         return Estimate(mean, 0.0, 1.0, count)
-    sums = np.bincount(np.array([place[name] for name in names]), data - mean)
-    plain, clustered = mean * (1 - mean) * count, float((sums**2).sum()) * len(place) / (len(place) - 1)
-    effective = count / max(1.0, clustered / plain) if plain > 0 else min(count, len(place))
+    sums = np.bincount(np.array([place[name] for name in names]), weight * (data - mean))
+    most = total**2 / float((weight**2).sum())
+    variance = float((sums**2).sum()) * len(place) / (len(place) - 1) / total**2
+    effective = min(most, mean * (1 - mean) / variance if variance > 0 else len(place))
     z = _student(len(place) - 1)
     middle, scale = mean + z * z / (2 * effective), 1 + z * z / effective
     half = z * math.sqrt(mean * (1 - mean) / effective + z * z / (4 * effective**2))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from megatron_lwz.evaluation.agreement import Agreement
+from megatron_lwz.evaluation.agreement import LEAST, Agreement
 from megatron_lwz.evaluation.preference_report import PreferenceReport
 from megatron_lwz.evaluation.statistics import Estimate
 from megatron_lwz.report.evaluation import charts, number, table
@@ -41,8 +41,10 @@ def preference_sections(found: PreferenceReport) -> dict[str, str]:
     shares = [[found.concord.get(a, {}).get(b) for b in names] for a in names]
     matched = {c.name: c.matched for c in found.components if c.matched}
     every = {c.name: c.accuracy for c in found.components if c.accuracy}
+    head, rows = main_table(found)  # the last column holds sentences
     return {
-        "Components": table(*main_table(found))
+        "Components": table(head[:-1], [row[:-1] for row in rows])
+        + "".join(f"<p><b>{escape(c.name)}</b>: {escape(c.line)}</p>" for c in found.components)
         + "".join(f"<p>{escape(note)}</p>" for note in _notes(found))
         + charts(intervals("Agreement with people", every), intervals("Agreement at equal lengths", matched)),
         "Length": table(*_length_table(found))
@@ -66,16 +68,19 @@ def markdown(found: PreferenceReport, title: str, lead: str) -> str:
     for column, rows in _category_tables(found, names).items():
         parts += [f"## By {_plain(column)}", _grid(((column, *names), rows))]
     if len(names) > 1:
-        rows = [(a, *(_number(found.concord.get(a, {}).get(b)) for b in names)) for a in names]
+        rows = [(a, *(_percent(found.concord.get(a, {}).get(b)) for b in names)) for a in names]
         parts += ["## Agreement between components", _grid((("same preference", *names), rows))]
     return "\n\n".join([*parts, "## Pairs", _grid((("", "count"), _counts(found)))]) + "\n"
 
 
 def _notes(found: PreferenceReport) -> list[str]:
-    rule = f"Length-matched: the longer text has at most {100 * found.tolerance:g} % more words + CJK characters."
+    rule = (
+        f"Matched: the longer text has at most {100 * found.tolerance:g} % more words + CJK characters, and choices of longer "
+        "and of shorter texts count alike."
+    )
     return [
-        f"{rule} A component earns its weight if its interval there is above 0.5. All shares are in percent, with 95 % intervals; "
-        "pairs of one prompt count as dependent. Equal scores count half."
+        f"{rule} A component earns its weight if it agrees there in at least {100 * LEAST:g} %, with an interval above 50 %. "
+        "All shares are in percent, with 95 % intervals; pairs of one prompt count as dependent. Equal scores count half."
     ]
 
 
@@ -135,6 +140,10 @@ def _counts(found: PreferenceReport) -> list[Sequence[object]]:
     left = [(f"left out: {reason}", count) for reason, count in sorted(found.left_out.items())]
     forms = [(form, count) for form, count in sorted(found.forms.items()) if count]
     return [("pairs", found.pairs), *forms, *left, *masked]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f}"
 
 
 def _number(value: float | None) -> str:

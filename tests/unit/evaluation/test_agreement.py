@@ -62,6 +62,27 @@ def test_the_standing_names_the_planted_cause(score, standing, said):
     assert found.by == {}, "one value of a category says nothing"
 
 
+def test_the_little_difference_in_length_that_matched_pairs_have_helps_nobody():
+    def follows(_, ratio):
+        return ratio, 1.0
+
+    near = {"ratios": (1.02, 1.05, 1.08), "longer": 0.0}  # people prefer the longer of such texts in 3 of 4
+    found = choices(3000, score=follows, **near) + choices(1000, score=follows, ratios=(1 / 1.02, 1 / 1.06))
+    figures = agreement("it", found, {}, tolerance=0.1)
+    assert figures.accuracy.value == 0.75 and figures.bins["matched"].value == 0.75
+    assert figures.matched.value == pytest.approx(0.5) and figures.standing == "chance"
+    good = choices(3000, score=right, **near) + choices(1000, score=right, seed=1, ratios=(1 / 1.02,))
+    assert agreement("it", good, {}, tolerance=0.1).matched.value == pytest.approx(0.8, abs=0.02)
+
+
+def test_many_pairs_make_no_small_agreement_a_great_one():
+    def slightly(rng, _):
+        return (1.0, 0.0) if rng.random() < 0.53 else (0.0, 1.0)
+
+    found = agreement("it", choices(20000, score=slightly, ratios=(1.0,)), {}, tolerance=0.1)
+    assert found.matched.low > 0.5 and found.standing == "weak" and "hardly better" in found.line
+
+
 def test_without_length_matched_pairs_nothing_is_claimed():
     found = agreement("it", choices(200, score=right, ratios=(1.6, 2.5)), {}, tolerance=0.1)
     assert found.standing == "open" and f"{FEWEST} are needed" in found.line and found.matched is None
@@ -113,6 +134,12 @@ def test_intervals_of_shares_hold_the_truth(truth, clusters):
         found = share(values.ravel().tolist(), list(range(clusters)) * 3)
         held += found.low <= truth <= found.high
     assert 0.92 < held / trials < 0.98
+
+
+def test_weights_count_and_widen_the_interval():
+    even, uneven = share([1, 0] * 50), share([1, 0] * 50, weights=[3, 3, 1, 1] * 25)
+    assert uneven.value == even.value == 0.5 and uneven.high - uneven.low > 1.05 * (even.high - even.low)
+    assert share([1, 0] * 50, weights=[3, 1] * 50).value == 0.75 and share([1, 0] * 50, weights=[2, 2] * 50) == even
 
 
 def test_shares_at_the_ends_have_intervals_and_few_clusters_say_nothing():
