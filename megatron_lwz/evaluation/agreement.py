@@ -103,6 +103,9 @@ class Agreement:
         what = "longer" if longer is None or longer.value > 0.5 else "shorter"
         count = self.matched.count if self.matched else 0
         line = LINES[self.standing].format(what=what, count=count, fewest=FEWEST)
+        if self.standing == "none":
+            reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(self.masked.items()) if count)
+            return f"{line} ({reasons})" if reasons else line
         if self.standing != "earns" or longer is None or people_do is None or longer.low <= people_do <= longer.high:
             return line
         return (
@@ -167,7 +170,7 @@ def _balanced(members: Sequence[tuple[Choice, float]]) -> Estimate | None:
 def _by_category(
     wins: Sequence[tuple[Choice, float]], of: Callable[[Sequence[tuple[Choice, float]]], Estimate | None]
 ) -> dict[str, dict[str, Estimate]]:
-    """Returns column → value → accuracy, values by name. A column with one value says nothing and is left out."""
+    """Returns column → value → accuracy, values by name. A column with one value for all pairs says nothing, it is left out."""
     table: dict[str, dict[str, list[tuple[Choice, float]]]] = defaultdict(lambda: defaultdict(list))
     for choice, win in wins:
         for column, values in choice.categories.items():
@@ -176,7 +179,7 @@ def _by_category(
     return {
         column: {value: found for value in sorted(values) if (found := of(values[value])) is not None}
         for column, values in sorted(table.items())
-        if len(values) > 1
+        if len(values) > 1 or any(len(members) < len(wins) for members in values.values())
     }
 
 

@@ -10,8 +10,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from megatron_lwz.data.preferences.choices import holds_vote
@@ -58,6 +59,8 @@ class HumanPair:
     key: str
     forms: tuple[str, ...]
     """The form of each text (TAGGED, UNTAGGED), and UNLIKE where it applies."""
+    margin: float | None = None
+    """By how much people preferred the better text, on the data set's scale."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,28 @@ def read_human_pairs(files: Sequence[Path], *, columns: Sequence[str] = (), limi
     for name in columns:
         if not any(name.lower() in pair.categories for pair in pairs):
             raise DataError(files[0], f"no pair has a text in the column {name!r}: name another one (--by)")
+    pairs = _with_margins(pairs)
     if limit is not None and limit < len(pairs):
         drawn = sorted(range(len(pairs)), key=lambda place: (pairs[place].key, place))[:limit]
         pairs = [pairs[place] for place in sorted(drawn)]
     return HumanPairs(pairs, left_out, Counter(form for pair in pairs for form in pair.forms))
+
+
+def _with_margins(pairs: list[HumanPair]) -> list[HumanPair]:
+    """Returns the pairs with the category `margin`, split in the middle: narrow and clear. Equal margins are not split."""
+    margins = sorted(pair.margin for pair in pairs if pair.margin is not None)
+    if not margins or margins[0] == margins[-1]:
+        return pairs
+    middle = median(margins)
+    if middle == margins[0]:  # more than half are equal: narrow
+        middle = next(margin for margin in margins if margin > middle)
+    named = {True: f"clear: {middle:g} and more", False: f"narrow: below {middle:g}"}
+    return [
+        pair
+        if pair.margin is None
+        else replace(pair, categories={**pair.categories, "margin": (named[pair.margin >= middle],)})
+        for pair in pairs
+    ]
 
 
 def _rows(files: Sequence[Path]) -> Iterator[tuple[Row, PreferencePair | str]]:
@@ -123,9 +144,8 @@ def _human_pair(row: Row, pair: PreferencePair, wanted: set[str]) -> HumanPair |
     seen = [prompt.text, prompt.length and (prompt.length.lower, prompt.length.upper), prompt.language, prompt.extra]
     key = hashlib.sha256(json.dumps([*seen, first, second], sort_keys=True, default=str).encode()).hexdigest()
     lengths = count_units(said[0]), count_units(said[1])
-    return HumanPair(
-        pair.id, prompt, rollouts, better, lengths, pair.document, _categories(row, pair, wanted), key, forms
-    )
+    categories = _categories(row, pair, wanted)
+    return HumanPair(pair.id, prompt, rollouts, better, lengths, pair.document, categories, key, forms, pair.margin)
 
 
 def _prompt(row: Row, pair: PreferencePair, *, think: bool) -> Prompt:

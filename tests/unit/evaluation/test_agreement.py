@@ -53,11 +53,11 @@ def shorter(rng, ratio):
         (longer, "length", "prefers the longer text"),
         (shorter, "length", "prefers the shorter text"),
         (lambda *_: (1.0, 1.0), "equal", "same score"),
-        (lambda *_: None, "none", "no score"),
+        (lambda *_: None, "none", "no score (400 × no verdict)"),
     ],
 )
 def test_the_standing_names_the_planted_cause(score, standing, said):
-    found = agreement("it", choices(400, score=score), {}, tolerance=0.1)
+    found = agreement("it", choices(400, score=score), {"no verdict": 400 * (standing == "none")}, tolerance=0.1)
     assert found.standing == standing and said in found.line
     assert found.by == {}, "one value of a category says nothing"
 

@@ -82,6 +82,18 @@ def test_categories_are_found_in_the_usual_columns_and_in_named_ones(tmp_path):
     }  # fmt: skip
 
 
+def test_narrow_and_clear_preferences_are_told_apart(tmp_path):
+    rows = [
+        {"prompt": "p", "chosen": f"a{n}", "rejected": "b", "score_chosen": n, "score_rejected": 0} for n in (1, 2, 3)
+    ]
+    found = read(tmp_path, *rows, {"prompt": "p", "chosen": "a", "rejected": "b"}).pairs
+    clear, narrow = ("clear: 2 and more",), ("narrow: below 2",)
+    assert [pair.categories.get("margin") for pair in found] == [narrow, clear, clear, None]
+    skewed = read(tmp_path, *rows[:1], *rows[:1], *rows[:1], rows[2]).pairs
+    assert [pair.categories["margin"][0][:5] for pair in skewed] == ["narro"] * 3 + ["clear"]
+    assert not any("margin" in pair.categories for pair in read(tmp_path, rows[0], rows[0]).pairs)
+
+
 def test_published_shapes_are_read_as_they_are(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     arrow = pytest.importorskip("pyarrow")
