@@ -99,6 +99,10 @@ class JudgeReward(ComponentSection):
         gt=0,
         description="pairwise: other rollouts of the group that each text is compared with, each in both orders; open",
     )
+    own_criteria: bool = Field(
+        False,
+        description="pairwise: compare by criteria that the judge writes for the prompt once, or by the row's, as kind criteria does (UniCreative, 2604.05517); `number` is how many",
+    )
     failed: Literal["group", "rollout"] = Field(
         "group",
         description="what is masked when a rollout has no verdict: group: the component for the whole group; rollout: for this rollout only",

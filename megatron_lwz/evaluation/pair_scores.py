@@ -7,11 +7,13 @@ kept in a file of their own; rules are computed again.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_lwz.config.base import ComponentSection
 from megatron_lwz.config.sections import FunctionReward, OverlapReward, RewardSection, WritingReward
@@ -75,13 +77,21 @@ def _settings_of(entry: ComponentSection) -> str | None:
     """Returns a digest of the settings that determine a dear component's scores; None for other components."""
     said = measured(entry)
     if isinstance(entry, FunctionReward):
-        source = inspect.getsourcefile(inspect.unwrap(load_function("reward.functions", entry.path)))
-        return cache_key("function", said, Path(source).read_text(encoding="utf-8") if source else "")
+        return cache_key("function", said, _source(load_function("reward.functions", entry.path)))
     if isinstance(entry, WritingReward):
         server = _weights(Path(entry.hf)) if entry.hf is not None and entry.url is None else said["url"]
         read = ("api", "model", "template", "thinking", "end", "transform")
         return cache_key("writing", server, {name: said[name] for name in read})
     return cache_key("overlap", said) if isinstance(entry, OverlapReward) else None
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """Returns a digest of the source file that holds a function, "" for one without."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    except (TypeError, OSError):  # an object that can be called, or a module that has no file
+        return ""
 
 
 def _weights(folder: Path) -> list[tuple[str, int, int]]:

@@ -21,7 +21,8 @@ from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.http.retry import Failure
 from megatron_lwz.http.session import Closing
 from megatron_lwz.rewards import judge_prompts as ask
-from megatron_lwz.rewards.judge_client import Judge
+from megatron_lwz.rewards.judge_client import Judge, Question
+from megatron_lwz.rewards.judge_criteria_prompts import pair_by_criteria_question
 from megatron_lwz.rewards.judge_reasons import bound, reason_in
 from megatron_lwz.rewards.per_rollout import PerRollout
 from megatron_lwz.types import ComponentScore, Prompt, Reason, Rollout
@@ -147,19 +148,21 @@ class JudgedComponent(Closing):
 
         return await self._in_parallel(len(answers), one)
 
-    async def _compare(self, task: Task, first: str, second: str) -> Pair | None:
-        """Compares a pair in both orders. Returns None unless both got a verdict.
+    async def _compare(self, task: Task, first: str, second: str, criteria: Sequence[str] = ()) -> Pair | None:
+        """Compares a pair in both orders, by the `criteria` if there are any. Returns None unless both got a verdict.
 
         One verdict alone would contain the judge's position bias.
         """
         if not first or not second or first == second:
             return Pair((bool(first) - bool(second) + 1) / 2, agreed=True, judge="rule-1")
-        orders = [(first, second), (second, first)]
+
+        def question(one: str, other: str) -> Question:
+            if criteria:
+                return pair_by_criteria_question(task.request, one, other, task.language, criteria)
+            return ask.pair_question(task.request, one, other, task.language)
+
         ahead, behind = await asyncio.gather(
-            *(
-                self.judge.ask(ask.pair_question(task.request, *order, task.language), ask.read_winner)
-                for order in orders
-            )
+            *(self.judge.ask(question(*order), ask.read_winner) for order in ((first, second), (second, first)))
         )
         if ahead is None or behind is None:
             return None

@@ -11,7 +11,7 @@ from megatron_lwz.config.sections import JudgeReward
 from megatron_lwz.rewards import judge_prompts as ask
 from megatron_lwz.rewards.judge_base import EachJudged, JudgedComponent, Pair, Task
 from megatron_lwz.rewards.judge_client import Judge
-from megatron_lwz.rewards.judge_criteria import criteria_component
+from megatron_lwz.rewards.judge_criteria import OwnCriteria, criteria_component
 from megatron_lwz.rewards.judge_reasons import reason_in
 from megatron_lwz.types import ComponentScore, RewardFn
 
@@ -76,20 +76,24 @@ class ChecklistComponent(EachJudged):
         return verdict.value if verdict is not None else None
 
 
-class PairwiseComponent(JudgedComponent):
+class PairwiseComponent(OwnCriteria):
     """The share of verdicts won against other answers of the group.
 
     A tie counts half. Each pair is judged in both orders. Each answer meets `opponents` others (an odd number is
     rounded up), so a group costs G · opponents questions. The pairs depend on the texts alone, so a repeated run asks
-    the same questions. Details: `pairs`, and `agreed`, the pairs whose two orders agree.
+    the same questions. With `own_criteria` the judge compares by the prompt's criteria. Details: `pairs`, and `agreed`,
+    the pairs whose two orders agree.
     """
 
     async def _judge_group(self, task: Task, answers: Sequence[str]) -> list[ComponentScore | None]:
         pairs = choose_pairs(answers, self._section.opponents)
+        criteria = await self._criteria(task) if self._section.own_criteria else ()
+        if criteria is None:
+            return [None] * len(answers)
 
         async def play(place: int) -> Pair | None:
             a, b = pairs[place]
-            return await self._compare(task, answers[a], answers[b])
+            return await self._compare(task, answers[a], answers[b], criteria)
 
         games: list[list[tuple[str, Pair]]] = [[] for _ in answers]
         names = [f"rollout {index}" for index in task.indices]

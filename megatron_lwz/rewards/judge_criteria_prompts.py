@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from megatron_lwz.data.preparation.language import Language
 from megatron_lwz.rewards.judge_client import Question, mark
 from megatron_lwz.rewards.judge_json import read_object
-from megatron_lwz.rewards.judge_prompts import SYSTEM, as_checklist, numbered
+from megatron_lwz.rewards.judge_prompts import SYSTEM, as_checklist, digest, numbered
 
 LONGEST_CRITERION = 600
 """Maximum number of characters of one criterion. WritingBench's have up to about 400."""
@@ -61,6 +61,58 @@ Answer, with {count} in the order of the numbers: {{"criteria": ["…"]}}""",
 
 回答，共 {count} 条，按编号顺序：{{"criteria": ["…"]}}""",
 }
+_PAIR: dict[Language, str] = {
+    "en": """Two writers were given this request:
+
+{request}
+
+The first one wrote:
+
+{first}
+
+The second one wrote:
+
+{second}
+
+Judge the two pieces by these criteria, which were written for this request, the most important first:
+
+{criteria}
+
+Decide for each criterion which piece meets it better, then which piece is better by all of them together. Go by what the pieces \
+really contain, not by their length. The order of the two means nothing. Say "tie" only if you would not miss either.
+
+Answer: {{"reason": "what decides it, in two or three sentences", "winner": "first" or "second" or "tie"}}""",
+    "zh": """两位写作者收到了同一个请求：
+
+{request}
+
+第一位写道：
+
+{first}
+
+第二位写道：
+
+{second}
+
+请按以下专为这一请求拟定的标准评判两篇文章，最重要的在前：
+
+{criteria}
+
+先逐条判断哪一篇做得更好，再综合全部标准判断哪一篇更好。只看文章实际写了什么，不看篇幅。两篇的先后顺序没有意义。\
+只有当两篇少了哪一篇都不可惜时才回答 "tie"。
+
+回答：{{"reason": "两三句话说明依据", "winner": "first" 或 "second" 或 "tie"}}""",
+}
+
+
+def pair_by_criteria_question(
+    request: str, first: str, second: str, language: Language, criteria: Sequence[str]
+) -> Question:
+    """Returns the question which of two pieces is better by a request's own criteria (UniCreative, 2604.05517)."""
+    asked = _PAIR[language].format(
+        request=mark(request), first=mark(first), second=mark(second), criteria=mark(numbered(criteria), "criteria")
+    )
+    return Question(asked, f"lwz-pair-criteria-{language}-1@{digest(criteria)}", SYSTEM[language])
 
 
 def harder_question(request: str, language: Language, criteria: Sequence[str], met: Sequence[int]) -> Question:

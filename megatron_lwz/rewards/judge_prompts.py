@@ -188,7 +188,7 @@ _DEGREES = {
 
 def rubric_question(request: str, piece: str, language: Language, criteria: Sequence[str] = ()) -> Question:
     """Returns the question for marks of a piece, one for each of the `criteria` (none: ours)."""
-    version = f"lwz-rubric-{language}-1" + (f"@{_digest(criteria)}" if criteria else "")
+    version = f"lwz-rubric-{language}-1" + (f"@{digest(criteria)}" if criteria else "")
     listed = criteria or CRITERIA[language]
     keys = ", ".join(f'"{number}": n' for number in range(1, len(listed) + 1))
     asked = _RUBRIC[language].format(
@@ -293,5 +293,6 @@ def numbers(count: int) -> tuple[str, ...]:
     return tuple(str(number) for number in range(1, count + 1))
 
 
-def _digest(texts: Sequence[str]) -> str:
+def digest(texts: Sequence[str]) -> str:
+    """Returns 8 characters that name a list of texts in a version."""
     return hashlib.sha256("\n".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:8]

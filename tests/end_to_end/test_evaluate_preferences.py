@@ -85,7 +85,7 @@ def test_a_silent_judge_ends_the_command_at_once(argv, capsys):
         ([{"prompt": "p", "chosen": "a", "rejected": "b"}], ["--tolerance", "2"], "--tolerance"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(tmp_path, capsys, rows, extra, said):
+def test_rows_that_cannot_be_used_and_settings_that_do_not_fit_are_one_line(tmp_path, capsys, rows, extra, said):
     pairs = write_jsonl(tmp_path / "votes.jsonl", rows)
     assert said in mistake(capsys, "preferences", pairs, "--output", tmp_path / "out", *extra)
 
@@ -107,3 +107,9 @@ def test_what_a_function_has_scored_is_kept_until_its_source_changes(argv, tmp_p
     assert 0 < masked < 40, "only pairs without a score are asked about again"
     module.write_text(f"{source}\n")
     assert counted() == 40
+
+
+def test_a_file_that_is_not_there_and_an_empty_folder_are_one_line(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for name in ("nothing.jsonl", "empty"):
+        assert name in mistake(capsys, "preferences", tmp_path / name, "--output", tmp_path / "out")

@@ -36,13 +36,22 @@ def editor(prompt: str, number: int) -> str:
     return marks(9 if "silver" in prompt else 3, 3)
 
 
-def judged(server: Scripted, prompt: Prompt, rollouts: list[Rollout], *, cache=None, one_by_one=False, **section):
+def judged(
+    server: Scripted,
+    prompt: Prompt,
+    rollouts: list[Rollout],
+    *,
+    cache=None,
+    one_by_one=False,
+    kind="criteria",
+    **section,
+):
     """(scores, metrics) of a new component and judge, as a start of a run has them."""
 
     async def main():
         groups = rollouts if isinstance(rollouts[0], list) else None
         settings = JudgeSection(url=server.url, model="judge", backoff=0.01, malformed_retries=0, cache=cache)
-        (component,) = judge_components([JudgeReward(kind="criteria", **section)], Judge.as_reward(settings, KEY))
+        (component,) = judge_components([JudgeReward(kind=kind, **section)], Judge.as_reward(settings, KEY))
         try:
             if one_by_one:
                 found = await asyncio.gather(*(component.score_one(prompt, rollout) for rollout in rollouts))
@@ -98,6 +107,30 @@ def test_chinese_requests_get_chinese_criteria_and_a_list_that_is_none_masks_the
         scores, metrics = judged(server, Prompt("p", "写一条河"), wrote("河", "江"), number=4)
     assert "4 条标准" in server.bodies[0]["messages"][1]["content"] and not any(score.valid for score in scores)
     assert metrics["judge/total_masked_groups/criteria"] == 1 and metrics["judge/total_failed/malformed"] == 1
+
+
+def test_pairs_can_be_compared_by_the_prompts_own_criteria():
+    def compares(prompt: str, number: int) -> str:
+        if '"winner"' not in prompt:
+            return editor(prompt, number)
+        first = prompt.partition("The second one wrote")[0].partition("The first one wrote")[2]
+        return json.dumps({"reason": "heard", "winner": "first" if "silver" in first else "second"})
+
+    server = Scripted(compares)
+    with serving(server):
+        scores, _ = judged(
+            server, PROMPT, wrote("a silver river", "a river", "a lake"), kind="pairwise", own_criteria=True, number=3
+        )
+        asked = [body["messages"][1]["content"] for body in server.bodies]
+        assert [score.value for score in scores] == [1, 0.25, 0.25] and len(asked) == 1 + 6
+        assert all("\n1. The river is heard. (0)\n2. " in text for text in asked[1:])
+        assert scores[0].version.startswith("scripted-1/lwz-pair-criteria-en-1@")
+        row = Prompt("p", "写一条河", extra={"criteria": ["有水声"]})
+        judged(server, row, wrote("河", "江"), kind="pairwise", own_criteria=True)
+        assert "1. 有水声" in server.bodies[-1]["messages"][1]["content"] and len(server.bodies) == 7 + 2
+        broken = Prompt("p", "Write.", extra={"criteria": {}})
+        scores, _ = judged(server, broken, wrote("a", "b"), kind="pairwise", own_criteria=True)
+    assert not any(score.valid for score in scores) and len(server.bodies) == 9
 
 
 def group(number: int, *answers: str) -> list[Rollout]:
