@@ -56,12 +56,18 @@ def judged(section: JudgeSection, title: str, work: Callable[[Judge, Shown], Awa
             return found, judge.counters
 
     found, counters = asyncio.run(run())
-    _show(counters)
+    show_cost(counters)
+    return found, record(section, counters)
+
+
+def record(section: JudgeSection, counters: Counter[str]) -> dict[str, Any]:
+    """Returns the judge's model and sampling settings with the counts of its questions' outcomes, for result files."""
     settings = section.model_dump(include={"model", "temperature", "top_p", "max_tokens", "body"})
-    return found, settings | {"counters": dict(sorted(counters.items()))}
+    return settings | {"counters": dict(sorted(counters.items()))}
 
 
-def _show(counters: Counter[str]) -> None:
+def show_cost(counters: Counter[str]) -> None:
+    """Prints how many questions were asked, what they cost, and how many got no verdict."""
     failed = {name.removeprefix("failed/"): count for name, count in counters.items() if name.startswith("failed/")}
     text = f"judge: {counters['asked']} questions, {counters['cached']} from the cache, {counters['requests']} requests"
     text += f", {counters['prompt_tokens'] + counters['completion_tokens']} tokens"

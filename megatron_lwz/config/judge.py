@@ -63,12 +63,30 @@ class JudgeReward(ComponentSection):
     The judge sees the answer only, never the think segment.
     """
 
-    kind: Literal["rubric", "checklist", "pairwise", "reference"] = Field(
-        description="rubric: marks on criteria; checklist: share of requirements met (ACE-RL, 2509.04903); pairwise: comparisons won against other rollouts of the group (UniCreative, 2604.05517); reference: comparisons won against the row's reference text (Writing-Zero, 2506.00103)",
+    kind: Literal["rubric", "criteria", "checklist", "pairwise", "reference"] = Field(
+        description="rubric: marks on criteria; criteria: marks on criteria that the judge writes for each prompt once (query-specific, UniCreative, 2604.05517), or on the row's; checklist: share of requirements met (ACE-RL, 2509.04903); pairwise: comparisons won against other rollouts of the group (UniCreative, 2604.05517); reference: comparisons won against the row's reference text (Writing-Zero, 2506.00103)",
     )
     name: str = Field("", description="the component's name in metrics; empty: the kind")
     criteria: Annotated[tuple[str, ...], OneOrList] = Field(
         (), description="rubric: custom criteria, one sentence each; empty: the built-in ones"
+    )
+    number: int = Field(
+        5,
+        gt=1,
+        le=12,
+        description="criteria: how many criteria the judge writes for a prompt (WritingBench, 2503.05244, has 5); open",
+    )
+    rounds: int = Field(
+        0,
+        ge=0,
+        le=50,
+        description="criteria: how often those that all rollouts of a group meet are replaced by harder ones for the prompt's later groups (a rubric curriculum, after RcRL, ICML 2026); 0 = never",
+    )
+    met: float = Field(
+        8.0,
+        gt=1,
+        le=10,
+        description="criteria, with rounds above 0: mark, from 1 to 10, from which a criterion counts as met; open",
     )
     items: int = Field(
         12,
@@ -80,6 +98,10 @@ class JudgeReward(ComponentSection):
         4,
         gt=0,
         description="pairwise: other rollouts of the group that each text is compared with, each in both orders; open",
+    )
+    own_criteria: bool = Field(
+        False,
+        description="pairwise: compare by criteria that the judge writes for the prompt once, or by the row's, as kind criteria does (UniCreative, 2604.05517); `number` is how many",
     )
     failed: Literal["group", "rollout"] = Field(
         "group",

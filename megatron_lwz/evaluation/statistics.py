@@ -1,4 +1,4 @@
-"""Computes means with confidence intervals, by bootstrap over prompts."""
+"""Computes means with confidence intervals, by bootstrap over prompts, shares of many pairs in closed form, and ranks."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ def levels(prompts: int) -> tuple[float, float]:
     """
     if prompts < 3:
         return 0.0, 100.0
-    n, z = prompts - 1, _Z
-    student = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-    low = 50 * math.erfc(math.sqrt(prompts / n) * student / math.sqrt(2))
+    low = 50 * math.erfc(math.sqrt(prompts / (prompts - 1)) * _student(prompts - 1) / math.sqrt(2))
     return low, 100 - low
 
 
@@ -59,3 +57,54 @@ def estimate(values: Sequence[float], clusters: Sequence[Hashable] | None = None
     means = (drawn @ sums) / (drawn @ counts)
     low, high = np.percentile(means, levels(len(sums)))
     return Estimate(float(data.mean()), float(low), float(high), len(data))
+
+
+def share(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, weights: Sequence[float] | None = None
+) -> Estimate | None:
+    """Returns the mean of values in [0, 1] and its 95 % interval, None without values.
+
+    It is Wilson's interval, for as many independent values as weights and the spread between clusters leave (at most
+    all). So it costs no resampling, and holds for shares near 0 and 1. `clusters` names the prompt of each value;
+    `weights`, above 0, say how much each value counts.
+    """
+    if not values:
+        return None
+    data, count = np.asarray(values, np.float64), len(values)
+    weight = np.ones(count) if weights is None else np.asarray(weights, np.float64)
+    total = float(weight.sum())
+    mean = float((weight * data).sum()) / total
+    names = clusters if clusters is not None else range(count)
+    place = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    if len(place) < 3:
+        return Estimate(mean, 0.0, 1.0, count)
+    sums = np.bincount(np.array([place[name] for name in names]), weight * (data - mean))
+    most = total**2 / float((weight**2).sum())
+    variance = float((sums**2).sum()) * len(place) / (len(place) - 1) / total**2
+    effective = min(most, mean * (1 - mean) / variance if variance > 0 else len(place))
+    z = _student(len(place) - 1)
+    middle, scale = mean + z * z / (2 * effective), 1 + z * z / effective
+    half = z * math.sqrt(mean * (1 - mean) / effective + z * z / (4 * effective**2))
+    return Estimate(mean, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale), count)
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Returns Spearman's rho; ties get their mean rank. None for fewer than two pairs or if one side is constant."""
+    if len(first) < 2:
+        return None
+    a, b = _ranks(first), _ranks(second)
+    a, b = a - a.mean(), b - b.mean()
+    scale = math.sqrt(float((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / scale if scale > 0 else None
+
+
+def _student(freedom: int) -> float:
+    """Returns the 97.5 % quantile of Student's t distribution, by its expansion for many degrees of freedom."""
+    n, z = freedom, _Z
+    return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Returns ranks counted from 0; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]

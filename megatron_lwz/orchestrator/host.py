@@ -12,6 +12,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from megatron_lwz.config import Config
+from megatron_lwz.config.sections import RewardSection
 from megatron_lwz.data.prompts import PromptOrder, read_prompts
 from megatron_lwz.data.templates import render
 from megatron_lwz.data.tokenizer import Tokenizer
@@ -32,7 +33,7 @@ from megatron_lwz.orchestrator.experience import (
 from megatron_lwz.orchestrator.protocol import Host, Waiting
 from megatron_lwz.orchestrator.reward_server import open_reward_server
 from megatron_lwz.profiling.spans import Span
-from megatron_lwz.rewards.composite import build_rewards, reward_metrics
+from megatron_lwz.rewards.composite import build_rewards, reward_metrics, with_fixed_criteria
 from megatron_lwz.rewards.guard import response_guards
 from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.controller import RolloutController
@@ -79,7 +80,7 @@ class RolloutHost(Host):
             check_journal(run.journal, step)
         self._running = running_engines(config) if config.rollout.elsewhere else None
         self._config = stack.enter_context(open_reward_server(config, run))
-        self._rewards = self._new_rewards()
+        self._rewards = self._new_rewards(self._config.reward)
         self._names = [reward.name for reward in self._rewards]
         self._guard = response_guards(config) if config.rollout.guard.mode != "off" else None
         self._batch: list[Group] = []
@@ -205,7 +206,8 @@ class RolloutHost(Host):
             return None
         writer = HeldOut(
             journal,
-            self._new_rewards(),  # separate components, because a component belongs to one event loop
+            # separate components, because a component belongs to one event loop
+            self._new_rewards(with_fixed_criteria(self._config.reward)),
             tokenizer=self._tokenizer,
             render=self._render,
             section=self._config.rollout,
@@ -235,11 +237,11 @@ class RolloutHost(Host):
             barren=partial(is_barren, config=config, names=self._names),
         )
 
-    def _new_rewards(self) -> list[RewardFn]:
+    def _new_rewards(self, section: RewardSection) -> list[RewardFn]:
         judge = self._config.judge
         if judge.cache is None:
             judge = judge.model_copy(update={"cache": str(self._run.judge_cache)})
-        return build_rewards(self._config.reward, self._tokenizer, judge)
+        return build_rewards(section, self._tokenizer, judge)
 
     def _render(self, prompt: Prompt) -> str:
         return render(prompt, self._config.data.template)

@@ -20,15 +20,20 @@ from megatron_lwz.data.text.length import count_units
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.orchestrator.experience import group_advantages
-from megatron_lwz.rewards.composite import build_rewards, check_components, component_sections, score_tensors
+from megatron_lwz.rewards.composite import (
+    build_rewards,
+    check_components,
+    component_sections,
+    measured,
+    score_tensors,
+    with_fixed_criteria,
+)
 from megatron_lwz.rollout.scoring import close_rewards
 from megatron_lwz.types import ComponentScore, Group, RewardFn
 
 Source = Literal["stored", "computed", "asked", "outdated", "absent"]
 """Source of a new score. outdated: stored, although the settings changed; absent: masked. `--ask` replaces both."""
 
-_NOT_MEASURED = {"weight", "normalizer", "use"}
-"""Fields that change how a score counts, but not the score."""
 _AT_ONCE = 8
 """Number of groups that are scored concurrently."""
 
@@ -109,7 +114,7 @@ class Rescorer:
     def _build(self) -> list[RewardFn]:
         if not self._wanted:
             return []
-        section, wanted = self.new.reward, self._wanted
+        section, wanted = with_fixed_criteria(self.new.reward), self._wanted
         only = section.model_copy(
             update={
                 "violators": {},
@@ -196,7 +201,7 @@ def _sources(old: Config, new: Config, *, ask: bool, again: bool) -> dict[str, S
 
 
 def _measures(section: ComponentSection) -> tuple[type[ComponentSection], dict[str, object]]:
-    return type(section), section.model_dump(exclude=_NOT_MEASURED)
+    return type(section), measured(section)
 
 
 def _asks_a_server(name: str, section: RewardSection) -> bool:

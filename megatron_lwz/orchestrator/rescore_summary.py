@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-import numpy as np
-
+from megatron_lwz.evaluation.statistics import rank_correlation
 from megatron_lwz.orchestrator.rescore import Rescored, Rescorer, Side
 from megatron_lwz.rewards.composite import component_sections
 
@@ -45,16 +43,6 @@ def flat_rows(rescorer: Rescorer, rows: Sequence[Rescored]) -> tuple[list[str], 
         for r in rows
     ]  # fmt: skip
     return head, lines
-
-
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Number:
-    """Returns Spearman's rho; ties get their mean rank. None for fewer than two pairs or if one side is constant."""
-    if len(first) < 2:
-        return None
-    a, b = _ranks(first), _ranks(second)
-    a, b = a - a.mean(), b - b.mean()
-    scale = math.sqrt(float((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum()) / scale if scale > 0 else None
 
 
 def _component(
@@ -171,13 +159,6 @@ def _share(rows: Sequence[Rescored], names: Sequence[str], name: str, side: Call
     place = list(names).index(name)
     total = sum(abs(part) for row in rows for part in side(row).parts)
     return sum(abs(side(row).parts[place]) for row in rows) / total if total else None
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Returns ranks counted from 0; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts + 1) / 2)[inverse]
 
 
 def _mean(values: Sequence[float]) -> Number:

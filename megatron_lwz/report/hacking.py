@@ -16,9 +16,9 @@ from megatron_lwz.config import Config
 from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.data.text.length import count_units
 from megatron_lwz.data.text.near_duplicates import UNIT
+from megatron_lwz.evaluation.statistics import rank_correlation
 from megatron_lwz.evaluation.text_metrics import distinct
 from megatron_lwz.orchestrator.experience import group_advantages
-from megatron_lwz.orchestrator.rescore_summary import rank_correlation
 from megatron_lwz.report.axes import short
 from megatron_lwz.report.charts import curves, scatter
 from megatron_lwz.rewards.composite import component_sections, score_tensors

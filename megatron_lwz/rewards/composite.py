@@ -7,6 +7,7 @@ Components stay separate up to the advantage. Each is normalised within its grou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -51,6 +52,17 @@ def build_rewards(
 def component_sections(section: RewardSection) -> dict[str, ComponentSection]:
     """Returns name → settings of every component, in the order of `build_rewards`."""
     return {name: entry for _, name, entry in _named(section)}
+
+
+def with_fixed_criteria(section: RewardSection) -> RewardSection:
+    """Returns the section for an evaluation: no judge's criteria grow harder, so that scores of all times compare."""
+    fixed = tuple(entry.model_copy(update={"rounds": 0}) for entry in section.judges)
+    return section.model_copy(update={"judges": fixed})
+
+
+def measured(section: ComponentSection) -> dict[str, Any]:
+    """Returns the settings of a component that determine its score, without those that say how the score counts."""
+    return section.model_dump(mode="json", exclude={"weight", "normalizer", "use"})
 
 
 def component_weights(section: RewardSection, names: Sequence[str]) -> torch.Tensor:

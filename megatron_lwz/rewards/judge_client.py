@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from megatron_lwz.config.sections import JudgeSection
 from megatron_lwz.distributed import environment
@@ -164,6 +164,23 @@ class Judge(Closing):
             self.counters["malformed"] += 1
         self.counters["failed/malformed"] += 1
         return None
+
+    def note(self, text: str, *parts: Any) -> str:
+        """Keeps a text under `parts` (JSON values) beside this judge's replies, as durably. Returns the text that is kept.
+
+        The first one stays. Raises DataError if it cannot be kept.
+        """
+        self._cache.put(self._note_key(parts), "note", Reply(text, self._section.model))
+        kept = self.noted(*parts)
+        return text if kept is None else kept
+
+    def noted(self, *parts: Any) -> str | None:
+        """Returns the text that `note` keeps under `parts`, None without one."""
+        found = self._cache.get(self._note_key(parts))
+        return found.text if found is not None else None
+
+    def _note_key(self, parts: tuple[Any, ...]) -> str:
+        return cache_key("note", self._section.model, self._settings, *parts)
 
     async def _fetch_once(self, key: str, question: Question) -> Reply | None:
         """Fetches the reply, once for equal questions at the same time.

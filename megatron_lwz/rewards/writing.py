@@ -56,7 +56,7 @@ class WritingComponent(HttpSession, PerRollout):
             aiohttp.ClientTimeout(total=section.timeout, sock_connect=min(10.0, section.timeout)),
         )
         self._section = section
-        self._url = f"{url.rstrip('/')}/{section.api}"
+        self._url = self.address = f"{url.rstrip('/')}/{section.api}"
         self._rendering = Rendering(section.template, section.thinking, section.end)
         self.counters: Counter[str] = Counter()
 

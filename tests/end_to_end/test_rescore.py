@@ -12,7 +12,7 @@ from megatron_lwz.algorithms.advantages import component_advantages
 from megatron_lwz.cli import common
 from megatron_lwz.cli.main import dispatch
 from megatron_lwz.config import save_config, validate
-from megatron_lwz.orchestrator.rescore_summary import rank_correlation
+from megatron_lwz.evaluation.statistics import rank_correlation
 from megatron_lwz.rewards.composite import build_rewards
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
 from megatron_lwz.rollout.journal import Journal

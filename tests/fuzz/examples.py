@@ -52,6 +52,8 @@ PAIRS = (
     {"chosen": "\n\nHuman: p\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"},
     {"prompt": "p", "response_a": "a", "response_b": "b", "winner": "model_a", "margin": 0.5},
     {"prompt": "p", "completion": "a", "label": True},
+    {"prompt": "p", "tag": "t", "chosen": {"response": "a", "score": 3}, "rejected": {"response": "b", "score": 1}},
+    {"prompt": '["p"]', "response_a": '["a"]', "response_b": '["b"]', "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0},
 )  # fmt: skip
 PROMPTS = (
     {

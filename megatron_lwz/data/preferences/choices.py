@@ -24,6 +24,8 @@ _CHOICES = (
     ("preferred_output", "non_preferred_output"),
     ("better", "worse"),
     ("winner_response", "loser_response"),
+    ("chosen_story", "rejected_story"),  # LitBench
+    ("chosen_story_text", "rejected_story_text"),
     ("response_j", "response_k"),
     ("response", "rejected_response"),
     *((talk, rejected) for talk in TALKS for rejected in ("rejected_response", "rejected_messages")),
@@ -43,8 +45,12 @@ _TWO = (
 _WINNERS = ("winner", "better_response_id", "preference", "label", "labels", "choice")
 _STRENGTHS = ("overall_preference", "preference_strength")
 """Columns with a number below 0 where the first reply is better, above 0 where the second is (HelpSteer)."""
+FLAGS = ("winner_model_a", "winner_model_b", "winner_tie")
+"""Columns of which one is true: the first reply is better, the second is, neither (Arena's 55k votes)."""
 _LISTS = ("completions", "answers", "responses")
 _LIST_TEXTS = ("response", "text", "answer", "content", "completion")
+_TURN_KEYS = ("role", "from", "messages", "human", "user", "input", "question")
+"""Keys of an object that is a turn, a conversation or an exchange."""
 _SCORES = ("overall_score", "score", "rating", "fine-grained_score", "pm_score")
 _TIES = ("both", "neither", "equal", "both_bad", "bothbad", "none")
 _LARGEST = float.fromhex("0x1.fffffep+127")
@@ -72,7 +78,11 @@ def find_choice(row: Mapping[str, Any]) -> Choice | str:
     """
     for better, worse in _CHOICES:
         if row.get(better) is not None and row.get(worse) is not None:
-            return Choice(row[better], row[worse], (better, worse), _lead(row, better, worse))
+            lead = _lead(row, better, worse)
+            (first, rated), (second, other) = (_unpacked(row[name], name) for name in (better, worse))
+            if lead is None and rated is not None and other is not None:
+                lead = max(0.0, rated - other)
+            return Choice(first, second, (better, worse), lead)
     for name in _LISTS:
         if isinstance(row.get(name), list) and any(isinstance(item, Mapping) for item in row[name]):
             return _best_and_worst(row[name], name)
@@ -85,6 +95,13 @@ def find_choice(row: Mapping[str, Any]) -> Choice | str:
         raise ValueError(f"'{missing}' is null: a pair needs two replies, leave this row out")
     known = ", ".join(f"{better} + {worse}" for better, worse in (*_CHOICES[:1], *_TWO[:2]))
     raise UnknownFormatError(f"no known columns of a pair ({known} + winner, completions …)")
+
+
+def holds_vote(name: str) -> bool:
+    """Returns whether a column holds a reply of a pair, or says which one people preferred."""
+    name = name.lower()
+    known = {*_WINNERS, *_STRENGTHS, *_LISTS, *FLAGS, *(column for names in (*_CHOICES, *_TWO) for column in names)}
+    return name in known or name.startswith(("chosen", "rejected", "score_", "rating_", "winner")) or name == "margin"
 
 
 def finite(value: Any, name: str) -> float | None:
@@ -103,6 +120,17 @@ def finite(value: Any, name: str) -> float | None:
     if not abs(number) <= _LARGEST:
         raise ValueError(f"'{name}' must be a finite number in fp32, got {value!r:.40}")
     return number
+
+
+def _unpacked(value: Any, name: str) -> tuple[Any, float | None]:
+    """Returns the text and the score of a reply that is an object of both (WritingPreferenceBench); others unchanged."""
+    if not isinstance(value, Mapping) or any(key in value for key in _TURN_KEYS):
+        return value, None
+    text = next((value[key] for key in _LIST_TEXTS if isinstance(value.get(key), str)), None)
+    if text is None:
+        return value, None
+    scores = (finite(value.get(key), f"{name}.{key}") for key in _SCORES)
+    return text, next((score for score in scores if score is not None), None)
 
 
 def _lead(row: Mapping[str, Any], better: str, worse: str) -> float | None:
@@ -134,7 +162,8 @@ def _winner(row: Mapping[str, Any], names: tuple[str, str]) -> tuple[int | None,
 
     Raises ValueError for a value that says neither, and for two columns that contradict each other.
     """
-    said = [key for key in _WINNERS if not is_empty(row.get(key))]
+    said = ["winner_model_a"] if row.get("winner_model_a") is not None else []
+    said += [key for key in _WINNERS if not is_empty(row.get(key))]
     said += [key for key in _STRENGTHS if row.get(key) is not None]
     if said:
         place, margin = _verdict(row, said[0], names)
@@ -155,12 +184,22 @@ def _winner(row: Mapping[str, Any], names: tuple[str, str]) -> tuple[int | None,
 
 def _verdict(row: Mapping[str, Any], key: str, names: tuple[str, str]) -> tuple[int | None, float | None]:
     """Returns what one column says: (index of the better reply or None for a tie, margin)."""
+    if key == "winner_model_a":
+        return _flagged(row), None
     if key in _WINNERS:
         return _named(row[key], key, names), None
     strength = finite(row[key], key)
     if strength is None:
         raise ValueError(f"'{key}' must be a number, got {row[key]!r:.40}")
     return None if strength == 0 else int(strength > 0), abs(strength)
+
+
+def _flagged(row: Mapping[str, Any]) -> int | None:
+    """Returns the index of the better reply, or None for a tie. Raises ValueError unless exactly one flag is true."""
+    flags = [finite(row.get(key), key) if not isinstance(row.get(key), bool) else float(row[key]) for key in FLAGS]
+    if sorted(flag or 0.0 for flag in flags) != [0.0, 0.0, 1.0]:
+        raise ValueError(f"exactly one of {', '.join(FLAGS)} must be 1")
+    return (0, 1, None)[flags.index(1.0)]
 
 
 def _named(value: Any, key: str, names: tuple[str, str]) -> int | None:

@@ -13,11 +13,12 @@ from typing import Any
 from megatron_lwz.data.preferences.choices import Choice, UnknownFormatError, find_choice
 from megatron_lwz.data.preferences.pairs import PreferencePair, text_of
 from megatron_lwz.data.preferences.rendering import says_more
+from megatron_lwz.data.preferences.rounds import join_rounds
 from megatron_lwz.data.replies import END_INSIDE, find_fault, holds_end, strip_ends
 from megatron_lwz.data.requests import REQUEST_COLUMNS, find_lost, find_request, lost_message, lowered
 from megatron_lwz.data.transcripts import is_transcript, parse_transcript
 from megatron_lwz.data.turns import Turn, as_text, parse_said, words
-from megatron_lwz.reading import read_rows
+from megatron_lwz.reading import Row, read_rows
 
 EQUAL = "with equal replies"
 OTHER_CONTEXT = "with different earlier replies"
@@ -30,9 +31,15 @@ def read_pairs(path: Path) -> Iterator[PreferencePair | str]:
 
     Raises DataError naming the file and row; for an unknown format it lists the columns present.
     """
+    for _, pair in read_pair_rows(path):
+        yield pair
+
+
+def read_pair_rows(path: Path) -> Iterator[tuple[Row, PreferencePair | str]]:
+    """Yields what `read_pairs` does, each with its row. Raises DataError."""
     for row in read_rows(path):
         try:
-            yield parse_pair(row.value, row.identity, source=path.name.split(".")[0])
+            yield row, parse_pair(row.value, row.identity, source=path.name.split(".")[0])
         except UnknownFormatError as error:
             raise row.error(f"{error}; present are: {', '.join(map(str, row.value)) or 'none'}") from error
         except ValueError as error:
@@ -41,7 +48,7 @@ def read_pairs(path: Path) -> Iterator[PreferencePair | str]:
 
 def parse_pair(row: Mapping[str, Any], identity: str, *, source: str = "") -> PreferencePair | str:
     """Parses one decoded row; returns the reason if it is left out. Raises ValueError that names the fault."""
-    row = lowered(row)
+    row = join_rounds(lowered(row))
     choice = find_choice(row)
     if isinstance(choice, str):
         return choice
