@@ -172,7 +172,8 @@ def _examples(rehearsals: Rehearsals) -> Iterator[str]:
         gpus = first.world + max(1, engines.nodes) * engines.per_node * engines.gpus * (first.stage == "grpo")
         also = f" (and {', '.join(Path(other.path).stem for other in others)})" if others else ""
         name = f"`{first.path}`{also}"
-        yield from _both(name, config, _options(gpus, "h100-80g", first.stage), rehearsals, keep=int(first.for_gpus))
+        card = "a800-80g" if "a800" in first.path else "h100-80g"
+        yield from _both(name, config, _options(gpus, card, first.stage), rehearsals, keep=int(first.for_gpus))
 
 
 def _wish(rehearsals: Rehearsals) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import Section
+from megatron_lwz.config.base import Section, UserPath
 from megatron_lwz.errors import ConfigError
 
 
@@ -50,6 +50,10 @@ class GrpoSection(Section):
     kl_placement: Literal["loss", "reward", "function"] = Field(
         "loss",
         description="loss: add the KL to the loss; reward: subtract it from the advantage, as k1; function: loss_function adds its own KL",
+    )
+    teacher: UserPath | None = Field(
+        None,
+        description="Hugging Face folder of a frozen model that takes the place of the reference model: on-policy distillation (GKD, 2306.13649), with kl_coefficient 1 and kl_placement: reward (docs/distillation.md); null = the policy that the run began with",
     )
     aggregation: Literal["token", "sequence", "constant"] = Field(
         "token",
@@ -100,6 +104,7 @@ class GrpoSection(Section):
         if self.objective == "cispo" and self.dual_clip is not None:
             advice = "bounds the loss of objective: clip; cispo clips the weight itself: set it to null"
             raise ConfigError("grpo.dual_clip", self.dual_clip, advice)
+        self._check_teacher()
         if self.loss_function is None:
             if self.kl_placement == "function":
                 raise ConfigError("grpo.kl_placement", "function", "needs grpo.loss_function")
@@ -108,6 +113,17 @@ class GrpoSection(Section):
             if getattr(self, name) != default:
                 advice = f"is the built-in objective's, and grpo.loss_function takes its place: set it to {default or 'null'}"
                 raise ConfigError(f"grpo.{name}", getattr(self, name), advice)
+
+    def _check_teacher(self) -> None:
+        """Checks that a teacher teaches. Raises ConfigError."""
+        if self.teacher is None:
+            return
+        if self.kl_coefficient == 0:
+            advice = "does nothing with grpo.kl_coefficient 0: set it, to 1 for distillation, or grpo.teacher: null"
+            raise ConfigError("grpo.teacher", self.teacher, advice)
+        if self.zero_variance != "keep":
+            advice = "leaves out groups from which the policy can still learn grpo.teacher's words: set it to keep"
+            raise ConfigError("grpo.zero_variance", self.zero_variance, advice)
 
     def is_token_level(self, *, old_is_policy: bool) -> bool:
         """Whether a token's loss depends on that token alone, so that its gradient can be computed in the forward pass.

@@ -40,6 +40,17 @@ class Config(s.Section):
         found, head = self._architecture(), self.model.head
         return found if head is None else found.model_copy(update={"head": head})
 
+    def log_prob_passes(self) -> list[s.Architecture]:
+        """Returns the models of GRPO's forward passes before an update: for old log-probs, and the frozen model's.
+
+        Raises LwzError if the teacher's folder cannot be read.
+        """
+        own = self.architecture()
+        passes = [own] if self.training.updates_per_batch > 1 else []
+        if self.grpo.kl_coefficient > 0:
+            passes.append(own if self.grpo.teacher is None else read_hf_architecture(Path(self.grpo.teacher)))
+        return passes
+
     def _architecture(self) -> s.Architecture:
         model = self.model
         given = [key for key in ("hf", "architecture", "preset") if getattr(model, key) is not None]

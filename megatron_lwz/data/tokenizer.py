@@ -45,6 +45,10 @@ class Tokenizer:
         """The largest id + 1, added tokens included. A vocabulary may have gaps."""
         return vocabulary_size(self._tokenizer)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Returns every token, added ones included, with its id."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of `text`. Control tokens that it spells out are text, except in a template's Markup.
 

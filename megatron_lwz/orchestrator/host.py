@@ -241,7 +241,8 @@ class RolloutHost(Host):
         judge = self._config.judge
         if judge.cache is None:
             judge = judge.model_copy(update={"cache": str(self._run.judge_cache)})
-        return build_rewards(section, self._tokenizer, judge)
+        taught = self._config.grpo.teacher is not None
+        return build_rewards(section, self._tokenizer, judge, weightless=taught)
 
     def _render(self, prompt: Prompt) -> str:
         return render(prompt, self._config.data.template)

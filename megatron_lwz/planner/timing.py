@@ -81,13 +81,14 @@ def seconds_of(config: Config, layout: Layout, work: Work, card: Gpu, reports: S
     """Returns phase → seconds of the trainer's part of a step, from the slowest kind of rank."""
     arch, packs = config.architecture(), packs_per_rank(config, layout, work)
     rate = card.bf16_tflops * 1e12 * ASSUMED.matrix_share.value * layout.ranks
-    forward = work.sequences * sequence_flops(arch, int(work.mean)) / rate
+    forward, *before = (
+        work.sequences * sequence_flops(a, int(work.mean)) / rate for a in (arch, *config.log_prob_passes())
+    )
     bubble = 1.0 + (layout.pipeline - 1) / (packs * layout.virtual)
     passes = 1.0 + BACKWARD + recomputed(arch, config.training.recompute, work.mean)
     moving = max(_moving(report, "forward+backward", layout, card) / max(1, report.micro_batches) for report in reports)
-    log_probs = config.training.updates_per_batch > 1, config.grpo.kl_coefficient > 0
     found = {
-        "log-probs": sum(log_probs) * (forward * bubble + packs * moving / 3.0),
+        "log-probs": sum(seconds * bubble + packs * moving / 3.0 for seconds in before),
         "forward and backward": forward * passes * bubble + packs * moving * bubble,
     }
     touched = (

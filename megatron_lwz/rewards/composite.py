@@ -28,13 +28,20 @@ from megatron_lwz.types import ComponentScore, Group, ReportingReward, RewardFn
 
 
 def build_rewards(
-    section: RewardSection, tokenizer: Tokenizer | None = None, judge: JudgeSection | None = None
+    section: RewardSection,
+    tokenizer: Tokenizer | None = None,
+    judge: JudgeSection | None = None,
+    *,
+    weightless: bool = False,
 ) -> list[RewardFn]:
     """Builds the components, in the order of their columns. A `ClosableReward` must be closed in the loop that used it.
 
-    The components of `reward.judges` ask `judge`. Raises ConfigError for a component that cannot be built.
+    The components of `reward.judges` ask `judge`. Raises ConfigError for a component that cannot be built, and if no
+    component has a weight, unless it may be `weightless`: a teacher teaches instead.
     """
     check_components(section)
+    if not weightless and not any(entry.weight > 0 for _, _, entry in _named(section)):
+        raise ConfigError("reward", "weight 0 for every component", "nothing would be learned: give one a weight")
     length = LengthComponent(section.length, tokenizer)
     rewards: list[RewardFn] = [length, FormatComponent(section.format, length.measure, tokenizer)]
     if section.overlap.used:
@@ -130,8 +137,6 @@ def check_components(section: RewardSection) -> None:
     for name in section.violators:
         if name not in seen:
             raise ConfigError("reward.violators", name, f"is no component: choose among {', '.join(sorted(seen))}")
-    if not any(entry.weight > 0 for _, _, entry in _named(section)):
-        raise ConfigError("reward", "weight 0 for every component", "nothing would be learned: give one a weight")
     if section.advantage_function is not None:
         _check_unused(section)
         names = list(component_sections(section))

@@ -10,9 +10,9 @@ import torch
 from megatron_lwz.algorithms.grpo import token_weights
 from megatron_lwz.config import Config
 from megatron_lwz.training.batching import make_micro_batches
-from megatron_lwz.training.reference import ReferenceWeights, with_weights
+from megatron_lwz.training.reference import Reference
 from megatron_lwz.training.state import TrainState
-from megatron_lwz.training.step import forward_statistics
+from megatron_lwz.training.step import forward_chunks
 from megatron_lwz.types import MicroBatch, SequenceBatch
 
 
@@ -46,7 +46,7 @@ def prepare_updates(
     state: TrainState,
     batch: SequenceBatch,
     config: Config,
-    reference: ReferenceWeights | None,
+    reference: Reference | None,
     rollouts: Sequence[str] = (),
 ) -> list[Update]:
     """Splits the batch into `training.updates_per_batch` updates and computes the log-probs that stay fixed.
@@ -57,10 +57,10 @@ def prepare_updates(
     count = config.training.updates_per_batch
     updates = [_plan(part, config, rollouts[first::count]) for first, part in enumerate(split(batch, count))]
     if count > 1:
-        updates = [replace(update, old=_logprobs(state, update)) for update in updates]
+        updates = [replace(update, old=_logprobs(state.chunks, update)) for update in updates]
     if reference is not None:
-        with with_weights(state, reference):
-            updates = [replace(update, reference=_logprobs(state, update)) for update in updates]
+        with reference.at_work(state) as frozen:
+            updates = [replace(update, reference=_logprobs(frozen, update)) for update in updates]
     return updates
 
 
@@ -97,6 +97,6 @@ def _plan(batch: SequenceBatch, config: Config, rollouts: Sequence[str]) -> Upda
     return Update(micro_batches, denominator, sequences=len(batch), rollouts=rollouts)
 
 
-def _logprobs(state: TrainState, update: Update) -> list[torch.Tensor] | None:
-    statistics = forward_statistics(state, update.micro_batches)
+def _logprobs(chunks: Sequence[torch.nn.Module], update: Update) -> list[torch.Tensor] | None:
+    statistics = forward_chunks(chunks, update.micro_batches)
     return None if statistics is None else [values[0].detach() for values in statistics]

@@ -1,20 +1,31 @@
-"""The policy that a GRPO run begins with, and its frozen copy in host memory for the KL term.
+"""The policy that a GRPO run begins with, and the frozen model of the KL term: a copy of it, or a teacher.
 
-The copy is swapped into the model for a forward pass.
+The copy lies in host memory and is swapped into the model for a forward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 import torch
 
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import platform
 from megatron_lwz.distributed.host_arena import HostArena
+from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.state import TrainState
+from megatron_lwz.training.teacher import load_teacher
+
+
+class Reference(Protocol):
+    """The frozen model of the KL term."""
+
+    def at_work(self, state: TrainState) -> AbstractContextManager[Sequence[PolicyModel]]:
+        """Gives this rank's chunks of the frozen model. Inside the block the policy of `state` must not be used."""
+        ...
 
 
 class ReferenceWeights:
@@ -36,6 +47,15 @@ class ReferenceWeights:
         for reference, parameter in zip(self._reference, parameters, strict=True):
             reference.copy_(parameter.detach())
 
+    @contextmanager
+    def at_work(self, state: TrainState) -> Iterator[Sequence[PolicyModel]]:
+        """Inside the block the policy's chunks compute with the reference's weights; afterwards with their own again."""
+        self.swap_in(state)
+        try:
+            yield state.policies
+        finally:
+            self.swap_out(state)
+
     @torch.no_grad()
     def swap_in(self, state: TrainState) -> None:
         """Moves the policy's weights to host memory and puts the reference's weights in their place."""
@@ -50,22 +70,18 @@ class ReferenceWeights:
             parameter.copy_(parked)
 
 
-def first_state(config: Config) -> tuple[TrainState, ReferenceWeights | None]:
-    """Builds the state that a GRPO run begins with, and its reference weights if the KL term needs them. Collective."""
+def first_state(config: Config) -> tuple[TrainState, Reference | None]:
+    """Builds the state that a GRPO run begins with, and the frozen model if the KL term needs one. Collective."""
     state = build_train_state(config)
     for policy in state.policies:
         policy.temperature = config.rollout.temperature  # log-probs of the distribution the engines sample from
-    return state, ReferenceWeights(state) if config.grpo.kl_coefficient > 0 else None
+    return state, _reference(state)
 
 
-@contextmanager
-def with_weights(state: TrainState, reference: ReferenceWeights) -> Iterator[None]:
-    """Inside the block the model computes with the reference's weights; afterwards with its own again."""
-    reference.swap_in(state)
-    try:
-        yield
-    finally:
-        reference.swap_out(state)
+def _reference(state: TrainState) -> Reference | None:
+    if state.config.grpo.kl_coefficient == 0:
+        return None
+    return ReferenceWeights(state) if state.config.grpo.teacher is None else load_teacher(state.config)
 
 
 def _parameters(state: TrainState) -> list[torch.nn.Parameter]:

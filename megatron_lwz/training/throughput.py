@@ -39,29 +39,31 @@ class Throughput:
     """Counts what the phases of a GRPO step compute, and returns metrics `…/<phase>`."""
 
     def __init__(self, config: Config) -> None:
-        self._config, self._arch = config, config.architecture()
-        passes = (config.training.updates_per_batch > 1) + (config.grpo.kl_coefficient > 0)
-        self._passes = {"logprobs": float(passes), "update": FORWARD_BACKWARD}
-        """Phase → forward passes over the batch."""
-        self._tokens, self._flops = 0, 0.0
+        self._config = config
+        self._passes = {
+            "logprobs": (1.0, config.log_prob_passes()),
+            "update": (FORWARD_BACKWARD, [config.architecture()]),
+        }
+        """Phase → FLOPs of it in forward passes over the batch, by these models."""
+        self._lengths: list[int] = []
 
     def count(self, parts: Iterable[Experience]) -> Iterator[Experience]:
         """Yields the parts of the step's batch, and counts them. Sequences of weight 0 are not computed."""
         for part in parts:
             weights = part.batch.weights.tolist()
-            kept = [length for length, weight in zip(part.batch.lengths(), weights, strict=True) if weight > 0]
-            self._tokens += sum(length - 1 for length in kept)
-            self._flops += forward_flops(self._arch, kept)
+            self._lengths += [
+                length for length, weight in zip(part.batch.lengths(), weights, strict=True) if weight > 0
+            ]
             yield part
 
     def take(self, seconds: Mapping[str, float]) -> Row:
         """Returns the step's metrics, with its `seconds`: by `seconds/<phase>`. The next step begins."""
         found = dict(seconds)
-        for phase, passes in self._passes.items():
-            if passes and self._tokens:
-                flops, time = passes * self._flops, seconds[f"seconds/{phase}"]
-                found |= {
-                    f"{name}/{phase}": value for name, value in per_gpu(self._config, self._tokens, flops, time).items()
-                }
-        self._tokens, self._flops = 0, 0.0
+        tokens = sum(length - 1 for length in self._lengths)
+        for phase, (passes, models) in self._passes.items():
+            if models and tokens:
+                flops = passes * sum(forward_flops(model, self._lengths) for model in models)
+                rates = per_gpu(self._config, tokens, flops, seconds[f"seconds/{phase}"])
+                found |= {f"{name}/{phase}": value for name, value in rates.items()}
+        self._lengths = []
         return found

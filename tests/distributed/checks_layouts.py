@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from megatron_lwz.distributed import exchange, groups
 from megatron_lwz.distributed.context_parallel import shard_indices
 from megatron_lwz.distributed.launch import initialize
 from megatron_lwz.training.initial import build_train_state
-from megatron_lwz.training.step import forward_statistics, train_step
+from megatron_lwz.training.step import forward_chunks, train_step
+from megatron_lwz.training.teacher import load_teacher
 from megatron_lwz.types import IGNORED_LABEL, MicroBatch
 from tests.distributed.checks_grpo import loss_functions
 from tests.support.layout_oracle import LEARNING_RATE, LONGEST_TRAINED, packs_of
@@ -36,6 +38,8 @@ def measure(
             if name not in some.get(model, [name]):
                 continue
             results[f"{model} {name}"] = _measure_one(_config(folder, layout), oracle, model)
+    teachers = {name: layouts[name] for name in some["qwen3"] if name in layouts}
+    results["teacher"] = {name: _teacher_error(folders, layout) for name, layout in teachers.items()}
     results["loss_functions"] = loss_functions({name: layouts[name]["parallel"] for name in losses})
     return results | {"exchange": _measure_exchange()}
 
@@ -52,10 +56,10 @@ def _measure_one(config: Config, oracle: Oracle, model: str) -> dict[str, float]
     packs, trained = packs_of(model), packs_of(model, LONGEST_TRAINED)
     initialize(config)
     state = build_train_state(config)
-    values = _statistics(state, [_micro_batch(oracle, pack) for pack in packs], oracle)
+    values = _statistics(state.chunks, [_micro_batch(oracle, pack) for pack in packs], oracle)
     changed = dict(oracle)
     changed["tokens.1"] = (oracle["tokens.1"] + 1) % 1003
-    others = _statistics(state, [_micro_batch(changed, pack) for pack in packs[:2]], oracle)
+    others = _statistics(state.chunks, [_micro_batch(changed, pack) for pack in packs[:2]], oracle)
     mine = [_micro_batch(oracle, pack) for pack in trained[groups.data_rank() :: groups.data_size()]]
     tokens = sum(oracle[f"weights.{sequence}"].numel() for pack in trained for sequence in pack)
     steps = [train_step(state, mine, _weighted_loss, tokens) for _ in range(2)]
@@ -70,15 +74,32 @@ def _measure_one(config: Config, oracle: Oracle, model: str) -> dict[str, float]
     }
 
 
+def _teacher_error(folders: dict[str, str], layout: dict[str, Any]) -> float:
+    """The Qwen3 as the teacher of the untied Qwen2.5: the largest distance of its log-probs from transformers'."""
+    config = _config(folders["untied"], layout)
+    grpo = config.grpo.model_copy(update={"teacher": folders["qwen3"], "kl_coefficient": 1.0})
+    rollout = config.rollout.model_copy(update={"temperature": 1.0})
+    config = config.model_copy(update={"grpo": grpo, "rollout": rollout})
+    initialize(config)
+    state, oracle = build_train_state(config), load_file(Path(folders["qwen3"]) / "oracle.tensors")
+    packs = packs_of("qwen3")
+    micro_batches = [_micro_batch(oracle, pack) for pack in packs]
+    with load_teacher(config).at_work(state) as teacher:
+        found = _statistics(teacher, micro_batches, oracle)
+    return max((_distance(values[0], oracle[f"logprob.{index}"]) for index, values in found.items()), default=0.0)
+
+
 def _weighted_loss(
     statistics: torch.Tensor, micro_batch: MicroBatch, _: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return -(statistics[0] * micro_batch.weights).sum(), {}
 
 
-def _statistics(state: Any, micro_batches: list[MicroBatch], oracle: Oracle) -> dict[int, torch.Tensor]:
+def _statistics(
+    chunks: Sequence[torch.nn.Module], micro_batches: list[MicroBatch], oracle: Oracle
+) -> dict[int, torch.Tensor]:
     """[2, length − 1] log-probs and entropies per sequence on the last stage; nothing on the others."""
-    results = forward_statistics(state, micro_batches)
+    results = forward_chunks(chunks, micro_batches)
     values: dict[int, torch.Tensor] = {}
     for statistics, micro_batch in zip(results or (), micro_batches, strict=results is not None):
         for sequence in sorted(set(micro_batch.sequence_ids.tolist()) - {-1}):

@@ -27,7 +27,7 @@ from megatron_lwz.training.checkpoint_saver import CheckpointSaver
 from megatron_lwz.training.checkpoint_writer import write_snapshot
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.optimizer import parts
-from megatron_lwz.training.reference import ReferenceWeights, with_weights
+from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.resume import restore
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import StepResult, TrainingError, forward_statistics, train_step
@@ -268,7 +268,7 @@ def reference(folder: str) -> dict[str, Any]:
         torch.cat(forward_statistics(state, micro_batches) or [], dim=1),
         checksum_policy(state.policies),
     )
-    with with_weights(state, copy):
+    with copy.at_work(state):
         inside = torch.cat(forward_statistics(state, micro_batches) or [], dim=1)
     return {
         "reference_is_initial": torch.equal(inside, initial),

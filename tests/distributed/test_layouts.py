@@ -107,6 +107,12 @@ def test_a_loss_function_of_the_users_own_is_the_built_in_one(results: Results, 
         check_loss_function(rank["loss_functions"][f"TP2 CP2/{path}"], path)
 
 
+@pytest.mark.parametrize("layout", SOME["qwen3"])
+def test_a_teacher_of_another_family_gives_the_log_probs_of_transformers(results: Results, layout: str) -> None:
+    ranks = results[2 if layout in TWO_RANKS else 4]
+    assert 0 < max(rank["teacher"][layout] for rank in ranks) <= MAX_LOGPROB_ERROR
+
+
 def test_recompute_changes_nothing(results: Results) -> None:
     for recomputed, plain in (("TP2 full recompute", "TP2 with SP"), ("PP2 selective recompute", "PP2")):
         assert _measured(results, "untied", recomputed) == _measured(results, "untied", plain)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from megatron_lwz.rehearsal.case import Case
 from megatron_lwz.rehearsal.small import BY_NAME
 
@@ -15,8 +17,20 @@ ONE_GPU = BY_NAME["one GPU"].case("grpo", 0)
 TENSOR = _TP2.case("grpo", 0)
 CONTEXT = BY_NAME["CP2"].case("grpo", 1, "by sequence", grpo=_SEQUENCES, training={"updates_per_batch": 2})
 """Also: ratios of whole sequences, a reference policy, an entropy term, two optimizer steps."""
+_TEACHER = Path(__file__).parents[1] / "data" / "teacher"
+_QWEN3 = {
+    "architecture": {
+        "model_type": "qwen3", "num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 1000,
+        "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 8192},
+    }
+}  # fmt: skip
+TAUGHT = _TP2.case(
+    "grpo", 0, "Qwen3 with YaRN and a teacher", model=_QWEN3,
+    grpo={"teacher": str(_TEACHER), "kl_coefficient": 1.0, "kl_placement": "reward", "zero_variance": "keep"},
+)  # fmt: skip
 ALL = _ALL.case("grpo", 15)
-GRPO_CASES = [ONE_GPU, TENSOR, CONTEXT, BY_NAME["PP2 VPP2"].case("grpo", 1), ALL]
+GRPO_CASES = [ONE_GPU, TENSOR, CONTEXT, BY_NAME["PP2 VPP2"].case("grpo", 1), TAUGHT, ALL]
 STAGE_CASES = [
     _TP2.case("sft", 0),
     _TP2.case("reward_model", 0),
@@ -47,7 +61,14 @@ FAULT_CASES = [with_fault(name) for name in (*FAULTS, "extra_wait")]
 
 CHECKPOINT = _TP2.case("checkpoint", 0)
 ENGINE_CONTEXT = BY_NAME["CP2"].case("grpo", 1)
-ENGINE_CASES = [TENSOR, ENGINE_CONTEXT, _TP2.case("buckets", 0), CHECKPOINT, BY_NAME["PP2"].case("checkpoint", 1)]
+ENGINE_CASES = [
+    TENSOR,
+    TAUGHT,
+    ENGINE_CONTEXT,
+    _TP2.case("buckets", 0),
+    CHECKPOINT,
+    BY_NAME["PP2"].case("checkpoint", 1),
+]
 """With Transformer Engine's layers, attention and Adam."""
 
 ENGINE_FAULTS = {
