@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.support.stages import run, rows_of
+from tests.support.stages import rows_of, run
 from tests.support.tiny_qwen2 import tiny_qwen2, write_word_tokenizer
 
 WORDS = [f"w{number}" for number in range(40)]

@@ -35,8 +35,8 @@ def test_a_teacher_may_have_more_tokens_but_not_others(tmp_path: Path) -> None:
 
 
 def test_a_teacher_needs_its_coefficient_and_every_group() -> None:
-    with pytest.raises(ConfigError, match="grpo.teacher.*kl_coefficient 0"):
+    with pytest.raises(ConfigError, match=r"grpo.teacher.*kl_coefficient 0"):
         config().check_grpo()
-    with pytest.raises(ConfigError, match="grpo.zero_variance.*'drop'.*keep"):
+    with pytest.raises(ConfigError, match=r"grpo\.zero_variance.*'drop'.*keep"):
         config(kl_coefficient=1.0).check_grpo()
     config(kl_coefficient=1.0, kl_placement="reward", zero_variance="keep").check_grpo()
