@@ -18,6 +18,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from megatron_lwz.distributed.processor import instruction_sets
 from megatron_lwz.errors import LwzError
 
 GIB = 2**30
@@ -118,8 +119,7 @@ def _gpu_packages() -> Iterator[Finding]:
 
 def processor() -> Iterator[Finding]:
     """Yields cores, instruction set, the C++ kernel and the compiler."""
-    flags = _flags()
-    sets = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    sets = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in instruction_sets()]
     yield Finding("ok", "CPU", f"{len(os.sched_getaffinity(0))} cores, {', '.join(sets) or 'no AVX2'}")
     try:
         from megatron_lwz.kernels import _cpu
@@ -134,14 +134,6 @@ def processor() -> Iterator[Finding]:
         yield Finding("note", "C++ compiler", "none", "Triton needs one on GPUs: apt-get install g++")
     else:
         yield Finding("ok", "C++ compiler", compiler)
-
-
-def _flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    return set(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
 
 
 def room(folder: Path) -> Iterator[Finding]:

@@ -67,7 +67,8 @@ class TrainingSection(Section):
         16384, gt=0, description="maximum size of a packed micro-batch, in tokens per context-parallel group"
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "bf16", description="dtype of parameters and activations; gradients and master weights are fp32"
+        "bf16",
+        description="dtype of parameters and activations; gradients and master weights are fp32. If it is not given, a CPU without instructions for bf16 trains in fp32",
     )
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="activation recomputation in the backward pass"
