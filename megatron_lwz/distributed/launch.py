@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import logging
 import random
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from itertools import count
 
 import numpy
 import torch
@@ -22,6 +24,8 @@ _BLACKWELL = (10, 0)
 _SEED_STEP_PER_STAGE = 100
 _log = logging.getLogger(__name__)
 _ends = ExitStack()
+_earlier_layouts = count()
+"""Counts the layouts of this process."""
 
 
 def initialize(config: Config) -> None:
@@ -123,9 +127,14 @@ def _split(config: Config) -> None:
 
 
 def _leave_layout() -> None:
-    """Ends the groups of an earlier layout. Megatron only forgets them, and each gloo group has threads that poll."""
+    """Ends the groups of an earlier layout. Megatron only forgets them, and each gloo group has threads that poll.
+
+    Models of that layout hold groups, too. They refer to themselves, so Python keeps them until it happens to collect.
+    """
     from megatron.core import parallel_state
 
+    if next(_earlier_layouts):
+        gc.collect()
     if not parallel_state.model_parallel_is_initialized():
         return
     dist.barrier()  # no rank may close a connection that another one still reads
