@@ -21,6 +21,8 @@ from megatron_lwz.algorithms.advantages import (
     zero_variance,
 )
 from megatron_lwz.config import Config
+from megatron_lwz.data.text.grammar import parse_rollout
+from megatron_lwz.data.text.sameness import sameness
 from megatron_lwz.rewards.advantage_function import function_advantages
 from megatron_lwz.rewards.composite import (
     component_normalizers,
@@ -169,7 +171,7 @@ def experience_metrics(groups: Sequence[Group], config: Config, *, names: Sequen
     }
     if config.reward.violators:
         metrics["rollout/violators"] = found.violates.float().mean().item()
-    metrics |= guard_metrics(groups, config.rollout.guard, config.rollout.max_new_tokens)
+    metrics |= guard_metrics(groups, config.rollout.guard, config.rollout.max_new_tokens) | sameness_metrics(groups)
     return metrics | gradient_metrics(groups, found, weights, config)
 
 
@@ -190,6 +192,20 @@ def weigh(
 def is_barren(group: Group, config: Config, *, names: Sequence[str]) -> bool:
     """Whether nothing can be learned from this group because all its advantages are 0."""
     return bool(zero_variance(group_advantages([group], config, names=names).total))
+
+
+def sameness_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Returns `rollout/sameness`, how far the answers of a group use the same words, 0 to 1: mean over the groups.
+
+    A response without an answer counts as a whole. Groups of one rollout have no such number; empty without any other.
+    """
+    values = []
+    for group in groups:
+        parsed = [parse_rollout(group.prompt, rollout).answer for rollout in group.rollouts]
+        texts = [r.text if answer is None else answer for r, answer in zip(group.rollouts, parsed, strict=True)]
+        values.append(sameness(texts))
+    known = [value for value in values if value is not None]
+    return {"rollout/sameness": _mean(known)} if known else {}
 
 
 def staleness_metrics(groups: Sequence[Group], step: int) -> dict[str, float]:
