@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from megatron_lwz.config.base import CommaList, ComponentSection, Normalizer, OneOrList, Section
-from megatron_lwz.config.format import FormatReward, OverlapReward, StructureReward
+from megatron_lwz.config.embedding import DiversityReward, OverlapReward
+from megatron_lwz.config.format import FormatReward, StructureReward
 from megatron_lwz.config.judge import JudgeReward
 from megatron_lwz.config.reward_model import WritingReward
 
@@ -74,6 +75,7 @@ class RewardSection(Section):
     overlap: OverlapReward = OverlapReward()
     structure: StructureReward = StructureReward()
     writing: WritingReward = WritingReward()
+    diversity: DiversityReward = DiversityReward()
     judges: Annotated[tuple[JudgeReward, ...], OneOrList] = Field(
         (), description="components that the model of section `judge` scores"
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from megatron_lwz.config.base import ComponentSection, Fraction, Section
 from megatron_lwz.config.data import DataSection
+from megatron_lwz.config.embedding import DiversityReward, EmbeddingSection, OverlapReward
 from megatron_lwz.config.evaluation import EvaluationSection
-from megatron_lwz.config.format import FormatReward, OverlapReward, StructureReward
+from megatron_lwz.config.format import FormatReward, StructureReward
 from megatron_lwz.config.grpo import GrpoSection
 from megatron_lwz.config.judge import JudgeReward, JudgeSection
 from megatron_lwz.config.launch import LaunchSection
@@ -32,6 +33,8 @@ __all__ = [
     "CheckpointSection",
     "ComponentSection",
     "DataSection",
+    "DiversityReward",
+    "EmbeddingSection",
     "EvaluationSection",
     "FormatReward",
     "Fraction",

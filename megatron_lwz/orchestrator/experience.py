@@ -31,7 +31,7 @@ from megatron_lwz.rewards.composite import (
     score_tensors,
     shuffle_scores,
 )
-from megatron_lwz.rewards.length import rescale_by_length
+from megatron_lwz.rewards.rescaling import rescale
 from megatron_lwz.rollout.guard import guard_metrics
 from megatron_lwz.rollout.journal import AdvantageRecord
 from megatron_lwz.types import Group, RewardColumns, Rollout, SequenceBatch
@@ -91,8 +91,7 @@ def advantages_of(
     """
     reward, grpo = config.reward, config.grpo
     violates = find_violators(rewards, valid, names, reward)
-    if reward.length.use == "rescale":
-        rewards, valid = rescale_by_length(rewards, valid, names)
+    rewards, valid = rescale(rewards, valid, names, reward)
     rewards, included = treat_truncated(rewards, truncated, mode=grpo.truncated, penalty=grpo.truncation_penalty)
     weights, columns = component_weights(reward, names), tuple(names)
     if reward.advantage_function is not None:

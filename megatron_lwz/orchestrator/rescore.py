@@ -14,7 +14,7 @@ from typing import Literal
 
 from megatron_lwz.config import Config
 from megatron_lwz.config.base import ComponentSection
-from megatron_lwz.config.sections import OverlapReward, RewardSection, StructureReward, WritingReward
+from megatron_lwz.config.sections import DiversityReward, OverlapReward, RewardSection, StructureReward, WritingReward
 from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.data.text.length import count_units
 from megatron_lwz.data.tokenizer import Tokenizer
@@ -123,6 +123,7 @@ class Rescorer:
                 "overlap": section.overlap if "overlap" in wanted else OverlapReward(),
                 "structure": section.structure if "structure" in wanted else StructureReward(),
                 "writing": section.writing if "writing" in wanted else WritingReward(),
+                "diversity": section.diversity if "diversity" in wanted else DiversityReward(),
                 "judges": tuple(entry for entry in section.judges if entry.title in wanted),
                 "functions": tuple(entry for entry in section.functions if entry.title in wanted),
             }
@@ -205,6 +206,6 @@ def _measures(section: ComponentSection) -> tuple[type[ComponentSection], dict[s
 
 
 def _asks_a_server(name: str, section: RewardSection) -> bool:
-    if name == "overlap":
-        return section.overlap.url is not None
+    if name in ("overlap", "diversity"):
+        return getattr(section, name).url is not None
     return name == "writing" or any(entry.title == name for entry in section.judges)
