@@ -10,7 +10,7 @@ from megatron_lwz.config.base import CommaList, ComponentSection, Normalizer, On
 from megatron_lwz.config.embedding import DiversityReward, OverlapReward
 from megatron_lwz.config.format import FormatReward, StructureReward
 from megatron_lwz.config.judge import JudgeReward
-from megatron_lwz.config.reward_model import WritingReward
+from megatron_lwz.config.reward_model import ContinuationReward, WritingReward
 
 
 class LengthReward(ComponentSection):
@@ -75,6 +75,7 @@ class RewardSection(Section):
     overlap: OverlapReward = OverlapReward()
     structure: StructureReward = StructureReward()
     writing: WritingReward = WritingReward()
+    continuation: ContinuationReward = ContinuationReward()
     diversity: DiversityReward = DiversityReward()
     judges: Annotated[tuple[JudgeReward, ...], OneOrList] = Field(
         (), description="components that the model of section `judge` scores"

@@ -16,7 +16,7 @@ from megatron_lwz.config.judge import JudgeReward, JudgeSection
 from megatron_lwz.config.launch import LaunchSection
 from megatron_lwz.config.model import Architecture, KernelsSection, ModelSection, ParallelSection
 from megatron_lwz.config.reward import FunctionReward, LengthReward, RewardSection
-from megatron_lwz.config.reward_model import RewardModelSection, WritingReward
+from megatron_lwz.config.reward_model import ContinuationReward, RewardModelSection, WritingReward
 from megatron_lwz.config.rollout import RolloutSection
 from megatron_lwz.config.training import (
     CheckpointSection,
@@ -32,6 +32,7 @@ __all__ = [
     "Architecture",
     "CheckpointSection",
     "ComponentSection",
+    "ContinuationReward",
     "DataSection",
     "DiversityReward",
     "EmbeddingSection",

@@ -16,6 +16,7 @@ from megatron_lwz.config.sections import JudgeSection, RewardSection
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.rewards.advantage_function import KEY, check_advantage_function
+from megatron_lwz.rewards.continuation import ContinuationComponent
 from megatron_lwz.rewards.diversity import DiversityComponent
 from megatron_lwz.rewards.format import FormatComponent
 from megatron_lwz.rewards.functions import FunctionComponent
@@ -54,6 +55,8 @@ def build_rewards(
         rewards.append(StructureComponent(section.structure))
     if section.writing.used:
         rewards.append(WritingComponent(section.writing))
+    if section.continuation.used:
+        rewards.append(ContinuationComponent(section.continuation))
     if section.diversity.used:
         rewards.append(DiversityComponent(section.diversity))
     if section.judges:
@@ -122,6 +125,7 @@ def _named(section: RewardSection) -> list[tuple[str, str, ComponentSection]]:
         *([("reward.overlap", "overlap", section.overlap)] if section.overlap.used else []),
         *([("reward.structure", "structure", section.structure)] if section.structure.used else []),
         *([("reward.writing", "writing", section.writing)] if section.writing.used else []),
+        *([("reward.continuation", "continuation", section.continuation)] if section.continuation.used else []),
         *([("reward.diversity", "diversity", section.diversity)] if section.diversity.used else []),
         *(("reward.judges", entry.title, entry) for entry in section.judges),
         *(("reward.functions", entry.title, entry) for entry in section.functions),

@@ -168,7 +168,7 @@ def test_what_is_no_reward_model_is_refused_in_one_line(tmp_path: Path, capsys: 
 @pytest.mark.long
 def test_a_text_of_32k_tokens_is_scored(tmp_path: Path) -> None:
     from megatron_lwz.distributed import launch
-    from megatron_lwz.rewards.scorer import ServedRewardModel
+    from megatron_lwz.rewards.served_model import ServedRewardModel
 
     model = write_reward_model(tmp_path, max_length=32768)
     try:
