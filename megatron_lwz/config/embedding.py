@@ -73,7 +73,7 @@ class DiversityReward(EmbeddingSection):
     )
     rescales: Annotated[tuple[str, ...], CommaList] = Field(
         (),
-        description="components that `use: rescale` multiplies; empty: all that rate quality, that is all but length, format, overlap and structure",
+        description="components that `use: rescale` multiplies; empty: all that rate quality, that is all but length, format, overlap, structure and consistency",
     )
     most_paragraphs: int = Field(
         32,

@@ -36,6 +36,21 @@ class FormatReward(ComponentSection):
         return self.duplicate_penalty == 0 and self.copied_penalty == 0
 
 
+class ConsistencyReward(ComponentSection):
+    """1 − penalty × the contradictions that rules find in the answer (after ConStory-Bench's kinds, 2603.05890). Off until `checks` is not empty."""
+
+    checks: Annotated[tuple[Literal["facts", "calendar"], ...], CommaList] = Field(
+        (),
+        description="facts: years of birth, death and founding, ages in a year, and sizes of one name; calendar: days that do not exist, weekdays that do not fit their date; open",
+    )
+    penalty: Fraction = Field(0.25, description="subtracted from the reward for each contradiction, down to 0; open")
+
+    @property
+    def used(self) -> bool:
+        """Whether the component is part of the run."""
+        return bool(self.checks)
+
+
 class StructureReward(ComponentSection):
     """Mean of the `checks` that apply to the text's headings and lists. Off until `checks` is not empty."""
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from megatron_lwz.config.base import CommaList, ComponentSection, Normalizer, OneOrList, Section
 from megatron_lwz.config.embedding import DiversityReward, OverlapReward
-from megatron_lwz.config.format import FormatReward, StructureReward
+from megatron_lwz.config.format import ConsistencyReward, FormatReward, StructureReward
 from megatron_lwz.config.judge import JudgeReward
 from megatron_lwz.config.reward_model import ContinuationReward, WritingReward
 
@@ -74,6 +74,7 @@ class RewardSection(Section):
     format: FormatReward = FormatReward()
     overlap: OverlapReward = OverlapReward()
     structure: StructureReward = StructureReward()
+    consistency: ConsistencyReward = ConsistencyReward()
     writing: WritingReward = WritingReward()
     continuation: ContinuationReward = ContinuationReward()
     diversity: DiversityReward = DiversityReward()

@@ -10,7 +10,7 @@ from megatron_lwz.config.base import ComponentSection, Fraction, Section
 from megatron_lwz.config.data import DataSection
 from megatron_lwz.config.embedding import DiversityReward, EmbeddingSection, OverlapReward
 from megatron_lwz.config.evaluation import EvaluationSection
-from megatron_lwz.config.format import FormatReward, StructureReward
+from megatron_lwz.config.format import ConsistencyReward, FormatReward, StructureReward
 from megatron_lwz.config.grpo import GrpoSection
 from megatron_lwz.config.judge import JudgeReward, JudgeSection
 from megatron_lwz.config.launch import LaunchSection
@@ -32,6 +32,7 @@ __all__ = [
     "Architecture",
     "CheckpointSection",
     "ComponentSection",
+    "ConsistencyReward",
     "ContinuationReward",
     "DataSection",
     "DiversityReward",

@@ -276,6 +276,7 @@ _DETAILS = {
     "near_duplicates": ("format", "duplicates"),
     "copied": ("format", "copied"),
     "length_in_range": ("length", "in_range"),
+    "rollout/contradictions": ("consistency", "contradictions"),
     "rollout/continuation_gain": ("continuation", "percent"),
     "rollout/mean_length_units": ("length", "words"),
     "rollout/think_length": ("format", "think_length"),

@@ -15,6 +15,7 @@ from typing import Literal
 from megatron_lwz.config import Config
 from megatron_lwz.config.base import ComponentSection
 from megatron_lwz.config.sections import (
+    ConsistencyReward,
     ContinuationReward,
     DiversityReward,
     OverlapReward,
@@ -129,6 +130,7 @@ class Rescorer:
                 "length": section.length.model_copy(update={"weight": 1.0}),  # always built: it measures for others
                 "overlap": section.overlap if "overlap" in wanted else OverlapReward(),
                 "structure": section.structure if "structure" in wanted else StructureReward(),
+                "consistency": section.consistency if "consistency" in wanted else ConsistencyReward(),
                 "writing": section.writing if "writing" in wanted else WritingReward(),
                 "continuation": section.continuation if "continuation" in wanted else ContinuationReward(),
                 "diversity": section.diversity if "diversity" in wanted else DiversityReward(),

@@ -16,6 +16,7 @@ from megatron_lwz.config.sections import JudgeSection, RewardSection
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.rewards.advantage_function import KEY, check_advantage_function
+from megatron_lwz.rewards.consistency import ConsistencyComponent
 from megatron_lwz.rewards.continuation import ContinuationComponent
 from megatron_lwz.rewards.diversity import DiversityComponent
 from megatron_lwz.rewards.format import FormatComponent
@@ -28,8 +29,8 @@ from megatron_lwz.rewards.structure import StructureComponent
 from megatron_lwz.rewards.writing import WritingComponent
 from megatron_lwz.types import ComponentScore, Group, ReportingReward, RewardFn
 
-_NOT_QUALITY = {"length", "format", "overlap", "structure", "diversity"}
-"""Components that measure the form of a text or its siblings. A product with them would make two rewards of one."""
+_NOT_QUALITY = {"length", "format", "overlap", "structure", "consistency", "diversity"}
+"""Components that follow rules, or measure siblings. A product with them would make two rewards of one."""
 
 
 def build_rewards(
@@ -53,6 +54,8 @@ def build_rewards(
         rewards.append(OverlapComponent(section.overlap))
     if section.structure.used:
         rewards.append(StructureComponent(section.structure))
+    if section.consistency.used:
+        rewards.append(ConsistencyComponent(section.consistency))
     if section.writing.used:
         rewards.append(WritingComponent(section.writing))
     if section.continuation.used:
@@ -124,6 +127,7 @@ def _named(section: RewardSection) -> list[tuple[str, str, ComponentSection]]:
         ("reward.format", "format", section.format),
         *([("reward.overlap", "overlap", section.overlap)] if section.overlap.used else []),
         *([("reward.structure", "structure", section.structure)] if section.structure.used else []),
+        *([("reward.consistency", "consistency", section.consistency)] if section.consistency.used else []),
         *([("reward.writing", "writing", section.writing)] if section.writing.used else []),
         *([("reward.continuation", "continuation", section.continuation)] if section.continuation.used else []),
         *([("reward.diversity", "diversity", section.diversity)] if section.diversity.used else []),
