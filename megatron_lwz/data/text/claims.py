@@ -82,6 +82,8 @@ _NO_NAMES = {
     "These", "Those", "There", "Here", "Who", "When", "Where", "While", "After", "Before", "Then", "Now", "One", "Both",
     "Mother", "Father", "Grandmother", "Grandfather", "Sister", "Brother", "Nobody", "Everyone", "Someone", "Another",
 }  # fmt: skip
+_FULL = re.compile(rf"{_CAP}(?:[ -](?:{_CAP}|[IVX]+\b)){{1,4}}")
+_APART = re.compile(r" (?:[IVX]+|[JS]r|Junior|Senior)\b")
 _HAN_NO_NAME = re.compile(
     "[他她它我你您这那谁的在是和与了着过把被让其年岁]|父亲|母亲|爸|妈|爷爷|奶奶|外公|外婆|哥哥|弟弟|姐姐|妹妹|儿子|女儿|丈夫|妻子|老人|孩子|男人|女人|自己|后来|最后|先后|同年"
 )
@@ -98,7 +100,7 @@ def find_claims(text: str) -> list[Claim]:
     """Returns the claims in the order of the text. A short form of a longer name of the text stands for it."""
     places = windows(text, _ANCHOR, before=200, after=80)
     found = {(c.start, c.attribute): c for kind, pattern in _COMPILED for c in _matches(text, kind, pattern, places)}
-    return _joined([found[key] for key in sorted(found)])
+    return _joined(text, [found[key] for key in sorted(found)])
 
 
 def windows(text: str, anchor: re.Pattern[str], *, before: int, after: int) -> list[tuple[int, int]]:
@@ -154,17 +156,24 @@ def _sentence(text: str, start: int, end: int) -> str:
     return text[before : min(after.start() if after else len(text), end + 400)]
 
 
-def _joined(claims: Sequence[Claim]) -> list[Claim]:
-    """Gives "Anna" the subject "Anna Petrova" if that is the only longer name with it; several make "Anna" nobody's."""
-    names = {claim.subject for claim in claims}
+def _joined(text: str, claims: Sequence[Claim]) -> list[Claim]:
+    """Gives "Anna" the subject "Anna Petrova" if the text has no other longer name with it, else "Anna" is nobody's.
+
+    A longer name that tells two of one name apart (Henry V, Jr.) makes the short one nobody's, too.
+    """
     longer: defaultdict[str, set[str]] = defaultdict(set)
-    for name in names:
-        for other in names:
-            if other != name and name in other.split(" "):
-                longer[name].add(other)
+    if any(claim.subject.isascii() for claim in claims):
+        for match in _FULL.finditer(text):
+            words = re.split("[ -]", match[0])
+            while words and words[0] in _NO_NAMES:
+                words.pop(0)
+            for word in words:
+                longer[word].add(" ".join(words))
     kept = []
     for claim in claims:
-        whole = longer.get(claim.subject, set())
-        if len(whole) < 2:
-            kept.append(replace(claim, subject=next(iter(whole), claim.subject)))
+        first = claim.subject.split(" ")[0]
+        forms = {name for name in longer[first] if f" {claim.subject} " in f" {name} "} - {claim.subject}
+        whole = next(iter(forms), claim.subject)
+        if len(forms) < 2 and not _APART.search(whole.removeprefix(claim.subject)):
+            kept.append(replace(claim, subject=whole))
     return kept
