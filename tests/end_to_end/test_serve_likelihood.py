@@ -24,9 +24,9 @@ from megatron_lwz.rewards.continuation import ContinuationComponent
 from megatron_lwz.rewards.continued_text import context
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import Prompt
-from tests.end_to_end.test_serve_reward import write_reward_model
 from tests.support import warm
 from tests.support.engine_model import write_engine_model
+from tests.support.engine_reward_model import write_reward_model
 from tests.support.grpo_runs import train, write_example
 from tests.support.scoring import rollout
 from tests.support.stages import variables

@@ -11,10 +11,10 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.orchestrator.experience import advantages_of
 from megatron_lwz.rewards.composite import build_rewards, check_components
 from megatron_lwz.rewards.diversity import DiversityComponent, classes
+from tests.support.embeddings import BREAD, HORSE, STEED, Embeddings, embed
 from tests.support.engine_model import write_engine_model
 from tests.support.scoring import prompt, rollout
 from tests.support.scripted_server import KEY, serving
-from tests.unit.rewards.test_overlap import BREAD, HORSE, STEED, Embeddings, embed
 
 LONGEST = "tests.support.scoring:longest"
 
