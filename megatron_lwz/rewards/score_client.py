@@ -105,7 +105,9 @@ class ScoreClient(HttpSession):
         except RequestFailure:
             raise
         except TimeoutError as error:
-            raise RequestFailure(self.address, f"no answer within {self._served.timeout:g} s", Failure.TIMEOUT) from error
+            raise RequestFailure(
+                self.address, f"no answer within {self._served.timeout:g} s", Failure.TIMEOUT
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise RequestFailure(self.address, no_connection(error), Failure.CONNECTION) from error
         except ValueError as error:
