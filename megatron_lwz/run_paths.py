@@ -63,6 +63,7 @@ class RunPaths:
         self.engine_log = root / "engine.log"
         self.evaluation_engine_log = root / "evaluation_engine.log"
         self.reward_model_log = root / "reward_model.log"
+        self.continuation_model_log = root / "continuation_model.log"
         self.profile = root / "profile"
         """What `--profile` recorded: traces and their summaries."""
 

@@ -24,7 +24,7 @@ from megatron_lwz.evaluation.human_pairs import HumanPair, HumanPairs, read_huma
 from megatron_lwz.evaluation.pair_scores import KeptScores, PairScores, choices_of, score_pairs
 from megatron_lwz.evaluation.preference_report import PreferenceReport, report
 from megatron_lwz.orchestrator.experience import group_advantages
-from megatron_lwz.orchestrator.reward_server import open_reward_server
+from megatron_lwz.orchestrator.reward_server import open_reward_servers
 from megatron_lwz.report.evaluation import write_page
 from megatron_lwz.report.preferences import main_table, markdown, preference_sections
 from megatron_lwz.rewards.composite import build_rewards, component_sections, with_fixed_criteria
@@ -65,7 +65,7 @@ def _score(
         }
     )
     tokenizer = Tokenizer(config.tokenizer_dir()) if config.reward.length.unit == "tokens" else None
-    with open_reward_server(config, RunPaths(folder)) as served:
+    with open_reward_servers(config, RunPaths(folder)) as served:
         rewards = build_rewards(with_fixed_criteria(served.reward), tokenizer, judge)
 
         async def run() -> list[dict[str, PairScores]]:

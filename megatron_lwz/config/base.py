@@ -165,6 +165,30 @@ class ComponentSection(Section):
     )
 
 
+class ServedSection(ComponentSection):
+    """The settings of every component whose scores a server of ours computes, or one like it."""
+
+    hf: UserPath | None = Field(
+        None, description="Hugging Face folder of the model: the run serves it on loopback and stops it at the end"
+    )
+    url: Url | None = Field(None, description="URL of a running server")
+    api_key_env: Variable = Field("LWZ_REWARD_TOKEN", description="environment variable with the server's token")
+    timeout: float = Field(120.0, gt=0, description="timeout of one request, in seconds")
+    retries: int = Field(
+        3, ge=0, description="maximum retries of a failed request; after that, the group's scores are masked"
+    )
+    backoff: float = Field(0.5, gt=0, description="seconds before the first retry; doubles with each further retry")
+    threads: int = Field(1, ge=0, description="CPU threads of the server that the run starts; 0 = all cores")
+    tokens_per_batch: int = Field(
+        32768, gt=0, description="maximum tokens per forward pass of the server that the run starts"
+    )
+
+    @property
+    def used(self) -> bool:
+        """Whether the component is part of the run."""
+        return self.hf is not None or self.url is not None
+
+
 def _fault(value: Any) -> str | None:
     """Returns what makes a value unusable, wherever it stands in a list or mapping; None if nothing does."""
     if isinstance(value, str):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import CommaList, ComponentSection, Fraction, Url, UserPath, Variable
+from megatron_lwz.config.base import CommaList, ComponentSection, Fraction
 
 
 class FormatReward(ComponentSection):
@@ -36,46 +36,19 @@ class FormatReward(ComponentSection):
         return self.duplicate_penalty == 0 and self.copied_penalty == 0
 
 
-class OverlapReward(ComponentSection):
-    """1 − the share of paragraphs that mean the same as an earlier one, by embeddings (B).
+class ConsistencyReward(ComponentSection):
+    """1 − penalty × the contradictions that rules find in the answer (after ConStory-Bench's kinds, 2603.05890). Off until `checks` is not empty."""
 
-    Off until `url` or `hf` is given.
-    """
-
-    url: Url | None = Field(None, description="server with OpenAI's /v1/embeddings, e.g. http://127.0.0.1:8000/v1")
-    hf: UserPath | None = Field(
-        None,
-        description="Hugging Face folder of a local encoder that runs on the CPU; a paragraph's embedding is the mean of the last hidden states",
+    checks: Annotated[tuple[Literal["facts", "calendar"], ...], CommaList] = Field(
+        (),
+        description="facts: years of birth, death and founding, ages in a year, and sizes of one name; calendar: days that do not exist, weekdays that do not fit their date; open",
     )
-    model: str = Field("", description="model name sent to the server")
-    api_key_env: Variable = Field("LWZ_EMBEDDINGS_KEY", description="environment variable with the server's API key")
-    threshold: Fraction = Field(
-        0.9,
-        description="two paragraphs have the same meaning from this cosine similarity on; depends on the model; open",
-    )
-    minimum_units: int = Field(
-        20, gt=0, description="paragraphs of fewer words + CJK characters are not compared; open"
-    )
-    longest_paragraph: int = Field(
-        300,
-        ge=0,
-        description="a line with more words + CJK characters than this is split into sentences; 0 = never; open",
-    )
-    most_paragraphs: int = Field(
-        400, gt=1, description="maximum number of paragraphs compared per text, counted from its start"
-    )
-    batch: int = Field(64, gt=0, description="paragraphs per request, or per forward pass of the local encoder")
-    concurrency: int = Field(8, gt=0, description="maximum number of concurrent requests")
-    timeout: float = Field(60.0, gt=0, description="timeout of one request, in seconds")
-    retries: int = Field(
-        3, ge=0, description="maximum retries of a failed request; after that, the group's scores are masked"
-    )
-    backoff: float = Field(0.5, gt=0, description="seconds before the first retry; doubles with each further retry")
+    penalty: Fraction = Field(0.25, description="subtracted from the reward for each contradiction, down to 0; open")
 
     @property
     def used(self) -> bool:
         """Whether the component is part of the run."""
-        return self.url is not None or self.hf is not None
+        return bool(self.checks)
 
 
 class StructureReward(ComponentSection):

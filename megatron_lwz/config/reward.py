@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from megatron_lwz.config.base import CommaList, ComponentSection, Normalizer, OneOrList, Section
-from megatron_lwz.config.format import FormatReward, OverlapReward, StructureReward
+from megatron_lwz.config.embedding import DiversityReward, OverlapReward
+from megatron_lwz.config.format import ConsistencyReward, FormatReward, StructureReward
 from megatron_lwz.config.judge import JudgeReward
-from megatron_lwz.config.reward_model import WritingReward
+from megatron_lwz.config.reward_model import ContinuationReward, WritingReward
 
 
 class LengthReward(ComponentSection):
@@ -73,7 +74,10 @@ class RewardSection(Section):
     format: FormatReward = FormatReward()
     overlap: OverlapReward = OverlapReward()
     structure: StructureReward = StructureReward()
+    consistency: ConsistencyReward = ConsistencyReward()
     writing: WritingReward = WritingReward()
+    continuation: ContinuationReward = ContinuationReward()
+    diversity: DiversityReward = DiversityReward()
     judges: Annotated[tuple[JudgeReward, ...], OneOrList] = Field(
         (), description="components that the model of section `judge` scores"
     )

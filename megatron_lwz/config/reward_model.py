@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import ComponentSection, Paths, Section, Url, UserPath, Variable
+from megatron_lwz.config.base import Paths, Section, ServedSection, Url, UserPath, Variable
 
 Template = Literal["markers", "chat"]
 
@@ -32,18 +32,14 @@ class RewardModelSection(Section):
     thinking: bool = Field(False, description="include the think segment in the input; open")
 
 
-class WritingReward(ComponentSection):
+class WritingReward(ServedSection):
     """The reward model's score of the answer. Off until `hf` or `url` is given."""
 
-    hf: UserPath | None = Field(
-        None, description="Hugging Face folder of a reward model: the run serves it on loopback and stops it at the end"
-    )
     url: Url | None = Field(None, description="URL of a running server: lwz serve-reward, or vLLM")
     api: Literal["score", "pooling", "classify"] = Field(
         "score", description="API route: score = lwz serve-reward; pooling, classify = vLLM"
     )
     model: str = Field("", description="model name sent to a vLLM server")
-    api_key_env: Variable = Field("LWZ_REWARD_TOKEN", description="environment variable with the server's token")
     template: Template = Field(
         "markers", description="vLLM: the model's input format (lwz serve-reward determines it itself)"
     )
@@ -52,18 +48,38 @@ class WritingReward(ComponentSection):
     transform: Literal["none", "sigmoid"] = Field(
         "none", description="none: the raw score, for normalisers that rescale; sigmoid: mapped to between 0 and 1"
     )
-    timeout: float = Field(120.0, gt=0, description="timeout of one request, in seconds")
-    retries: int = Field(
-        3, ge=0, description="maximum retries of a failed request; after that, the group's scores are masked"
-    )
-    backoff: float = Field(0.5, gt=0, description="seconds before the first retry; doubles with each further retry")
     batch: int = Field(64, gt=0, description="texts per request")
-    threads: int = Field(1, ge=0, description="CPU threads of the server that the run starts; 0 = all cores")
-    tokens_per_batch: int = Field(
-        32768, gt=0, description="maximum tokens per forward pass of the server that the run starts"
-    )
 
-    @property
-    def used(self) -> bool:
-        """Whether the component is part of the run."""
-        return self.hf is not None or self.url is not None
+
+class ContinuationReward(ServedSection):
+    """How much the text makes the row's `continuation`, a real text, more likely under a frozen model (VR-CLI, 2503.22828).
+
+    Off until `hf` or `url` is given.
+    """
+
+    hf: UserPath | None = Field(
+        None,
+        description="Hugging Face folder of the frozen model: the run serves it on loopback and stops it at the end; with api: completions, the folder of its tokenizer",
+    )
+    url: Url | None = Field(None, description="URL of a running server: lwz serve-reward --likelihood, or vLLM")
+    api: Literal["likelihood", "completions"] = Field(
+        "likelihood",
+        description="API: likelihood = lwz serve-reward --likelihood; completions = the prompt log-probs of a vLLM server",
+    )
+    model: str = Field("", description="model name sent to a vLLM server")
+    api_key_env: Variable = Field("LWZ_LIKELIHOOD_TOKEN", description="environment variable with the server's token")
+    reads: Literal["thinking", "answer"] = Field(
+        "thinking",
+        description="segment of the rollout that stands before the continuation: thinking, a plan (as in VR-CLI), or answer, where the request asks for a plan",
+    )
+    score: Literal["levels", "percent", "nats"] = Field(
+        "levels",
+        description="levels: 0, 0.5, 0.9 or 1 from 0.05, 1 and 2 % less perplexity on (VR-CLI); percent: 100 · (1 − perplexity with / perplexity without), not below −100; nats: gain of the mean log-prob per token",
+    )
+    longest: int = Field(
+        1024, gt=0, description="tokens of the continuation that count, from its start; the rest is not read; open"
+    )
+    template: Literal["text", "chat"] = Field(
+        "text",
+        description="input format, of the server that the run starts or for a vLLM server: text = request, then continuation, for base models; chat = Qwen's chat markup, for instruct models",
+    )

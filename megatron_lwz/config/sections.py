@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from megatron_lwz.config.base import ComponentSection, Fraction, Section
 from megatron_lwz.config.data import DataSection
+from megatron_lwz.config.embedding import DiversityReward, EmbeddingSection, OverlapReward
 from megatron_lwz.config.evaluation import EvaluationSection
-from megatron_lwz.config.format import FormatReward, OverlapReward, StructureReward
+from megatron_lwz.config.format import ConsistencyReward, FormatReward, StructureReward
 from megatron_lwz.config.grpo import GrpoSection
 from megatron_lwz.config.judge import JudgeReward, JudgeSection
 from megatron_lwz.config.launch import LaunchSection
 from megatron_lwz.config.model import Architecture, KernelsSection, ModelSection, ParallelSection
 from megatron_lwz.config.reward import FunctionReward, LengthReward, RewardSection
-from megatron_lwz.config.reward_model import RewardModelSection, WritingReward
+from megatron_lwz.config.reward_model import ContinuationReward, RewardModelSection, WritingReward
 from megatron_lwz.config.rollout import RolloutSection
 from megatron_lwz.config.training import (
     CheckpointSection,
@@ -31,7 +32,11 @@ __all__ = [
     "Architecture",
     "CheckpointSection",
     "ComponentSection",
+    "ConsistencyReward",
+    "ContinuationReward",
     "DataSection",
+    "DiversityReward",
+    "EmbeddingSection",
     "EvaluationSection",
     "FormatReward",
     "Fraction",

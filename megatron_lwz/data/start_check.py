@@ -16,11 +16,12 @@ from megatron_lwz.errors import ConfigError, DataError, LwzError
 
 
 def check_rollouts(config: Config) -> None:
-    """Checks a GRPO run: its policy, the longest rollout, and the reward model that it serves. Raises LwzError."""
+    """Checks a GRPO run: its policy, the longest rollout, and the models of rewards that it serves. Raises LwzError."""
     _check_policy(config)
     check_longest_rollout(config)
-    if config.reward.writing.hf is not None and config.reward.writing.url is None:
-        check_folder(Path(config.reward.writing.hf))
+    for served in (config.reward.writing, config.reward.continuation):
+        if served.hf is not None and served.url is None:
+            check_folder(Path(served.hf))
 
 
 def check_texts(config: Config) -> None:

@@ -47,7 +47,9 @@ def _inputs(config: Config) -> Iterator[tuple[str, str]]:
     match config.launch.stage:
         case "train_grpo":
             given["data.prompts"], given["data.held_out_prompts"] = config.data.prompts, config.data.held_out_prompts
-            given["reward.writing.hf"] = None if config.reward.writing.url else config.reward.writing.hf
+            for name in ("writing", "continuation"):
+                served = getattr(config.reward, name)
+                given[f"reward.{name}.hf"] = None if served.url else served.hf
         case "pretrain":
             given["data.corpus"] = config.data.corpus
         case "train_sft":

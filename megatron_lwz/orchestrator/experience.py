@@ -21,6 +21,8 @@ from megatron_lwz.algorithms.advantages import (
     zero_variance,
 )
 from megatron_lwz.config import Config
+from megatron_lwz.data.text.grammar import parse_rollout
+from megatron_lwz.data.text.sameness import sameness
 from megatron_lwz.rewards.advantage_function import function_advantages
 from megatron_lwz.rewards.composite import (
     component_normalizers,
@@ -29,7 +31,7 @@ from megatron_lwz.rewards.composite import (
     score_tensors,
     shuffle_scores,
 )
-from megatron_lwz.rewards.length import rescale_by_length
+from megatron_lwz.rewards.rescaling import rescale
 from megatron_lwz.rollout.guard import guard_metrics
 from megatron_lwz.rollout.journal import AdvantageRecord
 from megatron_lwz.types import Group, RewardColumns, Rollout, SequenceBatch
@@ -89,8 +91,7 @@ def advantages_of(
     """
     reward, grpo = config.reward, config.grpo
     violates = find_violators(rewards, valid, names, reward)
-    if reward.length.use == "rescale":
-        rewards, valid = rescale_by_length(rewards, valid, names)
+    rewards, valid = rescale(rewards, valid, names, reward)
     rewards, included = treat_truncated(rewards, truncated, mode=grpo.truncated, penalty=grpo.truncation_penalty)
     weights, columns = component_weights(reward, names), tuple(names)
     if reward.advantage_function is not None:
@@ -169,7 +170,7 @@ def experience_metrics(groups: Sequence[Group], config: Config, *, names: Sequen
     }
     if config.reward.violators:
         metrics["rollout/violators"] = found.violates.float().mean().item()
-    metrics |= guard_metrics(groups, config.rollout.guard, config.rollout.max_new_tokens)
+    metrics |= guard_metrics(groups, config.rollout.guard, config.rollout.max_new_tokens) | sameness_metrics(groups)
     return metrics | gradient_metrics(groups, found, weights, config)
 
 
@@ -190,6 +191,20 @@ def weigh(
 def is_barren(group: Group, config: Config, *, names: Sequence[str]) -> bool:
     """Whether nothing can be learned from this group because all its advantages are 0."""
     return bool(zero_variance(group_advantages([group], config, names=names).total))
+
+
+def sameness_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Returns `rollout/sameness`, how far the answers of a group use the same words, 0 to 1: mean over the groups.
+
+    A response without an answer counts as a whole. Groups of one rollout have no such number; empty without any other.
+    """
+    values = []
+    for group in groups:
+        parsed = [parse_rollout(group.prompt, rollout).answer for rollout in group.rollouts]
+        texts = [r.text if answer is None else answer for r, answer in zip(group.rollouts, parsed, strict=True)]
+        values.append(sameness(texts))
+    known = [value for value in values if value is not None]
+    return {"rollout/sameness": _mean(known)} if known else {}
 
 
 def staleness_metrics(groups: Sequence[Group], step: int) -> dict[str, float]:
@@ -261,6 +276,8 @@ _DETAILS = {
     "near_duplicates": ("format", "duplicates"),
     "copied": ("format", "copied"),
     "length_in_range": ("length", "in_range"),
+    "rollout/contradictions": ("consistency", "contradictions"),
+    "rollout/continuation_gain": ("continuation", "percent"),
     "rollout/mean_length_units": ("length", "words"),
     "rollout/think_length": ("format", "think_length"),
     "rollout/think_length_tokens": ("format", "think_tokens"),

@@ -31,9 +31,10 @@ from megatron_lwz.orchestrator.experience import (
     weigh,
 )
 from megatron_lwz.orchestrator.protocol import Host, Waiting
-from megatron_lwz.orchestrator.reward_server import open_reward_server
+from megatron_lwz.orchestrator.reward_server import open_reward_servers
 from megatron_lwz.profiling.spans import Span
 from megatron_lwz.rewards.composite import build_rewards, reward_metrics, with_fixed_criteria
+from megatron_lwz.rewards.continuation import check_continuations
 from megatron_lwz.rewards.guard import response_guards
 from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.controller import RolloutController
@@ -74,12 +75,13 @@ class RolloutHost(Host):
         self._evaluation: InLoopEvaluation | None = None
         self._tokenizer = Tokenizer(config.tokenizer_dir())
         self._prompts = self._read(config.data.prompts)
+        check_continuations(config.reward.continuation, str(config.data.prompts), self._prompts)
         self._held_out = self._read(config.data.held_out_prompts) if config.data.held_out_prompts else []
         self._order = PromptOrder(len(self._prompts), config.run.seed, config.data.shuffle)
         if not config.rollout.new_journal:
             check_journal(run.journal, step)
         self._running = running_engines(config) if config.rollout.elsewhere else None
-        self._config = stack.enter_context(open_reward_server(config, run))
+        self._config = stack.enter_context(open_reward_servers(config, run))
         self._rewards = self._new_rewards(self._config.reward)
         self._names = [reward.name for reward in self._rewards]
         self._guard = response_guards(config) if config.rollout.guard.mode != "off" else None

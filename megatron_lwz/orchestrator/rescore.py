@@ -14,7 +14,15 @@ from typing import Literal
 
 from megatron_lwz.config import Config
 from megatron_lwz.config.base import ComponentSection
-from megatron_lwz.config.sections import OverlapReward, RewardSection, StructureReward, WritingReward
+from megatron_lwz.config.sections import (
+    ConsistencyReward,
+    ContinuationReward,
+    DiversityReward,
+    OverlapReward,
+    RewardSection,
+    StructureReward,
+    WritingReward,
+)
 from megatron_lwz.data.text.grammar import parse_rollout
 from megatron_lwz.data.text.length import count_units
 from megatron_lwz.data.tokenizer import Tokenizer
@@ -81,10 +89,10 @@ class Rescorer:
         self.new_names = tuple(component_sections(new.reward))
         self.sources = _sources(old, new, ask=ask, again=again)
         wanted = {name for name, source in self.sources.items() if source in ("computed", "asked")}
-        if "writing" in wanted and new.reward.writing.url is None:
-            raise ConfigError(
-                "reward.writing.url", None, "start `lwz serve-reward` and name its address: rescore starts no server"
-            )
+        for name, server in (("writing", "lwz serve-reward"), ("continuation", "lwz serve-reward --likelihood")):
+            if name in wanted and getattr(new.reward, name).url is None:
+                advice = f"start `{server}` and name its address: rescore starts no server"
+                raise ConfigError(f"reward.{name}.url", None, advice)
         self._wanted = wanted
 
     def run(self, groups: Iterable[Group], steps: Mapping[int, int], heard: Callable[[int], None]) -> list[Rescored]:
@@ -122,7 +130,10 @@ class Rescorer:
                 "length": section.length.model_copy(update={"weight": 1.0}),  # always built: it measures for others
                 "overlap": section.overlap if "overlap" in wanted else OverlapReward(),
                 "structure": section.structure if "structure" in wanted else StructureReward(),
+                "consistency": section.consistency if "consistency" in wanted else ConsistencyReward(),
                 "writing": section.writing if "writing" in wanted else WritingReward(),
+                "continuation": section.continuation if "continuation" in wanted else ContinuationReward(),
+                "diversity": section.diversity if "diversity" in wanted else DiversityReward(),
                 "judges": tuple(entry for entry in section.judges if entry.title in wanted),
                 "functions": tuple(entry for entry in section.functions if entry.title in wanted),
             }
@@ -205,6 +216,6 @@ def _measures(section: ComponentSection) -> tuple[type[ComponentSection], dict[s
 
 
 def _asks_a_server(name: str, section: RewardSection) -> bool:
-    if name == "overlap":
-        return section.overlap.url is not None
-    return name == "writing" or any(entry.title == name for entry in section.judges)
+    if name in ("overlap", "diversity"):
+        return getattr(section, name).url is not None
+    return name in ("writing", "continuation") or any(entry.title == name for entry in section.judges)

@@ -1,4 +1,4 @@
-"""The reward model of a run: started here from a local folder, or already running elsewhere."""
+"""The models of a run's rewards: started here from local folders, or already running elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_lwz.config import Config
+from megatron_lwz.config.base import ServedSection
 from megatron_lwz.distributed import environment
 from megatron_lwz.distributed.servers import server_process
 from megatron_lwz.errors import ConfigError, EngineError
@@ -25,22 +26,41 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_reward_server(config: Config, run: RunPaths) -> Iterator[Config]:
-    """Yields the config with the address of the writing reward's server. Rank 0 only, from the main thread.
+def open_reward_servers(config: Config, run: RunPaths) -> Iterator[Config]:
+    """Yields the config with the addresses of the servers of its rewards' models. Rank 0 only, from the main thread.
 
-    A server for `reward.writing.hf` is started, and stopped at the end of the block. Without this component nothing is
-    started. Raises ConfigError or EngineError.
+    A server for `reward.writing.hf` and one for `reward.continuation.hf` are started, and stopped at the end of the
+    block. Without these components nothing is started. Raises ConfigError or EngineError.
     """
-    section = config.reward.writing
+    writing, continuation = config.reward.writing, config.reward.continuation
+    if writing.hf is not None and writing.url is None and writing.api != "score":
+        raise ConfigError("reward.writing.api", writing.api, "the server that the run starts for `hf` speaks `score`")
+    if continuation.hf is not None and continuation.url is None and continuation.api != "likelihood":
+        advice = "the server that the run starts for `hf` speaks `likelihood`; name the vLLM server's address in url"
+        raise ConfigError("reward.continuation.api", continuation.api, advice)
+    likelihood = ("--likelihood", "--template", continuation.template)
+    precision = config.training.precision
+    with (
+        _served(writing, precision, run.reward_model_log) as here,
+        _served(continuation, precision, run.continuation_model_log, *likelihood) as there,
+    ):
+        update = {
+            "writing": writing.model_copy(update={"url": here}),
+            "continuation": continuation.model_copy(update={"url": there}),
+        }
+        yield config.model_copy(update={"reward": config.reward.model_copy(update=update)})
+
+
+@contextmanager
+def _served(section: ServedSection, precision: str, log_path: Path, *flags: str) -> Iterator[str | None]:
+    """Yields the address of the server of `section.hf`, which runs inside the block; the section's own `url` if it needs none."""
     if section.hf is None or section.url is not None:
-        yield config
+        yield section.url
         return
-    if section.api != "score":
-        raise ConfigError("reward.writing.api", section.api, "the server that the run starts for `hf` speaks `score`")
     options = {
         "--model": section.hf,
         "--tokens-per-batch": section.tokens_per_batch,
-        "--dtype": config.training.precision,
+        "--dtype": precision,
         "--served-model-name": Path(section.hf).resolve().parent.name,
     }
 
@@ -48,9 +68,10 @@ def open_reward_server(config: Config, run: RunPaths) -> Iterator[Config]:
         return server_process(
             "megatron_lwz.cli.serve_reward",
             options,
+            *flags,
             token_name="LWZ_REWARD_TOKEN",
             threads=section.threads,
-            log_path=run.reward_model_log,
+            log_path=log_path,
             successor_of=predecessor,
         )
 
@@ -63,8 +84,7 @@ def open_reward_server(config: Config, run: RunPaths) -> Iterator[Config]:
             server.stop()
             raise
         with kept_running(server, process):
-            writing = section.model_copy(update={"url": server.url})
-            yield config.model_copy(update={"reward": config.reward.model_copy(update={"writing": writing})})
+            yield server.url
 
 
 @contextmanager

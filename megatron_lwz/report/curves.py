@@ -55,6 +55,7 @@ def reward_charts(rows: Sequence[Row]) -> str:
     charts = [
         curves("Reward by component", rewards),
         curves("Share of rollouts", _series(rows, _SHARES, label), share=True),
+        curves("Sameness of siblings", _series(rows, ["rollout/sameness"], label), share=True),
         curves("Length", _series(rows, _TOKENS, label), unit="tokens"),
         curves("Length", _series(rows, _UNITS, label), unit="unit of the length reward"),
     ]

@@ -8,6 +8,7 @@ LABELS = {
     "near_duplicates": "near-duplicate paragraphs",
     "copied": "copied from the instruction",
     "rollout/truncated": "truncated",
+    "rollout/sameness": "4-grams shared by siblings",
     "rollout/mean_length": "all rollouts",
     "rollout/mean_length_untruncated": "not truncated",
     "rollout/think_length_tokens": "thinking",

@@ -6,7 +6,7 @@ Components stay separate up to the advantage. Each is normalised within its grou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from megatron_lwz.config.sections import JudgeSection, RewardSection
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.rewards.advantage_function import KEY, check_advantage_function
+from megatron_lwz.rewards.consistency import ConsistencyComponent
+from megatron_lwz.rewards.continuation import ContinuationComponent
+from megatron_lwz.rewards.diversity import DiversityComponent
 from megatron_lwz.rewards.format import FormatComponent
 from megatron_lwz.rewards.functions import FunctionComponent
 from megatron_lwz.rewards.judge_client import Judge
@@ -25,6 +28,9 @@ from megatron_lwz.rewards.overlap import OverlapComponent
 from megatron_lwz.rewards.structure import StructureComponent
 from megatron_lwz.rewards.writing import WritingComponent
 from megatron_lwz.types import ComponentScore, Group, ReportingReward, RewardFn
+
+_NOT_QUALITY = {"length", "format", "overlap", "structure", "consistency", "diversity"}
+"""Components that follow rules, or measure siblings. A product with them would make two rewards of one."""
 
 
 def build_rewards(
@@ -48,8 +54,14 @@ def build_rewards(
         rewards.append(OverlapComponent(section.overlap))
     if section.structure.used:
         rewards.append(StructureComponent(section.structure))
+    if section.consistency.used:
+        rewards.append(ConsistencyComponent(section.consistency))
     if section.writing.used:
         rewards.append(WritingComponent(section.writing))
+    if section.continuation.used:
+        rewards.append(ContinuationComponent(section.continuation))
+    if section.diversity.used:
+        rewards.append(DiversityComponent(section.diversity))
     if section.judges:
         rewards += judge_components(section.judges, Judge.as_reward(judge or JudgeSection()))
     rewards += [FunctionComponent(entry) for entry in section.functions]
@@ -69,7 +81,7 @@ def with_fixed_criteria(section: RewardSection) -> RewardSection:
 
 def measured(section: ComponentSection) -> dict[str, Any]:
     """Returns the settings of a component that determine its score, without those that say how the score counts."""
-    return section.model_dump(mode="json", exclude={"weight", "normalizer", "use"})
+    return section.model_dump(mode="json", exclude={"weight", "normalizer", "use", "rescales"})
 
 
 def component_weights(section: RewardSection, names: Sequence[str]) -> torch.Tensor:
@@ -84,6 +96,11 @@ def component_normalizers(section: RewardSection, names: Sequence[str]) -> Norma
     if section.combine == "rewards":
         return section.normalizer
     return [known[name].normalizer or section.normalizer for name in names]
+
+
+def rescaled_by_diversity(section: RewardSection) -> set[str]:
+    """Returns the components that `reward.diversity.use: rescale` multiplies."""
+    return set(section.diversity.rescales) or set(component_sections(section)) - _NOT_QUALITY
 
 
 def find_violators(
@@ -110,7 +127,10 @@ def _named(section: RewardSection) -> list[tuple[str, str, ComponentSection]]:
         ("reward.format", "format", section.format),
         *([("reward.overlap", "overlap", section.overlap)] if section.overlap.used else []),
         *([("reward.structure", "structure", section.structure)] if section.structure.used else []),
+        *([("reward.consistency", "consistency", section.consistency)] if section.consistency.used else []),
         *([("reward.writing", "writing", section.writing)] if section.writing.used else []),
+        *([("reward.continuation", "continuation", section.continuation)] if section.continuation.used else []),
+        *([("reward.diversity", "diversity", section.diversity)] if section.diversity.used else []),
         *(("reward.judges", entry.title, entry) for entry in section.judges),
         *(("reward.functions", entry.title, entry) for entry in section.functions),
     ]
@@ -137,10 +157,22 @@ def check_components(section: RewardSection) -> None:
     for name in section.violators:
         if name not in seen:
             raise ConfigError("reward.violators", name, f"is no component: choose among {', '.join(sorted(seen))}")
+    _check_diversity(section, seen)
     if section.advantage_function is not None:
         _check_unused(section)
         names = list(component_sections(section))
         check_advantage_function(section.advantage_function, names, component_weights(section, names))
+
+
+def _check_diversity(section: RewardSection, known: Collection[str]) -> None:
+    """Raises ConfigError for `reward.diversity.rescales` that cannot be multiplied."""
+    key, given = "reward.diversity.rescales", section.diversity.rescales
+    for name in given:
+        if name not in known or name == DiversityComponent.name:
+            others = ", ".join(sorted(set(known) - {DiversityComponent.name}))
+            raise ConfigError(key, name, f"is no other component: choose among {others}")
+    if section.diversity.used and section.diversity.use == "rescale" and not rescaled_by_diversity(section):
+        raise ConfigError(key, list(given), "no component rates quality: name those to multiply, or set use: component")
 
 
 def _check_unused(section: RewardSection) -> None:

@@ -6,8 +6,6 @@ import asyncio
 import math
 from collections.abc import Collection, Sequence
 
-import torch
-
 from megatron_lwz.config.sections import LengthReward
 from megatron_lwz.data.text.grammar import ParsedResponse, ResponseParser, Segment, Template, parse_rollout
 from megatron_lwz.data.text.length import Unit, UnitCounter, count_units
@@ -156,21 +154,3 @@ class LengthMeter(ResponseParser):
     def _count(self, text: str) -> None:
         if self.segment in self._counters:
             self._counters[self.segment].feed(text)
-
-
-def rescale_by_length(
-    rewards: torch.Tensor, valid: torch.Tensor, names: Sequence[str]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Multiplies every other component by the length reward and masks the length component, after GR3 (2603.10535).
-
-    Takes and returns rewards [P, G, R] and valid [P, G, R]. A product allows no trade-off: a good length cannot
-    compensate for bad writing, nor the reverse. With s the length reward in [0, 1], r ≥ 0 becomes s·r and r < 0 becomes
-    (2 − s)·r, so that a wrong length never helps. A rollout without a valid length reward keeps its rewards.
-    """
-    place = list(names).index(LengthComponent.name)
-    scale = torch.where(valid[..., place], rewards[..., place].clamp(0, 1), 1.0).unsqueeze(-1)
-    scaled = torch.where(rewards >= 0, scale * rewards, (2 - scale) * rewards)
-    scaled[..., place] = rewards[..., place]
-    others = valid.clone()
-    others[..., place] = False
-    return scaled, others

@@ -193,13 +193,14 @@ def _repetition(signals: Signals) -> Iterator[Alarm]:
 
 def _diversity(signals: Signals) -> Iterator[Alarm]:
     first, last = signals.likeness
-    if first is not None and last is not None and last > 0.25 and last > 1.5 * first:
+    if first is not None and last is not None and (last > 0.6 or (last > 0.25 and last > 1.5 * first)):
         yield Alarm(
-            "Siblings become alike",
+            "Siblings become alike" if last > first else "Siblings are alike",
             f"Rollouts of one prompt shared {first:.0%} of their 4-grams in the first groups, {last:.0%} in the last.",
             "The policy writes one text per prompt. Comparing siblings then teaches nothing.",
             "See entropy; raise the temperature or grpo.clip_high, use more prompts, stop earlier.",
             serious=last > 0.6,
+            chart="Sameness of siblings",
             rollouts="sort=alike",
         )
 

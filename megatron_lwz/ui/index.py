@@ -18,7 +18,7 @@ import numpy as np
 from megatron_lwz.data.templates import detect_language
 from megatron_lwz.data.text.grammar import parse_response, quoted_tags
 from megatron_lwz.data.text.length import count_units
-from megatron_lwz.data.text.near_duplicates import shingles
+from megatron_lwz.data.text.sameness import sameness
 from megatron_lwz.errors import DataError
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.rollout.schema import FILE_ERRORS, one_line, prompt_from_json
@@ -36,13 +36,12 @@ CREATE TABLE rollouts (
     UNIQUE (group_id, rollout)
 );
 CREATE INDEX prompts ON rollouts (prompt_id);
-CREATE TABLE likeness (group_id INTEGER PRIMARY KEY, value REAL);  -- mean similarity of the siblings' answers, 0 … 1
+CREATE TABLE likeness (group_id INTEGER PRIMARY KEY, value REAL);  -- sameness of the siblings' answers, 0 … 1
 CREATE VIRTUAL TABLE texts USING fts5(prompt, response, content='', tokenize="unicode61 remove_diacritics 0");
 """
 _HEAD = 400
 _PER_ROUND = 8
 """Rollouts after which an update ends, so that pages get their turn."""
-_LIKENESS_GRAM = 4
 _LATE = 2000
 """Groups among which a later one may be scored first."""
 
@@ -156,7 +155,7 @@ class Index:
         taken = len(rows) - len(known)
         known.update(rollout for rollout, *_ in rows)
         if len(known) == size:
-            db.execute("INSERT OR REPLACE INTO likeness VALUES (?, ?)", (group, likeness(answers)))
+            db.execute("INSERT OR REPLACE INTO likeness VALUES (?, ?)", (group, sameness(answers)))
             del self._open[group]
         return taken
 
@@ -170,15 +169,6 @@ class Index:
         values = np.concatenate([np.frombuffer(blob, "<f4") for blob, _ in rows])
         first, last = (WeightVersion.parse(rows[place][1]).step for place in (0, -1))
         return len(values), first, last, float(values.mean()) if len(values) else None
-
-
-def likeness(answers: list[str]) -> float | None:
-    """Returns the mean Jaccard similarity of the answers' 4-grams over all pairs; None for fewer than two answers."""
-    sets = [shingles(answer, _LIKENESS_GRAM) for answer in answers]
-    sets = [found for found in sets if found]
-    pairs = [(a, b) for place, a in enumerate(sets) for b in sets[:place]]
-    values = [(both := len(a & b)) / (len(a) + len(b) - both) for a, b in pairs]
-    return sum(values) / len(values) if values else None
 
 
 def _prompt(text: str) -> Prompt:

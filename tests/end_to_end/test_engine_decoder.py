@@ -13,7 +13,9 @@ from megatron_lwz.distributed import launch
 from megatron_lwz.models import decoding
 from megatron_lwz.models.decoding import Decoder
 from megatron_lwz.models.decoding_cache import CachedSequence
+from megatron_lwz.orchestrator.experience import sameness_metrics
 from megatron_lwz.rollout.engine.policy import ServedPolicy
+from megatron_lwz.types import FinishReason, Group, Prompt, Rollout
 from tests.support.engine_model import VOCAB, write_engine_model
 from tests.support.tiny_qwen2 import QWEN3
 
@@ -99,6 +101,38 @@ def test_samples_do_not_depend_on_what_runs_beside(served: tuple[ServedPolicy, A
         assert batch[one][0] == write(policy.decoder(1), {other: 60})[other][0]
         assert_logprobs(model, one, *batch[one])
     assert len({tuple(batch[sequence][0]) for sequence in together[:6]}) == 6
+
+
+def test_sameness_parts_a_collapsed_policy_from_one_that_explores(served: tuple[ServedPolicy, Any, Path]) -> None:
+    policy, _, _ = served
+    groups: dict[float, list[Group]] = {0.02: [], 1.0: []}
+    for temperature, found in groups.items():
+        for number, prompt in enumerate(prompts([20, 9])):
+            written = write(
+                policy.decoder(8), {CachedSequence(prompt, temperature=temperature, seed=s): 60 for s in range(4)}
+            )
+            rollouts = [
+                Rollout(
+                    f"{number}-{place}",
+                    "p",
+                    place,
+                    prompt,
+                    tuple(ids),
+                    tuple(logprobs),
+                    (),
+                    FinishReason.STOP,
+                    shown(ids),
+                )
+                for place, (ids, logprobs) in enumerate(written.values())
+            ]
+            found.append(Group(number, Prompt("p", "?"), tuple(rollouts), ({},) * 4, admitted=1))
+    collapsed, healthy = (sameness_metrics(found)["rollout/sameness"] for found in groups.values())
+    assert collapsed > 0.6 and healthy < 0.05
+
+
+def shown(tokens: Sequence[int]) -> str:
+    """The byte tokenizer's texts are no words: its ids stand for words here."""
+    return f"<think>t</think><answer>{' '.join(map(str, tokens))}</answer>"
 
 
 def test_a_continued_rollout_equals_an_undisturbed_one(served: tuple[ServedPolicy, Any, Path]) -> None:

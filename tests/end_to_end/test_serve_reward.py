@@ -15,30 +15,16 @@ import torch
 
 from megatron_lwz.cli import common, serve_reward
 from megatron_lwz.config.sections import WritingReward
-from megatron_lwz.data.preferences.rendering import Rendering, Reply, save_rendering
+from megatron_lwz.data.preferences.rendering import Rendering, Reply
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import environment
 from megatron_lwz.http.ports import free_port
 from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.rewards.writing import WritingComponent
 from megatron_lwz.types import FinishReason, Prompt, Rollout
-from tests.support.engine_model import write_engine_model
+from tests.support.engine_reward_model import LONGEST, write_reward_model
 
 TOKEN = "secret"
-LONGEST = 2048
-
-
-def write_reward_model(folder: Path, *, max_length: int = LONGEST) -> Any:
-    """A classifier by transformers with our rendering beside it; returns the model."""
-    from transformers import Qwen2ForSequenceClassification
-
-    write_engine_model(folder, max_length=max_length)
-    model = Qwen2ForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32).eval()
-    with torch.no_grad():
-        model.score.weight.normal_(generator=torch.Generator().manual_seed(3))
-    model.save_pretrained(folder)
-    save_rendering(folder, Rendering("markers", False, "<|endoftext|>"))
-    return model
 
 
 class Served:
@@ -168,7 +154,7 @@ def test_what_is_no_reward_model_is_refused_in_one_line(tmp_path: Path, capsys: 
 @pytest.mark.long
 def test_a_text_of_32k_tokens_is_scored(tmp_path: Path) -> None:
     from megatron_lwz.distributed import launch
-    from megatron_lwz.rewards.scorer import ServedRewardModel
+    from megatron_lwz.rewards.served_model import ServedRewardModel
 
     model = write_reward_model(tmp_path, max_length=32768)
     try:

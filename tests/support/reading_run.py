@@ -219,7 +219,7 @@ class ReadingRun:
             "rollout/mean_length": 4000 + 9000 * done + 300 * rng.gauss(0, 1), "rollout/mean_length_untruncated": 3500 + 9000 * done,
             "rollout/think_length_tokens": 500 + 200 * done, "rollout/engines": 2.0, "rollout/engines_up": 2.0, "rollout/engines_leaving": 0.0,
             "rollout/concurrency_limit": 96.0, "rollout/waiting": 12.0, "rollout/staleness": 1.0, "rollout/zero_variance_groups": 0.1,
-            "length/sampled/mean": 4000 + 9000 * done, "length/trained/mean": 3900 + 9000 * done, "length/parted": 0.0,
+            "rollout/sameness": 0.02 + 0.1 * done, "length/sampled/mean": 4000 + 9000 * done, "length/trained/mean": 3900 + 9000 * done, "length/parted": 0.0,
             "mismatch/kl": 3e-4 + 1e-4 * rng.random(), "mismatch/clipped": 0.001, "tokens_per_second": 900 + 60 * rng.gauss(0, 1), "lr": 2e-6,
             "gradient/length": 0.4, "gradient/writing": 0.6, "rollout/masked_groups/writing": 0.0, "seconds/rollout": 40.0, "seconds/update": 30.0,
         }  # fmt: skip

@@ -82,7 +82,8 @@ def serving(*servers: Scripted) -> Iterator[None]:
 
     async def start(server: Scripted) -> web.AppRunner:
         routes = [
-            web.post(f"/v1/{route}", server.handle) for route in ("chat/completions", "completions", "embeddings")
+            web.post(path, server.handle)
+            for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/likelihood")
         ]
         runner = web.AppRunner(make_app(routes, token=KEY), shutdown_timeout=0.1)
         await runner.setup()

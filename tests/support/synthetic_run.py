@@ -59,6 +59,7 @@ def _write_metrics(root, steps):
                 "rollout/think_length": 30 + 20 * done + 2 * noise.gauss(0, 1),
                 "rollout/think_length_tokens": 40 + 30 * done + 2 * noise.gauss(0, 1),
                 "rollout/truncated": 0.4 * (1 - done) + 0.02 * noise.random(),
+                "rollout/sameness": 0.02 + 0.2 * done,
                 "entropy": 2.1 - done + 0.05 * noise.gauss(0, 1),
                 "kl": math.nan,
                 "mismatch/mean_weight": 1 + 1e-5 * noise.gauss(0, 1),

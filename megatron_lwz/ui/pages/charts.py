@@ -59,6 +59,7 @@ SECTIONS: Mapping[str, Sequence[Chart]] = {
             ("format_valid", "length_in_range", "rollout/truncated", "near_duplicates", "copied"),
             share=True,
         ),
+        Chart("Sameness of siblings", ("rollout/sameness",), share=True),
         Chart(
             "Length",
             ("rollout/mean_length", "rollout/mean_length_untruncated", "rollout/think_length_tokens"),

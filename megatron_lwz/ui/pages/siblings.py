@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from megatron_lwz.data.text.sameness import sameness
 from megatron_lwz.report.axes import short
 from megatron_lwz.report.blocks import lang, prose
 from megatron_lwz.report.scores import score_table
 from megatron_lwz.report.text import html, shown
-from megatron_lwz.ui.index import likeness
 from megatron_lwz.ui.pages.layout import page as whole_page
 from megatron_lwz.ui.pages.reading import facts
 from megatron_lwz.ui.rollouts import GroupView, Member, read_group
@@ -23,7 +23,7 @@ def page(run: Run, group: int) -> str | None:
     crumbs = [("Runs", "/"), (run.title, where), ("Rollouts", f"{where}/rollouts")]
     order = sorted(view.members.values(), key=lambda member: -_total(member))
     answers = [_answer(view, member) for member in order]
-    alike = likeness(answers)
+    alike = sameness(answers)
     said = f"{len(order)} of {view.size} rollouts" + (
         f", {alike:.0%} of their 4-grams shared" if alike is not None else ""
     )

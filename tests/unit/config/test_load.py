@@ -101,7 +101,8 @@ def test_the_home_folder_is_expanded_wherever_a_path_is_set(monkeypatch, tmp_pat
     keys = {
         "run.dir", "model.hf", "model.tokenizer", "data.prompts", "data.held_out_prompts", "data.corpus",
         "data.instructions", "data.validation.web", "reward_model.pairs", "reward_model.held_out", "checkpoint.load",
-        "judge.cache", "reward.writing.hf", "reward.overlap.hf", "rollout.engines_file", "weight_sync.library",
+        "judge.cache", "reward.writing.hf", "reward.overlap.hf", "reward.diversity.hf", "reward.continuation.hf",
+        "rollout.engines_file", "weight_sync.library",
     }  # fmt: skip
     config = load_config(None, [f"{key}=~/x" for key in keys])
     text = json.dumps(config.model_dump(mode="json"))

@@ -13,6 +13,7 @@ from megatron_lwz.orchestrator.experience import (
     experience_metrics,
     is_barren,
     make_batch,
+    sameness_metrics,
     staleness_metrics,
 )
 from megatron_lwz.training.grpo_batches import select, split
@@ -119,6 +120,20 @@ def test_staleness_counts_groups_and_tokens():
         "rollout/token_staleness": 1 / 6,
         "rollout/mixed": 0.5,
     }
+
+
+def test_sameness_is_of_the_answers_of_a_group_and_the_mean_over_groups():
+    tide, baker = "the tide comes in over grey stones", "a baker in our street lights his oven"
+
+    def written(*texts):
+        found = [replace(rollout(place), text=text) for place, text in enumerate(texts)]
+        return Group(0, Prompt("p", "write"), tuple(found), ({},) * len(texts), admitted=1)
+
+    thought = [f"<think>{other}</think><answer>{tide}</answer>" for other in (tide, baker)]
+    assert sameness_metrics([written(*thought)]) == {"rollout/sameness": 1}, "thinking does not count"
+    assert sameness_metrics([written(tide, baker), written(tide, tide), written(tide)]) == {"rollout/sameness": 0.5}
+    assert sameness_metrics([written(tide)]) == {}
+    assert experience([group([(0.5, 1.0), (0.4, 1.0)])]).metrics["rollout/sameness"] == 1, "always there"
 
 
 def test_split_and_select_keep_every_sequence_whole():

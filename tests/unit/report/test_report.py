@@ -71,6 +71,7 @@ def test_the_page_shows_curves_lengths_readings_and_before_and_after(page):
     for title in (
         "Reward by component",
         "Share of rollouts",
+        "Sameness of siblings",
         "Length of the answers",
         "entropy",
         "mismatch/kl",

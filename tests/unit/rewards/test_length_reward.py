@@ -8,7 +8,8 @@ from megatron_lwz.data.text.grammar import parse_response
 from megatron_lwz.data.text.length import count_units
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.evaluation.text_metrics import range_score
-from megatron_lwz.rewards.length import LengthComponent, LengthMeter, length_reward, rescale_by_length, score_length
+from megatron_lwz.rewards.length import LengthComponent, LengthMeter, length_reward, score_length
+from megatron_lwz.rewards.rescaling import rescale_by
 from megatron_lwz.types import FinishReason, LengthRange
 from tests.support.scoring import prompt, rollout, score
 
@@ -146,7 +147,7 @@ def test_rescaling_multiplies_the_others_and_masks_the_length():
     rewards = torch.tensor([[[0.5, 1.0, -2.0], [1.0, 0.8, 3.0], [0.0, 1.0, -1.0], [0.2, 1.0, 1.0]]])
     valid = torch.ones(1, 4, 3, dtype=torch.bool)
     valid[0, 3, 0] = False
-    scaled, kept = rescale_by_length(rewards, valid, names)
+    scaled, kept = rescale_by(rewards, valid, names, "length")
     expected = [[0.5, 0.5, -3.0], [1.0, 0.8, 3.0], [0.0, 0.0, -2.0], [0.2, 1.0, 1.0]]
     torch.testing.assert_close(scaled, torch.tensor([expected]))
     assert not kept[..., 0].any() and kept[..., 1:].all()

@@ -1,5 +1,4 @@
 import asyncio
-import hashlib
 import math
 
 import pytest
@@ -8,38 +7,12 @@ from aiohttp import web
 
 from megatron_lwz.config.sections import OverlapReward, RewardSection
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.http.server import read_object
 from megatron_lwz.rewards.composite import build_rewards, component_sections
 from megatron_lwz.rewards.overlap import OverlapComponent, repeated_share
+from tests.support.embeddings import BREAD, HORSE, STEED, Embeddings, embed
 from tests.support.engine_model import write_engine_model
 from tests.support.scoring import prompt, rollout
-from tests.support.scripted_server import KEY, Scripted, serving
-
-HORSE = "The old horse walked slowly up the long hill with a heavy cart of stones, and nobody came to help it at all."
-STEED = "Up the long slope an aged steed went at a slow pace, drawing a waggon full of rocks, and no one lent it a hand then."
-BREAD = "A baker in our street lights his oven before dawn, so that every child has warm bread on the way to school."
-
-
-def embed(text):
-    """A meaning: texts about the horse point one way, others each their own."""
-    if "horse" in text or "steed" in text:
-        return [1.0, 0.1 * ("steed" in text), *[0.0] * 14]
-    return [0.0, 0.0, *(byte / 255 - 0.5 for byte in hashlib.sha256(text.encode()).digest()[:14])]
-
-
-class Embeddings(Scripted):
-    """`answer(texts, number)` gives the vectors, or a whole response."""
-
-    async def handle(self, request):
-        body = await read_object(request)
-        number = len(self.bodies)
-        self.bodies.append(body)
-        await asyncio.sleep(self.delay)
-        said = self.answer(body["input"], number)
-        if isinstance(said, web.StreamResponse):
-            return said
-        data = [{"index": place, "embedding": vector} for place, vector in enumerate(said)]
-        return web.json_response({"data": data[::-1], "model": "m"})
+from tests.support.scripted_server import KEY, serving
 
 
 def score(server, *answers, **settings):

@@ -57,6 +57,7 @@ def test_each_sign_is_seen_alone(last, title, serious):
     [
         (Signals(9, repetition=(0.05, 0.5)), "repeat themselves"),
         (Signals(9, likeness=(0.1, 0.7)), "Siblings become alike"),
+        (Signals(9, likeness=(0.9, 0.9)), "Siblings are alike"),
         (Signals(9, follows={("writing", "repetition"): 0.7}), "writing follows repetition"),
         (Signals(9, follows={("writing", "length"): 0.9}), "writing follows length"),
     ],

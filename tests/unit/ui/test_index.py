@@ -5,10 +5,10 @@ import pytest
 from megatron_lwz.errors import DataError
 from megatron_lwz.types import Prompt
 from megatron_lwz.ui.filters import Filters
-from megatron_lwz.ui.index import Index, likeness
+from megatron_lwz.ui.index import Index
 from megatron_lwz.ui.search import fts_query, searchable, snippet
 from megatron_lwz.ui.signals import rank_correlation, read_signals
-from tests.support.reading_run import HOSTILE, ReadingRun, english, response
+from tests.support.reading_run import HOSTILE, ReadingRun, response
 
 
 @pytest.fixture
@@ -98,7 +98,6 @@ def test_signals_compare_first_and_last_groups(index):
     signals = read_signals(index)
     assert signals.groups > 1 and signals.steps[1] >= signals.steps[0]
     assert all(0 <= value <= 1 for value in (*signals.repetition, *signals.likeness))
-    assert likeness([english(50)] * 2) == 1.0 and likeness([english(50)]) is None
     assert rank_correlation([1, 2, 3], [10, 20, 90]) == pytest.approx(1)
     assert rank_correlation([1, 1], [1, 2]) is None
     assert rank_correlation([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(0.9486832980505138)
