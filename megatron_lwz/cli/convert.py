@@ -6,7 +6,8 @@
 
 `verify` compares every weight, then the log-probs of random tokens and of text, both in fp32 with an fp64 reference.
 The checkpoint may be off by --tolerance, or by as much as transformers is. Reward models
-(sequence classifiers with one label) are converted in the same way; `verify` then compares scores.
+(sequence classifiers with one label) are converted in the same way; `verify` then compares scores. Of a run with LoRA
+`export` writes the model with its adapter merged, or with --adapter a PEFT folder of the adapter alone.
 
 `import` and `export` replace a folder only if it holds nothing but the files that such a conversion writes, and if no
 run that goes on writes there.
@@ -36,6 +37,7 @@ from megatron_lwz.data.start_check import beyond_context
 from megatron_lwz.distributed import environment, groups, launch
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf import HfFolder, export_policy, load_policy
+from megatron_lwz.models.hf.adapter import ADAPTER_EXPORT, export_adapter
 from megatron_lwz.models.hf.compare import compare_weights
 from megatron_lwz.models.hf.export import SHARD_BYTES
 from megatron_lwz.models.hf.name_map import tensor_shapes
@@ -43,7 +45,8 @@ from megatron_lwz.models.hf.target import CHECKPOINT, EXPORT, check_no_run, chec
 from megatron_lwz.models.hf.write import copy_carried_files
 from megatron_lwz.models.qwen import build_policy
 from megatron_lwz.run_paths import RunPaths, with_config
-from megatron_lwz.training.checkpoint import load_model, resolve, save_model
+from megatron_lwz.training.checkpoint import resolve, save_model
+from megatron_lwz.training.initial import saved_policy
 from megatron_lwz.training.verification import (
     Comparison,
     check_function,
@@ -73,6 +76,9 @@ def main(argv: Sequence[str]) -> None:
             parsers[command].add_argument(folder, type=Path, required=True, metavar="DIR")
         parsers[command].add_argument("--tensor", type=option_types.positive, default=1, help="tensor parallel size")
         parsers[command].add_argument("--pipeline", type=option_types.positive, default=1, help="pipeline stages")
+    parsers["export"].add_argument(
+        "--adapter", action="store_true", help="of a run with LoRA: its adapter alone, as a PEFT folder; else merged"
+    )
     parsers["export"].add_argument("--dtype", choices=DTYPES, help="default: as trained")
     parsers["export"].add_argument(
         "--shard-bytes", type=option_types.positive, default=SHARD_BYTES, help="largest weight file"
@@ -117,12 +123,18 @@ def export_hf(arguments: argparse.Namespace) -> None:
     config = _layout_here(_config_of(arguments.checkpoint), arguments)
     carried = config.model.tokenizer or config.model.hf
     folder = resolve(arguments.checkpoint)
+    if arguments.adapter and config.adapter() is None:
+        raise CheckpointError(arguments.checkpoint, "has no LoRA adapter, its run trained all weights: drop --adapter")
     given = [folder, *map(Path, filter(None, (config.model.hf, config.model.tokenizer)))]
-    check_target(arguments.out, EXPORT, given, outside=folder)
+    check_target(arguments.out, ADAPTER_EXPORT if arguments.adapter else EXPORT, given, outside=folder)
     check_no_run(arguments.out)
     launch.initialize(config)
-    policies = build_policy(config)
-    load_model(policies, arguments.checkpoint)
+    policies = saved_policy(config, arguments.checkpoint)
+    if arguments.adapter:
+        dtype = DTYPES.get(arguments.dtype)
+        checksum = export_adapter(policies, arguments.out, base=config.model.hf, dtype=dtype)
+        _say(f"wrote {arguments.out}, an adapter of {config.model.hf}; checksum {checksum}")
+        return
     checksum = export_policy(
         policies,
         arguments.out,
@@ -155,8 +167,7 @@ def verify(arguments: argparse.Namespace) -> None:
     if fault := folder.fault():
         raise CheckpointError(hf, fault)
     samples = sample_texts(hf, arch, sequences=arguments.sequences, length=arguments.length, seed=arguments.seed)
-    policies = build_policy(config)
-    load_model(policies, checkpoint)
+    policies = saved_policy(config, checkpoint)
     weights = compare_weights(policies, folder, DTYPES[saved.training.precision])
     if weights.worst is not None:
         said = f"{weights.differing} of {weights.tensors} tensors differ; {weights.worst}"

@@ -15,9 +15,8 @@ from megatron_lwz.config import load_config
 from megatron_lwz.distributed import launch
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf import export_policy
-from megatron_lwz.models.qwen import build_policy
 from megatron_lwz.run_paths import with_config
-from megatron_lwz.training.checkpoint import load_model
+from megatron_lwz.training.initial import saved_policy
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,8 +28,7 @@ def main(argv: Sequence[str]) -> None:
     config = config.model_copy(update={"parallel": type(config.parallel)()})
     launch.initialize(config)
     try:
-        policies = build_policy(config)
-        load_model(policies, checkpoint)
+        policies = saved_policy(config, checkpoint)
         carried = config.model.tokenizer or config.model.hf
         export_policy(policies, out, config_files_from=Path(carried) if carried else checkpoint)
     finally:

@@ -31,6 +31,7 @@ KEPT: Mapping[str, Kept] = {
     "model.head": Kept("the model"),
     "model.vocab_padding": Kept("the shape of the embeddings in the checkpoints"),
     "model.tokenizer": Kept("what token ids mean. Its content counts: the same tokenizer.json elsewhere is no change"),
+    "lora": Kept("the adapter in the checkpoints, and what it computes", ("pretrain", "sft", "grpo")),
     "checkpoint.load": Kept("the weights that the run began with, with which the KL term compares", path=True),
     "data.template": Kept(_TEXT, ("sft", "grpo")),
     "data.prompt_template": Kept("the prompts of the journal's rollouts", ("grpo",)),

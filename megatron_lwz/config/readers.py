@@ -38,6 +38,7 @@ READERS: Mapping[str, tuple[Stage, ...]] = {
     "judge": _GRPO,
     "grpo": _GRPO,
     "weight_sync": _GRPO,
+    "lora": ("pretrain", "sft", "grpo"),
     "sft": ("sft",),
     "reward_model": ("reward_model",),
     "checkpoint.best_metric": _GRPO,

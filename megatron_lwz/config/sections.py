@@ -14,6 +14,7 @@ from megatron_lwz.config.format import ConsistencyReward, FormatReward, Structur
 from megatron_lwz.config.grpo import GrpoSection
 from megatron_lwz.config.judge import JudgeReward, JudgeSection
 from megatron_lwz.config.launch import LaunchSection
+from megatron_lwz.config.lora import LoraSection
 from megatron_lwz.config.model import Architecture, KernelsSection, ModelSection, ParallelSection
 from megatron_lwz.config.reward import FunctionReward, LengthReward, RewardSection
 from megatron_lwz.config.reward_model import ContinuationReward, RewardModelSection, WritingReward
@@ -48,6 +49,7 @@ __all__ = [
     "LaunchSection",
     "LengthReward",
     "LoggingSection",
+    "LoraSection",
     "ModelSection",
     "OptimizerSection",
     "OverlapReward",

@@ -24,6 +24,7 @@ class Config(s.Section):
     grpo: s.GrpoSection = s.GrpoSection()
     sft: s.SftSection = s.SftSection()
     reward_model: s.RewardModelSection = s.RewardModelSection()
+    lora: s.LoraSection = s.LoraSection()
     optimizer: s.OptimizerSection = s.OptimizerSection()
     checkpoint: s.CheckpointSection = s.CheckpointSection()
     kernels: s.KernelsSection = s.KernelsSection()
@@ -39,6 +40,10 @@ class Config(s.Section):
         """
         found, head = self._architecture(), self.model.head
         return found if head is None else found.model_copy(update={"head": head})
+
+    def adapter(self) -> s.LoraSection | None:
+        """Returns the settings of the policy's LoRA adapter, None without one. Reward models have none."""
+        return self.lora if self.lora.rank and self.architecture().head == "language" else None
 
     def log_prob_passes(self) -> list[s.Architecture]:
         """Returns the models of GRPO's forward passes before an update: for old log-probs, and the frozen model's.
@@ -147,6 +152,7 @@ class Config(s.Section):
                 self.training.tokens_per_micro_batch,
                 f"must hold the longest rollout: data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
             )
+        self._check_reference()
         self._check_staleness()
         self._check_accumulation()
         self._check_weight_sync()
@@ -158,6 +164,15 @@ class Config(s.Section):
                 self.training.updates_per_batch,
                 f"must divide the {sequences} rollouts of a step",
             )
+
+    def _check_reference(self) -> None:
+        """Checks that the base of a LoRA adapter is what the run begins with. Raises ConfigError."""
+        if self.lora.rank and self.grpo.kl_coefficient > 0 and self.checkpoint.load is not None:
+            advice = (
+                "the KL term compares with the model without a LoRA adapter: merge this one into it "
+                "(lwz convert export), and name that folder in model.hf"
+            )
+            raise ConfigError("checkpoint.load", self.checkpoint.load, advice)
 
     def _check_accumulation(self) -> None:
         """Checks the settings under which training may begin on a part of a step's batch. Raises ConfigError."""

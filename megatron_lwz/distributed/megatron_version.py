@@ -57,10 +57,14 @@ def set_activation(layer: Any, function: Callable[[Tensor], Tensor]) -> None:
 
     0.16 takes a function. 0.19 takes the builder of a module, and binds the block's own submodules to a builder, too.
     """
-    if release() >= (0, 19):
-        layer.mlp.keywords["submodules"].activation_func = functools.partial(_Activation, function)
-    else:
-        layer.mlp.submodules.activation_func = function
+    mlp_submodules(layer).activation_func = (
+        functools.partial(_Activation, function) if release() >= (0, 19) else function
+    )
+
+
+def mlp_submodules(layer: Any) -> Any:
+    """Returns the submodules of the feed-forward block in a layer's submodules."""
+    return layer.mlp.keywords["submodules"] if release() >= (0, 19) else layer.mlp.submodules
 
 
 class _Activation(torch.nn.Module):

@@ -196,6 +196,7 @@ class DecodingForward:
     """Forward passes of the policy's modules over tokens of many sequences; the caller supplies attention."""
 
     def __init__(self, model: PolicyModel, max_length: int) -> None:
+        assert model.lora is None, "the products below read weights alone: serve a merged export"
         settings = model.config
         self._model: Any = model.eval()  # Any: torch types a module's attributes as tensors
         self._groups = settings.num_query_groups

@@ -12,6 +12,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from megatron_lwz.config import Architecture
+from megatron_lwz.config.sections import LoraSection
 from megatron_lwz.distributed import groups
 from megatron_lwz.kernels.linear_logprob import TokenLoss, linear_logprob, linear_loss
 from megatron_lwz.types import MicroBatch
@@ -41,6 +42,10 @@ class PolicyModel(GPTModel):
         self.arch = arch
         self.true_vocab_size = arch.vocab_size
         self.temperature = 1.0
+        self.lora: LoraSection | None = None
+        """The settings of its adapters; None: it has none, and all of it is trained."""
+        self.base: str | None = None
+        """Checksum of what is frozen below the adapters, in the type of the parameters, once it is loaded."""
         self._token_loss: Callable[[], TokenLoss] | None = None
 
     def forward(self, *args: Any, token_loss: Callable[[], TokenLoss] | None = None, **kwargs: Any) -> Any:

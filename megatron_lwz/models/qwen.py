@@ -21,11 +21,13 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from megatron_lwz.config import Architecture, Config
+from megatron_lwz.config.sections import LoraSection
 from megatron_lwz.distributed import groups, megatron_version, optional, platform
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.kernels.layers import PLAIN, LayerOps, layer_ops
 from megatron_lwz.models.attention import CausalAttention, PackedSelfAttention
 from megatron_lwz.models.logprobs import PolicyModel
+from megatron_lwz.models.lora import adapt, freeze
 from megatron_lwz.models.norm import RMSNorm
 from megatron_lwz.models.reward_model import RewardModel
 from megatron_lwz.models.rotary import RotaryTable
@@ -49,22 +51,24 @@ def attention_backend(config: Config) -> str:
 
     Raises ConfigError for an explicit choice that cannot run here.
     """
-    asked, precision = config.model.attention, config.training.precision
+    asked = config.model.attention
     if asked == "auto":
-        return next(name for name in _BACKENDS if _unusable(name, precision) is None)
-    if (reason := _unusable(asked, precision)) is not None:
+        return next(name for name in _BACKENDS if _unusable(name, config) is None)
+    if (reason := _unusable(asked, config)) is not None:
         raise ConfigError("model.attention", asked, f"cannot run here ({reason}): choose auto or torch")
     return asked
 
 
-def _unusable(backend: str, precision: str) -> str | None:
+def _unusable(backend: str, config: Config) -> str | None:
     """Returns why the attention back end cannot run here, in one line; None if it can."""
     package = _BACKENDS[backend]
     if package is None:
         return None
     if (reason := optional.unusable(package)) is not None:
         return f"{package}: {reason}"
-    return None if precision == "bf16" else "it needs training.precision bf16"
+    if backend == "transformer_engine" and config.adapter() is not None:
+        return "its linear layers take no LoRA adapter"
+    return None if config.training.precision == "bf16" else "it needs training.precision bf16"
 
 
 def transformer_config(arch: Architecture, config: Config) -> TransformerConfig:
@@ -112,11 +116,16 @@ def transformer_config(arch: Architecture, config: Config) -> TransformerConfig:
 
 
 def layer_spec(
-    settings: TransformerConfig, *, backend: str, ops: LayerOps | None = None, chunk: int | None = None
+    settings: TransformerConfig,
+    *,
+    backend: str,
+    ops: LayerOps | None = None,
+    chunk: int | None = None,
+    lora: LoraSection | None = None,
 ) -> TransformerBlockSubmodules:
     """Returns the spec of the layers of virtual chunk `chunk` on this pipeline stage, for an `attention_backend`.
 
-    `ops` apply to layers without Transformer Engine, which has its own.
+    `ops` and `lora` apply to layers without Transformer Engine, which has its own operations and takes no adapters.
     """
     if backend == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TENorm
@@ -133,6 +142,8 @@ def layer_spec(
             parts.self_attention.submodules.q_layernorm = parts.self_attention.submodules.k_layernorm = norm
         parts.self_attention.submodules.core_attention = partial(CausalAttention, flash=backend == "flash", ops=ops)
         megatron_version.set_activation(parts, ops.swiglu)
+        if lora is not None:
+            adapt(parts, lora, settings)
     layers = get_num_layers_to_build(settings, vp_stage=chunk)
     # With a bare layer spec Megatron would use its own final norm, which refuses sequence parallelism.
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)
@@ -141,10 +152,11 @@ def layer_spec(
 def build_policy(config: Config) -> list[PolicyModel]:
     """Returns this rank's model chunks (one, or one per virtual pipeline stage) with uninitialised weights.
 
+    With LoRA all but the adapters is frozen.
     An architecture with a scalar head gives `RewardModel`s. They are loaded, saved and exported in the same way. Load
     the weights with `models.hf.load_policy`. Raises ConfigError for an attention back end that cannot run here.
     """
-    arch = config.architecture()
+    arch, lora = config.architecture(), config.adapter()
     settings = transformer_config(arch, config)
     backend = attention_backend(config)
     ops = _layer_ops(config.kernels.layers, backend)
@@ -166,7 +178,7 @@ def build_policy(config: Config) -> list[PolicyModel]:
         model(
             settings,
             arch,
-            transformer_layer_spec=layer_spec(settings, backend=backend, ops=ops, chunk=chunk),
+            transformer_layer_spec=layer_spec(settings, backend=backend, ops=ops, chunk=chunk, lora=lora),
             vocab_size=padded_vocab_size(arch, config.model.vocab_padding),
             max_sequence_length=arch.context_length,
             pre_process=groups.is_first_stage(chunk),
@@ -180,6 +192,9 @@ def build_policy(config: Config) -> list[PolicyModel]:
     ]
     for one in built:
         one.rotary_pos_emb = RotaryTable(arch, one.pg_collection.cp)
+        if lora is not None:
+            one.lora = lora
+            freeze(one)
     return built
 
 

@@ -45,6 +45,7 @@ class RewardModel(GPTModel):
     """
 
     post_process: bool
+    lora = None  # without adapters
 
     def __init__(self, config: TransformerConfig, arch: Architecture, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)

@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_lwz.config import Architecture, Config
-from megatron_lwz.config.flops import sequence_flops
+from megatron_lwz.config.flops import sequence_flops, training_passes
 from megatron_lwz.planner.assumptions import ASSUMED
 from megatron_lwz.planner.hardware import Gpu
 from megatron_lwz.rehearsal.case import Report, TransferRow
-
-BACKWARD = 2.0
-"""FLOPs of a backward pass, in forward passes."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def seconds_of(config: Config, layout: Layout, work: Work, card: Gpu, reports: S
         work.sequences * sequence_flops(a, int(work.mean)) / rate for a in (arch, *config.log_prob_passes())
     )
     bubble = 1.0 + (layout.pipeline - 1) / (packs * layout.virtual)
-    passes = 1.0 + BACKWARD + recomputed(arch, config.training.recompute, work.mean)
+    passes = training_passes(config) + recomputed(arch, config.training.recompute, work.mean)
     moving = max(_moving(report, "forward+backward", layout, card) / max(1, report.micro_batches) for report in reports)
     found = {
         "log-probs": sum(seconds * bubble + packs * moving / 3.0 for seconds in before),

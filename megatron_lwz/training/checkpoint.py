@@ -5,7 +5,7 @@
 `checksums.json` (checkpoint_sums.py).
 `<run>/checkpoints/latest` names the newest checkpoint. A folder gets its final name only when everything in it is on
 disk. Tensors may be read under any TP × PP × VPP × DP. Random states are restored only when the layout is the same;
-otherwise the seeds of the run apply. A run saves through checkpoint_saver.py.
+otherwise the seeds of the run apply. A run with LoRA saves its adapter alone. A run saves through checkpoint_saver.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from megatron_lwz.training.checkpoint_tensors import (
 from megatron_lwz.training.checkpoint_writer import Snapshot, snapshot_of, write_snapshot
 from megatron_lwz.training.optimizer import adam_step, set_adam_step
 from megatron_lwz.training.safe_unpickle import restricted
-from megatron_lwz.training.same_model import check_same_model
+from megatron_lwz.training.same_model import adapter_record, check_same_base, check_same_model
 from megatron_lwz.training.state import TrainState
 
 _PARTS = (".metadata", "metadata.json", "common.pt")
@@ -71,6 +71,8 @@ def state_record(state: TrainState, extra: dict[str, Any]) -> bytes:
     layout = _layout(state.config)
     record = {"step": state.step, "layout": layout, "kernels": kernels, "extra": extra, "checksums": True}
     record["architecture"] = state.config.architecture().model_dump()
+    if (adapter := adapter_record(state.policies)) is not None:
+        record["adapter"] = adapter
     return json.dumps(record).encode()
 
 
@@ -83,6 +85,7 @@ def load_checkpoint(state: TrainState, folder: Path) -> dict[str, Any]:
     _check(folder, state.config.checkpoint.verify)
     record = _read_record(folder)
     check_same_model(state.config.architecture(), folder)
+    check_same_base(state.policies, folder)
     stored = _stored_names(folder)
     _read(weights_to_read(state.policies), folder)
     # After the weights: in fp32 both are the same memory, and the master is the exact one in a checkpoint of a bf16 run.
@@ -107,6 +110,7 @@ def load_model(policies: Sequence[PolicyModel], folder: Path, *, verify: Verify 
     folder = resolve(folder)
     _check(folder, verify)
     check_same_model(policies[0].arch, folder)
+    check_same_base(policies, folder)
     _stored_names(folder)
     _read(weights_to_read(policies), folder)
 

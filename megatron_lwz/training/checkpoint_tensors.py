@@ -1,7 +1,8 @@
 """Which blocks of a checkpoint's tensors this rank writes, and which it reads: views of the state, without a copy.
 
 A checkpoint holds each weight under its name, and under `optimizer.state.<exp_avg | …>.` + name (optimizer.py: Held)
-what the optimizer keeps of it, whole tensors that any layout cuts up in its own way. The ranks of a data-parallel group
+what the optimizer keeps of it, whole tensors that any layout cuts up in its own way. Frozen weights are in no checkpoint.
+The ranks of a data-parallel group
 divide what they all hold: each writes its part of the weights, and of the state of an optimizer that is not distributed.
 """
 
@@ -83,9 +84,12 @@ def _states(part: MegatronOptimizer, policies: Sequence[PolicyModel]) -> Iterato
 
 
 def _places(policies: Sequence[PolicyModel]) -> list[Any]:
-    """Returns where each local weight belongs. Object entries (Transformer Engine's fp8 scales, pickles) are left out."""
+    """Returns where each local weight that is trained belongs: all of them, or those of a policy's adapters.
+
+    Object entries (Transformer Engine's fp8 scales, pickles) are left out.
+    """
     found = (entry for policy in policies for entry in nested_values(policy.sharded_state_dict()))
-    return [entry for entry in found if not isinstance(entry, ShardedObject)]
+    return [entry for entry in found if not isinstance(entry, ShardedObject) and entry.data.requires_grad]
 
 
 def _is_main(place: ShardedTensor | ShardedTensorFactory) -> bool:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_lwz.config import Config
-from megatron_lwz.models.hf.load import HfFolder, NewHead, RandomInit, TensorSource, load_policy
+from megatron_lwz.config.sections import CheckpointSection
+from megatron_lwz.models.hf.export import checksum_policy
+from megatron_lwz.models.hf.load import (
+    HfFolder,
+    NewAdapter,
+    NewHead,
+    RandomInit,
+    TensorSource,
+    load_adapter,
+    load_policy,
+)
 from megatron_lwz.models.hf.name_map import SCORE
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.qwen import build_policy
@@ -26,18 +36,35 @@ def build_train_state(config: Config) -> TrainState:
 def initial_policy(config: Config) -> list[PolicyModel]:
     """Returns this rank's model chunks with weights from `checkpoint.load`, else `model.hf`, else a seeded random init.
 
-    The random init does not depend on the layout. A reward model that starts from a policy's folder gets a new head.
-    Raises ConfigError, DataError or CheckpointError.
+    With LoRA the frozen base comes from `model.hf` or the random init, and the adapter from `checkpoint.load`, or it is
+    new. Neither random init nor a new adapter depends on the layout. A reward model that starts from a policy's folder
+    gets a new head. Collective. Raises ConfigError, DataError or CheckpointError.
     """
-    policies = build_policy(config)
-    if config.checkpoint.load is not None:
-        load_model(policies, Path(config.checkpoint.load), verify=config.checkpoint.verify)
-        return policies
-    fresh = RandomInit(config.architecture(), config.run.seed)
-    source: TensorSource = fresh
-    if config.model.hf is not None:
-        source = folder = HfFolder(Path(config.model.hf))
-        if config.architecture().head == "scalar" and SCORE not in folder.names():
-            source = NewHead(folder, fresh)
-    load_policy(policies, source)
+    policies, load, adapted = build_policy(config), config.checkpoint.load, config.adapter() is not None
+    if adapted or load is None:
+        load_policy(policies, _source(config))
+    if adapted:
+        load_adapter(policies, NewAdapter(config.run.seed))
+        base = checksum_policy(policies, merged=False)
+        for policy in policies:
+            policy.base = base
+    if load is not None:
+        load_model(policies, Path(load), verify=config.checkpoint.verify)
     return policies
+
+
+def saved_policy(config: Config, folder: Path) -> list[PolicyModel]:
+    """Returns the policy of a checkpoint or run folder, whose settings are `config`; with LoRA its base and its adapter.
+
+    Collective. Raises ConfigError, DataError or CheckpointError.
+    """
+    return initial_policy(config.model_copy(update={"checkpoint": CheckpointSection(load=str(folder))}))
+
+
+def _source(config: Config) -> TensorSource:
+    fresh = RandomInit(config.architecture(), config.run.seed)
+    if config.model.hf is None:
+        return fresh
+    folder = HfFolder(Path(config.model.hf))
+    new_head = config.architecture().head == "scalar" and SCORE not in folder.names()
+    return NewHead(folder, fresh) if new_head else folder

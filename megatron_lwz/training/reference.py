@@ -1,6 +1,7 @@
 """The policy that a GRPO run begins with, and the frozen model of the KL term: a copy of it, or a teacher.
 
-The copy lies in host memory and is swapped into the model for a forward pass.
+The copy lies in host memory and is swapped into the model for a forward pass. That of a policy with LoRA is its frozen
+base, without a copy: its adapters are switched off.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from megatron_lwz.config import Config
 from megatron_lwz.distributed import platform
 from megatron_lwz.distributed.host_arena import HostArena
 from megatron_lwz.models.logprobs import PolicyModel
+from megatron_lwz.models.lora import switch
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.teacher import load_teacher
@@ -29,10 +31,10 @@ class Reference(Protocol):
 
 
 class ReferenceWeights:
-    """This rank's weights at construction, copied once to host memory (pinned on a GPU machine).
+    """This rank's weights at construction, copied once to host memory (pinned on a GPU machine); with LoRA the base.
 
     Build it before a checkpoint is loaded into the state: the reference is the run's starting point. It needs twice the
-    rank's weights in host memory: the copy, and room for the policy while the reference is swapped in.
+    rank's weights in host memory: the copy, and room for the policy while the reference is swapped in. A base needs none.
     """
 
     def __init__(self, state: TrainState) -> None:
@@ -62,12 +64,14 @@ class ReferenceWeights:
         for parameter, parked, reference in zip(_parameters(state), self._parked, self._reference, strict=True):
             parked.copy_(parameter)
             parameter.copy_(reference)
+        switch(state.policies, on=False)
 
     @torch.no_grad()
     def swap_out(self, state: TrainState) -> None:
         """Puts the policy's weights back, bit for bit."""
         for parameter, parked in zip(_parameters(state), self._parked, strict=True):
             parameter.copy_(parked)
+        switch(state.policies, on=True)
 
 
 def first_state(config: Config) -> tuple[TrainState, Reference | None]:
@@ -85,4 +89,7 @@ def _reference(state: TrainState) -> Reference | None:
 
 
 def _parameters(state: TrainState) -> list[torch.nn.Parameter]:
+    """Returns what has to be copied: nothing below an adapter ever changes."""
+    if state.config.adapter() is not None:
+        return []
     return [parameter for policy in state.policies for parameter in policy.parameters()]

@@ -15,6 +15,7 @@ import torch
 
 from megatron_lwz.algorithms.language_modeling import language_modeling_loss
 from megatron_lwz.config import Config
+from megatron_lwz.config.flops import training_passes
 from megatron_lwz.config.sections import TrainingSection
 from megatron_lwz.data.supervised import BatchSource, SupervisedBatch
 from megatron_lwz.distributed import groups
@@ -35,7 +36,7 @@ from megatron_lwz.training.run_folder import RunFolder, due
 from megatron_lwz.training.spikes import SpikeGuard
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import LossFn, StepResult, TokenLossFn, forward_metrics, train_step
-from megatron_lwz.training.throughput import FORWARD_BACKWARD, forward_flops, per_gpu
+from megatron_lwz.training.throughput import forward_flops, per_gpu
 from megatron_lwz.training.trackers import open_metrics
 from megatron_lwz.types import MicroBatch
 
@@ -250,7 +251,7 @@ def step_metrics(config: Config, batch: SupervisedBatch, result: StepResult, sec
         "tokens_per_second": batch.predictions / seconds,
         "seconds": seconds,
     }
-    flops = FORWARD_BACKWARD * forward_flops(config.architecture(), batch.sequences.lengths())
+    flops = training_passes(config) * forward_flops(config.architecture(), batch.sequences.lengths())
     return metrics | per_gpu(config, batch.predictions, flops, seconds)
 
 

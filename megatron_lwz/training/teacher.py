@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_lwz.config import Config
+from megatron_lwz.config.sections import LoraSection
 from megatron_lwz.data.start_check import beyond_context
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import platform
@@ -69,11 +70,11 @@ def _in_host_memory(weights: Sequence[Tensor]) -> list[Tensor]:
 
 
 def teacher_config(config: Config) -> Config:
-    """Returns the run's config with the teacher as its model."""
+    """Returns the run's config with the teacher, which has no adapter, as its model."""
     model = config.model.model_copy(
         update={"hf": config.grpo.teacher, "architecture": None, "preset": None, "head": None}
     )
-    return config.model_copy(update={"model": model})
+    return config.model_copy(update={"model": model, "lora": LoraSection()})
 
 
 def build_teacher(config: Config) -> list[PolicyModel]:

@@ -11,12 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch.distributed as dist
 
 from megatron_lwz.config import Architecture, Config
-from megatron_lwz.config.flops import sequence_flops
+from megatron_lwz.config.flops import sequence_flops, training_passes
 from megatron_lwz.metrics import Row
 from megatron_lwz.orchestrator.experience import Experience
-
-FORWARD_BACKWARD = 3.0
-"""FLOPs of a training step, in forward passes."""
 
 
 def forward_flops(arch: Architecture, lengths: Iterable[int]) -> float:
@@ -42,7 +39,7 @@ class Throughput:
         self._config = config
         self._passes = {
             "logprobs": (1.0, config.log_prob_passes()),
-            "update": (FORWARD_BACKWARD, [config.architecture()]),
+            "update": (training_passes(config), [config.architecture()]),
         }
         """Phase → FLOPs of it in forward passes over the batch, by these models."""
         self._lengths: list[int] = []

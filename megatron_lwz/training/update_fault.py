@@ -49,7 +49,8 @@ def _pieces(updates: Sequence[Update], size: int) -> Iterator[tuple[Update, int,
 
 
 def _gradients_are_finite(state: TrainState) -> bool:
-    sums = [weight.main_grad.sum() for policy in state.policies for weight in policy.parameters()]
+    trained = (weight for policy in state.policies for weight in policy.parameters() if weight.requires_grad)
+    sums = [weight.main_grad.sum() for weight in trained]
     return bool(torch.isfinite(torch.stack(sums)).all())
 
 

@@ -7,7 +7,9 @@ at a time, never the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,12 +20,21 @@ from megatron_lwz.distributed import exchange, groups, heartbeat
 from megatron_lwz.errors import CheckpointError, LwzError
 from megatron_lwz.models.hf.checksum import checksum_of, digests_of, joined, write_sums
 from megatron_lwz.models.hf.folder import HfFolder
-from megatron_lwz.models.hf.name_map import Placement, placements, tensor_shapes, unwrap
-from megatron_lwz.models.hf.target import atomic_folder
+from megatron_lwz.models.hf.name_map import (
+    Placement,
+    Shape,
+    adapter_placements,
+    adapter_shapes,
+    placements,
+    tensor_shapes,
+    unwrap,
+)
+from megatron_lwz.models.hf.target import EXPORT, atomic_folder
 from megatron_lwz.models.hf.write import ShardWriter, copy_carried_files, write_config
 
 SHARD_BYTES = 5 * 2**30
 CPU = torch.device("cpu")
+Stream = Iterator[tuple[str, torch.Tensor | None]]
 
 
 def export_policy(
@@ -43,15 +54,35 @@ def export_policy(
     arch = unwrap(chunks[0]).arch
     dtype = dtype or next(chunks[0].parameters()).dtype
     stream = stream_policy(chunks, dtype)
+
+    def write(temporary: Path) -> str:
+        checksum = _write(stream, temporary, arch, dtype, shard_bytes)
+        write_config(temporary, arch, dtype, config_files_from)
+        if config_files_from is not None:
+            copy_carried_files(config_files_from, temporary)
+        return checksum
+
+    return write_folder(stream, folder, write, sources=[config_files_from] if config_files_from else [])
+
+
+def write_folder(
+    stream: Stream,
+    folder: Path,
+    write: Callable[[Path], str],
+    *,
+    kind: re.Pattern[str] = EXPORT,
+    sources: Sequence[Path] = (),
+) -> str:
+    """Writes a folder whole or not at all: rank 0 by `write`, which takes from `stream`; the others do their share of it.
+
+    Every rank calls it, and gets what `write` returned. `kind` are the names of files that may be replaced. Raises
+    LwzError, on every rank alike.
+    """
     outcome = None
     if groups.is_rank_zero():
         try:
-            with atomic_folder(folder, sources=[config_files_from] if config_files_from else []) as temporary:
-                checksum = _write(stream, temporary, arch, dtype, shard_bytes)
-                write_config(temporary, arch, dtype, config_files_from)
-                if config_files_from is not None:
-                    copy_carried_files(config_files_from, temporary)
-            outcome = {"checksum": checksum}
+            with atomic_folder(folder, kind, sources=sources) as temporary:
+                outcome = {"checksum": write(temporary)}
         except LwzError as error:
             outcome = {"error": str(error)}
         except OSError as error:
@@ -64,13 +95,14 @@ def export_policy(
     return outcome["checksum"]
 
 
-def checksum_policy(chunks: Sequence[torch.nn.Module], *, dtype: torch.dtype | None = None) -> str:
+def checksum_policy(chunks: Sequence[torch.nn.Module], *, dtype: torch.dtype | None = None, merged: bool = True) -> str:
     """Returns the checksum (hex) of the policy's weights, cast to `dtype` first if given.
 
-    Collective; every rank gets it.
+    Collective; every rank gets it. `merged`: with their adapters, if they have some; else of the frozen base alone.
     """
     dtype = dtype or next(chunks[0].parameters()).dtype
-    made = checksum_of((name, tensor) for name, tensor in stream_policy(chunks, dtype) if tensor is not None)
+    stream = stream_policy(chunks, dtype, merged=merged)
+    made = checksum_of((name, tensor) for name, tensor in stream if tensor is not None)
     return exchange.broadcast_json(made)  # from rank 0: the other ranks saw no tensor
 
 
@@ -86,18 +118,31 @@ def checksum_folder(path: Path | str) -> str:
 
 
 def stream_policy(
-    chunks: Sequence[torch.nn.Module], dtype: torch.dtype, *, device: torch.device = CPU
-) -> Iterator[tuple[str, torch.Tensor | None]]:
+    chunks: Sequence[torch.nn.Module], dtype: torch.dtype, *, device: torch.device = CPU, merged: bool = True
+) -> Stream:
     """Yields (HF name, whole tensor on `device`) in the order of `tensor_shapes`. Collective.
 
-    Only rank 0 gets tensors, other ranks None. Ranks that hold replicas yield nothing.
+    Only rank 0 gets tensors, other ranks None. Ranks that hold replicas yield nothing. `merged`: W + alpha / rank · B A
+    of modules with an adapter, computed in fp32 and rounded once to `dtype`; else W.
     """
+    arch = unwrap(chunks[0]).arch
+    held = {p.name: p if merged else replace(p, update=None) for c in reversed(chunks) for p in placements(c, arch)}
+    yield from _stream(held, tensor_shapes(arch), dtype, device)
+
+
+def stream_adapter(chunks: Sequence[torch.nn.Module], dtype: torch.dtype) -> Stream:
+    """Yields the tensors of the policy's adapters in the same way, in the order of `adapter_shapes`."""
+    model = unwrap(chunks[0])
+    held = {p.name: p for chunk in chunks for p in adapter_placements(chunk, model.arch)}
+    yield from _stream(held, adapter_shapes(model.arch, model.lora), dtype, CPU)
+
+
+def _stream(
+    held: Mapping[str, Placement], shapes: Mapping[str, Shape], dtype: torch.dtype, device: torch.device
+) -> Stream:
     if groups.data_context_group().rank() != 0:
         return
     tensor_rank, stage = groups.tensor_group().rank(), groups.pipeline_group().rank()
-    arch = unwrap(chunks[0]).arch
-    held = {p.name: p for chunk in reversed(chunks) for p in placements(chunk, arch)}
-    shapes = tensor_shapes(arch)
     owners = _owners(held, list(shapes))
     for (name, shape), owner in zip(shapes.items(), owners, strict=True):
         heartbeat.moved()
@@ -124,7 +169,7 @@ def _device(held: Mapping[str, Placement]) -> torch.device:
 
 def _gather(placement: Placement, dtype: torch.dtype) -> torch.Tensor | None:
     """Returns the whole tensor on the first rank of the tensor-parallel group, without padding; None on the others."""
-    share = placement.view.to(dtype).reshape(placement.local_shape).contiguous()
+    share = placement.merged().to(dtype).contiguous()
     group = groups.tensor_group()
     first, split = group.rank() == 0, placement.split
     if split is None:
@@ -145,7 +190,7 @@ def _raw(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _write(
-    stream: Iterator[tuple[str, torch.Tensor | None]],
+    stream: Stream,
     folder: Path,
     arch: Architecture,
     dtype: torch.dtype,

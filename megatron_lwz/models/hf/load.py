@@ -15,11 +15,21 @@ from megatron_lwz.config import Architecture
 from megatron_lwz.distributed import exchange, groups, heartbeat
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf.folder import HfFolder
-from megatron_lwz.models.hf.name_map import EMBEDDING, HEAD, SCORE, Placement, Shape, placements, tensor_shapes, unwrap
+from megatron_lwz.models.hf.name_map import (
+    EMBEDDING,
+    HEAD,
+    SCORE,
+    Placement,
+    Shape,
+    adapter_placements,
+    placements,
+    tensor_shapes,
+    unwrap,
+)
 
 log = logging.getLogger(__name__)
 
-__all__ = ["HfFolder", "NewHead", "RandomInit", "TensorSource", "load_policy"]
+__all__ = ["HfFolder", "NewAdapter", "NewHead", "RandomInit", "TensorSource", "load_adapter", "load_policy"]
 
 
 class TensorSource(Protocol):
@@ -72,10 +82,35 @@ class RandomInit:
             std = self._arch.initializer_range
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 std /= math.sqrt(2 * self._arch.num_hidden_layers)
-            digest = hashlib.blake2b(f"{self._seed}:{name}".encode(), digest_size=8).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-            whole = torch.empty(shape).normal_(0.0, std, generator=generator)
-        return whole if split is None else whole.narrow(split, bounds[0], bounds[1] - bounds[0])
+            whole = torch.empty(shape).normal_(0.0, std, generator=_generator(self._seed, name))
+        return _share(whole, split, bounds)
+
+
+class NewAdapter:
+    """A new LoRA adapter, as peft draws it: A uniform within ± 1 / √columns, B 0, so that it changes nothing yet.
+
+    Every tensor has its own random stream, seeded by `seed` and its name.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """Draws the whole tensor in fp32 and returns the slice."""
+        whole = torch.zeros(shape)
+        if name.endswith("lora_A.weight"):
+            bound = 1 / math.sqrt(shape[1])
+            whole.uniform_(-bound, bound, generator=_generator(self._seed, name))
+        return _share(whole, split, bounds)
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def _share(whole: torch.Tensor, split: int | None, bounds: tuple[int, int]) -> torch.Tensor:
+    return whole if split is None else whole.narrow(split, bounds[0], bounds[1] - bounds[0])
 
 
 class NewHead:
@@ -129,6 +164,14 @@ def load_policy(chunks: Sequence[torch.nn.Module], source: TensorSource, *, veri
     return name
 
 
+@torch.no_grad()
+def load_adapter(chunks: Sequence[torch.nn.Module], source: NewAdapter) -> None:
+    """Copies this rank's share of every tensor of the policy's adapters into `chunks`."""
+    for chunk in chunks:
+        for placement in adapter_placements(chunk, unwrap(chunk).arch):
+            _fill(placement, source, groups.tensor_group().rank())
+
+
 def _check_sums(source: TensorSource) -> None:
     try:
         fault = source.fault(dist.get_rank(), dist.get_world_size())
@@ -139,7 +182,7 @@ def _check_sums(source: TensorSource) -> None:
         raise CheckpointError(source.place, said)
 
 
-def _fill(placement: Placement, source: TensorSource, rank: int) -> None:
+def _fill(placement: Placement, source: TensorSource | NewAdapter, rank: int) -> None:
     start, stop = placement.bounds(rank)
     piece = source.read(placement.name, placement.shape, placement.split, (start, stop))
     if tuple(piece.shape) == placement.local_shape:

@@ -10,6 +10,8 @@ exporting gathers the views along the same dimension. The special cases follow f
 
 A policy ends in `lm_head`, a reward model in `score`; the rest of the table is the same for both. Rows that only some
 families have name the property of `config.families.Family` that says which.
+
+The adapters of a policy with LoRA have rows of their own, which follow from those of their modules. Their names are peft's.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any, Literal
 import torch
 
 from megatron_lwz.config import Architecture
+from megatron_lwz.config.sections import LoraSection
 
 Shape = tuple[int, ...]
 
@@ -61,6 +64,10 @@ class Row:
 _LAYER, _CHUNK = "model.layers.{i}.", "decoder.layers.{i}."
 _ATTENTION = _CHUNK + "self_attention."
 _QKV, _FC1 = _ATTENTION + "linear_qkv.", _CHUNK + "mlp.linear_fc1."
+
+LORA = ".lora."
+"""Part of the name of each parameter of an adapter, after its layer's name and before the module's."""
+_PEFT = "base_model.model."
 
 EMBEDDING, HEAD, SCORE = "model.embed_tokens.weight", "lm_head.weight", "score.weight"
 
@@ -102,6 +109,15 @@ TABLE: tuple[Row, ...] = (
 
 
 @dataclass(frozen=True)
+class Update:
+    """This rank's share of what LoRA adds to a tensor: scale · B A, B [rows, r] and A [r, columns]."""
+
+    scale: float
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Placement:
     """The place of one HF tensor's local share: `view` of the parameter, and `local_shape`, its shape as HF rows."""
 
@@ -110,6 +126,14 @@ class Placement:
     split: int | None
     local_shape: Shape
     view: torch.Tensor
+    update: Update | None = None
+
+    def merged(self) -> torch.Tensor:
+        """Returns the share [local_shape] with its update, in fp32 if it has one."""
+        rows = self.view.reshape(self.local_shape)
+        if self.update is None:
+            return rows
+        return rows.float().addmm(self.update.b.float(), self.update.a.float(), alpha=self.update.scale)
 
     def bounds(self, rank: int) -> tuple[int, int]:
         """Returns [start, stop) of tensor-parallel `rank`'s share along `split`.
@@ -134,6 +158,32 @@ def tensor_shapes(arch: Architecture) -> dict[str, Shape]:
     }
 
 
+def adapter_shapes(arch: Architecture, lora: LoraSection) -> dict[str, Shape]:
+    """Returns every tensor of the policy's adapters with its shape, in layer order, under peft's names."""
+    return {
+        row.hf.format(i=layer): _adapter_shape(row, arch, lora)
+        for row, layer, _ in _expand(list(range(arch.num_hidden_layers)), adapter_rows(lora))
+    }
+
+
+def adapter_rows(lora: LoraSection) -> tuple[Row, ...]:
+    """Returns the rows of the adapters. A [r, in] is split where its module is split along its input, B [out, r] else."""
+    found: list[Row] = []
+    for row in TABLE:
+        module = module_of(row.hf)
+        if lora.rank_of(module) and row.hf.endswith(".weight"):
+            stem, layer = row.hf.removesuffix("weight"), row.megatron[0].removesuffix("weight")
+            for name, sizes, split in (("A", ("rank", row.shape[1]), 1), ("B", (row.shape[0], "rank"), 0)):
+                hf, megatron = f"{_PEFT}{stem}lora_{name}.weight", f"{layer}lora.{module}.{name}"
+                found.append(Row(hf, (megatron,), sizes, split if row.split == split else None))
+    return tuple(found)
+
+
+def module_of(name: str) -> str:
+    """Returns the module of a tensor or parameter: `q_proj` of `….q_proj.weight`, and of `….q_proj.lora_A.weight`."""
+    return name.replace(".lora_A", "").replace(".lora_B", "").split(".")[-2]
+
+
 def unwrap(chunk: Any) -> Any:
     """Returns the PolicyModel or RewardModel inside data-parallel or precision wrappers."""
     while not hasattr(chunk, "decoder"):
@@ -142,13 +192,14 @@ def unwrap(chunk: Any) -> Any:
 
 
 def placements(chunk: torch.nn.Module, arch: Architecture) -> list[Placement]:
-    """Returns the HF tensors of which this rank's chunk holds a share. They cover every parameter of the chunk.
+    """Returns the HF tensors of which this rank's chunk holds a share. They cover every parameter but the adapters'.
 
     The copy of a tied embedding that the last pipeline stage holds is listed under the embedding's name.
     """
     model = unwrap(chunk)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    sizes, covered, found = _sizes(arch), set(), []
+    sizes, found = _sizes(arch), []
+    covered = {name for name in parameters if LORA in name}
     for row, layer, index in _expand([layer.layer_number - 1 for layer in model.decoder.layers]):
         name = next((n for n in (m.format(i=index) for m in row.megatron) if n in parameters), None)
         if name is None or not _has(arch, row):
@@ -160,18 +211,45 @@ def placements(chunk: torch.nn.Module, arch: Architecture) -> list[Placement]:
         local = list(shape)
         if row.split is not None:
             local[row.split] = view.numel() // prod(s for dim, s in enumerate(shape) if dim != row.split)
-        found.append(Placement(hf, shape, row.split, tuple(local), view))
+        found.append(Placement(hf, shape, row.split, tuple(local), view, _update(model, name, row, parameters)))
     unknown = parameters.keys() - covered
     assert not unknown, f"the name table does not know {sorted(unknown)}"
     return found
 
 
-def _expand(layers: list[int]) -> Iterator[tuple[Row, int, int]]:
+def adapter_placements(chunk: torch.nn.Module, arch: Architecture) -> list[Placement]:
+    """Returns the tensors of adapters, under peft's names, of which this rank's chunk holds a share."""
+    model, found = unwrap(chunk), []
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    layers = [layer.layer_number - 1 for layer in model.decoder.layers]
+    for row, layer, index in _expand(layers, adapter_rows(model.lora)):
+        view = parameters[row.megatron[0].format(i=index)]
+        shape = _adapter_shape(row, arch, model.lora)
+        found.append(Placement(row.hf.format(i=layer), shape, row.split, tuple(view.shape), view))
+    return found
+
+
+def _adapter_shape(row: Row, arch: Architecture, lora: LoraSection) -> Shape:
+    sizes = _sizes(arch) | {"rank": lora.rank_of(module_of(row.hf))}
+    return tuple(sizes[d] for d in row.shape)
+
+
+def _update(model: Any, name: str, row: Row, parameters: dict[str, torch.Tensor]) -> Update | None:
+    """Returns what LoRA adds to the row's tensor, which lies in the parameter `name`."""
+    lora: LoraSection | None = getattr(model, "lora", None)
+    module = module_of(row.hf) if row.hf.endswith(".weight") else ""
+    if lora is None or not lora.rank_of(module):
+        return None
+    stem = f"{name.removesuffix('.weight')}{LORA}{module}."
+    return Update(lora.scale_of(module), parameters[stem + "A"], parameters[stem + "B"])
+
+
+def _expand(layers: list[int], table: tuple[Row, ...] = TABLE) -> Iterator[tuple[Row, int, int]]:
     """Yields (row, global layer, layer within the chunk), layer by layer.
 
     Rows outside the layers come once, with zeros.
     """
-    for layered, rows in groupby(TABLE, lambda row: "{i}" in row.hf):
+    for layered, rows in groupby(table, lambda row: "{i}" in row.hf):
         group = list(rows)
         for index, layer in enumerate(layers if layered else [0]):
             yield from ((row, layer, index) for row in group)

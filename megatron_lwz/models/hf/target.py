@@ -30,20 +30,20 @@ CHECKPOINT = _names(
 
 
 @contextmanager
-def atomic_folder(target: Path, *, sources: Iterable[Path] = ()) -> Iterator[Path]:
+def atomic_folder(target: Path, kind: re.Pattern[str] = EXPORT, *, sources: Iterable[Path] = ()) -> Iterator[Path]:
     """Yields a temporary sibling folder that becomes `target` when the block ends without an error; else it is deleted.
 
-    An earlier export is replaced. Raises CheckpointError, and changes nothing, if the folder holds anything else or one
-    of the `sources` of the export.
+    An earlier export, of files with names in `kind`, is replaced. Raises CheckpointError, and changes nothing, if the
+    folder holds anything else or one of the `sources` of the export.
     """
-    check_target(target, EXPORT, sources)
+    check_target(target, kind, sources)
     target = target.resolve()  # of a link, the folder that it names is replaced
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
     try:
         temporary.mkdir()
         yield temporary
-        check_target(target, EXPORT)  # again: a large model takes long to write
+        check_target(target, kind)  # again: a large model takes long to write
         if target.exists():
             old = target.parent / f".{target.name}.{os.getpid()}.old"
             target.rename(old)
