@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from megatron_lwz.config import Config
-from megatron_lwz.config.flops import sequence_flops
+from megatron_lwz.config.flops import sequence_flops, training_passes
 from megatron_lwz.planner.assumptions import ASSUMED
 from megatron_lwz.planner.dry_run import longest_sequence
 from megatron_lwz.planner.engines import parameters
@@ -116,10 +116,13 @@ def _changed(config: Config, sizes: tuple[int, int, int], recompute: str, cap: i
 
 
 def least_state(config: Config, world: int) -> int:
-    """Returns bytes of parameters, gradients and optimizer of a rank of the largest stage, by the usual formula."""
+    """Returns bytes of parameters, gradients and optimizer of a rank of the largest stage, by the usual formula.
+
+    With LoRA those of the frozen parameters, which have neither.
+    """
     layout, two = layout_of(config, world), 2 if config.training.precision == "bf16" else 4
     sharded = layout.data * layout.context if config.parallel.distributed_optimizer else 1
-    each = two + 4 + (12 if two == 2 else 8) / sharded
+    each = two if config.adapter() is not None else two + 4 + (12 if two == 2 else 8) / sharded
     arch = config.architecture()
     whole, table = parameters(arch), arch.vocab_size * arch.hidden_size
     layers = whole - table * (1 if arch.tie_word_embeddings else 2)
@@ -132,7 +135,7 @@ def estimate(config: Config, world: int, setting: Setting) -> float:
     layout, work, card, arch = layout_of(config, world), setting.work, setting.card, config.architecture()
     packs = packs_per_rank(config, layout, work)
     rate = card.bf16_tflops * 1e12 * ASSUMED.matrix_share.value * world
-    passes = 3.0 + recomputed(arch, config.training.recompute, work.mean)
+    passes = training_passes(config) + recomputed(arch, config.training.recompute, work.mean)
     compute = passes * work.sequences * sequence_flops(arch, int(work.mean)) / rate
     bubble = 1.0 + (layout.pipeline - 1) / packs
     return (compute + packs * _moved(config, layout, card)) * bubble + _reduced(config, layout, card)
@@ -151,7 +154,9 @@ def _moved(config: Config, layout: Layout, card: Gpu) -> float:
 
 
 def _reduced(config: Config, layout: Layout, card: Gpu) -> float:
-    """Returns the seconds of the reduction of gradients and the gathering of weights."""
+    """Returns the seconds of the reduction of gradients and the gathering of weights. An adapter's are too few to count."""
+    if config.adapter() is not None:
+        return 0.0
     copies = layout.data * layout.context
     size = 6 * parameters(config.architecture()) / (layout.tensor * layout.pipeline) * (copies - 1) / copies
     within = layout.ranks <= card.gpus_per_node

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+import torch
+
 from megatron_lwz.config import Architecture, validate
+from megatron_lwz.config.sections import LoraSection
 from megatron_lwz.distributed.launch import initialize, shutdown
 from megatron_lwz.errors import CheckpointError
-from megatron_lwz.training.same_model import check_same_model
+from megatron_lwz.training.same_model import check_same_base, check_same_model
 
 SIZES = {
     "num_hidden_layers": 2,
@@ -78,3 +81,42 @@ def test_a_checkpoint_that_names_no_model_is_accepted_with_a_warning(
 ) -> None:
     check_same_model(Architecture(**SIZES), tmp_path)
     assert "does not say which model it is" in caplog.text
+
+
+class Policy(torch.nn.Module):
+    """What the check reads of a policy."""
+
+    def __init__(self, base: str | None, **lora: Any) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.base, self.lora = base, LoraSection(**lora) if lora else None
+
+
+ADAPTER = {"lora": LoraSection(rank=4).model_dump(mode="json"), "base": "abc", "dtype": "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("saved", "policy", "said"),
+    [
+        (ADAPTER, Policy("abc", rank=4), None),
+        (None, Policy(None), None),
+        (ADAPTER, Policy("abc", rank=8), "its adapter has lora.rank 4, this config 8"),
+        (ADAPTER, Policy("abc", rank=4, modules=["q_proj"]), "its adapter has lora.modules"),
+        (ADAPTER, Policy("other", rank=4), "belongs to another base model (checksum abc in fp32, that of"),
+        (ADAPTER, Policy(None), "holds a LoRA adapter alone: take the config.yaml of its run"),
+        (None, Policy("abc", rank=4), "holds a whole model, no LoRA adapter: with lora.rank name the frozen"),
+        (ADAPTER | {"dtype": "int8"}, Policy("abc", rank=4), "state.json is damaged: its 'adapter' is none"),
+        (5, Policy("abc", rank=4), "state.json is damaged: its 'adapter' is none"),
+    ],
+)
+def test_an_adapter_is_loaded_over_its_own_base_alone(
+    saved: Any, policy: Policy, said: str | None, tmp_path: Path
+) -> None:
+    record = {"architecture": Architecture(**SIZES).model_dump()} | ({} if saved is None else {"adapter": saved})
+    (tmp_path / "state.json").write_text(json.dumps(record))
+    if said is None:
+        check_same_base([policy], tmp_path)
+        return
+    with pytest.raises(CheckpointError) as caught:
+        check_same_base([policy], tmp_path)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
