@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-
 import torch
+import yaml
 
 from megatron_lwz.config import Architecture, validate
 from megatron_lwz.config.sections import LoraSection
