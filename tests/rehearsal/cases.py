@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_lwz.rehearsal.case import Case
@@ -39,7 +40,10 @@ STAGE_CASES = [
     _ALL.case("score", 0),
     _ALL.case("export", 0),
 ]
-CASES = [*GRPO_CASES, *STAGE_CASES]
+LORA = replace(
+    _ALL.case("grpo", 15, "lora", lora={"rank": 8}, grpo={"kl_coefficient": 0.1}), then=("export", "buckets", "checkpoint")
+)
+CASES = [*GRPO_CASES, *STAGE_CASES, LORA]
 
 FAULTS = {
     "host_tensor_in_an_operation": r"two different devices|at least two devices",

@@ -22,6 +22,7 @@ from tests.rehearsal.cases import (
     FAULT_CASES,
     FAULTS,
     GRPO_CASES,
+    LORA,
     ONE_GPU,
     TENSOR,
     with_fault,
@@ -69,6 +70,15 @@ def test_memory_is_that_of_the_tensors(reports: dict[str, Report]) -> None:
         assert report.peaks["forward+backward"] > sizes[2] - sizes[0]
         assert sizes[2] == pytest.approx((2 + 4 + 12 / ranks) * report.parameters, rel=0.05)
     assert reports[TENSOR.name].parameters == pytest.approx(alone.parameters / 2, rel=0.02)
+
+
+def test_with_lora_the_adapter_alone_has_gradients_and_an_optimizer(reports: dict[str, Report]) -> None:
+    frozen, whole = reports[LORA.name], reports[ALL.name]
+    adapter = frozen.parameters - whole.parameters
+    assert frozen.state["parameters"] == pytest.approx(2 * frozen.parameters, rel=0.02)
+    assert frozen.state["gradients"] == pytest.approx(4 * adapter, rel=0.05)
+    assert frozen.state["optimizer"] == pytest.approx(12 / 4 * adapter, rel=0.05)
+    assert frozen.notes["shard"] == pytest.approx((2 + 12 / 4) * adapter, rel=0.05), "of a checkpoint"
 
 
 PER_PACK = {
