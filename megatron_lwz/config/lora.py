@@ -25,12 +25,12 @@ class LoraSection(Section):
     alpha: float = Field(
         32.0,
         gt=0,
-        description="an update is alpha / rank · B A (LoRA, section 4.1); 32 as in peft's examples",
+        description="an update is alpha / rank · B A (LoRA, section 4.1); 32: peft's documentation",
     )
     modules: Annotated[tuple[Module, ...], CommaList] = Field(
         MODULES,
         min_length=1,
-        description="modules that get an update, as in peft's target_modules; all of them, since those of the MLP count most (QLoRA, arXiv 2305.14314, section 4)",
+        description="modules that get an update, as in peft's target_modules; all of them, which QLoRA (arXiv 2305.14314, section 4) needed to reach full fine-tuning",
     )
     ranks: dict[Module, Annotated[int, Field(gt=0, le=4096)]] = Field(
         {}, description="module: its own rank, as in peft's rank_pattern"

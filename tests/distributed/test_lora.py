@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 
-from tests.support.lora_oracle import CASES, write_oracle
+from megatron_lwz.config.sections import LoraSection
+from tests.support.lora_oracle import CASES, LENGTHS, logprobs, tokens, write_oracle
 from tests.support.ranks import run_ranks
 
 PLAIN = {"distributed_optimizer": False}
@@ -94,3 +96,48 @@ def test_the_peft_folder_names_one_function_for_peft_and_vllm(files: tuple[Path,
     assert (settings["r"], settings["lora_alpha"]) == (6, 12)
     assert settings["rank_pattern"]["q_proj"] == 2 and settings["alpha_pattern"]["q_proj"] == 4
     assert {alpha / settings["rank_pattern"][name] for name, alpha in settings["alpha_pattern"].items()} == {2}
+
+
+@pytest.mark.long  # peft is none of the tests' requirements: install it and accelerate to run this
+def test_peft_itself_computes_the_same(folders: dict[str, str], files: tuple[Path, Results]) -> None:
+    """Its log-probs and gradients are those of the formula, and of the exported folder those of the merged export."""
+    peft = pytest.importorskip("peft")
+    for case, folder in folders.items():
+        lora, given, oracle = LoraSection.model_validate(CASES[case]), *_tensors(Path(folder))
+        settings = peft.LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.modules), rank_pattern=dict(lora.ranks),
+            alpha_pattern=dict(lora.alphas), task_type="CAUSAL_LM",
+        )  # fmt: skip
+        model = peft.get_peft_model(_transformers(folder), settings)
+        adapter = {name: tensor for name, tensor in given.items() if name.startswith("base_model.")}
+        assert not peft.set_peft_model_state_dict(model, adapter).unexpected_keys
+        values = [logprobs(model, given[f"tokens.{index}"]) for index in range(len(LENGTHS))]
+        loss = -sum((value * given[f"weights.{index}"]).sum() for index, value in enumerate(values)) / tokens()
+        loss.backward()
+        trained = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
+        assert trained.keys() == adapter.keys()
+        for index, value in enumerate(values):
+            torch.testing.assert_close(value, oracle[f"logprob.{index}"], rtol=0, atol=1e-5)
+        for name, parameter in trained.items():
+            torch.testing.assert_close(parameter.grad, oracle[f"gradient.{name}"], rtol=1e-4, atol=1e-6)
+
+    loaded = peft.PeftModel.from_pretrained(_transformers(folders["all"]), files[0] / "adapter")
+    merged, base = _transformers(files[0] / "merged"), _transformers(folders["all"])
+    given, _ = _tensors(Path(folders["all"]))
+    with torch.no_grad():
+        ours, theirs, before = (
+            torch.cat([logprobs(model, given[f"tokens.{index}"]) for index in range(len(LENGTHS))])
+            for model in (merged, loaded, base)
+        )
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
+    assert (ours - before).abs().max() > 1
+
+
+def _transformers(folder: Path | str) -> Any:
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def _tensors(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    return load_file(folder / "given.tensors"), load_file(folder / "oracle.tensors")

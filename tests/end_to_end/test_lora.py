@@ -56,3 +56,25 @@ def test_another_base_or_adapter_is_refused_in_one_line(trained: Path) -> None:
         done = run("train_grpo", str(trained / "config.yaml"), *LORA, *changed.split(), "training.steps=4")
         assert done.returncode == 2 and said in done.stderr.strip().splitlines()[-1], done.stderr
     assert [row["step"] for row in rows_of(trained / "run")] == [1, 2, 3]
+
+
+@pytest.mark.long  # what GRPO does above is in make test
+def test_fine_tuning_learns_and_a_run_of_two_starts_is_one_of_one_bit_for_bit(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Count from {i}", "response": " ".join(str(i + n) for n in range(6))} for i in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections = {
+        "data": {"instructions": [str(tmp_path / "rows.jsonl")]},
+        "training": {"sequences_per_step": 8, "sequence_length": 200, "precision": "bf16"},
+        "checkpoint": {"interval": 3},
+    }
+    config = write_example(tmp_path, **sections)
+    for name, starts in (("whole", ["12"]), ("parts", ["6", "12"])):
+        for steps in starts:
+            options = (*LORA, f"run.dir={tmp_path / name}", f"training.steps={steps}", "parallel.tensor=2")
+            done = run("train_sft", str(config), *options, ranks=2)
+            assert done.returncode == 0, done.stderr
+    whole = rows_of(tmp_path / "whole")
+    assert rows_of(tmp_path / "parts") == whole
+    assert whole[-1]["loss"] < 0.9 * whole[0]["loss"]
+    weights = [load_file(tmp_path / name / "hf" / "model.safetensors") for name in ("whole", "parts")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
