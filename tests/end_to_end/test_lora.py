@@ -39,6 +39,8 @@ def test_checkpoints_hold_the_adapter_and_are_exported_in_both_ways(trained: Pat
     for out, more in (("merged", ()), ("adapter", ("--adapter",))):
         done = run(*export, str(tmp_path / out), *more)
         assert done.returncode == 0, done.stderr
+    done = run("convert", "verify", "--hf", str(tmp_path / "merged"), "--checkpoint", str(checkpoint), "--length", "16")
+    assert done.returncode == 0 and "function: the log-probs are those of the folder" in done.stdout, done.stderr
     version = max((trained / "run" / "weights").iterdir(), key=lambda path: path.name)
     theirs, ours = (load_file(folder / "model.safetensors") for folder in (version, tmp_path / "merged"))
     assert theirs.keys() == ours.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

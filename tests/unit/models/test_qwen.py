@@ -69,3 +69,16 @@ def test_an_attention_back_end_that_cannot_run_is_refused() -> None:
     assert attention_backend(_config()) == "torch"
     with pytest.raises(ConfigError, match=r"model.attention"):
         attention_backend(_config(model={"preset": "qwen2.5-0.5b", "attention": "flash"}))
+
+
+def test_transformer_engine_takes_no_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its linear layers hold the norm before them, too. `auto` goes on to the next, a choice is refused by name."""
+    monkeypatch.setattr("megatron_lwz.distributed.optional.unusable", lambda package: None)
+    assert attention_backend(_config()) == "transformer_engine"
+    assert attention_backend(_config(lora={"rank": 8})) == "flash"
+    with pytest.raises(
+        ConfigError, match=r"model.attention.*its linear layers take no LoRA adapter\): choose auto or torch"
+    ):
+        attention_backend(
+            _config(model={"preset": "qwen2.5-0.5b", "attention": "transformer_engine"}, lora={"rank": 8})
+        )
