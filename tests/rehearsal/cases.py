@@ -41,7 +41,8 @@ STAGE_CASES = [
     _ALL.case("export", 0),
 ]
 LORA = replace(
-    _ALL.case("grpo", 15, "lora", lora={"rank": 8}, grpo={"kl_coefficient": 0.1}), then=("export", "buckets", "checkpoint")
+    _ALL.case("grpo", 15, "lora", lora={"rank": 8}, grpo={"kl_coefficient": 0.1}),
+    then=("export", "buckets", "checkpoint"),
 )
 CASES = [*GRPO_CASES, *STAGE_CASES, LORA]
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_lwz.config.sections import LoraSection
-from tests.support.tiny_qwen2 import write_tiny_qwen2
+from tests.support.tiny_qwen2 import QWEN3, write_tiny_qwen2
 
 LENGTHS = (33, 18, 29, 7)
 PACKS = [[0, 1], [2, 3]]
@@ -18,10 +18,11 @@ LEARNING_RATE = 1e-2
 VOCABULARY = 101
 CASES: dict[str, dict[str, Any]] = {
     "all": {"rank": 4, "alpha": 8, "ranks": {"q_proj": 2, "down_proj": 6}, "alphas": {"up_proj": 3.5}},
-    "some": {"rank": 3, "alpha": 6, "modules": ["v_proj", "up_proj"]},
+    "some": {"rank": 3, "alpha": 6, "modules": ["q_proj", "v_proj", "up_proj"]},
     "mlp": {"rank": 3, "alpha": 6, "modules": ["gate_proj", "down_proj"]},
 }
 """Every module, some of fused layers, and none of the first layer's attention: nothing before them has a gradient."""
+MODELS: dict[str, dict[str, Any]] = {"all": {}, "some": QWEN3, "mlp": {"tie_word_embeddings": True}}
 
 
 class Adapted(torch.nn.Module):
@@ -57,7 +58,7 @@ def adapters(model: Any) -> dict[str, torch.nn.Parameter]:
 
 def write_oracle(folder: Path, case: str) -> None:
     """Writes the model, `given.tensors` (adapters, tokens, weights of the loss) and `oracle.tensors`."""
-    model = write_tiny_qwen2(folder, seed=5)
+    model = write_tiny_qwen2(folder, seed=5, **MODELS[case])
     sequences = {f"tokens.{i}": torch.randint(0, VOCABULARY, (length,)) for i, length in enumerate(LENGTHS)}
     weights = {f"weights.{i}": torch.randn(length - 1) for i, length in enumerate(LENGTHS)}
     given, oracle = sequences | weights, {}
