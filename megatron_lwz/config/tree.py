@@ -152,7 +152,7 @@ class Config(s.Section):
                 self.training.tokens_per_micro_batch,
                 f"must hold the longest rollout: data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
             )
-        self._check_reference()
+        self._check_lora()
         self._check_staleness()
         self._check_accumulation()
         self._check_weight_sync()
@@ -165,9 +165,14 @@ class Config(s.Section):
                 f"must divide the {sequences} rollouts of a step",
             )
 
-    def _check_reference(self) -> None:
-        """Checks that the base of a LoRA adapter is what the run begins with. Raises ConfigError."""
-        if self.lora.rank and self.grpo.kl_coefficient > 0 and self.checkpoint.load is not None:
+    def _check_lora(self) -> None:
+        """Checks that the base is what the run begins with, and that rounding is corrected for. Raises ConfigError."""
+        if not self.lora.rank:
+            return
+        if self.training.precision == "bf16" and self.grpo.mismatch == "none" and self.grpo.loss_function is None:
+            advice = "the engines' weights, merged in bf16, lose small updates: set grpo.mismatch, or precision fp32"
+            raise ConfigError("lora.rank", self.lora.rank, advice)
+        if self.grpo.kl_coefficient > 0 and self.checkpoint.load is not None:
             advice = (
                 "the KL term compares with the model without a LoRA adapter: merge this one into it "
                 "(lwz convert export), and name that folder in model.hf"
