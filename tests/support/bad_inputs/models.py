@@ -161,6 +161,13 @@ CHECKPOINTS = (
     Bad(_EXPORT.replace("{}/out", "{}/checkpoint"), "{}/checkpoint", "is what is read from", "name another folder"),
     Bad(_EXPORT.replace("{}/out", "{}/prompts.jsonl"), "{}/prompts.jsonl", "is a file", "name a folder to write to"),
     Bad(_EXPORT, "{}/out", "holds mine.txt", "name another folder, or move it away", put("out/mine.txt", b"x")),
+    Bad(_EXPORT + " --adapter", "{}/checkpoint", "has no LoRA adapter", "drop --adapter"),
+    Bad(
+        _LOAD + " lora.rank=4 checkpoint.load={}/checkpoint",
+        "{}/checkpoint",
+        "holds a whole model, no LoRA adapter",
+        "name the frozen model in model.hf",
+    ),
     Bad(_IMPORT.replace("{}/out", "{}/hf/out"), "{}/hf/out", "lies inside", "name another folder"),
     Bad(
         _IMPORT.replace("{}/out", "{}/prompts.jsonl/out"),
