@@ -172,7 +172,8 @@ class Config(s.Section):
         if self.training.precision == "bf16" and self.grpo.mismatch == "none" and self.grpo.loss_function is None:
             advice = "the engines' weights, merged in bf16, lose small updates: set grpo.mismatch, or precision fp32"
             raise ConfigError("lora.rank", self.lora.rank, advice)
-        if self.grpo.kl_coefficient > 0 and self.checkpoint.load is not None:
+        of_the_base = self.grpo.kl_coefficient > 0 and self.grpo.teacher is None
+        if of_the_base and self.checkpoint.load is not None:
             advice = (
                 "the KL term compares with the model without a LoRA adapter: merge this one into it "
                 "(lwz convert export), and name that folder in model.hf"

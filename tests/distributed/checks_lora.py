@@ -19,7 +19,7 @@ from megatron_lwz.models.hf.load import NewAdapter, load_adapter
 from megatron_lwz.training.checkpoint import load_checkpoint, run_state
 from megatron_lwz.training.checkpoint_writer import write_snapshot
 from megatron_lwz.training.initial import build_train_state
-from megatron_lwz.training.reference import ReferenceWeights, with_weights
+from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import StepResult, train_step
 from tests.distributed.checks_layouts import _distance, _micro_batch, _statistics, _weighted_loss
@@ -66,7 +66,7 @@ def _measure_one(folder: str, case: str, sections: dict[str, Any]) -> dict[str, 
     whole = [_micro_batch(given, pack) for pack in PACKS]
     mine = whole[groups.data_rank() :: groups.data_size()]
     values = _statistics(state, whole, given)
-    with with_weights(state, reference := ReferenceWeights(state)):
+    with (reference := ReferenceWeights(state)).at_work(state):
         based = _statistics(state, whole, given)
     again = _statistics(state, whole, given)
     first = train_step(state, mine, _weighted_loss, tokens(), accept=lambda _: False)

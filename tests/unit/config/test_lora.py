@@ -58,6 +58,8 @@ def test_what_makes_no_sense_is_refused(lora: dict[str, Any], said: str) -> None
 def test_grpo_asks_for_a_base_that_the_run_begins_with_and_for_a_correction_of_rounding() -> None:
     tree = {"model": MODEL, "lora": {"rank": 8}, "checkpoint": {"load": "sft"}, **GRPO}
     validate(tree | {"grpo": {"kl_coefficient": 0.0}}).check_grpo()
+    taught = {"kl_coefficient": 1.0, "kl_placement": "reward", "teacher": "models/t", "zero_variance": "keep"}
+    validate(tree | {"grpo": taught}).check_grpo()
     with pytest.raises(ConfigError, match=r"lora\.rank.*merged in bf16, lose small updates: set grpo\.mismatch"):
         validate(tree | {"grpo": {"mismatch": "none"}}).check_grpo()
     with pytest.raises(ConfigError, match=r"checkpoint\.load.*compares with the model without a LoRA adapter"):

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from megatron_lwz.config import Config, validate
+from megatron_lwz.config.sections import LoraSection
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.errors import ConfigError, DataError
-from megatron_lwz.training.teacher import check_same_tokens
+from megatron_lwz.training.teacher import check_same_tokens, teacher_config
 from tests.support.tiny_qwen2 import write_word_tokenizer
 
 
@@ -40,3 +41,9 @@ def test_a_teacher_needs_its_coefficient_and_every_group() -> None:
     with pytest.raises(ConfigError, match=r"grpo\.zero_variance.*'drop'.*keep"):
         config(kl_coefficient=1.0).check_grpo()
     config(kl_coefficient=1.0, kl_placement="reward", zero_variance="keep").check_grpo()
+
+
+def test_a_teacher_has_no_adapter_of_the_policys() -> None:
+    run = config(kl_coefficient=1.0).model_copy(update={"lora": LoraSection(rank=8)})
+    assert run.adapter() is not None
+    assert not teacher_config(run).lora.rank
