@@ -65,10 +65,10 @@ def _measure_one(folder: str, case: str, sections: dict[str, Any]) -> dict[str, 
     state, given, oracle = _state(config_of(folder, case, sections), folder)
     whole = [_micro_batch(given, pack) for pack in PACKS]
     mine = whole[groups.data_rank() :: groups.data_size()]
-    values = _statistics(state, whole, given)
+    values = _statistics(state.chunks, whole, given)
     with (reference := ReferenceWeights(state)).at_work(state):
-        based = _statistics(state, whole, given)
-    again = _statistics(state, whole, given)
+        based = _statistics(state.chunks, whole, given)
+    again = _statistics(state.chunks, whole, given)
     first = train_step(state, mine, _weighted_loss, tokens(), accept=lambda _: False)
     errors = _gradient_errors(state, oracle)
     steps = [train_step(state, mine, _weighted_loss, tokens()) for _ in range(3)]
