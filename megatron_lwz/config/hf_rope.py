@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from megatron_lwz.config.hf_reader import HfReader, is_one_of
 from megatron_lwz.config.model import Architecture, Yarn
 from megatron_lwz.errors import DataError
@@ -103,7 +105,11 @@ def _yarn(found: HfReader, name: str, table: dict[str, Any], positions: int) -> 
         raise found.error(
             name, "YaRN's factor must be at least 1, its original length a whole number, all others above 0"
         )
-    return Yarn(**values | {_ORIGINAL: int(original)})
+    try:
+        return Yarn(**values | {_ORIGINAL: int(original)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise found.error(name, f"{first['loc'][0]}: {first['msg']}") from error
 
 
 def _check_both(found: HfReader, tables: dict[str, dict[str, Any]], scalings: list[Yarn | None]) -> None:

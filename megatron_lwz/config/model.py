@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from megatron_lwz.config.base import Section, UserPath
 from megatron_lwz.config.families import FAMILIES, Family
@@ -69,6 +69,14 @@ class Architecture(Section):
         "language",
         description="language: next-token log-probs; scalar: one score per text, Hugging Face's …ForSequenceClassification",
     )
+
+    @field_validator("rope_scaling")
+    @classmethod
+    def _angles_grow_slower(cls, given: Yarn | None, info: ValidationInfo) -> Yarn | None:
+        """YaRN looks for the dimension whose pair turns so many times: without a base above 1 there is none."""
+        if given is not None and info.data.get("rope_theta", math.inf) <= 1:
+            raise ValueError(f"YaRN needs a rope_theta above 1, not {info.data['rope_theta']:g}")
+        return given
 
     @property
     def family(self) -> Family:

@@ -7,6 +7,7 @@ replies with scores or ranks.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,10 @@ _STRENGTHS = ("overall_preference", "preference_strength")
 """Columns with a number below 0 where the first reply is better, above 0 where the second is (HelpSteer)."""
 FLAGS = ("winner_model_a", "winner_model_b", "winner_tie")
 """Columns of which one is true: the first reply is better, the second is, neither (Arena's 55k votes)."""
+_VOTES = (
+    "chosen", "rejected", "winner", "loser", "prefer", "score", "rating", "rank", "margin", "vote", "upvote", "downvote",
+)  # fmt: skip
+"""How words begin in the names of columns that tell the vote, such as HelpSteer's `individual_preference`."""
 _LISTS = ("completions", "answers", "responses")
 _LIST_TEXTS = ("response", "text", "answer", "content", "completion")
 _TURN_KEYS = ("role", "from", "messages", "human", "user", "input", "question")
@@ -101,7 +106,7 @@ def holds_vote(name: str) -> bool:
     """Returns whether a column holds a reply of a pair, or says which one people preferred."""
     name = name.lower()
     known = {*_WINNERS, *_STRENGTHS, *_LISTS, *FLAGS, *(column for names in (*_CHOICES, *_TWO) for column in names)}
-    return name in known or name.startswith(("chosen", "rejected", "score_", "rating_", "winner")) or name == "margin"
+    return name in known or any(word.startswith(_VOTES) for word in re.split(r"[^a-z]+", name))
 
 
 def finite(value: Any, name: str) -> float | None:

@@ -207,6 +207,15 @@ REFUSED = [
     ({"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 1.5}}, "a whole number"),
     ({"rope_scaling": {"type": "yarn", "factor": 4, "mscale": 0.7}}, "'mscale' is not supported"),
     ({"rope_scaling": {"type": "yarn", "factor": 4, "truncate": False}}, "whole dimensions only"),
+    ({"rope_scaling": {"type": "yarn", "factor": 1e300}}, "rope_scaling = .*factor: .*too large"),
+    (
+        {"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 1e300}},
+        "rope_scaling = .*original.*too large",
+    ),
+    (
+        {"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 4}},
+        "rope_scaling = .*needs a rope_theta above 1, not 1",
+    ),
     (
         {"rope_scaling": {"type": "yarn", "factor": 4}, "original_max_position_embeddings": 9},
         "original_max_position_embeddings = 9: differs from the 32768 of rope_scaling",

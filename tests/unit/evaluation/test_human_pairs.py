@@ -68,6 +68,9 @@ def test_components_read_a_row_as_in_training_without_the_vote(tmp_path):
     (pair,) = read(tmp_path, row | {"length": {"lower": 1, "upper": 2}, "language": "zh"}).pairs
     assert (pair.prompt.length, pair.prompt.language) == (LengthRange(1, 2), "zh")
     assert pair.prompt.extra == {"reference": "r", "hint": 1}
+    told = ("individual_preference", "preference_elaboration", "better-rating", "all_votes", "quality_score", "Ranking")
+    (pair,) = read(tmp_path, row | dict.fromkeys(told, 1)).pairs
+    assert pair.prompt.extra == {"reference": "r", "hint": 1}, "HelpSteer's columns, and others that tell the vote"
     (pair,) = read(tmp_path, row | {"length": 300}).pairs
     assert pair.prompt.length is None, "a length that asks for nothing"
 
