@@ -48,6 +48,7 @@ _FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "is_encoder_decoder": ((False, None), "only decoders are supported"),
     "use_mrope": ((False, None), "multimodal RoPE is not supported"),
     "partial_rotary_factor": ((1, None), "RoPE turns whole heads only"),
+    "dual_chunk_attention_config": ((None, {}), "vLLM would attend in chunks, and nobody else: remove the key"),
     "per_layer_config": ((None, {}), "all layers must be alike"),
     "quantization_config": ((None, {}), "quantized weights cannot be read: use the folder with bf16 or fp32 weights"),
     "compression_config": ((None, {}), "compressed weights cannot be read: use the folder with bf16 or fp32 weights"),

@@ -242,6 +242,7 @@ REFUSED = [
     ({"attention_dropout": 0.1}, "attention_dropout = 0.1"),
     ({"is_causal": False}, "is_causal = False"),
     ({"use_mrope": True}, "use_mrope = True"),
+    ({"dual_chunk_attention_config": {"chunk_size": 262144}}, "dual_chunk_attention_config = .*remove the key"),
     ({"per_layer_config": {"0": {"rms_norm_eps": 1e-3}}}, "per_layer_config"),
     ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config = .*'fp8'"),
     ({"auto_map": {"AutoModel": "modeling.Mine"}}, "auto_map = .*code of its own"),
