@@ -71,7 +71,7 @@ def _score(
         async def run() -> list[dict[str, PairScores]]:
             try:
                 with Bar("pairs") as bar:
-                    return await score_pairs(pairs, rewards, kept, at_once=max(_AT_ONCE, judge.concurrency), shown=bar)
+                    return await score_pairs(pairs, rewards, kept, most=max(_AT_ONCE, judge.concurrency), shown=bar)
             finally:
                 await close_rewards(rewards)
 

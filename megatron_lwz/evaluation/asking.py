@@ -1,12 +1,12 @@
-"""Asks a judge many questions, and fails early if the judge answers none of the first ones."""
+"""Asks many questions at once, and fails early if a judge answers none of the first ones."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from megatron_lwz.errors import EngineError
+from megatron_lwz.errors import LwzError
 from megatron_lwz.rewards.judge_client import Judge, Question, Verdict
 
 T = TypeVar("T")
@@ -23,28 +23,49 @@ async def ask_all(
     """
     verdicts: list[Verdict[T] | None] = [None] * len(questions)
     patience = min(judge.concurrency, len(questions))
-    work = iter(range(len(questions)))
-    done = 0
+
+    async def ask(place: int) -> None:
+        verdicts[place] = await judge.ask(questions[place], read)
+
+    def check(done: int) -> None:
+        if done >= patience:
+            refuse_silence(judge, patience)
+
+    await at_once(ask, len(questions), patience, shown, check)
+    return verdicts
+
+
+async def at_once(
+    one: Callable[[int], Awaitable[None]], total: int, workers: int, shown: Shown, check: Callable[[int], None]
+) -> None:
+    """Does `one` for every place below `total`, so many at once. `check` gets the number done, and may raise.
+
+    Raises the first LwzError, and ends what is in progress.
+    """
+    work, done = iter(range(total)), 0
 
     async def worker() -> None:
         nonlocal done
         for place in work:
-            verdicts[place] = await judge.ask(questions[place], read)
+            await one(place)
             done += 1
-            shown(done, len(questions))
-            counters = judge.counters
-            replied = counters["answered"] + counters["malformed"]
-            if judge.last_failure is not None and not replied and counters["asked"] >= patience and done >= patience:
-                raise judge.last_failure
+            shown(done, total)
+            check(done)
 
-    shown(0, len(questions))
+    shown(0, total)
     lost: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(patience):
+            for _ in range(workers):
                 group.create_task(worker())
-    except* EngineError as failed:
+    except* LwzError as failed:
         lost = failed.exceptions[0]
     if lost is not None:  # if raised inside `except*`, early releases of Python 3.11 would wrap it into a group again
         raise lost
-    return verdicts
+
+
+def refuse_silence(judge: Judge, patience: int) -> None:
+    """Raises the judge's EngineError when so many questions were asked and none was replied to."""
+    replied = judge.counters["answered"] + judge.counters["malformed"]
+    if judge.last_failure is not None and not replied and judge.counters["asked"] >= patience:
+        raise judge.last_failure

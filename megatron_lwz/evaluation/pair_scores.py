@@ -17,9 +17,9 @@ from typing import Any
 
 from megatron_lwz.config.base import ComponentSection
 from megatron_lwz.config.sections import FunctionReward, OverlapReward, RewardSection, WritingReward
-from megatron_lwz.errors import EngineError, LwzError
+from megatron_lwz.errors import EngineError
 from megatron_lwz.evaluation.agreement import Choice
-from megatron_lwz.evaluation.asking import Shown
+from megatron_lwz.evaluation.asking import Shown, at_once, refuse_silence
 from megatron_lwz.evaluation.human_pairs import HumanPair
 from megatron_lwz.rewards.composite import component_sections, measured
 from megatron_lwz.rewards.judge_base import JudgedComponent
@@ -105,38 +105,23 @@ async def score_pairs(
     rewards: Sequence[RewardFn],
     kept: KeptScores,
     *,
-    at_once: int,
+    most: int,
     shown: Shown = lambda *_: None,
 ) -> list[dict[str, PairScores]]:
-    """Returns, for every pair, component → scores. Each pair is a group of two, scored as a group in training.
+    """Returns, for every pair, component → scores, `most` pairs at once. Each pair is a group of two, scored as in training.
 
     Raises EngineError when a judge or a reward model answers none of the first questions, and ConfigError when a prompt
     does not fit the settings.
     """
     found: list[dict[str, PairScores]] = [{} for _ in pairs]
-    work, patience = iter(range(len(pairs))), min(at_once, len(pairs))
-    done = 0
+    patience = min(most, len(pairs))
 
-    async def worker() -> None:
-        nonlocal done
-        for place in work:
-            pair = pairs[place]
-            columns = await asyncio.gather(*(_column(reward, pair, kept) for reward in rewards))
-            found[place] = dict(zip((reward.name for reward in rewards), columns, strict=True))
-            done += 1
-            shown(done, len(pairs))
-            _refuse_silence(rewards, patience)
+    async def score(place: int) -> None:
+        pair = pairs[place]
+        columns = await asyncio.gather(*(_column(reward, pair, kept) for reward in rewards))
+        found[place] = dict(zip((reward.name for reward in rewards), columns, strict=True))
 
-    shown(0, len(pairs))
-    lost: BaseException | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(patience):
-                group.create_task(worker())
-    except* LwzError as failed:
-        lost = failed.exceptions[0]
-    if lost is not None:  # if raised inside `except*`, early releases of Python 3.11 would wrap it into a group again
-        raise lost
+    await at_once(score, len(pairs), patience, shown, lambda _done: _refuse_silence(rewards, patience))
     return found
 
 
@@ -153,10 +138,7 @@ def _refuse_silence(rewards: Sequence[RewardFn], patience: int) -> None:
     """Raises EngineError when a server has answered none of the first questions: then its address or name is wrong."""
     for reward in rewards:
         if isinstance(reward, JudgedComponent):
-            judge = reward.judge
-            replied = judge.counters["answered"] + judge.counters["malformed"]
-            if judge.last_failure is not None and not replied and judge.counters["asked"] >= patience:
-                raise judge.last_failure
+            refuse_silence(reward.judge, patience)
         elif isinstance(reward, WritingComponent):
             said = reward.counters
             failed = {name: count for name, count in said.items() if name.startswith("masked/") and count >= _FIRST}
