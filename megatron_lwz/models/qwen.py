@@ -33,7 +33,8 @@ from megatron_lwz.models.reward_model import RewardModel
 from megatron_lwz.models.rotary import RotaryTable
 
 _log = logging.getLogger(__name__)
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""`training.precision` → type of the parameters."""
 _BACKENDS = {"transformer_engine": "transformer_engine", "flash": "flash_attn", "torch": None}
 """Attention back end → the package that it needs; the first that can run is `auto`'s choice."""
 
@@ -73,7 +74,7 @@ def _unusable(backend: str, config: Config) -> str | None:
 
 def transformer_config(arch: Architecture, config: Config) -> TransformerConfig:
     """Returns Megatron's settings for this architecture, layout, precision and machine."""
-    layout, dtype = config.parallel, _DTYPES[config.training.precision]
+    layout, dtype = config.parallel, DTYPES[config.training.precision]
     settings: dict[str, Any] = {
         "num_layers": arch.num_hidden_layers,
         "hidden_size": arch.hidden_size,

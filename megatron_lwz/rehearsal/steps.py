@@ -19,7 +19,7 @@ from megatron_lwz.rehearsal import batches
 from megatron_lwz.training.grpo_batches import prepare_updates
 from megatron_lwz.training.grpo_update import PolicyUpdates
 from megatron_lwz.training.optimizer import Schedule, build_optimizer, wrap_data_parallel
-from megatron_lwz.training.reference import Reference, ReferenceWeights
+from megatron_lwz.training.reference import frozen_model
 from megatron_lwz.training.reward_model import PairTask
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import AccumulatingStep, LossFn, TokenLossFn, forward_metrics
@@ -110,7 +110,7 @@ def _grpo(_stage: str, state: TrainState, size: batches.Size, watch: Watch) -> O
     config = state.config
     batch = batches.sequences(config, size.times(config.training.updates_per_batch))
     with watch.during("log-probs"):
-        reference = _frozen(state)
+        reference = frozen_model(state, lambda config: Teacher(build_teacher(config)))  # its weights without meaning
         watch.begins(batches.first_micro_batch(batch, config))
         updates = prepare_updates(state, batch, config, reference)
     run = PolicyUpdates(state, config)
@@ -121,13 +121,6 @@ def _grpo(_stage: str, state: TrainState, size: batches.Size, watch: Watch) -> O
     passes = (config.training.updates_per_batch > 1) + (reference is not None)
     notes = {"metrics": sorted(losses[0]), "log_prob_passes": passes}
     return sum(len(update.micro_batches) for update in updates), notes
-
-
-def _frozen(state: TrainState) -> Reference | None:
-    """Returns the frozen model of the KL term, a teacher's weights without meaning."""
-    if state.config.grpo.kl_coefficient == 0:
-        return None
-    return ReferenceWeights(state) if state.config.grpo.teacher is None else Teacher(build_teacher(state.config))
 
 
 def _language_modeling(stage: str, state: TrainState, size: batches.Size, watch: Watch) -> Outcome:

@@ -6,7 +6,7 @@ base, without a copy: its adapters are switched off.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -79,13 +79,14 @@ def first_state(config: Config) -> tuple[TrainState, Reference | None]:
     state = build_train_state(config)
     for policy in state.policies:
         policy.temperature = config.rollout.temperature  # log-probs of the distribution the engines sample from
-    return state, _reference(state)
+    return state, frozen_model(state)
 
 
-def _reference(state: TrainState) -> Reference | None:
+def frozen_model(state: TrainState, teacher: Callable[[Config], Reference] = load_teacher) -> Reference | None:
+    """Returns the frozen model of the KL term; None without that term. `teacher` makes a config's teacher. Collective."""
     if state.config.grpo.kl_coefficient == 0:
         return None
-    return ReferenceWeights(state) if state.config.grpo.teacher is None else load_teacher(state.config)
+    return ReferenceWeights(state) if state.config.grpo.teacher is None else teacher(state.config)
 
 
 def _parameters(state: TrainState) -> list[torch.nn.Parameter]:

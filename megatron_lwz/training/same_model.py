@@ -11,20 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from megatron_lwz.config import Architecture, load_config
 from megatron_lwz.distributed import exchange
 from megatron_lwz.errors import CheckpointError, LwzError
 from megatron_lwz.models.hf.export import checksum_policy
+from megatron_lwz.models.qwen import DTYPES
 from megatron_lwz.reading import read_object
 from megatron_lwz.run_paths import with_config
 from megatron_lwz.training.checkpoint_sums import STATE_FILE
 
 log = logging.getLogger(__name__)
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def check_same_model(arch: Architecture, folder: Path) -> None:
@@ -63,7 +61,7 @@ def check_same_base(policies: Sequence[Any], folder: Path) -> None:
             there = saved["lora"].get(key)
             raise CheckpointError(folder, f"its adapter has lora.{key} {there}, this config {value}: use that one")
     if saved["dtype"] != own["dtype"]:
-        own["base"] = checksum_policy(policies, dtype=_DTYPES[saved["dtype"]], merged=False)
+        own["base"] = checksum_policy(policies, dtype=DTYPES[saved["dtype"]], merged=False)
     if saved["base"] != own["base"]:
         sums = f"checksum {saved['base']} in {saved['dtype']}, that of this config's model is {own['base']}"
         raise CheckpointError(folder, f"its adapter belongs to another base model ({sums}): name that one in model.hf")
@@ -76,14 +74,14 @@ def _adapter_of(folder: Path) -> dict[str, Any] | None:
     found = read_object(folder / STATE_FILE).get("adapter")
     if found is None:
         return None
-    if not isinstance(found, dict) or not isinstance(found.get("lora"), dict) or found.get("dtype") not in _DTYPES:
+    if not isinstance(found, dict) or not isinstance(found.get("lora"), dict) or found.get("dtype") not in DTYPES:
         raise CheckpointError(folder, f"{STATE_FILE} is damaged: its 'adapter' is none")
     return {"base": None} | found
 
 
 def _dtype_name(policies: Sequence[Any]) -> str:
     dtype = next(policies[0].parameters()).dtype
-    return next(name for name, known in _DTYPES.items() if known == dtype)
+    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def _check(arch: Architecture, folder: Path) -> None:
