@@ -28,6 +28,8 @@ TRAINER = """
 first = "SLURM_RESTART_COUNT" not in os.environ
 if os.environ.get("STAND_IN") == "hangs" and first:
     time.sleep(1000)
+while open(os.environ["RECORD"]).read().count('["vllm"') < int(os.environ.get("ENGINES", 0)):
+    time.sleep(0.02)  # else the job could end before the engines of a slow node have begun
 run = os.environ["RUN"]
 os.makedirs(run, exist_ok=True)
 if os.environ.get("STAND_IN") == "saves" and first:
@@ -129,7 +131,7 @@ def started(place: Path, script: str) -> list[tuple]:
     (place / "record.jsonl").unlink(missing_ok=True)
     folder = place / "slurm"
     folder.rename(place / "slurm-before") if folder.exists() else None
-    job, ends = run_job(place, script)
+    job, ends = run_job(place, script, ENGINES="8")
     assert ends == [0], job.output.read_text()
     found = []
     for name, argv, env in records(place):
