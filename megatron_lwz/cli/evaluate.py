@@ -14,6 +14,7 @@ COMMANDS = {
     "arena-write": ("megatron_lwz.cli.evaluate_arena_write", "pairwise judgements: Elo, win rates, the judge's bias"),
     "preferences": ("megatron_lwz.cli.evaluate_preferences", "reward components against human choices: which agree"),
     "compare": ("megatron_lwz.cli.evaluate_compare", "several runs side by side, with the published figures apart"),
+    "curve": ("megatron_lwz.cli.evaluate_curve", "quality, slop, repetition over the position: where a text decays"),
     "text": ("megatron_lwz.cli.evaluate_text", "length, repetition, truncation, format, language: needs no judge"),
 }
 """Name → (module with `main(argv)`, what it does)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.cli import common, evaluate_judge
-from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, write_json, write_rows
+from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, warn, write_json, write_rows
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import longbench_write
 from megatron_lwz.evaluation.longbench_write import LABELS, LongBenchReport, RulerStep
@@ -55,7 +55,7 @@ def _responses(path: Path, tasks: Sequence[Task]) -> tuple[list[Response], int]:
         raise DataError(path, f"response {strange[0]!r} answers no prompt of the file: are these its responses?")
     missing = len(known - {response.id for response in responses})
     if missing:
-        common.console(stderr=True).print(f"warning: {missing} of {len(known)} prompts have no response", markup=False)
+        warn(f"{missing} of {len(known)} prompts have no response")
     return responses, missing
 
 

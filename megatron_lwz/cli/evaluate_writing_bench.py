@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.cli import common, evaluate_judge, option_types
-from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, write_json
+from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, warn, write_json
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import judge_prompts
 from megatron_lwz.evaluation import writing_bench_files as files
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     if options.scores:
         scores, repeated = files.read_scores(options.scores, benchmark)
         if repeated:
-            _warn(f"{options.scores}: {repeated} rows were scored twice; the later one counts, once")
+            warn(f"{options.scores}: {repeated} rows were scored twice; the later one counts, once")
         result["wording"] = "unknown: scores of a file"
     else:
         judged = _judge(options, benchmark, folder, result)
@@ -69,9 +69,9 @@ def _judge(options: argparse.Namespace, benchmark: Benchmark, folder: Path, resu
     missing = len(benchmark.queries) - len(responses)
     result |= {"wording": wording, "missing": missing, "incomplete": list(judged.incomplete)}
     if missing:
-        _warn(f"{missing} of {len(benchmark.queries)} queries have no response")
+        warn(f"{missing} of {len(benchmark.queries)} queries have no response")
     if judged.incomplete:
-        _warn(f"{len(judged.incomplete)} queries are left out: the judge gave no score for one of their criteria")
+        warn(f"{len(judged.incomplete)} queries are left out: the judge gave no score for one of their criteria")
     return judged
 
 
@@ -120,10 +120,6 @@ def _write(folder: Path, result: Mapping[str, Any], found: Mapping[str, Estimate
     shown = {name: value for name, value in found.items() if not name.startswith("Domain2")}
     show_estimates(f"{result['name']}: {lead}", shown)
     common.console().print(str(page), markup=False)
-
-
-def _warn(text: str) -> None:
-    common.console(stderr=True).print(f"warning: {text}", markup=False)
 
 
 def _parser() -> argparse.ArgumentParser:

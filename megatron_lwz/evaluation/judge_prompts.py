@@ -16,6 +16,7 @@ from typing import Any
 from megatron_lwz.errors import DataError
 from megatron_lwz.reading import read_text
 from megatron_lwz.rewards.judge_client import Question, mark
+from megatron_lwz.rewards.judge_json import as_score, read_object
 
 QUALITY_DIMENSIONS = (
     "Relevance",
@@ -66,6 +67,27 @@ Go by what the piece really contains, not by its length or its looks. A piece th
 for, or that invents facts, belongs to the lowest levels.
 
 Answer: {{"reason": "what in the piece decides it, in two or three sentences", "score": whole number from 1 to 10}}"""
+_PASSAGE = """A writer was given this request:
+
+{request}
+
+One passage was cut out of the finished piece. It may begin and end in the middle of something:
+
+{passage}
+
+Judge only this passage, on four criteria, each with a whole number from 1 (worst) to 10 (best); be demanding, 5 is ordinary work \
+and 10 is rare.
+- Substance: is it concrete, and does something happen or get said in every paragraph? Padding and restating are faults.
+- Coherence: does each sentence follow from the one before, without contradiction, and does it serve the request?
+- Language: is it precise, varied and correct, without worn phrases?
+- Reading: does one want to read on?
+Do not lower a mark because the passage begins or breaks off in the middle, or because it is only a part of what was asked for.
+
+Answer: {{"reason": "what in the passage decides it, in two or three sentences", "Substance": n, "Coherence": n, "Language": n, \
+"Reading": n}}"""
+PASSAGE_CRITERIA = ("Substance", "Coherence", "Language", "Reading")
+"""What each part of a text is judged by, from 1 to 10."""
+PASSAGE_VERSION = "lwz-passage-1"
 QUALITY_VERSION = "lwz-quality-1"
 CRITERION_VERSION = "lwz-criterion-1"
 
@@ -78,7 +100,7 @@ def quality_question(request: str, piece: str, public: str | None = None) -> Que
     if public is not None:
         parts = {"$INST$": request, "$RESPONSE$": piece}
         asked = re.sub(r"\$INST\$|\$RESPONSE\$", lambda found: parts[found.group()], public)
-        return Question(asked, f"longbench-write@{_digest(public)}")
+        return Question(asked, f"longbench-write@{digest(public)}")
     return Question(_QUALITY.format(request=mark(request), piece=mark(piece)), QUALITY_VERSION, _SYSTEM)
 
 
@@ -96,10 +118,25 @@ def criterion_question(
             "response": piece,
             "criteria": str(dict(criterion)),
         }  # the public script prints a dict
-        return Question(_fill(template, parts), f"writing-bench@{_digest(system + template)}", system, sample)
+        return Question(_fill(template, parts), f"writing-bench@{digest(system + template)}", system, sample)
     scale = "\n".join(f"{key}: {value}" for key, value in criterion.items())
     asked = _CRITERION.format(request=mark(request), piece=mark(piece), criterion=mark(scale))
     return Question(asked, CRITERION_VERSION, _SYSTEM, sample)
+
+
+def passage_question(request: str, passage: str) -> Question:
+    """Returns the question for the marks of a part of a piece. It does not say where the part stands."""
+    return Question(_PASSAGE.format(request=mark(request), passage=mark(passage)), PASSAGE_VERSION, _SYSTEM)
+
+
+def read_passage_marks(reply: str) -> dict[str, float] | None:
+    """Returns the marks of a reply by criterion, 1 to 10, and their mean as `quality`; None if one is missing."""
+    found = read_object(reply, PASSAGE_CRITERIA)
+    scores = {name: as_score(found[name], 1, 10) for name in PASSAGE_CRITERIA} if found else {}
+    given = {name: score for name, score in scores.items() if score is not None}
+    if len(given) < len(PASSAGE_CRITERIA):
+        return None
+    return given | {"quality": sum(given.values()) / len(given)}
 
 
 def read_writing_bench_prompt(path: Path) -> tuple[str, str]:
@@ -132,5 +169,6 @@ def _fill(template: str, parts: Mapping[str, str]) -> str:
     return filled
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Returns what names a wording in its version."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
