@@ -13,6 +13,7 @@ from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, war
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import curve, longform_files
 from megatron_lwz.evaluation.asking import Shown
+from megatron_lwz.evaluation.compare import judge_name
 from megatron_lwz.evaluation.curve import CHANGE, LABELS, CurveReport
 from megatron_lwz.evaluation.journaled import read_run
 from megatron_lwz.evaluation.longform_files import Rubric, Story
@@ -119,7 +120,7 @@ def _marks_of_file(stories: list[Story] | None, rubric: Rubric | None, result: d
 def _write(folder: Path, name: str, result: dict[str, Any], found: CurveReport) -> None:
     write_json(folder / "curve.json", result)
     write_rows(folder / "curve_rows.jsonl", found.rows)
-    judge = f", judged by {result['judge']['model']} ({result['judge']['wording']})" if "judge" in result else ""
+    judge = f", judged by {judge_name(result['judge'])} ({result['judge']['wording']})" if "judge" in result else ""
     lead = f"{len(found.rows)} texts, {result['source']}, {result['cut']}{judge}"
     page = folder / "curve.html"
     x_label = "chapter" if result["cut"] == "chapters" else f"part of the text ({result['cut']})"

@@ -68,5 +68,5 @@ def test_a_broken_list_is_named(tmp_path):
     (tmp_path / "data" / "slop_list.json").write_text('{"a": 1}')
     with pytest.raises(DataError, match=r"slop_list.json: not a slop list"):
         read_slop(tmp_path)
-    with pytest.raises(DataError, match="no slop_list.json here"):
+    with pytest.raises(DataError, match=r"no slop_list.json here"):
         read_slop(tmp_path / "data" / "x")
