@@ -11,23 +11,25 @@ from typing import Any
 
 from megatron_lwz import reading
 from megatron_lwz.errors import DataError
-from megatron_lwz.evaluation import curve, longbench_write, measure
+from megatron_lwz.evaluation import curve, hello_bench, longbench_write, measure
 from megatron_lwz.evaluation.arena_write import Game, Tournament, elo_difference
 from megatron_lwz.evaluation.statistics import Estimate, estimate
 
 _FAULTS = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
 """Errors of a file that is JSON but has another form."""
-KINDS = ("arena_write", "writing_bench", "longbench_write", "curve", "text")
+KINDS = ("arena_write", "writing_bench", "longbench_write", "hello_bench", "curve", "text")
 """The results that are compared, in the order in which they are shown."""
 FILES = tuple(f"{kind}.json" for kind in KINDS)
 UNJUDGED: Mapping[str, Collection[str]] = {
     "longbench_write": ("s_l",),
+    "hello_bench": tuple(hello_bench.MEASURED),
     "curve": (*curve.MEASURED, *(curve.CHANGE + name for name in curve.MEASURED)),
     "text": tuple(measure.LABELS),
 }
 """Maps each kind to its metrics without a judge, which compare whoever judged the others."""
 _LABELS: Mapping[str, Mapping[str, str]] = {
     "longbench_write": longbench_write.LABELS,
+    "hello_bench": hello_bench.MEASURED,
     "curve": curve.LABELS,
     "text": measure.LABELS,
 }
@@ -125,7 +127,7 @@ def _figures(result: Mapping[str, Any], kind: str) -> dict[Row, Estimate]:
         raise ValueError(f"kind {result['kind']!r:.80}")
     found = {}
     for metric, value in result["metrics"].items():
-        if metric.startswith("Domain2"):
+        if metric.startswith(("Domain2", "Category_")):
             continue
         condition = _condition(result, judged=metric not in UNJUDGED.get(kind, ()))
         figure = Estimate(**{name: _number(part) for name, part in value.items()})

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_lwz.errors import DataError
 from megatron_lwz.reading import read_text
 from megatron_lwz.rewards.judge_client import Question, mark
-from megatron_lwz.rewards.judge_json import as_score, read_object
+from megatron_lwz.rewards.judge_json import as_score, read_object, read_objects
 
 QUALITY_DIMENSIONS = (
     "Relevance",
@@ -85,6 +86,23 @@ Do not lower a mark because the passage begins or breaks off in the middle, or b
 
 Answer: {{"reason": "what in the passage decides it, in two or three sentences", "Substance": n, "Coherence": n, "Language": n, \
 "Reading": n}}"""
+_CHECKLIST = """A writer was given this request:
+
+{request}
+
+and wrote this piece:
+
+{piece}
+
+Here is a checklist of questions about it:
+
+{items}
+
+Answer every question with 0 (no), 0.25, 0.5 (partly), 0.75 or 1 (yes, and nothing about it could be better). Go by what the piece \
+really contains; be strict, 1 is rare.
+
+Answer: {{"reason": "what decides it, in a few sentences", {keys}}}"""
+CHECKLIST_VERSION = "lwz-checklist-scores-1"
 PASSAGE_CRITERIA = ("Substance", "Coherence", "Language", "Reading")
 """What each part of a text is judged by, from 1 to 10."""
 PASSAGE_VERSION = "lwz-passage-1"
@@ -124,6 +142,48 @@ def criterion_question(
     return Question(asked, CRITERION_VERSION, _SYSTEM, sample)
 
 
+def checklist_question(
+    request: str, piece: str, checklist: Sequence[str], public: tuple[str, str] | None = None
+) -> Question:
+    """Returns the question for a score from 0 to 1 of each item of a checklist.
+
+    `public` is (system, template) of HelloBench's llm_judge.py. If it is given, the question uses its wording.
+    """
+    if public is not None:
+        system, template = public
+        listed = [{"checklist_id": number, "checklist_content": item} for number, item in enumerate(checklist)]
+        parts = {
+            "instruction": request,
+            "response": piece,
+            "checklists": json.dumps(listed, ensure_ascii=False),
+            "num_checklist": str(len(checklist)),
+        }
+        return Question(_fill(template, parts), f"hello-bench@{digest(system + template)}", system)
+    items = "\n".join(f"{number}. {item}" for number, item in enumerate(checklist, start=1))
+    keys = ", ".join(f'"{number}": n' for number in range(1, len(checklist) + 1))
+    asked = _CHECKLIST.format(request=mark(request), piece=mark(piece), items=mark(items), keys=keys)
+    return Question(asked, CHECKLIST_VERSION, _SYSTEM)
+
+
+def read_checklist_scores(reply: str, items: int, *, public: bool) -> list[float] | None:
+    """Returns the scores of a reply in the order of the checklist, None if one is missing or not from 0 to 1."""
+    if public:
+        objects = read_objects(reply, ("checklist_id", "evaluation_score"))[-items:]
+        given: dict[str, Any] = {str(one["checklist_id"]): one["evaluation_score"] for one in objects}
+        values = [given.get(str(number)) for number in range(items)]
+    else:
+        keys = [str(number) for number in range(1, items + 1)]
+        values = [(read_object(reply, keys) or {}).get(key) for key in keys]
+    scores = [as_score(value, 0, 1) for value in values]
+    return [score for score in scores if score is not None] if None not in scores else None
+
+
+def read_hello_bench_prompt(path: Path) -> tuple[str, str]:
+    """Reads (system, template) from HelloBench's llm_judge.py. The file is parsed, never executed. Raises DataError."""
+    parts = ("instruction", "response", "checklists", "num_checklist")
+    return _read_prompt(path, "HelloBench's llm_judge.py", ("SYS_PROMPT", "USER_PROMPT"), parts)
+
+
 def passage_question(request: str, passage: str) -> Question:
     """Returns the question for the marks of a part of a piece. It does not say where the part stands."""
     return Question(_PASSAGE.format(request=mark(request), passage=mark(passage)), PASSAGE_VERSION, _SYSTEM)
@@ -141,6 +201,12 @@ def read_passage_marks(reply: str) -> dict[str, float] | None:
 
 def read_writing_bench_prompt(path: Path) -> tuple[str, str]:
     """Reads (system, template) from WritingBench's prompt.py. The file is parsed, never executed. Raises DataError."""
+    parts = ("query", "response", "criteria")
+    return _read_prompt(path, "WritingBench's prompt.py", ("evaluate_system", "evaluate_prompt"), parts)
+
+
+def _read_prompt(path: Path, name: str, constants: tuple[str, str], parts: Sequence[str]) -> tuple[str, str]:
+    """Reads (system, template) from two constants of a Python file, parsed and never executed. Raises DataError."""
     found: dict[str, str] = {}
     text = read_text(path)
     try:
@@ -149,10 +215,10 @@ def read_writing_bench_prompt(path: Path) -> tuple[str, str]:
                 texts = [part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant)]
                 if len(texts) == 1 and isinstance(texts[0], str):
                     found[node.targets[0].id] = texts[0].strip()
-        system, template = found["evaluate_system"], found["evaluate_prompt"]
-        _fill(template, {"query": "", "response": "", "criteria": ""})
+        system, template = (found[constant] for constant in constants)
+        _fill(template, dict.fromkeys(parts, ""))
     except (SyntaxError, ValueError, LookupError, RecursionError, MemoryError) as error:  # the parser's own limits too
-        raise DataError(path, f"not WritingBench's prompt.py ({error!r})") from error
+        raise DataError(path, f"not {name} ({error!r})") from error
     return system, template
 
 

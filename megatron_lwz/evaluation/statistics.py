@@ -65,6 +65,23 @@ def estimate(
     return Estimate(float(data.mean()), float(low), float(high), len(data))
 
 
+def mean_of_groups(groups: Sequence[Sequence[float]], *, seed: int = 0) -> Estimate | None:
+    """Returns the mean of the groups' means, each of which counts alike, and its bootstrap interval; None without values.
+
+    The values of each group are resampled by themselves. `count` is that of all values.
+    """
+    kept = [np.asarray(values, np.float64) for values in groups if len(values)]
+    if not kept:
+        return None
+    rng = np.random.default_rng(seed)
+    drawn = [
+        rng.multinomial(len(data), np.full(len(data), 1 / len(data)), size=RESAMPLES) @ data / len(data)
+        for data in kept
+    ]
+    low, high = np.percentile(np.mean(drawn, axis=0), levels(min(map(len, kept))))
+    return Estimate(float(np.mean([data.mean() for data in kept])), float(low), float(high), sum(map(len, kept)))
+
+
 def share(
     values: Sequence[float], clusters: Sequence[Hashable] | None = None, weights: Sequence[float] | None = None
 ) -> Estimate | None:

@@ -16,6 +16,7 @@ _NAMES = {
     "arena_write": "Arena-Write",
     "writing_bench": "WritingBench",
     "longbench_write": "LongBench-Write",
+    "hello_bench": "HelloBench",
     "curve": "Over the position in the text",
     "text": "Without a judge",
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_lwz.evaluation.arena_write import LABELS as ARENA_LABELS
 from megatron_lwz.evaluation.arena_write import ArenaReport
+from megatron_lwz.evaluation.hello_bench import MEASURED, HelloReport
 from megatron_lwz.evaluation.longbench_write import LABELS as LONGBENCH_LABELS
 from megatron_lwz.evaluation.longbench_write import LongBenchReport, RulerStep
 from megatron_lwz.evaluation.measure import LABELS, TextReport
@@ -114,6 +115,20 @@ def writing_bench_sections(found: Mapping[str, Estimate], judge: str) -> dict[st
         + table(("the public leaderboard, from", "judge"), list(LEADERBOARD_JUDGES.items())),
         "Domains": estimates_table(domains),
         "Subdomains": f"<details><summary>{len(subdomains)} subdomains</summary>{estimates_table(subdomains)}</details>",
+    }
+
+
+def hello_sections(found: HelloReport) -> dict[str, str]:
+    """Returns the sections of HelloBench: the tasks, and the categories."""
+    categories = {n.removeprefix("Category_"): e for n, e in found.metrics.items() if n.startswith("Category_")}
+    main = {name: e for name, e in found.metrics.items() if not name.startswith("Category_")}
+    scored = {name: e for name, e in main.items() if name not in MEASURED}
+    folded = f"<details><summary>{len(categories)} categories</summary>{estimates_table(categories)}</details>"
+    return {
+        "Scores, (share of the checklist − 75) · 4": estimates_table(main, MEASURED)
+        + charts(intervals("Overall and tasks", scored)),
+        "Categories": folded if categories else "",
+        "Not judged": f"<p>{found.unjudged} responses got no verdict.</p>" if found.unjudged else "",
     }
 
 
