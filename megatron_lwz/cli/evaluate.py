@@ -12,6 +12,10 @@ COMMANDS = {
     "longbench-write": ("megatron_lwz.cli.evaluate_longbench_write", "length and quality scores, LongWrite-Ruler"),
     "writing-bench": ("megatron_lwz.cli.evaluate_writing_bench", "WritingBench: domains and requirements, both eras"),
     "hello-bench": ("megatron_lwz.cli.evaluate_hello_bench", "HelloBench: checklists of five tasks, weighted"),
+    "longgen-bench": (
+        "megatron_lwz.cli.evaluate_longgen_bench",
+        "LongGenBench: entries written, and what they contain",
+    ),
     "arena-write": ("megatron_lwz.cli.evaluate_arena_write", "pairwise judgements: Elo, win rates, the judge's bias"),
     "preferences": ("megatron_lwz.cli.evaluate_preferences", "reward components against human choices: which agree"),
     "compare": ("megatron_lwz.cli.evaluate_compare", "several runs side by side, with the published figures apart"),

@@ -67,17 +67,19 @@ class CurveReport:
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of curve.json. Rows are stored in a separate file."""
+        metrics = {name: value.as_json() for name, value in self.metrics.items()}
+        return {"kind": "curve", "metrics": metrics, "unjudged": self.unjudged} | self.over_position()
+
+    def over_position(self) -> dict[str, Any]:
+        """Returns the curves and the decays, for a result file."""
         return {
-            "kind": "curve",
             "parts": self.parts,
             "reference": self.reference,
-            "metrics": {name: value.as_json() for name, value in self.metrics.items()},
             "curves": {name: _as_json(values) for name, values in self.curves.items()},
             "decays": {
                 name: {"part": decay.part, "differences": _as_json(decay.differences)}
                 for name, decay in self.decays.items()
             },
-            "unjudged": self.unjudged,
         }
 
 
@@ -113,23 +115,35 @@ def summarise(
         for row, mark in zip(rows, found, strict=True):
             row |= mark or {}
     unjudged = sum(mark is None for found in marks or [] for mark in found)
-    parts = max(len(piece.parts) for piece in pieces)
-    reference = max(1, parts // 4)
     named = dict.fromkeys(name for rows in measured for row in rows for name in row)
     names = [*(name for name in LABELS if name in named), *(name for name in named if name not in LABELS)]
     ids = [piece.id for piece in pieces]
     table = {name: [[row.get(name) for row in rows] for rows in measured] for name in names}
+    rows = [_row(piece, rows, names) for piece, rows in zip(pieces, measured, strict=True)]
+    return report(table, ids, rows, unjudged=unjudged, lower_is_better=(*LOWER_IS_BETTER, *lower_is_better))
+
+
+def report(
+    table: Mapping[str, Sequence[Sequence[float | None]]],
+    ids: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    unjudged: int = 0,
+    lower_is_better: Collection[str] = (),
+) -> CurveReport:
+    """Returns the curves of a table: metric → text → value of each part, None where a text has no value."""
+    parts = max(len(text) for values in table.values() for text in values)
     return CurveReport(
         parts,
-        reference,
+        max(1, parts // 4),
         {name: [_column(values, ids, part) for part in range(parts)] for name, values in table.items()},
         {
-            name: find_decay(values, ids, parts=parts, lower_is_better=name in (*LOWER_IS_BETTER, *lower_is_better))
+            name: find_decay(values, ids, parts=parts, lower_is_better=name in lower_is_better)
             for name, values in table.items()
             if name not in UNJUDGED
         },
         _totals(table, ids),
-        [_row(piece, rows, names) for piece, rows in zip(pieces, measured, strict=True)],
+        rows,
         unjudged,
     )
 

@@ -10,11 +10,11 @@ from megatron_lwz.report.evaluation import charts, estimates_table, number, tabl
 from megatron_lwz.report.evaluation_charts import positions
 
 
-def curve_sections(found: CurveReport, x_label: str) -> dict[str, str]:
-    """Returns the sections of the page. `x_label` says what a part is."""
+def curve_sections(found: CurveReport, x_label: str, names: Mapping[str, str] = LABELS) -> dict[str, str]:
+    """Returns the sections of the page. `x_label` says what a part is, `names` maps metrics to their names."""
     drawn = [
         positions(
-            LABELS.get(name, name),
+            names.get(name, name),
             values,
             worse=found.decays[name].part if name in found.decays else None,
             note=verdict(found, name),
@@ -23,22 +23,22 @@ def curve_sections(found: CurveReport, x_label: str) -> dict[str, str]:
         for name, values in found.curves.items()
     ]
     return {
-        "Where it decays": decay_table(found),
+        "Where it decays": decay_table(found, names),
         "Over the position in the text": charts(*drawn),
-        "Every part": _parts_table(found.curves, found.parts),
+        "Every part": _parts_table(found.curves, found.parts, names),
         "Means over the parts, and changes from the first quarter to the last": estimates_table(
-            found.metrics, labels(found.metrics)
+            found.metrics, labels(found.metrics, names)
         ),
         "Not judged": f"<p>{found.unjudged} parts got no verdict.</p>" if found.unjudged else "",
     }
 
 
-def labels(metrics: Mapping[str, Estimate]) -> dict[str, str]:
+def labels(metrics: Mapping[str, Estimate], names: Mapping[str, str] = LABELS) -> dict[str, str]:
     """Returns the names of means and changes in tables."""
     found = {}
     for name in metrics:
         base = name.removeprefix(CHANGE)
-        found[name] = LABELS.get(base, base) + (", change" if base != name else "")
+        found[name] = names.get(base, base) + (", change" if base != name else "")
     return found
 
 
@@ -53,10 +53,10 @@ def verdict(found: CurveReport, name: str) -> str:
     return f"{said} is surely worse than the beginning" if any(decay.differences) else f"{said} to compare"
 
 
-def decay_table(found: CurveReport) -> str:
+def decay_table(found: CurveReport, names: Mapping[str, str] = LABELS) -> str:
     """Returns the table of metrics with the part from which they decay, and the difference there and in the last part."""
     rows = [
-        (LABELS.get(name, name), _part(found, decay), _at(decay, decay.part), _at(decay, found.parts))
+        (names.get(name, name), _part(found, decay), _at(decay, decay.part), _at(decay, found.parts))
         for name, decay in found.decays.items()
     ]
     note = (
@@ -77,9 +77,9 @@ def _at(decay: Decay, part: int | None) -> str:
     return f"{number(e.value)} ({number(e.low)} … {number(e.high)})" if e is not None else "–"
 
 
-def _parts_table(curves: Mapping[str, Sequence[Estimate | None]], parts: int) -> str:
+def _parts_table(curves: Mapping[str, Sequence[Estimate | None]], parts: int, names: Mapping[str, str]) -> str:
     rows = [
-        (LABELS.get(name, name), *(f"{number(e.value)}" if e is not None else "–" for e in values))
+        (names.get(name, name), *(f"{number(e.value)}" if e is not None else "–" for e in values))
         for name, values in curves.items()
     ]
     return table(("part", *map(str, range(1, parts + 1))), rows)

@@ -17,6 +17,7 @@ _NAMES = {
     "writing_bench": "WritingBench",
     "longbench_write": "LongBench-Write",
     "hello_bench": "HelloBench",
+    "longgen_bench": "LongGenBench",
     "curve": "Over the position in the text",
     "text": "Without a judge",
 }

@@ -40,7 +40,7 @@ def test_overall_is_the_mean_of_the_tasks(copy):
     assert values == pytest.approx([100, 0, 50]) and found.metrics["Overall"].count == 7 and found.unjudged == 5
     assert found.metrics["Category_rewrite"].count == 3 and found.metrics["length"].value == 10
     alone = summarise(items, responses, None, None)
-    assert set(alone.metrics) == {"length"} and alone.unjudged == 0
+    assert set(alone.metrics) == {"length", "near_duplicates"} and alone.unjudged == 0
     json.dumps(found.as_json(), allow_nan=False)
 
 
