@@ -16,6 +16,10 @@ COMMANDS = {
         "megatron_lwz.cli.evaluate_longgen_bench",
         "LongGenBench: entries written, and what they contain",
     ),
+    "constory": (
+        "megatron_lwz.cli.evaluate_constory",
+        "ConStory-Bench: contradictions in stories, by a judge and rules",
+    ),
     "arena-write": ("megatron_lwz.cli.evaluate_arena_write", "pairwise judgements: Elo, win rates, the judge's bias"),
     "preferences": ("megatron_lwz.cli.evaluate_preferences", "reward components against human choices: which agree"),
     "compare": ("megatron_lwz.cli.evaluate_compare", "several runs side by side, with the published figures apart"),

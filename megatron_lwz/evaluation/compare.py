@@ -11,19 +11,20 @@ from typing import Any
 
 from megatron_lwz import reading
 from megatron_lwz.errors import DataError
-from megatron_lwz.evaluation import curve, hello_bench, longbench_write, longgen_bench, measure
+from megatron_lwz.evaluation import constory, curve, hello_bench, longbench_write, longgen_bench, measure
 from megatron_lwz.evaluation.arena_write import Game, Tournament, elo_difference
 from megatron_lwz.evaluation.statistics import Estimate, estimate
 
 _FAULTS = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
 """Errors of a file that is JSON but has another form."""
-KINDS = ("arena_write", "writing_bench", "longbench_write", "hello_bench", "longgen_bench", "curve", "text")
+KINDS = ("arena_write", "writing_bench", "longbench_write", "hello_bench", "longgen_bench", "constory", "curve", "text")
 """The results that are compared, in the order in which they are shown."""
 FILES = tuple(f"{kind}.json" for kind in KINDS)
 UNJUDGED: Mapping[str, Collection[str]] = {
     "longbench_write": ("s_l",),
     "hello_bench": tuple(hello_bench.MEASURED),
     "longgen_bench": tuple(longgen_bench.MEASURED),
+    "constory": tuple(constory.MEASURED),
     "curve": (*curve.MEASURED, *(curve.CHANGE + name for name in curve.MEASURED)),
     "text": tuple(measure.LABELS),
 }
@@ -32,6 +33,7 @@ _LABELS: Mapping[str, Mapping[str, str]] = {
     "longbench_write": longbench_write.LABELS,
     "hello_bench": hello_bench.MEASURED,
     "longgen_bench": longgen_bench.LABELS,
+    "constory": constory.LABELS,
     "curve": curve.LABELS,
     "text": measure.LABELS,
 }

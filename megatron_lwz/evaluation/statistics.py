@@ -82,6 +82,22 @@ def mean_of_groups(groups: Sequence[Sequence[float]], *, seed: int = 0) -> Estim
     return Estimate(float(np.mean([data.mean() for data in kept])), float(low), float(high), sum(map(len, kept)))
 
 
+def ratio(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0) -> Estimate | None:
+    """Returns the sum of the numerators over that of the denominators, and its bootstrap interval over the pairs.
+
+    None if the denominators, which must not be negative, sum to 0.
+    """
+    if not sum(denominators):
+        return None
+    above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    count = len(above)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    sums = drawn @ below
+    values = (drawn @ above)[sums > 0] / sums[sums > 0]
+    low, high = np.percentile(values, levels(count))
+    return Estimate(float(above.sum() / below.sum()), float(low), float(high), count)
+
+
 def share(
     values: Sequence[float], clusters: Sequence[Hashable] | None = None, weights: Sequence[float] | None = None
 ) -> Estimate | None:

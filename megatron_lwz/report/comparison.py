@@ -18,6 +18,7 @@ _NAMES = {
     "longbench_write": "LongBench-Write",
     "hello_bench": "HelloBench",
     "longgen_bench": "LongGenBench",
+    "constory": "ConStory-Bench",
     "curve": "Over the position in the text",
     "text": "Without a judge",
 }
