@@ -33,21 +33,18 @@ def main(argv: Sequence[str]) -> None:
     source = options.responses or options.evaluation
     result: dict[str, Any] = {"name": options.name or options.model or source.stem}
     if options.evaluation:
-        folder = output_folder(options.output)
         stories, left = files.read_evaluations(options.evaluation, options.column)
         if left:
             warn(f"{left} rows are left out: they have no story, or no verdict on a category")
         errors: Sequence[Errors | None] | None = [story.errors for story in stories]
         result["judge"] = {"model": _judge_of_file(options, stories), "wording": "unknown: evaluation of a file"}
     else:
-        stories, missing = _stories(options)
-        folder = output_folder(options.output)
-        result["missing"] = missing
-        errors = _check(options, folder, stories, result)
+        stories, result["missing"] = _stories(options)
+        errors = _check(options, stories, result)
     found = constory.summarise(stories, errors)
     if found.unjudged:
         warn(f"{found.unjudged} stories are left out: the judge gave no verdict on one of the five categories")
-    _write(folder, result | found.as_json(), found)
+    _write(output_folder(options.output), result | found.as_json(), found)
 
 
 def _stories(options: argparse.Namespace) -> tuple[list[Story], int]:
@@ -73,16 +70,17 @@ def _judge_of_file(options: argparse.Namespace, stories: Sequence[Story]) -> str
 
 
 def _check(
-    options: argparse.Namespace, folder: Path, stories: Sequence[Story], result: dict[str, Any]
+    options: argparse.Namespace, stories: Sequence[Story], result: dict[str, Any]
 ) -> Sequence[Errors | None] | None:
     """Returns the errors of each story, None without a judge. Writes them in the public form too."""
-    section = evaluate_judge.section_of(options, folder, SAMPLING)
+    section = evaluate_judge.section_of(options, options.output, SAMPLING)
     if options.judge:
         raise common.UsageError("--judge names who made an --evaluation; responses are checked by judge.model")
     if section.url is None:
         common.console().print("no judge.url: what rules find only", markup=False)
         return None
     templates = files.read_templates(options.benchmark) if options.benchmark else None
+    folder = output_folder(options.output)
     errors, result["judge"] = evaluate_judge.judged(
         section,
         "checked",

@@ -35,7 +35,6 @@ def main(argv: Sequence[str]) -> None:
     weights = files.read_weights(options.benchmark, items)
     if weights is None:
         warn(f"{options.benchmark}: no weighted_scores.txt, so every item of a checklist counts alike")
-    folder = output_folder(options.output)
     source = (options.responses or options.scores)[0]
     tasks = {item.task for item in items.values()}
     parts = [f"at least {options.length} words" if options.length else ", ".join(t for t in files.TASKS if t in tasks)]
@@ -43,13 +42,16 @@ def main(argv: Sequence[str]) -> None:
     cut = "; ".join([*parts, *(["equal weights"] if weights is None else [])])
     result: dict[str, Any] = {"name": options.name or source.stem, "cut": cut}
     responses = _responses(options.responses or options.scores, items)
-    if options.scores:
-        scores: Mapping[str, Sequence[float]] | None = files.read_judgements(options.scores, items)
+    judgements = files.read_judgements(options.scores, items) if options.scores else None
+    public = _public_prompt(options) if options.responses else None
+    folder = output_folder(options.output)
+    if judgements is not None:
+        scores: Mapping[str, Sequence[float]] | None = judgements
         result["judge"] = {"model": options.judge or "unknown judge", "wording": "unknown: scores of a file"}
         if not options.judge:
             warn("the file does not say who judged; scores of different judges do not compare: name it by --judge")
     else:
-        scores = _judge(options, folder, items, responses, result)
+        scores = _judge(options, folder, items, responses, public, result)
     found = hello_bench.summarise(items, responses, scores, weights)
     result |= {"responses": len(found.rows), "of": len(items), "missing": len(items) - len(found.rows)}
     if result["missing"]:
@@ -74,6 +76,7 @@ def _judge(
     folder: Path,
     items: Mapping[str, Item],
     responses: Sequence[Response],
+    public: tuple[str, str] | None,
     result: dict[str, Any],
 ) -> dict[str, list[float]] | None:
     """Returns id → scores of the checklist, None without a judge. Writes them in the public form too."""
@@ -81,10 +84,6 @@ def _judge(
     if section.url is None:
         common.console().print("no judge.url: lengths and repetition only", markup=False)
         return None
-    path = files.find_beside(options.benchmark, "llm_judge.py") if options.judge_prompt is None else None
-    if options.judge_prompt not in (None, "ours"):
-        path = common.file_path(options.judge_prompt)
-    public = judge_prompts.read_hello_bench_prompt(path) if path is not None else None
     verdicts, result["judge"] = evaluate_judge.judged(
         section,
         "judged",
@@ -95,6 +94,15 @@ def _judge(
     lines = [files.judgement_row(items[r.id], r.text, v.value, v.text) + "\n" for r, v in judged]
     write_text(folder / "hello_bench_judgements.jsonl", "".join(lines), private=True)
     return {response.id: verdict.value for response, verdict in judged}
+
+
+def _public_prompt(options: argparse.Namespace) -> tuple[str, str] | None:
+    """Returns the public judge prompt, if there is one, None for ours."""
+    if options.judge_prompt == "ours":
+        return None
+    path = files.find_beside(options.benchmark, "llm_judge.py")
+    path = common.file_path(options.judge_prompt) if options.judge_prompt else path
+    return judge_prompts.read_hello_bench_prompt(path) if path is not None else None
 
 
 def _write(folder: Path, result: Mapping[str, Any], found: HelloReport) -> None:

@@ -27,9 +27,10 @@ def main(argv: Sequence[str]) -> None:
     options = _parser().parse_intermixed_args(list(argv))
     documents = files.read_documents(options.dataset)
     written = files.read_written(options.responses, documents)
+    template = _template(options)
     folder = output_folder(options.output)
     result: dict[str, Any] = {"name": options.name or options.responses.stem, "cut": f"{len(documents)} prompts"}
-    verdicts = _verdicts(options, folder, documents, written, result)
+    verdicts = _verdicts(options, folder, documents, written, template, result)
     found = longgen_bench.summarise(documents, written, verdicts)
     missing = len(documents.keys() - {one.id for one in written})
     if missing:
@@ -44,6 +45,7 @@ def _verdicts(
     folder: Path,
     documents: Mapping[str, Document],
     written: Sequence[Written],
+    template: str | None,
     result: dict[str, Any],
 ) -> Verdicts | None:
     """Returns the verdicts on every response: the judge's, or those of the file; None without either."""
@@ -59,7 +61,6 @@ def _verdicts(
         return kept
     if options.judge:
         raise common.UsageError("--judge names who gave the verdicts of a file; responses are judged by judge.model")
-    template = _template(options)
     verdicts, result["judge"] = evaluate_judge.judged(
         section,
         "judged",
