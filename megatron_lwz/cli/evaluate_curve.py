@@ -64,13 +64,17 @@ def _read(options: argparse.Namespace) -> tuple[list[Story] | None, list[Piece],
     else:
         tasks = read_tasks(options.prompts) if options.prompts else ()
         responses, source = read_responses(path, tasks), "responses"
-    pieces, short = cut_responses(responses, parts=options.parts or PARTS, every=options.every)
-    need = f"{2 * options.every} words" if options.every else f"{LEAST} words + CJK characters per part"
+    parts = options.parts or PARTS
+    pieces, short = cut_responses(responses, parts=parts, every=options.every, chapters=options.chapters)
+    need, cut = f"{LEAST} words + CJK characters per part", f"{parts} parts"
+    if options.every:
+        need, cut = f"{2 * options.every} words", f"every {options.every} words"
+    elif options.chapters:
+        need, cut = "two chapters", "chapters"
     if not pieces:
         raise DataError(path, f"none of its {len(responses)} texts has {need}: ask for other parts")
     if short:
-        warn(f"{short} of {len(responses)} texts are shorter than {need} and left out")
-    cut = f"every {options.every} words" if options.every else f"{options.parts or PARTS} parts"
+        warn(f"{short} of {len(responses)} texts have not {need} and are left out")
     return None, pieces, {"source": source, "cut": cut, "short": short}
 
 
@@ -170,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="a copy of EQ-bench/longform-writing-bench: slop lists, prompt, criteria",
     )
+    size.add_argument("--chapters", action="store_true", help="instead: the text's own chapters, by their headings")
     parser.add_argument("--name", help="shown in tables; default: the file's name")
     evaluate_judge.add_options(parser)
     return parser

@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_lwz.config.sections import FormatReward
 from megatron_lwz.data.text.near_duplicates import UNIT, ParagraphIndex, paragraphs
+from megatron_lwz.data.text.structure import read_structure
 from megatron_lwz.evaluation.responses import Response
 from megatron_lwz.evaluation.slop import SlopLists
 from megatron_lwz.evaluation.text_metrics import distinct_units, expected_language, language_share
@@ -19,6 +20,7 @@ _LEEWAY = 0.25
 """Share of a part by which a cut may move to the end of a paragraph or sentence."""
 LEAST = 25
 """Words + CJK characters per part below which a text is too short to be cut."""
+_CHAPTERS = ("chapter", "章", "回")
 _REPEAT = 8
 """Units in a row that count as repeated: long enough that honest prose, however long, hardly ever repeats them."""
 
@@ -57,21 +59,51 @@ def cut_parts(text: str, count: int) -> list[str]:
     return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
-def cut_responses(responses: Sequence[Response], *, parts: int, every: int | None = None) -> tuple[list[Piece], int]:
+def cut_chapters(text: str) -> list[str]:
+    """Cuts `text` before the headings of its chapters; a single part if it has fewer than two chapters.
+
+    Chapters are lines like "Chapter 3" and "第三章", else the Markdown headings of the highest level that has several. What
+    stands before the first one, or has fewer than LEAST units, belongs to its neighbour. The parts joined are the text.
+    """
+    headings = read_structure(text).headings
+    found = [heading.line for heading in headings if heading.kind in _CHAPTERS]
+    levels = [heading.level for heading in headings if heading.level]
+    if len(found) < 2:
+        several = [level for level in levels if levels.count(level) > 1]
+        found = [heading.line for heading in headings if several and heading.level == min(several)]
+    starts, place = [], 0
+    for line in text.splitlines(keepends=True):
+        if line.strip():
+            starts.append(place)
+        place += len(line)
+    parts: list[str] = []
+    cuts = [starts[line] for line in found]
+    for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        if parts and (len(unit_starts(text[start:end])) < LEAST or len(unit_starts(parts[-1])) < LEAST):
+            parts[-1] += text[start:end]
+        else:
+            parts.append(text[start:end])
+    return parts
+
+
+def cut_responses(
+    responses: Sequence[Response], *, parts: int, every: int | None = None, chapters: bool = False
+) -> tuple[list[Piece], int]:
     """Returns the responses in parts, and the number of those that are too short for it.
 
-    `parts`: so many of each text, which needs LEAST units for each. `every`: instead, parts of about so many units, of
-    texts that have two or more.
+    `parts`: so many of each text, which needs LEAST units for each. Instead: `every`: parts of about so many units, or
+    `chapters`: the text's own ones; of texts that have two or more.
     """
     pieces, short = [], 0
     for response in responses:
         length = len(unit_starts(response.text))
         count = round(length / every) if every else parts
-        if count < 2 or length < (2 * count if every else LEAST * count):
+        enough = count > 1 and length >= (2 * count if every else LEAST * count)
+        cut = cut_chapters(response.text) if chapters else cut_parts(response.text, count) if enough else []
+        if len(cut) < 2:
             short += 1
-            continue
-        cut = cut_parts(response.text, count)
-        pieces.append(Piece(response.id, response.sample, cut, response.prompt, response.language))
+        else:
+            pieces.append(Piece(response.id, response.sample, cut, response.prompt, response.language))
     return pieces, short
 
 

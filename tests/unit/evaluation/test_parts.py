@@ -3,7 +3,7 @@ import pytest
 
 from megatron_lwz.config.sections import FormatReward
 from megatron_lwz.errors import DataError
-from megatron_lwz.evaluation.parts import Piece, cut_parts, cut_responses, measure_parts, unit_starts
+from megatron_lwz.evaluation.parts import Piece, cut_chapters, cut_parts, cut_responses, measure_parts, unit_starts
 from megatron_lwz.evaluation.responses import Response
 from megatron_lwz.evaluation.slop import read_slop
 from tests.support.longform import write_data
@@ -38,6 +38,30 @@ def test_what_is_too_short_is_counted():
     assert [piece.id for piece in pieces] == ["a"] and short == 2
     pieces, short = cut_responses(responses, parts=8, every=50)
     assert [len(piece.parts) for piece in pieces] == [8, 2] and short == 1
+
+
+@pytest.mark.parametrize(
+    "headings",
+    [
+        ["Chapter 1", "Chapter 2: Night", "Chapter Three"],
+        ["## Chapter 1", "## Chapter 2", "## Chapter 3"],
+        ["## One", "## Two", "## Three"],
+        ["第一章 起", "第二章 承", "第三章 合"],
+    ],
+)
+def test_a_text_is_cut_before_the_headings_of_its_chapters(headings):
+    title = "# The whole\n\nA motto.\n\n"
+    text = title + "".join(f"{heading}\n\n### scene\n\n{prose(60, n)}\n\n" for n, heading in enumerate(headings))
+    parts = cut_chapters(text)
+    assert "".join(parts) == text and len(parts) == 3 and parts[0].startswith(title)
+    assert [part.startswith(heading) for part, heading in zip(parts[1:], headings[1:], strict=True)] == [True, True]
+
+
+def test_a_text_without_chapters_is_one_part():
+    assert cut_chapters(prose(100)) == [prose(100)] and cut_chapters("") == [""]
+    responses = [Response("a", prose(400)), Response("b", f"# a\n{prose(50)}\n# b\n{prose(50)}")]
+    pieces, short = cut_responses(responses, parts=8, chapters=True)
+    assert [piece.id for piece in pieces] == ["b"] and short == 1
 
 
 def test_repetition_is_seen_in_the_part_that_repeats():
