@@ -13,6 +13,7 @@ from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, wri
 from megatron_lwz.errors import EngineError
 from megatron_lwz.evaluation.arena_files import read_baselines, read_player
 from megatron_lwz.evaluation.arena_write import LABELS, ArenaReport, Game, pairs, play, report
+from megatron_lwz.evaluation.compare import judge_name
 from megatron_lwz.evaluation.tasks import Task, read_tasks
 from megatron_lwz.report.evaluation import arena_sections, write_page
 from megatron_lwz.rewards.judge_prompts import PAIR_VERSIONS
@@ -79,7 +80,8 @@ def _write(folder: Path, result: dict[str, Any], found: ArenaReport, games: Sequ
     write_json(folder / "arena_write.json", result)
     write_rows(folder / "arena_write_games.jsonl", [vars(game) for game in games])
     page = folder / "arena_write.html"
-    lead = f"Arena-Write, {found.games} judged games, {result['anchor']} at {result['anchor_elo']:g}"
+    judge = judge_name(result["judge"])
+    lead = f"Arena-Write, {found.games} games judged by {judge}, {result['anchor']} at {result['anchor_elo']:g}"
     write_page(page, result["name"], lead, arena_sections(found))
     show_estimates(f"Elo: {lead}", found.elo)
     show_estimates("The judge", {**found.bias, **found.consistency}, LABELS)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from megatron_lwz.cli.common import console
 from megatron_lwz.cli.evaluate_progress import Bar
+from megatron_lwz.cli.evaluate_results import warn
 from megatron_lwz.config import load_config
 from megatron_lwz.config.sections import JudgeSection
 from megatron_lwz.evaluation.asking import Shown
@@ -49,21 +50,31 @@ def judged(section: JudgeSection, title: str, work: Callable[[Judge, Shown], Awa
     never contains the key. Raises LwzError.
     """
 
-    async def run() -> tuple[T, Counter[str]]:
+    async def run() -> tuple[T, Judge]:
         async with Judge(section) as judge:
             with Bar(title) as bar:
                 found = await work(judge, bar)
-            return found, judge.counters
+            return found, judge
 
-    found, counters = asyncio.run(run())
-    show_cost(counters)
-    return found, record(section, counters)
+    found, judge = asyncio.run(run())
+    show_cost(judge.counters)
+    return found, record(section, judge)
 
 
-def record(section: JudgeSection, counters: Counter[str]) -> dict[str, Any]:
-    """Returns the judge's model and sampling settings with the counts of its questions' outcomes, for result files."""
+def record(section: JudgeSection, judge: Judge) -> dict[str, Any]:
+    """Returns the judge's settings, who answered how often, and counts of the questions' outcomes, for result files.
+
+    A name like "latest" may stand for another model tomorrow, so the one that the server names with each reply is kept.
+    Warns of several, because their scales may differ.
+    """
     settings = section.model_dump(include={"model", "temperature", "top_p", "max_tokens", "body"})
-    return settings | {"counters": dict(sorted(counters.items()))}
+    names = dict(judge.answered_by.most_common())
+    if len(names) > 1:
+        listed = ", ".join(f"{name} ({count})" for name, count in names.items())
+        warn(
+            f"the verdicts are of several models, whose scales may differ: {listed}; a fresh judge.cache separates them"
+        )
+    return settings | {"answered_by": names, "counters": dict(sorted(judge.counters.items()))}
 
 
 def show_cost(counters: Counter[str]) -> None:

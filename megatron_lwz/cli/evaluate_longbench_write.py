@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.cli import common, evaluate_judge
-from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, write_json, write_rows
+from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, warn, write_json, write_rows
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import longbench_write
+from megatron_lwz.evaluation.compare import judge_name
 from megatron_lwz.evaluation.longbench_write import LABELS, LongBenchReport, RulerStep
 from megatron_lwz.evaluation.responses import Response, read_responses
 from megatron_lwz.evaluation.tasks import Task, read_tasks
@@ -55,7 +56,7 @@ def _responses(path: Path, tasks: Sequence[Task]) -> tuple[list[Response], int]:
         raise DataError(path, f"response {strange[0]!r} answers no prompt of the file: are these its responses?")
     missing = len(known - {response.id for response in responses})
     if missing:
-        common.console(stderr=True).print(f"warning: {missing} of {len(known)} prompts have no response", markup=False)
+        warn(f"{missing} of {len(known)} prompts have no response")
     return responses, missing
 
 
@@ -77,7 +78,8 @@ def _write(folder: Path, name: str, result: dict[str, Any], found: LongBenchRepo
     write_json(folder / "longbench_write.json", result)
     write_rows(folder / "longbench_write_rows.jsonl", found.rows)
     page = folder / "longbench_write.html"
-    lead = f"LongBench-Write, {len(found.rows)} responses"
+    by = f", judged by {judge_name(result['judge'])}" if "judge" in result else ""
+    lead = f"LongBench-Write, {len(found.rows)} responses{by}"
     write_page(page, name, lead, longbench_sections(found, steps))
     show_estimates(f"{name}: {lead}", found.metrics, LABELS)
     if steps:

@@ -88,7 +88,7 @@ def _judge_record(rewards: Sequence[RewardFn], config: Config) -> dict[str, Any]
     if judge is None:
         return {}
     evaluate_judge.show_cost(judge.counters)
-    return evaluate_judge.record(config.judge, judge.counters)
+    return evaluate_judge.record(config.judge, judge)
 
 
 def _with_combination(

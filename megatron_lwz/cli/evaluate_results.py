@@ -26,6 +26,11 @@ def output_folder(path: Path) -> Path:
     return path
 
 
+def warn(text: str) -> None:
+    """Prints a warning to stderr."""
+    console(stderr=True).print(f"warning: {text}", markup=False)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a result file, whole or not at all."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n", private=True)

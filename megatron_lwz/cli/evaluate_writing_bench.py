@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lwz.cli import common, evaluate_judge, option_types
-from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, write_json
+from megatron_lwz.cli.evaluate_results import output_folder, show_estimates, warn, write_json
 from megatron_lwz.errors import DataError
 from megatron_lwz.evaluation import judge_prompts
 from megatron_lwz.evaluation import writing_bench_files as files
+from megatron_lwz.evaluation.compare import judge_name
 from megatron_lwz.evaluation.responses import Response, read_responses
 from megatron_lwz.evaluation.statistics import Estimate
 from megatron_lwz.evaluation.writing_bench import Judged, aggregate, judge_responses
@@ -29,6 +30,8 @@ def main(argv: Sequence[str]) -> None:
     options = _parser().parse_intermixed_args(list(argv))
     if (options.responses is None) == (options.scores is None):
         raise common.UsageError("give --responses (to be judged) or --scores (judged already), one of them")
+    if options.judge and options.responses:
+        raise common.UsageError("--judge names who gave the scores of --scores; responses are judged by judge.model")
     benchmark = files.read_benchmark(options.benchmark)
     folder = output_folder(options.output)
     source = options.responses or options.scores
@@ -37,8 +40,8 @@ def main(argv: Sequence[str]) -> None:
     if options.scores:
         scores, repeated = files.read_scores(options.scores, benchmark)
         if repeated:
-            _warn(f"{options.scores}: {repeated} rows were scored twice; the later one counts, once")
-        result["wording"] = "unknown: scores of a file"
+            warn(f"{options.scores}: {repeated} rows were scored twice; the later one counts, once")
+        result |= {"wording": "unknown: scores of a file", "judge": {"model": _judge_of_file(options, scores)}}
     else:
         judged = _judge(options, benchmark, folder, result)
         scores = judged.scores
@@ -69,10 +72,22 @@ def _judge(options: argparse.Namespace, benchmark: Benchmark, folder: Path, resu
     missing = len(benchmark.queries) - len(responses)
     result |= {"wording": wording, "missing": missing, "incomplete": list(judged.incomplete)}
     if missing:
-        _warn(f"{missing} of {len(benchmark.queries)} queries have no response")
+        warn(f"{missing} of {len(benchmark.queries)} queries have no response")
     if judged.incomplete:
-        _warn(f"{len(judged.incomplete)} queries are left out: the judge gave no score for one of their criteria")
+        warn(f"{len(judged.incomplete)} queries are left out: the judge gave no score for one of their criteria")
     return judged
+
+
+def _judge_of_file(options: argparse.Namespace, scores: Mapping[int, Scores]) -> str:
+    """Returns who gave the scores of a file: the models that it names, else `--judge`."""
+    named = files.judges_of(scores)
+    if options.judge and named and named != [options.judge]:
+        raise common.UsageError(f"--judge {options.judge}: {options.scores} names its judge, {', '.join(named)}")
+    if len(named) > 1:
+        warn(f"{options.scores}: scores of several judges, whose scales may differ: {', '.join(named)}")
+    if not named and not options.judge:
+        warn(f"{options.scores} does not say who judged; scores of different judges do not compare: name it by --judge")
+    return " and ".join(named) or options.judge or "unknown judge"
 
 
 def _responses(path: Path, benchmark: Benchmark) -> list[Response]:
@@ -109,21 +124,22 @@ def _wording(options: argparse.Namespace, benchmark: Benchmark) -> tuple[Wording
 
 def _write(folder: Path, result: Mapping[str, Any], found: Mapping[str, Estimate]) -> None:
     write_json(folder / "writing_bench.json", result)
+    judge = judge_name(result["judge"])
     with (folder / "writing_bench.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         figures = {name: e.value for name, e in found.items() if name != "Overall"}
-        rows.writerow(["Model", "Overall", "Count", *figures])
-        rows.writerow([result["name"], found["Overall"].value, result["queries"], *figures.values()])
+        rows.writerow(["Model", "Overall", "Count", *figures, "Era", "Judge"])
+        values = [found["Overall"].value, result["queries"], *figures.values()]
+        rows.writerow([result["name"], *values, result["era"], judge])
     page = folder / "writing_bench.html"
-    lead = f"WritingBench of {result['era']}, {result['queries']} of {result['of']} queries, judge prompt: {result['wording']}"
-    write_page(page, result["name"], lead, writing_bench_sections(found))
+    lead = (
+        f"WritingBench of {result['era']}, judged by {judge}, {result['queries']} of {result['of']} queries, "
+        f"judge prompt: {result['wording']}"
+    )
+    write_page(page, result["name"], lead, writing_bench_sections(found, judge))
     shown = {name: value for name, value in found.items() if not name.startswith("Domain2")}
     show_estimates(f"{result['name']}: {lead}", shown)
     common.console().print(str(page), markup=False)
-
-
-def _warn(text: str) -> None:
-    common.console(stderr=True).print(f"warning: {text}", markup=False)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,6 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--benchmark", metavar="DIR", type=Path, required=True, help="a copy of X-PLUG/WritingBench")
     parser.add_argument("--responses", metavar="FILE", type=Path, help="responses to benchmark_all.jsonl")
     parser.add_argument("--scores", metavar="FILE", type=Path, help="scores that exist, ours or the public script's")
+    parser.add_argument(
+        "--judge", metavar="NAME", help="who gave the scores of --scores, where the file does not say it"
+    )
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="where the results go")
     parser.add_argument(
         "--evaluations", metavar="N", type=option_types.positive, default=1, help="scores per criterion; default 1"

@@ -21,11 +21,21 @@ async def ask_all(
 
     Raises EngineError when all of the first questions fail: then the key, the name or the address is wrong.
     """
+    return await ask_each(judge, questions, [read] * len(questions), shown)
+
+
+async def ask_each(
+    judge: Judge,
+    questions: Sequence[Question],
+    reads: Sequence[Callable[[str], T | None]],
+    shown: Shown = lambda *_: None,
+) -> list[Verdict[T] | None]:
+    """`ask_all` of questions whose replies are read in different ways, one of `reads` for each."""
     verdicts: list[Verdict[T] | None] = [None] * len(questions)
     patience = min(judge.concurrency, len(questions))
 
     async def ask(place: int) -> None:
-        verdicts[place] = await judge.ask(questions[place], read)
+        verdicts[place] = await judge.ask(questions[place], reads[place])
 
     def check(done: int) -> None:
         if done >= patience:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +11,32 @@ from typing import Any
 
 from megatron_lwz import reading
 from megatron_lwz.errors import DataError
-from megatron_lwz.evaluation import longbench_write, measure
+from megatron_lwz.evaluation import constory, curve, hello_bench, longbench_write, longgen_bench, measure
 from megatron_lwz.evaluation.arena_write import Game, Tournament, elo_difference
 from megatron_lwz.evaluation.statistics import Estimate, estimate
 
 _FAULTS = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
 """Errors of a file that is JSON but has another form."""
-FILES = ("arena_write.json", "writing_bench.json", "longbench_write.json", "text.json")
+KINDS = ("arena_write", "writing_bench", "longbench_write", "hello_bench", "longgen_bench", "constory", "curve", "text")
+"""The results that are compared, in the order in which they are shown."""
+FILES = tuple(f"{kind}.json" for kind in KINDS)
+UNJUDGED: Mapping[str, Collection[str]] = {
+    "longbench_write": ("s_l",),
+    "hello_bench": tuple(hello_bench.MEASURED),
+    "longgen_bench": tuple(longgen_bench.MEASURED),
+    "constory": tuple(constory.MEASURED),
+    "curve": (*curve.MEASURED, *(curve.CHANGE + name for name in curve.MEASURED)),
+    "text": tuple(measure.LABELS),
+}
+"""Maps each kind to its metrics without a judge, which compare whoever judged the others."""
+_LABELS: Mapping[str, Mapping[str, str]] = {
+    "longbench_write": longbench_write.LABELS,
+    "hello_bench": hello_bench.MEASURED,
+    "longgen_bench": longgen_bench.LABELS,
+    "constory": constory.LABELS,
+    "curve": curve.LABELS,
+    "text": measure.LABELS,
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -81,26 +100,30 @@ def difference(run: Run, reference: Run, row: Row) -> Estimate | None:
 def rows(runs: Sequence[Run]) -> list[Row]:
     """Returns every row that some run has, by benchmark, then by condition, then in the order of the runs' figures."""
     found = list(dict.fromkeys(row for run in runs for row in run.figures))
-    order = {"arena_write": 0, "writing_bench": 1, "longbench_write": 2, "text": 3}
     conditions = list(dict.fromkeys(row.condition for row in found))
-    return sorted(found, key=lambda row: (order[row.benchmark], conditions.index(row.condition)))
+    return sorted(found, key=lambda row: (KINDS.index(row.benchmark), conditions.index(row.condition)))
 
 
 def mixed(found: Sequence[Row]) -> list[str]:
     """Returns the benchmarks whose runs were evaluated under different conditions. Their rows cannot be compared."""
     conditions: dict[str, set[str]] = {}
     for row in found:
-        if not row.condition:  # a measurement without a judge
-            continue
-        conditions.setdefault(row.benchmark, set()).add(row.condition)
+        if row.metric not in UNJUDGED.get(row.benchmark, ()):
+            conditions.setdefault(row.benchmark, set()).add(row.condition)
     return [name for name, several in conditions.items() if len(several) > 1]
 
 
 def label(row: Row) -> str:
     """Returns the metric's name in tables."""
-    if row.benchmark == "longbench_write":
-        return longbench_write.LABELS.get(row.metric, row.metric)
-    return measure.LABELS.get(row.metric, row.metric) if row.benchmark == "text" else row.metric
+    base = row.metric.removeprefix(curve.CHANGE)
+    return _LABELS.get(row.benchmark, {}).get(base, base) + (", change" if base != row.metric else "")
+
+
+def judge_name(judge: Mapping[str, Any]) -> str:
+    """Returns who judged, by a result's record of its judge: the model asked for, and the one that the server named."""
+    asked, answered = str(judge.get("model") or ""), [str(name) for name in judge.get("answered_by") or ()]
+    others = [name for name in answered if name != asked]
+    return f"{asked} (answered by {' and '.join(answered)})" if others else asked
 
 
 def _figures(result: Mapping[str, Any], kind: str) -> dict[Row, Estimate]:
@@ -108,10 +131,9 @@ def _figures(result: Mapping[str, Any], kind: str) -> dict[Row, Estimate]:
         raise ValueError(f"kind {result['kind']!r:.80}")
     found = {}
     for metric, value in result["metrics"].items():
-        if metric.startswith("Domain2"):
+        if metric.startswith(("Domain2", "Category_")):
             continue
-        judged = kind != "text" and not (kind == "longbench_write" and metric == "s_l")
-        condition = _condition(result) if judged else ""
+        condition = _condition(result, judged=metric not in UNJUDGED.get(kind, ()))
         figure = Estimate(**{name: _number(part) for name, part in value.items()})
         if figure.low > figure.high:
             raise ValueError(f"{metric} from {figure.low} to {figure.high}")
@@ -156,11 +178,13 @@ def _tournaments(folder: Path, result: Mapping[str, Any], figures: Mapping[Row, 
     }
 
 
-def _condition(result: Mapping[str, Any]) -> str:
-    """Returns the conditions that must be equal for judged figures to be comparable."""
-    judge = result.get("judge") or {}
-    parts = [result.get("era"), judge.get("model"), judge.get("wording") or result.get("wording")]
-    parts.append(result.get("prompt_version"))
+def _condition(result: Mapping[str, Any], *, judged: bool) -> str:
+    """Returns the conditions that must be equal for figures to be comparable."""
+    parts = [result.get("cut")]
+    if judged:
+        judge = result.get("judge") or {}
+        parts += [result.get("era"), judge_name(judge), judge.get("wording") or result.get("wording")]
+        parts.append(result.get("prompt_version"))
     if "anchor" in result:
         opponents = sorted(set(result["elo"]) - {result["name"]})
         parts.append(f"{result['anchor']} at {result['anchor_elo']:g}, against {', '.join(opponents)}")

@@ -15,7 +15,9 @@ class Published:
     arena_elo: float | None
 
 
-WRITING_BENCH_NOTE = "1 to 10; era 2025-03 most likely (derived from the dates, not stated)"
+WRITING_BENCH_NOTE = (
+    "1 to 10; era 2025-03 most likely (derived from the dates, not stated); which judge is not known here"
+)
 ARENA_NOTE = "judge Qwen2.5-72B by one write-up; judge prompt, Elo settings and anchor are not published"
 
 PAPER: Sequence[Published] = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -28,23 +29,28 @@ class Estimate:
         return asdict(self)
 
 
-def levels(prompts: int) -> tuple[float, float]:
+def levels(prompts: int, comparisons: int = 1) -> tuple[float, float]:
     """Returns the bootstrap percentiles that bound a 95 % interval: 2.5 and 97.5, further apart for few prompts.
+
+    `comparisons`: the number of intervals that must all hold together with 95 % (Bonferroni), each of which is wider.
 
     The plain percentiles give intervals that are too narrow by √((n − 1)/n) and by the difference between Student's t
     and the normal distribution. This is the expanded percentile interval (Hesterberg 2015, section 4.2).
     """
     if prompts < 3:
         return 0.0, 100.0
-    low = 50 * math.erfc(math.sqrt(prompts / (prompts - 1)) * _student(prompts - 1) / math.sqrt(2))
+    z = _Z if comparisons == 1 else NormalDist().inv_cdf(1 - 0.025 / comparisons)
+    low = 50 * math.erfc(math.sqrt(prompts / (prompts - 1)) * _student(prompts - 1, z) / math.sqrt(2))
     return low, 100 - low
 
 
-def estimate(values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, seed: int = 0) -> Estimate | None:
+def estimate(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, seed: int = 0, comparisons: int = 1
+) -> Estimate | None:
     """Returns the mean of `values` and its bootstrap interval, None without values.
 
     `clusters` names the prompt of each value. Whole prompts are resampled, because samples of one prompt, or criteria
-    of one query, are not independent. The same values always give the same interval.
+    of one query, are not independent. The same values always give the same interval. `comparisons` is that of `levels`.
     """
     if not values:
         return None
@@ -55,8 +61,41 @@ def estimate(values: Sequence[float], clusters: Sequence[Hashable] | None = None
     sums, counts = np.bincount(index, data), np.bincount(index)
     drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
     means = (drawn @ sums) / (drawn @ counts)
-    low, high = np.percentile(means, levels(len(sums)))
+    low, high = np.percentile(means, levels(len(sums), comparisons))
     return Estimate(float(data.mean()), float(low), float(high), len(data))
+
+
+def mean_of_groups(groups: Sequence[Sequence[float]], *, seed: int = 0) -> Estimate | None:
+    """Returns the mean of the groups' means, each of which counts alike, and its bootstrap interval; None without values.
+
+    The values of each group are resampled by themselves. `count` is that of all values.
+    """
+    kept = [np.asarray(values, np.float64) for values in groups if len(values)]
+    if not kept:
+        return None
+    rng = np.random.default_rng(seed)
+    drawn = [
+        rng.multinomial(len(data), np.full(len(data), 1 / len(data)), size=RESAMPLES) @ data / len(data)
+        for data in kept
+    ]
+    low, high = np.percentile(np.mean(drawn, axis=0), levels(min(map(len, kept))))
+    return Estimate(float(np.mean([data.mean() for data in kept])), float(low), float(high), sum(map(len, kept)))
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0) -> Estimate | None:
+    """Returns the sum of the numerators over that of the denominators, and its bootstrap interval over the pairs.
+
+    None if the denominators, which must not be negative, sum to 0.
+    """
+    if not sum(denominators):
+        return None
+    above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    count = len(above)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    sums = drawn @ below
+    values = (drawn @ above)[sums > 0] / sums[sums > 0]
+    low, high = np.percentile(values, levels(count))
+    return Estimate(float(above.sum() / below.sum()), float(low), float(high), count)
 
 
 def share(
@@ -98,9 +137,9 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     return float((a * b).sum()) / scale if scale > 0 else None
 
 
-def _student(freedom: int) -> float:
-    """Returns the 97.5 % quantile of Student's t distribution, by its expansion for many degrees of freedom."""
-    n, z = freedom, _Z
+def _student(freedom: int, z: float = _Z) -> float:
+    """Returns a quantile of Student's t distribution from the normal one's (`z`), by its expansion for many degrees."""
+    n = freedom
     return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from megatron_lwz.data.templates import detect_language
@@ -25,7 +26,11 @@ def range_score(asked: LengthRange, written: int) -> float:
 
 def distinct(text: str, size: int) -> float | None:
     """Returns Distinct-n: the share of distinct n-grams of words and CJK characters, lower case. None if too short."""
-    units = _UNIT.findall(text.lower())
+    return distinct_units(_UNIT.findall(text.lower()), size)
+
+
+def distinct_units(units: Sequence[str], size: int) -> float | None:
+    """Returns Distinct-n of the words and CJK characters of a text, given in order. None if too few."""
     grams = [tuple(units[place : place + size]) for place in range(len(units) - size + 1)]
     return len(set(grams)) / len(grams) if grams else None
 

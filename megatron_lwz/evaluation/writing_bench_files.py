@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,16 @@ JUDGE_SAMPLING: Mapping[Era, Mapping[str, Any]] = {
 """Sampling settings of the judge in each era's scripts.
 
 The first era's top-k of 20 is left out, because OpenAI's API has no such key.
+"""
+
+LEADERBOARD_JUDGES: Mapping[str, str] = {
+    "2025-04-29": "Claude-3-7-Sonnet",
+    "2025-09-05": "Claude-Sonnet-4",
+    "2025-11-27": "Claude-Sonnet-4-5",
+}
+"""Maps the day from which the public leaderboard used a judge to its name (README of X-PLUG/WritingBench).
+
+The queries stayed those of 2025-04, but scores of different judges are not on one scale.
 """
 
 REQUIREMENTS = ("style", "format", "length")
@@ -94,6 +105,24 @@ def read_benchmark(path: Path) -> Benchmark:
         if folder.is_dir():
             subsets[name] = _read_subset(folder, name, era, queries)
     return Benchmark(era, queries, subsets)
+
+
+def leaderboard_since(judge: str) -> str | None:
+    """Returns the day from which the public leaderboard used the model `judge` names, None for any other model.
+
+    Names of vendors and gateways are read too: `claude-sonnet-4-5-20250929`, `anthropic/claude-3.7-sonnet`.
+    """
+    name = re.sub(r"[._\s]", "-", judge.lower())
+    for day, known in LEADERBOARD_JUDGES.items():
+        if re.search(rf"(?<![a-z\d]){known.lower()}(?!-?\d{{1,2}}(?!\d))(?![a-z\d])", name):
+            return day
+    return None
+
+
+def judges_of(scores: Mapping[int, Scores]) -> list[str]:
+    """Returns the models that gave scores, as far as the scores name them: ours do, those of the public script do not."""
+    named = {str(e["judge"]) for found in scores.values() for es in found.values() for e in es if "judge" in e}
+    return sorted({name.rpartition("/")[0] or name for name in named})
 
 
 def find_prompt(path: Path) -> Path | None:

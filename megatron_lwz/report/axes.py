@@ -131,8 +131,11 @@ def _tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def _widen(low: float, high: float) -> tuple[float, float]:
-    """Widens an empty range: a constant gets a tenth of its size on both sides, 0 becomes the range 0 … 1."""
-    if high > low:
+    """Widens an empty range: a constant gets a tenth of its size on both sides, 0 becomes the range 0 … 1.
+
+    Ends that differ by rounding alone are a constant.
+    """
+    if high - low > 1e-12 * max(abs(low), abs(high)):
         return low, high
     if low == 0:
         return 0.0, 1.0

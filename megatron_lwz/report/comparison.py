@@ -16,9 +16,13 @@ _NAMES = {
     "arena_write": "Arena-Write",
     "writing_bench": "WritingBench",
     "longbench_write": "LongBench-Write",
+    "hello_bench": "HelloBench",
+    "longgen_bench": "LongGenBench",
+    "constory": "ConStory-Bench",
+    "curve": "Over the position in the text",
     "text": "Without a judge",
 }
-_DRAWN = {"Elo", "Overall", "s_l", "s_q", "near_duplicates", "format_valid"}
+_DRAWN = {"Elo", "Overall", "s_l", "s_q", "near_duplicates", "format_valid", "change/quality", "change/repeated"}
 """Metrics that get a chart."""
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from megatron_lwz.evaluation.arena_write import LABELS as ARENA_LABELS
 from megatron_lwz.evaluation.arena_write import ArenaReport
+from megatron_lwz.evaluation.hello_bench import MEASURED, HelloReport
 from megatron_lwz.evaluation.longbench_write import LABELS as LONGBENCH_LABELS
 from megatron_lwz.evaluation.longbench_write import LongBenchReport, RulerStep
 from megatron_lwz.evaluation.measure import LABELS, TextReport
 from megatron_lwz.evaluation.statistics import Estimate
+from megatron_lwz.evaluation.writing_bench_files import LEADERBOARD_JUDGES, leaderboard_since
 from megatron_lwz.report import page
 from megatron_lwz.report.evaluation_charts import intervals, length_scatter, matrix
 
@@ -99,8 +101,8 @@ def longbench_sections(found: LongBenchReport, steps: Sequence[RulerStep]) -> di
     }
 
 
-def writing_bench_sections(found: Mapping[str, Estimate]) -> dict[str, str]:
-    """Returns the sections of WritingBench: overall scores with requirements, and the two levels of domains."""
+def writing_bench_sections(found: Mapping[str, Estimate], judge: str) -> dict[str, str]:
+    """Returns the sections of WritingBench: scores with requirements, the judge, and the two levels of domains."""
     levels = {
         level: {n.removeprefix(f"{level}_"): e for n, e in found.items() if n.startswith(level)} for level in _LEVELS
     }
@@ -109,9 +111,35 @@ def writing_bench_sections(found: Mapping[str, Estimate]) -> dict[str, str]:
     return {
         "Scores, 1 to 10": estimates_table(main)
         + charts(intervals("Overall and requirements", main), intervals("Domains", domains)),
+        "The judge": f"<p>{escape(leaderboard_note(judge))}</p>"
+        + table(("the public leaderboard, from", "judge"), list(LEADERBOARD_JUDGES.items())),
         "Domains": estimates_table(domains),
         "Subdomains": f"<details><summary>{len(subdomains)} subdomains</summary>{estimates_table(subdomains)}</details>",
     }
+
+
+def hello_sections(found: HelloReport) -> dict[str, str]:
+    """Returns the sections of HelloBench: the tasks, and the categories."""
+    categories = {n.removeprefix("Category_"): e for n, e in found.metrics.items() if n.startswith("Category_")}
+    main = {name: e for name, e in found.metrics.items() if not name.startswith("Category_")}
+    scored = {name: e for name, e in main.items() if name not in MEASURED}
+    folded = f"<details><summary>{len(categories)} categories</summary>{estimates_table(categories)}</details>"
+    return {
+        "Scores, (share of the checklist − 75) · 4": estimates_table(main, MEASURED)
+        + charts(intervals("Overall and tasks", scored)),
+        "Categories": folded if categories else "",
+        "Not judged": f"<p>{found.unjudged} responses got no verdict.</p>" if found.unjudged else "",
+    }
+
+
+def leaderboard_note(judge: str) -> str:
+    """Says with which figures of the public leaderboard those of a judge compare."""
+    since = leaderboard_since(judge)
+    if since is None:
+        return f"{judge} never judged the public leaderboard, so its figures are on another scale."
+    days = [*LEADERBOARD_JUDGES, "now"]
+    until = days[days.index(since) + 1]
+    return f"{judge} judged the public leaderboard from {since} to {until}; the figures of other days are on another scale."
 
 
 def arena_sections(found: ArenaReport) -> dict[str, str]:

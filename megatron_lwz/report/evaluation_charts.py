@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from megatron_lwz.evaluation.statistics import Estimate
-from megatron_lwz.report.axes import HEIGHT, WIDTH, short, ticks
+from megatron_lwz.report.axes import HEIGHT, WIDTH, frame_around, short, ticks
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 10, 44
 _ROW = 26
@@ -88,6 +88,28 @@ def intervals(title: str, estimates: Mapping[str, Estimate], *, note: str = "95 
             f'<text class="tick" x="{WIDTH - 4}" y="{y + 4:.1f}" text-anchor="end">{short(round(value.value, 3))}</text>'
         )
     return figure(title, "".join(parts) + "</svg>", note)
+
+
+def positions(title: str, estimates: Sequence[Estimate | None], *, worse: int | None, note: str, x_label: str) -> str:
+    """Draws means with their intervals over the parts of a text, from 1. `worse` marks the part from which it decays."""
+    there = [(part, e) for part, e in enumerate(estimates, start=1) if e is not None]
+    if len(there) < 2:
+        return ""
+    frame = frame_around([part for part, _ in there], [side for _, e in there for side in (e.low, e.high)])
+
+    def path(points: Iterable[tuple[int, float]]) -> str:
+        return "M" + " L".join(f"{frame.x(part):.1f},{frame.y(value):.1f}" for part, value in points)
+
+    outline = path([*((part, e.low) for part, e in there), *((part, e.high) for part, e in reversed(there))])
+    middle = path((part, e.value) for part, e in there)
+    drawn = [f'<path class="fill s0" d="{outline}Z"/><path class="line s0" d="{middle}"/>']
+    for part, e in there:
+        hover = f"part {part}: {short(e.value)} ({short(e.low)} … {short(e.high)}), n = {e.count}"
+        place = f'cx="{frame.x(part):.1f}" cy="{frame.y(e.value):.1f}"'
+        drawn.append(f'<circle class="dot s0" {place} r="4"><title>{hover}</title></circle>')
+    if worse is not None:
+        drawn.append(f'<path class="line edge s1" d="{path([(worse, frame.y0), (worse, frame.y1)])}"/>')
+    return figure(title, frame.draw(drawn, x_label=escape(x_label), title=escape(title)), note)
 
 
 def matrix(title: str, names: Sequence[str], shares: Sequence[Sequence[float | None]], *, note: str = "") -> str:

@@ -72,7 +72,7 @@ class Judge(Closing):
     `async with` (or `close`) closes the connections and the cache. `counters`: asked, answered, cached, requests,
     retried, prompt_tokens, completion_tokens, malformed (replies that could not be parsed). Questions without a verdict
     are counted as failed/<class>: a Failure, malformed, budget, or resting (not asked, because the judge had just
-    failed too often in a row).
+    failed too often in a row). `answered_by` counts the verdicts by the model that the server (or the cache) names.
     """
 
     def __init__(self, section: JudgeSection, key: str | None = None) -> None:
@@ -85,6 +85,7 @@ class Judge(Closing):
         if not section.model:
             raise ConfigError("judge.model", section.model, "name the model that the server judges with")
         self.counters: Counter[str] = Counter()
+        self.answered_by: Counter[str] = Counter()
         self.last_failure: RequestFailure | None = None
         self._section = section
         self._client = CompletionClient(
@@ -160,6 +161,7 @@ class Judge(Closing):
             if value is not None:
                 self.counters["answered"] += 1
                 self.counters["cached"] += cached
+                self.answered_by[reply.model] += 1
                 return Verdict(value, f"{reply.model}/{question.version}", reply.text, cached)
             self.counters["malformed"] += 1
         self.counters["failed/malformed"] += 1

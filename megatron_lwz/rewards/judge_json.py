@@ -42,16 +42,22 @@ def read_object(reply: str, keys: Sequence[str]) -> dict[str, Any] | None:
 
     It takes the last, because a judge may think aloud, or quote the judged text, before its verdict.
     """
+    found = read_objects(reply, keys)
+    return found[-1] if found else None
+
+
+def read_objects(reply: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns all objects of `reply` that have all `keys`, in order, but not those inside another object."""
     text = reply.lstrip()
     if text.startswith("<think>"):
         text = text.partition("</think>")[2]  # a draft in the thinking is no verdict, even if truncated
     text = text[-_LONGEST:]
-    found: dict[str, Any] | None = None
+    found: list[dict[str, Any]] = []
     position = tries = 0
     while (position := text.find("{", position)) >= 0 and tries < _TRIES:
         value, end = _object_at(text, position)
         if value is not None and all(key in value for key in keys):
-            found = value
+            found.append(value)
         if value is None:
             tries += 1
         position = max(end, position + 1)

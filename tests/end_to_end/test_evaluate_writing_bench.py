@@ -48,7 +48,10 @@ def test_killed_and_run_again_no_reply_is_paid_twice_and_no_row_counted_twice(ar
     found = json.loads((tmp_path / "out" / "writing_bench.json").read_text())
     assert found["metrics"]["Overall"] == {"value": 8.0, "low": 8.0, "high": 8.0, "count": 150}
     assert (found["era"], found["queries"], found["missing"], found["incomplete"]) == ("2025-04", 30, 0, [])
-    assert "prompt.py" in found["wording"]
+    assert "prompt.py" in found["wording"] and found["judge"]["answered_by"] == {"scripted-1": 150}
+    page = (tmp_path / "out" / "writing_bench.html").read_text()
+    assert "WritingBench of 2025-04, judged by m (answered by scripted-1)" in page
+    assert "never judged the public leaderboard" in page
     rows = [json.loads(line) for line in (tmp_path / "out" / "scores" / "model.jsonl").read_text().splitlines()]
     assert [row["index"] for row in rows] == list(range(1, 31))
     check_page(tmp_path / "out" / "writing_bench.html")
@@ -60,9 +63,15 @@ def test_scores_of_the_public_script_are_aggregated(argv, tmp_path, capsys):
     scores = write_jsonl(tmp_path / "theirs.jsonl", [*PUBLIC["scores"], PUBLIC["scores"][-1]])
     place = argv.index("--responses")
     assert lwz(*argv[:place], "--scores", scores, *argv[place + 2 :]) == 0
-    assert "1 rows were scored twice" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 rows were scored twice" in said and "does not say who judged" in said
+    assert lwz(*argv[:place], "--scores", scores, *argv[place + 2 :], "--judge", "claude-sonnet-4") == 0
+    assert "who judged" not in capsys.readouterr().err
+    page = (tmp_path / "out" / "writing_bench.html").read_text()
+    assert "judged the public leaderboard from 2025-09-05 to 2025-11-27" in page
     (row,) = csv.DictReader((tmp_path / "out" / "writing_bench.csv").open())
     assert row["Model"] == "theirs" and int(row["Count"]) == 28
+    assert (row["Era"], row["Judge"]) == ("2025-04", "claude-sonnet-4")
     for name, value in PUBLIC["expected"].items():
         assert float(row[name]) == pytest.approx(value)
 
@@ -72,6 +81,7 @@ def test_scores_of_the_public_script_are_aggregated(argv, tmp_path, capsys):
     [
         (["--scores", "x"], "give --responses (to be judged) or --scores"),
         ([], "judge.url"),
+        (["--judge", "x"], "--judge names who gave the scores"),
         (["--judge-prompt", "/nowhere/prompt.py"], "/nowhere/prompt.py"),
     ],
 )

@@ -41,7 +41,7 @@ from megatron_lwz.rollout.journal_check import check_journal
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.rollout.limits import read_load
 from megatron_lwz.types import WeightVersion
-from tests.fuzz import examples
+from tests.fuzz import benchmarks, examples
 from tests.fuzz.mutation import from_bytes, from_json
 from tests.fuzz.run import Target
 
@@ -195,6 +195,7 @@ TARGETS: Iterable[Target] = (
     Target("grammar", from_bytes(examples.REPLIES, examples.REPLY_WORDS), text(_grammar)),
     Target("lengths", from_bytes(examples.LENGTHS, examples.LENGTH_WORDS), text(read_length)),
     Target("load", from_bytes(examples.METRICS), text(read_load)),
+    *benchmarks.targets(in_file),
 )  # fmt: skip
 """All targets, in the order in which they run."""
 

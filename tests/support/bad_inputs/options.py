@@ -100,6 +100,33 @@ OPTIONS = (
         "no benchmark_all.jsonl",
         "name the folder of WritingBench",
     ),
+    Bad(
+        "lwz evaluate curve {}/responses.jsonl --output {}/out",
+        "{}/responses.jsonl",
+        "none of its 1 texts has 25 words",
+        "ask for other parts",
+    ),
+    Bad(
+        "lwz evaluate curve {}/run --output {}/out --longform {}/hf", "{}/hf", "no longform", "name a copy of EQ-bench"
+    ),
+    Bad(
+        "lwz evaluate hello-bench --benchmark {}/hf --responses {}/responses.jsonl --output {}/out",
+        "{}/hf",
+        "no open_ended_qa.jsonl",
+        "name the folder of HelloBench",
+    ),
+    Bad(
+        "lwz evaluate longgen-bench --dataset {}/prompts.jsonl --responses {}/responses.jsonl --output {}/out",
+        "{}/prompts.jsonl, line 1",
+        "not a prompt of LongGenBench",
+        "checks_once",
+    ),
+    Bad(
+        "lwz evaluate constory --evaluation {}/pairs.jsonl --output {}/out",
+        "{}/pairs.jsonl, line 2",
+        "no column 'id'",
+        "there are",
+    ),
 )
 ADDRESSES = (
     _grpo("rollout.urls=[127.0.0.1:8000]", "rollout.urls.0", "'127.0.0.1:8000'", "write http://host:port"),

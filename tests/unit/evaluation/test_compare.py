@@ -38,6 +38,30 @@ def test_the_length_score_needs_no_judge_and_compares_always(tmp_path):
     assert Row("longbench_write", "m, judge.txt", "s_q") in judged.figures and mixed(rows([judged, plain])) == []
 
 
+def test_another_model_under_the_same_name_is_another_judge(tmp_path):
+    judges = [{"model": "latest", "answered_by": names} for names in ({"v1": 9}, {"v2": 9}, {"latest": 9})]
+    runs = [
+        read_run(result(tmp_path / str(n), "writing_bench", ["Overall"], era="2025-04", judge=judge, wording="ours"))
+        for n, judge in enumerate(judges)
+    ]
+    found = [row.condition for row in rows(runs)]
+    assert found == [
+        "2025-04, latest (answered by v1), ours",
+        "2025-04, latest (answered by v2), ours",
+        "2025-04, latest, ours",
+    ]
+
+
+def test_curves_compare_when_the_texts_were_cut_alike(tmp_path):
+    metrics = ["repeated", "change/repeated", "quality"]
+    judged = result(tmp_path / "a", "curve", metrics, cut="8 parts", judge={"model": "m", "wording": "ours"})
+    plain = result(tmp_path / "b", "curve", metrics[:2], cut="8 parts")
+    other = result(tmp_path / "c", "curve", metrics[:2], cut="every 500 words")
+    found = rows([read_run(folder) for folder in (judged, plain, other)])
+    assert [row.condition for row in found] == ["8 parts"] * 2 + ["8 parts, m, ours"] + ["every 500 words"] * 2
+    assert label(found[1]) == "8-grams that stood before, change" and mixed(found) == []
+
+
 def test_elo_compares_only_against_the_same_opponents(tmp_path):
     common = {"anchor": "base", "anchor_elo": 1000.0, "prompt_version": "lwz-pair-1", "judge": {"model": "m"}}
     for name, elo in (("a", ["me", "base"]), ("b", ["you", "base"]), ("c", ["me", "base", "other"])):

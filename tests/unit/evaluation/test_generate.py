@@ -247,4 +247,7 @@ def test_presets_are_the_benchmarks_own():
     assert PRESETS["writing-bench"] == Sampling(0.7, 0.8, 20, 16000)
     assert PRESETS["longbench-write"] == Sampling(0.5, 1.0, 0, 32768)
     assert PRESETS["longwriter-zero"] == Sampling(0.6, 0.95, 0, 15500)
+    assert PRESETS["hello-bench"] == Sampling(0.8, 1.0, 0, 16384)
+    assert PRESETS["longgen-bench"] == Sampling(0.95, 0.95, 0, 16000)
+    assert PRESETS["constory"] == Sampling(0.7, 1.0, 0, 16384)
     assert PRESETS["training"] == Sampling(0.8, 1.0, 0, 14000)

@@ -122,3 +122,26 @@ def test_every_criterion_is_judged_and_the_scores_read_back(tmp_path):
     assert again == judged.scores
     evaluation = next(iter(again[1].values()))[1]
     assert evaluation["judge"] == "scripted-1/lwz-criterion-1" and evaluation["reason"] == "it's fine"
+
+
+@pytest.mark.parametrize(
+    ("name", "day"),
+    [
+        ("claude-sonnet-4-5-20250929", "2025-11-27"),
+        ("anthropic/claude-sonnet-4.5", "2025-11-27"),
+        ("claude-sonnet-4-20250514", "2025-09-05"),
+        ("claude-sonnet-4@20250514", "2025-09-05"),
+        ("Claude-3.7-Sonnet", "2025-04-29"),
+        ("us.anthropic.claude-3-7-sonnet-20250219-v1:0", "2025-04-29"),
+        ("claude-sonnet-4-6", None),
+        ("claude-opus-4", None),
+        ("AQuarterMile/WritingBench-Critic-Model-Qwen-7B", None),
+    ],
+)
+def test_the_leaderboards_judges_are_known_by_their_names(name, day):
+    assert files.leaderboard_since(name) == day
+
+
+def test_scores_name_their_judges():
+    ours = {1: {"a": [{"score": 3, "reason": "", "judge": "org/m/writing-bench@12"}]}, 2: {"a": [{"score": 3}]}}
+    assert files.judges_of(ours) == ["org/m"] and files.judges_of({2: ours[2]}) == []
