@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from megatron_lwz.config import Config
 from megatron_lwz.config.curriculum import KEY, CurriculumSection, StageSection
+from megatron_lwz.data.prompts import read_prompts
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.types import Prompt
 
@@ -63,6 +66,22 @@ def describe(pools: Sequence[Pool], prompts: Sequence[Prompt], steps: int, batch
     if late:
         lines.append(f"curriculum: stage '{late[0]}' cannot begin within training.steps = {steps}: lower min_steps")
     return lines
+
+
+def planned(config: Config) -> list[str]:
+    """Returns what `describe` says of a config's curriculum, for plans and dry runs; [] without one.
+
+    Prompts over data.max_prompt_tokens are counted too: no tokenizer is needed. A file of prompts that this machine does
+    not have is said. Raises ConfigError as `make_pools` does, and DataError for a file that cannot be read.
+    """
+    section, path = config.data.curriculum, config.data.prompts
+    if not section.used or path is None:
+        return []
+    if not Path(path).exists():
+        return [f"curriculum: {path} is not on this machine, so the prompts of the stages are not counted"]
+    prompts = read_prompts(path, maximum_length=config.reward.length.maximum)
+    pools = make_pools(section, prompts, config.rollout.max_new_tokens)
+    return describe(pools, prompts, config.training.steps, config.training.prompts_per_step)
 
 
 def _ends(stage: StageSection) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_lwz.config import Config, readers, validate
 from megatron_lwz.config.curriculum import CurriculumSection
-from megatron_lwz.data.curriculum import describe, make_pools
+from megatron_lwz.data.curriculum import describe, make_pools, planned
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.types import LengthRange, Prompt
 
@@ -48,6 +50,21 @@ def test_what_is_surely_not_meant_is_said() -> None:
         "curriculum: a step of 2 prompts draws some of stage 'long' more than once",
         "curriculum: stage 'long' cannot begin within training.steps = 10: lower min_steps",
     ]
+
+
+def test_plans_and_dry_runs_count_the_prompts_where_the_file_is_there(tmp_path: Path) -> None:
+    config = {"data": {"prompts": str(tmp_path / "prompts.jsonl"), "curriculum": {"stages": [SHORT, {"name": "all"}]}}}
+    (line,) = planned(validate(config))
+    assert (
+        line
+        == f"curriculum: {tmp_path}/prompts.jsonl is not on this machine, so the prompts of the stages are not counted"
+    )
+    rows = [{"prompt": "x", "length": {"lower": 1, "upper": upper}} for upper in (100, 3000)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = planned(validate(config))
+    assert "1 of 2 prompts (0 to 2000)" in said[0] and "2 of 2 prompts (any length)" in said[1]
+    assert "a step of 32 prompts draws some of stage 'short', 'all' more than once" in said[2]
+    assert planned(Config()) == []
 
 
 def test_a_stage_without_prompts_is_named() -> None:
