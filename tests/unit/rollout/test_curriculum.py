@@ -14,6 +14,7 @@ from megatron_lwz.rollout.curriculum import Begun, Curriculum, History, Outcome
 from megatron_lwz.rollout.journal_reader import JournalReader
 from megatron_lwz.types import ComponentScore, FinishReason, Group, LengthRange, Prompt, Rollout
 from tests.support.synthetic_engine import Engine
+from tests.support.waiting import wait_for
 
 PROMPTS = [Prompt(f"p{n}", f"prompt {n}", LengthRange(1, 10 * (n + 1))) for n in range(8)]
 GATE = {"metric": "letters", "at_least": 0.5, "window": 2, "min_steps": 2}
@@ -271,3 +272,45 @@ def test_a_run_ahead_draws_by_the_steps_that_are_surely_done(make_controller, st
     assert [stages[groups[0].id] for groups, _ in whole.values()] == ["short"] * 3 + ["long"] * 3, "drawn a step before"
     assert [metrics["curriculum/stage"] for _, metrics in whole.values()] == [1, 1, 2, 2, 2, 2]
     assert run(shutil.copy(tmp_path / "killed-4", tmp_path / "again").name, 2) == {s: whole[s] for s in (3, 4, 5, 6)}
+
+
+def test_a_rollout_half_written_keeps_the_limit_of_its_stage(make_controller, start_engine):
+    engine = Engine(length=lambda seed: 60, pause=0.02, delta=1)
+    url = start_engine(engine)
+    controller = make_controller(url, batch=2, curriculum=make())
+    controller.begin(1)
+    wait_for(lambda: engine.sent >= 12)
+    controller.close()
+    before = len(engine.requests)
+    groups = make_controller(url, batch=2, curriculum=make()).collect(1)
+    assert {len(rollout.tokens) for group in groups for rollout in group.rollouts} == {12}
+    continued = [r for r in engine.requests[before:] if len(r["prompt"]) > engine.prompt_length(r["prompt"])]
+    assert continued and all(r["max_tokens"] < 12 for r in continued)
+
+
+def test_a_group_that_is_replaced_says_that_its_prompt_may_rest_and_still_does_after_a_kill(
+    make_controller, start_engine, tmp_path
+):
+    """All rollouts succeed, so every prompt rests once its group was trained on, or replaced, as those of p2 are."""
+    url = start_engine(Engine(length=lambda seed: 5))
+
+    def run(name: str, start: int, snapshots=None) -> list[str]:
+        curriculum = make(success_at_least=0.0, easy=1.0, rest_epochs=1, stages=[{"name": "all", "asked_to": 30}])
+        settings = {"barren": lambda group: group.prompt.id == "p2", "admission": {"last_step": 4, "refills": 3}}
+        for _ in train(
+            partial(make_controller, url), curriculum, name, start, steps=4, snapshots=snapshots, **settings
+        ):
+            pass
+        with JournalReader(tmp_path / name) as journal:
+            return [row[0] for row in journal._db.execute("SELECT group_id FROM draws WHERE epoch = 0")]
+
+    assert len(run("whole", 0, tmp_path)) == 3
+    with JournalReader(tmp_path / "whole") as journal:
+        query = "SELECT group_id, outcomes.step, success FROM outcomes JOIN dropped USING (group_id)"
+        first, *_ = replaced = journal._db.execute(query).fetchall()
+        draws = journal._db.execute("SELECT * FROM draws").fetchall()
+    assert first[2] == 1.0 and replaced
+    run(shutil.copy(tmp_path / "killed-2", tmp_path / "again").name, 0)
+    with JournalReader(tmp_path / "again") as journal:
+        assert journal._db.execute(query).fetchall() == replaced
+        assert journal._db.execute("SELECT * FROM draws").fetchall() == draws
