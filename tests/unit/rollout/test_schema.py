@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_lwz.errors import DataError
 from megatron_lwz.rollout.curriculum import Begun, Draw, Outcome
 from megatron_lwz.rollout.journal import Journal
 from megatron_lwz.rollout.journal_check import UnusableJournal, check_journal
@@ -180,3 +181,11 @@ def test_a_journal_of_version_5_keeps_its_rows_and_gets_the_tables_of_the_curric
         db.commit()
     with pytest.raises(UnusableJournal, match="table outcomes, group_id 1"):
         check_journal(path, 0)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE outcomes SET success = 0.5 WHERE group_id = 1")
+        db.execute("UPDATE groups SET prompt = '[]' WHERE id = 0")
+        db.commit()
+    journal = Journal(path)
+    with pytest.raises(DataError, match="group 0 is not as it was written"):
+        journal.history(1)
+    journal.close()
