@@ -9,6 +9,7 @@ import argparse
 
 from megatron_lwz.cli import common, lifetime, option_types
 from megatron_lwz.config import Config, Stage, unread_note
+from megatron_lwz.data.curriculum import planned
 from megatron_lwz.distributed import environment
 
 
@@ -39,6 +40,9 @@ def done(config: Config, stage: Stage, options: argparse.Namespace) -> bool:
                 raise common.UsageError(f"--{name}: only with --dry-run shapes")
     if options.dry_run is None:
         return False
+    if environment.rank() == 0 and stage == "grpo":
+        for line in planned(config):
+            common.console().print(line, markup=False)
     if options.dry_run == "device":
         lifetime.import_command("megatron_lwz.cli.dry_run_device").run(config, stage)
     elif environment.rank() == 0:

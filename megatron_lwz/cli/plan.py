@@ -12,6 +12,7 @@ from megatron_lwz.cli.dry_run_tables import layout as described
 from megatron_lwz.cli.plan_setting import setting_of, watch
 from megatron_lwz.cli.plan_table import show_table
 from megatron_lwz.config import Config
+from megatron_lwz.data.curriculum import planned
 from megatron_lwz.planner.advice import advice, changes
 from megatron_lwz.planner.assumptions import ASSUMED
 from megatron_lwz.planner.dry_run import CHECKS
@@ -34,6 +35,8 @@ def main(argv: Sequence[str]) -> None:
     if options.gpus is None:
         raise common.UsageError("--gpus N: how many GPUs has the run, engines included? (or --table 8,16,64)")
     trainers, setting = setting_of(config, options)
+    for line in planned(config) if options.stage == "grpo" else ():
+        common.console().print(line, markup=False)
     with Rehearsals(watch) as rehearsals:
         now = make_plan(config, trainers, setting, rehearsals)
         _show_now(config, now, trainers, setting, options)

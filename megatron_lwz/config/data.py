@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from megatron_lwz.config.base import Paths, Section, UserPath
+from megatron_lwz.config.curriculum import CurriculumSection
 
 
 class DataSection(Section):
@@ -41,3 +42,4 @@ class DataSection(Section):
         description="RL: use think (A) or direct for every prompt, overriding the prompt's row; null: the row decides",
     )
     max_prompt_tokens: int = Field(2048, gt=0, description="tokens; longer prompts are dropped and counted")
+    curriculum: CurriculumSection = CurriculumSection()

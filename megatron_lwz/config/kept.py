@@ -36,6 +36,7 @@ KEPT: Mapping[str, Kept] = {
     "data.template": Kept(_TEXT, ("sft", "grpo")),
     "data.prompt_template": Kept("the prompts of the journal's rollouts", ("grpo",)),
     "data.shuffle": Kept(_ROWS),
+    "data.curriculum": Kept("which prompts come next, and how long their rollouts may be", ("grpo",)),
     "data.corpus": Kept(_ROWS, ("pretrain",), path=True),
     "data.instructions": Kept(_ROWS, ("sft",), path=True),
     "training.sequence_length": Kept(

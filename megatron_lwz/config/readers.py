@@ -19,6 +19,7 @@ READERS: Mapping[str, tuple[Stage, ...]] = {
     "data.held_out_prompts": _GRPO,
     "data.max_prompt_tokens": _GRPO,
     "data.prompt_template": _GRPO,
+    "data.curriculum": _GRPO,
     "data.template": ("sft", "grpo"),
     "data.corpus": ("pretrain",),
     "data.reset_attention": ("pretrain",),

@@ -152,6 +152,7 @@ class Config(s.Section):
                 self.training.tokens_per_micro_batch,
                 f"must hold the longest rollout: data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
             )
+        self.data.curriculum.check(self.rollout.max_new_tokens)
         self._check_lora()
         self._check_staleness()
         self._check_accumulation()

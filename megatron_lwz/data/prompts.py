@@ -109,7 +109,7 @@ def whole_number(value: Any) -> int | None:
 class PromptOrder:
     """The endless order of the prompts, epoch after epoch. Each epoch has its own order. Resuming needs no state."""
 
-    def __init__(self, count: int, seed: int, shuffle: bool = True) -> None:
+    def __init__(self, count: int, seed: int | str, shuffle: bool = True) -> None:
         """Takes the number of prompts. The order depends only on `seed` and the epoch."""
         self._count = count
         self._seed = seed

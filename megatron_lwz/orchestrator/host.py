@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from megatron_lwz.config import Config
 from megatron_lwz.config.sections import RewardSection
+from megatron_lwz.data.curriculum import Pool, describe, make_pools
 from megatron_lwz.data.prompts import PromptOrder, read_prompts
 from megatron_lwz.data.templates import render
 from megatron_lwz.data.tokenizer import Tokenizer
@@ -38,6 +39,7 @@ from megatron_lwz.rewards.continuation import check_continuations
 from megatron_lwz.rewards.guard import response_guards
 from megatron_lwz.rollout.admission import Admission, Intake
 from megatron_lwz.rollout.controller import RolloutController
+from megatron_lwz.rollout.curriculum import Curriculum
 from megatron_lwz.rollout.held_out import HeldOut
 from megatron_lwz.rollout.journal import AdvantageRecord, Journal, take_up
 from megatron_lwz.rollout.journal_check import check_journal
@@ -84,6 +86,7 @@ class RolloutHost(Host):
         self._config = stack.enter_context(open_reward_servers(config, run))
         self._rewards = self._new_rewards(self._config.reward)
         self._names = [reward.name for reward in self._rewards]
+        self._pools = self._read_pools()
         self._guard = response_guards(config) if config.rollout.guard.mode != "off" else None
         self._batch: list[Group] = []
         self._lengths = LengthBook(config.rollout.lengths, config.rollout.max_staleness)
@@ -156,6 +159,7 @@ class RolloutHost(Host):
         self._batch.sort(key=lambda group: group.id)
         metrics = experience_metrics(self._batch, config, names=self._names, step=step)
         metrics |= self._controller.metrics() | reward_metrics(self._rewards)
+        metrics |= self._controller.curriculum_metrics(self._batch)
         yield Experience(batch, metrics, rollouts=rollout_ids(part))
 
     @override
@@ -237,7 +241,17 @@ class RolloutHost(Host):
                 refills=refills,
             ),
             barren=partial(is_barren, config=config, names=self._names),
+            curriculum=self._new_curriculum(),
         )
+
+    def _new_curriculum(self) -> Curriculum | None:
+        """Creates the run's curriculum, None if it has none. The log says its stages."""
+        config, section = self._config, self._config.data.curriculum
+        if self._pools is None:
+            return None
+        for line in describe(self._pools, self._prompts, config.training.steps, config.training.prompts_per_step):
+            logger.info("%s", line)
+        return Curriculum(section, self._pools, seed=config.run.seed, shuffle=config.data.shuffle)
 
     def _new_rewards(self, section: RewardSection) -> list[RewardFn]:
         judge = self._config.judge
@@ -245,6 +259,13 @@ class RolloutHost(Host):
             judge = judge.model_copy(update={"cache": str(self._run.judge_cache)})
         taught = self._config.grpo.teacher is not None
         return build_rewards(section, self._tokenizer, judge, weightless=taught)
+
+    def _read_pools(self) -> list[Pool] | None:
+        section = self._config.data.curriculum
+        if not section.used:
+            return None
+        section.check_components(self._names)
+        return make_pools(section, self._prompts, self._config.rollout.max_new_tokens)
 
     def _render(self, prompt: Prompt) -> str:
         return render(prompt, self._config.data.template)

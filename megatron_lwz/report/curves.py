@@ -58,6 +58,8 @@ def reward_charts(rows: Sequence[Row]) -> str:
         curves("Sameness of siblings", _series(rows, ["rollout/sameness"], label), share=True),
         curves("Length", _series(rows, _TOKENS, label), unit="tokens"),
         curves("Length", _series(rows, _UNITS, label), unit="unit of the length reward"),
+        curves("Stage of the curriculum", _series(rows, ["curriculum/stage"], label)),
+        curves("Success in the curriculum", _series(rows, ["curriculum/success", "curriculum/gate"], label)),
     ]
     return _grid(charts)
 

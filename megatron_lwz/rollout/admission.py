@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 
+from megatron_lwz.rollout.curriculum import Curriculum
 from megatron_lwz.rollout.drafts import GroupDraft
 from megatron_lwz.rollout.length_book import PROMPTS_CHANGED, SIZE_CHANGED
 from megatron_lwz.types import Group, Prompt
@@ -193,6 +194,12 @@ class Intake:
     """Whether nothing can be learned from a finished group. Such a group gives its slot to another one, as far as
     `admission` allows.
     """
+    curriculum: Curriculum | None = None
+    """Draws the prompts in the place of `prompt_of`, if the run has one."""
+
+    def stored(self, group: GroupDraft) -> Prompt | None:
+        """Returns the prompt that a group of the journal must have, as the file has it now."""
+        return self.prompt_of(group.id) if self.curriculum is None else self.curriculum.stored(group.prompt.id)
 
 
 def derive_seed(*parts: object) -> int:
@@ -201,13 +208,15 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest, "big") >> (256 - SEED_BITS)
 
 
-def misfit(group: GroupDraft, prompt: Prompt, group_size: int) -> tuple[str, str] | None:
+def misfit(group: GroupDraft, prompt: Prompt | None, group_size: int) -> tuple[str, str] | None:
     """Returns why a journal's group is not the one for `prompt`: the reason to record, and the same in words.
 
-    None if it is.
+    None if it is. `prompt` is None if no stage of the curriculum has the group's prompt.
     """
     if len(group.drafts) != group_size:
         return SIZE_CHANGED, f"it has {len(group.drafts)} rollouts, and a group now has {group_size}"
+    if prompt is None:
+        return PROMPTS_CHANGED, f"its prompt {group.prompt.id!r} is in no stage of the curriculum now"
     if group.prompt.id != prompt.id:
         return PROMPTS_CHANGED, f"its place in the order of prompts now has {prompt.id!r}, not {group.prompt.id!r}"
     changed = [

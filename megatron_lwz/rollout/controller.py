@@ -74,6 +74,7 @@ class RolloutController:
         self._rewards = list(rewards)
         self._intake = intake
         self._admission = intake.admission
+        self._curriculum = intake.curriculum
         self._tokenizer = tokenizer
         self._render = render
         self._section = section
@@ -83,7 +84,7 @@ class RolloutController:
         self._drafts: dict[int, GroupDraft] = {}
         self._ready: dict[int, Group] = {}
         self._changed = threading.Condition()
-        """Guards admission, drafts and ready groups."""
+        """Guards admission, curriculum, drafts and ready groups."""
         self._error: BaseException | None = None
         self._next = journal.next_id("training")
         self._marked: Future[None] | None = None
@@ -97,9 +98,12 @@ class RolloutController:
         take the same groups again.
         """
         returned = self._journal.rewind(step)
+        if self._curriculum is not None:
+            self._curriculum.restore(self._journal.history(step), step)
         for group in self._journal.open_groups():
-            found = misfit(group, self._intake.prompt_of(group.id), self._intake.group_size)
+            found = misfit(group, self._intake.stored(group), self._intake.group_size)
             if found is None:
+                self._limit(group)
                 self._drafts[group.id] = group
                 self._admission.restore(group.id, group.admitted)
             else:
@@ -169,6 +173,9 @@ class RolloutController:
         Durable after `settle`.
         """
         ids = [group.id for group in groups]
+        with self._changed:
+            for used in groups:
+                self._note_outcome(used, step)
         self._journal.consume(ids, step)
         self._journal.record_order(step, ids)
         self._marked = self._call(self._committer.durable())
@@ -196,6 +203,11 @@ class RolloutController:
         counts = {f"rollout/total_{name}": float(self._writer.counters[name]) for name in names}
         with self._changed:
             return counts | self._pool.metrics() | {"rollout/waiting": float(len(self._drafts) - len(self._ready))}
+
+    def curriculum_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Returns the metrics `curriculum/…` of the step that trains on these groups; none without a curriculum."""
+        with self._changed:
+            return self._curriculum.metrics(groups) if self._curriculum is not None else {}
 
     def halt(self) -> None:
         """Ends all rollouts under way. What was received becomes durable as ever, and marks can still be set."""
@@ -238,6 +250,8 @@ class RolloutController:
 
     async def _begin(self, step: int) -> None:
         with self._changed:
+            if self._curriculum is not None:
+                self._journal.note_stage(self._curriculum.begin(step))
             woken = self._admission.advance(step)
         for group in woken:
             self._spawn(self._complete(self._drafts[group]))
@@ -273,13 +287,14 @@ class RolloutController:
             return
         done = group.freeze()
         barren = self._admission.refills > 0 and self._intake.barren(done)
-        with self._changed:
+        with self._changed:  # one view of the step: an outcome counts for the steps after it
             kept = not (barren and self._admission.filter(group.id))
             if kept:
                 self._admission.finish(group.id)
                 self._ready[group.id] = done
                 self._changed.notify_all()
             else:
+                self._note_outcome(done)
                 self._journal.drop(group.id, ZERO_VARIANCE)
         if not kept:
             self._replace(group, "refilled")
@@ -293,10 +308,27 @@ class RolloutController:
 
     def _draft(self) -> GroupDraft:
         group, self._next = self._next, self._next + 1
-        prompt = self._intake.prompt_of(group)
+        if self._curriculum is None:
+            prompt = self._intake.prompt_of(group)
+        else:
+            prompt, draw = self._curriculum.draw(group)
+            self._journal.note_draw(draw)
         tokens = tuple(self._tokenizer.encode(self._render(prompt)))
         drafts = [Draft(group, index) for index in range(self._intake.group_size)]
-        return GroupDraft(group, "training", prompt, tokens, self._admission.step, drafts)
+        draft = GroupDraft(group, "training", prompt, tokens, self._admission.step, drafts)
+        self._limit(draft)
+        return draft
+
+    def _limit(self, group: GroupDraft) -> None:
+        """Gives the rollouts of a group the token limit of the stage that it was drawn in."""
+        if self._curriculum is not None:
+            for draft in group.drafts:
+                draft.most_tokens = self._curriculum.limit(group.id)
+
+    def _note_outcome(self, group: Group, step: int | None = None) -> None:
+        """Records what a group says to the curriculum. `step`: the one that trained on it; None: it is replaced."""
+        if self._curriculum is not None and (outcome := self._curriculum.outcome(group, step)) is not None:
+            self._journal.note_outcome(outcome)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -24,6 +24,8 @@ class Draft:
     text: str = ""
     alarms: tuple[Alarm, ...] = ()
     """The guard's alarms, known when the rollout is finished."""
+    most_tokens: int | None = field(default=None, init=False)
+    """Maximum number of tokens, if a stage of the curriculum sets one; None: rollout.max_new_tokens."""
 
     @property
     def id(self) -> str:

@@ -21,6 +21,7 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.file_lock import FileLock, LockHeld, lock_of
 from megatron_lwz.private_files import make_private
 from megatron_lwz.rollout import recovery
+from megatron_lwz.rollout.curriculum import Begun, Draw, History, Outcome
 from megatron_lwz.rollout.drafts import Draft, GroupDraft, Kind
 from megatron_lwz.rollout.journal_check import (
     UnusableJournal,
@@ -47,6 +48,8 @@ from megatron_lwz.types import ComponentScore, TokenDelta
 AdvantageRecord = tuple[float, Mapping[str, float]]
 """A rollout's advantage, and component → what it adds to the advantage."""
 Answer = TypeVar("Answer")
+_REPLACED = ("consumed", "dropped", "trained", "draws", "outcomes", "stages")
+"""Tables whose rows a repeated step writes again."""
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +157,23 @@ class Journal:
         for index, (value, parts) in enumerate(advantages):
             known = value if math.isfinite(value) else None
             self._insert("advantages", (group, index, known, json.dumps(dict(parts))))
+
+    def note_draw(self, draw: Draw) -> None:
+        """Records how the curriculum came to a group's prompt. Call it before `admit`: a draw without a group is none."""
+        self._insert("draws", (draw.group, draw.stage, draw.epoch, draw.most_tokens))
+
+    def note_outcome(self, outcome: Outcome) -> None:
+        """Records what a group says about its prompt. Call it before `consume` and `drop`."""
+        self._insert("outcomes", (outcome.group, outcome.step, outcome.success, outcome.value))
+
+    def note_stage(self, begun: Begun) -> None:
+        """Records the stage of the curriculum that a step is in."""
+        self._insert("stages", (begun.step, begun.stage, begun.value))
+
+    def history(self, step: int) -> History:
+        """Returns what the curriculum of a run that continues from `step` goes on with, as of the last commit."""
+        with self._database_lock:
+            return self._guarded(lambda: recovery.load_history(self._db, step))
 
     def drop(self, group: int, reason: str) -> None:
         """Records that the group will never be trained on."""
@@ -324,5 +344,5 @@ def _delta_row(key: tuple[int, int], start: int, delta: TokenDelta) -> tuple[str
 
 def _summed(table: str, row: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
     """Returns the statement that inserts or replaces a row, and its values with their sum."""
-    conflict = "INSERT OR REPLACE" if table in ("consumed", "dropped", "trained") else "INSERT"
+    conflict = "INSERT OR REPLACE" if table in _REPLACED else "INSERT"
     return f"{conflict} INTO {table} VALUES ({'?, ' * len(row)}?)", (*row, row_sum(row))

@@ -31,7 +31,7 @@ FAILED, PROMPTS_CHANGED, SIZE_CHANGED = "failed", "prompts changed", "group size
 """Reasons why a group is never trained on, besides ZERO_VARIANCE."""
 
 ADVICE = {
-    TRUNCATED: "those cut at the token limit are masked: raise rollout.max_new_tokens, or set grpo.truncated: penalty",
+    TRUNCATED: "those cut at the token limit are masked: raise rollout.max_new_tokens (or the stage's), or set grpo.truncated: penalty",
     ZERO_VARIANCE: "groups that score alike are left out: their lengths need a reward that tells such texts apart",
     NO_SCORE: "groups without any score are left out: see what the judge or reward model refuses in the log",
     FAILED: "groups whose requests failed are given up: see the engines' errors in the log, raise rollout.retries",

@@ -8,11 +8,15 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_lwz.rollout.curriculum import Begun, Draw, History, Outcome
 from megatron_lwz.rollout.drafts import Draft, GroupDraft
+from megatron_lwz.rollout.length_book import ZERO_VARIANCE
 from megatron_lwz.rollout.lengths import GroupLengths, RolloutLength
 from megatron_lwz.rollout.schema import prompt_from_json, score_from_row, unpack_logprobs, unpack_tokens
 from megatron_lwz.types import Alarm, ComponentScore, FinishReason, TokenDelta, WeightVersion
 
+_MISWRITTEN = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
+"""What reading the values of a damaged row raises."""
 OPEN = "id NOT IN (SELECT group_id FROM consumed) AND id NOT IN (SELECT group_id FROM dropped)"
 
 
@@ -48,9 +52,13 @@ def load_groups(
     for row in db.execute(f"SELECT {columns} FROM groups WHERE {where} ORDER BY id", parameters).fetchall():
         try:
             loaded = _load_group(db, row, tokens)
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            raise sqlite3.DataError(f"group {row[0]} is not as it was written ({error!r:.200})") from error
+        except _MISWRITTEN as error:
+            raise _damage(row[0], error) from error
         yield loaded
+
+
+def _damage(group: int, error: Exception) -> sqlite3.DataError:
+    return sqlite3.DataError(f"group {group} is not as it was written ({error!r:.200})")
 
 
 def _load_group(db: sqlite3.Connection, row: tuple[Any, ...], tokens: bool) -> GroupDraft:
@@ -93,6 +101,32 @@ def load_lengths(db: sqlite3.Connection, first: int = 0, skip: Container[int] = 
             if tokens or index in ends
         ]
         yield GroupLengths(group, admitted, step, dropped, tuple(rollouts))
+
+
+def load_history(db: sqlite3.Connection, step: int) -> History:
+    """Returns what a curriculum needs to go on after `step`.
+
+    These are all draws, also of groups admitted later, and the outcomes of groups that steps up to `step` trained on. A
+    later step is repeated and says again what it trained on, but groups that were replaced stay so.
+    """
+    query = (
+        "SELECT group_id, prompt, admitted, stage, epoch, most_tokens "
+        "FROM draws JOIN groups ON id = group_id ORDER BY group_id"
+    )
+    draws = []
+    for group, prompt, *row in db.execute(query):
+        try:
+            draws.append(Draw(group, prompt_from_json(prompt).id, *row))
+        except _MISWRITTEN as error:
+            raise _damage(group, error) from error
+    query = (
+        "SELECT group_id, outcomes.step, success, value FROM outcomes JOIN draws USING (group_id) "
+        "LEFT JOIN consumed USING (group_id) LEFT JOIN dropped USING (group_id) "
+        "WHERE consumed.step <= ? OR dropped.reason = ? ORDER BY outcomes.step, group_id"
+    )
+    outcomes = [Outcome(*row) for row in db.execute(query, (step, ZERO_VARIANCE))]
+    query = "SELECT step, stage, value FROM stages WHERE step <= ? ORDER BY step"
+    return History(draws, outcomes, [Begun(*row) for row in db.execute(query, (step,))])
 
 
 def _drafts(db: sqlite3.Connection, group: int, size: int, tokens: bool) -> list[Draft]:

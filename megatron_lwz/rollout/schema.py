@@ -17,7 +17,7 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.types import ComponentScore, LengthRange, Prompt
 
 APPLICATION_ID = 0x4C575A4A
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 FILE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 """What reading a damaged file raises. The second: SQLite's own message quotes bytes that are no text."""
 _FIRST_SUMS = 4
@@ -26,7 +26,7 @@ OLDEST_VERSION = 1
 next opened for writing.
 
 Version 1 lacks the tables of ADDITIONS. In versions 1 and 2, `trained.group_ids` was named `micro_batches`. Up to version
-3 rows have no `sum`. Up to version 4 there is no table `advantages`.
+3 rows have no `sum`. Up to version 4 there is no table `advantages`, up to version 5 none of the curriculum.
 """
 _REASONS = "reasons"
 """Key of a score's reasons among its details."""
@@ -41,8 +41,14 @@ SUMMED = (
     "excluded",
     "alarms",
     "advantages",
+    "draws",
+    "outcomes",
+    "stages",
 )
 """Tables whose last column `sum` is the row_sum of the others (NULL in rows of older versions)."""
+
+_SINCE = {"advantages": 5, "draws": 6, "outcomes": 6, "stages": 6}
+"""Table → the version that it came with, for those that came after the sums."""
 
 TABLES = """
 CREATE TABLE groups (
@@ -98,6 +104,19 @@ CREATE TABLE IF NOT EXISTS advantages (  -- of groups that were trained on
     parts TEXT NOT NULL,           -- component → what it adds to the value, JSON
     PRIMARY KEY (group_id, rollout)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS draws (  -- how the curriculum came to a group's prompt
+    group_id INTEGER PRIMARY KEY,
+    stage TEXT NOT NULL,
+    epoch INTEGER NOT NULL,        -- of the stage's pool, from 0
+    most_tokens INTEGER NOT NULL   -- limit of the group's rollouts
+);
+CREATE TABLE IF NOT EXISTS outcomes (  -- what groups said about their prompts; a repeated step replaces its own
+    group_id INTEGER PRIMARY KEY,
+    step INTEGER NOT NULL,         -- that trained on it, or in which it was replaced
+    success REAL,                  -- share of the rollouts that succeeded
+    value REAL                     -- mean of the metric by which the stage ends
+);
+CREATE TABLE IF NOT EXISTS stages (step INTEGER PRIMARY KEY, stage TEXT NOT NULL, value REAL);  -- value: at its beginning
 """
 """Tables that a journal of an older version may lack until it is next opened for writing."""
 
@@ -125,7 +144,7 @@ def update_schema(db: sqlite3.Connection) -> None:
         changes = f"PRAGMA application_id = {APPLICATION_ID};{TABLES}"
     elif version < 3:
         changes = "ALTER TABLE trained RENAME COLUMN micro_batches TO group_ids;"
-    without = SUMMED if version < _FIRST_SUMS else ("advantages",)
+    without = [table for table in SUMMED if version < _SINCE.get(table, _FIRST_SUMS)]
     sums = "".join(f"ALTER TABLE {table} ADD COLUMN sum INTEGER;" for table in without)
     db.executescript(f"BEGIN IMMEDIATE;{changes}{ADDITIONS}{sums}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 

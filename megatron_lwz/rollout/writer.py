@@ -108,9 +108,10 @@ class RolloutWriter:
 
         Raises RequestFailure when consecutive failures without a new token use up the budget.
         """
-        guarded = self._guarded(group.prompt)
+        limit = self._limit(draft)
+        guarded = self._guarded(group.prompt, limit)
         stopped = guarded is not None and guarded.take(draft.tokens) is not None
-        end = StreamEnd(FinishReason.GUARD) if stopped else self.end_of(draft.tokens)
+        end = StreamEnd(FinishReason.GUARD) if stopped else self.end_of(draft.tokens, limit)
         if end is not None:  # the process was killed between the last token and the record of the end
             self._finish(draft, end, guarded)
         limits = {Failure(kind): most for kind, most in self._section.retry_limits.items()}
@@ -146,7 +147,7 @@ class RolloutWriter:
             (*group.prompt_tokens, *draft.tokens),
             request_id=f"{draft.id}-{start}",
             seed=seed,
-            max_tokens=section.max_new_tokens - start,
+            max_tokens=self._limit(draft) - start,
             temperature=section.temperature,
             top_p=section.top_p,
             stop=self._stops,
@@ -220,11 +221,13 @@ class RolloutWriter:
 
     def _at_limit(self, draft: Draft) -> StreamEnd | None:
         """Returns the end of a draft that exceeds its token limit, because the engine ignores max_tokens. Else None."""
-        over = len(draft.tokens) > self._section.max_new_tokens
-        return StreamEnd(FinishReason.LENGTH) if over else None
+        return StreamEnd(FinishReason.LENGTH) if len(draft.tokens) > self._limit(draft) else None
 
-    def end_of(self, tokens: Sequence[int]) -> StreamEnd | None:
-        """Returns the end that recovered tokens already contain, None if there is none."""
+    def _limit(self, draft: Draft) -> int:
+        return draft.most_tokens or self._section.max_new_tokens
+
+    def end_of(self, tokens: Sequence[int], limit: int) -> StreamEnd | None:
+        """Returns the end that recovered tokens already contain, None if there is none. `limit`: maximum tokens."""
         if not tokens:
             return None
         if tokens[-1] in self._tokenizer.eos_ids:
@@ -232,7 +235,7 @@ class RolloutWriter:
         if tokens[-1] in self._special:
             return StreamEnd(FinishReason.STOP, self._special[tokens[-1]])
         end = self._stop_in(tokens[-self._window :])
-        if end is None and len(tokens) >= self._section.max_new_tokens:
+        if end is None and len(tokens) >= limit:
             return StreamEnd(FinishReason.LENGTH)
         return end
 
@@ -241,7 +244,7 @@ class RolloutWriter:
         stop = next((stop for stop in self._section.stop if stop in text), None)
         return StreamEnd(FinishReason.STOP, stop) if stop else None
 
-    def _guarded(self, prompt: Prompt) -> GuardedRollout | None:
+    def _guarded(self, prompt: Prompt, limit: int) -> GuardedRollout | None:
         if self._guard is None:
             return None
         return GuardedRollout(
@@ -250,7 +253,7 @@ class RolloutWriter:
             decode=self._tokenizer.decode,
             stops=[stop for stop in self._section.stop if stop not in self._special.values()],
             ends=self._tokenizer.eos_ids | self._special.keys(),
-            limit=self._section.max_new_tokens,
+            limit=limit,
         )
 
     def _finish(self, draft: Draft, end: StreamEnd, guarded: GuardedRollout | None) -> None:

@@ -84,7 +84,8 @@ def _lengths(rows: Sequence[Row]) -> Iterator[Alarm]:
             "Training does not see the lengths that the policy writes",
             f"Step {row['step']:g}: {short(sampled)} tokens sampled in the mean, {short(trained)} trained on.",
             "Long or short rollouts are left out more often than others, so the policy learns from a biased sample.",
-            "The chart “Left out of training” names the cause. Raise rollout.max_new_tokens, or do not mask truncated rollouts.",
+            "The chart “Left out of training” names the cause. Raise rollout.max_new_tokens (or the stage's of the "
+            "curriculum), or do not mask truncated rollouts.",
             chart="Length sampled and trained on",
         )
     cut = _mean(rows, "rollout/truncated")
@@ -93,7 +94,8 @@ def _lengths(rows: Sequence[Row]) -> Iterator[Alarm]:
             f"{cut:.0%} of the rollouts are cut off at the token limit",
             f"Mean of the last {WINDOW} steps.",
             "A text without an end gets no fair score, and the tokens behind the limit are never learned.",
-            "Raise rollout.max_new_tokens if the texts are sound; if they loop, turn on the stream guard (docs/guard.md).",
+            "Raise rollout.max_new_tokens (or the stage's of the curriculum) if the texts are sound; if they loop, turn on "
+            "the stream guard (docs/guard.md).",
             chart="Share of rollouts",
             rollouts="end=length",
         )

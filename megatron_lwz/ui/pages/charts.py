@@ -62,7 +62,12 @@ SECTIONS: Mapping[str, Sequence[Chart]] = {
         Chart("Sameness of siblings", ("rollout/sameness",), share=True),
         Chart(
             "Length",
-            ("rollout/mean_length", "rollout/mean_length_untruncated", "rollout/think_length_tokens"),
+            (
+                "rollout/mean_length",
+                "rollout/mean_length_untruncated",
+                "rollout/think_length_tokens",
+                "curriculum/max_new_tokens",
+            ),
             "tokens",
         ),
         Chart(
@@ -70,6 +75,9 @@ SECTIONS: Mapping[str, Sequence[Chart]] = {
             ("length/sampled/mean", "length/trained/mean", "length/sampled/p90", "length/trained/p90"),
             "tokens",
         ),
+        Chart("Curriculum: stage", ("curriculum/stage",)),
+        Chart("Curriculum: success", ("curriculum/success", "curriculum/gate")),
+        Chart("Curriculum: prompts", ("curriculum/pool_size", "curriculum/skipped")),
         Chart("Left out of training", ("length/excluded/",), "share", share=True),
         Chart("Held-out rewards", ("eval/reward/",)),
         Chart("Held-out quality", ("eval/quality/",)),

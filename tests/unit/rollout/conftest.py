@@ -29,7 +29,7 @@ def make_controller(tmp_path: Path) -> Iterator[Callable[..., RolloutController]
 
     def make(
         urls, *, step=0, rewards=None, group_size=3, name="journal.sqlite", timeout=30.0, batch=1, source=None, barren=None,
-        admission=None, guards=None, tokenizer=None, **settings,
+        admission=None, guards=None, tokenizer=None, curriculum=None, **settings,
     ):  # fmt: skip
         standard = {"max_new_tokens": 200, "commit_interval": 0.05, "concurrency": 16, "pool": {"probe_interval": 0.1}}
         section = RolloutSection(**standard | settings)
@@ -46,6 +46,7 @@ def make_controller(tmp_path: Path) -> Iterator[Callable[..., RolloutController]
                 7,
                 Admission(batch, section.max_staleness, carried=section.over_sampling, **admission or {}),
                 barren or (lambda group: False),
+                curriculum,
             ),
             tokenizer=tokenizer or CharTokenizer(),
             render=lambda prompt: prompt.text + "|",

@@ -376,4 +376,4 @@ def test_a_kill_between_the_last_token_and_the_record_of_the_end(tokens, expecte
             return super().decode([i for i in ids if i != 1])
 
     section = RolloutSection(max_new_tokens=50)
-    assert RolloutWriter(None, None, WithSpecialToken(), section).end_of(tokens) == expected
+    assert RolloutWriter(None, None, WithSpecialToken(), section).end_of(tokens, section.max_new_tokens) == expected

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from megatron_lwz.errors import DataError
+from megatron_lwz.rollout.curriculum import Begun, Draw, Outcome
 from megatron_lwz.rollout.journal import Journal
-from megatron_lwz.rollout.journal_check import check_journal
+from megatron_lwz.rollout.journal_check import UnusableJournal, check_journal
 from megatron_lwz.rollout.journal_reader import JournalReader
+from megatron_lwz.rollout.length_book import ZERO_VARIANCE
 from megatron_lwz.rollout.lengths import GroupLengths, RolloutLength
 from megatron_lwz.rollout.schema import APPLICATION_ID, SCHEMA_VERSION, pack_logprobs, pack_tokens, prompt_to_json
 from megatron_lwz.types import Alarm, ComponentScore, Prompt
+from tests.support.journal_groups import PROMPT as ASKED
+from tests.support.journal_groups import complete, group
 
 VERSION_1 = """
 CREATE TABLE groups (
@@ -118,13 +123,17 @@ def test_a_journal_of_an_older_version_is_read_unchanged_and_taken_up_with_all_i
             assert db.execute(columns).fetchall() == new.execute(columns).fetchall(), "as if it were written today"
 
 
+CURRICULUM = "DROP TABLE draws; DROP TABLE outcomes; DROP TABLE stages;"
+"""What came with version 6."""
+
+
 def test_a_journal_of_version_4_keeps_its_rows_and_gets_the_table_of_advantages(tmp_path):
     path = tmp_path / "journal"
     journal = Journal(path)
     journal.exclude(3, {0: "truncated"})
     journal.close()
     with closing(sqlite3.connect(path)) as db:
-        db.executescript("DROP TABLE advantages; PRAGMA user_version = 4; PRAGMA journal_mode = DELETE;")
+        db.executescript(f"{CURRICULUM} DROP TABLE advantages; PRAGMA user_version = 4; PRAGMA journal_mode = DELETE;")
     check_journal(path, 0)
     journal = Journal(path)
     journal.note_advantages(3, [(1.5, {"length": 1.5}), (float("nan"), {})])
@@ -136,3 +145,47 @@ def test_a_journal_of_version_4_keeps_its_rows_and_gets_the_table_of_advantages(
         assert rows == [(3, 0, -0.5, '{"length": -1.0, "format": 0.5}'), (3, 1, None, "{}")]
         assert db.execute("SELECT reason FROM excluded").fetchall() == [("truncated",)]
         assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+
+
+def test_a_journal_of_version_5_keeps_its_rows_and_gets_the_tables_of_the_curriculum(tmp_path):
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    journal.note_advantages(3, [(1.5, {"length": 1.5})])
+    journal.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(f"{CURRICULUM} PRAGMA user_version = 5; PRAGMA journal_mode = DELETE;")
+    check_journal(path, 0)
+    journal = Journal(path)
+    journal.note_stage(Begun(1, "short", None))
+    for number in (0, 1, 2):
+        journal.note_draw(Draw(number, ASKED.id, 1, "short", 0, 50))
+    for number in (0, 1):  # the kill came between the draw of group 2 and its admission
+        complete(journal, group(number))
+        journal.note_outcome(Outcome(number, 1 + number, 0.5, None))
+    journal.consume([0], 1)
+    journal.drop(1, ZERO_VARIANCE)
+    journal.commit()
+    found = journal.history(0)
+    assert found.draws == [Draw(number, ASKED.id, 1, "short", 0, 50) for number in (0, 1)]
+    assert found.outcomes == [Outcome(1, 2, 0.5, None)], (
+        "who was replaced stays so; a step after the checkpoint is repeated"
+    )
+    assert found.stages == [] and journal.history(1).stages == [Begun(1, "short", None)]
+    assert [outcome.group for outcome in journal.history(1).outcomes] == [0, 1]
+    journal.close()
+    check_journal(path, 0)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT value FROM advantages").fetchall() == [(1.5,)]
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        db.execute("UPDATE outcomes SET success = 0.75 WHERE group_id = 1")
+        db.commit()
+    with pytest.raises(UnusableJournal, match="table outcomes, group_id 1"):
+        check_journal(path, 0)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE outcomes SET success = 0.5 WHERE group_id = 1")
+        db.execute("UPDATE groups SET prompt = '[]' WHERE id = 0")
+        db.commit()
+    journal = Journal(path)
+    with pytest.raises(DataError, match="group 0 is not as it was written"):
+        journal.history(1)
+    journal.close()
