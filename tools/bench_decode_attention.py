@@ -53,10 +53,12 @@ def _measure(
     hidden = torch.arange(tokens) >= lengths[:, None]
     mask = torch.zeros(rows, tokens, dtype=dtype).masked_fill_(hidden, -torch.inf)[:, None, None]
     seen = store[:, :, :, :tokens]
+    newest = torch.cat((query, torch.randn(rows, heads, 2, width).to(dtype)), 2)
+    angles = torch.ones(tokens, width), torch.zeros(tokens, width)
     ways: tuple[Callable[[], object], ...] = (
         lambda: [_read(store[row, :, :, :length]) for row, length in enumerate(lengths.tolist())],
         lambda: F.scaled_dot_product_attention(query, seen[:, :, 0], seen[:, :, 1], mask),
-        lambda: decode_attention.attend(query, store, lengths),
+        lambda: decode_attention.attend(newest, *angles, store, lengths),
     )
     best = [float("inf")] * len(ways)
     with torch.inference_mode():

@@ -85,7 +85,7 @@ TARGET inline void add_values(Strided<const float> p, const float* scale, Stride
 template <int Queries, class Element>
 TARGET inline void attend_tile(Strided<const float> x, Strided<const Element> keys, Strided<const Element> values,
                                int64_t count, int64_t width, float* highest, float* total, Strided<float> y) {
-  alignas(32) float buffer[Queries * kKeys];
+  alignas(64) float buffer[Queries * kKeys];
   float scale[Queries];
   const Strided<float> scores{buffer, kKeys};
   score<Queries>(x, keys, count, width, scores);
@@ -96,7 +96,7 @@ TARGET inline void attend_tile(Strided<const float> x, Strided<const Element> ke
     highest[q] = top;
   }
   const Strided<const float> p{buffer, kKeys};
-  constexpr int wide = Queries == 1 ? 8 : 4;
+  constexpr int wide = Queries == 1 && kLanes < 16 ? 8 : 4;
   int64_t d = 0;
   for (; d + wide * kLanes <= width; d += wide * kLanes)
     add_values<Queries, wide>(p, scale, values.right(d), count, y.right(d));

@@ -1,9 +1,11 @@
 """Attention of a decode step on a CPU, in C++ (csrc/cpu/decode_attention.cpp).
 
 The newest token of every sequence attends to all its cached keys. The floor is one read of the keys and values. Torch's own
-kernel multiplies small matrices one by one and needs a mask as wide as the longest row; this one needs neither.
+kernel multiplies small matrices one by one and needs a mask as wide as the longest row; this one needs neither, and turns
+queries and keys by their position on the way.
 
-Shape legend: R sequences, G key-value heads, Q query heads per key-value head, D head dimension, C capacity of a row.
+Shape legend: R sequences, G key-value heads, Q query heads per key-value head, D head dimension, C capacity of a row, P
+positions.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ except ImportError:  # not built: `serves` says so
 
 MOST_QUERIES = 16
 """Query heads per key-value head, as in C++."""
+WIDTH = 8
+"""Divides the head dimension, as in C++."""
 
 
 def serves(queries: int, store: Tensor) -> bool:
@@ -27,17 +31,25 @@ def serves(queries: int, store: Tensor) -> bool:
     return (
         thin_product.serves(1, store)  # the same build, device, types and instruction set
         and 0 < queries <= MOST_QUERIES
-        and store.shape[-1] % 8 == 0
+        and store.shape[-1] % WIDTH == 0
     )
 
 
-def attend(query: Tensor, store: Tensor, lengths: Tensor, scale: float | None = None) -> Tensor:
-    """Attends with query [R, G, Q, D] to the first `lengths` [R] keys of the rows of `store` [≥ R, G, 2, C, D].
+def attend(
+    mixed: Tensor, cos: Tensor, sin: Tensor, store: Tensor, lengths: Tensor, scale: float | None = None
+) -> Tensor:
+    """Attends with the newest token of every sequence, whose key and value it stores first.
 
-    `lengths` is int64, from 1 to C. `scale` is the factor on the products, by default 1 / √D. Returns [R, G, Q, D] in the
-    query's dtype; sums are fp32. Raises ValueError for another length.
+    `mixed` [R, G, Q + 2, D] holds queries, key and value before the rotary embedding, whose angles' cosine and sine stand
+    in `cos` and `sin` [P, D] fp32, the first half of the sine with a minus sign. `lengths` [R] int64 counts the tokens of
+    every sequence, the newest one included, from 1 to C and P; rows of `store` [≥ R, G, 2, C, D] hold keys and values.
+    `scale` is the factor on the products, by default 1 / √D. Returns [R, G, Q, D] in the dtype of `mixed`; sums are fp32.
+    Raises ValueError for another length.
     """
-    scaled = (query.float() * (store.shape[-1] ** -0.5 if scale is None else scale)).contiguous()
-    result = torch.empty_like(scaled)
-    _cpu.decode_attention(scaled, store, lengths, result, torch.get_num_threads())
-    return result.to(query.dtype)
+    rows, groups, parts, width = mixed.shape
+    assert mixed.is_contiguous() and cos.is_contiguous() and sin.is_contiguous() and mixed.dtype == store.dtype
+    assert lengths.dtype == torch.int64 and lengths.is_contiguous()
+    result = torch.empty(rows, groups, parts - 2, width)
+    factor = width**-0.5 if scale is None else scale
+    _cpu.decode_attention(mixed, cos, sin, store, lengths, result, factor, torch.get_num_threads())
+    return result.to(mixed.dtype)

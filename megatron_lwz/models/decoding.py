@@ -25,8 +25,8 @@ from megatron_lwz.models.decoding_sampling import Sampler
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.prefill_attention import attend_piece
 
-Attend = Callable[[int, Tensor, Tensor], Tensor]
-"""(layer, query [T, G, Q, D], key and value [T, G, 2, D]) → [T, G, Q, D]"""
+Attend = Callable[[int, Tensor], Tensor]
+"""(layer, queries, key and value of each token before RoPE [T, G, Q + 2, D]) → [T, G, Q, D]"""
 _OWN_LINEAR = (ColumnParallelLinear, RowParallelLinear)
 """Modules that, on one rank, are one product and a sum: these two are computed here, to the same bits. The modules' own way
 to them takes longer than the product of a step (autograd, autocast). Transformer Engine's modules may hold a norm, too."""
@@ -156,26 +156,30 @@ class _Batch:
         lengths = (self._positions + 1).split(sizes)
         self._longest = [longest + 1 for longest in self._longest]
         masks = list(map(self._mask, positions, self._longest))
-        scale = self._forward.scale
+        forward, scale = self._forward, self._forward.scale
+        turn = None if self._kernel else forward.rotation(self._positions)
 
-        def attend(layer: int, query: Tensor, key_value: Tensor) -> Tensor:
+        def attend(layer: int, mixed: Tensor) -> Tensor:
             outputs, start = [], 0
+            if turn is not None:
+                turn(mixed)
             for bucket, rows, size, position, length, longest, mask in zip(
                 self._buckets, self._rows, sizes, positions, lengths, self._longest, masks, strict=True
             ):
                 store, part = bucket.store[layer], slice(start, start + size)
-                store[rows, :, :, position] = key_value[part]
                 if mask is None:
-                    outputs.append(decode_attention.attend(query[part], store, length, scale))
+                    outputs.append(decode_attention.attend(mixed[part], forward.cos, forward.sin, store, length, scale))
                 else:
+                    store[rows, :, :, position] = mixed[part, :, -2:]
                     seen = store[:size, :, :, :longest]
+                    query = mixed[part, :, :-2]
                     outputs.append(
-                        F.scaled_dot_product_attention(query[part], seen[:, :, 0], seen[:, :, 1], mask, scale=scale)
+                        F.scaled_dot_product_attention(query, seen[:, :, 0], seen[:, :, 1], mask, scale=scale)
                     )
                 start += size
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-        logits = self._forward(self._tokens, self._positions, attend)
+        logits = forward(self._tokens, attend)
         for sequence in self._sequences:
             sequence.length += 1
         self._positions += 1
@@ -212,33 +216,39 @@ class DecodingForward:
             settings.num_layers, self._groups, self._head_dim, settings.params_dtype, weight.device
         )
         angles = model.rotary_pos_emb.get_emb(max_length)[:, 0].to(weight.device)  # [max_length, 1, D]
-        self._cos, self._sin = angles.cos(), angles.sin()  # fp32 also for bf16 weights, as the trainer rotates them
-        self._sin[..., : self._head_dim // 2].neg_()  # the minus sign of "rotate half", folded in
+        self.cos, self.sin = angles[:, 0].cos(), angles[:, 0].sin()
+        """RoPE by position [max_length, D], fp32 also for bf16 weights, as the trainer rotates them. The first half of the
+        sine has the minus sign of "rotate half"."""
+        self.sin[:, : self._head_dim // 2].neg_()
 
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, last: Tensor | None = None) -> Tensor:
+    def __call__(self, tokens: Tensor, attend: Attend, last: Tensor | None = None) -> Tensor:
         """Returns logits [T, V] fp32 after each token [T], or only after those at the indices `last`."""
         model = self._model
-        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
-        hidden = model.embedding.word_embeddings(tokens)[:, None]
+        hidden = F.embedding(tokens, model.embedding.word_embeddings.weight)[:, None]
         for index, layer in enumerate(model.decoder.layers):
-            hidden = hidden + self._attention(
-                index, layer.self_attention, layer.input_layernorm(hidden), cos, sin, attend
-            )
+            hidden = hidden + self._attention(index, layer.self_attention, layer.input_layernorm(hidden), attend)
             hidden = hidden + _mlp(layer.mlp, layer.pre_mlp_layernorm(hidden))
         hidden = model.decoder.final_layernorm(hidden if last is None else hidden[last])
         return _project(model.output_layer, hidden, model.output_weight())[:, 0, : self._vocab].float()
 
-    def _attention(self, index: int, module: Any, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def rotation(self, positions: Tensor) -> Callable[[Tensor], None]:
+        """Returns a function that turns queries and keys [T, G, Q + 2, D] by `positions` [T] in place, not the values."""
+        cos, sin = self.cos[positions][:, None, None], self.sin[positions][:, None, None]
+        half = self._head_dim // 2
+
+        def turn(mixed: Tensor) -> None:
+            turned = mixed[:, :, :-1]
+            mixed[:, :, :-1] = turned * cos + torch.cat((turned[..., half:], turned[..., :half]), -1) * sin
+
+        return turn
+
+    def _attention(self, index: int, module: Any, hidden: Tensor, attend: Attend) -> Tensor:
         """[T, 1, H] → [T, 1, H]. Megatron's fused projection holds, per key-value head, its queries, key and value."""
         mixed = _project(module.linear_qkv, hidden).view(hidden.shape[0], self._groups, -1, self._head_dim)
         if self._normed:
             mixed[:, :, :-2] = module.q_layernorm(mixed[:, :, :-2])
             mixed[:, :, -2:-1] = module.k_layernorm(mixed[:, :, -2:-1])
-        half = self._head_dim // 2
-        turned = mixed[:, :, :-1]  # queries and key; RoPE does not rotate the value
-        mixed[:, :, :-1] = turned * cos + torch.cat((turned[..., half:], turned[..., :half]), -1) * sin
-        output = attend(index, mixed[:, :, :-2], mixed[:, :, -2:])
-        return _project(module.linear_proj, output.reshape(hidden.shape[0], 1, -1))
+        return _project(module.linear_proj, attend(index, mixed).reshape(hidden.shape[0], 1, -1))
 
     def prefill(self, prefixes: Iterable[Prefix], budget: int) -> None:
         """Computes the next `budget` prompt tokens of unfinished prefixes, in order, in one pass."""
@@ -255,16 +265,19 @@ class DecodingForward:
         positions = torch.cat([torch.arange(start, stop, device=device) for _, start, stop in segments])
         last = torch.tensor([stop - start for _, start, stop in segments], device=device).cumsum(0) - 1
 
-        def attend(layer: int, query: Tensor, key_value: Tensor) -> Tensor:
+        turn = self.rotation(positions)
+
+        def attend(layer: int, mixed: Tensor) -> Tensor:
+            turn(mixed)
             outputs, begin = [], 0
             for prefix, start, stop in segments:
                 part = slice(begin, begin + stop - start)
-                prefix.cached[layer, :, :, start:stop] = key_value[part].permute(1, 2, 0, 3)
-                outputs.append(attend_piece(query[part], prefix.cached[layer, :, :, :stop], self.scale))
+                prefix.cached[layer, :, :, start:stop] = mixed[part, :, -2:].permute(1, 2, 0, 3)
+                outputs.append(attend_piece(mixed[part, :, :-2], prefix.cached[layer, :, :, :stop], self.scale))
                 begin = part.stop
             return torch.cat(outputs)
 
-        logits = self(tokens, positions, attend, last)
+        logits = self(tokens, attend, last)
         for row, (prefix, _, stop) in enumerate(segments):
             prefix.done = stop
             if stop == len(prefix.tokens):

@@ -154,7 +154,7 @@ def test_a_shared_prompt_is_computed_once(served: tuple[ServedPolicy, Any, Path]
     original = type(forward).__call__
 
     def count(self: Any, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if len(rest) == 3:  # a prefill pass
+        if len(rest) == 2:  # a prefill pass names the last tokens
             computed.append(len(tokens))
         return original(self, tokens, *rest)
 
