@@ -23,7 +23,7 @@ from megatron_lwz.kernels import decode_attention, thin_product
 from megatron_lwz.models.decoding_cache import CachedSequence, CacheShape, Prefix, PrefixCache, RowCache
 from megatron_lwz.models.decoding_sampling import Sampler
 from megatron_lwz.models.logprobs import PolicyModel
-from megatron_lwz.models.prefill_attention import attend_piece
+from megatron_lwz.models.suffix_attention import attend_piece
 
 Attend = Callable[[int, Tensor], Tensor]
 """(layer, queries, key and value of each token before RoPE [T, G, Q + 2, D]) → [T, G, Q, D]"""
