@@ -8,7 +8,15 @@ def statistics(z: Tensor, labels: Tensor, scale: float, running: Tensor, threads
 def gradient(z: Tensor, out: Tensor, labels: Tensor, scale: float, rows: RowGradients, threads: int) -> None: ...
 def thin_product(x: Tensor, weight: Tensor, y: Tensor, threads: int) -> None: ...
 def decode_attention(
-    mixed: Tensor, cos: Tensor, sin: Tensor, store: Tensor, lengths: Tensor, out: Tensor, scale: float, threads: int
+    mixed: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    pages: Tensor,
+    layer: int,
+    lengths: Tensor,
+    out: Tensor,
+    scale: float,
+    threads: int,
 ) -> None: ...
 def draw(logits: Tensor, scales: Tensor, noise: Tensor, tokens: Tensor, logprobs: Tensor, threads: int) -> None: ...
 def rms_norm(x: Tensor, weight: Tensor, out: Tensor, scales: Tensor, eps: float, threads: int) -> None: ...

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_lwz.kernels import decode_attention, thin_product
+from megatron_lwz.kernels.decode_attention import PAGE
 from megatron_lwz.kernels.layers import PLAIN
 
 native = thin_product._cpu
@@ -23,13 +24,24 @@ def operands(lengths, heads, queries, width, dtype=torch.float32, scale=1.0):
     return query.to(dtype), store.to(dtype), torch.tensor(lengths)
 
 
+def in_pages(store):
+    """Addresses [rows, pages] and the pages [1, heads, 2, PAGE, width] of the rows of a store [rows, heads, 2, tokens, width]."""
+    rows = []
+    for row in store:
+        pages = [torch.full((1, *row.shape[:2], PAGE, row.shape[3]), torch.nan).to(row) for _ in row.split(PAGE, 2)]
+        for page, part in zip(pages, row.split(PAGE, 2), strict=True):
+            page[0, :, :, : part.shape[2]] = part
+        rows.append(pages)
+    return torch.tensor([[page.data_ptr() for page in pages] for pages in rows]), rows
+
+
 def attend(query, store, lengths):
     """The kernel without rotation; the newest key and value are those in the store already."""
-    newest = torch.stack(
-        [store[row, :, :, min(max(0, n - 1), store.shape[3] - 1)] for row, n in enumerate(lengths.tolist())]
-    )
+    places = (lengths - 1).clamp(0, store.shape[3] - 1).tolist()
+    newest = torch.stack([store[row, :, :, place] for row, place in enumerate(places)])
     angles = torch.ones(store.shape[3], store.shape[4]), torch.zeros(store.shape[3], store.shape[4])
-    return decode_attention.attend(torch.cat((query, newest), 2).contiguous(), *angles, store, lengths)
+    addresses, _kept = in_pages(store[: len(query)])
+    return decode_attention.attend(torch.cat((query, newest), 2).contiguous(), *angles, addresses, 0, lengths)
 
 
 def expected(query, store, lengths):
@@ -80,15 +92,16 @@ def test_it_turns_queries_and_key_by_their_position_and_stores_key_and_value(wid
     mixed = torch.cat((query, newest), 2).contiguous()
     angles = torch.outer(torch.arange(310.0), 1e4 ** -(torch.arange(width // 2) / (width // 2)))
     cos, sin = angles.cos(), angles.sin()
-    before = store.clone()
-    found = decode_attention.attend(mixed, torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1), store, lengths)
+    addresses, kept = in_pages(store[:4])
+    both = torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)
+    found = decode_attention.attend(mixed, *both, addresses, 0, lengths)
     at = lengths - 1
     turned_query, turned_key = PLAIN.rotate(query.flatten(1, 2), newest[:, :, 0], cos[at], sin[at])
     for row, place in enumerate(at.tolist()):
-        torch.testing.assert_close(store[row, :, 0, place], turned_key[row])
-        assert torch.equal(store[row, :, 1, place], newest[row, :, 1])
-        before[row, :, :, place] = store[row, :, :, place]
-    assert torch.equal(store, before)
+        cached = torch.cat(kept[row], 3)[0, :, :, : store.shape[3]]
+        torch.testing.assert_close(cached[:, 0, place], turned_key[row])
+        store[row, :, 0, place], store[row, :, 1, place] = cached[:, 0, place], newest[row, :, 1]
+        assert torch.equal(cached, store[row])
     error = (found.double() - expected(turned_query.view(query.shape), store, lengths)).abs().max().item()
     assert error <= (2e-6 if dtype == torch.float32 else 4 * BF16)
 
@@ -118,18 +131,22 @@ def test_a_row_gets_the_same_bits_in_any_company_and_on_any_number_of_threads():
 
 
 @built
-def test_the_cache_may_be_a_view():
-    query, store, lengths = operands([30, 40], 2, 9, 64)
-    wide = torch.zeros(*store.shape[:3], 2 * store.shape[3], 64)
-    wide[..., ::2, :] = store
-    wide = wide[..., ::2, :]
-    found = attend(query[:, :, 2:7], wide, lengths)
-    assert not wide.is_contiguous()
-    torch.testing.assert_close(found.double(), expected(query[:, :, 2:7], wide, lengths), rtol=0, atol=2e-6)
+def test_pages_hold_all_layers_and_a_missing_one_is_refused():
+    query, store, lengths = operands([130, 40], 2, 5, 64)
+    addresses, kept = in_pages(store[:2])
+    other = [[torch.cat((torch.zeros_like(page), page)) for page in pages] for pages in kept]
+    table = torch.tensor([[page.data_ptr() for page in pages] for pages in other])
+    newest = torch.stack([store[0, :, :, 129], store[1, :, :, 39]])
+    rest = torch.cat((query, newest), 2).contiguous(), torch.ones(140, 64), torch.zeros(140, 64)
+    found = decode_attention.attend(*rest, table, 1, lengths)
+    assert torch.equal(found, decode_attention.attend(*rest, addresses, 0, lengths))
+    table[0, 1] = 0
+    with pytest.raises(ValueError, match="a length is outside the cache"):
+        decode_attention.attend(*rest, table, 1, lengths)
 
 
 @built
-@pytest.mark.parametrize("lengths", [[0, 3], [4, 9]])
+@pytest.mark.parametrize("lengths", [[0, 3], [4, 129]])
 def test_a_length_outside_the_cache_is_refused(lengths):
     query, store, _ = operands([3, 3], 1, 2, 16)
     with pytest.raises(ValueError, match="a length is outside the cache"):
@@ -140,9 +157,9 @@ def test_a_length_outside_the_cache_is_refused(lengths):
     ("queries", "width", "dtype"), [(17, 64, torch.float32), (4, 36, torch.float32), (4, 64, torch.float64)], ids=str
 )
 def test_other_shapes_and_types_are_torch_s(queries, width, dtype):
-    assert not decode_attention.serves(queries, torch.zeros(1, 1, 2, 4, width, dtype=dtype))
+    assert not decode_attention.serves(queries, width, dtype, torch.device("cpu"))
 
 
 def test_without_the_library_torch_attends(monkeypatch):
-    monkeypatch.setattr("megatron_lwz.kernels.thin_product._cpu", None)
-    assert not decode_attention.serves(4, torch.zeros(1, 1, 2, 4, 64))
+    monkeypatch.setattr(decode_attention, "_cpu", None)
+    assert not decode_attention.serves(4, 64, torch.float32, torch.device("cpu"))
