@@ -18,7 +18,7 @@ GPU_PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_6
 DEVICE ?= cuda
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-long test-browser test-trackers test-stacks test-vllm fuzz check audit format docs gpu-check gpu-check-wheels bench clean
+.PHONY: setup demo test test-long test-browser test-trackers test-stacks test-vllm fuzz check audit format docs gpu-check gpu-check-wheels bench bench-grpo clean
 
 setup: $(STAMP) $(ENGINE)
 
@@ -76,6 +76,18 @@ $(TRACKERS)/.ready: requirements/trackers.txt $(STAMP)
 	$(PYTHON) -m venv $(TRACKERS)
 	$(TRACKERS)/bin/pip install --quiet --requirement requirements/trackers.txt
 	$(BIN)/python -c '$(SITE)' > "$$($(TRACKERS)/bin/python -c '$(SITE)')/project.pth"
+	touch $@
+
+# A whole GRPO step beside TRL's, which has an environment of its own: minutes per case. CASE="256:4096:32 …" chooses.
+TRL := .venv-trl
+bench-grpo: $(TRL)/.ready
+	$(BIN)/python tools/bench_grpo.py --peer $(TRL)/bin/python $(if $(CASE),--case $(CASE)) $(if $(PAGE),--page $(PAGE))
+
+$(TRL)/.ready: requirements/trl.txt $(STAMP)
+	rm -rf $(TRL)
+	$(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/pip install --quiet --upgrade pip
+	$(TRL)/bin/pip install --quiet --requirement requirements/trl.txt
 	touch $@
 
 # What touches Megatron-Core, on both of its releases (README.md, "Versions"): Python 3.11 in $(VENV), 3.12 in $(VENV312).

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megatron_lwz.cli import option_types
 from megatron_lwz.kernels import decode_attention
+from megatron_lwz.kernels.decode_attention import PAGE
 
 _SHAPES = [(32, 2, 4, 32, 400), (8, 2, 7, 64, 1000), (32, 2, 7, 64, 2000), (4, 2, 7, 64, 8000)]
 
@@ -53,10 +54,15 @@ def _measure(
     hidden = torch.arange(tokens) >= lengths[:, None]
     mask = torch.zeros(rows, tokens, dtype=dtype).masked_fill_(hidden, -torch.inf)[:, None, None]
     seen = store[:, :, :, :tokens]
+    newest = torch.cat((query, torch.randn(rows, heads, 2, width).to(dtype)), 2)
+    angles = torch.ones(tokens, width), torch.zeros(tokens, width)
+    padded = torch.nn.functional.pad(seen, (0, 0, 0, -tokens % PAGE))
+    pages = [[page.clone() for page in row.split(PAGE, 2)] for row in padded]
+    addresses = torch.tensor([[page.data_ptr() for page in row] for row in pages])
     ways: tuple[Callable[[], object], ...] = (
         lambda: [_read(store[row, :, :, :length]) for row, length in enumerate(lengths.tolist())],
         lambda: F.scaled_dot_product_attention(query, seen[:, :, 0], seen[:, :, 1], mask),
-        lambda: decode_attention.attend(query, store, lengths),
+        lambda: decode_attention.attend(newest, *angles, addresses, 0, lengths),
     )
     best = [float("inf")] * len(ways)
     with torch.inference_mode():

@@ -1,5 +1,5 @@
 // Attention of the queries of one key-value head to the first `length` keys of one sequence, for any instruction set:
-// included by each vector_*.h inside its namespace. Keys come block by block, with a running maximum, so any length needs the
+// included by each vector_*.h inside its namespace. Keys come page by page, with a running maximum, so any length needs the
 // same little memory, and a row is computed in one order whatever else runs.
 
 #include "exponential.h"
@@ -85,7 +85,7 @@ TARGET inline void add_values(Strided<const float> p, const float* scale, Stride
 template <int Queries, class Element>
 TARGET inline void attend_tile(Strided<const float> x, Strided<const Element> keys, Strided<const Element> values,
                                int64_t count, int64_t width, float* highest, float* total, Strided<float> y) {
-  alignas(32) float buffer[Queries * kKeys];
+  alignas(64) float buffer[Queries * kKeys];
   float scale[Queries];
   const Strided<float> scores{buffer, kKeys};
   score<Queries>(x, keys, count, width, scores);
@@ -96,7 +96,7 @@ TARGET inline void attend_tile(Strided<const float> x, Strided<const Element> ke
     highest[q] = top;
   }
   const Strided<const float> p{buffer, kKeys};
-  constexpr int wide = Queries == 1 ? 8 : 4;
+  constexpr int wide = Queries == 1 && kLanes < 16 ? 8 : 4;
   int64_t d = 0;
   for (; d + wide * kLanes <= width; d += wide * kLanes)
     add_values<Queries, wide>(p, scale, values.right(d), count, y.right(d));
@@ -105,8 +105,8 @@ TARGET inline void attend_tile(Strided<const float> x, Strided<const Element> ke
 
 // y [queries, width] = softmax(x · keysᵀ) · values; `width` is a multiple of kLanes, `queries` at most kMostQueries.
 template <class Element>
-TARGET inline void attend(Strided<const float> x, int64_t queries, Strided<const Element> keys,
-                          Strided<const Element> values, int64_t length, int64_t width, Strided<float> y) {
+TARGET inline void attend(Strided<const float> x, int64_t queries, Pages<const Element> pages, int64_t length,
+                          int64_t width, Strided<float> y) {
   float highest[kMostQueries], total[kMostQueries];
   for (int64_t q = 0; q < queries; ++q) {
     highest[q] = -__builtin_inff();
@@ -115,7 +115,7 @@ TARGET inline void attend(Strided<const float> x, int64_t queries, Strided<const
   }
   for (int64_t begin = 0; begin < length; begin += kKeys) {
     const int64_t count = length - begin < kKeys ? length - begin : kKeys;
-    const Strided<const Element> k = keys.from(begin), v = values.from(begin);
+    const Strided<const Element> k = pages.keys(begin / kKeys), v = pages.values(begin / kKeys);
     for (int64_t q = 0, size; q < queries; q += size) {
       const int64_t left = queries - q;
       size = left == 4 ? 2 : left < 3 ? left : 3;  // four are two and two: one alone would be slow

@@ -1,86 +1,117 @@
-// Attention of a decode step: the newest token of every sequence to all its cached keys, each of which is read once.
-// megatron_lwz/kernels/decode_attention.py is its caller.
+// Attention of a decode step: the newest token of every sequence to all its cached keys, each of which is read once. Its own
+// key is turned by its position, and stored with its value, first. megatron_lwz/kernels/decode_attention.py is its caller.
 
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
+#include <vector>
 
 #include "elements.h"
-#include "instructions.h"
 #include "parallel.h"
 #include "strided.h"
 #include "tensors.h"
 
-constexpr int64_t kKeys = 128;         // at a time: their values (32 KiB at a width of 64) come from the L1 and L2 caches
+constexpr int64_t kKeys = 128;         // of a page: their values (32 KiB at a width of 64) come from the L1 and L2 caches
 constexpr int64_t kMostQueries = 16;   // per key-value head
+constexpr int64_t kWidth = 8;          // divides that of a head
+
+// The pages of one sequence, for one head of one layer. A page holds [layers, heads, 2, kKeys, width] numbers.
+template <class Element>
+struct Pages {
+  Strided<Element> keys(int64_t page) const { return {reinterpret_cast<Element*>(addresses[page]) + offset, width}; }
+  Strided<Element> values(int64_t page) const { return keys(page).from(kKeys); }
+
+  const int64_t* addresses;
+  int64_t offset, width;
+};
 
 #define KERNELS "attention.h"
 #include "vector.h"
 
 namespace {
 
-template <class Element>
-void attend_head(Strided<const float> x, int64_t queries, Strided<const Element> keys, Strided<const Element> values,
-                 int64_t length, int64_t width, Strided<float> y) {
-#if defined(__x86_64__)
-  if (use_avx2) return avx2::attend(x, queries, keys, values, length, width, y);
-#endif
-  portable::attend(x, queries, keys, values, length, width, y);
-}
+// Queries, key and value of every sequence [rows, heads, queries + 2, width], before the rotary embedding.
+struct Projected {
+  explicit Projected(const py::object& tensor)
+      : start(address<char>(tensor)),
+        rows(tensor.attr("size")(0).cast<int64_t>()),
+        heads(tensor.attr("size")(1).cast<int64_t>()),
+        queries(tensor.attr("size")(2).cast<int64_t>() - 2),
+        width(tensor.attr("size")(3).cast<int64_t>()),
+        is_bfloat16(tensor.attr("element_size")().cast<int>() == 2) {}
 
-// Sizes and strides of the cache [rows, heads, 2, capacity, width].
-struct Cache {
-  explicit Cache(const py::object& tensor) : start(address<char>(tensor)) {
-    for (int i = 0; i < 5; ++i) {
-      sizes[i] = tensor.attr("size")(i).cast<int64_t>();
-      strides[i] = tensor.attr("stride")(i).cast<int64_t>();
-    }
-    is_bfloat16 = tensor.attr("element_size")().cast<int>() == 2;
-  }
-
-  // The keys (0) or values (1) of a head.
   template <class Element>
-  Strided<const Element> matrix(int64_t row, int64_t head, int64_t which) const {
-    const auto* first = reinterpret_cast<const Element*>(start);
-    return {first + row * strides[0] + head * strides[1] + which * strides[2], strides[3]};
+  Strided<const Element> head(int64_t row, int64_t head) const {
+    return {reinterpret_cast<const Element*>(start) + (row * heads + head) * (queries + 2) * width, width};
   }
 
   char* start;
-  int64_t sizes[5], strides[5];
+  int64_t rows, heads, queries, width;
   bool is_bfloat16;
 };
 
+// Angles [positions, width], the sine of the first half with its minus sign.
+struct Angles {
+  const float *cos, *sin;
+};
+
+// out = x turned by the angles, rounded to the type of x as the trainer rounds it.
+template <class Element, class Result>
+void turn(const Element* x, Angles angles, int64_t width, Result* out) {
+  for (int64_t d = 0, half = width / 2; d < width; ++d) {
+    Element rounded;
+    convert(to_float(x[d]) * angles.cos[d] + to_float(x[d < half ? d + half : d - half]) * angles.sin[d], rounded);
+    convert(to_float(rounded), out[d]);
+  }
+}
+
 template <class Element>
-void attend_all(const float* query, const Cache& cache, const int64_t* lengths, float* out, int64_t rows, int64_t queries,
-                int threads) {
-  const int64_t heads = cache.sizes[1], width = cache.sizes[4];
+void attend_all(const Projected& mixed, Angles table, const int64_t* addresses, int64_t most, int64_t layer,
+                const int64_t* lengths, float* out, float scale, int threads) {
+  const int64_t heads = mixed.heads, queries = mixed.queries, width = mixed.width;
   int64_t longest = 1;
-  for (int64_t row = 0; row < rows; ++row) longest = std::max(longest, lengths[row]);
-  for_each_row(rows * heads, longest * width, threads, [&](int64_t task) {
-    const int64_t row = task / heads, head = task % heads, offset = task * queries * width;
-    attend_head(Strided<const float>{query + offset, width}, queries, cache.matrix<Element>(row, head, 0),
-                cache.matrix<Element>(row, head, 1), lengths[row], width, Strided<float>{out + offset, width});
+  for (int64_t row = 0; row < mixed.rows; ++row) longest = std::max(longest, lengths[row]);
+  for_each_row(mixed.rows * heads, longest * width, threads, [&](int64_t task) {
+    const int64_t row = task / heads, head = task % heads, last = lengths[row] - 1;
+    const Angles angles{table.cos + last * width, table.sin + last * width};
+    const auto from = mixed.head<Element>(row, head);
+    const Pages<Element> pages{addresses + row * most, (layer * heads + head) * 2 * kKeys * width, width};
+    const int64_t page = last / kKeys, place = last % kKeys;
+    turn(from.row(queries), angles, width, pages.keys(page).row(place));
+    std::copy_n(from.row(queries + 1), width, pages.values(page).row(place));
+    std::vector<float> turned(queries * width);
+    for (int64_t q = 0; q < queries; ++q) turn(from.row(q), angles, width, &turned[q * width]);
+    for (float& number : turned) number *= scale;
+    const Pages<const Element> seen{pages.addresses, pages.offset, width};
+    const Strided<const float> x{turned.data(), width};
+    KERNEL_OF_WIDTH(width, attend(x, queries, seen, last + 1, width, Strided<float>{out + task * queries * width, width}));
   });
 }
 
-void decode_attention(const py::object& query, const py::object& store, const py::object& lengths, const py::object& out,
-                      int threads) {
-  const Cache cache(store);
-  const auto rows = query.attr("size")(0).cast<int64_t>(), queries = query.attr("size")(2).cast<int64_t>();
-  const auto* from = address<const float>(query);
+void decode_attention(const py::object& mixed, const py::object& cos, const py::object& sin, const py::object& pages,
+                      int64_t layer, const py::object& lengths, const py::object& out, float scale, int threads) {
+  const Projected projected(mixed);
+  const Angles table{address<const float>(cos), address<const float>(sin)};
+  const auto* addresses = address<const int64_t>(pages);
   auto* to = address<float>(out);
   const auto* known = address<const int64_t>(lengths);
-  if (queries > kMostQueries || cache.sizes[4] % 8 != 0) throw std::invalid_argument("no such shape");
-  for (int64_t row = 0; row < rows; ++row)
-    if (known[row] < 1 || known[row] > cache.sizes[3]) throw std::invalid_argument("a length is outside the cache");
+  const auto positions = cos.attr("size")(0).cast<int64_t>(), most = pages.attr("size")(1).cast<int64_t>();
+  if (projected.queries < 1 || projected.queries > kMostQueries || projected.width % kWidth != 0)
+    throw std::invalid_argument("no such shape");
+  for (int64_t row = 0; row < projected.rows; ++row) {
+    if (known[row] < 1 || known[row] > std::min(most * kKeys, positions))
+      throw std::invalid_argument("a length is outside the cache");
+    for (int64_t page = 0; page * kKeys < known[row]; ++page)
+      if (addresses[row * most + page] == 0) throw std::invalid_argument("a length is outside the cache");
+  }
   const py::gil_scoped_release others_may_run;
-  (cache.is_bfloat16 ? attend_all<Bfloat16> : attend_all<float>)(from, cache, known, to, rows, queries,
-                                                                threads);
+  (projected.is_bfloat16 ? attend_all<Bfloat16> : attend_all<float>)(projected, table, addresses, most, layer, known, to,
+                                                                     scale, threads);
 }
 
 }  // namespace
 
 void bind_decode_attention(py::module_& module) {
   module.def("decode_attention", &decode_attention,
-             "Writes softmax(query · keysᵀ) · values to `out`; query and out are fp32, the cache is fp32 or bf16.");
+             "Turns queries and key, stores key and value, and writes softmax(query · keysᵀ) · values to `out`, which is fp32.");
 }

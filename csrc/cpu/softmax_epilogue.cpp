@@ -5,7 +5,6 @@
 #include <cstdint>
 
 #include "elements.h"
-#include "instructions.h"
 #include "parallel.h"
 #include "tensors.h"
 
@@ -25,18 +24,12 @@ namespace {
 
 template <class Element>
 void merge_row(const Element* z, int64_t columns, float scale, RowStatistics row) {
-#if defined(__x86_64__)
-  if (use_avx2) return avx2::merge_row(z, columns, scale, row);
-#endif
-  portable::merge_row(z, columns, scale, row);
+  KERNEL(merge_row(z, columns, scale, row));
 }
 
 template <class Element, class Result>
 void gradient_row(const Element* z, Result* out, int64_t columns, float scale, RowCoefficients row) {
-#if defined(__x86_64__)
-  if (use_avx2) return avx2::gradient_row(z, out, columns, scale, row);
-#endif
-  portable::gradient_row(z, out, columns, scale, row);
+  KERNEL(gradient_row(z, out, columns, scale, row));
 }
 
 template <class Element>

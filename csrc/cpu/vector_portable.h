@@ -34,6 +34,7 @@ INLINE void store(Element* address, Vector a) {
 INLINE Vector operator+(Vector a, Vector b) { return {a.lanes + b.lanes}; }
 INLINE Vector operator-(Vector a, Vector b) { return {a.lanes - b.lanes}; }
 INLINE Vector operator*(Vector a, Vector b) { return {a.lanes * b.lanes}; }
+INLINE Vector operator/(Vector a, Vector b) { return {a.lanes / b.lanes}; }
 INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
 INLINE Vector subtract_product(Vector c, Vector a, Vector b) { return c - a * b; }
 

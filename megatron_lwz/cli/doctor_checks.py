@@ -138,12 +138,11 @@ def processor() -> Iterator[Finding]:
 
 def room(folder: Path) -> Iterator[Finding]:
     """Yields free memory, the disk under `folder` (free, writable, lockable by several hosts), and /dev/shm."""
-    free = _free_memory()
-    if free is not None:
-        few = free < ROOM_GIB * GIB
-        yield Finding(
-            "note" if few else "ok", "memory", f"{free / GIB:.1f} GiB free", "too little for 0.5B" if few else ""
-        )
+    from megatron_lwz.distributed import host_memory
+
+    free = host_memory.free_memory()
+    few = free < ROOM_GIB * GIB
+    yield Finding("note" if few else "ok", "memory", f"{free / GIB:.1f} GiB free", "too little for 0.5B" if few else "")
     yield from _disk(folder)
     shared = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
     if shared < SHARED_MEMORY_GIB * GIB:
@@ -152,23 +151,6 @@ def room(folder: Path) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "/dev/shm", f"{shared / GIB:.0f} GiB")
-
-
-def _free_memory() -> int | None:
-    """Bytes: the least of what the machine has free and what the container may still take."""
-    import psutil
-
-    found = [int(psutil.virtual_memory().available)]
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            root = Path("/sys/fs/cgroup")
-            found.append(int((root / limit).read_text()) - int((root / used).read_text()))
-        except (OSError, ValueError):  # no such control group, or "max"
-            continue
-    return min(found)
 
 
 def _disk(folder: Path) -> Iterator[Finding]:

@@ -163,9 +163,9 @@ class KernelsSection(Section):
         "auto",
         description="auto: triton on a GPU, cpp on a CPU, torch (plain torch) if these cannot run; an explicit choice that cannot run is an error",
     )
-    layers: Literal["auto", "torch", "triton"] = Field(
+    layers: Literal["auto", "torch", "cpp", "triton"] = Field(
         "auto",
-        description="RMSNorm, rotary embedding and SwiGLU of layers without Transformer Engine; auto: triton on a GPU, else torch",
+        description="RMSNorm, rotary embedding and SwiGLU of layers without Transformer Engine; auto: triton on a GPU, else cpp where it is built",
     )
     workspace_mib: int = Field(
         256, gt=0, description="maximum memory for the logits that the log-prob op holds at a time, MiB"

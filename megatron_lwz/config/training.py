@@ -162,7 +162,9 @@ class CheckpointSection(Section):
         "max", description="whether larger (max) or smaller (min) values of best_metric are better"
     )
     asynchronous: bool = Field(
-        True, description="copy the state into host memory and write it while training continues; false: training waits"
+        True,
+        description="copy the state into host memory and write it while training continues; false, and where there is no room for "
+        "the copy: training waits",
     )
     verify: Literal["full", "sizes"] = Field(
         "full",

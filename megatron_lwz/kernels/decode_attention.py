@@ -1,17 +1,17 @@
 """Attention of a decode step on a CPU, in C++ (csrc/cpu/decode_attention.cpp).
 
 The newest token of every sequence attends to all its cached keys. The floor is one read of the keys and values. Torch's own
-kernel multiplies small matrices one by one and needs a mask as wide as the longest row; this one needs neither.
+kernel multiplies small matrices one by one and needs a mask as wide as the longest row; this one needs neither, and turns
+queries and keys by their position on the way.
 
-Shape legend: R sequences, G key-value heads, Q query heads per key-value head, D head dimension, C capacity of a row.
+Shape legend: R sequences, G key-value heads, Q query heads per key-value head, D head dimension, L layers, P
+positions.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from megatron_lwz.kernels import thin_product
 
 try:
     from megatron_lwz.kernels import _cpu
@@ -20,24 +20,40 @@ except ImportError:  # not built: `serves` says so
 
 MOST_QUERIES = 16
 """Query heads per key-value head, as in C++."""
+PAGE = 128
+"""Tokens of a page, as in C++."""
+WIDTH = 8
+"""Divides the head dimension, as in C++."""
 
 
-def serves(queries: int, store: Tensor) -> bool:
-    """Returns whether the kernel can attend with this many query heads per key-value head to this cache."""
+def serves(queries: int, width: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Returns whether the kernel can attend with this many query heads per key-value head, of this width."""
     return (
-        thin_product.serves(1, store)  # the same build, device, types and instruction set
+        _cpu is not None
+        and device.type == "cpu"
+        and dtype in (torch.float32, torch.bfloat16)
         and 0 < queries <= MOST_QUERIES
-        and store.shape[-1] % 8 == 0
+        and width % WIDTH == 0
+        and _cpu.instructions() != "portable"
     )
 
 
-def attend(query: Tensor, store: Tensor, lengths: Tensor, scale: float | None = None) -> Tensor:
-    """Attends with query [R, G, Q, D] to the first `lengths` [R] keys of the rows of `store` [≥ R, G, 2, C, D].
+def attend(
+    mixed: Tensor, cos: Tensor, sin: Tensor, pages: Tensor, layer: int, lengths: Tensor, scale: float | None = None
+) -> Tensor:
+    """Attends with the newest token of every sequence, whose key and value it stores first.
 
-    `lengths` is int64, from 1 to C. `scale` is the factor on the products, by default 1 / √D. Returns [R, G, Q, D] in the
-    query's dtype; sums are fp32. Raises ValueError for another length.
+    `mixed` [R, G, Q + 2, D] holds queries, key and value before the rotary embedding, whose angles' cosine and sine stand
+    in `cos` and `sin` [P, D] fp32, the first half of the sine with a minus sign. `pages` [R, pages] int64 holds the
+    addresses of each sequence's pages [L, G, 2, PAGE, D], contiguous and of the dtype of `mixed`; 0: no page. `lengths` [R]
+    int64 counts the tokens of every sequence, the newest one included, from 1 to what its pages hold and P. `scale` is the
+    factor on the products, by default 1 / √D. Returns [R, G, Q, D] in the dtype of `mixed`; sums are fp32. Raises ValueError
+    for another length.
     """
-    scaled = (query.float() * (store.shape[-1] ** -0.5 if scale is None else scale)).contiguous()
-    result = torch.empty_like(scaled)
-    _cpu.decode_attention(scaled, store, lengths, result, torch.get_num_threads())
-    return result.to(query.dtype)
+    rows, groups, parts, width = mixed.shape
+    assert mixed.is_contiguous() and cos.is_contiguous() and sin.is_contiguous()
+    assert all(x.dtype == torch.int64 and x.is_contiguous() and len(x) == rows for x in (pages, lengths))
+    result = torch.empty(rows, groups, parts - 2, width)
+    factor = width**-0.5 if scale is None else scale
+    _cpu.decode_attention(mixed, cos, sin, pages, layer, lengths, result, factor, torch.get_num_threads())
+    return result.to(mixed.dtype)

@@ -28,7 +28,7 @@ def serves(rows: int, weight: Tensor) -> bool:
         and weight.dtype in (torch.float32, torch.bfloat16)
         and weight.stride(-1) == 1
         and 0 < rows <= MOST_ROWS
-        and _cpu.instructions() == "avx2"
+        and _cpu.instructions() != "portable"
     )
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from megatron_lwz.distributed.context_parallel import chunks, gathered_order
 from megatron_lwz.kernels.layers import PLAIN, LayerOps
+from megatron_lwz.models.suffix_attention import attend_suffix
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -210,6 +211,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, hidde
     if hidden is not None:
         mask = ~hidden
     elif 1 < queries < keys:
+        if q.device.type == "cpu":
+            return attend_suffix(q, k, v, scale)
         mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
     return F.scaled_dot_product_attention(
         q,

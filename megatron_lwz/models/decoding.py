@@ -1,35 +1,25 @@
 """Continuous batching on the policy's own Megatron model: prompts are computed once, then all sequences step together.
 
 The model's own modules do the computation (embedding, norms, linear layers, output layer), so engine and trainer share
-weights and kernels. Written here are attention over cached keys and values, and products with few tokens.
-One rank (no tensor or pipeline parallelism). Shape legend: T tokens of a pass, H hidden, G key-value heads, Q query
-heads per key-value head, D head dimension, V true vocabulary.
+weights and kernels. One rank (no tensor or pipeline parallelism).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
 
-from megatron_lwz.kernels import decode_attention, thin_product
-from megatron_lwz.models.decoding_cache import CachedSequence, CacheShape, Prefix, PrefixCache, RowCache
+from megatron_lwz.kernels import decode_attention
+from megatron_lwz.models.decoding_buckets import BucketRows
+from megatron_lwz.models.decoding_cache import CachedSequence, Prefix, PrefixCache
+from megatron_lwz.models.decoding_forward import DecodingForward
+from megatron_lwz.models.decoding_pages import PagedRows
 from megatron_lwz.models.decoding_sampling import Sampler
 from megatron_lwz.models.logprobs import PolicyModel
-from megatron_lwz.models.prefill_attention import attend_piece
-
-Attend = Callable[[int, Tensor, Tensor], Tensor]
-"""(layer, query [T, G, Q, D], key and value [T, G, 2, D]) → [T, G, Q, D]"""
-_OWN_LINEAR = (ColumnParallelLinear, RowParallelLinear)
-"""Modules that, on one rank, are one product and a sum: these two are computed here, to the same bits. The modules' own way
-to them takes longer than the product of a step (autograd, autocast). Transformer Engine's modules may hold a norm, too."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,7 @@ class Decoder:
         self._capacity = slots * max_length
         self._forward = DecodingForward(model, max_length)
         self._prefill_tokens = prefill_tokens
-        self._rows = RowCache(self._forward.cache_shape)
+        self._rows = _rows(self._forward)
         self._prefixes = PrefixCache(self._forward.cache_shape, max_tokens=max(16384, max_length))
         self._waiting: deque[CachedSequence] = deque()
         self._pending: dict[CachedSequence, Prefix] = {}
@@ -98,7 +88,7 @@ class Decoder:
         """Frees all keys and values. No sequence may be left. Memory is allocated again when it is needed."""
         assert not len(self), "sequences would lose their keys and values"
         self.forget_prefixes()
-        self._rows, self._batch = RowCache(self._forward.cache_shape), None
+        self._rows, self._batch = _rows(self._forward), None
 
     @torch.inference_mode()
     def step(self) -> list[Sampled]:
@@ -108,7 +98,7 @@ class Decoder:
     def _decode(self) -> list[Sampled]:
         if not self._writing:
             return []
-        if self._rows.move_grown() or self._batch is None:
+        if self._rows.grow() or self._batch is None:
             self._batch = _Batch(self._rows, self._forward)
         return self._batch.step()
 
@@ -130,7 +120,7 @@ class Decoder:
             self._waiting.remove(sequence)
             self._writing.add(sequence)
             sequence.length = len(sequence.prompt)
-            self._rows.add(sequence, self._pending.pop(sequence).cached)
+            self._rows.add(sequence, self._pending.pop(sequence))
         self._batch = None
         return _draw(_sampler(ready, logits.device), ready, logits)[1]
 
@@ -138,155 +128,28 @@ class Decoder:
 class _Batch:
     """The sequences of a decode step in row order, with all tensors that stay the same from step to step."""
 
-    def __init__(self, rows: RowCache, forward: DecodingForward) -> None:
+    def __init__(self, rows: PagedRows | BucketRows, forward: DecodingForward) -> None:
         self._forward = forward
-        self._buckets = rows.buckets()
-        self._sequences = [sequence for bucket in self._buckets for sequence in bucket.sequences]
-        self._device = forward.cache_shape.device
-        self._tokens = torch.tensor([s.last_token for s in self._sequences], device=self._device)
-        self._positions = torch.tensor([s.length for s in self._sequences], device=self._device)
-        self._sampler = _sampler(self._sequences, self._device)
-        self._longest = [max(s.length for s in bucket.sequences) for bucket in self._buckets]
-        self._rows = [torch.arange(len(bucket.sequences), device=self._device) for bucket in self._buckets]
-        self._kernel = decode_attention.serves(forward.queries, self._buckets[0].store[0])
+        self._attention = rows.attention(forward)
+        self._sequences = self._attention.sequences
+        device = forward.cache_shape.device
+        self._tokens = torch.tensor([s.last_token for s in self._sequences], device=device)
+        self._positions = torch.tensor([s.length for s in self._sequences], device=device)
+        self._sampler = _sampler(self._sequences, device)
 
     def step(self) -> list[Sampled]:
-        sizes = [len(rows) for rows in self._rows]
-        positions = self._positions.split(sizes)
-        lengths = (self._positions + 1).split(sizes)
-        self._longest = [longest + 1 for longest in self._longest]
-        masks = list(map(self._mask, positions, self._longest))
-        scale = self._forward.scale
-
-        def attend(layer: int, query: Tensor, key_value: Tensor) -> Tensor:
-            outputs, start = [], 0
-            for bucket, rows, size, position, length, longest, mask in zip(
-                self._buckets, self._rows, sizes, positions, lengths, self._longest, masks, strict=True
-            ):
-                store, part = bucket.store[layer], slice(start, start + size)
-                store[rows, :, :, position] = key_value[part]
-                if mask is None:
-                    outputs.append(decode_attention.attend(query[part], store, length, scale))
-                else:
-                    seen = store[:size, :, :, :longest]
-                    outputs.append(
-                        F.scaled_dot_product_attention(query[part], seen[:, :, 0], seen[:, :, 1], mask, scale=scale)
-                    )
-                start += size
-            return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-        logits = self._forward(self._tokens, self._positions, attend)
+        logits = self._forward(self._tokens, self._attention.at(self._positions))
         for sequence in self._sequences:
             sequence.length += 1
         self._positions += 1
-        tokens, sampled = _draw(self._sampler, self._sequences, logits)
-        self._tokens = tokens
+        self._tokens, sampled = _draw(self._sampler, self._sequences, logits)
         return sampled
 
-    def _mask(self, positions: Tensor, longest: int) -> Tensor | None:
-        """Returns what torch's attention adds to the scores of a bucket [R, 1, 1, N]; None where our kernel attends."""
-        if self._kernel:
-            return None
-        hidden = torch.arange(longest, device=self._device) > positions[:, None]
-        nothing = torch.zeros(hidden.shape, device=self._device, dtype=self._forward.cache_shape.dtype)
-        return nothing.masked_fill_(hidden, -torch.inf)[:, None, None]
 
-
-class DecodingForward:
-    """Forward passes of the policy's modules over tokens of many sequences; the caller supplies attention."""
-
-    def __init__(self, model: PolicyModel, max_length: int) -> None:
-        assert model.lora is None, "the products below read weights alone: serve a merged export"
-        settings = model.config
-        self._model: Any = model.eval()  # Any: torch types a module's attributes as tensors
-        self._groups = settings.num_query_groups
-        self._head_dim = settings.kv_channels
-        self._normed = settings.qk_layernorm
-        self.queries = settings.num_attention_heads // settings.num_query_groups
-        """Query heads per key-value head."""
-        self.scale: float | None = settings.softmax_scale
-        """Factor on the products of queries and keys; None: 1 / √D."""
-        self._vocab = model.true_vocab_size
-        weight = model.embedding.word_embeddings.weight
-        self.cache_shape = CacheShape(
-            settings.num_layers, self._groups, self._head_dim, settings.params_dtype, weight.device
-        )
-        angles = model.rotary_pos_emb.get_emb(max_length)[:, 0].to(weight.device)  # [max_length, 1, D]
-        self._cos, self._sin = angles.cos(), angles.sin()  # fp32 also for bf16 weights, as the trainer rotates them
-        self._sin[..., : self._head_dim // 2].neg_()  # the minus sign of "rotate half", folded in
-
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, last: Tensor | None = None) -> Tensor:
-        """Returns logits [T, V] fp32 after each token [T], or only after those at the indices `last`."""
-        model = self._model
-        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
-        hidden = model.embedding.word_embeddings(tokens)[:, None]
-        for index, layer in enumerate(model.decoder.layers):
-            hidden = hidden + self._attention(
-                index, layer.self_attention, layer.input_layernorm(hidden), cos, sin, attend
-            )
-            hidden = hidden + _mlp(layer.mlp, layer.pre_mlp_layernorm(hidden))
-        hidden = model.decoder.final_layernorm(hidden if last is None else hidden[last])
-        return _project(model.output_layer, hidden, model.output_weight())[:, 0, : self._vocab].float()
-
-    def _attention(self, index: int, module: Any, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """[T, 1, H] → [T, 1, H]. Megatron's fused projection holds, per key-value head, its queries, key and value."""
-        mixed = _project(module.linear_qkv, hidden).view(hidden.shape[0], self._groups, -1, self._head_dim)
-        if self._normed:
-            mixed[:, :, :-2] = module.q_layernorm(mixed[:, :, :-2])
-            mixed[:, :, -2:-1] = module.k_layernorm(mixed[:, :, -2:-1])
-        half = self._head_dim // 2
-        turned = mixed[:, :, :-1]  # queries and key; RoPE does not rotate the value
-        mixed[:, :, :-1] = turned * cos + torch.cat((turned[..., half:], turned[..., :half]), -1) * sin
-        output = attend(index, mixed[:, :, :-2], mixed[:, :, -2:])
-        return _project(module.linear_proj, output.reshape(hidden.shape[0], 1, -1))
-
-    def prefill(self, prefixes: Iterable[Prefix], budget: int) -> None:
-        """Computes the next `budget` prompt tokens of unfinished prefixes, in order, in one pass."""
-        segments: list[tuple[Prefix, int, int]] = []
-        for prefix in prefixes:
-            stop = min(len(prefix.tokens), prefix.done + budget)
-            if stop > prefix.done:
-                segments.append((prefix, prefix.done, stop))
-                budget -= stop - prefix.done
-        if not segments:
-            return
-        device = self.cache_shape.device
-        tokens = torch.tensor([t for prefix, start, stop in segments for t in prefix.tokens[start:stop]], device=device)
-        positions = torch.cat([torch.arange(start, stop, device=device) for _, start, stop in segments])
-        last = torch.tensor([stop - start for _, start, stop in segments], device=device).cumsum(0) - 1
-
-        def attend(layer: int, query: Tensor, key_value: Tensor) -> Tensor:
-            outputs, begin = [], 0
-            for prefix, start, stop in segments:
-                part = slice(begin, begin + stop - start)
-                prefix.cached[layer, :, :, start:stop] = key_value[part].permute(1, 2, 0, 3)
-                outputs.append(attend_piece(query[part], prefix.cached[layer, :, :, :stop], self.scale))
-                begin = part.stop
-            return torch.cat(outputs)
-
-        logits = self(tokens, positions, attend, last)
-        for row, (prefix, _, stop) in enumerate(segments):
-            prefix.done = stop
-            if stop == len(prefix.tokens):
-                prefix.logits = logits[row]
-
-
-def _project(module: Any, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Applies a linear module, with another `weight` if it holds none (tied), to [T, 1, K] → [T, 1, N]."""
-    used = module.weight if weight is None else weight
-    if thin_product.serves(len(hidden), used):
-        return thin_product.multiply(hidden, used, module.bias)
-    if isinstance(module, _OWN_LINEAR):
-        product = torch.matmul(hidden, used.t())
-        return product if module.bias is None else product + module.bias
-    return module(hidden)[0] if weight is None else module(hidden, weight=weight)[0]
-
-
-def _mlp(module: Any, hidden: Tensor) -> Tensor:
-    """[T, 1, H] → [T, 1, H]."""
-    if isinstance(module.linear_fc1, _OWN_LINEAR):
-        return _project(module.linear_fc2, module.activation_func(_project(module.linear_fc1, hidden)))
-    return module(hidden)[0]
+def _rows(forward: DecodingForward) -> PagedRows | BucketRows:
+    shape = forward.cache_shape
+    paged = decode_attention.serves(forward.queries, shape.head_dim, shape.dtype, shape.device)
+    return PagedRows(shape) if paged else BucketRows(shape)
 
 
 def _sampler(sequences: list[CachedSequence], device: torch.device) -> Sampler:

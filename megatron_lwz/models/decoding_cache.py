@@ -1,19 +1,23 @@
-"""Keys and values of running sequences, in rows of buckets with equal capacity, and prompts cached for sharing.
+"""Sequences being decoded, the shape of their keys and values, and prompts cached for sharing.
 
-Shape legend: L layers, G key-value heads (query groups), D head dimension, R rows of a bucket, N tokens.
+Shape legend: L layers, G key-value heads (query groups), D head dimension, R rows, N tokens, Q query heads per key-value
+head, T sequences of a step.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-SMALLEST_CAPACITY = 512
-"""Tokens per row of the first bucket. Rows of each further bucket are twice as long."""
+from megatron_lwz.kernels.decode_attention import PAGE
+
+Attend = Callable[[int, Tensor], Tensor]
+"""(layer, queries, key and value of each token before RoPE [T, G, Q + 2, D]) → [T, G, Q, D]"""
 SHORTEST_SHARED = 16
 """Common prefixes with fewer tokens are not copied: computing them is cheap."""
 
@@ -54,82 +58,36 @@ class CacheShape:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
 
-class Bucket:
-    """Sequences whose rows hold up to `capacity` tokens.
-
-    Used rows lie together at the front, so that attention works on plain views.
-    """
-
-    def __init__(self, shape: CacheShape, capacity: int) -> None:
-        self.capacity = capacity
-        self.sequences: list[CachedSequence] = []
-        self._shape = shape
-        self.store = shape.zeros(rows=0, length=capacity)
-        """[L, R, G, 2, capacity, D]; grows by doubling R."""
-
-    def add(self, sequence: CachedSequence, cached: Tensor) -> None:
-        """Copies `cached` [L, G, 2, N, D] into a new row."""
-        row = len(self.sequences)
-        if row == self.store.shape[1]:
-            grown = self._shape.zeros(rows=max(1, 2 * row), length=self.capacity)
-            grown[:, :row] = self.store
-            self.store = grown
-        self.store[:, row, :, :, : cached.shape[3]] = cached
-        self.sequences.append(sequence)
-
-    def remove(self, sequence: CachedSequence) -> Tensor:
-        """Removes the row and moves the last row into its place. Returns the cached values, [L, G, 2, length, D]."""
-        row, last = self.sequences.index(sequence), self.sequences.pop()
-        cached = self.store[:, row, :, :, : sequence.length]
-        if last is not sequence:
-            cached = cached.clone()
-            self.store[:, row, :, :, : last.length] = self.store[:, len(self.sequences), :, :, : last.length]
-            self.sequences[row] = last
-        if not self.sequences and self.capacity > SMALLEST_CAPACITY:
-            self.store = self._shape.zeros(rows=0, length=self.capacity)
-        return cached
-
-
-class RowCache:
-    """All rows. Memory grows with the sequences: a row that outgrows its bucket moves to one twice as long."""
-
-    def __init__(self, shape: CacheShape) -> None:
-        self._shape = shape
-        self._buckets: list[Bucket] = []
-
-    def buckets(self) -> list[Bucket]:
-        """Returns the buckets in use, shortest rows first."""
-        return [bucket for bucket in self._buckets if bucket.sequences]
-
-    def add(self, sequence: CachedSequence, cached: Tensor) -> None:
-        """Gives the sequence a row with room for one more token than `cached` [L, G, 2, N, D] has."""
-        level = 0
-        while SMALLEST_CAPACITY << level <= cached.shape[3]:
-            level += 1
-        while len(self._buckets) <= level:
-            self._buckets.append(Bucket(self._shape, SMALLEST_CAPACITY << len(self._buckets)))
-        self._buckets[level].add(sequence, cached)
-
-    def remove(self, sequence: CachedSequence) -> None:
-        """Frees the sequence's row. Raises StopIteration if it has none."""
-        next(bucket for bucket in self._buckets if sequence in bucket.sequences).remove(sequence)
-
-    def move_grown(self) -> bool:
-        """Moves full rows to the next bucket. Returns whether there were any."""
-        full = [(b, s) for b in self._buckets for s in b.sequences if s.length == b.capacity]
-        for bucket, sequence in full:
-            self.add(sequence, bucket.remove(sequence))
-        return bool(full)
-
-
 @dataclass(eq=False)
 class Prefix:
-    """A prompt's keys and values [L, G, 2, N, D] and next-token logits [V]; `done` counts its computed tokens."""
+    """A prompt's keys and values and its next-token logits [V]; `done` counts its computed tokens.
+
+    They lie in `cached` [L, G, 2, N, D] while they are computed, later in `pages` [L, G, 2, PAGE, D] if a row asked for them.
+    """
 
     tokens: tuple[int, ...]
     cached: Tensor
     done: int = 0
     logits: Tensor | None = None
+    pages: tuple[Tensor, ...] = ()
+
+    def first(self, count: int) -> Tensor:
+        """Returns the keys and values of the first `count` computed tokens, [L, G, 2, count, D]."""
+        whole = torch.cat(self.pages, 3) if self.pages else self.cached
+        return whole[..., :count, :]
+
+    def in_pages(self) -> tuple[Tensor, ...]:
+        """Moves a computed prompt into pages, the last of which may have room left. Returns them."""
+        if not self.pages:
+            self.pages = tuple(map(_page, self.cached.split(PAGE, 3)))
+            self.cached = self.cached[..., :0, :].clone()
+        return self.pages
+
+
+def _page(part: Tensor) -> Tensor:
+    page = part.new_zeros((*part.shape[:3], PAGE, part.shape[4]))
+    page[..., : part.shape[3], :] = part
+    return page
 
 
 class PrefixCache:
@@ -154,7 +112,7 @@ class PrefixCache:
         entry = Prefix(tokens, self._shape.zeros(length=len(tokens)))
         donor, shared = self._closest(tokens)
         if donor is not None:
-            entry.cached[..., :shared, :] = donor.cached[..., :shared, :]
+            entry.cached[..., :shared, :] = donor.first(shared)
             entry.done = shared
         self._entries[tokens] = entry
         self._trim()

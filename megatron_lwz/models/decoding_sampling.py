@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_lwz.kernels import sampling
+
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
@@ -44,6 +46,7 @@ class Sampler:
         self._temperatures = torch.tensor([value or 1.0 for value in temperatures], device=device)[:, None]
         self._nucleus = [row for row, value in enumerate(top_ps) if value < 1 and temperatures[row] > 0]
         self._top_ps = torch.tensor([top_ps[row] for row in self._nucleus], device=device)[:, None]
+        self._scales = (1.0 / self._temperatures[:, 0]).contiguous()
         self._seeds = np.array([seed % 2**64 for seed in seeds], dtype=np.uint64)
 
     def draw(self, logits: Tensor, positions: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -52,12 +55,14 @@ class Sampler:
         The log-prob is that of the full softmax at the row's temperature, before top-p. At temperature 0 (the most
         likely token) it is that of the plain softmax. Sampling inverts the cumulative distribution in vocabulary order.
         """
+        noise = torch.from_numpy(uniform_noise(self._seeds, positions.astype(np.uint64)))
+        if not (self._any_greedy or self._nucleus) and sampling.serves(logits):
+            return sampling.draw(logits, self._scales, noise)
         scaled = logits if self._plain else logits / self._temperatures
         if self._all_greedy:
             tokens = scaled.argmax(-1)
         else:
-            noise = torch.from_numpy(uniform_noise(self._seeds, positions.astype(np.uint64))).to(self._device)[:, None]
-            tokens = self._invert(scaled.softmax(-1), noise)
+            tokens = self._invert(scaled.softmax(-1), noise.to(self._device)[:, None])
             if self._any_greedy:
                 tokens = torch.where(self._greedy, scaled.argmax(-1), tokens)
         logprobs = scaled.gather(1, tokens[:, None])[:, 0] - scaled.logsumexp(-1)

@@ -126,7 +126,7 @@ def _cache_wanted(engines: Engines) -> int:
 
 
 def _embedded_cache(engines: Engines) -> int:
-    """Returns bytes of the rows of the embedded engine when all are at their longest (models/decoding_cache.py)."""
+    """Returns bytes of the rows of the embedded engine when all are at their longest (models/decoding_buckets.py)."""
     rows, capacity = (1 << math.ceil(math.log2(n)) for n in (engines.concurrency, max(512, engines.longest)))
     return rows * capacity * engines.cache_per_token
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_lwz.distributed import exchange, groups, termination
+from megatron_lwz.distributed import exchange, groups, host_memory, termination
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.run_paths import LATEST, STEPS, step_name
 from megatron_lwz.training.checkpoint import pointed_at, run_state
@@ -26,16 +26,20 @@ from megatron_lwz.training.state import TrainState
 CLOSING_SECONDS = 12.0
 """Part of the time after a signal that is reserved for closing the engines and the journal."""
 
+MOST_OF_FREE = 0.8
+"""Largest part of a machine's free memory that the copies of a checkpoint may take."""
+
 log = logging.getLogger(__name__)
 
 
 class CheckpointSaver:
     """Saves `state` into `folder`; a context manager. All ranks make the same calls.
 
-    With `checkpoint.asynchronous` training stops only while the state is copied into host memory. A thread on every
-    rank then writes the copy, over a separate process group. Rank 0's thread gives the folder its name, makes it the
-    latest and deletes old ones. When a write fails, the next call raises the error, on all ranks. Leaving the context
-    waits for the last write, also when an error ends the run. After a signal it waits only as long as there is time.
+    With `checkpoint.asynchronous` training stops only while the state is copied into host memory; where a machine has no
+    room for the copy, it waits for the save. A thread on every rank then writes the copy, over a separate process group.
+    Rank 0's thread gives the folder its name, makes it the latest and deletes old ones. When a write fails, the next call
+    raises the error, on all ranks. Leaving the context waits for the last write, also when an error ends the run. After a
+    signal it waits only as long as there is time.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class CheckpointSaver:
         self._writing: Future[None] | None = None
         self._step = state.step
         self._begun = 0.0
+        self._waits = False
         self.longest: float | None = None
         """Seconds from the start of a save until it was complete on disk, the most so far; None before the first."""
         if groups.is_rank_zero():
@@ -64,8 +69,8 @@ class CheckpointSaver:
         """
         self.wait()
         self._begun = time.monotonic()
-        asynchronous = self._group is not None
         snapshot = run_state(self._state, extra)
+        asynchronous = self._group is not None and self._has_room(snapshot)
         if asynchronous:
             snapshot = snapshot.independent()
         self._writing, self._step = Future(), self._state.step
@@ -75,6 +80,18 @@ class CheckpointSaver:
         else:
             self._write(*arguments)
             self.wait()
+
+    def _has_room(self, snapshot: Snapshot) -> bool:
+        """Returns whether the copies of all ranks fit in the memory of their machines. Collective."""
+        share = exchange.largest(host_memory.share(snapshot.size))
+        if share > MOST_OF_FREE and not self._waits:
+            self._waits = True
+            if groups.is_rank_zero():
+                log.warning(
+                    "checkpoint.asynchronous: the copy of step %d would take %.0f %% of a machine's free memory, so training "
+                    "waits for this save, and for others like it", self._state.step, 100 * share,
+                )  # fmt: skip
+        return share <= MOST_OF_FREE
 
     def save_once(self, extra: dict[str, Any]) -> None:
         """Does the same unless the state was saved, or loaded, as it is. Collective. Raises CheckpointError."""

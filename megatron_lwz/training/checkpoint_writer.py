@@ -50,6 +50,11 @@ class Snapshot:
     files: Mapping[str, bytes]
     """Other files of this rank: name → content."""
 
+    @property
+    def size(self) -> int:
+        """Bytes of the tensors."""
+        return sum(block.data.nbytes for blocks in self.tensors.values() for block in blocks)
+
     def independent(self) -> Snapshot:
         """Returns a copy in host memory that shares none of it with the run, so training may continue."""
         copies = {

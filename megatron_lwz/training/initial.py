@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from megatron_lwz.config import Config
 from megatron_lwz.config.sections import CheckpointSection
+from megatron_lwz.distributed import exchange, groups, host_memory, platform
+from megatron_lwz.errors import OutOfMemory
 from megatron_lwz.models.hf.export import checksum_policy
 from megatron_lwz.models.hf.load import (
     HfFolder,
@@ -23,14 +27,38 @@ from megatron_lwz.training.checkpoint import load_model
 from megatron_lwz.training.optimizer import Schedule, build_optimizer, wrap_data_parallel
 from megatron_lwz.training.state import TrainState
 
+GIB = 2**30
+
 
 def build_train_state(config: Config) -> TrainState:
     """Builds the model with its initial weights, the optimizer and the schedule, at step 0.
 
-    Collective: all ranks call it.
+    Collective: all ranks call it. Raises what `initial_policy` does, and OutOfMemory.
     """
-    chunks = wrap_data_parallel(initial_policy(config), config)
+    policies = initial_policy(config)
+    _require_memory(policies, config)
+    chunks = wrap_data_parallel(policies, config)
     return TrainState(chunks, build_optimizer(chunks, config), Schedule(config), 0, config)
+
+
+def _require_memory(policies: list[PolicyModel], config: Config) -> None:
+    """Raises OutOfMemory where gradients and optimizer state would not fit in the memory of a machine without a GPU.
+
+    Linux would end the process when it touches that memory, with nothing said. Collective.
+    """
+    if platform.has_gpu():
+        return
+    counts = [(p.numel(), p.dtype) for policy in policies for p in policy.parameters() if p.requires_grad]
+    sharing = groups.data_size() * groups.context_size() if config.parallel.distributed_optimizer else 1
+    masters = sum(4 * count for count, dtype in counts if dtype != torch.float32)
+    needed = sum(4 * count for count, _ in counts) + (sum(8 * count for count, _ in counts) + masters) / sharing
+    share = exchange.largest(host_memory.share(needed))
+    if share > 1.0:
+        free = host_memory.free_memory()
+        raise OutOfMemory(
+            f"gradients and optimizer state take {needed / GIB:.1f} GiB per rank, {100 * share:.0f} % of a machine's free memory "
+            f"({free / GIB:.1f} GiB on this one): train adapters (lora.rank), a smaller model, or on more machines"
+        )
 
 
 def initial_policy(config: Config) -> list[PolicyModel]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_lwz.distributed import launch
-from megatron_lwz.models import decoding
+from megatron_lwz.models import decoding_forward
 from megatron_lwz.models.decoding import Decoder
 from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.orchestrator.experience import sameness_metrics
@@ -154,7 +154,7 @@ def test_a_shared_prompt_is_computed_once(served: tuple[ServedPolicy, Any, Path]
     original = type(forward).__call__
 
     def count(self: Any, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if len(rest) == 3:  # a prefill pass
+        if len(rest) == 2:  # a prefill pass names the last tokens
             computed.append(len(tokens))
         return original(self, tokens, *rest)
 
@@ -181,14 +181,14 @@ def test_long_rollouts_of_mixed_lengths_move_through_the_buckets(served: tuple[S
 def test_the_decoder_s_products_are_those_of_megatron_s_modules_bit_for_bit(
     served: tuple[ServedPolicy, Any, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_lwz.models.decoding.thin_product.serves", lambda *_: False)
+    monkeypatch.setattr("megatron_lwz.models.decoding_forward.thin_product.serves", lambda *_: False)
     model: Any = served[0]._chunks[0]
     layer = model.decoder.layers[0]
     hidden = torch.randn(5, 1, model.config.hidden_size)
     with torch.inference_mode():
         for module in (layer.self_attention.linear_qkv, layer.self_attention.linear_proj, layer.mlp.linear_fc1):
-            assert torch.equal(decoding._project(module, hidden), module(hidden)[0])
-        assert torch.equal(decoding._mlp(layer.mlp, hidden), layer.mlp(hidden)[0])
+            assert torch.equal(decoding_forward._project(module, hidden), module(hidden)[0])
+        assert torch.equal(decoding_forward._mlp(layer.mlp, hidden), layer.mlp(hidden)[0])
 
 
 def test_torch_s_attention_gives_the_same_tokens(

@@ -7,7 +7,7 @@ import pytest
 from megatron_lwz.kernels import thin_product
 
 
-@pytest.fixture(params=["avx2", "portable"])
+@pytest.fixture(params=["avx512", "avx2", "portable"])
 def _instructions(request):
     """Runs the test with each instruction set that this processor has."""
     native = thin_product._cpu

@@ -21,7 +21,7 @@ from megatron_lwz.kernels.linear_logprob.epilogue import RowGradients, combine, 
 from megatron_lwz.kernels.linear_logprob.plain import TorchEpilogue
 
 ROOT = Path(__file__).parents[2]
-INSTRUCTIONS = ("avx2", "portable")
+INSTRUCTIONS = ("avx512", "avx2", "portable")
 BF16 = 2**-8
 """Largest relative error of a number rounded to bf16."""
 
@@ -221,28 +221,30 @@ def test_exponential_is_within_its_error(epilogue):
 
 
 @built
-def test_avx2_is_used_where_the_processor_has_it():
+def test_the_widest_instruction_set_of_the_processor_is_used():
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
-    assert cpp._cpu.instructions() == ("avx2" if {"avx2", "fma"} <= set(flags) else "portable")
+    needed = {"avx512": {"avx512f", "avx2", "fma"}, "avx2": {"avx2", "fma"}, "portable": set()}
+    assert cpp._cpu.instructions() == next(name for name in INSTRUCTIONS if needed[name] <= set(flags))
 
 
 @built
-def test_both_instruction_sets_agree():
-    if cpp._cpu.instructions() != "avx2":
+def test_all_instruction_sets_agree():
+    best = cpp._cpu.instructions()
+    if best == "portable":
         pytest.skip("one instruction set only")
     z, labels = tile()
     rows, _ = row_gradients(z, labels, 0.9)
     results = []
-    for name in INSTRUCTIONS:
+    for name in INSTRUCTIONS[INSTRUCTIONS.index(best) :]:
         cpp._cpu.use_instructions(name)
         epilogue = cpp.CppEpilogue()
         running = merged(epilogue, z, labels, 0.9, (777,))
         results.append((running, epilogue.gradient(z.clone(), labels, 0.9, rows, torch.float32)))
-    cpp._cpu.use_instructions("avx2")
-    (a, da), (b, db) = results
-    torch.testing.assert_close(a, b, rtol=2e-6, atol=0)
-    assert relative(da, db.double()) <= 1e-6
+    cpp._cpu.use_instructions(best)
+    for a, da in results[:-1]:
+        torch.testing.assert_close(a, results[-1][0], rtol=2e-6, atol=0)
+        assert relative(da, results[-1][1].double()) <= 1e-6
 
 
 @built

@@ -1,6 +1,8 @@
-"""RMSNorm, rotary embedding and SwiGLU in plain torch: against their formulas and Megatron's own."""
+"""RMSNorm, rotary embedding and SwiGLU in plain torch and in C++: against their formulas and Megatron's own."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,17 +14,71 @@ from torch import Tensor
 from megatron_lwz.distributed import platform
 from megatron_lwz.distributed.context_parallel import shard_indices
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.kernels.layers import PLAIN, layer_ops
+from megatron_lwz.kernels.layers import CPP, PLAIN, LayerOps, cpp, layer_ops
 from megatron_lwz.models.attention import plan_pieces
 from tests.support.layers_cases import cases, strided_heads
 
 CASES = cases()
+built = pytest.mark.skipif(cpp.available() is not None, reason="the C++ kernels are not built")
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-3)])
 def test_equals_fp64_autograd(name: str, dtype: torch.dtype, tolerance: float) -> None:
     assert max(CASES[name].errors(PLAIN, dtype)) < tolerance
+
+
+@built
+@pytest.mark.usefixtures("_instructions")
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-3)])
+def test_cpp_equals_fp64_autograd(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    assert max(CASES[name].errors(CPP, dtype)) < tolerance
+
+
+@built
+@pytest.mark.usefixtures("_instructions")
+@pytest.mark.parametrize("width", [8, 48])
+def test_cpp_works_on_rows_of_any_number_and_on_views(width: int) -> None:
+    torch.manual_seed(3)
+    for rows in (1, 63, 64, 65, 200):
+        wide = torch.randn(rows, 2 * width + 5)
+        inputs = [wide[:, 5:].detach().requires_grad_() for _ in range(2)]
+        weight = torch.randn(2 * width, requires_grad=True)
+        for ours, plain in ((CPP.swiglu, PLAIN.swiglu), (_normed(CPP, weight), _normed(PLAIN, weight))):
+            found, exact = ours(inputs[0]), plain(inputs[1])
+            torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-6)
+            of_ours, of_plain = (
+                torch.autograd.grad(y, x, torch.ones_like(y)) for y, x in ((found, inputs[0]), (exact, inputs[1]))
+            )
+            torch.testing.assert_close(of_ours, of_plain, rtol=1e-5, atol=1e-5)
+
+
+def _normed(ops: LayerOps, weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: ops.rms_norm(x, weight, 1e-6)
+
+
+@built
+def test_cpp_gives_the_same_bits_on_any_number_of_threads() -> None:
+    torch.manual_seed(4)
+    x, weight = torch.randn(500, 256, requires_grad=True), torch.randn(256, requires_grad=True)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            y = CPP.swiglu(CPP.rms_norm(x, weight, 1e-6))
+            found.append((y, *torch.autograd.grad(y, (x, weight), torch.ones_like(y))))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@built
+def test_the_sigmoid_of_large_numbers_is_exact() -> None:
+    gate = torch.tensor([-1e4, -90.0, -87.5, -20.0, 0.0, 20.0, 90.0, 1e4])
+    found = CPP.swiglu(torch.cat((gate, torch.ones(8))))
+    torch.testing.assert_close(found, F.silu(gate), rtol=1e-6, atol=1e-30)
 
 
 class _Group:
@@ -67,7 +123,16 @@ def test_swiglu_equals_megatrons_gated_linear_unit() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without CUDA answers")
-def test_without_a_gpu_torch_does_the_work_and_triton_is_refused() -> None:
-    assert layer_ops("auto") is layer_ops("torch") is PLAIN
+def test_without_a_gpu_the_cpu_does_the_work_and_triton_is_refused() -> None:
+    assert layer_ops("torch") is PLAIN
+    assert layer_ops("auto") is (PLAIN if cpp.available() else CPP)
     with pytest.raises(ConfigError, match="there is no GPU"):
         layer_ops("triton")
+
+
+def test_without_a_compiler_torch_does_the_work_and_cpp_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(cpp, "_reason", "the C++ kernels are not built")
+    if not torch.cuda.is_available():
+        assert layer_ops("auto") is PLAIN
+    with pytest.raises(ConfigError, match="not built"):
+        layer_ops("cpp")

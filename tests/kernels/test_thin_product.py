@@ -1,4 +1,4 @@
-"""Products of few rows against fp64, on both instruction sets, and where torch's library takes over."""
+"""Products of few rows against fp64, on all instruction sets, and where torch's library takes over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RMSNorm, rotary embedding and SwiGLU of a layer: one signature each, in plain torch and in Triton.
+"""RMSNorm, rotary embedding and SwiGLU of a layer: one signature each, in plain torch, in C++ and in Triton.
 
 Everything is computed in fp32 (fp64 for fp64 inputs) and rounded once, to the dtype of the input.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.kernels.layers import plain
+from megatron_lwz.kernels.layers import cpp, plain
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class LayerOps:
 
 
 PLAIN = LayerOps("torch", plain.rms_norm, plain.rotate, plain.swiglu)
+CPP = LayerOps("cpp", cpp.rms_norm, cpp.rotate, cpp.swiglu)
 
 
 def layer_ops(asked: str = "auto") -> LayerOps:
@@ -40,8 +41,10 @@ def layer_ops(asked: str = "auto") -> LayerOps:
 
     Raises ConfigError for an explicit choice that cannot run here.
     """
-    if asked == "torch" or (asked == "auto" and not torch.cuda.is_available()):
+    if asked == "torch":
         return PLAIN
+    if asked == "cpp" or (asked == "auto" and not torch.cuda.is_available()):
+        return _on_a_cpu(asked)
     reason = _fused_unavailable()
     if reason is None:
         from megatron_lwz.kernels.layers import triton as fused
@@ -51,6 +54,13 @@ def layer_ops(asked: str = "auto") -> LayerOps:
         logger.info("layers: triton cannot run here (%s), so plain torch does its work", reason)
         return PLAIN
     raise ConfigError("kernels.layers", asked, f"cannot run here ({reason}): choose auto or torch")
+
+
+def _on_a_cpu(asked: str) -> LayerOps:
+    reason = cpp.available()
+    if reason is not None and asked == "cpp":
+        raise ConfigError("kernels.layers", asked, f"cannot run here ({reason}): choose auto or torch")
+    return CPP if reason is None else PLAIN
 
 
 def _fused_unavailable() -> str | None:

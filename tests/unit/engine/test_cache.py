@@ -6,27 +6,33 @@ import random
 
 import torch
 
-from megatron_lwz.models import decoding_cache as cache
-from megatron_lwz.models.decoding_cache import CachedSequence, CacheShape, PrefixCache, RowCache
+from megatron_lwz.models import decoding_buckets as buckets
+from megatron_lwz.models.decoding_buckets import BucketRows
+from megatron_lwz.models.decoding_cache import CachedSequence, CacheShape, Prefix, PrefixCache
+from megatron_lwz.models.decoding_pages import PAGE, PagedRows
 
 SHAPE = CacheShape(layers=2, groups=1, head_dim=2, dtype=torch.float32, device=torch.device("cpu"))
 
 
+def computed(cached: torch.Tensor) -> Prefix:
+    return Prefix((0,) * cached.shape[3], cached, done=cached.shape[3])
+
+
 def test_rows_keep_their_contents_through_adds_removes_and_growth(monkeypatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(cache, "SMALLEST_CAPACITY", 4)
-    rows, random_ = RowCache(SHAPE), random.Random(0)
+    monkeypatch.setattr(buckets, "SMALLEST_CAPACITY", 4)
+    rows, random_ = BucketRows(SHAPE), random.Random(0)
     wanted: dict[CachedSequence, torch.Tensor] = {}
     for _ in range(600):
         if len(wanted) < 6 and random_.random() < 0.3:
             sequence = CachedSequence((1,), length=random_.randint(1, 9))
             wanted[sequence] = torch.randn(2, 1, 2, sequence.length, 2)
-            rows.add(sequence, wanted[sequence])
+            rows.add(sequence, computed(wanted[sequence]))
         elif wanted and random_.random() < 0.15:
             sequence = random_.choice(list(wanted))
             del wanted[sequence]
             rows.remove(sequence)
-        rows.move_grown()
+        rows.grow()
         for bucket in rows.buckets():
             for row, sequence in enumerate(bucket.sequences):
                 fresh = torch.randn(2, 1, 2, 1, 2)
@@ -36,6 +42,41 @@ def test_rows_keep_their_contents_through_adds_removes_and_growth(monkeypatch) -
                 assert torch.equal(bucket.store[:, row, :, :, : sequence.length], wanted[sequence])
                 assert bucket.capacity < 2 * max(4, sequence.length)
         assert sum(len(bucket.sequences) for bucket in rows.buckets()) == len(wanted)
+
+
+def test_pages_keep_their_contents_and_a_group_shares_those_of_its_prompt() -> None:
+    torch.manual_seed(0)
+    prompt = torch.randn(2, 1, 2, 2 * PAGE + 5, 2)
+    prefix, rows = computed(prompt.clone()), PagedRows(SHAPE)
+    group = [CachedSequence((1,), seed=seed, length=prompt.shape[3]) for seed in range(4)]
+    for sequence in group:
+        rows.add(sequence, prefix)
+    assert rows.count == 2 + len(group), "two full pages for all, and one of its own for each"
+    wanted = dict.fromkeys(group, prompt)
+    for _ in range(PAGE):
+        rows.grow()
+        for sequence in group:
+            fresh = torch.randn(2, 1, 2, 1, 2)
+            pages = rows._pages[sequence]
+            pages[sequence.length // PAGE][..., sequence.length % PAGE, :] = fresh[..., 0, :]
+            wanted[sequence] = torch.cat([wanted[sequence], fresh], 3)
+            sequence.length += 1
+            assert len(pages) * PAGE < sequence.length + PAGE, "no page more than needed"
+    for sequence in group:
+        assert torch.equal(torch.cat(rows._pages[sequence], 3)[..., : sequence.length, :], wanted[sequence])
+    assert torch.equal(prefix.first(prefix.done), prompt), "what rows wrote is not in the cached prompt"
+    for sequence in group[1:]:
+        rows.remove(sequence)
+    assert rows.count == 4
+
+
+def test_a_prompt_that_fills_its_pages_is_shared_whole() -> None:
+    prefix, rows = computed(torch.randn(2, 1, 2, PAGE, 2)), PagedRows(SHAPE)
+    group = [CachedSequence((1,), seed=seed, length=PAGE) for seed in range(3)]
+    for sequence in group:
+        rows.add(sequence, prefix)
+    assert rows.count == 1
+    assert rows.grow() and rows.count == 4
 
 
 def test_a_new_prompt_starts_from_the_longest_finished_prefix() -> None:
@@ -51,6 +92,10 @@ def test_a_new_prompt_starts_from_the_longest_finished_prefix() -> None:
     assert prompts.get(tuple(range(30))).done == 29, "the last token's logits are always computed"
     assert prompts.get((*range(10), 99)).done == 0, "too short to be worth a copy"
     assert prompts.get(tuple(range(50))) is first
+    before = first.cached.clone()
+    first.in_pages()
+    again = prompts.get((*range(48), 7))
+    assert again.done == 48 and torch.equal(again.cached[..., :48, :], before[..., :48, :])
     prompts.clear()
     assert prompts.get(tuple(range(50))) is not first
 

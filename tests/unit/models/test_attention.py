@@ -61,6 +61,33 @@ def test_gradients_equal_the_formula() -> None:
         torch.testing.assert_close(a, b)
 
 
+def _with_gradients(inputs: list[Tensor], weights: Tensor, hidden: Tensor | None) -> list[Tensor]:
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    output = attend(leaves[0], leaves[1], leaves[2], hidden=hidden)
+    return [output, *torch.autograd.grad(output, leaves, weights)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 3e-2)]
+)
+@pytest.mark.parametrize(("queries", "keys"), [(2, 3), (40, 100), (64, 129)])
+def test_the_last_queries_of_a_sequence_need_no_mask(
+    queries: int, keys: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(2)
+    inputs = [
+        torch.randn(2, heads, size, 16, dtype=torch.float64) for heads, size in ((6, queries), (2, keys), (2, keys))
+    ]
+    weights = torch.randn(inputs[0].shape, dtype=torch.float64)
+    rounded = [x.to(dtype) for x in inputs]
+    later = torch.arange(keys) > torch.arange(queries)[:, None] + keys - queries
+    found = _with_gradients(rounded, weights.to(dtype), None)
+    exact = _with_gradients([x.double() for x in rounded], weights.to(dtype).double(), later)
+    for a, b in zip(found, exact, strict=True):
+        assert a.dtype == dtype
+        assert float((a.double() - b).norm() / b.norm()) < tolerance
+
+
 def test_short_queries_see_all_earlier_keys() -> None:
     q, k, v = (t.transpose(0, 1)[None] for t in _inputs(10))
     whole = attend(q, k, v)

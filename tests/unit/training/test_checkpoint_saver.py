@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_lwz.distributed import launch
-from megatron_lwz.errors import CheckpointError
+from megatron_lwz.distributed import host_memory, launch
+from megatron_lwz.errors import CheckpointError, OutOfMemory
 from megatron_lwz.run_paths import BEST, LATEST
 from megatron_lwz.training.checkpoint import latest, load_checkpoint
 from megatron_lwz.training.checkpoint_saver import CheckpointSaver
+from megatron_lwz.training.checkpoint_writer import Snapshot
 from tests.support.waiting import wait_for
 from tests.unit.training.tiny_state import config_of, live_tensors, state_of
 
@@ -127,3 +128,27 @@ def test_a_save_in_flight_completes_between_steps(tmp_path: Path) -> None:
         wait_for(lambda: saver.poll() or complete, what="the save is complete")
         saver.poll()
     assert complete == [0]
+
+
+def test_without_room_for_the_copy_training_waits_for_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = state_of(config_of())
+    monkeypatch.setattr(host_memory, "free_memory", lambda: 1000)
+    copies = []
+    monkeypatch.setattr(Snapshot, "independent", lambda snapshot: copies.append(snapshot) or snapshot)
+    with CheckpointSaver(state, tmp_path) as saver:
+        for state.step in (1, 2):
+            saver.save({})
+            assert (tmp_path / f"step_{state.step:08d}").is_dir(), "complete when the call returns"
+    assert not copies and load_checkpoint(state, tmp_path / "step_00000002") == {}
+    said = [line for line in caplog.messages if "free memory" in line]
+    assert len(said) == 1 and "checkpoint.asynchronous: the copy of step 1 would take" in said[0]
+
+
+def test_gradients_and_optimizer_that_cannot_fit_are_refused_before_they_are_allocated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host_memory, "free_memory", lambda: 1000)
+    with pytest.raises(OutOfMemory, match="gradients and optimizer state take"):
+        state_of(config_of())

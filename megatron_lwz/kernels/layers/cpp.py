@@ -1,0 +1,134 @@
+"""The ops of a layer in C++ (csrc/cpu/layers.cpp), forward and backward: one pass over their inputs each.
+
+Rows are computed in one order by one thread, and the norm's weight gradient is summed in blocks of 64 rows, so results are
+bitwise equal for any number of threads. What the kernels do not take (fp64, odd widths, other devices) goes to plain torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_lwz.kernels.layers import plain
+
+_reason: str | None = None
+try:
+    from megatron_lwz.kernels import _cpu
+except ImportError as error:
+    _reason = f"the C++ kernels are not built: install a C++ compiler, then the package once more ({error})"
+
+WIDTH = 8
+"""Divides the width of a row, as in C++."""
+ROWS_PER_SUM = 64
+"""Rows whose weight gradients are summed together, as in C++."""
+
+
+def available() -> str | None:
+    """Returns None when the ops can run here, else the reason in one line."""
+    return _reason
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Implements `LayerOps.rms_norm`."""
+    if not _serves(x, x.shape[-1]) or weight.dtype != x.dtype:
+        return plain.rms_norm(x, weight, eps)
+    return _RmsNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normalised(x, weight, eps)[0]
+
+
+def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Implements `LayerOps.rotate`."""
+    if not all(_serves(x, x.shape[-1] // 2) for x in (query, key)):
+        return plain.rotate(query, key, cos, sin)
+    return _Rotate.apply(query, key, cos, sin)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """Implements `LayerOps.swiglu`."""
+    if not _serves(x, x.shape[-1] // 2):
+        return plain.swiglu(x)
+    return _SwiGlu.apply(x) if torch.is_grad_enabled() else _activated(_rows(x)).view(*x.shape[:-1], -1)
+
+
+def _serves(x: Tensor, width: int) -> bool:
+    formats = (torch.float32, torch.bfloat16)
+    return x.device.type == "cpu" and x.dtype in formats and width > 0 and width % WIDTH == 0
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Returns x as a matrix with contiguous rows; a copy only where no view is one."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+class _RmsNorm(torch.autograd.Function):
+    """Saves only its input and one number per row for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out, scales = _normalised(x, weight, eps)
+        ctx.save_for_backward(x, weight, scales)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scales = ctx.saved_tensors
+        rows, factors, gradient = _rows(x), weight.contiguous()[None], _rows(gradients[0].to(x.dtype))
+        result = torch.empty(rows.shape, dtype=x.dtype)
+        partial = torch.zeros(-(-len(rows) // ROWS_PER_SUM), rows.shape[1])
+        _cpu.rms_norm_backward(gradient, rows, factors, scales, result, partial, torch.get_num_threads())
+        return result.view(x.shape), partial.sum(0).to(weight.dtype), None
+
+
+def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Returns the output, and the number [rows] that every row was multiplied by."""
+    rows = _rows(x)
+    out, scales = torch.empty(rows.shape, dtype=x.dtype), torch.empty(len(rows))
+    _cpu.rms_norm(rows, weight.contiguous()[None], out, scales, eps, torch.get_num_threads())
+    return out.view(x.shape), scales
+
+
+class _Rotate(torch.autograd.Function):
+    """The gradient of a rotation is the inverse rotation, so only the angles are saved for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        return _turned(query, cos, sin, 1.0), _turned(key, cos, sin, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        query, key = (_turned(gradient, cos, sin, -1.0) for gradient in gradients)
+        return query, key, None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    heads = x if x.stride(-1) == 1 else x.contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype)
+    _cpu.rotate(heads, cos.float().contiguous(), sin.float().contiguous(), sign, out, torch.get_num_threads())
+    return out
+
+
+class _SwiGlu(torch.autograd.Function):
+    """Saves only its input for backward, because the sigmoid is cheap to recompute."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _activated(_rows(x)).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        rows, gradient = _rows(x), _rows(gradients[0].to(x.dtype))
+        result = torch.empty(rows.shape, dtype=x.dtype)
+        _cpu.swiglu_backward(gradient, rows, result, torch.get_num_threads())
+        return result.view(x.shape)
+
+
+def _activated(rows: Tensor) -> Tensor:
+    out = torch.empty(len(rows), rows.shape[1] // 2, dtype=rows.dtype)
+    _cpu.swiglu(rows, out, torch.get_num_threads())
+    return out
