@@ -22,6 +22,7 @@ from torch import Tensor
 
 from megatron_lwz.distributed import groups
 from megatron_lwz.kernels import thin_product
+from megatron_lwz.kernels.layers import cpp as layers
 from megatron_lwz.models.decoding_cache import Attend, CacheShape, Prefix
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.suffix_attention import attend_piece
@@ -41,10 +42,15 @@ class Rotation:
 
     def at(self, positions: Tensor) -> Callable[[Tensor], None]:
         """Returns a function that turns queries and keys [T, G, Q + 2, D] by `positions` [T] in place, not the values."""
-        cos, sin = self.cos[positions][:, None, None], self.sin[positions][:, None, None]
         half = self.cos.shape[1] // 2
+        of_pairs = self.cos[positions][:, :half], self.sin[positions][:, half:]
+        cos, sin = self.cos[positions][:, None, None], self.sin[positions][:, None, None]
 
         def turn(mixed: Tensor) -> None:
+            if layers.rotates(mixed):
+                for group in mixed[:, :, :-1].unbind(1):
+                    layers.rotate_in_place(group, *of_pairs)
+                return
             turned = mixed[:, :, :-1]
             mixed[:, :, :-1] = turned * cos + torch.cat((turned[..., half:], turned[..., :half]), -1) * sin
 
