@@ -1,4 +1,7 @@
-"""`lwz serve-engine --model DIR --port N`: the embedded engine over HTTP. Its token is in LWZ_ENGINE_TOKEN."""
+"""`lwz serve-engine --model DIR --port N`: the embedded engine over HTTP. Its token is in LWZ_ENGINE_TOKEN.
+
+`torchrun --nproc-per-node N -m megatron_lwz.cli.serve_engine …` shares a policy among N ranks, by tensor parallelism; rank 0 serves.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ from pathlib import Path
 import torch
 
 from megatron_lwz.cli import common, option_types
-from megatron_lwz.distributed import environment, launch
+from megatron_lwz.distributed import environment, heartbeat, launch
 from megatron_lwz.http.hosts import Hosts
 from megatron_lwz.http.ports import bind
 from megatron_lwz.http.server import check_exposure, run_app
 from megatron_lwz.rollout.engine.core import EngineThread
+from megatron_lwz.rollout.engine.lockstep import Calls, LeadingDecoder, LeadingWeights, follow
 from megatron_lwz.rollout.engine.policy import ServedPolicy
 from megatron_lwz.rollout.engine.server import EngineServer
 
@@ -24,11 +28,32 @@ def main(argv: Sequence[str]) -> None:
     options = _parser().parse_args(list(argv))
     token = environment.get("LWZ_ENGINE_TOKEN")
     check_exposure(options.host, token, "LWZ_ENGINE_TOKEN")
-    bind(options.host, options.port).close()  # reports a taken port at once, not after the model is loaded
+    if environment.rank() == 0:
+        bind(options.host, options.port).close()  # reports a taken port at once, not after the model is loaded
     if options.threads:
         torch.set_num_threads(options.threads)
     policy = ServedPolicy(options.model, dtype=options.dtype, max_length=options.max_length)
-    engine = EngineThread(policy.decoder(options.slots), policy)
+    decoder = policy.decoder(options.slots)
+    if environment.world_size() == 1:
+        try:
+            _serve(options, token, policy, EngineThread(decoder, policy))
+        finally:
+            launch.shutdown()
+        return
+    calls = Calls()
+    heartbeat.stop()  # an engine may wait for requests without end
+    if environment.rank() > 0:
+        follow(decoder, policy, calls)
+        launch.shutdown()
+        return
+    try:
+        _serve(options, token, policy, EngineThread(LeadingDecoder(decoder, calls), LeadingWeights(policy, calls)))
+    finally:
+        calls.send("stop")
+        launch.shutdown()
+
+
+def _serve(options: argparse.Namespace, token: str | None, policy: ServedPolicy, engine: EngineThread) -> None:
     server = EngineServer(
         engine,
         policy.tokenizer,
@@ -42,7 +67,6 @@ def main(argv: Sequence[str]) -> None:
         run_app(server.app(token, Hosts(options.host, options.allow_host)), host=options.host, port=options.port)
     finally:
         engine.stop()
-        launch.shutdown()
 
 
 def _parser() -> argparse.ArgumentParser:

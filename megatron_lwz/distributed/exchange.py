@@ -19,19 +19,19 @@ PIECE_BYTES = 64 * 2**20
 """Upper bound of one broadcast. It keeps a backend's own buffers small, however long the rollouts are."""
 
 
-def broadcast_json(value: Any = None, *, source: int = 0) -> Any:
-    """Returns the value of rank `source` on every rank.
+def broadcast_json(value: Any = None, *, source: int = 0, group: dist.ProcessGroup | None = None) -> Any:
+    """Returns the value of rank `source` on every rank (of a group on CPUs, if given).
 
     The value must survive a round trip through JSON. The argument of the other ranks is not read.
     """
     mine = dist.get_rank() == source
     content = json.dumps(value).encode() if mine else b""
     length = torch.tensor([len(content)], dtype=torch.int64)
-    dist.broadcast(length, src=source)
+    dist.broadcast(length, src=source, group=group)
     data = torch.empty(int(length), dtype=torch.uint8)
     if mine:
         data.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    dist.broadcast(data, src=source)
+    dist.broadcast(data, src=source, group=group)
     return json.loads(data.numpy().tobytes())
 
 

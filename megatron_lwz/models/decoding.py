@@ -1,7 +1,7 @@
 """Continuous batching on the policy's own Megatron model: prompts are computed once, then all sequences step together.
 
 The model's own modules do the computation (embedding, norms, linear layers, output layer), so engine and trainer share
-weights and kernels. One rank (no tensor or pipeline parallelism).
+weights and kernels. Tensor parallelism or one rank, no pipeline.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The policy's forward pass for decoding: its own modules, products with few tokens, and attention that the caller supplies.
 
-One rank (no tensor or pipeline parallelism). Shape legend: T tokens of a pass, H hidden, G key-value heads, Q query heads
-per key-value head, D head dimension, V true vocabulary.
+Under tensor parallelism every rank has its heads, its part of the feed-forward width and of the vocabulary, and gets all
+logits; no pipeline. Shape legend: T tokens of a pass, H hidden, G key-value heads of this rank, Q query heads per key-value
+head, D head dimension, V true vocabulary.
 """
 
 from __future__ import annotations
@@ -10,11 +11,18 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    gather_from_tensor_model_parallel_region,
+)
 from torch import Tensor
 
+from megatron_lwz.distributed import groups
 from megatron_lwz.kernels import thin_product
+from megatron_lwz.kernels.layers import cpp as layers
 from megatron_lwz.models.decoding_cache import Attend, CacheShape, Prefix
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.suffix_attention import attend_piece
@@ -34,10 +42,15 @@ class Rotation:
 
     def at(self, positions: Tensor) -> Callable[[Tensor], None]:
         """Returns a function that turns queries and keys [T, G, Q + 2, D] by `positions` [T] in place, not the values."""
-        cos, sin = self.cos[positions][:, None, None], self.sin[positions][:, None, None]
         half = self.cos.shape[1] // 2
+        of_pairs = self.cos[positions][:, :half], self.sin[positions][:, half:]
+        cos, sin = self.cos[positions][:, None, None], self.sin[positions][:, None, None]
 
         def turn(mixed: Tensor) -> None:
+            if layers.rotates(mixed):
+                for group in mixed[:, :, :-1].unbind(1):
+                    layers.rotate_in_place(group, *of_pairs)
+                return
             turned = mixed[:, :, :-1]
             mixed[:, :, :-1] = turned * cos + torch.cat((turned[..., half:], turned[..., :half]), -1) * sin
 
@@ -51,7 +64,7 @@ class DecodingForward:
         assert model.lora is None, "the products below read weights alone: serve a merged export"
         settings = model.config
         self._model: Any = model.eval()  # Any: torch types a module's attributes as tensors
-        self._groups = settings.num_query_groups
+        self._groups = settings.num_query_groups // groups.tensor_size()
         self._head_dim = settings.kv_channels
         self._normed = settings.qk_layernorm
         self.queries = settings.num_attention_heads // settings.num_query_groups
@@ -69,12 +82,20 @@ class DecodingForward:
     def __call__(self, tokens: Tensor, attend: Attend, last: Tensor | None = None) -> Tensor:
         """Returns logits [T, V] fp32 after each token [T], or only after those at the indices `last`."""
         model = self._model
-        hidden = F.embedding(tokens, model.embedding.word_embeddings.weight)[:, None]
+        hidden = self._embed(tokens)[:, None]
         for index, layer in enumerate(model.decoder.layers):
             hidden = hidden + self._attention(index, layer.self_attention, layer.input_layernorm(hidden), attend)
             hidden = hidden + _mlp(layer.mlp, layer.pre_mlp_layernorm(hidden))
         hidden = model.decoder.final_layernorm(hidden if last is None else hidden[last])
-        return _project(model.output_layer, hidden, model.output_weight())[:, 0, : self._vocab].float()
+        logits = _project(model.output_layer, hidden, model.output_weight())
+        if groups.tensor_size() > 1:
+            logits = gather_from_tensor_model_parallel_region(logits)
+        return logits[:, 0, : self._vocab].float()
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """[T] → [T, H]."""
+        words = self._model.embedding.word_embeddings
+        return F.embedding(tokens, words.weight) if groups.tensor_size() == 1 else words(tokens)
 
     def _attention(self, index: int, module: Any, hidden: Tensor, attend: Attend) -> Tensor:
         """[T, 1, H] → [T, 1, H]. Megatron's fused projection holds, per key-value head, its queries, key and value."""
@@ -120,6 +141,10 @@ class DecodingForward:
 
 def _project(module: Any, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
     """Applies a linear module, with another `weight` if it holds none (tied), to [T, 1, K] → [T, 1, N]."""
+    if groups.tensor_size() > 1 and isinstance(module, RowParallelLinear):
+        product = thin_product.linear(hidden, module.weight)
+        dist.all_reduce(product, group=groups.tensor_group())
+        return product if module.bias is None else product + module.bias
     used = module.weight if weight is None else weight
     if thin_product.serves(len(hidden), used):
         return thin_product.multiply(hidden, used, module.bias)

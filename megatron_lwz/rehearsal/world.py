@@ -37,7 +37,7 @@ def join(rank: int, world: int, *, told: Any = None) -> None:
     def gather_objects(found: list[Any], mine: Any, group: Any = None) -> None:
         found[:] = [mine] * len(found)
 
-    def broadcast_json(value: Any = None, *, source: int = 0) -> Any:
+    def broadcast_json(value: Any = None, *, source: int = 0, group: object = None) -> Any:
         return value if source == rank else copy.copy(told)
 
     @contextmanager

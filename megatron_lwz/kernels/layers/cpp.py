@@ -44,6 +44,16 @@ def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
     return _Rotate.apply(query, key, cos, sin)
 
 
+def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Turns heads [T, heads, D] with cos and sin [T, D / 2] fp32, which `rotates` says can be done. Without gradients."""
+    _cpu.rotate(x, cos, sin, 1.0, x, torch.get_num_threads())
+
+
+def rotates(x: Tensor) -> bool:
+    """Returns whether the kernel turns heads of this type and width [..., D]."""
+    return _reason is None and _serves(x, x.shape[-1] // 2) and x.stride(-1) == 1
+
+
 def swiglu(x: Tensor) -> Tensor:
     """Implements `LayerOps.swiglu`."""
     if not _serves(x, x.shape[-1] // 2):

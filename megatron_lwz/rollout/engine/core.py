@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 from megatron_lwz.errors import LwzError
-from megatron_lwz.models.decoding import Decoder
+from megatron_lwz.models.decoding import Sampled
 from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.rollout.engine.generation import Generation
 from megatron_lwz.rollout.limits import EngineLoad
@@ -49,13 +49,49 @@ class Weights(Protocol):
         ...
 
 
+class Decoding(Protocol):
+    """The decoder that the engine steps: see `models.decoding.Decoder`."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def writing(self) -> int:
+        """Number of sequences that hold a slot."""
+        ...
+
+    @property
+    def cache_use(self) -> float:
+        """Fraction of the cache in use."""
+        ...
+
+    def add(self, sequence: CachedSequence) -> None:
+        """Queues a new sequence."""
+        ...
+
+    def remove(self, sequence: CachedSequence) -> None:
+        """Ends a sequence."""
+        ...
+
+    def forget_prefixes(self) -> None:
+        """Drops cached prompts."""
+        ...
+
+    def release(self) -> None:
+        """Frees all keys and values."""
+        ...
+
+    def step(self) -> list[Sampled]:
+        """Returns one token for every running sequence."""
+        ...
+
+
 class EngineThread:
     """Steps the decoder in a thread of its own. Every public method may be called from any thread.
 
     Futures complete between two steps.
     """
 
-    def __init__(self, decoder: Decoder, weights: Weights) -> None:
+    def __init__(self, decoder: Decoding, weights: Weights) -> None:
         self._decoder = decoder
         self._weights = weights
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

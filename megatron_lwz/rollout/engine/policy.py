@@ -1,4 +1,4 @@
-"""The policy on this machine for serving: one rank, loaded from a Hugging Face folder."""
+"""The policy for serving, loaded from a Hugging Face folder: on one rank, or shared by all ranks of a torchrun."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from megatron_lwz.config import validate
 from megatron_lwz.data.start_check import served_length
 from megatron_lwz.data.tokenizer import Tokenizer
-from megatron_lwz.distributed import launch, platform
+from megatron_lwz.distributed import environment, launch, platform
 from megatron_lwz.distributed.parking import Parked
 from megatron_lwz.models.decoding import Decoder
 from megatron_lwz.models.hf import HfFolder, checksum_policy, load_policy
@@ -25,7 +25,8 @@ class ServedPolicy:
 
         `max_length` counts prompt + response tokens; None: the model's own. Raises LwzError.
         """
-        config = validate({"model": {"hf": str(folder)}, "training": {"precision": dtype}})
+        layout = {"tensor": environment.world_size(), "sequence": False}
+        config = validate({"model": {"hf": str(folder)}, "training": {"precision": dtype}, "parallel": layout})
         self.arch = config.architecture()
         self.tokenizer = Tokenizer(folder)
         self.max_length = served_length(self.arch, self.tokenizer, max_length)
