@@ -34,6 +34,8 @@ from bench_grpo_page import write_page
 from gpu_step import DeviceMemory, write_tokenizer
 from step_watch import StepWatch
 
+from megatron_lwz.run_paths import RunPaths
+
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = 8
 MICRO_BATCH_TOKENS = 2048
@@ -92,7 +94,7 @@ def measure(command: list[str], folder: Path, case: Case, options: argparse.Name
     """Runs one side until it has written the metrics of its last step."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}", "HF_HUB_OFFLINE": "1"}
     folder.mkdir(exist_ok=True)
-    steps = folder / "metrics.jsonl"
+    steps = RunPaths(folder).metrics
     with (folder / "log").open("w") as log, DeviceMemory(options.device) as device:
         process = subprocess.Popen(
             command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -148,6 +150,7 @@ def peer_command(folder: Path, case: Case, options: argparse.Namespace) -> list[
     """Writes TRL's settings and returns the command."""
     settings = {
         "policy": str(folder / "policy"), "prompts": str(folder / "prompts.jsonl"), "out": str(folder / "trl"),
+        "metrics": str(RunPaths(folder / "trl").metrics),
         "length": case.length, "batch": case.batch, "rows": case.peer_rows, "group": GROUP,
         "steps": options.steps + 2, "device": options.device,
     }  # fmt: skip

@@ -21,7 +21,7 @@ def share(tokens: Sequence[int]) -> float:
 
 
 def main(path: Path) -> None:
-    """Trains, and writes one line of metrics per step to `out`/metrics.jsonl."""
+    """Trains, and writes one line of metrics per step to the file `metrics`."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -43,7 +43,7 @@ def main(path: Path) -> None:
 
     class Writer(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            with (out / "metrics.jsonl").open("a") as file:
+            with Path(settings["metrics"]).open("a") as file:
                 file.write(json.dumps(rollouts) + "\n")
 
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
