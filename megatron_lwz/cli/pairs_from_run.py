@@ -32,7 +32,7 @@ def read_siblings(
         config = load_config(paths.config)
         names = tuple(component_sections(config.reward))
         if component is not None and component not in names:
-            raise LwzError(f"--component {component!r:.80}: {run} has {', '.join(names)}")
+            raise LwzError(f"--component {component!r:.80}: no component of {run}, choose one of {', '.join(names)}")
         with JournalReader(paths.journal) as reader, reader.still(), Bar("groups") as bar:
             consumed = reader.consumed()
             ids = [number for number in reader.scored() if steps is None or _inside(consumed.get(number), steps)]

@@ -111,9 +111,7 @@ def tokens_of(folder: Path, name: str) -> list[tuple[list[int], list[int], int]]
     found = []
     for row in rows:
         asked = tokenizer.encode(f"<|user|>: {row['prompt']} <|assistant|>:").ids
-        sides = [
-            [*asked, *tokenizer.encode(f" {row[side]}<|endoftext|>").ids] for side in ("chosen", "rejected")
-        ]
+        sides = [[*asked, *tokenizer.encode(f" {row[side]}<|endoftext|>").ids] for side in ("chosen", "rejected")]
         found.append((sides[0], sides[1], len(asked)))
     return found
 

@@ -1,6 +1,6 @@
 """Preference pairs from a run's own rollouts: of each prompt group the best and the worst finished sibling.
 
-The idea of LongDPO and of on-policy DPO: the journal ranks siblings already, so its pairs need no further label.
+The journal ranks siblings already, so such pairs need no further label.
 """
 
 from __future__ import annotations
