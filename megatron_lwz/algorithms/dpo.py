@@ -13,6 +13,9 @@ from torch import Tensor
 
 from megatron_lwz.algorithms.bradley_terry import wins
 
+_AT_ONCE = 32
+"""Sequences whose sums are computed together: bounds memory, which is this times the tokens."""
+
 
 def sequence_sums(rows: Tensor, owners: Tensor, count: int) -> Tensor:
     """Returns [K, count]: the sum of each of the K `rows` [K, T] over the tokens of each sequence.
@@ -20,8 +23,11 @@ def sequence_sums(rows: Tensor, owners: Tensor, count: int) -> Tensor:
     `owners` [T] int64 is each token's sequence, negative for a token that counts in none. The order of the sum is
     fixed, unlike that of adding into a place on a GPU, so that a step repeats bit for bit.
     """
-    member = owners == torch.arange(count, device=owners.device)[:, None]
-    return torch.stack([torch.where(member, row, row.new_zeros(())).sum(1) for row in rows])
+    sums = []
+    for sequences in torch.arange(count, device=owners.device).split(_AT_ONCE):
+        member = owners == sequences[:, None]
+        sums.append(torch.stack([torch.where(member, row, row.new_zeros(())).sum(1) for row in rows]))
+    return torch.cat(sums, 1)
 
 
 def implicit_rewards(ratios: Tensor, tokens: Tensor, *, beta: float, length_normalized: bool) -> Tensor:
