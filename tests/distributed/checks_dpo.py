@@ -38,12 +38,12 @@ def layouts(folder: str, layouts: dict[str, list[str]]) -> dict[str, Any]:
     return found
 
 
-def resumed(folder: str, overrides: list[str]) -> dict[str, Any]:
+def resumed(folder: str) -> dict[str, Any]:
     """The weights and metrics of a whole run, and of one that was stopped after half of its steps and resumed."""
     found: dict[str, Any] = {}
     for name, parts in (("whole", [4]), ("halves", [2, 4])):
         for steps in parts:
-            given = [f"run.dir={folder}/{name}", f"training.steps={steps}", "checkpoint.interval=2", *overrides]
+            given = [f"run.dir={folder}/{name}", f"training.steps={steps}", "checkpoint.interval=2"]
             root = dpo.train(*dpo.prepare(load_config(Path(folder, "config.yaml"), given))).root
             launch.end_run()  # as the end of its process would
         rows = [row for row in read_metrics(root / "metrics.jsonl") if row["step"] > 2]
@@ -57,8 +57,3 @@ def resumed(folder: str, overrides: list[str]) -> dict[str, Any]:
             "files": sorted(path.name for path in root.iterdir()),
         }
     return found
-
-
-def one_rank(folder: str, layouts_of_one: dict[str, list[str]]) -> dict[str, Any]:
-    """Everything on one rank in one launch."""
-    return layouts(folder, layouts_of_one) | {"resumed": resumed(folder, [])}

@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one(folder: Path) -> dict[str, Any]:
-    return run_ranks("tests.distributed.checks_dpo:one_rank", ranks=1, folder=str(folder), layouts_of_one=ONE)[0]
+    return run_ranks("tests.distributed.checks_dpo:layouts", ranks=1, folder=str(folder), layouts=ONE)[0]
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,10 @@ def test_it_is_dpo_of_plain_transformers(folder: Path, one: dict[str, Any], name
     assert distance < 1e-5
 
 
-def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(one: dict[str, Any]) -> None:
-    whole, halves = one["resumed"]["whole"], one["resumed"]["halves"]
+@pytest.mark.long
+def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(folder: Path) -> None:
+    found = run_ranks("tests.distributed.checks_dpo:resumed", ranks=1, folder=str(folder))[0]
+    whole, halves = found["whole"], found["halves"]
     assert whole["rows"] == halves["rows"] and len(whole["rows"]) == 2
     assert whole["weights"] == halves["weights"] and whole["held_out"] == halves["held_out"]
     assert {"held_out.jsonl", "held_out.json", "summary.json", "checkpoints", "hf"} <= set(whole["files"])
