@@ -312,7 +312,7 @@ class MicroBatch:
     source: torch.Tensor
     """[T] int64: index of the *label* token in SequenceBatch.tokens, −1 where the label is ignored."""
     behaviour_logprobs: torch.Tensor
-    """[T] fp32: the engine's log-prob of the label token."""
+    """[T] fp32: the engine's log-prob of the label token; in preference optimisation the frozen initial policy's."""
     advantages: torch.Tensor
     """[T] fp32: advantage of the label's sequence."""
     weights: torch.Tensor

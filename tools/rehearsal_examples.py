@@ -10,7 +10,7 @@ from megatron_lwz.config import Config, load_config
 from megatron_lwz.rehearsal.case import Case
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
-_SIZES = ("model", "parallel", "training", "kernels", "grpo", "reward_model")
+_SIZES = ("model", "parallel", "training", "kernels", "grpo", "reward_model", "dpo")
 """Sections that change what a rank of a step does, beside the length of its sequences."""
 
 
@@ -59,7 +59,7 @@ class Example:
 
 EXAMPLES = (
     *(Example(f"tiny_cpu/{name}.yaml", stage, 2, "model.yaml") for name, stage in (
-        ("pretrain", "pretrain"), ("sft", "sft"), ("reward_model", "reward_model"), ("config", "grpo"),
+        ("pretrain", "pretrain"), ("sft", "sft"), ("reward_model", "reward_model"), ("dpo", "dpo"), ("config", "grpo"),
     )),
     Example("qwen2.5_0.5b_cpu/config.yaml", "grpo", 1, "qwen2.5-0.5b"),
     Example("qwen2.5_0.5b_1gpu/config.yaml", "grpo", 1, "qwen2.5-0.5b"),

@@ -18,7 +18,7 @@ COMMANDS = {
     ),
     "launch": ("megatron_lwz.cli.launch", "write or submit what starts a run: torchrun, Slurm, Kubernetes, SkyPilot"),
     "prompts": ("megatron_lwz.cli.prompts", "conversations with users → prompt rows with length ranges"),
-    "pairs": ("megatron_lwz.cli.pairs", "texts or human pairs → preference pairs for a reward model"),
+    "pairs": ("megatron_lwz.cli.pairs", "texts, human pairs or a run's siblings → preference pairs"),
     "corpus": ("megatron_lwz.cli.corpus", "texts and journals → indexed datasets for pretraining"),
     "convert": ("megatron_lwz.cli.convert", "Hugging Face folder ↔ checkpoint: import, export, verify"),
     "serve-engine": ("megatron_lwz.cli.serve_engine", "serve a policy over HTTP, with vLLM's routes"),
@@ -50,7 +50,7 @@ def dispatch(argv: Sequence[str]) -> None:
     if argv and argv[0] not in ("-h", "--help"):
         raise common.UsageError(f"lwz has no command '{argv[0]}': choose one of {', '.join(COMMANDS)}")
     lines = [f"  {name:<14} {what}" for name, (_, what) in COMMANDS.items()]
-    names = "train_grpo | train_sft | train_reward_model | pretrain | score"
+    names = "train_grpo | train_sft | train_reward_model | train_dpo | pretrain | score"
     stages = f"Stages: torchrun --nproc-per-node N -m megatron_lwz.cli.<{names}> CONFIG"
     text = "\n".join(["usage: lwz <command> … [--traceback]", "", *lines, "", stages])
     common.console().print(text, markup=False)

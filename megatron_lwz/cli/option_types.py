@@ -73,6 +73,15 @@ def port(text: str) -> int:
     return value
 
 
+def steps(text: str) -> tuple[int, int]:
+    """Parses a range of training steps, both ends included: `10-20`, or `10` for one step."""
+    first, _, last = text.partition("-")
+    try:
+        return int(first), int(last or first)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no range of steps: write A-B, such as 10-20") from error
+
+
 def variable(text: str) -> str:
     """Parses the name of an environment variable with a key. A key itself is refused, and not shown."""
     try:

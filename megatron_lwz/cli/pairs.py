@@ -1,13 +1,15 @@
-"""Makes preference pairs for a writing reward model without human labels, and reads human-labelled pairs.
+"""Makes preference pairs without human labels, for a writing reward model or for DPO, and reads human-labelled pairs.
 
     lwz pairs --documents texts.jsonl --out DIR
     lwz pairs --pairs human.parquet --out DIR
+    lwz pairs --from-run RUN --out DIR
 
 --documents: requests with good replies (prompt + response, messages …). Each reply is damaged in controlled ways: a
 requirement left out, shuffled, repeated, truncated, off-topic, contradicted. --pairs: human-labelled pairs (chosen +
-rejected as texts or messages, Anthropic HH, UltraFeedback, HelpSteer, Nectar, SHP, two replies with a winner). Both may
-be given, each several times. Writes DIR/train.jsonl, DIR/held_out.jsonl and DIR/report.json. Documents that share a request or a text go to
-the same side. docs/reward_model.md explains the kinds.
+rejected as texts or messages, Anthropic HH, UltraFeedback, HelpSteer, Nectar, SHP, two replies with a winner).
+--from-run: the best against the worst sibling of each prompt group in a GRPO run's journal. All may be given, each
+several times. Writes DIR/train.jsonl, DIR/held_out.jsonl and DIR/report.json. Documents that share a request or a text go
+to the same side. docs/reward_model.md explains the kinds, docs/dpo.md the siblings.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any, TypeVar
 
 from rich.table import Table
 
-from megatron_lwz.cli import common, option_types
+from megatron_lwz.cli import common, lifetime, option_types
 from megatron_lwz.cli.evaluate_progress import Bar
 from megatron_lwz.data.preferences.corruptions import CORRUPTIONS
 from megatron_lwz.data.preferences.documents import Document, read_documents
@@ -48,8 +50,11 @@ T = TypeVar("T")
 def main(argv: Sequence[str]) -> None:
     """Reads the inputs, splits them, makes the pairs and writes them. Raises LwzError."""
     options = _parser().parse_args(list(argv))
-    if not options.documents and not options.pairs:
-        raise common.UsageError("give --documents, --pairs or both")
+    if not (options.documents or options.pairs or options.from_run):
+        raise common.UsageError("give --documents, --pairs or --from-run, or several of them")
+    for option, given in (("--steps", options.steps), ("--component", options.component), ("--gap", options.gap)):
+        if given and not options.from_run:
+            raise common.UsageError(f"{option}: needs --from-run")
     rules = MakeRules(
         kinds=tuple(options.kinds or CORRUPTIONS),
         tolerance=None if options.any_length else options.tolerance,
@@ -60,16 +65,17 @@ def main(argv: Sequence[str]) -> None:
     written = {name: options.out / name for name in ("train.jsonl", "held_out.jsonl", "report.json")}
     common.check_not_inputs((file for path in written.values() for file in (path, _part(path))), (*documents, *pairs))
     counts: Counter[str] = Counter()
+    siblings = _siblings(options, counts)
     sides = _sides(
         list(_read(documents, read_documents, "documents", counts)),
-        list(_read(pairs, read_pairs, "pairs", counts)),
+        [*_read(pairs, read_pairs, "pairs", counts), *siblings],
         rules,
         options.held_out,
         counts,
     )
     if not sides[0]:
         shown = "; ".join(f"{name}: {count}" for name, count in sorted(counts.items()) if count)
-        inputs = ", ".join(map(str, (*options.documents, *options.pairs)))
+        inputs = ", ".join(map(str, (*options.documents, *options.pairs, *options.from_run)))
         raise DataError(
             inputs,
             f"no pair could be made ({shown}): give more, longer or other documents or pairs"
@@ -80,8 +86,8 @@ def main(argv: Sequence[str]) -> None:
     for name, side in zip(("train.jsonl", "held_out.jsonl"), sides, strict=True):
         _replace(written[name], "".join(json.dumps(pair.row(), ensure_ascii=False) + "\n" for pair in side))
     report: dict[str, Any] = {
-        "inputs": [str(path) for path in (*options.documents, *options.pairs)],
-        "rules": dataclasses.asdict(rules) | {"held_out": options.held_out},
+        "inputs": [str(path) for path in (*options.documents, *options.pairs, *options.from_run)],
+        "rules": dataclasses.asdict(rules) | {"held_out": options.held_out} | _sibling_rules(options),
         "counts": dict(sorted(counts.items())),
         "train": describe(sides[0]),
         "held_out": describe(sides[1]),
@@ -91,6 +97,18 @@ def main(argv: Sequence[str]) -> None:
     _show(report, options.out)
 
 
+def _siblings(options: argparse.Namespace, counts: Counter[str]) -> list[PreferencePair]:
+    if not options.from_run:
+        return []
+    with lifetime.importing():  # torch with it, which no other input needs
+        from megatron_lwz.cli.pairs_from_run import read_siblings
+    return read_siblings(options.from_run, counts, **_sibling_rules(options))
+
+
+def _sibling_rules(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("steps", "component", "gap")} if options.from_run else {}
+
+
 def _sides(
     documents: Sequence[Document],
     human: Sequence[PreferencePair],
@@ -98,7 +116,7 @@ def _sides(
     held_out: float,
     counts: Counter[str],
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Returns (training, held-out) pairs: generated ones first, then human-labelled ones."""
+    """Returns (training, held-out) pairs: generated ones first, then those that were labelled."""
     sides: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
     parted = split_documents(documents, document_keys, held_out=held_out, seed=rules.seed)
     for side, part in zip(sides, parted, strict=True):
@@ -163,6 +181,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = common.Parser(prog="lwz pairs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", metavar="PATH", type=Path, action="append", default=[], help="file or folder")
     parser.add_argument("--pairs", metavar="PATH", type=Path, action="append", default=[], help="file or folder")
+    parser.add_argument(
+        "--from-run", metavar="RUN", type=Path, action="append", default=[], help="folder of a GRPO run"
+    )
+    parser.add_argument(
+        "--steps", metavar="A-B", type=option_types.steps, help="with --from-run: groups that these steps consumed"
+    )
+    parser.add_argument(
+        "--component", metavar="NAME", help="with --from-run: rank by this score; default: by the run's advantages"
+    )
+    parser.add_argument(
+        "--gap",
+        type=option_types.not_negative_number,
+        default=0.0,
+        help="with --from-run: least difference between best and worst, in the unit of the ranking; default 0",
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
     parser.add_argument("--held-out", type=option_types.share, default=0.1, help="share of the documents; default 0.1")
     parser.add_argument("--kinds", nargs="+", choices=list(CORRUPTIONS), help="default: all")

@@ -18,7 +18,7 @@ def setting_of(config: Config, options: argparse.Namespace) -> tuple[int, Settin
     """Returns the number of ranks that train, and what the plan is for. Raises LwzError."""
     card, training = gpu(options.gpu), config.training
     if options.stage != "grpo":
-        count = training.sequences_per_step * (2 if options.stage == "reward_model" else 1)
+        count = training.sequences_per_step * (2 if options.stage in ("reward_model", "dpo") else 1)
         return options.gpus, Setting(options.stage, card, Work(count, options.mean_tokens or training.sequence_length))
     mean = options.mean_tokens or ASSUMED.mean_share.value * config.rollout.max_new_tokens
     work = Work(training.prompts_per_step * config.grpo.group_size, mean + ASSUMED.prompt_tokens.value)

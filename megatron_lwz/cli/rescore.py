@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -41,7 +40,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--config", metavar="YAML", type=Path, help="take reward, judge and grpo from here, then overrides"
     )
-    parser.add_argument("--steps", metavar="A-B", type=_steps, help="only groups that these training steps consumed")
+    parser.add_argument(
+        "--steps", metavar="A-B", type=option_types.steps, help="only groups that these training steps consumed"
+    )
     parser.add_argument("--limit", metavar="N", type=option_types.positive, help="only the last N groups")
     parser.add_argument("--ask", action="store_true", help="ask judges and servers where their settings changed")
     parser.add_argument("--recompute", action="store_true", help="compute rules again even where nothing changed")
@@ -145,14 +146,6 @@ def _number(value: float | None) -> str:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
-
-
-def _steps(text: str) -> tuple[int, int]:
-    first, _, last = text.partition("-")
-    try:
-        return int(first), int(last or first)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no range of steps: write A-B, such as 10-20") from error
 
 
 def _csv(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

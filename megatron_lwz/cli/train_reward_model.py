@@ -31,13 +31,13 @@ def main(argv: Sequence[str]) -> None:
             run = reward_model.train(config, task, progress, profiler)
         if groups.is_rank_zero():
             report = run.report if run.finished and run.report.exists() else build_reward_report(run.root)
-            _show(run.root)
+            show_held_out(run.root)
             common.console().print(f"report: {report}", markup=False)
     finally:
         launch.shutdown()
 
 
-def _show(root: Path) -> None:
+def show_held_out(root: Path) -> None:
     """Prints the accuracy on the held-out pairs, by kind, beside that of a rule that only compares lengths."""
     summary = read_summary(root)
     if summary is None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["pretrain", "sft", "reward_model", "grpo"]
-ALL: tuple[Stage, ...] = ("pretrain", "sft", "reward_model", "grpo")
+Stage = Literal["pretrain", "sft", "reward_model", "dpo", "grpo"]
+ALL: tuple[Stage, ...] = ("pretrain", "sft", "reward_model", "dpo", "grpo")
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ KEPT: Mapping[str, Kept] = {
     "model.head": Kept("the model"),
     "model.vocab_padding": Kept("the shape of the embeddings in the checkpoints"),
     "model.tokenizer": Kept("what token ids mean. Its content counts: the same tokenizer.json elsewhere is no change"),
-    "lora": Kept("the adapter in the checkpoints, and what it computes", ("pretrain", "sft", "grpo")),
+    "lora": Kept("the adapter in the checkpoints, and what it computes", ("pretrain", "sft", "dpo", "grpo")),
     "checkpoint.load": Kept("the weights that the run began with, with which the KL term compares", path=True),
-    "data.template": Kept(_TEXT, ("sft", "grpo")),
+    "data.template": Kept(_TEXT, ("sft", "dpo", "grpo")),
     "data.prompt_template": Kept("the prompts of the journal's rollouts", ("grpo",)),
     "data.shuffle": Kept(_ROWS),
     "data.curriculum": Kept("which prompts come next, and how long their rollouts may be", ("grpo",)),
     "data.corpus": Kept(_ROWS, ("pretrain",), path=True),
     "data.instructions": Kept(_ROWS, ("sft",), path=True),
     "training.sequence_length": Kept(
-        "where texts are cut, and which rows are left out", ("pretrain", "sft", "reward_model")
+        "where texts are cut, and which rows are left out", ("pretrain", "sft", "reward_model", "dpo")
     ),
     "sft.turns": Kept(_TEXT, ("sft",)),
     "sft.long_rows": Kept(_ROWS, ("sft",)),
@@ -49,6 +49,9 @@ KEPT: Mapping[str, Kept] = {
     "reward_model.pairs": Kept(_ROWS, ("reward_model",), path=True),
     "reward_model.template": Kept(_TEXT, ("reward_model",)),
     "reward_model.thinking": Kept(_TEXT, ("reward_model",)),
+    "dpo.pairs": Kept(_ROWS, ("dpo",), path=True),
+    "dpo.wrap_answer": Kept(_TEXT, ("dpo",)),
+    "dpo.separator": Kept(_TEXT, ("dpo",)),
     "rollout.temperature": Kept("the log-probs in the journal", ("grpo",)),
     "rollout.top_p": Kept("the log-probs in the journal", ("grpo",)),
     "reward.length.unit": Kept("the lengths that prompts ask for, and the scores in the journal", ("grpo",)),

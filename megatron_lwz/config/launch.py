@@ -134,7 +134,7 @@ class SkyPilotLaunch(Section):
 class LaunchSection(Section):
     """How `lwz launch` starts a stage (docs/launch.md). The stages themselves ignore this section."""
 
-    stage: Literal["train_grpo", "train_sft", "train_reward_model", "pretrain"] = Field(
+    stage: Literal["train_grpo", "train_sft", "train_reward_model", "train_dpo", "pretrain"] = Field(
         "train_grpo", description="module of megatron_lwz.cli that torchrun starts"
     )
     nodes: int = Field(1, gt=0, description="nodes that train")

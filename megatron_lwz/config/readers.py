@@ -10,7 +10,7 @@ from megatron_lwz.config.tree import Config
 
 _GRPO: tuple[Stage, ...] = ("grpo",)
 _TEXTS: tuple[Stage, ...] = ("pretrain", "sft")
-_SUPERVISED: tuple[Stage, ...] = ("pretrain", "sft", "reward_model")
+_SUPERVISED: tuple[Stage, ...] = ("pretrain", "sft", "reward_model", "dpo")
 _NAMED = 8
 """Settings that one warning names."""
 
@@ -20,7 +20,7 @@ READERS: Mapping[str, tuple[Stage, ...]] = {
     "data.max_prompt_tokens": _GRPO,
     "data.prompt_template": _GRPO,
     "data.curriculum": _GRPO,
-    "data.template": ("sft", "grpo"),
+    "data.template": ("sft", "dpo", "grpo"),
     "data.corpus": ("pretrain",),
     "data.reset_attention": ("pretrain",),
     "data.instructions": ("sft",),
@@ -39,9 +39,10 @@ READERS: Mapping[str, tuple[Stage, ...]] = {
     "judge": _GRPO,
     "grpo": _GRPO,
     "weight_sync": _GRPO,
-    "lora": ("pretrain", "sft", "grpo"),
+    "lora": ("pretrain", "sft", "dpo", "grpo"),
     "sft": ("sft",),
     "reward_model": ("reward_model",),
+    "dpo": ("dpo",),
     "checkpoint.best_metric": _GRPO,
     "checkpoint.best_direction": _GRPO,
     "evaluation.sequences": _TEXTS,

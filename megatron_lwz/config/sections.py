@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from megatron_lwz.config.base import ComponentSection, Fraction, Section
 from megatron_lwz.config.data import DataSection
+from megatron_lwz.config.dpo import DpoSection
 from megatron_lwz.config.embedding import DiversityReward, EmbeddingSection, OverlapReward
 from megatron_lwz.config.evaluation import EvaluationSection
 from megatron_lwz.config.format import ConsistencyReward, FormatReward, StructureReward
@@ -37,6 +38,7 @@ __all__ = [
     "ContinuationReward",
     "DataSection",
     "DiversityReward",
+    "DpoSection",
     "EmbeddingSection",
     "EvaluationSection",
     "FormatReward",

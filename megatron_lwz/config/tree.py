@@ -24,6 +24,7 @@ class Config(s.Section):
     grpo: s.GrpoSection = s.GrpoSection()
     sft: s.SftSection = s.SftSection()
     reward_model: s.RewardModelSection = s.RewardModelSection()
+    dpo: s.DpoSection = s.DpoSection()
     lora: s.LoraSection = s.LoraSection()
     optimizer: s.OptimizerSection = s.OptimizerSection()
     checkpoint: s.CheckpointSection = s.CheckpointSection()

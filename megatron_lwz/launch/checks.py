@@ -57,6 +57,8 @@ def _inputs(config: Config) -> Iterator[tuple[str, str]]:
         case "train_reward_model":
             given["reward_model.pairs"] = config.reward_model.pairs
             given["reward_model.held_out"] = config.reward_model.held_out
+        case "train_dpo":
+            given["dpo.pairs"], given["dpo.held_out"] = config.dpo.pairs, config.dpo.held_out
     for key, value in given.items():
         paths = value if isinstance(value, (tuple, list)) else (value,)
         yield from ((key, path) for path in paths if isinstance(path, str))

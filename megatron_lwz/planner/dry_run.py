@@ -10,6 +10,7 @@ from megatron_lwz.config import Config, Stage
 from megatron_lwz.errors import LwzError
 from megatron_lwz.rehearsal.case import Case, Report
 from megatron_lwz.rehearsal.pool import rehearse
+from megatron_lwz.training.dpo import check_dpo
 from megatron_lwz.training.reward_model import check_reward_model
 from megatron_lwz.training.sft import check_sft
 from megatron_lwz.training.supervised import check_supervised
@@ -19,6 +20,7 @@ CHECKS: dict[Stage, Callable[[Config], None]] = {
     "sft": check_sft,
     "pretrain": check_supervised,
     "reward_model": check_reward_model,
+    "dpo": check_dpo,
 }
 """What each stage requires of its config beyond single fields; no file is read."""
 

@@ -137,7 +137,7 @@ def _seconds(config: Config, layout: Layout, setting: Setting, ranks: list[Memor
     if engines is not None:
         prompt = ASSUMED.prompt_tokens.value
         found["rollout"] = engines.seconds(work.sequences, work.mean - prompt, config.rollout.max_new_tokens, prompt)
-    found |= seconds_of(config, layout, work, setting.card, [memory.report for memory in ranks])
+    found |= seconds_of(config, layout, work, setting.card, [memory.report for memory in ranks], setting.stage)
     if engines is not None:
         bucket = config.weight_sync.bucket_mib * 2**20
         route = Route(engines.arch, layout, engines.count, engines.tensor, setting.card, bucket)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_lwz.config import Architecture, Config
+from megatron_lwz.config import Architecture, Config, Stage
 from megatron_lwz.config.flops import sequence_flops, training_passes
 from megatron_lwz.planner.assumptions import ASSUMED
 from megatron_lwz.planner.hardware import Gpu
@@ -74,13 +74,14 @@ def recomputed(arch: Architecture, recompute: str, mean: float) -> float:
     return (without_head if recompute == "full" else attention) / whole
 
 
-def seconds_of(config: Config, layout: Layout, work: Work, card: Gpu, reports: Sequence[Report]) -> dict[str, float]:
+def seconds_of(
+    config: Config, layout: Layout, work: Work, card: Gpu, reports: Sequence[Report], stage: Stage = "grpo"
+) -> dict[str, float]:
     """Returns phase → seconds of the trainer's part of a step, from the slowest kind of rank."""
     arch, packs = config.architecture(), packs_per_rank(config, layout, work)
     rate = card.bf16_tflops * 1e12 * ASSUMED.matrix_share.value * layout.ranks
-    forward, *before = (
-        work.sequences * sequence_flops(a, int(work.mean)) / rate for a in (arch, *config.log_prob_passes())
-    )
+    frozen = [arch] if stage == "dpo" else config.log_prob_passes()
+    forward, *before = (work.sequences * sequence_flops(a, int(work.mean)) / rate for a in (arch, *frozen))
     bubble = 1.0 + (layout.pipeline - 1) / (packs * layout.virtual)
     passes = training_passes(config) + recomputed(arch, config.training.recompute, work.mean)
     moving = max(_moving(report, "forward+backward", layout, card) / max(1, report.micro_batches) for report in reports)

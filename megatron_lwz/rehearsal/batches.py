@@ -81,5 +81,12 @@ def pairs(config: Config, size: Size) -> PairBatch:
     return PairBatch(batch, torch.ones(len(batch.tokens)), count, _names(count), torch.ones(count))
 
 
+def policy_pairs(config: Config, size: Size) -> SupervisedBatch:
+    """Returns preference pairs whose replies are the labels."""
+    batch = sequences(config, size, even=True)
+    count = len(batch) // 2
+    return SupervisedBatch(batch, torch.ones(len(batch.tokens)), count, _names(count))
+
+
 def _names(count: int) -> list[str]:
     return [str(index) for index in range(count)]

@@ -16,6 +16,7 @@ from megatron_lwz.models.hf.name_map import tensor_shapes
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.qwen import build_policy
 from megatron_lwz.rehearsal import batches
+from megatron_lwz.training.dpo import DpoTask
 from megatron_lwz.training.grpo_batches import prepare_updates
 from megatron_lwz.training.grpo_update import PolicyUpdates
 from megatron_lwz.training.optimizer import Schedule, build_optimizer, wrap_data_parallel
@@ -146,6 +147,19 @@ def _reward_model(_stage: str, state: TrainState, size: batches.Size, watch: Wat
     return len(micro_batches), {}
 
 
+def _dpo(_stage: str, state: TrainState, size: batches.Size, watch: Watch) -> Outcome:
+    config = state.config
+    batch = batches.policy_pairs(config, size)
+    nothing: Any = _NoData()
+    task = DpoTask(config.dpo, nothing, ())
+    with watch.during("log-probs"):
+        task.begin(state)
+        watch.begins(batches.first_micro_batch(batch.sequences, config))
+        micro_batches = task.micro_batches(batch, config)
+    _optimizer_step(state, micro_batches, task.objective(batch), batch.denominator, task.token_loss, watch)
+    return len(micro_batches), {"log_prob_passes": 1}
+
+
 def _optimizer_step(
     state: TrainState,
     micro_batches: Sequence[MicroBatch],
@@ -167,6 +181,7 @@ _STEPS: dict[str, Callable[[str, TrainState, batches.Size, Watch], Outcome]] = {
     "sft": _language_modeling,
     "pretrain": _language_modeling,
     "reward_model": _reward_model,
+    "dpo": _dpo,
 }
 
 

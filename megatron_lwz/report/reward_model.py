@@ -1,4 +1,4 @@
-"""The page of a reward model's training: accuracy by kind, calibration, scores, curves."""
+"""The page of a training on preference pairs, of a reward model or of a policy: accuracy by kind, calibration, scores, curves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from megatron_lwz.run_paths import RunPaths
 _KIND = "validation/accuracy/"
 
 
-def build_reward_report(root: Path) -> Path:
+REWARD_MODEL = "a reward model learns to tell the better of two texts"
+POLICY = "a policy learns to prefer the better of two replies"
+
+
+def build_reward_report(root: Path, lead: str = REWARD_MODEL) -> Path:
     """Writes `report.html` into the run folder and returns its path. Raises DataError or ConfigError."""
     config = load_config(RunPaths(root).config)
     rows, summary = read_history(root), read_summary(root)
@@ -30,10 +34,9 @@ def build_reward_report(root: Path) -> Path:
     try:
         held_out = _held_out(root, summary) if summary is not None else ""
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(RunPaths(root).held_out_summary, f"not what a reward model's run writes ({error!r})") from error
+        raise DataError(RunPaths(root).held_out_summary, f"not what a run on pairs writes ({error!r})") from error
     sections = {"Held-out pairs": held_out, "Training": charts(*_training(rows))}
     sections["Profile"] = panel(RunPaths(root))
-    lead = "a reward model learns to tell the better of two texts"
     write_page(target, config.run.name or root.resolve().name, lead, sections)
     return target
 
@@ -94,6 +97,8 @@ def _training(rows: Sequence[Row]) -> list[str]:
         curves("Accuracy", series("accuracy", "validation/accuracy"), share=True),
         curves("Held-out accuracy by kind", by_kind, share=True),
         curves("Scores", series("chosen", "rejected")),
+        curves("Log-probs per token", series("chosen_logprob", "rejected_logprob")),
+        curves("Log-probs per token, less those of the initial policy", series("chosen_drift", "rejected_drift")),
         curves("Gradient norm", series("grad_norm")),
         curves("Tokens per second", series("tokens_per_second")),
     ]

@@ -18,6 +18,7 @@ from megatron_lwz.data.preferences.batches import PairBatch, PairSource, TokenPa
 from megatron_lwz.data.preferences.formats import read_pairs
 from megatron_lwz.data.preferences.pairs import PreferencePair
 from megatron_lwz.data.preferences.pieces import size
+from megatron_lwz.data.preferences.policy_pairs import PolicyPair
 from megatron_lwz.data.preferences.rendering import Rendering, rendering_for, save_rendering
 from megatron_lwz.data.replies import end_texts
 from megatron_lwz.data.tokenizer import Tokenizer
@@ -48,13 +49,16 @@ class PairTask:
     """Preference pairs as a Task of the shared loop."""
 
     section: RewardModelSection
-    source: PairSource
+    source: PairSource[TokenPair, PairBatch]
     held_out: Sequence[TokenPair]
     rendering: Rendering
     scored: list[ScoredPair] = field(default_factory=list)
     """The held-out pairs with their most recent scores."""
     shown: Sequence[str] = ("loss", "accuracy", "difference", "tokens_per_second")
     token_loss: TokenLossFn | None = None
+
+    def begin(self, state: TrainState) -> None:
+        """The loss needs nothing of the initial state."""
 
     def take(self, cursor: int, count: int) -> tuple[PairBatch, int]:
         """Returns the next pairs in their seeded order."""
@@ -132,17 +136,28 @@ def train(
     run = RunFolder(config, "reward_model")
     if not run.finished:
         run_task(config, run, task, on_step, profiler)
-    if groups.is_rank_zero() and task.scored:
-        rows = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in task.scored)
-        write_text(run.held_out, rows)
-        write_json(run.held_out_summary, summarize_pairs(task.scored))
+    write_held_out(run, task.scored)
     return run
+
+
+def write_held_out(run: RunFolder, scored: Sequence[ScoredPair]) -> None:
+    """Writes `held_out.jsonl` and `held_out.json`, on rank 0, if there are scored pairs."""
+    if groups.is_rank_zero() and scored:
+        rows = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in scored)
+        write_text(run.held_out, rows)
+        write_json(run.held_out_summary, summarize_pairs(scored))
 
 
 def check_reward_model(config: Config) -> None:
     """Checks the requirements of the stage beyond single fields. Raises ConfigError."""
     if not config.reward_model.pairs:
         raise ConfigError("reward_model.pairs", [], "name files of preference pairs (lwz pairs)")
+    check_pair_size(config)
+    check_supervised(config)
+
+
+def check_pair_size(config: Config) -> None:
+    """Raises ConfigError unless both texts of any pair fit into a micro-batch."""
     longest = config.training.sequence_length
     pair = pair_size((longest, longest), config)
     if config.training.tokens_per_micro_batch < pair:
@@ -151,7 +166,6 @@ def check_reward_model(config: Config) -> None:
             config.training.tokens_per_micro_batch,
             f"must hold a pair of texts of training.sequence_length = {longest} tokens: {pair}",
         )
-    check_supervised(config)
 
 
 def build_task(config: Config) -> PairTask:
@@ -173,7 +187,14 @@ def build_task(config: Config) -> PairTask:
             section.margin,
             f"times the largest margin of a pair ({largest:g}) is too large for fp32",
         )
-    source = PairSource(train_pairs, seed=config.run.seed, shuffle=config.data.shuffle, epochs=section.epochs)
+    source = PairSource(
+        train_pairs,
+        pair_batch,
+        section="reward_model",
+        seed=config.run.seed,
+        shuffle=config.data.shuffle,
+        epochs=section.epochs,
+    )
     return PairTask(section, source, held_out, rendering)
 
 
@@ -183,7 +204,7 @@ def score_pairs(state: TrainState, pairs: Sequence[TokenPair]) -> list[ScoredPai
     for start in range(0, len(pairs), _PAIRS_AT_A_TIME):
         window = pairs[start : start + _PAIRS_AT_A_TIME]
         scores = score_sequences(state.chunks, pair_batch(window).sequences, state.config).tolist()
-        found += [_scored(pair, *scores[2 * place : 2 * place + 2]) for place, pair in enumerate(window)]
+        found += [scored_pair(pair, *scores[2 * place : 2 * place + 2]) for place, pair in enumerate(window)]
     return found
 
 
@@ -203,7 +224,8 @@ def score_sequences(chunks: Sequence[torch.nn.Module], batch: SequenceBatch, con
     return scores.cpu()
 
 
-def _scored(pair: TokenPair, chosen: float, rejected: float) -> ScoredPair:
+def scored_pair(pair: TokenPair | PolicyPair, chosen: float, rejected: float) -> ScoredPair:
+    """Returns the pair with its two scores, and the lengths of its texts."""
     of = pair.pair
     return ScoredPair(
         id=of.id,
@@ -223,7 +245,7 @@ def _scored(pair: TokenPair, chosen: float, rejected: float) -> ScoredPair:
 def _read(
     files: Iterable[str], tokenizer: Tokenizer, rendering: Rendering, config: Config, key: str
 ) -> list[TokenPair]:
-    paths = [_existing(key, file) for file in files]
+    paths = [existing_file(key, file) for file in files]
     read = [pair for path in paths for pair in read_pairs(path)]
     kept, left_out = tokenize_pairs(
         [pair for pair in read if isinstance(pair, PreferencePair)],
@@ -240,7 +262,8 @@ def _read(
     return kept
 
 
-def _existing(key: str, file: str) -> Path:
+def existing_file(key: str, file: str) -> Path:
+    """Returns the path of a file that a key names. Raises ConfigError if it is not there."""
     if not Path(file).is_file():
         raise ConfigError(key, file, "no such file: check the path")
     return Path(file)

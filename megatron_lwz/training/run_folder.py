@@ -52,7 +52,8 @@ class RunFolder(RunPaths):
             raise
         self.resume = self.checkpoints / name if name is not None else None
         if self.finished and groups.is_rank_zero():
-            epochs = ", or the epochs that set it," if config.sft.epochs or config.reward_model.epochs else ""
+            given = (config.sft.epochs, config.reward_model.epochs, config.dpo.epochs)
+            epochs = ", or the epochs that set it," if any(given) else ""
             asked = f"raise training.steps ({config.training.steps}){epochs} to go on"
             log.info("%s: already finished at step %d: %s", self.root, step_of(str(name)), asked)
 

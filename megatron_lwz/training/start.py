@@ -27,7 +27,7 @@ def check_grpo_start(config: Config) -> None:
 
 
 def check_supervised_start(config: Config, *, corpus: bool = False) -> None:
-    """Checks a run of SFT, a reward model or, with `corpus`, pretraining. Raises LwzError."""
+    """Checks a run of SFT, preference optimisation, a reward model or, with `corpus`, pretraining. Raises LwzError."""
     check_trackers(config)
     (check_corpus if corpus else check_texts)(config)
     check_target(RunPaths(config.run.dir).hf, EXPORT, _sources(config).values())  # written at the end of the run

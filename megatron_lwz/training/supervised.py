@@ -1,6 +1,6 @@
 """The loop of all stages that learn from given text: batches → loss → update.
 
-Shared by pretraining, SFT and reward models.
+Shared by pretraining, SFT, reward models and preference optimisation.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ class Task(Protocol[B]):
         """The loss for the gradient in the forward pass. None: the loss of `objective` is differentiated instead."""
         ...
 
+    def begin(self, state: TrainState) -> None:
+        """Sees the state that the run begins with, before a checkpoint is loaded into it."""
+        ...
+
     def take(self, cursor: int, count: int) -> tuple[B, int]:
         """Returns the batch that starts at `cursor`, and the cursor after it."""
         ...
@@ -95,6 +99,7 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep, pro
     deadline = Deadline(config)
     check_records(run)
     state = build_train_state(config)
+    task.begin(state)
     position: dict[str, Any] = restore(state, run) if run.resume else {"cursor": 0}
     cursor = cursor_of(position, run)
     run.begin(state.step)
@@ -144,6 +149,9 @@ class LanguageModeling:
     held_out: HeldOut
     z_loss: float
     shown: Sequence[str] = ("loss", "tokens_per_second", "mfu")
+
+    def begin(self, state: TrainState) -> None:
+        """The loss needs nothing of the initial state."""
 
     def take(self, cursor: int, count: int) -> tuple[SupervisedBatch, int]:
         """Returns the next batch of the data."""
@@ -202,7 +210,7 @@ def cursor_of(position: Mapping[str, Any], run: RunPaths) -> int:
 
 
 def check_supervised(config: Config) -> None:
-    """Checks the requirements of both stages beyond single fields. Raises ConfigError."""
+    """Checks the requirements of all these stages beyond single fields. Raises ConfigError."""
     training = config.training
     if training.tokens_per_micro_batch < training.sequence_length:
         raise ConfigError(

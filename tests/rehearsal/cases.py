@@ -35,6 +35,7 @@ GRPO_CASES = [ONE_GPU, TENSOR, CONTEXT, BY_NAME["PP2 VPP2"].case("grpo", 1), TAU
 STAGE_CASES = [
     _TP2.case("sft", 0),
     _TP2.case("reward_model", 0),
+    _TP2.case("dpo", 0),
     _TP2.case("buckets", 0),
     _ALL.case("pretrain", 15),
     _ALL.case("score", 0),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
@@ -21,6 +22,9 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.types import SequenceBatch
 
 _MARK = 0
+
+P = TypeVar("P")
+B = TypeVar("B", bound=SupervisedBatch)
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,26 @@ def text_batch(texts: Sequence[torch.Tensor]) -> SequenceBatch:
     )
 
 
-class PairSource:
+class PairSource(Generic[P, B]):
     """The pairs epoch after epoch. Each epoch has its own order, which depends on the seed alone."""
 
     def __init__(
-        self, pairs: Sequence[TokenPair], *, seed: int, shuffle: bool = True, epochs: float | None = None
+        self,
+        pairs: Sequence[P],
+        batch: Callable[[Sequence[P]], B],
+        *,
+        section: str,
+        seed: int,
+        shuffle: bool = True,
+        epochs: float | None = None,
     ) -> None:
-        """Takes the number of `epochs` after which the pairs are used up; None for no limit."""
+        """Takes the number of `epochs` after which the pairs are used up; None for no limit.
+
+        `batch` makes one batch of tokenised pairs. `section`: the config's section, for errors.
+        """
         self._pairs = pairs
+        self._batch = batch
+        self._section = section
         self._order = PromptOrder(len(pairs), seed, shuffle)
         self.total = None if epochs is None else math.ceil(round(epochs * len(pairs), 6))
         """Number of pairs in all epochs; None for no limit."""
@@ -122,14 +138,13 @@ class PairSource:
         """Returns the number of pairs in one epoch."""
         return len(self._pairs)
 
-    def take(self, cursor: int, count: int) -> tuple[PairBatch, int]:
+    def take(self, cursor: int, count: int) -> tuple[B, int]:
         """Returns the next `count` pairs (fewer at the end of the last epoch) and the cursor after them.
 
         Raises DataError when the last epoch is over.
         """
         stop = cursor + count if self.total is None else min(cursor + count, self.total)
         if stop <= cursor:
-            raise DataError(
-                "reward_model.pairs", f"all {cursor} pairs of reward_model.epochs are taken: raise reward_model.epochs"
-            )
-        return pair_batch([self._pairs[self._order[k]] for k in range(cursor, stop)]), stop
+            epochs = f"{self._section}.epochs"
+            raise DataError(f"{self._section}.pairs", f"all {cursor} pairs of {epochs} are taken: raise {epochs}")
+        return self._batch([self._pairs[self._order[k]] for k in range(cursor, stop)]), stop

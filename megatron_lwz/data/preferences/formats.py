@@ -26,27 +26,31 @@ TEXT_OUTSIDE = "with text outside the answer tags"
 OTHER_REQUEST = "with transcripts of different requests"
 
 
-def read_pairs(path: Path) -> Iterator[PreferencePair | str]:
+def read_pairs(path: Path, *, any_rejected: bool = False) -> Iterator[PreferencePair | str]:
     """Yields the pairs of one file, in order, and the reason in place of each row that is left out.
 
+    `any_rejected`: the rejected reply need not be a whole reply, since its form may be its fault.
     Raises DataError naming the file and row; for an unknown format it lists the columns present.
     """
-    for _, pair in read_pair_rows(path):
+    for _, pair in read_pair_rows(path, any_rejected=any_rejected):
         yield pair
 
 
-def read_pair_rows(path: Path) -> Iterator[tuple[Row, PreferencePair | str]]:
+def read_pair_rows(path: Path, *, any_rejected: bool = False) -> Iterator[tuple[Row, PreferencePair | str]]:
     """Yields what `read_pairs` does, each with its row. Raises DataError."""
     for row in read_rows(path):
         try:
-            yield row, parse_pair(row.value, row.identity, source=path.name.split(".")[0])
+            source = path.name.split(".")[0]
+            yield row, parse_pair(row.value, row.identity, source=source, any_rejected=any_rejected)
         except UnknownFormatError as error:
             raise row.error(f"{error}; present are: {', '.join(map(str, row.value)) or 'none'}") from error
         except ValueError as error:
             raise row.error(error) from error
 
 
-def parse_pair(row: Mapping[str, Any], identity: str, *, source: str = "") -> PreferencePair | str:
+def parse_pair(
+    row: Mapping[str, Any], identity: str, *, source: str = "", any_rejected: bool = False
+) -> PreferencePair | str:
     """Parses one decoded row; returns the reason if it is left out. Raises ValueError that names the fault."""
     row = join_rounds(lowered(row))
     choice = find_choice(row)
@@ -67,10 +71,11 @@ def parse_pair(row: Mapping[str, Any], identity: str, *, source: str = "") -> Pr
     if isinstance(prompt, str):
         return prompt
     chosen, rejected = strip_ends(chosen), strip_ends(rejected)
-    fault = find_fault(chosen) or find_fault(rejected) or (EQUAL if chosen.strip() == rejected.strip() else None)
+    whole = (chosen,) if any_rejected and rejected.strip() else (chosen, rejected)
+    fault = next(filter(None, map(find_fault, whole)), None) or (EQUAL if chosen.strip() == rejected.strip() else None)
     if fault is None and (holds_end(chosen) or holds_end(rejected)):
         fault = END_INSIDE
-    if fault is None and (says_more(chosen) or says_more(rejected)):
+    if fault is None and any(map(says_more, whole)):
         fault = TEXT_OUTSIDE
     if fault is not None:
         return fault
@@ -88,6 +93,7 @@ def parse_pair(row: Mapping[str, Any], identity: str, *, source: str = "") -> Pr
         source=text_of(row, "source", source),
         document=text_of(row, "document", text or chosen),
         margin=choice.margin,
+        template=row["template"] if row.get("template") in ("think", "direct") else None,
     )
 
 

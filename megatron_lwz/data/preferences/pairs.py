@@ -17,7 +17,8 @@ class PreferencePair:
 
     `kind` names the fault of the rejected reply (a corruption, or `human`). `source` is the file or data set of the
     pair. `document` is the source text; it must not be on both sides of a split. `margin` is how much better the chosen
-    reply is, on the data set's own scale; None if the data set has no margin.
+    reply is, on the data set's own scale; None if the data set has no margin. `template` is the prompt's template in
+    reinforcement learning; None: not known.
     """
 
     id: str
@@ -28,6 +29,7 @@ class PreferencePair:
     source: str = ""
     document: str = ""
     margin: float | None = None
+    template: Literal["think", "direct"] | None = None
 
     @property
     def language(self) -> Language:
@@ -46,7 +48,8 @@ class PreferencePair:
             "document": self.document,
             "language": self.language,
         }
-        return row if self.margin is None else row | {"margin": self.margin}
+        known = {"margin": self.margin, "template": self.template}
+        return row | {name: value for name, value in known.items() if value is not None}
 
 
 def language_of(text: str) -> Language:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from megatron_lwz.cli import common, main, pretrain, score, train_grpo, train_reward_model, train_sft
+from megatron_lwz.cli import common, main, pretrain, score, train_dpo, train_grpo, train_reward_model, train_sft
 from megatron_lwz.config import read_hf_architecture
 from megatron_lwz.models.hf.name_map import tensor_shapes
 from tests.support.files import write_jsonl
@@ -30,7 +30,7 @@ from tests.support.synthetic_run import write_run
 
 Main = Callable[[Sequence[str]], None]
 STAGES: Mapping[str, Main] = {
-    "train_grpo": train_grpo.main, "train_sft": train_sft.main, "train_reward_model": train_reward_model.main,
+    "train_grpo": train_grpo.main, "train_sft": train_sft.main, "train_reward_model": train_reward_model.main, "train_dpo": train_dpo.main,
     "pretrain": pretrain.main, "score": score.main, "lwz": main.dispatch,
 }  # fmt: skip
 DAC_OVERRIDE, DAC_READ_SEARCH = 1, 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_lwz.cli import common, pretrain, train_grpo, train_reward_model, train_sft
+from megatron_lwz.cli import common, pretrain, train_dpo, train_grpo, train_reward_model, train_sft
 from megatron_lwz.rehearsal import pool, shim
 from tests.support.stages import ROOT, variables
 
@@ -24,6 +24,7 @@ run: {{dir: {tmp_path / "run"}}}
 model: {{preset: qwen2.5-7b}}
 data: {{prompts: prompts.jsonl, instructions: [rows.jsonl], corpus: [corpus.json]}}
 reward_model: {{pairs: [pairs.jsonl]}}
+dpo: {{pairs: [pairs.jsonl]}}
 training: {{tokens_per_micro_batch: 65536}}
 """
     )
@@ -40,7 +41,7 @@ training: {{tokens_per_micro_batch: 65536}}
         (["training.tokens_per_micro_batch=1024"], "'training.tokens_per_micro_batch' = 1024: must hold"),
     ],
 )
-@pytest.mark.parametrize("stage", [train_grpo, train_sft, pretrain, train_reward_model])
+@pytest.mark.parametrize("stage", [train_grpo, train_sft, pretrain, train_reward_model, train_dpo])
 def test_what_cannot_be_split_is_one_line_with_status_2(stage, config: str, options, said, capsys) -> None:
     assert common.run(stage.main, [config, *SHAPES, *options]) == 2
     error = capsys.readouterr().err.strip()

@@ -14,7 +14,7 @@ from megatron_lwz.config.reference import all_sections
 from tests.support.paths import ROOT
 
 EXAMPLES = ROOT / "examples"
-STAGES = {"pretrain": "pretrain", "4_pretrain": "pretrain", "sft": "sft", "reward_model": "reward_model"}
+STAGES = {"pretrain": "pretrain", "4_pretrain": "pretrain", "sft": "sft", "reward_model": "reward_model", "dpo": "dpo"}
 NO_CONFIGS = {"3_corpus", "grammar", "model"}
 """A corpus' specification, the demo's grammar, and a base of other configs."""
 OWN = {"data.prompts": "p.jsonl", "data.corpus": ["c.jsonl"], "training.z_loss": 0.1, "sft.turns": "last"}
@@ -46,6 +46,7 @@ def test_every_name_is_a_section_or_a_key_that_some_stage_reads():
         ("pretrain", ["data.prompts", "sft.turns"]),
         ("sft", ["data.prompts", "data.corpus"]),
         ("reward_model", ["training.z_loss", "data.prompts", "data.corpus", "sft.turns"]),
+        ("dpo", ["training.z_loss", "data.prompts", "data.corpus", "sft.turns"]),
     ],
 )
 def test_what_is_set_for_other_stages_is_unread(stage, ignored):
@@ -74,12 +75,13 @@ def test_show_and_explain_say_it_too(tmp_path, capsys):
     assert re.findall(r"^# (.*)$", capsys.readouterr().out, re.M) == [
         "not read by stage pretrain: data.template, sft.turns",
         "not read by stage reward_model: data.template, sft.turns",
+        "not read by stage dpo: sft.turns",
         "not read by stage grpo: sft.turns",
     ]
     assert common.run(config.main, ["show", str(tmp_path), "--changed", "--stage", "sft"]) == 0
     assert "#" not in capsys.readouterr().out
     assert common.run(config.main, ["explain", "data.template"]) == 0
-    assert "  read by  sft, grpo\n" in capsys.readouterr().out
+    assert "  read by  sft, dpo, grpo\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_margin_that_is_not_finite_in_fp32_reaches_no_batch(margin: float) -> 
 
 def test_every_epoch_takes_every_pair_once() -> None:
     kept, _ = tokenize_pairs([pair(n) for n in range(7)], encode, Rendering(), maximum_tokens=99)
-    source = PairSource(kept, seed=3, epochs=2)
+    source = PairSource(kept, pair_batch, section="reward_model", seed=3, epochs=2)
     seen, cursor = [], 0
     while cursor < 14:
         before = cursor
