@@ -101,6 +101,7 @@ def measure(command: list[str], folder: Path, case: Case, options: argparse.Name
         )
         with StepWatch(process.pid) as watch:
             ended = watch.until(steps, options.steps + 1)
+        process.wait()
     if not ended:
         raise SystemExit(f"{command[0]} ended early: {(folder / 'log').read_text()[-2000:]}")
     lines = [json.loads(line) for line in steps.read_text().splitlines()[1 : options.steps + 1]]
