@@ -181,7 +181,8 @@ LIMITS = """## What this does not show
 
 Time, values, and what several ranks do to each other. Memory: NCCL's buffers, the CUDA context, libraries' workspaces
 and fragmentation come on top of the peak. Parking (`rollout.colocated`), the embedded engine's decoder, flash-attn and the
-CUDA epilogue do not run on fake tensors and are not rehearsed.
+CUDA epilogue do not run on fake tensors and are not rehearsed. [What only a GPU can show](../gpu_check.md#what-only-a-gpu-can-show) is
+listed with the commands that show it.
 """
 PARTS = {
     "layouts": Part("Layouts and stages", layouts),
