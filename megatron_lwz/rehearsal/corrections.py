@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -20,6 +21,7 @@ def install(device: FakeDevice) -> None:
     _read_lists_as_torch_does(device)
     _lock_no_pages()
     _attend_plainly()
+    _make_no_context()
 
 
 def _keep_modules_in_place() -> None:
@@ -81,3 +83,9 @@ def _attend_plainly() -> None:
 
     functions: Any = F
     functions.scaled_dot_product_attention = plain
+
+
+def _make_no_context() -> None:
+    """Keeps torch 2.11 from making a real tensor on the device before the first FakeTensor."""
+    module: Any = fake_tensor
+    module.init_gpu_context = lambda _device: None
