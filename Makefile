@@ -4,10 +4,11 @@ PYTHON312 ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-ENGINE := build/transformer_engine
+ENGINE := $(VENV)/transformer_engine
 VENV312 := .venv-py312
 BIN312 := $(VENV312)/bin
 STAMP312 := $(VENV312)/.ready
+ENGINES := $(foreach folder,$(VENV) $(VENV312),$(folder)/transformer_engine $(folder)/transformer_engine-oldest)
 DOCS_VENV := .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.ready
 VLLM_VENV := .venv-vllm-cpu
@@ -41,10 +42,14 @@ $(STAMP312): $(INPUTS)
 	    || { echo "$(PYTHON312) is no Python 3.12: install it, or name another: make test-stacks PYTHON312=PATH" >&2; exit 1; }
 	$(call install,$(PYTHON312),$(VENV312))
 
-# Transformer Engine's Python alone (0.7 MB, outside the environment): the rehearsals have a stand-in for its extension.
-$(ENGINE): requirements/rehearsal.txt $(STAMP)
+# Transformer Engine's Python alone (0.7 MB, beside the packages of an environment): the rehearsals have a stand-in for its extension.
+%/transformer_engine: requirements/rehearsal.txt %/.ready
 	rm -rf $@
-	$(BIN)/pip install --quiet --no-deps --target $@ --requirement requirements/rehearsal.txt
+	$*/bin/pip install --quiet --no-deps --target $@ --requirement $<
+
+%/transformer_engine-oldest: requirements/rehearsal-oldest.txt %/.ready
+	rm -rf $@
+	$*/bin/pip install --quiet --no-deps --target $@ --requirement $<
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/tiny_cpu/run.sh
@@ -90,10 +95,11 @@ $(TRL)/.ready: requirements/trl.txt $(STAMP)
 	$(TRL)/bin/pip install --quiet --requirement requirements/trl.txt
 	touch $@
 
-# What touches Megatron-Core, on both of its releases (README.md, "Versions"): Python 3.11 in $(VENV), 3.12 in $(VENV312).
+# What touches Megatron-Core, on both of its releases (README.md, "Versions"): Python 3.11 in $(VENV), 3.12 in $(VENV312). The
+# rehearsals run with the newest and the oldest Transformer Engine of each.
 STACK_TESTS := tests/unit/distributed tests/unit/models tests/unit/training tests/kernels tests/distributed \
-    tests/unit/test_requirements.py $(addprefix tests/end_to_end/test_,pretrain.py train_sft.py grpo.py convert_hf.py)
-test-stacks: $(STAMP312) $(STAMP)
+    tests/rehearsal tests/unit/test_requirements.py $(addprefix tests/end_to_end/test_,pretrain.py train_sft.py grpo.py convert_hf.py)
+test-stacks: $(STAMP312) $(STAMP) $(ENGINES)
 	$(BIN)/python -m pytest -m "not gpu and not long" -n 2 --dist loadfile $(STACK_TESTS)
 	$(BIN312)/python -m pytest -m "not gpu and not long" -n 2 --dist loadfile $(STACK_TESTS)
 	OTHER_STACK="$(CURDIR)/$(BIN)/python" $(BIN312)/python -m pytest -m "stacks" tests/stacks

@@ -134,6 +134,8 @@ def needs(device: str, about: dict[str, Any], work: Path, environment: dict[str,
     )
     nvcc = shutil.which("nvcc", path=path) or ""
     listed.append(Need("nvcc", nvcc, required=False, advice="not on PATH: the CUDA epilogue is not built"))
+    compiler = shutil.which("g++", path=path) or shutil.which("clang++", path=path) or ""
+    listed.append(Need("g++ or clang++", compiler, required=False, advice="absent: no dry run beside the step"))
     listed += [Need(name, version(name), required=False, advice="absent: not compared with") for name in PEERS]
     return listed
 

@@ -1,7 +1,8 @@
 """The part `step` of `make gpu-check`: one GRPO step of a random 0.5B policy with the embedded engine.
 
 It runs what a user runs, in this process, so that torch can be asked afterwards how much memory the trainer took. The
-engine is a process of its own; what both take together is read from the device while they run.
+engine is a process of its own; what both take together is read from the device while they run. Meanwhile the same step is
+rehearsed without the GPU (`--dry-run shapes`), for the comparison of its memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ from gpu_findings import Findings, Table, run_part
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from megatron_lwz.cli import train_grpo
+from megatron_lwz.config import load_config
 from megatron_lwz.config.presets import PRESETS
 from megatron_lwz.errors import LwzError
 from megatron_lwz.metrics import read_metrics
+from megatron_lwz.planner.dry_run import Memory, dry_run
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import Prompt, Rollout
 
@@ -49,7 +53,8 @@ def work(findings: Findings, device: str) -> None:
         folder = Path(name)
         config = write_config(folder, device)
         run = RunPaths(folder / "run")
-        with DeviceMemory(device) as both:
+        with ThreadPoolExecutor(1) as aside, DeviceMemory(device) as both:
+            plan = aside.submit(planned, config)
             try:
                 train_grpo.main([str(config)])
             except LwzError as error:
@@ -57,6 +62,7 @@ def work(findings: Findings, device: str) -> None:
                 findings.fail(f"the run ended: {error} {log}")
         rows = read_metrics(run.metrics) if run.metrics.exists() else []
     report_memory(findings, device, both)
+    report_plan(findings, device, plan)
     if rows:
         report_step(findings, rows[0], "bf16" if device == "cuda" else "fp32")
     elif not findings.failures:
@@ -87,6 +93,32 @@ def report_memory(findings: Findings, device: str, both: DeviceMemory) -> None:
         found = {"trainer, resident set (no GPU)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     findings.add(Table("Memory", ("peak", "GiB"), [[name, f"{size / GIB:.2f}"] for name, size in found.items()]))
     findings.figures("memory", found)
+
+
+def planned(config: Path) -> Memory:
+    """Returns what the dry run says of the same step: packs filled to the cap, without Transformer Engine."""
+    (memory,) = dry_run(load_config(config), "grpo", 1)
+    return memory
+
+
+def report_plan(findings: Findings, device: str, plan: Future[Memory]) -> None:
+    """Adds the memory of the dry run, in GiB, beside what was measured. Where it cannot run (no compiler), the reason."""
+    columns, title = ("peak of the trainer", "GiB"), "Memory beside the dry run"
+    try:
+        memory = plan.result()
+    except LwzError as error:
+        findings.add(Table(title, columns, [["dry run", f"not run: {error}"]]))
+        return
+    rows = [
+        ["dry run, state", f"{memory.state / GIB:.4g}"],
+        ["dry run, packs filled to the cap", f"{memory.peak / GIB:.4g}"],
+    ]
+    figures: dict[str, float] = {"state": memory.state, "peak": memory.peak}
+    if device == "cuda":
+        figures["measured / dry run"] = torch.cuda.max_memory_allocated() / memory.peak
+        rows.append(["measured / dry run", f"{figures['measured / dry run']:.3f}"])
+    findings.add(Table(title, columns, rows, "Packs of the step may be smaller than the cap, and then take less."))
+    findings.figures("dry run", figures)
 
 
 class DeviceMemory:

@@ -143,19 +143,21 @@ def _phases(reports: Sequence[Report]) -> str:
 
 TITLE = """# A rehearsal of the GPU code, without a GPU
 
-    python tools/rehearse.py --full --page docs/benchmarks/rehearsal.md
+    python tools/rehearse.py --full --page {page}
 
 **Nothing here ran on a GPU.** The product's own code ran as one rank of each layout on fake CUDA tensors, which have
 shapes, dtypes and a device but no content, over a process group without other ranks. Every launch of a Triton kernel
 was checked (tensors on the device, dtypes, sizes, strides, constants, grid) and not run. `--part` makes one part of the
-page again; each part says of which commit it is. The same figures as JSON: [rehearsal.json](rehearsal.json).
+page again; each part says of which commit it is. The same figures as JSON: [{json}]({json}).
 
 *Waits per pack* are in the forward and backward passes: each stops the host until the GPU has caught up. *Waits
 besides* are once per step, export, load or save. *Peak* is the highest allocated device memory of the rank, beside 80 GB
 (76,294 MiB); *host* is that of copies in host memory that a run would make. *Process* is how much memory the rehearsal's
 own process took for the case, where it was counted: it must not grow with the model.
 """
-STAMP = "{day}, commit {commit}, Python {python}, torch {torch} (CPU), megatron-core {megatron}, `--part {part}`.\n\n"
+STAMP = (
+    "{day}, commit {commit}, Python {python}, torch {torch}, megatron-core {megatron}{besides}, `--part {part}`.\n\n"
+)
 _SMALL = "Models of 2 layers (VPP: 4), hidden size 256, bf16; two packs of 512 tokens per step.\n"
 _FULL = """Every config of `examples/` that trains: its own number of layers, sizes, vocabulary, layout and number of ranks, precision,
 recomputation, overlap and cap of tokens per pack; sequences as long as the config allows. A step has one pack per
@@ -179,7 +181,8 @@ LIMITS = """## What this does not show
 
 Time, values, and what several ranks do to each other. Memory: NCCL's buffers, the CUDA context, libraries' workspaces
 and fragmentation come on top of the peak. Parking (`rollout.colocated`), the embedded engine's decoder, flash-attn and the
-CUDA epilogue do not run on fake tensors and are not rehearsed.
+CUDA epilogue do not run on fake tensors and are not rehearsed. [What only a GPU can show](../gpu_check.md#what-only-a-gpu-can-show) is
+listed with the commands that show it.
 """
 PARTS = {
     "layouts": Part("Layouts and stages", layouts),

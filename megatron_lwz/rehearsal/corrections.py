@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -18,6 +20,8 @@ def install(device: FakeDevice) -> None:
     _keep_modules_in_place()
     _read_lists_as_torch_does(device)
     _lock_no_pages()
+    _attend_plainly()
+    _make_no_context()
 
 
 def _keep_modules_in_place() -> None:
@@ -62,3 +66,26 @@ def _lock_no_pages() -> None:
     """Makes page-locked memory ordinary memory: the driver locks it by its address, and fake memory has none."""
     arena: Any = host_arena
     arena.locked_pages = lambda _owner, nbytes: torch.empty(nbytes, dtype=torch.uint8)
+
+
+def _attend_plainly() -> None:
+    """Makes torch's attention the plain one, which a GPU takes in fp32 with shared key heads.
+
+    A torch built with CUDA would ask cuDNN and the driver which of its kernels fits, and there may be neither.
+    """
+    attend = F.scaled_dot_product_attention
+
+    def plain(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        if not isinstance(query, FakeTensor) or query.device.type != "cuda":
+            return attend(query, key, value, **options)
+        attended: Tensor = torch.ops.aten._scaled_dot_product_attention_math(query, key, value, **options)[0]
+        return attended
+
+    functions: Any = F
+    functions.scaled_dot_product_attention = plain
+
+
+def _make_no_context() -> None:
+    """Keeps torch 2.11 from making a real tensor on the device before the first FakeTensor."""
+    module: Any = fake_tensor
+    module.init_gpu_context = lambda _device: None

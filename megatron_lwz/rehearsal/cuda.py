@@ -124,6 +124,7 @@ def install() -> None:
     for name, kind in (("Stream", Stream), ("Event", Event)):
         setattr(torch.cuda, name, kind)
     torch.cuda.default_generators = (torch.default_generator,)
+    torch.cuda.nvtx.range = contextlib.nullcontext  # type: ignore[assignment]
     binding: Any = torch._C
     binding._cuda_getDevice = lambda: 0
     binding._cuda_setDevice = lambda *_: None

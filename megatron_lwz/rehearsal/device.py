@@ -205,6 +205,10 @@ class FakeDevice(TorchDispatchMode):
 
     def _shapes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], whole: bool) -> Any:
         """Runs the operation on shapes alone. Returns None where the shape depends on content that is known."""
+        if (
+            func is aten.addmm.dtype_out
+        ):  # before 2.13 torch takes the dtype for a factor; the product alone has these shapes
+            func, args, kwargs = aten.mm.dtype_out, args[1:], {"out": kwargs["out"]}
         try:
             return func(*args, **kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException) as error:

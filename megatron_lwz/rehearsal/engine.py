@@ -8,6 +8,7 @@ those that no layer of ours needs raise when they are called.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from megatron_lwz.rehearsal.device import RehearsalError
-from megatron_lwz.rehearsal.engine_functions import ANSWERS, FUNCTIONS, Attention, DType
+from megatron_lwz.rehearsal.engine_functions import ANSWERS, FUNCTIONS, DType
 from megatron_lwz.rehearsal.ledger import Ledger
 
 EXTENSION = "transformer_engine_torch"
@@ -31,14 +32,26 @@ _ledger: Ledger | None = None
 
 
 class _Name(type):
-    """A name of the extension that has no stand-in: it has members and can be compared, but not called."""
+    """A name of the extension that has no stand-in: it has members and can be compared, but not called.
+
+    A member is a number too, as those of the extension's enumerations are: in the order in which they were asked for.
+    Newer releases mirror enumerations in Python, and compare `__members__` with their own list.
+    """
+
+    @property
+    def __members__(cls) -> dict[str, _Name]:
+        """Returns the members that were asked for."""
+        return {name: value for name, value in vars(cls).items() if isinstance(value, _Name)}
 
     def __getattr__(cls, name: str) -> _Name:
         if name.startswith("__"):
             raise AttributeError(name)
-        member = _Name(name, (), {"path": f"{cls.path}.{name}"})
+        member = _Name(name, (), {"path": f"{cls.path}.{name}", "number": len(cls.__members__)})
         setattr(cls, name, member)
         return member
+
+    def __int__(cls) -> int:
+        return int(vars(cls)["number"])
 
     def __call__(cls, *_: Any, **__: Any) -> Any:
         raise RehearsalError(f"{cls.path} of Transformer Engine has no stand-in")
@@ -66,13 +79,23 @@ def install(folder: Path) -> None:
         setattr(extension, name, _counted(name, function))
     for name, value in ANSWERS.items():
         setattr(extension, name, lambda *_, value=value, **__: value)
-    extension.NVTE_Fused_Attn_Backend = Attention
+    extension.get_fused_attn_backend = functools.partial(
+        _attention_backend, extension.NVTE_Fused_Attn_Backend.NVTE_F16_arbitrary_seqlen
+    )
     sys.modules |= {EXTENSION: extension, _ONNX: _Extension(_ONNX)}
     common: Any = importlib.import_module("transformer_engine.common")
     common.load_framework_extension = lambda _: None
     functions: Any = importlib.import_module("transformer_engine.pytorch.cpp_extensions")
     functions.__getattr__ = extension.__getattr__  # its `import *` took only what the stand-in had by then
     _take_fakes_for_tensors(importlib.import_module(f"{_DOT_PRODUCT}.utils"))
+
+
+def _attention_backend(ours: _Name, *asked: Any) -> Any:
+    """Returns the kernel of fused attention for bf16 and any length.
+
+    2.20 asks for it in one object, and wants to hear why there is none, too.
+    """
+    return (ours, "") if len(asked) == 1 else ours
 
 
 def _take_fakes_for_tensors(utils: Any) -> None:

@@ -17,28 +17,16 @@ from megatron_lwz.rehearsal.device import RehearsalError
 
 
 class DType(enum.IntEnum):
-    """The extension's names of dtypes."""
+    """The extension's names of dtypes: those that it gives to Python."""
 
     kByte = 0
-    kInt16 = 1
     kInt32 = 2
-    kInt64 = 3
     kFloat32 = 4
     kFloat16 = 5
     kBFloat16 = 6
     kFloat8E4M3 = 7
     kFloat8E5M2 = 8
-    kFloat8E8M0 = 9
     kFloat4E2M1 = 10
-
-
-class Attention(enum.IntEnum):
-    """The extension's kernels of fused attention. Ours is always the one for bf16 and any length."""
-
-    NVTE_No_Backend = -1
-    NVTE_F16_max512_seqlen = 0
-    NVTE_F16_arbitrary_seqlen = 1
-    NVTE_FP8 = 2
 
 
 _DTYPES = {DType.kFloat32: torch.float32, DType.kFloat16: torch.float16, DType.kBFloat16: torch.bfloat16}
@@ -86,19 +74,30 @@ def _generic_gemm(  # noqa: PLR0913 (the extension's signature)
 
 
 def _fused_attn_fwd(*args: Any) -> list[Tensor]:
-    (layout,), (starts, other_starts, query, key, value) = args[6:7], args[11:16]
+    layout, (starts, other_starts, query, key, value) = _layout_and_tensors(args, 5)
     _check_attention("fused_attn_fwd", layout, (starts, other_starts), (query, key, value))
     softmax = query.new_empty(query.shape[0], query.shape[1], 1, dtype=torch.float32)
     return [query.new_empty(*query.shape[:-1], value.shape[-1]), softmax, query.new_empty(2, dtype=torch.int64)]
 
 
 def _fused_attn_bwd(*args: Any) -> list[Tensor | None]:
-    (layout,), (starts, other_starts, query, key, value, out, gradient) = args[5:6], args[11:18]
+    layout, (starts, other_starts, query, key, value, out, gradient) = _layout_and_tensors(args, 7)
     _check_attention("fused_attn_bwd", layout, (starts, other_starts), (query, key, value))
     _contiguous("fused_attn_bwd", out, gradient)
     if out.shape != gradient.shape or out.dtype != gradient.dtype:
         raise RehearsalError(f"fused_attn_bwd: a gradient {_said(gradient)} of {_said(out)}")
     return [*(torch.empty_like(tensor) for tensor in (query, key, value)), None, None]
+
+
+def _layout_and_tensors(args: Sequence[Any], count: int) -> tuple[Any, list[Tensor]]:
+    """Returns the layout of query, key and value, and the first `count` tensors: releases differ in what lies between."""
+    layout = args[_place_of("NVTE_QKV_Layout", args)]
+    return layout, [value for value in args if isinstance(value, Tensor)][:count]
+
+
+def _place_of(enumeration: str, args: Sequence[Any]) -> int:
+    """Returns the place of the first argument that is a member of the extension's enumeration."""
+    return next(place for place, value in enumerate(args) if getattr(value, "path", "").startswith(f"{enumeration}."))
 
 
 def _check_attention(name: str, layout: Any, starts: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
@@ -116,10 +115,9 @@ def _check_attention(name: str, layout: Any, starts: Sequence[Tensor], tensors: 
         _contiguous(name, *tensors)
 
 
-def _fused_rope(
-    x: Tensor, angles: Tensor, _start: Any, layout: Any, _interleaved: bool, starts: Tensor | None, *_: Any
-) -> Tensor:
-    """Takes any strides of x."""
+def _fused_rope(x: Tensor, angles: Tensor, *args: Any) -> Tensor:
+    """Takes any strides of x. 2.9 gives no first positions to the backward pass."""
+    layout, _interleaved, starts, *_ = args[_place_of("NVTE_QKV_Format", args) :]
     if angles.dtype != torch.float32 or angles.shape[-1] > x.shape[-1]:
         raise RehearsalError(f"fused_rope: angles {_said(angles)} for {_said(x)}")
     if layout.path.endswith("THD") and (starts is None or starts.dtype != torch.int32 or x.dim() != 3):
@@ -147,11 +145,11 @@ def _thd_second_half_lse_correction(lse: Tensor, step: Tensor, starts: Tensor, p
         raise RehearsalError(f"thd_second_half_lse_correction: {_said(step)} is not half of {_said(lse)}")
 
 
-def _thd_out_correction(
-    out: Tensor, step: Tensor, lse: Tensor, lse_step: Tensor, starts: Tensor, only_second: bool, packed: bool
-) -> None:
+def _thd_out_correction(out: Tensor, step: Tensor, *args: Any) -> None:
+    """Takes log-sum-exps (newer releases one more), where segments begin, whether only second halves, and the form."""
+    *lses, starts, only_second, packed = args
     _check_pack("thd_out_correction", starts, out, step)
-    _check_lse("thd_out_correction", starts, packed, lse, lse_step)
+    _check_lse("thd_out_correction", starts, packed, *lses)
     if out.dtype != step.dtype or out.shape[0] != step.shape[0] * (2 if only_second else 1):
         raise RehearsalError(f"thd_out_correction: {_said(step)} for {_said(out)}")
 
@@ -217,13 +215,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "thd_grad_correction": _thd_grad_correction,
     "multi_tensor_l2norm": _multi_tensor_l2norm,
     "multi_tensor_scale": _multi_tensor,
+    "multi_tensor_scale_tensor": _multi_tensor,
     "multi_tensor_adam": _multi_tensor,
 }
 ANSWERS: dict[str, Any] = {
     "get_cublasLt_version": 130000,
     "get_cudnn_version": 91900,
     "get_num_cublas_streams": 4,
-    "get_fused_attn_backend": Attention.NVTE_F16_arbitrary_seqlen,
     "get_stream_priority_range": (0, -5),
     "ubuf_built_with_mpi": False,
     "device_supports_multicast": False,

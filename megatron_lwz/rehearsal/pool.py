@@ -12,6 +12,9 @@ from megatron_lwz.distributed import environment
 from megatron_lwz.rehearsal import shim
 from megatron_lwz.rehearsal.case import Case, Report, report_from
 
+ENGINE = Path(sys.prefix, "transformer_engine")
+"""Where `make setup` puts Transformer Engine's Python, in no environment's path."""
+
 
 def rehearse(cases: Iterable[Case], *, engine: Path | None = None) -> Iterator[Report]:
     """Yields the report of each case, in order.

@@ -34,6 +34,7 @@ ALL = _ALL.case("grpo", 15)
 GRPO_CASES = [ONE_GPU, TENSOR, CONTEXT, BY_NAME["PP2 VPP2"].case("grpo", 1), TAUGHT, ALL]
 STAGE_CASES = [
     _TP2.case("sft", 0),
+    _TP2.case("sft", 0, "in fp32", training={"precision": "fp32"}),
     _TP2.case("reward_model", 0),
     _TP2.case("dpo", 0),
     _TP2.case("buckets", 0),

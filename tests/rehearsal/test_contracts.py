@@ -54,6 +54,14 @@ def test_configs_that_a_rank_cannot_tell_apart_are_rehearsed_once() -> None:
     assert all(any(example.path.rpartition("/")[2] in name for name in names) for example in EXAMPLES)
 
 
+def test_every_example_has_passed_on_the_page() -> None:
+    """Where this fails, an example is new or does something else: make the page's part again."""
+    page = (ROOT / "docs" / "benchmarks" / "rehearsal.md").read_text(encoding="utf-8")
+    passed = {line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.endswith(" | passed |")}
+    missing = sorted({case.name for case in example_cases()} - passed)
+    assert not missing, "python tools/rehearse.py --part examples --page docs/benchmarks/rehearsal.md"
+
+
 def declared_ranks(example: Example) -> int:
     """Nodes × GPUs, as the example's script, or the chain's script of that step, or its section `launch` declares them."""
     folder, _, name = example.path.rpartition("/")

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from megatron_lwz.errors import EnvironmentSetupError
 from megatron_lwz.rehearsal import shim
 from megatron_lwz.rehearsal.case import Report
-from megatron_lwz.rehearsal.pool import rehearse
+from megatron_lwz.rehearsal.pool import ENGINE, rehearse
 from tests.rehearsal.cases import CHECKPOINT, ENGINE_CASES, ENGINE_CONTEXT, ENGINE_FAULTS, TENSOR, with_fault
-from tests.support.paths import ROOT
+from tests.rehearsal.waits import PER_STEP
 
 CALLS = (
     "rmsnorm_fwd", "rmsnorm_bwd", "generic_gemm", "fused_rope_forward", "fused_rope_backward", "fused_attn_fwd",
     "fused_attn_bwd", "multi_tensor_l2norm", "multi_tensor_scale", "multi_tensor_adam",
 )  # fmt: skip
 FAULT_CASES = [with_fault(name) for name in ENGINE_FAULTS]
-ENGINE = ROOT / "build" / "transformer_engine"
+OLDEST = ENGINE.with_name(f"{ENGINE.name}-oldest")
 
 
-@pytest.fixture(scope="module")
-def reports() -> dict[str, Report]:
-    if not (ENGINE / "transformer_engine").is_dir():
-        pytest.skip(f"no {ENGINE}: make setup puts Transformer Engine's Python there")
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(ENGINE, id="newest"), pytest.param(OLDEST, id="oldest", marks=pytest.mark.stacks)],
+)
+def reports(request: pytest.FixtureRequest) -> dict[str, Report]:
+    """The newest and the oldest release that the installed Megatron-Core goes with."""
+    engine: Path = request.param
+    if not (engine / "transformer_engine").is_dir():
+        pytest.skip(f"no {engine}: make setup (the oldest: make test-stacks) puts Transformer Engine's Python there")
     try:
         shim.build()
     except EnvironmentSetupError as error:
         pytest.skip(str(error))
-    return {report.name: report for report in rehearse([*ENGINE_CASES, *FAULT_CASES], engine=ENGINE)}
+    return {report.name: report for report in rehearse([*ENGINE_CASES, *FAULT_CASES], engine=engine)}
 
 
 @pytest.mark.parametrize("name", [case.name for case in ENGINE_CASES])
@@ -53,7 +59,7 @@ def test_every_layer_and_every_pack_calls_the_extension(reports: dict[str, Repor
         "multi_tensor_scale": 1,
         "multi_tensor_adam": 2,  # parameters with and without weight decay
     }
-    assert reports[TENSOR.name].waits_in("step") == 4, "as without Transformer Engine"
+    assert reports[TENSOR.name].waits_in("step") == sum(PER_STEP.values()), "as without Transformer Engine"
 
 
 def test_context_parallelism_attends_in_halves_of_the_segments(reports: dict[str, Report]) -> None:

@@ -35,3 +35,28 @@ def test_every_package_that_a_gpu_check_brings_along_is_pinned():
     carried = pins("gpu-check.txt")
     assert len(carried) > 20 and not carried.keys() - pins("constraints.txt").keys()
     assert not carried.keys() & {"torch", "triton", "numpy", "pytest"}
+
+
+def test_the_container_has_a_pair_that_is_rehearsed():
+    """Megatron-Core and Transformer Engine of one stack, in its newest releases; flash-attn only as that engine uses it."""
+    dockerfile = (ROOT / "examples" / "container" / "Dockerfile").read_text()
+    chosen = dict(re.findall(r"^ARG (\w+)=(.*)$", dockerfile, re.MULTILINE))
+    pairs = {
+        (one, other)
+        for python in ("3.11", "3.12")
+        for one in chosen_for(python, "constraints.txt", "megatron-core")
+        for other in chosen_for(python, "rehearsal.txt", "transformer-engine")
+    }
+    assert len(pairs) == 2
+    assert (chosen["MEGATRON_CORE"], chosen["TRANSFORMER_ENGINE"].removeprefix("v") + ".0") in pairs
+    assert chosen["FLASH_ATTENTION"] in ("", "v2.8.3")
+
+
+def chosen_for(python, name, package):
+    """The versions that a Python of this version gets of a package."""
+    lines = (Requirement(line) for line in (FILES / name).read_text().splitlines() if line.startswith(f"{package}=="))
+    return [
+        str(line.specifier).removeprefix("==")
+        for line in lines
+        if line.marker is None or line.marker.evaluate({"python_version": python})
+    ]
