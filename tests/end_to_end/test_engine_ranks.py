@@ -20,8 +20,8 @@ from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.models.hf import checksum_folder
 from megatron_lwz.rollout.engine.policy import ServedPolicy
-from tests.end_to_end.test_engine_server import TOKEN, Served
 from tests.support.engine_model import write_engine_model
+from tests.support.served_engine import TOKEN, Served
 from tests.support.waiting import wait_for
 
 PROMPTS = [tuple(range(3, 3 + size)) for size in (5, 140, 33)]
