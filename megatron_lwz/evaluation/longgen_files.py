@@ -144,7 +144,12 @@ def _document(task: Task) -> Document:
                 raise ValueError(f"checks_{kind} of {number!r}")
             checks.append(Check(kind, int(number), event))
     number = row["number"]
-    if type(number) is not int or not 1 <= number <= _MOST_ENTRIES or not isinstance(row["type"], str) or not row["type"]:
+    if (
+        type(number) is not int
+        or not 1 <= number <= _MOST_ENTRIES
+        or not isinstance(row["type"], str)
+        or not row["type"]
+    ):
         raise ValueError(f"number or type: 1 to {_MOST_ENTRIES} entries, with a name")
     return Document(task.id, task.prompt, row["type"], number, str(row.get("prefix") or ""), checks)
 
