@@ -321,9 +321,9 @@ def leave_without_reading(served: Served) -> None:
     """Asks for a long text that is not streamed, and goes away while it is written."""
     body = json.dumps({"prompt": [6], "max_tokens": 4000, "ignore_eos": True}).encode()
     host, port = served.url.removeprefix("http://").split(":")
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {TOKEN}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {TOKEN}\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         wait_for(lambda: served.running() == (1, 0))
 
@@ -347,7 +347,8 @@ def test_abort_and_disconnect_free_the_slots(served: Served) -> None:
     served.wait_until_idle()
     asyncio.run(read_a_delta_and_leave(served))
     leave_without_reading(served)
-    served.wait_until_idle()
+    served.complete([6], max_tokens=800, ignore_eos=True)
+    assert served.running() == (0, 0), "the first request is not written on beside the second"
     assert served.call("POST", "/pause?mode=abort&clear_cache=true")[0] == 200
     assert served.call("POST", "/resume")[0] == 200
     assert served.complete([6], max_tokens=2).usage.completion_tokens <= 2
