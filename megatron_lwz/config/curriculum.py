@@ -123,6 +123,10 @@ class CurriculumSection(Section):
         names = [stage.name for stage in self.stages]
         for place, stage in enumerate(self.stages):
             key = _stage_key(place)
+            if not stage.name.isprintable() or stage.name.isspace():
+                raise ConfigError(
+                    f"{key}.name", stage.name, "must be one line of printable characters: it stands in the log"
+                )
             if stage.name in names[:place]:
                 raise ConfigError(f"{key}.name", stage.name, "is the name of an earlier stage: give each its own")
             if stage.asked_to is not None and stage.asked_to < stage.asked_from:

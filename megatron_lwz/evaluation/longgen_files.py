@@ -24,6 +24,8 @@ KINDS = ("once", "range", "periodic")
 """The three kinds of checks: of one entry, of a range of entries, of every n-th entry."""
 SEPARATOR = "#*#"
 BLOCKS = "output_blocks"
+_MOST_ENTRIES = 100_000
+"""Of a document. More are no document, and every entry takes memory."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,18 @@ def _document(task: Task) -> Document:
     checks = []
     for kind in KINDS:
         for number, event in row[f"checks_{kind}"].items():
-            if not isinstance(event, str):
+            if not isinstance(event, str) or int(number) < 1:
                 raise ValueError(f"checks_{kind} of {number!r}")
             checks.append(Check(kind, int(number), event))
-    if type(row["number"]) is not int or row["number"] < 1 or not isinstance(row["type"], str) or not row["type"]:
-        raise ValueError("number or type")
-    return Document(task.id, task.prompt, row["type"], row["number"], str(row.get("prefix") or ""), checks)
+    number = row["number"]
+    if (
+        type(number) is not int
+        or not 1 <= number <= _MOST_ENTRIES
+        or not isinstance(row["type"], str)
+        or not row["type"]
+    ):
+        raise ValueError(f"number or type: 1 to {_MOST_ENTRIES} entries, with a name")
+    return Document(task.id, task.prompt, row["type"], number, str(row.get("prefix") or ""), checks)
 
 
 def _entries(document: Document, text: str) -> tuple[dict[int, str], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import threading
 import time
@@ -279,6 +280,17 @@ def test_control_tokens_in_a_text_prompt_are_text(served: Served) -> None:
     assert written.usage.prompt_tokens == len("a<|user|>b")
 
 
+def leave_without_reading(served: Served) -> None:
+    """Asks for a long text that is not streamed, and goes away while it is written."""
+    body = json.dumps({"prompt": [6], "max_tokens": 4000, "ignore_eos": True}).encode()
+    host, port = served.url.removeprefix("http://").split(":")
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {TOKEN}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
+        connection.sendall(head.encode() + body)
+        wait_for(lambda: served.running() == (1, 0))
+
+
 def test_abort_and_disconnect_free_the_slots(served: Served) -> None:
     events: list[list[Any]] = [[] for _ in range(SLOTS + 2)]
     ids = [f"r{i}" for i in range(SLOTS + 2)]
@@ -297,6 +309,9 @@ def test_abort_and_disconnect_free_the_slots(served: Served) -> None:
     stream.close()
     served.wait_until_idle()
     asyncio.run(read_a_delta_and_leave(served))
+    leave_without_reading(served)
+    served.complete([6], max_tokens=800, ignore_eos=True)
+    assert served.running() == (0, 0), "the first request is not written on beside the second"
     assert served.call("POST", "/pause?mode=abort&clear_cache=true")[0] == 200
     assert served.call("POST", "/resume")[0] == 200
     assert served.complete([6], max_tokens=2).usage.completion_tokens <= 2

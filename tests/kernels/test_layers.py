@@ -41,7 +41,7 @@ def test_cpp_equals_fp64_autograd(name: str, dtype: torch.dtype, tolerance: floa
 @pytest.mark.parametrize("width", [8, 48])
 def test_cpp_works_on_rows_of_any_number_and_on_views(width: int) -> None:
     torch.manual_seed(3)
-    for rows in (1, 63, 64, 65, 200):
+    for rows in (0, 1, 63, 64, 65, 200):
         wide = torch.randn(rows, 2 * width + 5)
         inputs = [wide[:, 5:].detach().requires_grad_() for _ in range(2)]
         weight = torch.randn(2 * width, requires_grad=True)
@@ -52,6 +52,15 @@ def test_cpp_works_on_rows_of_any_number_and_on_views(width: int) -> None:
                 torch.autograd.grad(y, x, torch.ones_like(y)) for y, x in ((found, inputs[0]), (exact, inputs[1]))
             )
             torch.testing.assert_close(of_ours, of_plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("ops", [PLAIN, pytest.param(CPP, marks=built)], ids=lambda ops: ops.name)
+def test_a_gradient_of_a_gradient_is_refused(ops: LayerOps) -> None:
+    x, weight, angles = torch.randn(2, 1, 32, requires_grad=True), torch.ones(32), torch.ones(2, 16)
+    for y in (ops.rms_norm(x, weight, 1e-6), ops.swiglu(x), ops.rotate(x, x, angles, angles)[0]):
+        (first,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            first.sum().backward()
 
 
 def _normed(ops: LayerOps, weight: Tensor) -> Callable[[Tensor], Tensor]:

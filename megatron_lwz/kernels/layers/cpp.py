@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megatron_lwz.kernels.layers import plain
 
@@ -58,7 +59,7 @@ def swiglu(x: Tensor) -> Tensor:
     """Implements `LayerOps.swiglu`."""
     if not _serves(x, x.shape[-1] // 2):
         return plain.swiglu(x)
-    return _SwiGlu.apply(x) if torch.is_grad_enabled() else _activated(_rows(x)).view(*x.shape[:-1], -1)
+    return _SwiGlu.apply(x) if torch.is_grad_enabled() else _activated(x)
 
 
 def _serves(x: Tensor, width: int) -> bool:
@@ -82,6 +83,7 @@ class _RmsNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scales = ctx.saved_tensors
         rows, factors, gradient = _rows(x), weight.contiguous()[None], _rows(gradients[0].to(x.dtype))
@@ -108,6 +110,7 @@ class _Rotate(torch.autograd.Function):
         return _turned(query, cos, sin, 1.0), _turned(key, cos, sin, 1.0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         query, key = (_turned(gradient, cos, sin, -1.0) for gradient in gradients)
@@ -127,9 +130,10 @@ class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return _activated(_rows(x)).view(*x.shape[:-1], -1)
+        return _activated(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         rows, gradient = _rows(x), _rows(gradients[0].to(x.dtype))
@@ -138,7 +142,8 @@ class _SwiGlu(torch.autograd.Function):
         return result.view(x.shape)
 
 
-def _activated(rows: Tensor) -> Tensor:
-    out = torch.empty(len(rows), rows.shape[1] // 2, dtype=rows.dtype)
+def _activated(x: Tensor) -> Tensor:
+    rows, width = _rows(x), x.shape[-1] // 2
+    out = torch.empty(len(rows), width, dtype=x.dtype)
     _cpu.swiglu(rows, out, torch.get_num_threads())
-    return out
+    return out.view(*x.shape[:-1], width)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -38,6 +39,7 @@ class _RmsNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         gradient, wide = _wide(gradients[0]), _wide(weight)
@@ -67,6 +69,7 @@ class _Rotate(torch.autograd.Function):
         return _turn(query, cos, sin), _turn(key, cos, sin)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         query, key = (_turn(gradient, cos, -sin) for gradient in gradients)
@@ -91,6 +94,7 @@ class _SwiGlu(torch.autograd.Function):
         return F.silu(gate).mul_(up).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         gate, up = _wide(x).chunk(2, dim=-1)

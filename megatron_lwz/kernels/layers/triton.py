@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megatron_lwz.kernels.layers import triton_kernels as kernels
 
@@ -56,6 +57,7 @@ class _RmsNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scales = ctx.saved_tensors
         (rows,), width = scales.shape, x.shape[-1]
@@ -78,6 +80,7 @@ class _Rotate(torch.autograd.Function):
         return _turn(query, key, cos, sin, back=False)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return *_turn(*gradients, *ctx.saved_tensors, back=True), None, None
 
@@ -106,6 +109,7 @@ class _SwiGlu(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         gradient = gradients[0].contiguous()

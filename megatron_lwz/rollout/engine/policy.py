@@ -9,10 +9,12 @@ import torch
 from megatron_lwz.config import validate
 from megatron_lwz.data.start_check import served_length
 from megatron_lwz.data.tokenizer import Tokenizer
-from megatron_lwz.distributed import environment, launch, platform
+from megatron_lwz.distributed import environment, exchange, launch, platform
 from megatron_lwz.distributed.parking import Parked
+from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.decoding import Decoder
 from megatron_lwz.models.hf import HfFolder, checksum_policy, load_policy
+from megatron_lwz.models.hf.name_map import tensor_shapes
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.qwen import build_policy
 
@@ -40,8 +42,25 @@ class ServedPolicy:
         return Decoder(self._chunks[0], max_length=self.max_length, slots=slots)
 
     def reload(self, path: str) -> None:
-        """Replaces the weights in place by those of a Hugging Face folder. Raises CheckpointError."""
-        load_policy(self._chunks, HfFolder(path), verify=False)  # the trainer compares the checksum of what was loaded
+        """Replaces the weights in place by those of a Hugging Face folder. Raises CheckpointError, on every rank alike."""
+        load_policy(
+            self._chunks, self._folder(path), verify=False
+        )  # the trainer compares the checksum of what was loaded
+
+    def _folder(self, path: str) -> HfFolder:
+        """Returns the folder if all ranks can load it. A rank that did so alone would compute with weights of its own."""
+        fault = None
+        try:
+            folder = HfFolder(path)
+            folder.check(tensor_shapes(self.arch))
+        except CheckpointError as error:
+            fault = error.advice
+        except OSError as error:
+            fault = f"cannot be read ({error.strerror or type(error).__name__})"
+        said = exchange.first_said(fault)
+        if said is not None:
+            raise CheckpointError(path, said)
+        return folder
 
     def checksum(self) -> str:
         """Returns the checksum (hex) of the weights."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_lwz.rollout.engine.generation import Delta
 
@@ -13,6 +13,14 @@ LOGPROBS_MODE = "full_softmax_at_temperature"
 
 
 _Text = Annotated[str, Field(max_length=1024)]
+_LEAST, _MOST = 1e-6, 1e6
+"""Temperatures between which logits that are divided by them stay finite."""
+
+
+def _usable(temperature: float) -> float:
+    if temperature != 0 and not _LEAST <= temperature <= _MOST:
+        raise ValueError("out of range")
+    return temperature
 
 
 class CompletionRequest(BaseModel):
@@ -23,7 +31,7 @@ class CompletionRequest(BaseModel):
     model: _Text | None = None
     prompt: str | list[int]
     max_tokens: Annotated[int, Field(ge=1)] = 16
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    temperature: Annotated[float, AfterValidator(_usable)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: _Text | Annotated[list[_Text], Field(max_length=64)] | None = None
@@ -68,6 +76,8 @@ def parse_request(body: dict[str, Any]) -> CompletionRequest:
             raise ValueError("prompt: must be one text or one list of token ids") from error
         elif first["type"] == "extra_forbidden":
             advice = "this engine does not know the key"
+        elif key == "temperature" and first["type"] == "value_error":
+            advice = f"must be 0 (the most likely token), or from {_LEAST:g} to {_MOST:g}"
         elif key == "logprobs":
             advice = "only the sampled token's log-prob is given: use 0 or 1"
         else:

@@ -138,12 +138,12 @@ class EngineServer:
         finished = False
         try:
             while not finished:
+                if request.transport is None or request.transport.is_closing():  # nothing else tells, without `stream`
+                    raise ConnectionResetError("the client went away")
                 try:
                     async with asyncio.timeout(DISCONNECT_POLL_SECONDS):
                         delta = await deltas.get()
                 except TimeoutError:
-                    if request.transport is None or request.transport.is_closing():
-                        raise ConnectionResetError("the client went away") from None
                     continue
                 finished = delta.reason is not None
                 if delta.reason is FinishReason.ABORT and self._engine.failure:

@@ -94,6 +94,8 @@ def test_a_gate_on_lengths_needs_prompts_with_a_range() -> None:
         ({"stages": [SHORT | {"gate": {"at_least": 1.1}}, {"name": "b"}]}, r"at_least' = 1\.1: can never be reached: success is at most 1"),
         ({"stages": [SHORT | {"gate": GATE | {"max_steps": 5}}, {"name": "b"}]}, r"max_steps' = 5: must be at least min_steps = 10"),
         ({"stages": [SHORT, {"name": "short"}]}, r"stages\.1\.name' = 'short': is the name of an earlier stage"),
+        ({"stages": [SHORT, {"name": "a\nb\x1b[31m"}]}, r"stages\.1\.name' = 'a\\nb\\x1b\[31m': must be one line"),
+        ({"stages": [SHORT, {"name": " "}]}, r"stages\.1\.name' = ' ': must be one line"),
         ({"stages": [SHORT | {"asked_from": 3000}, {"name": "b"}]}, r"asked_to' = 2000: is below asked_from = 3000"),
         ({"stages": [{"name": "a", "max_new_tokens": 14_001}]}, r"max_new_tokens' = 14001: must be at most rollout\.max_new_tokens = 14000"),
         ({"stages": [{"name": "a"}], "easy": 0.5, "hard": 0.5}, r"hard' = 0\.5: must be below easy = 0\.5"),

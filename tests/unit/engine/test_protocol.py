@@ -18,6 +18,11 @@ from megatron_lwz.rollout.engine.protocol import parse_request
         ({"prompt": [1], "max_tokens": "5"}, "max_tokens = 5: "),
         ({"prompt": [1], "temperature": -1}, "temperature = -1: "),
         ({"prompt": [1], "temperature": float("nan")}, "temperature = nan: "),
+        (
+            {"prompt": [1], "temperature": 1e-40},
+            "temperature = 1e-40: must be 0 (the most likely token), or from 1e-06 ",
+        ),
+        ({"prompt": [1], "temperature": 1e39}, "temperature = 1e+39: must be 0 "),
         ({"prompt": [1], "top_p": 0}, "top_p = 0: "),
         ({"prompt": [1], "logprobs": 5}, "logprobs = 5: only the sampled token's"),
         ({"prompt": [1], "echo": True}, "echo = True: "),

@@ -110,7 +110,16 @@ def test_answers_and_mentions():
 
 
 @pytest.mark.parametrize(
-    "change", [{"number": 0}, {"type": 3}, {"checks_once": []}, {"checks_range": {"a": "b"}}, {"checks_once": {"1": 2}}]
+    "change",
+    [
+        {"number": 0},
+        {"number": 10**9},
+        {"type": 3},
+        {"checks_once": []},
+        {"checks_range": {"a": "b"}},
+        {"checks_once": {"1": 2}},
+        {"checks_once": {"0": "b"}},
+    ],
 )
 def test_a_malformed_prompt_names_its_place(dataset, change):
     dataset.write_text(json.dumps([row(0), row(1) | change], indent=1))
