@@ -6,8 +6,22 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_lwz.config.base import Section, UserPath
+from megatron_lwz.config.base import Section, Url, UserPath, Variable
 from megatron_lwz.errors import ConfigError
+
+
+class TeacherServer(Section):
+    """A teacher on a server with vLLM's routes (docs/distillation.md)."""
+
+    url: Url | None = Field(None, description="URL of the server, for example http://host:8000; null = none")
+    model: str | None = Field(None, description="name under which the server serves the teacher")
+    api_key_env: Variable = Field("LWZ_TEACHER_TOKEN", description="environment variable with the server's token")
+    max_requests: int = Field(16, gt=0, description="maximum concurrent requests, one text each")
+    timeout: float = Field(600.0, gt=0, description="timeout of one request, in seconds")
+    retries: int = Field(5, ge=0, description="maximum retries of a failed request; after that, the run ends")
+    backoff: float = Field(
+        1.0, gt=0, description="seconds before the first retry; doubles with each further retry, up to 60"
+    )
 
 
 class GrpoSection(Section):
@@ -55,6 +69,10 @@ class GrpoSection(Section):
         None,
         description="Hugging Face folder of a frozen model that takes the place of the reference model: on-policy distillation (GKD, 2306.13649), with kl_coefficient 1 and kl_placement: reward (docs/distillation.md); null = the policy that the run began with",
     )
+    teacher_server: TeacherServer = Field(
+        default_factory=TeacherServer,
+        description="a teacher whose log-probs come from a server with vLLM's routes, in place of `teacher`",
+    )
     aggregation: Literal["token", "sequence", "constant"] = Field(
         "token",
         description="token: mean over all tokens (DAPO); sequence: mean of sequence means (GRPO); constant: sum / constant_length (Dr. GRPO); open",
@@ -99,6 +117,11 @@ class GrpoSection(Section):
         description="warn when the mean |log-prob of the trainer − log-prob of the engine| of a step exceeds this many nats per token (10 times as many where tokens are of older weights), or 5 times what the run's first steps had (docs/reliability.md); null = never",
     )
 
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher takes the place of the reference model."""
+        return self.teacher is not None or self.teacher_server.url is not None
+
     def check(self) -> None:
         """Checks that the options are compatible with each other. Raises ConfigError."""
         if self.objective == "cispo" and self.dual_clip is not None:
@@ -116,13 +139,22 @@ class GrpoSection(Section):
 
     def _check_teacher(self) -> None:
         """Checks that a teacher teaches. Raises ConfigError."""
-        if self.teacher is None:
+        if not self.taught:
             return
+        server = self.teacher_server
+        key, named = ("grpo.teacher", self.teacher) if server.url is None else ("grpo.teacher_server.url", server.url)
+        if server.url is not None and self.teacher is not None:
+            raise ConfigError(
+                "grpo.teacher", self.teacher, "is a second teacher beside grpo.teacher_server: name one of them"
+            )
+        if server.url is not None and not server.model:
+            advice = "name the model that the server serves (vLLM's --served-model-name)"
+            raise ConfigError("grpo.teacher_server.model", server.model, advice)
         if self.kl_coefficient == 0:
-            advice = "does nothing with grpo.kl_coefficient 0: set it, to 1 for distillation, or grpo.teacher: null"
-            raise ConfigError("grpo.teacher", self.teacher, advice)
+            advice = f"does nothing with grpo.kl_coefficient 0: set it, to 1 for distillation, or {key}: null"
+            raise ConfigError(key, named, advice)
         if self.zero_variance != "keep":
-            advice = "leaves out groups from which the policy can still learn grpo.teacher's words: set it to keep"
+            advice = "leaves out groups from which the policy can still learn the teacher's words: set it to keep"
             raise ConfigError("grpo.zero_variance", self.zero_variance, advice)
 
     def is_token_level(self, *, old_is_policy: bool) -> bool:

@@ -12,7 +12,7 @@ from megatron_lwz.config.dpo import DpoSection
 from megatron_lwz.config.embedding import DiversityReward, EmbeddingSection, OverlapReward
 from megatron_lwz.config.evaluation import EvaluationSection
 from megatron_lwz.config.format import ConsistencyReward, FormatReward, StructureReward
-from megatron_lwz.config.grpo import GrpoSection
+from megatron_lwz.config.grpo import GrpoSection, TeacherServer
 from megatron_lwz.config.judge import JudgeReward, JudgeSection
 from megatron_lwz.config.launch import LaunchSection
 from megatron_lwz.config.lora import LoraSection
@@ -63,6 +63,7 @@ __all__ = [
     "Section",
     "SftSection",
     "StructureReward",
+    "TeacherServer",
     "TrainingSection",
     "WeightSyncSection",
     "WritingReward",

@@ -53,7 +53,7 @@ class Config(s.Section):
         """
         own = self.architecture()
         passes = [own] if self.training.updates_per_batch > 1 else []
-        if self.grpo.kl_coefficient > 0:
+        if self.grpo.kl_coefficient > 0 and self.grpo.teacher_server.url is None:
             passes.append(own if self.grpo.teacher is None else read_hf_architecture(Path(self.grpo.teacher)))
         return passes
 
@@ -174,7 +174,7 @@ class Config(s.Section):
         if self.training.precision == "bf16" and self.grpo.mismatch == "none" and self.grpo.loss_function is None:
             advice = "the engines' weights, merged in bf16, lose small updates: set grpo.mismatch, or precision fp32"
             raise ConfigError("lora.rank", self.lora.rank, advice)
-        of_the_base = self.grpo.kl_coefficient > 0 and self.grpo.teacher is None
+        of_the_base = self.grpo.kl_coefficient > 0 and not self.grpo.taught
         if of_the_base and self.checkpoint.load is not None:
             advice = (
                 "the KL term compares with the model without a LoRA adapter: merge this one into it "

@@ -257,8 +257,7 @@ class RolloutHost(Host):
         judge = self._config.judge
         if judge.cache is None:
             judge = judge.model_copy(update={"cache": str(self._run.judge_cache)})
-        taught = self._config.grpo.teacher is not None
-        return build_rewards(section, self._tokenizer, judge, weightless=taught)
+        return build_rewards(section, self._tokenizer, judge, weightless=self._config.grpo.taught)
 
     def _read_pools(self) -> list[Pool] | None:
         section = self._config.data.curriculum

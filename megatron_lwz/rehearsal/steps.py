@@ -22,12 +22,13 @@ from megatron_lwz.training.grpo_update import PolicyUpdates
 from megatron_lwz.training.optimizer import Schedule, build_optimizer, wrap_data_parallel
 from megatron_lwz.training.reference import frozen_model
 from megatron_lwz.training.reward_model import PairTask
+from megatron_lwz.training.served_teacher import ServedTeacher
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import AccumulatingStep, LossFn, TokenLossFn, forward_metrics
 from megatron_lwz.training.supervised import LanguageModeling
 from megatron_lwz.training.teacher import Teacher, build_teacher
 from megatron_lwz.training.weight_sync.buckets import Buckets
-from megatron_lwz.types import MicroBatch
+from megatron_lwz.types import MicroBatch, SequenceBatch
 
 MIB = 2**20
 
@@ -107,11 +108,20 @@ def run_buckets(
     return sizes
 
 
+class _Silent(ServedTeacher):
+    """A teacher on a server, without the server."""
+
+    def logprobs(self, batch: SequenceBatch) -> Tensor:
+        return torch.zeros(len(batch.tokens))
+
+
 def _grpo(_stage: str, state: TrainState, size: batches.Size, watch: Watch) -> Outcome:
     config = state.config
     batch = batches.sequences(config, size.times(config.training.updates_per_batch))
     with watch.during("log-probs"):
-        reference = frozen_model(state, lambda config: Teacher(build_teacher(config)))  # its weights without meaning
+        reference = frozen_model(
+            state, lambda config: Teacher(build_teacher(config)), _Silent
+        )  # weights without meaning
         watch.begins(batches.first_micro_batch(batch, config))
         updates = prepare_updates(state, batch, config, reference)
     run = PolicyUpdates(state, config)
@@ -119,7 +129,7 @@ def _grpo(_stage: str, state: TrainState, size: batches.Size, watch: Watch) -> O
         run.add(updates, last=True)
     with watch.during("step"):
         losses = run.finish()
-    passes = (config.training.updates_per_batch > 1) + (reference is not None)
+    passes = len(config.log_prob_passes())
     notes = {"metrics": sorted(losses[0]), "log_prob_passes": passes}
     return sum(len(update.micro_batches) for update in updates), notes
 

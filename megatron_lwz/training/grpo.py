@@ -24,7 +24,7 @@ from megatron_lwz.training.grpo_batches import prepare_updates
 from megatron_lwz.training.grpo_update import PolicyUpdates, mean_metrics
 from megatron_lwz.training.numerics_guard import NumericsGuard
 from megatron_lwz.training.profiler import Profiler
-from megatron_lwz.training.reference import Reference, first_state
+from megatron_lwz.training.reference import Frozen, first_state
 from megatron_lwz.training.resume import check_records, restore
 from megatron_lwz.training.rollouts import Rollouts, open_rollouts
 from megatron_lwz.training.run_folder import RunFolder, due
@@ -112,7 +112,7 @@ def train(config: Config, display: Display, profiler: Profiler) -> RunFolder:
     return run
 
 
-def _load(config: Config, run: RunFolder) -> tuple[TrainState, Reference | None, NumericsGuard]:
+def _load(config: Config, run: RunFolder) -> tuple[TrainState, Frozen | None, NumericsGuard]:
     """Returns the state that the run continues from, the frozen model if the KL term needs one, and the guard."""
     state, reference = first_state(config)
     extra = restore(state, run) if run.resume else {}

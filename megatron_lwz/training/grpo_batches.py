@@ -9,8 +9,10 @@ import torch
 
 from megatron_lwz.algorithms.grpo import token_weights
 from megatron_lwz.config import Config
+from megatron_lwz.distributed import groups, platform
 from megatron_lwz.training.batching import make_micro_batches
-from megatron_lwz.training.reference import Reference
+from megatron_lwz.training.reference import Frozen
+from megatron_lwz.training.served_teacher import ServedTeacher, of_labels
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import forward_chunks
 from megatron_lwz.types import MicroBatch, SequenceBatch
@@ -46,7 +48,7 @@ def prepare_updates(
     state: TrainState,
     batch: SequenceBatch,
     config: Config,
-    reference: Reference | None,
+    reference: Frozen | None,
     rollouts: Sequence[str] = (),
 ) -> list[Update]:
     """Splits the batch into `training.updates_per_batch` updates and computes the log-probs that stay fixed.
@@ -55,9 +57,15 @@ def prepare_updates(
     sequences.
     """
     count = config.training.updates_per_batch
-    updates = [_plan(part, config, rollouts[first::count]) for first, part in enumerate(split(batch, count))]
+    kept = [_kept(part, rollouts[first::count]) for first, part in enumerate(split(batch, count))]
+    updates = [_plan(part, config, names) for part, names in kept]
     if count > 1:
         updates = [replace(update, old=_logprobs(state.chunks, update)) for update in updates]
+    if isinstance(reference, ServedTeacher):
+        asked = [reference.logprobs(part) for part, _ in kept]
+        return [
+            replace(update, reference=_of_server(found, update)) for found, update in zip(asked, updates, strict=True)
+        ]
     if reference is not None:
         with reference.at_work(state) as frozen:
             updates = [replace(update, reference=_logprobs(frozen, update)) for update in updates]
@@ -86,15 +94,25 @@ def select(batch: SequenceBatch, indices: Sequence[int]) -> SequenceBatch:
     )
 
 
-def _plan(batch: SequenceBatch, config: Config, rollouts: Sequence[str]) -> Update:
-    """Plans micro-batches without sequences of weight 0 (masked, or without variance), which only cost time."""
+def _kept(batch: SequenceBatch, rollouts: Sequence[str]) -> tuple[SequenceBatch, Sequence[str]]:
+    """Returns the batch and its ids without sequences of weight 0 (masked, or without variance), which only cost time."""
     kept = (batch.weights > 0).nonzero().squeeze(1).tolist() or [0]
-    if len(kept) < len(batch):
-        batch = select(batch, kept)
-        rollouts = [rollouts[place] for place in kept] if rollouts else ()
+    if len(kept) == len(batch):
+        return batch, rollouts
+    return select(batch, kept), [rollouts[place] for place in kept] if rollouts else ()
+
+
+def _plan(batch: SequenceBatch, config: Config, rollouts: Sequence[str]) -> Update:
     weights, denominator = token_weights(batch, config.grpo)
     micro_batches = make_micro_batches(batch, config, weights)
     return Update(micro_batches, denominator, sequences=len(batch), rollouts=rollouts)
+
+
+def _of_server(logprobs: torch.Tensor, update: Update) -> list[torch.Tensor] | None:
+    """Returns the log-probs of the labels of every micro-batch, on the last pipeline stage alone."""
+    if not groups.is_last_stage():
+        return None
+    return [of_labels(logprobs, micro_batch).to(platform.device()) for micro_batch in update.micro_batches]
 
 
 def _logprobs(chunks: Sequence[torch.nn.Module], update: Update) -> list[torch.Tensor] | None:

@@ -13,11 +13,13 @@ from typing import Protocol
 import torch
 
 from megatron_lwz.config import Config
+from megatron_lwz.config.sections import TeacherServer
 from megatron_lwz.distributed import platform
 from megatron_lwz.distributed.host_arena import HostArena
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.lora import switch
 from megatron_lwz.training.initial import build_train_state
+from megatron_lwz.training.served_teacher import ServedTeacher
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.teacher import load_teacher
 
@@ -74,7 +76,11 @@ class ReferenceWeights:
         switch(state.policies, on=True)
 
 
-def first_state(config: Config) -> tuple[TrainState, Reference | None]:
+Frozen = Reference | ServedTeacher
+"""What gives the log-probs of the KL term."""
+
+
+def first_state(config: Config) -> tuple[TrainState, Frozen | None]:
     """Builds the state that a GRPO run begins with, and the frozen model if the KL term needs one. Collective."""
     state = build_train_state(config)
     for policy in state.policies:
@@ -82,11 +88,21 @@ def first_state(config: Config) -> tuple[TrainState, Reference | None]:
     return state, frozen_model(state)
 
 
-def frozen_model(state: TrainState, teacher: Callable[[Config], Reference] = load_teacher) -> Reference | None:
-    """Returns the frozen model of the KL term; None without that term. `teacher` makes a config's teacher. Collective."""
-    if state.config.grpo.kl_coefficient == 0:
+def frozen_model(
+    state: TrainState,
+    teacher: Callable[[Config], Reference] = load_teacher,
+    served: Callable[[TeacherServer], ServedTeacher] = ServedTeacher,
+) -> Frozen | None:
+    """Returns the frozen model of the KL term; None without that term. Collective.
+
+    `teacher` makes a config's teacher, `served` that of a server.
+    """
+    grpo = state.config.grpo
+    if grpo.kl_coefficient == 0:
         return None
-    return ReferenceWeights(state) if state.config.grpo.teacher is None else teacher(state.config)
+    if grpo.teacher_server.url is not None:
+        return served(grpo.teacher_server)
+    return ReferenceWeights(state) if grpo.teacher is None else teacher(state.config)
 
 
 def _parameters(state: TrainState) -> list[torch.nn.Parameter]:

@@ -9,6 +9,7 @@ from megatron_lwz.data.start_check import check_corpus, check_rollouts, check_te
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.models.hf.target import EXPORT, check_target
 from megatron_lwz.run_paths import RunPaths
+from megatron_lwz.training.served_teacher import check_served_teacher
 from megatron_lwz.training.teacher import check_teacher
 from megatron_lwz.training.trackers import check_trackers
 
@@ -19,6 +20,7 @@ def check_grpo_start(config: Config) -> None:
     check_trackers(config)
     check_rollouts(config)
     check_teacher(config)
+    check_served_teacher(config)
     versions = RunPaths(config.run.dir).weights
     for key, source in _sources(config).items():
         if source.resolve().is_relative_to(versions.resolve()):

@@ -39,7 +39,7 @@ OPTIONS = (
     Bad(
         "score {}/checkpoint --input {}/tokens.jsonl --output {}/o --temperature nan", "--temperature", "nan", "finite"
     ),
-    Bad("make_preference_pairs --out {}/out", "--documents", "--pairs", "give --documents, --pairs or both"),
+    Bad("make_preference_pairs --out {}/out", "--documents", "--pairs", "give --documents, --pairs or --from-run"),
     Bad("make_preference_pairs --pairs {}/pairs.jsonl --out {}/out --held-out 1", "--held-out", "1", "below 1"),
     Bad("make_preference_pairs --pairs {}/pairs.jsonl --out {}/out --kinds magic", "--kinds", "'magic'", "choose from"),
     Bad(
