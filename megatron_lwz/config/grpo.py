@@ -70,7 +70,7 @@ class GrpoSection(Section):
         description="Hugging Face folder of a frozen model that takes the place of the reference model: on-policy distillation (GKD, 2306.13649), with kl_coefficient 1 and kl_placement: reward (docs/distillation.md); null = the policy that the run began with",
     )
     teacher_server: TeacherServer = Field(
-        default_factory=TeacherServer,
+        TeacherServer(),
         description="a teacher whose log-probs come from a server with vLLM's routes, in place of `teacher`",
     )
     aggregation: Literal["token", "sequence", "constant"] = Field(

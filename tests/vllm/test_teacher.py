@@ -13,15 +13,19 @@ from megatron_lwz.config.sections import TeacherServer
 from megatron_lwz.distributed import launch
 from megatron_lwz.training.served_teacher import ServedTeacher
 from megatron_lwz.types import SequenceBatch
-from tests.unit.training.tiny_state import MODEL
 from tests.vllm.conftest import TOKEN, Served
 
 pytestmark = pytest.mark.vllm
+SMALL = {
+    "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "vocab_size": 24,
+}  # fmt: skip
+"""The policy is not used."""
 
 
 @pytest.fixture
 def groups() -> Iterator[None]:
-    launch.initialize(validate({"model": {"architecture": MODEL}}))
+    launch.initialize(validate({"model": {"architecture": SMALL}}))
     yield
     launch.shutdown()
 
