@@ -43,8 +43,9 @@ class Rotation:
     def at(self, positions: Tensor) -> Callable[[Tensor], None]:
         """Returns a function that turns queries and keys [T, G, Q + 2, D] by `positions` [T] in place, not the values."""
         half = self.cos.shape[1] // 2
-        of_pairs = self.cos[positions][:, :half], self.sin[positions][:, half:]
-        cos, sin = self.cos[positions][:, None, None], self.sin[positions][:, None, None]
+        rows = self.cos[positions], self.sin[positions]
+        of_pairs = rows[0][:, :half], rows[1][:, half:]
+        cos, sin = (row[:, None, None] for row in rows)
 
         def turn(mixed: Tensor) -> None:
             if layers.rotates(mixed):

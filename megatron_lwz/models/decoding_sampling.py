@@ -55,18 +55,20 @@ class Sampler:
         The log-prob is that of the full softmax at the row's temperature, before top-p. At temperature 0 (the most
         likely token) it is that of the plain softmax. Sampling inverts the cumulative distribution in vocabulary order.
         """
-        noise = torch.from_numpy(uniform_noise(self._seeds, positions.astype(np.uint64)))
         if not (self._any_greedy or self._nucleus) and sampling.serves(logits):
-            return sampling.draw(logits, self._scales, noise)
+            return sampling.draw(logits, self._scales, self._noise(positions))
         scaled = logits if self._plain else logits / self._temperatures
         if self._all_greedy:
             tokens = scaled.argmax(-1)
         else:
-            tokens = self._invert(scaled.softmax(-1), noise.to(self._device)[:, None])
+            tokens = self._invert(scaled.softmax(-1), self._noise(positions).to(self._device)[:, None])
             if self._any_greedy:
                 tokens = torch.where(self._greedy, scaled.argmax(-1), tokens)
         logprobs = scaled.gather(1, tokens[:, None])[:, 0] - scaled.logsumexp(-1)
         return tokens, logprobs
+
+    def _noise(self, positions: np.ndarray) -> Tensor:
+        return torch.from_numpy(uniform_noise(self._seeds, positions.astype(np.uint64)))
 
     def _invert(self, probabilities: Tensor, noise: Tensor) -> Tensor:
         if self._nucleus:
