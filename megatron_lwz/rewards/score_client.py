@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 import aiohttp
 
 from megatron_lwz.config.base import ServedSection
-from megatron_lwz.decoding import OTHER_SHAPE, decode_json
+from megatron_lwz.decoding import OTHER_SHAPE
 from megatron_lwz.distributed import environment
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget, no_connection
-from megatron_lwz.http.session import HttpSession, is_address, quoted, read_bounded
+from megatron_lwz.http.json_session import JsonSession
+from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
+from megatron_lwz.http.session import is_address
 from megatron_lwz.types import is_score
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ _MOST_BYTES = 32 << 20
 _LONGEST_WAIT = 30.0
 
 
-class ScoreClient(HttpSession):
+class ScoreClient(JsonSession):
     """Requests scores from one route of one server. `counters` counts requests, retries, and masked scores by reason."""
 
     name: str
@@ -64,7 +65,9 @@ class ScoreClient(HttpSession):
         while True:
             self.counters["requests"] += 1
             try:
-                return self._read(await self._post(body), read)
+                return self._read(
+                    await self.post_json(self.address, body, most=_MOST_BYTES, within=f"{section.timeout:g} s"), read
+                )
             except RequestFailure as failure:
                 try:
                     wait = budget.spend(failure)
@@ -90,28 +93,6 @@ class ScoreClient(HttpSession):
             raise RequestFailure(
                 self.address, f"answered another shape than asked ({error!r})", Failure.CONTRACT
             ) from error
-
-    async def _post(self, body: dict[str, Any]) -> Any:
-        """Returns the decoded answer. Raises RequestFailure."""
-        try:
-            async with self.session.post(self.address, json=body, allow_redirects=False) as response:
-                data = await read_bounded(response, _MOST_BYTES)
-                if response.status != 200:
-                    said = quoted(data, 300)
-                    busy = response.status >= 500 or response.status in (408, 429)
-                    kind = Failure.SERVER if busy else Failure.REFUSED
-                    raise RequestFailure(self.address, f"answered {response.status}: {said}", kind)
-                return decode_json(data)
-        except RequestFailure:
-            raise
-        except TimeoutError as error:
-            raise RequestFailure(
-                self.address, f"no answer within {self._served.timeout:g} s", Failure.TIMEOUT
-            ) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise RequestFailure(self.address, no_connection(error), Failure.CONNECTION) from error
-        except ValueError as error:
-            raise RequestFailure(self.address, f"answered no JSON ({error})", Failure.CONTRACT) from error
 
 
 def number(value: Any) -> float | None:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from megatron_lwz.config import Config
 from megatron_lwz.config.sections import TeacherServer
-from megatron_lwz.decoding import OTHER_SHAPE, decode_json
+from megatron_lwz.decoding import OTHER_SHAPE
 from megatron_lwz.distributed import environment, exchange, heartbeat
 from megatron_lwz.errors import ConfigError
-from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget, no_connection
-from megatron_lwz.http.session import HttpSession, quoted, read_bounded
+from megatron_lwz.http.json_session import JsonSession
+from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
 from megatron_lwz.types import MicroBatch, SequenceBatch
 
 KEY = "grpo.teacher_server"
@@ -70,7 +70,7 @@ class ServedTeacher:
             return await asyncio.gather(*(one(*pair) for pair in zip(texts, prompts, strict=True)))
 
 
-class _Client(HttpSession):
+class _Client(JsonSession):
     """Connections for the texts of one batch."""
 
     def __init__(self, section: TeacherServer, key: str | None) -> None:
@@ -84,9 +84,13 @@ class _Client(HttpSession):
         section = self._section
         budget = RetryBudget(section.retries, base_seconds=section.backoff, max_seconds=_LONGEST_WAIT)
         body = {"model": section.model, "prompt": list(text), "max_tokens": 1, "prompt_logprobs": 0}
+        most = (1 << 20) + _BYTES_PER_TOKEN * len(text)
         while True:
             try:
-                return self._read(await self._post(body, len(text)), text, prompt)
+                answer = await self.post_json(
+                    self._address, body, most=most, within=f"{section.timeout:g} s ({KEY}.timeout)"
+                )
+                return self._read(answer, text, prompt)
             except RequestFailure as failure:
                 await asyncio.sleep(budget.spend(failure))
 
@@ -102,26 +106,6 @@ class _Client(HttpSession):
         if not all(-1e9 < value <= 1e-3 for value in values):
             raise RequestFailure(self._address, "gave log-probs that are not finite, or above 0", Failure.CONTRACT)
         return values
-
-    async def _post(self, body: dict[str, Any], tokens: int) -> Any:
-        most = (1 << 20) + _BYTES_PER_TOKEN * tokens
-        try:
-            async with self.session.post(self._address, json=body, allow_redirects=False) as response:
-                data = await read_bounded(response, most)
-                if response.status != 200:
-                    busy = response.status >= 500 or response.status in (408, 429)
-                    kind = Failure.SERVER if busy else Failure.REFUSED
-                    raise RequestFailure(self._address, f"answered {response.status}: {quoted(data, 300)}", kind)
-                return decode_json(data)
-        except RequestFailure:
-            raise
-        except TimeoutError as error:
-            advice = f"no answer within {self._section.timeout:g} s ({KEY}.timeout)"
-            raise RequestFailure(self._address, advice, Failure.TIMEOUT) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise RequestFailure(self._address, no_connection(error), Failure.CONNECTION) from error
-        except ValueError as error:
-            raise RequestFailure(self._address, f"answered no JSON ({error})", Failure.CONTRACT) from error
 
 
 def of_labels(logprobs: Tensor, micro_batch: MicroBatch) -> Tensor:
