@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from megatron_lwz.cli import common, option_types
-from megatron_lwz.distributed import environment, heartbeat, launch
+from megatron_lwz.distributed import environment, heartbeat, launch, platform
 from megatron_lwz.http.hosts import Hosts
 from megatron_lwz.http.ports import bind
 from megatron_lwz.http.server import check_exposure, run_app
@@ -25,7 +25,10 @@ from megatron_lwz.rollout.engine.server import EngineServer
 
 def main(argv: Sequence[str]) -> None:
     """Serves until SIGINT or SIGTERM."""
-    options = _parser().parse_args(list(argv))
+    parser = _parser()
+    options = parser.parse_args(list(argv))
+    if options.cuda_graphs and not platform.has_gpu():
+        parser.error("argument --cuda-graphs: this machine has no GPU; leave it out")
     token = environment.get("LWZ_ENGINE_TOKEN")
     check_exposure(options.host, token, "LWZ_ENGINE_TOKEN")
     if environment.rank() == 0:
@@ -33,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     policy = ServedPolicy(options.model, dtype=options.dtype, max_length=options.max_length)
-    decoder = policy.decoder(options.slots)
+    decoder = policy.decoder(options.slots, graphs=options.cuda_graphs)
     if environment.world_size() == 1:
         try:
             _serve(options, token, policy, EngineThread(decoder, policy))
@@ -82,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--slots", type=option_types.positive, default=64, help="requests written at once; more wait")
     parser.add_argument(
         "--max-length", type=option_types.positive, help="prompt + response tokens; default: the model's own"
+    )
+    parser.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="record decode steps as CUDA graphs: one launch per step instead of one per kernel. Not yet measured on a GPU",
     )
     return parser
 

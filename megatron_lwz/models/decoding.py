@@ -17,6 +17,7 @@ from megatron_lwz.kernels import decode_attention
 from megatron_lwz.models.decoding_buckets import BucketRows
 from megatron_lwz.models.decoding_cache import CachedSequence, Prefix, PrefixCache
 from megatron_lwz.models.decoding_forward import DecodingForward
+from megatron_lwz.models.decoding_graph import StepRecorder
 from megatron_lwz.models.decoding_pages import PagedRows
 from megatron_lwz.models.decoding_sampling import Sampler
 from megatron_lwz.models.logprobs import PolicyModel
@@ -36,11 +37,15 @@ class Decoder:
 
     `max_length` bounds prompt + response in tokens; the caller removes a sequence before it would exceed it.
     `prefill_tokens` is the number of prompt tokens computed per step; it limits how long a long prompt delays the other
-    sequences.
+    sequences. With `graphs`, decode steps are recorded as CUDA graphs; it needs a GPU.
     """
 
-    def __init__(self, model: PolicyModel, *, max_length: int, slots: int, prefill_tokens: int = 2048) -> None:
+    def __init__(
+        self, model: PolicyModel, *, max_length: int, slots: int, prefill_tokens: int = 2048, graphs: bool = False
+    ) -> None:
         self.slots = slots
+        self._graphs = graphs
+        self._recorder = StepRecorder() if graphs else None
         self._capacity = slots * max_length
         self._forward = DecodingForward(model, max_length)
         self._prefill_tokens = prefill_tokens
@@ -89,6 +94,7 @@ class Decoder:
         assert not len(self), "sequences would lose their keys and values"
         self.forget_prefixes()
         self._rows, self._batch = _rows(self._forward), None
+        self._recorder = StepRecorder() if self._graphs else None
 
     @torch.inference_mode()
     def step(self) -> list[Sampled]:
@@ -100,7 +106,7 @@ class Decoder:
             return []
         if self._rows.grow() or self._batch is None:
             self._batch = _Batch(self._rows, self._forward)
-        return self._batch.step()
+        return self._batch.step(self._recorder)
 
     def _start(self) -> list[Sampled]:
         """Computes waiting prompts. Gives each sequence whose prompt is complete a row and its first token."""
@@ -137,13 +143,18 @@ class _Batch:
         self._positions = torch.tensor([s.length for s in self._sequences], device=device)
         self._sampler = _sampler(self._sequences, device)
 
-    def step(self) -> list[Sampled]:
-        logits = self._forward(self._tokens, self._attention.at(self._positions))
+    def step(self, recorder: StepRecorder | None) -> list[Sampled]:
+        shapes = self._attention.advance()
+        logits = self._compute() if recorder is None else recorder.run(self._compute, (self, shapes))
         for sequence in self._sequences:
             sequence.length += 1
         self._positions += 1
-        self._tokens, sampled = _draw(self._sampler, self._sequences, logits)
+        tokens, sampled = _draw(self._sampler, self._sequences, logits)
+        self._tokens.copy_(tokens)
         return sampled
+
+    def _compute(self) -> Tensor:
+        return self._forward(self._tokens, self._attention.at(self._positions))
 
 
 def _rows(forward: DecodingForward) -> PagedRows | BucketRows:
@@ -161,8 +172,9 @@ def _sampler(sequences: list[CachedSequence], device: torch.device) -> Sampler:
 def _draw(sampler: Sampler, sequences: list[CachedSequence], logits: Tensor) -> tuple[Tensor, list[Sampled]]:
     """Draws the token at position `length` of every sequence."""
     tokens, logprobs = sampler.draw(logits, np.array([s.length for s in sequences], dtype=np.uint64))
+    read = torch.stack((tokens.double(), logprobs.double())).tolist()  # at once: the host waits for a GPU here
     sampled = []
-    for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
+    for sequence, token, logprob in zip(sequences, map(int, read[0]), read[1], strict=True):
         sequence.last_token = token
         sampled.append(Sampled(sequence, token, logprob))
     return tokens, sampled

@@ -14,6 +14,8 @@ from megatron_lwz.models.decoding_forward import DecodingForward
 
 SMALLEST_CAPACITY = 512
 """Tokens per row of the first bucket. Rows of each further bucket are twice as long."""
+SEEN_STEP = 256
+"""Attention sees so many tokens of a bucket more at a time, masked beyond a row's end: shapes last for so many steps."""
 
 
 class Bucket:
@@ -98,37 +100,45 @@ class BucketAttention:
         self.sequences = [sequence for bucket in buckets for sequence in bucket.sequences]
         self._buckets, self._forward = buckets, forward
         self._device = forward.cache_shape.device
-        self._longest = [max(s.length for s in bucket.sequences) for bucket in buckets]
         self._rows = [torch.arange(len(bucket.sequences), device=self._device) for bucket in buckets]
+        self._seen: tuple[int, ...] = ()
+
+    def advance(self) -> tuple[int, ...]:
+        """Makes room for the sequences' next tokens. Returns what the shapes of the step depend on."""
+        longest = [1 + max(sequence.length for sequence in bucket.sequences) for bucket in self._buckets]
+        self._seen = tuple(
+            min(bucket.capacity, -(-length // SEEN_STEP) * SEEN_STEP)
+            for bucket, length in zip(self._buckets, longest, strict=True)
+        )
+        return self._seen
 
     def at(self, positions: Tensor) -> Attend:
-        """Returns the attention of one step, whose tokens stand at `positions`. Call it once per step."""
+        """Returns the attention of one step, whose tokens stand at `positions`. It looks at no value on the host."""
         sizes = [len(rows) for rows in self._rows]
         places = positions.split(sizes)
-        self._longest = [longest + 1 for longest in self._longest]
-        masks = list(map(self._mask, places, self._longest))
+        masks = list(map(self._mask, places, self._seen))
         turn = self._forward.rotation.at(positions)
 
         def attend(layer: int, mixed: Tensor) -> Tensor:
             turn(mixed)
             outputs = []
-            for bucket, rows, part, place, longest, mask in zip(
-                self._buckets, self._rows, mixed.split(sizes), places, self._longest, masks, strict=True
+            for bucket, rows, part, place, length, mask in zip(
+                self._buckets, self._rows, mixed.split(sizes), places, self._seen, masks, strict=True
             ):
                 store = bucket.store[layer]
                 store[rows, :, :, place] = part[:, :, -2:]
-                seen = store[: len(rows), :, :, :longest]
+                seen = store[: len(rows), :, :, :length]
                 outputs.append(
                     F.scaled_dot_product_attention(
-                        part[:, :, :-2], seen[:, :, 0], seen[:, :, 1], mask, scale=self._forward.scale
+                        part[:, :, :-2], seen[:, :, 0], seen[:, :, 1], attn_mask=mask, scale=self._forward.scale
                     )
                 )
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
         return attend
 
-    def _mask(self, positions: Tensor, longest: int) -> Tensor:
+    def _mask(self, positions: Tensor, length: int) -> Tensor:
         """Returns what torch's attention adds to the scores of a bucket [R, 1, 1, N]."""
-        hidden = torch.arange(longest, device=self._device) > positions[:, None]
+        hidden = torch.arange(length, device=self._device) > positions[:, None]
         nothing = torch.zeros(hidden.shape, device=self._device, dtype=self._forward.cache_shape.dtype)
         return nothing.masked_fill_(hidden, -torch.inf)[:, None, None]

@@ -62,6 +62,10 @@ class PagedAttention:
         """Addresses of the pages [T, P], 0 behind the last one."""
         self._kept = pages  # the addresses are good as long as the pages live
 
+    def advance(self) -> tuple[int, ...]:
+        """Does nothing: `grow` has made room, and shapes stay the same."""
+        return ()
+
     def at(self, positions: Tensor) -> Attend:
         """Returns the attention of one step, whose tokens stand at `positions` [T]."""
         lengths, rotation, scale = positions + 1, self._forward.rotation, self._forward.scale

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-STAGES = ("grpo", "sft", "pretrain", "reward_model", "dpo", "score", "export", "buckets", "checkpoint")
-"""`grpo` to `dpo`: one optimizer step. `score`: log-probs of given tokens. `export`: the policy to host memory.
+STAGES = ("grpo", "sft", "pretrain", "reward_model", "dpo", "score", "decode", "export", "buckets", "checkpoint")
+"""`grpo` to `dpo`: one optimizer step. `score`: log-probs of given tokens. `decode`: the embedded engine
+writes tokens, with recorded steps. `export`: the policy to host memory.
 `buckets`: the policy packed for engines (NCCL). `checkpoint`: a load, and saves with and without a copy."""
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from megatron_lwz.rehearsal import disk
-from megatron_lwz.rehearsal.device import FakeDevice, RehearsalError
-from megatron_lwz.rehearsal.ledger import Ledger
+from megatron_lwz.rehearsal.device import FakeDevice
+from megatron_lwz.rehearsal.ledger import Ledger, RehearsalError
 from megatron_lwz.training.checkpoint import load_checkpoint, run_state, state_record
 from megatron_lwz.training.checkpoint_sums import STATE_FILE
 from megatron_lwz.training.checkpoint_tensors import optimizer_to_read, weights_to_read

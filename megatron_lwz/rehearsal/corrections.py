@@ -22,6 +22,7 @@ def install(device: FakeDevice) -> None:
     _lock_no_pages()
     _attend_plainly()
     _make_no_context()
+    _infer_without_gradients()
 
 
 def _keep_modules_in_place() -> None:
@@ -89,3 +90,15 @@ def _make_no_context() -> None:
     """Keeps torch 2.11 from making a real tensor on the device before the first FakeTensor."""
     module: Any = fake_tensor
     module.init_gpu_context = lambda _device: None
+
+
+def _infer_without_gradients() -> None:
+    """Makes inference mode switch off gradients and no more: below it, torch copies to a device past dispatch modes."""
+
+    def enter(self: Any) -> None:
+        self.without_gradients = torch.no_grad()
+        self.without_gradients.__enter__()
+
+    inference: Any = torch.inference_mode
+    inference.__enter__ = enter
+    inference.__exit__ = lambda self, *error: self.without_gradients.__exit__(*error)

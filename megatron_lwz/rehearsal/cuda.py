@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -81,6 +81,31 @@ class Stream:
     def __exit__(self, *_: object) -> None: ...
 
 
+class Graph:
+    """A CUDA graph. Replaying it computes nothing, as nothing else does."""
+
+    def pool(self) -> tuple[int, int]:
+        """Names its memory."""
+        return 0, 0
+
+    def replay(self) -> None:
+        """Counts one launch."""
+        if _ledger is not None:
+            _ledger.launches["cuda graph"] += 1
+
+
+@contextlib.contextmanager
+def _capture(*_: object, **__: object) -> Iterator[None]:
+    """`torch.cuda.graph(…)`: nothing inside may wait for the GPU."""
+    if _ledger is not None:
+        _ledger.recording = True
+    try:
+        yield
+    finally:
+        if _ledger is not None:
+            _ledger.recording = False
+
+
 _STREAM = Stream()
 _ledger: Ledger | None = None
 
@@ -121,7 +146,7 @@ def install() -> None:
         setattr(torch.cuda, name, answer)
         if hasattr(torch.cuda.random, name):
             setattr(torch.cuda.random, name, answer)
-    for name, kind in (("Stream", Stream), ("Event", Event)):
+    for name, kind in (("Stream", Stream), ("Event", Event), ("CUDAGraph", Graph), ("graph", _capture)):
         setattr(torch.cuda, name, kind)
     torch.cuda.default_generators = (torch.default_generator,)
     torch.cuda.nvtx.range = contextlib.nullcontext  # type: ignore[assignment]

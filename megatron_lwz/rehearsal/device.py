@@ -25,9 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from megatron_lwz.errors import LwzError
 from megatron_lwz.rehearsal import traffic
-from megatron_lwz.rehearsal.ledger import BLOCK, Ledger
+from megatron_lwz.rehearsal.ledger import BLOCK, Ledger, RehearsalError
 
 aten, c10d = torch.ops.aten, torch.ops.c10d
 
@@ -40,10 +39,6 @@ _INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
 _COUNTED_BY_CONTENT = (aten.nonzero.default, aten.bincount.default, aten.masked_select.default, aten.equal.default)
 """Operations whose result's shape or value the host reads back."""
 _PRODUCTS = (aten.mm, aten.bmm, aten.addmm, aten.addmm_, aten.baddbmm)
-
-
-class RehearsalError(LwzError):
-    """A GPU would refuse this, or compute nonsense."""
 
 
 class _Shapes(FakeTensorMode):
@@ -63,6 +58,8 @@ class FakeDevice(TorchDispatchMode):
         self.ledger = ledger
         self.arriving_shape: Sequence[int] | None = None
         """Shape of the activations that other pipeline stages send: the content of the messages that announce them."""
+        self.assumed_integer: int | None = None
+        """What the host reads where the content is not known; None: that is an error. For tokens drawn from logits."""
         self._fake = _Shapes(allow_non_fake_inputs=True)
         self._content: Any = WeakIdKeyDictionary()  # Tensor → its values, a CPU tensor
         self._overwritten: set[int] = set()
@@ -152,6 +149,8 @@ class FakeDevice(TorchDispatchMode):
             return True
         if tensor.dtype.is_floating_point:
             return 1.0
+        if self.assumed_integer is not None:
+            return self.assumed_integer
         raise RehearsalError(
             f"the host reads an integer whose value the rehearsal does not know, {tuple(tensor.shape)}"
         )
@@ -161,12 +160,15 @@ class FakeDevice(TorchDispatchMode):
         if tensor.device.type == "cuda":
             self.ledger.wait("tolist")
         value = self.content(tensor)
+        assumed = 1
         if value is None and not tensor.dtype.is_floating_point and tensor.dtype != torch.bool:
-            raise RehearsalError(
-                f"the host reads integers whose values the rehearsal does not know, {tuple(tensor.shape)}"
-            )
+            if self.assumed_integer is None:
+                raise RehearsalError(
+                    f"the host reads integers whose values the rehearsal does not know, {tuple(tensor.shape)}"
+                )
+            assumed = self.assumed_integer
         return _real(
-            lambda: (torch.ones(tensor.shape, dtype=tensor.dtype) if value is None else value).tolist(), (), {}
+            lambda: (torch.full(tensor.shape, assumed, dtype=tensor.dtype) if value is None else value).tolist(), (), {}
         )
 
     def _without_masks(self, target: Tensor, indices: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.checkpoint import default_planner, state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.metadata import Metadata
 
-from megatron_lwz.rehearsal.device import RehearsalError
+from megatron_lwz.rehearsal.ledger import RehearsalError
 
 _MARK = b"tensor without content "
 

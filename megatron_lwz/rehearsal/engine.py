@@ -20,9 +20,8 @@ from typing import Any
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from megatron_lwz.rehearsal.device import RehearsalError
 from megatron_lwz.rehearsal.engine_functions import ANSWERS, FUNCTIONS, DType
-from megatron_lwz.rehearsal.ledger import Ledger
+from megatron_lwz.rehearsal.ledger import Ledger, RehearsalError
 
 EXTENSION = "transformer_engine_torch"
 _DOT_PRODUCT = "transformer_engine.pytorch.attention.dot_product_attention"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_lwz.rehearsal.device import RehearsalError
+from megatron_lwz.rehearsal.ledger import RehearsalError
 
 
 class DType(enum.IntEnum):

@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from triton.backends.nvidia.compiler import CUDAOptions
 from triton.runtime.jit import JITFunction
 
-from megatron_lwz.rehearsal.device import FakeDevice, RehearsalError
+from megatron_lwz.rehearsal.device import FakeDevice
+from megatron_lwz.rehearsal.ledger import RehearsalError
 
 _GRID_LIMITS = (2**31 - 1, 2**16 - 1, 2**16 - 1)
 _OPTIONS = {field.name for field in dataclasses.fields(CUDAOptions)}

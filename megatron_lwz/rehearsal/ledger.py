@@ -9,10 +9,16 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import NamedTuple
 
+from megatron_lwz.errors import LwzError
+
 BLOCK = 512
 """Bytes: torch's allocator gives device memory in multiples of this."""
 _OURS, _UPSTREAM = "megatron_lwz", ("megatron", "transformer_engine")
 _SKIPPED = "rehearsal"
+
+
+class RehearsalError(LwzError):
+    """A GPU would refuse this, or compute nonsense."""
 
 
 class Wait(NamedTuple):
@@ -38,6 +44,8 @@ class Ledger:
         self.phase = "start"
         self.waits: Counter[Wait] = Counter()
         self.launches: Counter[str] = Counter()
+        self.recording = False
+        """Whether a CUDA graph is being recorded: nothing may wait then."""
         self.transfers: Counter[tuple[str, str, str, int]] = Counter()
         """(phase, operation, group, ranks of the group) → number of collectives."""
         self.transferred: Counter[tuple[str, str, str, int]] = Counter()
@@ -82,7 +90,10 @@ class Ledger:
 
     def wait(self, what: str) -> None:
         """Counts that the host waits here for the device to finish what it was given."""
-        self.waits[Wait(self.phase, what, *_asking())] += 1
+        wait = Wait(self.phase, what, *_asking())
+        if self.recording:
+            raise RehearsalError(f"a wait for the GPU cannot be recorded in a CUDA graph: {what} at {wait.place}")
+        self.waits[wait] += 1
 
     def transfer(self, operation: str, group: str, ranks: int, size: int) -> None:
         """Counts a collective over a group that carries `size` bytes."""

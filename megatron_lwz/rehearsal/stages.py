@@ -17,7 +17,9 @@ from megatron_lwz.rehearsal import batches
 from megatron_lwz.rehearsal.case import Case
 from megatron_lwz.rehearsal.checkpoints import rehearse_checkpoints
 from megatron_lwz.rehearsal.cuda import DEVICE
-from megatron_lwz.rehearsal.device import FakeDevice, RehearsalError
+from megatron_lwz.rehearsal.decoding import rehearse_decoding
+from megatron_lwz.rehearsal.device import FakeDevice
+from megatron_lwz.rehearsal.ledger import RehearsalError
 from megatron_lwz.rehearsal.steps import Outcome, build_policies, build_state, run_buckets, run_export, run_step
 from megatron_lwz.training.optimizer import parts
 from megatron_lwz.training.state import TrainState
@@ -66,6 +68,8 @@ def run_stage(case: Case, config: Config, device: FakeDevice) -> Rehearsed:
     parameters = sum(parameter.numel() for policy in policies for parameter in policy.parameters())
     if case.stage == "score":
         return Rehearsed(parameters, *_score(case, config, watch, policies))
+    if case.stage == "decode":
+        return Rehearsed(parameters, 0, rehearse_decoding(policies[0], device))
     state = build_state(config, policies, watch)
     _choose_as_on_a_gpu(state)
     held = asdict(state_bytes(state))

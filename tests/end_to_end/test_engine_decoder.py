@@ -17,6 +17,7 @@ from megatron_lwz.orchestrator.experience import sameness_metrics
 from megatron_lwz.rollout.engine.policy import ServedPolicy
 from megatron_lwz.types import FinishReason, Group, Prompt, Rollout
 from tests.support.engine_model import VOCAB, write_engine_model
+from tests.support.recorded_operators import record
 from tests.support.tiny_qwen2 import QWEN3
 
 
@@ -206,6 +207,28 @@ def test_torch_s_attention_gives_the_same_tokens(
             assert_logprobs(model, sequence, *written[sequence])
         found.append([tokens for tokens, _ in written.values()])
     assert found[0] == found[1]
+
+
+def test_recorded_steps_depend_on_nothing_that_the_host_computed(
+    served: tuple[ServedPolicy, Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA graph repeats the operators of a step on the same tensors. Here they are repeated one by one."""
+    for kernel in (
+        "decode_attention.serves",
+        "thin_product.serves",
+        "layers.cpp._serves",
+    ):  # only torch's operators are seen
+        monkeypatch.setattr(f"megatron_lwz.kernels.{kernel}", lambda *_: False)
+    monkeypatch.setattr("megatron_lwz.models.decoding_graph._record", record)
+    policy, _, _ = served
+    lengths = {30: 580, 500: 40, 3: 60, 100: 9}
+    found = []
+    for graphs in (False, True):
+        decoder = policy.decoder(3, graphs=graphs)
+        asked = {CachedSequence(p, seed=n): n for p, n in zip(prompts(list(lengths)), lengths.values(), strict=True)}
+        found.append(write(decoder, asked))
+    assert decoder._recorder is not None and decoder._recorder.replays > 500
+    assert list(found[0].values()) == list(found[1].values())
 
 
 @pytest.mark.parametrize("kernel", [True, False])

@@ -32,6 +32,8 @@ TAUGHT = _TP2.case(
 )  # fmt: skip
 ALL = _ALL.case("grpo", 15)
 GRPO_CASES = [ONE_GPU, TENSOR, CONTEXT, BY_NAME["PP2 VPP2"].case("grpo", 1), TAUGHT, ALL]
+DECODE = BY_NAME["one GPU"].case("decode", 0)
+DECODE_SHARED = _TP2.case("decode", 1, "whole sequences", parallel={"sequence": False})  # as an engine of two ranks
 STAGE_CASES = [
     _TP2.case("sft", 0),
     _TP2.case("sft", 0, "in fp32", training={"precision": "fp32"}),
@@ -40,6 +42,8 @@ STAGE_CASES = [
     _TP2.case("buckets", 0),
     _ALL.case("pretrain", 15),
     _ALL.case("score", 0),
+    DECODE,
+    DECODE_SHARED,
     _ALL.case("export", 0),
 ]
 LORA = replace(
@@ -47,6 +51,9 @@ LORA = replace(
     then=("export", "buckets", "checkpoint"),
 )
 CASES = [*GRPO_CASES, *STAGE_CASES, LORA]
+
+DRAWS = "megatron_lwz/models/decoding_sampling.py:draw", "megatron_lwz/models/decoding.py:_draw"
+"""Where a decode step waits: noise to the GPU, and tokens from it."""
 
 FAULTS = {
     "host_tensor_in_an_operation": r"two different devices|at least two devices",
@@ -64,7 +71,10 @@ def with_fault(name: str) -> Case:
     return Case(f"fault {name}", ONE_GPU.config, fault=f"tests.rehearsal.faults:{name}")
 
 
-FAULT_CASES = [with_fault(name) for name in (*FAULTS, "extra_wait")]
+UNRECORDABLE = replace(
+    DECODE, name="fault wait_in_a_recorded_step", fault="tests.rehearsal.faults:wait_in_a_recorded_step"
+)
+FAULT_CASES = [*(with_fault(name) for name in (*FAULTS, "extra_wait")), UNRECORDABLE]
 
 CHECKPOINT = _TP2.case("checkpoint", 0)
 ENGINE_CONTEXT = BY_NAME["CP2"].case("grpo", 1)

@@ -9,6 +9,7 @@ import torch
 
 from megatron_lwz.kernels.layers import triton as layers
 from megatron_lwz.models import attention
+from megatron_lwz.models.decoding_buckets import BucketAttention
 from megatron_lwz.training import step
 
 
@@ -69,6 +70,17 @@ def extra_wait(_device: Any) -> None:
         return out
 
     attention.attend_pieces = checked
+
+
+def wait_in_a_recorded_step(_device: Any) -> None:
+    """The decoder's attention asks for its longest row, as it must not while a step is recorded."""
+    at = BucketAttention.at
+
+    def looking(self: BucketAttention, positions: torch.Tensor) -> Any:
+        positions.max().item()
+        return at(self, positions)
+
+    BucketAttention.at = looking  # type: ignore[method-assign]
 
 
 def _change_rotation(**changes: Any) -> None:

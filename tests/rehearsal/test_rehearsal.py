@@ -12,19 +12,24 @@ import pytest
 
 from megatron_lwz.errors import EnvironmentSetupError
 from megatron_lwz.rehearsal import shim
-from megatron_lwz.rehearsal.case import Report
+from megatron_lwz.rehearsal.case import Case, Report
+from megatron_lwz.rehearsal.decoding import REPLAYED
 from megatron_lwz.rehearsal.pool import rehearse
 from megatron_lwz.rehearsal.small import BY_NAME
 from tests.rehearsal.cases import (
     ALL,
     CASES,
     CONTEXT,
+    DECODE,
+    DECODE_SHARED,
+    DRAWS,
     FAULT_CASES,
     FAULTS,
     GRPO_CASES,
     LORA,
     ONE_GPU,
     TENSOR,
+    UNRECORDABLE,
     with_fault,
 )
 from tests.rehearsal.waits import PER_STEP
@@ -113,6 +118,23 @@ def test_a_step_waits_as_often_whatever_the_number_of_packs_and_tensors(reports:
 def test_a_planted_fault_is_seen(reports: dict[str, Report], fault: str) -> None:
     error = reports[with_fault(fault).name].error
     assert error is not None and re.search(FAULTS[fault], error), error
+
+
+@pytest.mark.parametrize("case", [DECODE, DECODE_SHARED], ids=lambda case: case.name)
+def test_a_decode_step_is_recorded_and_waits_only_where_tokens_are_drawn(
+    reports: dict[str, Report], case: Case
+) -> None:
+    report = reports[case.name]
+    steps = report.notes["steps"]
+    once = {place for place in waits_in(report, "decode") if place.endswith(":__init__")}  # of a batch and its sampler
+    assert waits_in(report, "decode").keys() == {*DRAWS, *once}
+    assert [waits_in(report, "decode")[place] for place in DRAWS] == [steps, steps]
+    assert report.launches["cuda graph"] == REPLAYED
+
+
+def test_a_wait_in_a_recorded_step_is_refused(reports: dict[str, Report]) -> None:
+    error = reports[UNRECORDABLE.name].error
+    assert error is not None and "a wait for the GPU cannot be recorded in a CUDA graph: item at " in error, error
 
 
 def test_an_extra_wait_is_seen(reports: dict[str, Report]) -> None:

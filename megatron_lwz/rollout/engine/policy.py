@@ -37,9 +37,9 @@ class ServedPolicy:
         self._parked: Parked | None = None
         self.reload(str(folder))
 
-    def decoder(self, slots: int) -> Decoder:
-        """Returns a decoder on the model."""
-        return Decoder(self._chunks[0], max_length=self.max_length, slots=slots)
+    def decoder(self, slots: int, *, graphs: bool = False) -> Decoder:
+        """Returns a decoder on the model. With `graphs` it records its steps as CUDA graphs."""
+        return Decoder(self._chunks[0], max_length=self.max_length, slots=slots, graphs=graphs)
 
     def reload(self, path: str) -> None:
         """Replaces the weights in place by those of a Hugging Face folder. Raises CheckpointError, on every rank alike."""
