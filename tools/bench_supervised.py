@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Pretraining steps of one process beside a plain transformers + torch loop: loss, tokens/s, peak memory.
+"""Pretraining steps of one process beside a plain transformers + torch loop: loss, CPU seconds, tokens/s, peak memory.
 
-    python tools/bench_supervised.py [--vocabulary 151936] [--hidden 64] [--layers 2] [--sequences 8] [--length 256] …
+    python tools/bench_supervised.py [--vocabulary 1024 4096 151936] [--hidden 64] [--layers 2] [--sequences 8] [--length 256] …
 
 Both sides use the same random weights, the same documents of one length (so that the plain loop wastes nothing on
-padding), the same AdamW, and fp32. Each side runs in a separate process, one after the other, `--repeats` times in
-turns. Peak memory is the process's maximum resident set, and the part of it beyond the memory that was resident before
+padding), the same AdamW, and fp32. A third side computes the bare matrix products of such a step and its attention,
+forward and backward, by torch's own choice of library. Each side runs in a separate process, one after the other, `--repeats`
+times in turns. Peak memory is the process's maximum resident set, and the part of it beyond the memory that was resident before
 the first step. On a busy machine compare the CPU seconds, not the tokens/s.
 """
 
@@ -25,15 +26,18 @@ from typing import Any
 
 import psutil
 import torch
+import torch.nn.functional as F
 
 KIB, MIB = 2**10, 2**20
 LR, WEIGHT_DECAY = 1e-3, 0.1
+HEADS, GROUPS = 4, 2
 
 
 def main() -> None:
     """Runs both sides in turns and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("vocabulary", 151_936), ("hidden", 64), ("layers", 2), ("sequences", 8), ("length", 256)):
+    parser.add_argument("--vocabulary", type=int, nargs="+", default=[151_936])
+    for name, default in (("hidden", 64), ("layers", 2), ("sequences", 8), ("length", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--steps", type=int, default=4, help="timed steps, after one that is not")
     parser.add_argument("--repeats", type=int, default=2)
@@ -45,27 +49,47 @@ def main() -> None:
     if options.side:
         print(json.dumps(measure(options)))
         return
+    print(
+        "| vocabulary | side | CPU s per step | ratio | tokens/s | peak memory, MiB | of it in the steps, MiB | last loss |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    differences = [compare(vocabulary, options) for vocabulary in options.vocabulary]
+    print("\n*ratio*: our CPU seconds over those of the side.")
+    print(f"largest difference of a step's loss: {max(differences):.1e}")
+
+
+def compare(vocabulary: int, options: argparse.Namespace) -> float:
+    """Runs all sides in turns and prints their rows. Returns the largest difference between losses of a step."""
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder), options)
-        found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+        size = argparse.Namespace(**{**vars(options), "vocabulary": [vocabulary]})
+        write_model(Path(folder), size)
         for _ in range(options.repeats):
             for side in SIDES:
-                command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--model", folder]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                settings = ("hidden", "layers", "sequences", "length", "steps", "threads")
+                numbers = [word for name in settings for word in (f"--{name}", str(getattr(options, name)))]
+                command = [sys.executable, __file__, *numbers, "--vocabulary", str(vocabulary), "--side", side]
+                done = subprocess.run([*command, "--model", folder], capture_output=True, text=True, check=False)
+                if done.returncode:
+                    sys.exit(f"{side}: {done.stderr}")
                 found[side].append(json.loads(done.stdout.splitlines()[-1]))
-    show(found)
+    show(vocabulary, found)
+    pairs = zip(*(found[side][-1]["losses"] for side in ("ours", "plain")), strict=True)
+    return max(abs(a - b) for a, b in pairs)
 
 
-def show(found: dict[str, list[dict[str, Any]]]) -> None:
-    """Prints a table: the medians over the repeats of tokens/s and CPU seconds, the largest peak, the last loss."""
-    print("| side | tokens/s | CPU s per step | peak memory, MiB | of it in the steps, MiB | last loss |")
-    print("|---|---|---|---|---|---|")
+def show(vocabulary: int, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Prints the medians over the repeats of CPU seconds and tokens/s, the largest peak, the last loss."""
+    spent = {side: statistics.median(row["cpu"] for row in rows) for side, rows in found.items()}
     for side, rows in found.items():
-        rate, spent = (statistics.median(row[key] for row in rows) for key in ("tokens_per_second", "cpu"))
+        rate = statistics.median(row["tokens_per_second"] for row in rows)
         peak, grown = (max(row[key] for row in rows) / MIB for key in ("peak", "grown"))
-        print(f"| {side} | {rate:.0f} | {spent:.2f} | {peak:.0f} | {grown:.0f} | {rows[-1]['losses'][-1]:.6f} |")
-    worst = max(abs(a - b) for a, b in zip(*(rows[-1]["losses"] for rows in found.values()), strict=True))
-    print(f"\nlargest difference of a step's loss: {worst:.1e}")
+        loss = rows[-1]["losses"][-1]
+        print(
+            f"| {vocabulary:,} | {side} | {spent[side]:.2f} | {spent['ours'] / spent[side]:.2f} | {rate:.0f} | {peak:.0f} "
+            f"| {grown:.0f} | {'–' if loss is None else format(loss, '.6f')} |",
+            flush=True,
+        )
 
 
 def write_model(folder: Path, options: argparse.Namespace) -> None:
@@ -74,12 +98,12 @@ def write_model(folder: Path, options: argparse.Namespace) -> None:
 
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=options.vocabulary,
+        vocab_size=options.vocabulary[0],
         hidden_size=options.hidden,
         intermediate_size=4 * options.hidden,
         num_hidden_layers=options.layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=HEADS,
+        num_key_value_heads=GROUPS,
         tie_word_embeddings=True,
     )
     Qwen2ForCausalLM(config).float().save_pretrained(folder)
@@ -88,7 +112,7 @@ def write_model(folder: Path, options: argparse.Namespace) -> None:
 def batch_of(options: argparse.Namespace, step: int) -> torch.Tensor:
     """Returns the documents of one step, [sequences, length + 1] int64."""
     generator = torch.Generator().manual_seed(step)
-    return torch.randint(0, options.vocabulary, (options.sequences, options.length + 1), generator=generator)
+    return torch.randint(0, options.vocabulary[0], (options.sequences, options.length + 1), generator=generator)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -106,6 +130,38 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rate = options.sequences * options.length / statistics.median(seconds[1:])
     spent = statistics.median(cpu[1:])
     return {"losses": losses, "tokens_per_second": rate, "cpu": spent, "peak": peak, "grown": peak - resident}
+
+
+def products(options: argparse.Namespace) -> Callable[[torch.Tensor], float | None]:
+    """Returns what no step can do without: three products per weight, and attention, forward and backward."""
+    hidden, width = options.hidden, options.hidden // HEADS
+    shapes = [
+        *options.layers
+        * [
+            (hidden + 2 * GROUPS * width, hidden),  # queries, keys and values
+            (hidden, hidden),
+            (2 * 4 * hidden, hidden),  # gate and up
+            (hidden, 4 * hidden),
+        ],
+        (options.vocabulary[0], hidden),
+    ]
+    weights = [torch.randn(shape) for shape in shapes]
+    rows = options.sequences * options.length
+    query, key, value = (
+        torch.randn(options.sequences, HEADS, options.length, width, requires_grad=True) for _ in range(3)
+    )
+
+    def step(_tokens: torch.Tensor) -> None:
+        for weight in weights:
+            given = torch.ones(rows, weight.shape[1])
+            made = given @ weight.t()
+            made @ weight
+            made.t() @ given
+        for _ in range(options.layers):
+            attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+            torch.autograd.grad(attended.sum(), (query, key, value))
+
+    return step
 
 
 def plain(options: argparse.Namespace) -> Callable[[torch.Tensor], float]:
@@ -161,7 +217,11 @@ def ours(options: argparse.Namespace) -> Callable[[torch.Tensor], float]:
     return step
 
 
-SIDES: dict[str, Callable[[argparse.Namespace], Callable[[torch.Tensor], float]]] = {"ours": ours, "plain": plain}
+SIDES: dict[str, Callable[[argparse.Namespace], Callable[[torch.Tensor], float | None]]] = {
+    "ours": ours,
+    "plain": plain,
+    "products": products,
+}
 
 
 if __name__ == "__main__":
