@@ -47,7 +47,7 @@ def _measure(weights: list[Tensor], x: Tensor, repeats: int) -> list[float]:
     ways: tuple[Callable[[Tensor], object], ...] = (
         lambda weight: weight.view(torch.int32).max(),
         lambda weight: F.linear(x, weight),
-        lambda weight: thin_product.linear(x, weight),
+        lambda weight: thin_product.multiply(x, weight),
     )
     best = [float("inf")] * len(ways)
     with torch.inference_mode():

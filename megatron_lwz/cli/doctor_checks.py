@@ -18,8 +18,8 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from megatron_lwz.distributed.processor import instruction_sets
 from megatron_lwz.errors import LwzError
+from megatron_lwz.processor import instruction_sets
 
 GIB = 2**30
 OPEN_FILES = 1024

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_lwz import processor
 from megatron_lwz.cli import common, dry_run, profile
 from megatron_lwz.config import Config, Stage, load_config
-from megatron_lwz.distributed import environment, platform, processor
+from megatron_lwz.distributed import environment, platform
 from megatron_lwz.training.profiler import Profiler
 
 log = logging.getLogger(__name__)

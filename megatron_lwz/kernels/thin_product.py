@@ -2,7 +2,8 @@
 
 Such a product costs at least one read of the weight. Torch's library copies the weight into another order first, and takes
 up to four times as long (docs/benchmarks/kernels_cpu.md). This kernel reads the weight where it lies, once, so the engine
-needs no second copy of it. Sums are fp32, also of bf16 weights, and do not depend on the number of threads.
+needs no second copy of it. Sums are fp32, also of bf16 weights, in the order of the inputs, so a row's bits depend neither
+on the other rows nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_lwz.processor import has_fast_bf16
+
 try:
     from megatron_lwz.kernels import _cpu
 except ImportError:  # not built: torch does the work
     _cpu = None  # type: ignore[assignment]
 
-MOST_ROWS = 48
-"""Up to here the kernel was measured to be the faster way."""
+MOST_ROWS = 128
+"""Up to here the kernel was measured to be the faster way. Not for bf16 on a CPU that multiplies it itself."""
 
 
 def serves(rows: int, weight: Tensor) -> bool:
@@ -25,7 +28,7 @@ def serves(rows: int, weight: Tensor) -> bool:
     return (
         _cpu is not None
         and weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
+        and (weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not has_fast_bf16()))
         and weight.stride(-1) == 1
         and 0 < rows <= MOST_ROWS
         and _cpu.instructions() != "portable"

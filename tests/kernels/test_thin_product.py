@@ -29,7 +29,7 @@ def error(found, x, weight):
 @built
 @pytest.mark.usefixtures("_instructions")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 48])
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 17, 48])
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (5, 3), (1037, 131), (3000, 6)])
 def test_it_equals_fp64(rows, inputs, outputs, dtype):
     x, weight = operands(rows, inputs, outputs, dtype)
@@ -66,7 +66,7 @@ def test_a_row_gets_the_same_bits_in_any_company_and_on_any_number_of_threads():
 def test_bf16_rows_get_bf16_results_of_fp32_sums():
     x, weight = operands(4, 2000, 65, torch.bfloat16)
     x = x.bfloat16()
-    found = thin_product.linear(x, weight)
+    found = thin_product.multiply(x, weight)
     assert found.dtype == torch.bfloat16
     exact = x.double() @ weight.double().t()
     assert ((found.double() - exact).abs() <= BF16 * exact.abs() + 1e-4).all()
@@ -80,6 +80,14 @@ def test_what_is_not_finite_is_not_hidden():
     assert found[1].isnan().all()
     assert not found[0, 4].isfinite()
     assert found[0, [0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()
+
+
+@built
+def test_bf16_goes_to_torch_where_the_cpu_multiplies_it(monkeypatch):
+    _, weight = operands(2, 16, 8, torch.bfloat16)
+    for fast in (True, False):
+        monkeypatch.setattr(thin_product, "has_fast_bf16", lambda fast=fast: fast)
+        assert thin_product.serves(2, weight) != fast
 
 
 @pytest.mark.parametrize(

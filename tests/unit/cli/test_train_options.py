@@ -6,9 +6,10 @@ import logging
 
 import pytest
 
+from megatron_lwz import processor
 from megatron_lwz.cli import train_options
 from megatron_lwz.config import validate
-from megatron_lwz.distributed import platform, processor
+from megatron_lwz.distributed import platform
 
 
 @pytest.mark.parametrize(
