@@ -4,8 +4,9 @@
     python tools/bench_engine.py --url http://127.0.0.1:8000 [--batch 16] [--new 512]     a running server, by its streams
 
 Without --model it creates a random Qwen2 of 4 layers × 256 with a vocabulary of 4096 (fp32). The engines take turns,
-and the best of the repeats counts. `engine, HTTP` streams through `lwz serve-engine` in a separate process. The token
-of a server at --url is read from LWZ_ENGINE_TOKEN.
+and the best of the repeats counts. `engine, HTTP` streams through `lwz serve-engine` in a separate process. `one read` is the
+rate if a step took as long as one read of the weights: no engine writes faster. The token of a server at --url is read from
+LWZ_ENGINE_TOKEN.
 """
 
 from __future__ import annotations
@@ -67,7 +68,11 @@ def _compare(options: argparse.Namespace, log_path: Path) -> None:
     server.start()
     try:
         server.wait_ready()
-        print(f"{'batch':>5}  {'engine':>8}  {'engine, HTTP':>12}  {'transformers':>12}  ratio (HTTP / transformers)")
+        read = _seconds_of_a_read(reference)
+        print(
+            f"{'batch':>5}  {'engine':>8}  {'engine, HTTP':>12}  {'transformers':>12}  {'one read':>8}  "
+            "HTTP / transformers  HTTP / one read"
+        )
         for batch in options.batch:
             prompts = _prompts(options, batch)
             rates = [
@@ -79,7 +84,11 @@ def _compare(options: argparse.Namespace, log_path: Path) -> None:
                 for _ in range(options.repeat)
             ]
             own, http, other = (max(column) for column in zip(*rates, strict=True))
-            print(f"{batch:>5}  {own:>8.0f}  {http:>12.0f}  {other:>12.0f}  {http / other:.2f}", flush=True)
+            floor = batch / read
+            print(
+                f"{batch:>5}  {own:>8.1f}  {http:>12.1f}  {other:>12.1f}  {floor:>8.0f}  {http / other:>19.2f}  {http / floor:>15.2f}",
+                flush=True,
+            )
     finally:
         server.stop()
 
@@ -89,6 +98,20 @@ def _prompts(options: argparse.Namespace, batch: int) -> list[list[int]]:
 
     source = random.Random(batch)
     return [[source.randrange(256) for _ in range(options.prompt)] for _ in range(batch)]
+
+
+def _seconds_of_a_read(model: Any) -> float:
+    """Returns how long one read of what a decode step multiplies with takes: all weights, the output layer's among them."""
+    import torch
+
+    weights = [weight for weight in model.parameters() if weight.dim() == 2]  # a tied embedding is listed once
+    with torch.inference_mode():
+        for _ in range(2):  # the first warms up
+            start = time.perf_counter()
+            for weight in weights:
+                weight.view(torch.int32).max()
+            seconds = time.perf_counter() - start
+    return seconds
 
 
 def _rate(action: Callable[[], None], tokens: int) -> float:
