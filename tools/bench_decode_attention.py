@@ -20,7 +20,7 @@ from torch import Tensor
 
 from megatron_lwz.cli import option_types
 from megatron_lwz.kernels import decode_attention
-from megatron_lwz.kernels.decode_attention import PAGE
+from megatron_lwz.kernels.decode_attention import PAGE, as_page
 
 _SHAPES = [(32, 2, 4, 32, 400), (8, 2, 7, 64, 1000), (32, 2, 7, 64, 2000), (4, 2, 7, 64, 8000)]
 
@@ -57,7 +57,7 @@ def _measure(
     newest = torch.cat((query, torch.randn(rows, heads, 2, width).to(dtype)), 2)
     angles = torch.ones(tokens, width), torch.zeros(tokens, width)
     padded = torch.nn.functional.pad(seen, (0, 0, 0, -tokens % PAGE))
-    pages = [[page.clone() for page in row.split(PAGE, 2)] for row in padded]
+    pages = [[as_page(page) for page in row.split(PAGE, 2)] for row in padded]
     addresses = torch.tensor([[page.data_ptr() for page in row] for row in pages])
     ways: tuple[Callable[[], object], ...] = (
         lambda: [_read(store[row, :, :, :length]) for row, length in enumerate(lengths.tolist())],

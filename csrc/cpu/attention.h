@@ -4,27 +4,28 @@
 
 #include "exponential.h"
 
-// Queries go three or two at a time, by 4 keys or by 4 vectors of the result: 8 to 12 sums fill the registers of AVX2.
+// Queries go three or two at a time, by some vectors of keys or of the result: the sums fill the registers of AVX2.
 
-// scores[q][j] = x[q] · keys[j] for Queries queries and `count` keys.
+// scores[q][j] = x[q] · key j for Queries queries and `count` keys of a page; what it writes behind them has no meaning.
 template <int Queries, class Element>
-TARGET inline void score(Strided<const float> x, Strided<const Element> keys, int64_t count, int64_t width,
+TARGET inline void score(Strided<const float> x, Pages<const Element> pages, int64_t page, int64_t count,
                          Strided<float> scores) {
-  for (int64_t j = 0; j < count; j += 4) {
-    const Strided<const Element> some = keys.from(j);
-    const int64_t last = count - j - 1;
-    Vector sums[Queries][4];
+  constexpr int vectors = kColumns / kLanes;
+  for (int64_t j = 0; j < count; j += kColumns) {
+    const Strided<const Element> keys = pages.keys(page, j);
+    Vector sums[Queries][vectors];
     for (auto& row : sums)
       for (auto& one : row) one = broadcast(0.0f);
-    for (int64_t d = 0; d < width; d += kLanes) {
+    for (int64_t d = 0; d < pages.width; ++d) {
       Vector query[Queries];
-      for (int q = 0; q < Queries; ++q) query[q] = load(x.row(q) + d);
-      for (int k = 0; k < 4; ++k) {
-        const Vector key = load(some.row(k < last ? k : last) + d);  // the last one stands in for those that are missing
-        for (int q = 0; q < Queries; ++q) sums[q][k] = multiply_add(query[q], key, sums[q][k]);
+      for (int q = 0; q < Queries; ++q) query[q] = broadcast(x.row(q)[d]);
+      for (int v = 0; v < vectors; ++v) {
+        const Vector some = load(keys.row(d) + v * kLanes);
+        for (int q = 0; q < Queries; ++q) sums[q][v] = multiply_add(query[q], some, sums[q][v]);
       }
     }
-    for (int q = 0; q < Queries; ++q) store_sums(scores.row(q) + j, sums[q][0], sums[q][1], sums[q][2], sums[q][3]);
+    for (int q = 0; q < Queries; ++q)
+      for (int v = 0; v < vectors; ++v) store(scores.row(q) + j + v * kLanes, sums[q][v]);
   }
 }
 
@@ -81,14 +82,14 @@ TARGET inline void add_values(Strided<const float> p, const float* scale, Stride
     for (int v = 0; v < Vectors; ++v) store(y.row(q) + v * kLanes, sums[q][v]);
 }
 
-// Both for Queries queries, of one block of keys.
+// Both for Queries queries and `count` keys of a page.
 template <int Queries, class Element>
-TARGET inline void attend_tile(Strided<const float> x, Strided<const Element> keys, Strided<const Element> values,
-                               int64_t count, int64_t width, float* highest, float* total, Strided<float> y) {
+TARGET inline void attend_tile(Strided<const float> x, Pages<const Element> pages, int64_t page, int64_t count,
+                               float* highest, float* total, Strided<float> y) {
   alignas(64) float buffer[Queries * kKeys];
   float scale[Queries];
   const Strided<float> scores{buffer, kKeys};
-  score<Queries>(x, keys, count, width, scores);
+  score<Queries>(x, pages, page, count, scores);
   for (int q = 0; q < Queries; ++q) {
     const float top = greatest(scores.row(q), count, highest[q]);
     scale[q] = std::exp(highest[q] - top);
@@ -96,6 +97,8 @@ TARGET inline void attend_tile(Strided<const float> x, Strided<const Element> ke
     highest[q] = top;
   }
   const Strided<const float> p{buffer, kKeys};
+  const Strided<const Element> values = pages.values(page);
+  const int64_t width = pages.width;
   constexpr int wide = Queries == 1 && kLanes < 16 ? 8 : 4;
   int64_t d = 0;
   for (; d + wide * kLanes <= width; d += wide * kLanes)
@@ -115,12 +118,11 @@ TARGET inline void attend(Strided<const float> x, int64_t queries, Pages<const E
   }
   for (int64_t begin = 0; begin < length; begin += kKeys) {
     const int64_t count = length - begin < kKeys ? length - begin : kKeys;
-    const Strided<const Element> k = pages.keys(begin / kKeys), v = pages.values(begin / kKeys);
     for (int64_t q = 0, size; q < queries; q += size) {
       const int64_t left = queries - q;
       size = left == 4 ? 2 : left < 3 ? left : 3;  // four are two and two: one alone would be slow
       const auto tile = size == 3 ? attend_tile<3, Element> : size == 2 ? attend_tile<2, Element> : attend_tile<1, Element>;
-      tile(x.from(q), k, v, count, width, highest + q, total + q, y.from(q));
+      tile(x.from(q), pages, begin / kKeys, count, highest + q, total + q, y.from(q));
     }
   }
   for (int64_t q = 0; q < queries; ++q)

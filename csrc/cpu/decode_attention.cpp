@@ -12,14 +12,18 @@
 #include "tensors.h"
 
 constexpr int64_t kKeys = 128;         // of a page: their values (32 KiB at a width of 64) come from the L1 and L2 caches
+constexpr int64_t kColumns = 32;       // keys whose numbers of one dimension lie together
 constexpr int64_t kMostQueries = 16;   // per key-value head
 constexpr int64_t kWidth = 8;          // divides that of a head
 
-// The pages of one sequence, for one head of one layer. A page holds [layers, heads, 2, kKeys, width] numbers.
+// The pages of one sequence, for one head of one layer. A page holds [layers, heads, 2] times kKeys · width numbers: keys
+// [kKeys / kColumns, width, kColumns], so that the products with a query run along the keys, and values [kKeys, width].
 template <class Element>
 struct Pages {
-  Strided<Element> keys(int64_t page) const { return {reinterpret_cast<Element*>(addresses[page]) + offset, width}; }
-  Strided<Element> values(int64_t page) const { return keys(page).from(kKeys); }
+  Strided<Element> keys(int64_t page, int64_t first) const {  // from `first` on, a multiple of kColumns
+    return {reinterpret_cast<Element*>(addresses[page]) + offset + first * width, kColumns};
+  }
+  Strided<Element> values(int64_t page) const { return {keys(page, kKeys).start, width}; }
 
   const int64_t* addresses;
   int64_t offset, width;
@@ -56,12 +60,12 @@ struct Angles {
 };
 
 // out = x turned by the angles, rounded to the type of x as the trainer rounds it.
-template <class Element, class Result>
-void turn(const Element* x, Angles angles, int64_t width, Result* out) {
+template <class Element>
+void turn(const Element* x, Angles angles, int64_t width, float* out) {
   for (int64_t d = 0, half = width / 2; d < width; ++d) {
     Element rounded;
     convert(to_float(x[d]) * angles.cos[d] + to_float(x[d < half ? d + half : d - half]) * angles.sin[d], rounded);
-    convert(to_float(rounded), out[d]);
+    out[d] = to_float(rounded);
   }
 }
 
@@ -77,11 +81,12 @@ void attend_all(const Projected& mixed, Angles table, const int64_t* addresses, 
     const auto from = mixed.head<Element>(row, head);
     const Pages<Element> pages{addresses + row * most, (layer * heads + head) * 2 * kKeys * width, width};
     const int64_t page = last / kKeys, place = last % kKeys;
-    turn(from.row(queries), angles, width, pages.keys(page).row(place));
+    std::vector<float> turned((queries + 1) * width);  // the queries, then the key
+    for (int64_t q = 0; q <= queries; ++q) turn(from.row(q), angles, width, &turned[q * width]);
+    const Strided<Element> key = pages.keys(page, place - place % kColumns);
+    for (int64_t d = 0; d < width; ++d) convert(turned[queries * width + d], key.row(d)[place % kColumns]);
     std::copy_n(from.row(queries + 1), width, pages.values(page).row(place));
-    std::vector<float> turned(queries * width);
-    for (int64_t q = 0; q < queries; ++q) turn(from.row(q), angles, width, &turned[q * width]);
-    for (float& number : turned) number *= scale;
+    for (int64_t i = 0; i < queries * width; ++i) turned[i] *= scale;
     const Pages<const Element> seen{pages.addresses, pages.offset, width};
     const Strided<const float> x{turned.data(), width};
     KERNEL_OF_WIDTH(width, attend(x, queries, seen, last + 1, width, Strided<float>{out + task * queries * width, width}));

@@ -11,6 +11,7 @@ positions.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 try:
@@ -22,6 +23,8 @@ MOST_QUERIES = 16
 """Query heads per key-value head, as in C++."""
 PAGE = 128
 """Tokens of a page, as in C++."""
+COLUMNS = 32
+"""Keys of a page whose numbers of one dimension lie together, as in C++."""
 WIDTH = 8
 """Divides the head dimension, as in C++."""
 
@@ -45,7 +48,7 @@ def attend(
 
     `mixed` [R, G, Q + 2, D] holds queries, key and value before the rotary embedding, whose angles' cosine and sine stand
     in `cos` and `sin` [P, D] fp32, the first half of the sine with a minus sign. `pages` [R, pages] int64 holds the
-    addresses of each sequence's pages [L, G, 2, PAGE, D], contiguous and of the dtype of `mixed`; 0: no page. `lengths` [R]
+    addresses of each sequence's pages (see `as_page`), of the dtype of `mixed`; 0: no page. `lengths` [R]
     int64 counts the tokens of every sequence, the newest one included, from 1 to what its pages hold and P. `scale` is the
     factor on the products, by default 1 / √D. Returns [R, G, Q, D] in the dtype of `mixed`; sums are fp32. Raises ValueError
     for another length.
@@ -57,3 +60,21 @@ def attend(
     factor = width**-0.5 if scale is None else scale
     _cpu.decode_attention(mixed, cos, sin, pages, layer, lengths, result, factor, torch.get_num_threads())
     return result.to(mixed.dtype)
+
+
+def as_page(cached: Tensor) -> Tensor:
+    """Returns keys and values [..., 2, N, D] of up to PAGE tokens as a page [..., 2, PAGE · D], zeros behind them.
+
+    Its keys lie as [PAGE / COLUMNS, D, COLUMNS], so that their products with a query need no sum across a register; its
+    values as [PAGE, D].
+    """
+    whole = F.pad(cached, (0, 0, 0, PAGE - cached.shape[-2]))
+    keys = whole[..., 0, :, :].unflatten(-2, (-1, COLUMNS)).transpose(-1, -2)
+    return torch.stack((keys.flatten(-3), whole[..., 1, :, :].flatten(-2)), -2)
+
+
+def of_page(page: Tensor) -> Tensor:
+    """Returns the keys and values [..., 2, PAGE, D] of a page."""
+    width = page.shape[-1] // PAGE
+    keys = page[..., 0, :].unflatten(-1, (-1, width, COLUMNS)).transpose(-1, -2)
+    return torch.stack((keys.flatten(-3, -2), page[..., 1, :].unflatten(-1, (PAGE, width))), -3)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_lwz.kernels.decode_attention import PAGE
+from megatron_lwz.kernels.decode_attention import PAGE, as_page, of_page
 
 Attend = Callable[[int, Tensor], Tensor]
 """(layer, queries, key and value of each token before RoPE [T, G, Q + 2, D]) → [T, G, Q, D]"""
@@ -62,7 +62,8 @@ class CacheShape:
 class Prefix:
     """A prompt's keys and values and its next-token logits [V]; `done` counts its computed tokens.
 
-    They lie in `cached` [L, G, 2, N, D] while they are computed, later in `pages` [L, G, 2, PAGE, D] if a row asked for them.
+    They lie in `cached` [L, G, 2, N, D] while they are computed, later in `pages` (see `as_page`) if a row asked for
+    them.
     """
 
     tokens: tuple[int, ...]
@@ -73,21 +74,15 @@ class Prefix:
 
     def first(self, count: int) -> Tensor:
         """Returns the keys and values of the first `count` computed tokens, [L, G, 2, count, D]."""
-        whole = torch.cat(self.pages, 3) if self.pages else self.cached
+        whole = torch.cat([of_page(page) for page in self.pages], 3) if self.pages else self.cached
         return whole[..., :count, :]
 
     def in_pages(self) -> tuple[Tensor, ...]:
         """Moves a computed prompt into pages, the last of which may have room left. Returns them."""
         if not self.pages:
-            self.pages = tuple(map(_page, self.cached.split(PAGE, 3)))
+            self.pages = tuple(map(as_page, self.cached.split(PAGE, 3)))
             self.cached = self.cached[..., :0, :].clone()
         return self.pages
-
-
-def _page(part: Tensor) -> Tensor:
-    page = part.new_zeros((*part.shape[:3], PAGE, part.shape[4]))
-    page[..., : part.shape[3], :] = part
-    return page
 
 
 class PrefixCache:

@@ -37,7 +37,7 @@ class PagedRows:
         """Adds a page to every sequence that has no room for one more token. Returns whether there were any."""
         full = [sequence for sequence, pages in self._pages.items() if sequence.length == PAGE * len(pages)]
         for sequence in full:
-            self._pages[sequence].append(self._shape.zeros(length=PAGE))
+            self._pages[sequence].append(self._shape.zeros(length=PAGE).flatten(-2))
         return bool(full)
 
     @property

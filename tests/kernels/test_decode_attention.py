@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_lwz.kernels import decode_attention, thin_product
-from megatron_lwz.kernels.decode_attention import PAGE
+from megatron_lwz.kernels.decode_attention import PAGE, as_page, of_page
 from megatron_lwz.kernels.layers import PLAIN
 
 native = thin_product._cpu
@@ -25,12 +25,13 @@ def operands(lengths, heads, queries, width, dtype=torch.float32, scale=1.0):
 
 
 def in_pages(store):
-    """Addresses [rows, pages] and the pages [1, heads, 2, PAGE, width] of the rows of a store [rows, heads, 2, tokens, width]."""
+    """Addresses [rows, pages] and the pages of one layer of the rows of a store [rows, heads, 2, tokens, width]."""
     rows = []
     for row in store:
         pages = [torch.full((1, *row.shape[:2], PAGE, row.shape[3]), torch.nan).to(row) for _ in row.split(PAGE, 2)]
         for page, part in zip(pages, row.split(PAGE, 2), strict=True):
             page[0, :, :, : part.shape[2]] = part
+        pages = list(map(as_page, pages))
         rows.append(pages)
     return torch.tensor([[page.data_ptr() for page in pages] for pages in rows]), rows
 
@@ -98,7 +99,7 @@ def test_it_turns_queries_and_key_by_their_position_and_stores_key_and_value(wid
     at = lengths - 1
     turned_query, turned_key = PLAIN.rotate(query.flatten(1, 2), newest[:, :, 0], cos[at], sin[at])
     for row, place in enumerate(at.tolist()):
-        cached = torch.cat(kept[row], 3)[0, :, :, : store.shape[3]]
+        cached = torch.cat(list(map(of_page, kept[row])), 3)[0, :, :, : store.shape[3]]
         torch.testing.assert_close(cached[:, 0, place], turned_key[row])
         store[row, :, 0, place], store[row, :, 1, place] = cached[:, 0, place], newest[row, :, 1]
         assert torch.equal(cached, store[row])

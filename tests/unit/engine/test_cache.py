@@ -6,6 +6,7 @@ import random
 
 import torch
 
+from megatron_lwz.kernels.decode_attention import COLUMNS, of_page
 from megatron_lwz.models import decoding_buckets as buckets
 from megatron_lwz.models.decoding_buckets import BucketRows
 from megatron_lwz.models.decoding_cache import CachedSequence, CacheShape, Prefix, PrefixCache
@@ -58,12 +59,18 @@ def test_pages_keep_their_contents_and_a_group_shares_those_of_its_prompt() -> N
         for sequence in group:
             fresh = torch.randn(2, 1, 2, 1, 2)
             pages = rows._pages[sequence]
-            pages[sequence.length // PAGE][..., sequence.length % PAGE, :] = fresh[..., 0, :]
+            page, place = pages[sequence.length // PAGE], sequence.length % PAGE
+            column = place // COLUMNS * 2 * COLUMNS + place % COLUMNS
+            page[..., 0, column : column + 2 * COLUMNS : COLUMNS], page[..., 1, 2 * place : 2 * place + 2] = (
+                fresh[..., 0, 0, :],
+                fresh[..., 1, 0, :],
+            )
             wanted[sequence] = torch.cat([wanted[sequence], fresh], 3)
             sequence.length += 1
             assert len(pages) * PAGE < sequence.length + PAGE, "no page more than needed"
     for sequence in group:
-        assert torch.equal(torch.cat(rows._pages[sequence], 3)[..., : sequence.length, :], wanted[sequence])
+        cached = torch.cat(list(map(of_page, rows._pages[sequence])), 3)
+        assert torch.equal(cached[..., : sequence.length, :], wanted[sequence])
     assert torch.equal(prefix.first(prefix.done), prompt), "what rows wrote is not in the cached prompt"
     for sequence in group[1:]:
         rows.remove(sequence)
