@@ -178,6 +178,20 @@ def check_writable(path: Path, option: str) -> None:
         raise UsageError(f"{option} {path}: {folder} cannot be written: change its permissions, or name another folder")
 
 
+def check_folder(path: Path, option: str) -> Path:
+    """Checks, before any work is done for it, that the folder `path` can be made and written. Makes nothing.
+
+    Returns it. Raises UsageError.
+    """
+    place = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+    if not place.is_dir():
+        where = "" if place == path else f"{place} "
+        raise UsageError(f"{option} {path}: {where}is a file, but a folder will be written: name a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {path}: {place} cannot be written: change its permissions, or name another folder")
+    return path
+
+
 def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Checks, before anything is written, that no output is one of the inputs, by name or link. Raises DataError."""
     read = {os.path.realpath(path) for path in inputs}  # Path.resolve raises RuntimeError for links in a circle

@@ -46,8 +46,7 @@ def main(argv: Sequence[str]) -> None:
             f"{arguments.out}: {check_parts(arguments.out)} parts are as they were written", markup=False
         )
         return
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise common.UsageError(f"--out {arguments.out}: is a file, but a folder will be written: name another one")
+    common.check_folder(arguments.out, "--out")
     manifest = prepare(
         read_spec(arguments.spec),
         arguments.out,

@@ -71,6 +71,7 @@ def test_mistakes_are_one_line(argv, tmp_path, capsys):
         ([*head, "--responses", *[argv[4]] * 2, *argv[-2:]], "has several responses"),
         ([*argv[:2], str(tmp_path), *argv[3:]], "no open_ended_qa.jsonl here"),
         ([*argv, "--length", "3k"], "--length"),
+        ([*argv, "judge.url=http://127.0.0.1:9"], "judge.model"),
         ([*argv, "--judge-prompt", __file__, "judge.url=http://127.0.0.1:9", "judge.model=m"], "not HelloBench's"),
     ):
         assert said in mistake(capsys, *given), given
