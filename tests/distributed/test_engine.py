@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.support.engine_model import write_engine_model
+from tests.support.engine_model import HEAD, NORM, write_changed, write_engine_model
 from tests.support.ranks import run_ranks
 
 
@@ -19,3 +19,15 @@ def test_a_folder_that_one_rank_cannot_load_changes_no_rank(tmp_path: Path) -> N
     first, second = run_ranks("tests.distributed.checks_engine:reload_on_one_rank", ranks=2, **folders)
     assert first == second
     assert "model.safetensors is damaged or truncated" in first[0] and first[1] == first[2]
+
+
+def test_weights_that_are_not_finite_are_refused_by_all_ranks_and_logits_that_are_not_too(tmp_path: Path) -> None:
+    write_engine_model(tmp_path / "good")
+    name = "model.layers.1.mlp.up_proj.weight"
+    write_changed(tmp_path / "good", tmp_path / "bad", (name, float("inf")))
+    write_changed(tmp_path / "good", tmp_path / "huge", (NORM, 1e30), (HEAD, 1e30))
+    folders = {name: str(tmp_path / name) for name in ("good", "bad", "huge")}
+    first, second = run_ranks("tests.distributed.checks_engine:weights_that_are_not_finite", ranks=2, **folders)
+    assert first == second
+    assert first["refused"].startswith(f"tensor {name} holds NaN or infinite values") and first["unchanged"]
+    assert first["failed"].startswith("the policy's logits are NaN or infinite") and len(first["tokens"]) == 3

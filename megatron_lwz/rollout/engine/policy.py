@@ -48,11 +48,16 @@ class ServedPolicy:
         )  # the trainer compares the checksum of what was loaded
 
     def _folder(self, path: str) -> HfFolder:
-        """Returns the folder if all ranks can load it. A rank that did so alone would compute with weights of its own."""
-        fault = None
+        """Returns the folder if all ranks can load it. A rank that did so alone would compute with weights of its own.
+
+        So that a refusal leaves the weights as they are, their numbers are looked at here: each rank takes a part of them.
+        """
+        fault, shapes = None, tensor_shapes(self.arch)
         try:
             folder = HfFolder(path)
-            folder.check(tensor_shapes(self.arch))
+            folder.check(shapes)
+            mine = list(shapes)[environment.rank() :: environment.world_size()]
+            fault = folder.poisoned(mine, self._chunks[0].config.params_dtype)
         except CheckpointError as error:
             fault = error.advice
         except OSError as error:
