@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 
+from megatron_lwz.cli import common, serve_engine
 from megatron_lwz.distributed import launch
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.decoding import NotFiniteError
@@ -48,3 +51,10 @@ def weights_that_are_not_finite(good: str, bad: str, huge: str) -> dict[str, Any
         return {"refused": refused.value.advice, "unchanged": unchanged, "failed": str(failed.value), "tokens": tokens}
     finally:
         launch.shutdown()
+
+
+def taken_port(folder: str, port: int) -> tuple[int, str]:
+    """Starts the engine on all ranks; returns the exit status and what was said on stderr."""
+    with redirect_stderr(io.StringIO()) as said:
+        status = common.run(serve_engine.main, ["--model", folder, "--port", str(port)])
+    return status, said.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 
 from tests.support.engine_model import HEAD, NORM, write_changed, write_engine_model
@@ -31,3 +32,21 @@ def test_weights_that_are_not_finite_are_refused_by_all_ranks_and_logits_that_ar
     assert first == second
     assert first["refused"].startswith(f"tensor {name} holds NaN or infinite values") and first["unchanged"]
     assert first["failed"].startswith("the policy's logits are NaN or infinite") and len(first["tokens"]) == 3
+
+
+def test_a_port_that_is_taken_ends_all_ranks(tmp_path: Path) -> None:
+    write_engine_model(tmp_path / "model")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        first, second = run_ranks(
+            "tests.distributed.checks_engine:taken_port",
+            ranks=2,
+            folder=str(tmp_path / "model"),
+            port=port,
+            timeout=120.0,
+        )
+    said = (
+        f"cannot listen on 127.0.0.1:{port}: another process listens there; choose another port or stop that process\n"
+    )
+    assert first == [2, f"error: {said}"]
+    assert second == [2, f"error (rank 1): {said}"], "said after a while, in which torchrun would end this rank"
