@@ -23,6 +23,7 @@ from megatron_lwz.data.corpora.report import table
 from megatron_lwz.data.corpora.spec import SourceSpec, read_spec
 from megatron_lwz.data.manifest import check_parts
 from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.units import MIB
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         read_spec(arguments.spec),
         arguments.out,
         workers=arguments.workers,
-        unit_bytes=max(1, int(arguments.unit_mib * 2**20)),
+        unit_bytes=max(1, int(arguments.unit_mib * MIB)),
         distil=distil,
         say=lambda line: common.console(stderr=True).print(line, markup=False),
     )
