@@ -19,10 +19,11 @@ from typing import Any, BinaryIO, Literal
 
 from megatron_lwz.decoding import NestedTooDeeply, decode_json, refuse_deep_json
 from megatron_lwz.errors import DataError, EnvironmentSetupError, refusal
+from megatron_lwz.units import GIB, MIB
 
-MAX_LINE_BYTES = 256 * 2**20
+MAX_LINE_BYTES = 256 * MIB
 """Longest line of a JSONL file. A longer one is almost always a file without line ends."""
-MAX_DOCUMENT_BYTES = 2 * 2**30
+MAX_DOCUMENT_BYTES = 2 * GIB
 """Largest file that is read as one JSON or text document. Larger data belongs in JSONL or Parquet."""
 
 Unit = Literal["line", "row", "byte"]

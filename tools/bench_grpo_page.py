@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-MIB = 2**20
+from megatron_lwz.units import MIB
+
 HEAD = """\
 # A whole GRPO step beside TRL
 

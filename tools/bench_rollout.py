@@ -51,6 +51,7 @@ from rollout_load import (
 )
 
 from megatron_lwz.rollout.admission import Admission
+from megatron_lwz.units import MIB
 
 LOAD = {"streams": 256, "group": 16, "delta": 16, "median": 4000, "sigma": 0.6, "cap": 30_000, "rate": 250.0}
 ASYNCHRONY = {"streams": 32, "group": 8, "delta": 256, "median": 4000, "sigma": 0.9, "cap": 30_000, "rate": 4000.0}
@@ -130,8 +131,8 @@ def measure(options: argparse.Namespace, server: Server, folder: Path) -> Result
         process_share=cpu[0] / seconds,
         loop_share=cpu[1] / seconds,
         engine_share=cpu[2] / seconds,
-        memory_mib=max(watch.samples, default=0) / 2**20,
-        memory_growth_mib=watch.growth() / 2**20 if watch.samples else 0.0,
+        memory_mib=max(watch.samples, default=0) / MIB,
+        memory_growth_mib=watch.growth() / MIB if watch.samples else 0.0,
         journal_bytes_per_token=size / max(1, load.journal.durable_tokens),
     )
 

@@ -28,7 +28,8 @@ import psutil
 import torch
 import torch.nn.functional as F
 
-KIB, MIB = 2**10, 2**20
+from megatron_lwz.units import KIB, MIB
+
 LR, WEIGHT_DECAY = 1e-3, 0.1
 HEADS, GROUPS = 4, 2
 

@@ -18,7 +18,7 @@ from megatron_lwz.cli.bench_kernels import COLUMNS, number, rows_of
 from megatron_lwz.kernels import settings
 from megatron_lwz.kernels.bench.measure import Figure, make_inputs, measure
 from megatron_lwz.kernels.bench.ways import Way, peers, standard
-from megatron_lwz.kernels.settings import MIB
+from megatron_lwz.units import MIB
 
 Row = tuple[str, str, str, str]
 """(what, measured, target, verdict)."""

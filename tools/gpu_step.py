@@ -31,8 +31,8 @@ from megatron_lwz.metrics import read_metrics
 from megatron_lwz.planner.dry_run import Memory, dry_run
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.types import Prompt, Rollout
+from megatron_lwz.units import GIB
 
-GIB = 2**30
 GAP = {"bf16": 0.5, "fp32": 1e-4}
 """Largest difference of a token's log-prob between engine and trainer, nats, by precision."""
 SHOWN = ("rollout/tokens", "tokens_per_second", "seconds/", "grad_norm", "entropy", "mismatch/difference")

@@ -39,6 +39,7 @@ from megatron_lwz.models.hf import HfFolder, checksum_folder
 from megatron_lwz.models.hf.exact import ExactModel
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.verification import sample_texts
+from megatron_lwz.units import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS: Mapping[str, Mapping[str, int]] = {
@@ -187,7 +188,7 @@ def run(arguments: Sequence[str]) -> Done:
     while process.poll() is None:
         for one in [process, *process.children(recursive=True)]:
             try:
-                memory = max(memory, one.memory_info().rss / 2**30)
+                memory = max(memory, one.memory_info().rss / GIB)
             except psutil.NoSuchProcess:
                 continue
         time.sleep(0.2)

@@ -27,7 +27,7 @@ from megatron_lwz.config.presets import PRESETS
 from megatron_lwz.planner.assumptions import ASSUMED
 from megatron_lwz.planner.dry_run import longest_sequence
 from megatron_lwz.planner.hardware import gpu
-from megatron_lwz.planner.plan import GIB, Plan, Setting, make_plan
+from megatron_lwz.planner.plan import Plan, Setting, make_plan
 from megatron_lwz.planner.rehearsals import Rehearsals
 from megatron_lwz.planner.search import Learned, search
 from megatron_lwz.planner.simulation.lengths import Drawn, quantile_of
@@ -37,6 +37,7 @@ from megatron_lwz.planner.simulation.planned import planned
 from megatron_lwz.planner.simulation.setting import WeightSync
 from megatron_lwz.planner.timing import Layout
 from megatron_lwz.planner.transfers import Route, Transfer, deltas, disk, from_rank_0, resharded
+from megatron_lwz.units import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks" / "plans.md"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from megatron_lwz.rehearsal.case import Report
+from megatron_lwz.units import MIB
 
-MIB = 2**20
 CARD = 80 * 10**9
 """Bytes: what a rank may allocate. A card of "80 GB" has 81,559 MiB; the rest is for the CUDA context and NCCL."""
 MOST_WAITS = 12

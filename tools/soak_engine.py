@@ -32,6 +32,7 @@ from megatron_lwz.http.process import ServerProcess  # noqa: E402
 from megatron_lwz.rollout.client import EngineClient  # noqa: E402
 from megatron_lwz.rollout.engine.process import engine_process  # noqa: E402
 from megatron_lwz.rollout.events import StreamEnd  # noqa: E402
+from megatron_lwz.units import MIB  # noqa: E402
 
 LOOK_SECONDS = 15.0
 GROWTH = 1.05
@@ -151,8 +152,8 @@ def look(server: ServerProcess, counts: Counts, seconds: float) -> Look:
         finished=counts.finished,
         broken=counts.broken,
         tokens=counts.tokens,
-        server_mib=round(process.memory_info().rss / 2**20, 1),
-        client_mib=round(own.memory_info().rss / 2**20, 1),
+        server_mib=round(process.memory_info().rss / MIB, 1),
+        client_mib=round(own.memory_info().rss / MIB, 1),
         files=process.num_fds(),
         threads=process.num_threads(),
     )

@@ -30,7 +30,7 @@ from megatron_lwz.config.model import OLD_BACKEND_NAMES
 from megatron_lwz.kernels import settings
 from megatron_lwz.kernels.bench.measure import Figure, make_inputs, measure
 from megatron_lwz.kernels.bench.ways import Way, peers, standard
-from megatron_lwz.kernels.settings import MIB
+from megatron_lwz.units import MIB
 
 GPU_SHAPES = "16384x5120x19008,16384x3584x152064,32768x896x151936"
 CPU_SHAPES = "512x896x32768,512x128x151936"

@@ -6,6 +6,7 @@ import argparse
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -35,6 +36,7 @@ UNFINISHED_NOTE = "LWZ_UNFINISHED_NOTE"
 GOES_ON = "the same command goes on from the last checkpoint"
 """Advice that a training stage prints when a signal ends it."""
 
+_OVERRIDE = re.compile(r"\w+(\.\w+)+=")
 _GRACE_SECONDS = 5.0
 """How long a rank above 0 delays its error. When rank 0 fails too, torchrun ends this rank before it prints."""
 
@@ -120,12 +122,32 @@ def parse(with_options: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[C
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports errors in one line, like all other errors, and prints on rank 0 only.
 
-    Arguments of `type=Path` are read by `file_path`.
+    Arguments of `type=Path` are read by `file_path`. With `parse_intermixed_args` a `section.key=value` is an override
+    behind the values of an option that takes several, too, unless there is a file of this name.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.register("type", Path, file_path)
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses options and positional arguments in any order."""
+        return super().parse_intermixed_args(self._overrides_first(sys.argv[1:] if args is None else args), namespace)
+
+    def _overrides_first(self, args: Sequence[str]) -> list[str]:
+        """Moves the overrides among the values of an option that takes several before it. argparse would take them all."""
+        several = [name for action in self._actions if action.nargs == "+" for name in action.option_strings]
+        ordered: list[str] = []
+        option = None  # where the option stands whose values these are
+        for text in args:
+            if text.startswith("-"):
+                option = len(ordered) if any(name.startswith(text) for name in several) else None
+            elif option is not None and _OVERRIDE.match(text) and not os.path.exists(text):  # noqa: PTH110 (Path raises for long names)
+                ordered.insert(option, text)
+                option += 1
+                continue
+            ordered.append(text)
+        return ordered
 
     def error(self, message: str) -> NoReturn:
         """Raises UsageError instead of leaving the process."""
@@ -154,6 +176,20 @@ def check_writable(path: Path, option: str) -> None:
         raise UsageError(f"{option} {path}: there is no folder {folder}: make it, or name another one")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"{option} {path}: {folder} cannot be written: change its permissions, or name another folder")
+
+
+def check_folder(path: Path, option: str) -> Path:
+    """Checks, before any work is done for it, that the folder `path` can be made and written. Makes nothing.
+
+    Returns it. Raises UsageError.
+    """
+    place = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+    if not place.is_dir():
+        where = "" if place == path else f"{place} "
+        raise UsageError(f"{option} {path}: {where}is a file, but a folder will be written: name a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {path}: {place} cannot be written: change its permissions, or name another folder")
+    return path
 
 
 def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:

@@ -107,8 +107,7 @@ def import_hf(arguments: argparse.Namespace) -> None:
     config = _layout_here(config, arguments)
     launch.initialize(config)
     policies = build_policy(config)
-    if (name := load_policy(policies, HfFolder(hf))) is not None:
-        raise CheckpointError(hf, f"tensor {name} holds NaN or infinite values: no model can be trained from it")
+    load_policy(policies, HfFolder(hf), finite=True)
     save_model(policies, out.resolve())  # of a link, the folder that it names is replaced
     if groups.is_rank_zero():
         copy_carried_files(hf, out)

@@ -23,6 +23,7 @@ from megatron_lwz.data.corpora.report import table
 from megatron_lwz.data.corpora.spec import SourceSpec, read_spec
 from megatron_lwz.data.manifest import check_parts
 from megatron_lwz.data.tokenizer import Tokenizer
+from megatron_lwz.units import MIB
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,13 +47,12 @@ def main(argv: Sequence[str]) -> None:
             f"{arguments.out}: {check_parts(arguments.out)} parts are as they were written", markup=False
         )
         return
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise common.UsageError(f"--out {arguments.out}: is a file, but a folder will be written: name another one")
+    common.check_folder(arguments.out, "--out")
     manifest = prepare(
         read_spec(arguments.spec),
         arguments.out,
         workers=arguments.workers,
-        unit_bytes=max(1, int(arguments.unit_mib * 2**20)),
+        unit_bytes=max(1, int(arguments.unit_mib * MIB)),
         distil=distil,
         say=lambda line: common.console(stderr=True).print(line, markup=False),
     )

@@ -20,8 +20,8 @@ from packaging.requirements import Requirement
 
 from megatron_lwz.errors import LwzError
 from megatron_lwz.processor import instruction_sets
+from megatron_lwz.units import GIB, MIB
 
-GIB = 2**30
 OPEN_FILES = 1024
 """Open files that 256 streams, the journal and the checkpoints need with room to spare."""
 SHARED_MEMORY_GIB = 1
@@ -147,7 +147,7 @@ def room(folder: Path) -> Iterator[Finding]:
     shared = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
     if shared < SHARED_MEMORY_GIB * GIB:
         yield Finding(
-            "note", "/dev/shm", f"{shared / 2**20:.0f} MiB", "docker run --shm-size 16g, for NCCL within a node"
+            "note", "/dev/shm", f"{shared / MIB:.0f} MiB", "docker run --shm-size 16g, for NCCL within a node"
         )
     else:
         yield Finding("ok", "/dev/shm", f"{shared / GIB:.0f} GiB")

@@ -40,7 +40,7 @@ def done(config: Config, stage: Stage, options: argparse.Namespace) -> bool:
                 raise common.UsageError(f"--{name}: only with --dry-run shapes")
     if options.dry_run is None:
         return False
-    if environment.rank() == 0 and stage == "grpo":
+    if stage == "grpo":  # on every rank, so that all end with what it refuses
         for line in planned(config):
             common.console().print(line, markup=False)
     if options.dry_run == "device":

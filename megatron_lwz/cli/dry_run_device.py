@@ -13,7 +13,7 @@ from megatron_lwz.distributed import environment, launch
 from megatron_lwz.errors import EnvironmentSetupError
 from megatron_lwz.planner.device import Measured, measure
 from megatron_lwz.planner.dry_run import Memory, RankKind, case_of, run_cases
-from megatron_lwz.planner.plan import GIB
+from megatron_lwz.units import GIB
 
 
 def run(config: Config, stage: Stage) -> None:

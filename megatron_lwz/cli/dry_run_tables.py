@@ -11,8 +11,8 @@ from megatron_lwz.config import Config, Stage
 from megatron_lwz.errors import LwzError
 from megatron_lwz.planner.dry_run import Memory, dry_run
 from megatron_lwz.planner.hardware import DEFAULT, Gpu, gpu
-from megatron_lwz.planner.plan import GIB
 from megatron_lwz.planner.timing import layout_of
+from megatron_lwz.units import GIB
 
 _LEAST_SHOWN = 1e-3
 """Share of the largest transfer; smaller ones (norms, counts) are left out of the table."""

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     who = pairs(list(models), list(baselines), every=options.pairs == "all")
     if not who:
         raise common.UsageError("one player alone: give another --responses, a --baseline, or prompts with baselines")
-    folder = output_folder(options.output)
+    folder = common.check_folder(options.output, "--output")
     section = evaluate_judge.section_of(options, folder, SAMPLING)
     (games, incomplete), judged = evaluate_judge.judged(
         section,
@@ -77,7 +77,7 @@ def _players(options: argparse.Namespace, tasks: Sequence[Task]) -> tuple[dict[s
 
 
 def _write(folder: Path, result: dict[str, Any], found: ArenaReport, games: Sequence[Game]) -> None:
-    write_json(folder / "arena_write.json", result)
+    write_json(output_folder(folder) / "arena_write.json", result)
     write_rows(folder / "arena_write_games.jsonl", [vars(game) for game in games])
     page = folder / "arena_write.html"
     judge = judge_name(result["judge"])

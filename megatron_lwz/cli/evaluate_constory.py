@@ -73,14 +73,14 @@ def _check(
     options: argparse.Namespace, stories: Sequence[Story], result: dict[str, Any]
 ) -> Sequence[Errors | None] | None:
     """Returns the errors of each story, None without a judge. Writes them in the public form too."""
-    section = evaluate_judge.section_of(options, options.output, SAMPLING)
+    folder = common.check_folder(options.output, "--output")
+    section = evaluate_judge.section_of(options, folder, SAMPLING)
     if options.judge:
         raise common.UsageError("--judge names who made an --evaluation; responses are checked by judge.model")
     if section.url is None:
         common.console().print("no judge.url: what rules find only", markup=False)
         return None
     templates = files.read_templates(options.benchmark) if options.benchmark else None
-    folder = output_folder(options.output)
     errors, result["judge"] = evaluate_judge.judged(
         section,
         "checked",
@@ -88,7 +88,9 @@ def _check(
     )
     versions = {constory.contradictions_question("", category, templates).version for category in files.CATEGORIES}
     result["judge"]["wording"] = "ours" if templates is None else f"prompts of the copy ({', '.join(sorted(versions))})"
-    files.write_evaluations(folder / "constory_evaluation.csv", stories, errors, judge_name(result["judge"]))
+    files.write_evaluations(
+        output_folder(folder) / "constory_evaluation.csv", stories, errors, judge_name(result["judge"])
+    )
     return errors
 
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     rubric = longform_files.read_rubric(options.longform) if options.longform else None
     slop = read_slop(options.longform) if options.longform else None
     stories, pieces, about = _read(options)
-    folder = output_folder(options.output)
+    folder = common.check_folder(options.output, "--output")
     result: dict[str, Any] = {"name": name, "responses": str(options.responses)} | about
     marks = _marks(options, folder, stories, pieces, rubric, result)
     lower = [name for name in rubric.criteria if name.lower() in rubric.negative] if rubric else []
@@ -122,7 +122,7 @@ def _marks_of_file(stories: list[Story] | None, rubric: Rubric | None, result: d
 
 
 def _write(folder: Path, name: str, result: dict[str, Any], found: CurveReport) -> None:
-    write_json(folder / "curve.json", result)
+    write_json(output_folder(folder) / "curve.json", result)
     write_rows(folder / "curve_rows.jsonl", found.rows)
     judge = f", judged by {judge_name(result['judge'])} ({result['judge']['wording']})" if "judge" in result else ""
     lead = f"{len(found.rows)} texts, {result['source']}, {result['cut']}{judge}"

@@ -37,8 +37,11 @@ def main(argv: Sequence[str]) -> None:
         raise common.UsageError("--served-model is missing: the name that the server knows the model by")
     tasks = read_tasks(options.prompts)[: options.limit]
     plan = _plan(options)
+    client = None
     if options.model is not None:
         _check_model(options, tasks, plan)
+    else:
+        client = _client(options, options.url, environment.get(options.api_key_env), options.served_model)
     name = options.served_model or evaluate_engine.identity(options.model)
     with ExitStack() as stack:
         file = stack.enter_context(ResponseFile(options.output, tasks, settings_of(plan, name)))
@@ -46,10 +49,7 @@ def main(argv: Sequence[str]) -> None:
         if not missing:
             common.console().print(f"{options.output}: complete, {len(file.done)} responses", markup=False)
             return
-        if options.model is None:
-            key = environment.get(options.api_key_env)
-            client = _client(options, options.url, key, options.served_model)
-        else:
+        if client is None:
             client, plan = _embedded(options, plan, stack)
         asyncio.run(_run(tasks, client, file, plan))
     common.console().print(f"{options.output}: {len(file.done)} responses", markup=False)

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     responses = _responses(options.responses or options.scores, items)
     judgements = files.read_judgements(options.scores, items) if options.scores else None
     public = _public_prompt(options) if options.responses else None
-    folder = output_folder(options.output)
+    folder = common.check_folder(options.output, "--output")
     if judgements is not None:
         scores: Mapping[str, Sequence[float]] | None = judgements
         result["judge"] = {"model": options.judge or "unknown judge", "wording": "unknown: scores of a file"}
@@ -92,7 +92,7 @@ def _judge(
     result["judge"]["wording"] = judge_prompts.checklist_question("", "", [], public).version
     judged = [(r, verdict) for r, verdict in zip(responses, verdicts, strict=True) if verdict is not None]
     lines = [files.judgement_row(items[r.id], r.text, v.value, v.text) + "\n" for r, v in judged]
-    write_text(folder / "hello_bench_judgements.jsonl", "".join(lines), private=True)
+    write_text(output_folder(folder) / "hello_bench_judgements.jsonl", "".join(lines), private=True)
     return {response.id: verdict.value for response, verdict in judged}
 
 
@@ -106,7 +106,7 @@ def _public_prompt(options: argparse.Namespace) -> tuple[str, str] | None:
 
 
 def _write(folder: Path, result: Mapping[str, Any], found: HelloReport) -> None:
-    write_json(folder / "hello_bench.json", result)
+    write_json(output_folder(folder) / "hello_bench.json", result)
     write_rows(folder / "hello_bench_rows.jsonl", found.rows)
     by = (
         f", judged by {judge_name(result['judge'])}, judge prompt: {result['judge']['wording']}"

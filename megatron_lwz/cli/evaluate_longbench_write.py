@@ -29,7 +29,8 @@ def main(argv: Sequence[str]) -> None:
     tasks = read_tasks(options.prompts)
     responses, missing = _responses(options.responses, tasks)
     public, wording = _wording(options)
-    folder, name = output_folder(options.output), options.name or options.responses.stem
+    steps = longbench_write.ruler(read_responses(options.ruler)) if options.ruler else []
+    folder, name = common.check_folder(options.output, "--output"), options.name or options.responses.stem
     section = evaluate_judge.section_of(options, folder, SAMPLING)
     result: dict[str, Any] = {"name": name, "responses": str(options.responses), "missing": missing}
     if section.url is None:
@@ -42,7 +43,6 @@ def main(argv: Sequence[str]) -> None:
             lambda judge, shown: longbench_write.evaluate(responses, judge, public=public, shown=shown),
         )
         result["judge"]["wording"] = wording
-    steps = longbench_write.ruler(read_responses(options.ruler)) if options.ruler else []
     result |= found.as_json() | {"ruler": [vars(step) for step in steps]}
     _write(folder, name, result, found, steps)
 
@@ -75,7 +75,7 @@ def _wording(options: argparse.Namespace) -> tuple[str | None, str]:
 
 
 def _write(folder: Path, name: str, result: dict[str, Any], found: LongBenchReport, steps: Sequence[RulerStep]) -> None:
-    write_json(folder / "longbench_write.json", result)
+    write_json(output_folder(folder) / "longbench_write.json", result)
     write_rows(folder / "longbench_write_rows.jsonl", found.rows)
     page = folder / "longbench_write.html"
     by = f", judged by {judge_name(result['judge'])}" if "judge" in result else ""

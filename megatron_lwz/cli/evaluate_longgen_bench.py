@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     documents = files.read_documents(options.dataset)
     written = files.read_written(options.responses, documents)
     template = _template(options)
-    folder = output_folder(options.output)
+    folder = common.check_folder(options.output, "--output")
     result: dict[str, Any] = {"name": options.name or options.responses.stem, "cut": f"{len(documents)} prompts"}
     verdicts = _verdicts(options, folder, documents, written, template, result)
     found = longgen_bench.summarise(documents, written, verdicts)
@@ -81,7 +81,7 @@ def _template(options: argparse.Namespace) -> str | None:
 
 
 def _write(folder: Path, result: Mapping[str, Any], found: LongGenReport) -> None:
-    write_json(folder / "longgen_bench.json", result)
+    write_json(output_folder(folder) / "longgen_bench.json", result)
     write_rows(folder / "longgen_bench_rows.jsonl", found.rows)
     by = f", judged by {judge_name(result['judge'])} ({result['judge']['wording']})" if "judge" in result else ""
     lead = f"LongGenBench, {result['responses']} responses to {result['cut']}{by}"

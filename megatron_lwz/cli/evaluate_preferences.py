@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     options = _parser().parse_intermixed_args(list(argv))
     config = load_config(options.config, options.overrides)
     found = read_human_pairs(find_files([options.pairs]), columns=options.by, limit=options.limit)
-    folder = output_folder(options.output)
+    folder = common.check_folder(options.output, "--output")
     scored, judge = _score(config, folder, found.pairs)
     choices, masked = choices_of(found.pairs, scored)
     choices, masked = _with_combination(config, found.pairs, scored, choices, masked)
@@ -137,7 +137,7 @@ def _write(
     about = {"kind": "preferences", "name": name, "source": str(options.pairs)} | (
         {"judge": dict(judge)} if judge else {}
     )
-    write_json(folder / "preferences.json", about | result.as_json())
+    write_json(output_folder(folder) / "preferences.json", about | result.as_json())
     rows = [
         {
             "id": c.id,

@@ -18,7 +18,10 @@ from megatron_lwz.writing import write_text
 
 
 def output_folder(path: Path) -> Path:
-    """Creates the folder and returns it. Raises UsageError."""
+    """Creates the folder and returns it. Raises UsageError.
+
+    Call it where the first result is written. `common.check_folder` looks before the work whether it will succeed.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     if options.judge and options.responses:
         raise common.UsageError("--judge names who gave the scores of --scores; responses are judged by judge.model")
     benchmark = files.read_benchmark(options.benchmark)
-    folder = output_folder(options.output)
+    folder = common.check_folder(options.output, "--output")
     source = options.responses or options.scores
     result: dict[str, Any] = {"kind": "writing_bench", "name": options.name or source.stem, "era": benchmark.era}
     scores: Mapping[int, Scores]
@@ -123,7 +123,7 @@ def _wording(options: argparse.Namespace, benchmark: Benchmark) -> tuple[Wording
 
 
 def _write(folder: Path, result: Mapping[str, Any], found: Mapping[str, Estimate]) -> None:
-    write_json(folder / "writing_bench.json", result)
+    write_json(output_folder(folder) / "writing_bench.json", result)
     judge = judge_name(result["judge"])
     with (folder / "writing_bench.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)

@@ -18,9 +18,10 @@ from megatron_lwz.planner.assumptions import ASSUMED
 from megatron_lwz.planner.dry_run import CHECKS
 from megatron_lwz.planner.engines import Engines
 from megatron_lwz.planner.hardware import DEFAULT, gpus
-from megatron_lwz.planner.plan import GIB, Plan, Setting, make_plan
+from megatron_lwz.planner.plan import Plan, Setting, make_plan
 from megatron_lwz.planner.rehearsals import Rehearsals
 from megatron_lwz.planner.search import Learned, search
+from megatron_lwz.units import GIB
 
 KEEP, MOST = 3, 10
 """Layouts that fit to look for, and layouts to rehearse at most."""

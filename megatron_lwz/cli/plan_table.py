@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from megatron_lwz.cli import common
 from megatron_lwz.cli.plan_setting import setting_of, watch
 from megatron_lwz.config import Config
-from megatron_lwz.planner.plan import GIB, Plan, Setting
+from megatron_lwz.planner.plan import Plan, Setting
 from megatron_lwz.planner.rehearsals import Rehearsals
 from megatron_lwz.planner.search import Learned, search
+from megatron_lwz.units import GIB
 
 _HEAD = (
     "GPUs", "train", "engines", "layout", "recompute", "tokens per pack", "peak GiB", "a step s", "rollout s", "steps h",

@@ -55,8 +55,7 @@ def _check_output(folder: Path | None, run: Path) -> None:
         return
     if folder.resolve().is_relative_to(run.resolve()):
         raise common.UsageError(f"--output {folder}: lies in the run, which stays as it is: name another folder")
-    if folder.exists() and not folder.is_dir():
-        raise common.UsageError(f"--output {folder}: is a file, but a folder will be written: name a folder")
+    common.check_folder(folder, "--output")
 
 
 def _show(replayed: Replayed) -> None:

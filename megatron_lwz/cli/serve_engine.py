@@ -31,29 +31,34 @@ def main(argv: Sequence[str]) -> None:
         parser.error("argument --cuda-graphs: this machine has no GPU; leave it out")
     token = environment.get("LWZ_ENGINE_TOKEN")
     check_exposure(options.host, token, "LWZ_ENGINE_TOKEN")
-    if environment.rank() == 0:
-        bind(options.host, options.port).close()  # reports a taken port at once, not after the model is loaded
     if options.threads:
         torch.set_num_threads(options.threads)
-    policy = ServedPolicy(options.model, dtype=options.dtype, max_length=options.max_length)
+
+    def check_port() -> None:
+        bind(options.host, options.port).close()  # reports a taken port at once, not after the model is loaded
+
+    try:
+        policy = ServedPolicy(options.model, dtype=options.dtype, max_length=options.max_length, check=check_port)
+        _run(options, token, policy)
+    finally:
+        launch.shutdown()
+
+
+def _run(options: argparse.Namespace, token: str | None, policy: ServedPolicy) -> None:
+    """Does this rank's part until the engine ends."""
     decoder = policy.decoder(options.slots, graphs=options.cuda_graphs)
     if environment.world_size() == 1:
-        try:
-            _serve(options, token, policy, EngineThread(decoder, policy))
-        finally:
-            launch.shutdown()
+        _serve(options, token, policy, EngineThread(decoder, policy))
         return
     calls = Calls()
     heartbeat.stop()  # an engine may wait for requests without end
     if environment.rank() > 0:
         follow(decoder, policy, calls)
-        launch.shutdown()
         return
     try:
         _serve(options, token, policy, EngineThread(LeadingDecoder(decoder, calls), LeadingWeights(policy, calls)))
     finally:
         calls.send("stop")
-        launch.shutdown()
 
 
 def _serve(options: argparse.Namespace, token: str | None, policy: ServedPolicy, engine: EngineThread) -> None:

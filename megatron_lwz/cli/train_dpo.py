@@ -13,7 +13,7 @@ from megatron_lwz.cli.progress import RunProgress
 from megatron_lwz.cli.train_reward_model import show_held_out
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.report.reward_model import POLICY, build_reward_report
-from megatron_lwz.training import dpo
+from megatron_lwz.training import dpo, pairs
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
         config, task = dpo.prepare(config)
         profiler.check(config.training.steps)
         with profiler, RunProgress("dpo", config.training.steps, config.logging.progress) as progress:
-            run = dpo.train(config, task, progress, profiler)
+            run = pairs.train("dpo", config, task, progress, profiler)
         if groups.is_rank_zero():
             report = run.report if run.finished and run.report.exists() else build_reward_report(run.root, POLICY)
             show_held_out(run.root)

@@ -15,7 +15,7 @@ from megatron_lwz.cli import common, train_options
 from megatron_lwz.cli.progress import RunProgress
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.report.reward_model import build_reward_report, read_summary
-from megatron_lwz.training import reward_model
+from megatron_lwz.training import pairs, reward_model
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
         config, task = reward_model.prepare(config)
         profiler.check(config.training.steps)
         with profiler, RunProgress("reward model", config.training.steps, config.logging.progress) as progress:
-            run = reward_model.train(config, task, progress, profiler)
+            run = pairs.train("reward_model", config, task, progress, profiler)
         if groups.is_rank_zero():
             report = run.report if run.finished and run.report.exists() else build_reward_report(run.root)
             show_held_out(run.root)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated
 
@@ -108,8 +108,11 @@ class CurriculumSection(Section):
         ]
         return found
 
-    def check(self, most_tokens: int) -> None:
-        """Checks what single fields cannot. `most_tokens` is rollout.max_new_tokens. Raises ConfigError."""
+    def check(self, most_tokens: int, components: Sequence[str]) -> None:
+        """Checks what single fields cannot. `most_tokens` is rollout.max_new_tokens, `components` the names of the rewards.
+
+        Raises ConfigError.
+        """
         if not self.used:
             if self.easy is not None or self.hard is not None:
                 advice = "does nothing without a stage: add one for all prompts, stages: [{name: all}]"
@@ -136,12 +139,12 @@ class CurriculumSection(Section):
                 advice = f"must be at most rollout.max_new_tokens = {most_tokens}, for which memory is planned"
                 raise ConfigError(f"{key}.max_new_tokens", stage.max_new_tokens, advice)
             _check_gate(f"{key}.gate", stage, last=place == len(names) - 1)
-
-    def check_components(self, names: Collection[str]) -> None:
-        """Raises ConfigError for a metric of a component that the run does not have."""
-        for key, metric in self.metrics() if self.used else ():
-            if metric not in names and metric.partition(".")[0] not in names:
-                raise ConfigError(key, metric, f"is no score of this run: its components are {', '.join(names)}")
+        for key, metric in self.metrics():
+            name, _, detail = metric.partition(".")
+            if metric not in components and not (detail and name in components):
+                share = "" if key == f"{KEY}.success" else f"{SUCCESS} or "
+                advice = f"is no score of this run: write {share}one of its components, {', '.join(components)}, or a detail, e.g. length.in_range"
+                raise ConfigError(key, metric, advice)
 
     def first_steps(self) -> Sequence[int]:
         """Returns the step at which each stage begins at the earliest, from 1."""

@@ -107,3 +107,13 @@ class RewardSection(Section):
         False,
         description="control experiment: permute scores among all rollouts of a step, so that nothing should be learned",
     )
+
+    def components(self) -> list[tuple[str, str, ComponentSection]]:
+        """Returns (config key, name, settings) of every component that is used, in the order of their columns."""
+        optional = ("overlap", "structure", "consistency", "writing", "continuation", "diversity")
+        used = [name for name in optional if getattr(self, name).used]
+        return [
+            *((f"reward.{name}", name, getattr(self, name)) for name in ("length", "format", *used)),
+            *(("reward.judges", entry.title, entry) for entry in self.judges),
+            *(("reward.functions", entry.title, entry) for entry in self.functions),
+        ]

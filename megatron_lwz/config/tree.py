@@ -153,7 +153,7 @@ class Config(s.Section):
                 self.training.tokens_per_micro_batch,
                 f"must hold the longest rollout: data.max_prompt_tokens + rollout.max_new_tokens = {longest}",
             )
-        self.data.curriculum.check(self.rollout.max_new_tokens)
+        self.data.curriculum.check(self.rollout.max_new_tokens, [name for _, name, _ in self.reward.components()])
         self._check_lora()
         self._check_staleness()
         self._check_accumulation()
@@ -240,6 +240,9 @@ class Config(s.Section):
         every = self.checkpoint.interval
         if self.checkpoint.best_metric is None:
             return
+        if not self.checkpoint.best_metric.startswith("eval/"):
+            advice = "is no metric of evaluation.jsonl: their names begin with eval/, e.g. eval/reward/length"
+            raise ConfigError("checkpoint.best_metric", self.checkpoint.best_metric, advice)
         if not held_out:
             raise ConfigError("checkpoint.best_metric", self.checkpoint.best_metric, "needs data.held_out_prompts")
         if e.interval > 0 and (every == 0 or e.interval % every):

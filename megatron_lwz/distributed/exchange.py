@@ -13,9 +13,10 @@ from torch import Tensor
 
 from megatron_lwz.distributed import heartbeat
 from megatron_lwz.errors import LwzError, refused_path
+from megatron_lwz.units import MIB
 
 _POLL_SECONDS = 0.05
-PIECE_BYTES = 64 * 2**20
+PIECE_BYTES = 64 * MIB
 """Upper bound of one broadcast. It keeps a backend's own buffers small, however long the rollouts are."""
 
 

@@ -16,13 +16,14 @@ from megatron_lwz.errors import EngineError, concealed
 from megatron_lwz.http.retry import Failure, RequestFailure, no_connection
 from megatron_lwz.http.session import HttpSession, is_address, quoted, read_bounded
 from megatron_lwz.http.sse import EventParser
+from megatron_lwz.units import MIB
 
 Api = Literal["chat", "completions"]
 Heard = Callable[[str, int], None]
 """Callback that receives every piece of a streamed answer, and the server's token count so far (0: not given)."""
 
 CONNECT_SECONDS = 10.0
-MAX_ANSWER_BYTES = 32 << 20
+MAX_ANSWER_BYTES = 32 * MIB
 LONGEST_WAIT = 120.0
 """Maximum wait in seconds that is granted to a server's Retry-After."""
 

@@ -12,8 +12,9 @@ from megatron_lwz.decoding import OTHER_SHAPE, decode_json
 from megatron_lwz.http.completions import CONNECT_SECONDS, CompletionClient
 from megatron_lwz.http.retry import Failure, RequestFailure
 from megatron_lwz.http.session import read_bounded
+from megatron_lwz.units import MIB
 
-MAX_ANSWER_BYTES = 64 << 20
+MAX_ANSWER_BYTES = 64 * MIB
 
 
 class EmbeddingClient(CompletionClient):

@@ -18,11 +18,12 @@ from megatron_lwz.http.hosts import Hosts, is_loopback
 from megatron_lwz.http.listen import serve_until_signalled
 from megatron_lwz.http.ports import bind
 from megatron_lwz.reading import parse_json
+from megatron_lwz.units import MIB
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 OPEN_PATHS = frozenset({"/health"})
 """Paths that need no token, so that a load balancer or a launcher can check whether the server is alive."""
-MAX_BODY_BYTES = 64 << 20
+MAX_BODY_BYTES = 64 * MIB
 BODY_SECONDS = 60.0
 """Time in which a whole body must arrive."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from megatron_lwz.units import MIB
+
 
 class EventParser:
     """Parses byte chunks into the data of whole events (the part of the SSE standard that engines use).
@@ -10,7 +12,7 @@ class EventParser:
     accepted.
     """
 
-    def __init__(self, *, max_event_bytes: int = 16 << 20) -> None:
+    def __init__(self, *, max_event_bytes: int = 16 * MIB) -> None:
         self._max = max_event_bytes
         self._line = bytearray()
         self._data: list[str] = []

@@ -9,7 +9,8 @@ import torch
 from megatron_lwz.config.sections import KernelsSection
 from megatron_lwz.errors import ConfigError
 from megatron_lwz.kernels.linear_logprob import implementations
-from megatron_lwz.kernels.settings import MIB, Settings, put
+from megatron_lwz.kernels.settings import Settings, put
+from megatron_lwz.units import MIB
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-MIB = 2**20
+from megatron_lwz.units import MIB
 
 
 @dataclass(frozen=True)

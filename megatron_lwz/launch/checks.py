@@ -15,9 +15,9 @@ from megatron_lwz.http.ports import bind
 from megatron_lwz.launch.description import with_engines
 from megatron_lwz.planner.engines import parameters
 from megatron_lwz.run_paths import STEPS, RunPaths
+from megatron_lwz.units import GIB
 from megatron_lwz.writing import naming, write_text
 
-GIB = 2**30
 STATE_BYTES, WEIGHT_BYTES = 14, 2
 """Bytes per parameter of a checkpoint (bf16 weights, fp32 masters and moments), and of an exported folder."""
 SHARED_WITHIN = 120.0

@@ -6,6 +6,7 @@ weights and kernels. Tensor parallelism or one rank, no pipeline.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_lwz.errors import LwzError
 from megatron_lwz.kernels import decode_attention
 from megatron_lwz.models.decoding_buckets import BucketRows
 from megatron_lwz.models.decoding_cache import CachedSequence, Prefix, PrefixCache
@@ -30,6 +32,10 @@ class Sampled:
     sequence: CachedSequence
     token: int
     logprob: float
+
+
+class NotFiniteError(LwzError):
+    """The model's logits are NaN or infinite, so no token can be drawn from them."""
 
 
 class Decoder:
@@ -98,7 +104,10 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[Sampled]:
-        """Returns one token for every running sequence, and the first token of those that start."""
+        """Returns one token for every running sequence, and the first token of those that start.
+
+        Raises NotFiniteError, on every rank alike.
+        """
         return self._decode() + self._start()
 
     def _decode(self) -> list[Sampled]:
@@ -173,6 +182,11 @@ def _draw(sampler: Sampler, sequences: list[CachedSequence], logits: Tensor) -> 
     """Draws the token at position `length` of every sequence."""
     tokens, logprobs = sampler.draw(logits, np.array([s.length for s in sequences], dtype=np.uint64))
     read = torch.stack((tokens.double(), logprobs.double())).tolist()  # at once: the host waits for a GPU here
+    if not math.isfinite(sum(read[1])):  # a logit that is NaN or +inf makes the log-prob of any token so
+        raise NotFiniteError(
+            "the policy's logits are NaN or infinite, although its weights are not: load other weights, "
+            "or serve them with another --dtype"
+        )
     sampled = []
     for sequence, token, logprob in zip(sequences, map(int, read[0]), read[1], strict=True):
         sequence.last_token = token

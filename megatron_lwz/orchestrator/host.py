@@ -263,7 +263,6 @@ class RolloutHost(Host):
         section = self._config.data.curriculum
         if not section.used:
             return None
-        section.check_components(self._names)
         return make_pools(section, self._prompts, self._config.rollout.max_new_tokens)
 
     def _render(self, prompt: Prompt) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_lwz.config import Config
-from megatron_lwz.planner.plan import GIB, Plan, Setting
+from megatron_lwz.planner.plan import Plan, Setting
+from megatron_lwz.units import GIB
 
 _LONG_ROLLOUT = 2.0
 """Rollouts that take so many times the training are what a run waits for."""

@@ -14,8 +14,7 @@ from megatron_lwz.planner.hardware import Gpu
 from megatron_lwz.planner.rehearsals import Rehearsals
 from megatron_lwz.planner.timing import Layout, Work, layout_of, seconds_of
 from megatron_lwz.planner.transfers import Route, of_transport
-
-GIB = 2**30
+from megatron_lwz.units import GIB, MIB
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _seconds(config: Config, layout: Layout, setting: Setting, ranks: list[Memor
         found["rollout"] = engines.seconds(work.sequences, work.mean - prompt, config.rollout.max_new_tokens, prompt)
     found |= seconds_of(config, layout, work, setting.card, [memory.report for memory in ranks], setting.stage)
     if engines is not None:
-        bucket = config.weight_sync.bucket_mib * 2**20
+        bucket = config.weight_sync.bucket_mib * MIB
         route = Route(engines.arch, layout, engines.count, engines.tensor, setting.card, bucket)
         found["weight sync"] = of_transport(route, config.weight_sync.transport).seconds
     return found

@@ -11,9 +11,10 @@ from megatron_lwz.planner.assumptions import ASSUMED
 from megatron_lwz.planner.dry_run import longest_sequence
 from megatron_lwz.planner.engines import parameters
 from megatron_lwz.planner.hardware import Gpu
-from megatron_lwz.planner.plan import GIB, Plan, Setting, make_plan
+from megatron_lwz.planner.plan import Plan, Setting, make_plan
 from megatron_lwz.planner.rehearsals import Rehearsals
 from megatron_lwz.planner.timing import Layout, layout_of, packs_per_rank, recomputed
+from megatron_lwz.units import GIB
 
 _RECOMPUTE = ("none", "selective", "full")
 _MARGIN, _MARGIN_LARGER = 1.05, 1.2

@@ -10,10 +10,11 @@ import torch
 import torch.cuda.random
 
 from megatron_lwz.rehearsal.ledger import Ledger
+from megatron_lwz.units import GIB
 
 DEVICE = torch.device("cuda", 0)
 _PROCESSORS = 132
-_MEMORY = 80 * 2**30
+_MEMORY = 80 * GIB
 
 
 class Properties:

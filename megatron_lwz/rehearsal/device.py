@@ -27,10 +27,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from megatron_lwz.rehearsal import traffic
 from megatron_lwz.rehearsal.ledger import BLOCK, Ledger, RehearsalError
+from megatron_lwz.units import MIB
 
 aten, c10d = torch.ops.aten, torch.ops.c10d
 
-KNOWN_BYTES = 8 * 2**20
+KNOWN_BYTES = 8 * MIB
 """Content of tensors up to this size is kept; floating point on the host up to HOST_FLOAT_BYTES."""
 HOST_FLOAT_BYTES = 2**16
 _CPU = torch.device("cpu")

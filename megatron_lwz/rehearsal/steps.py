@@ -29,8 +29,7 @@ from megatron_lwz.training.supervised import LanguageModeling
 from megatron_lwz.training.teacher import Teacher, build_teacher
 from megatron_lwz.training.weight_sync.buckets import Buckets
 from megatron_lwz.types import MicroBatch, SequenceBatch
-
-MIB = 2**20
+from megatron_lwz.units import MIB
 
 Outcome = tuple[int, dict[str, Any]]
 """(micro-batches on this rank, notes)."""

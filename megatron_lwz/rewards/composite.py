@@ -46,7 +46,7 @@ def build_rewards(
     component has a weight, unless it may be `weightless`: a teacher teaches instead.
     """
     check_components(section)
-    if not weightless and not any(entry.weight > 0 for _, _, entry in _named(section)):
+    if not weightless and not any(entry.weight > 0 for _, _, entry in section.components()):
         raise ConfigError("reward", "weight 0 for every component", "nothing would be learned: give one a weight")
     length = LengthComponent(section.length, tokenizer)
     rewards: list[RewardFn] = [length, FormatComponent(section.format, length.measure, tokenizer)]
@@ -70,7 +70,7 @@ def build_rewards(
 
 def component_sections(section: RewardSection) -> dict[str, ComponentSection]:
     """Returns name → settings of every component, in the order of `build_rewards`."""
-    return {name: entry for _, name, entry in _named(section)}
+    return {name: entry for _, name, entry in section.components()}
 
 
 def with_fixed_criteria(section: RewardSection) -> RewardSection:
@@ -120,29 +120,13 @@ def reward_metrics(rewards: Sequence[RewardFn]) -> dict[str, float]:
     return found
 
 
-def _named(section: RewardSection) -> list[tuple[str, str, ComponentSection]]:
-    """Returns (config key, name, settings) of every component."""
-    return [
-        ("reward.length", "length", section.length),
-        ("reward.format", "format", section.format),
-        *([("reward.overlap", "overlap", section.overlap)] if section.overlap.used else []),
-        *([("reward.structure", "structure", section.structure)] if section.structure.used else []),
-        *([("reward.consistency", "consistency", section.consistency)] if section.consistency.used else []),
-        *([("reward.writing", "writing", section.writing)] if section.writing.used else []),
-        *([("reward.continuation", "continuation", section.continuation)] if section.continuation.used else []),
-        *([("reward.diversity", "diversity", section.diversity)] if section.diversity.used else []),
-        *(("reward.judges", entry.title, entry) for entry in section.judges),
-        *(("reward.functions", entry.title, entry) for entry in section.functions),
-    ]
-
-
 def check_components(section: RewardSection) -> None:
     """Raises ConfigError for names that are taken twice, unknown or invalid, and for settings without effect.
 
     Calls `reward.advantage_function` on made-up scores (`check_advantage_function`).
     """
     seen: set[str] = set()
-    for key, name, entry in _named(section):
+    for key, name, entry in section.components():
         if name in seen:
             raise ConfigError(key, name, f"there is already a component named '{name}': give another `name`")
         if "/" in name:
@@ -181,7 +165,7 @@ def _check_unused(section: RewardSection) -> None:
     for name in ("combine", "normalizer"):
         if (value := getattr(section, name)) != (default := type(section).model_fields[name].default):
             raise ConfigError(f"reward.{name}", value, f"{advice} {default}")
-    for key, _, entry in _named(section):
+    for key, _, entry in section.components():
         if entry.normalizer is not None:
             raise ConfigError(f"{key}.normalizer", entry.normalizer, f"{advice} null")
 

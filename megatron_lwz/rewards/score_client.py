@@ -18,12 +18,13 @@ from megatron_lwz.http.json_session import JsonSession
 from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
 from megatron_lwz.http.session import is_address
 from megatron_lwz.types import is_score
+from megatron_lwz.units import MIB
 
 log = logging.getLogger(__name__)
 
 Read = TypeVar("Read")
 
-_MOST_BYTES = 32 << 20
+_MOST_BYTES = 32 * MIB
 _LONGEST_WAIT = 30.0
 
 

@@ -45,7 +45,7 @@ class ServedModel:
         self.max_length = served_length(self.arch, self.tokenizer, max_length)
         launch.initialize(config)
         (self._model,) = build_policy(config)
-        load_policy([self._model], HfFolder(folder))
+        load_policy([self._model], HfFolder(folder), finite=True)
         self._model.eval()
         self.checksum = checksum_policy([self._model])
 

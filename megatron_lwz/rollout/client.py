@@ -22,9 +22,10 @@ from megatron_lwz.rollout.open_stream import OpenStream
 from megatron_lwz.rollout.tied_head import renews_tied_head
 from megatron_lwz.rollout.version_tracker import LocalTracker, VersionTracker
 from megatron_lwz.types import WeightVersion
+from megatron_lwz.units import MIB
 
 CONNECT_SECONDS = 10.0
-MAX_ANSWER_BYTES = 32 << 20
+MAX_ANSWER_BYTES = 32 * MIB
 UNCHANGED = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Sampling settings that leave the policy's distribution unchanged. Without them vLLM takes the values of the
 model's generation_config.json (Qwen2.5: a repetition penalty of 1.05).

@@ -12,8 +12,9 @@ from megatron_lwz.errors import DataError
 from megatron_lwz.rollout.recovery import OPEN
 from megatron_lwz.rollout.schema import FILE_ERRORS, SUMMED, check_schema, one_line, row_sum
 from megatron_lwz.run_paths import free_ending
+from megatron_lwz.units import GIB
 
-THOROUGH_BYTES = 2**30
+THOROUGH_BYTES = GIB
 """Up to this size SQLite's whole check runs at take-up, which also compares indexes; above it the quick one."""
 LOST = ".lost"
 """Ending of the name under which a journal that cannot be used is kept."""

@@ -15,7 +15,9 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
-BLOCK_BYTES = 32 * 2**20
+from megatron_lwz.units import MIB
+
+BLOCK_BYTES = 32 * MIB
 """Largest block (where one row is not larger): the host memory that a load, or a save without a copy, needs beside the
 state."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,26 +20,22 @@ from megatron_lwz.algorithms.dpo import dpo_loss, implicit_rewards, sequence_sum
 from megatron_lwz.config import Config
 from megatron_lwz.config.sections import DpoSection
 from megatron_lwz.data.preferences.batches import PairSource
-from megatron_lwz.data.preferences.formats import read_pairs
-from megatron_lwz.data.preferences.pairs import PreferencePair
 from megatron_lwz.data.preferences.policy_pairs import PolicyPair, ReplyForm, policy_pair_batch, tokenize_policy_pairs
 from megatron_lwz.data.replies import end_texts
 from megatron_lwz.data.supervised import SupervisedBatch
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import groups, launch, platform
-from megatron_lwz.errors import ConfigError, DataError
+from megatron_lwz.errors import ConfigError
 from megatron_lwz.evaluation.preferences import ScoredPair, accuracies
 from megatron_lwz.kernels.collectives import sum_over
 from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.training.batching import make_pair_batches
-from megatron_lwz.training.profiler import Profiler
+from megatron_lwz.training.pairs import check_pair_size, counted_once, read_files, scored_pair
 from megatron_lwz.training.reference import ReferenceWeights
-from megatron_lwz.training.reward_model import check_pair_size, existing_file, scored_pair, write_held_out
-from megatron_lwz.training.run_folder import RunFolder
 from megatron_lwz.training.start import check_supervised_start
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import LossFn, TokenLossFn, forward_chunks
-from megatron_lwz.training.supervised import OnStep, check_supervised, run_task, with_epochs
+from megatron_lwz.training.supervised import check_supervised, with_epochs
 from megatron_lwz.types import MicroBatch
 
 log = logging.getLogger(__name__)
@@ -93,11 +90,7 @@ class DpoTask:
             statistics: torch.Tensor, micro_batch: MicroBatch, _index: int
         ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             sums = _sums(statistics[0], micro_batch, len(batch.sequences))
-            total, metrics = self.loss(*sum_over(sums, groups.context_group()))
-            if groups.context_rank() == 0:
-                return total, metrics
-            # Every context-parallel rank holds all sums, so it has the whole gradient, but the loss counts once.
-            return total - total.detach(), {name: torch.zeros_like(value) for name, value in metrics.items()}
+            return counted_once(*self.loss(*sum_over(sums, groups.context_group())))
 
         return loss
 
@@ -174,24 +167,6 @@ def prepare(config: Config) -> tuple[Config, DpoTask]:
     return with_epochs(config, task.source.total), task
 
 
-def train(
-    config: Config,
-    task: DpoTask,
-    on_step: OnStep = lambda _step, _shown: None,
-    profiler: Profiler | None = None,
-) -> RunFolder:
-    """Runs or resumes the training that `prepare` made ready; returns the run folder.
-
-    All ranks call it. Raises LwzError. Besides the usual files of a stage it writes `held_out.jsonl` and
-    `held_out.json`: the implicit rewards of each held-out pair, and the summary.
-    """
-    run = RunFolder(config, "dpo")
-    if not run.finished:
-        run_task(config, run, task, on_step, profiler)
-    write_held_out(run, task.scored)
-    return run
-
-
 def check_dpo(config: Config) -> None:
     """Checks the requirements of the stage beyond single fields. Raises ConfigError."""
     if not config.dpo.pairs:
@@ -228,22 +203,15 @@ def build_task(config: Config) -> DpoTask:
 
 def _read(config: Config, key: str) -> list[PolicyPair]:
     section, tokenizer = config.dpo, Tokenizer(config.tokenizer_dir())
-    files = section.pairs if key == "dpo.pairs" else section.held_out
-    paths = [existing_file(key, file) for file in files]
-    read = [pair for path in paths for pair in read_pairs(path, any_rejected=True)]
-    kept, left_out = tokenize_policy_pairs(
-        [pair for pair in read if isinstance(pair, PreferencePair)],
-        tokenizer.encode,
-        min(tokenizer.eos_ids),
-        ReplyForm(config.data.template, section.wrap_answer, section.separator, end_texts(tokenizer)),
+    tokenize = partial(
+        tokenize_policy_pairs,
+        encode=tokenizer.encode,
+        end=min(tokenizer.eos_ids),
+        form=ReplyForm(config.data.template, section.wrap_answer, section.separator, end_texts(tokenizer)),
         maximum_tokens=config.training.sequence_length,
     )
-    left_out.update(pair for pair in read if isinstance(pair, str))
-    if paths and not kept:
-        raise DataError(", ".join(map(str, paths)), left_out.all_of(len(read)))
-    if groups.is_rank_zero() and paths:
-        log.info("%s: %d pairs, %s%s", key, len(kept), left_out, tokenizer.control_note())
-    return kept
+    files = section.pairs if key == "dpo.pairs" else section.held_out
+    return read_files(files, key, tokenizer, tokenize, any_rejected=True)
 
 
 def _sums(logprobs: torch.Tensor, micro_batch: MicroBatch, count: int) -> torch.Tensor:

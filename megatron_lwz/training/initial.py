@@ -26,8 +26,7 @@ from megatron_lwz.models.qwen import build_policy
 from megatron_lwz.training.checkpoint import load_model
 from megatron_lwz.training.optimizer import Schedule, build_optimizer, wrap_data_parallel
 from megatron_lwz.training.state import TrainState
-
-GIB = 2**30
+from megatron_lwz.units import GIB
 
 
 def build_train_state(config: Config) -> TrainState:

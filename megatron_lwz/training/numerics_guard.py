@@ -11,10 +11,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from megatron_lwz.config import Config
 from megatron_lwz.distributed import exchange, groups
+from megatron_lwz.models.hf.tensors import is_finite
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.mismatch_alarm import MismatchAlarm
 from megatron_lwz.training.spikes import SpikeGuard
@@ -103,7 +102,7 @@ class NumericsGuard:
 
 def weights_are_finite(state: TrainState) -> bool:
     """Returns whether all weights of all ranks are finite. Collective; reads every weight once."""
-    sound = all(bool(torch.isfinite(weight).all()) for policy in state.policies for weight in policy.parameters())
+    sound = all(is_finite(weight) for policy in state.policies for weight in policy.parameters())
     everywhere = exchange.largest(float(not sound)) == 0.0
     if not everywhere and groups.is_rank_zero():
         log.warning("weights are not finite: no checkpoint is written, the last one stays")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,29 +15,22 @@ from megatron_lwz.algorithms.bradley_terry import bradley_terry_loss
 from megatron_lwz.config import Config
 from megatron_lwz.config.reward_model import RewardModelSection
 from megatron_lwz.data.preferences.batches import PairBatch, PairSource, TokenPair, pair_batch, tokenize_pairs
-from megatron_lwz.data.preferences.formats import read_pairs
-from megatron_lwz.data.preferences.pairs import PreferencePair
-from megatron_lwz.data.preferences.pieces import size
-from megatron_lwz.data.preferences.policy_pairs import PolicyPair
 from megatron_lwz.data.preferences.rendering import Rendering, rendering_for, save_rendering
 from megatron_lwz.data.replies import end_texts
 from megatron_lwz.data.tokenizer import Tokenizer
 from megatron_lwz.distributed import groups, launch, platform
-from megatron_lwz.errors import ConfigError, DataError
-from megatron_lwz.evaluation.preferences import ScoredPair, accuracies, summarize_pairs
+from megatron_lwz.errors import ConfigError
+from megatron_lwz.evaluation.preferences import ScoredPair, accuracies
 from megatron_lwz.kernels.collectives import sum_over
-from megatron_lwz.metrics import write_json
 from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.models.reward_model import last_token_scores
-from megatron_lwz.training.batching import make_micro_batches, make_pair_batches, pair_size
-from megatron_lwz.training.profiler import Profiler
-from megatron_lwz.training.run_folder import RunFolder
+from megatron_lwz.training.batching import make_micro_batches, make_pair_batches
+from megatron_lwz.training.pairs import check_pair_size, counted_once, read_files, scored_pair
 from megatron_lwz.training.start import check_supervised_start
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import LossFn, TokenLossFn, forward_chunks
-from megatron_lwz.training.supervised import OnStep, check_supervised, run_task, with_epochs
+from megatron_lwz.training.supervised import check_supervised, with_epochs
 from megatron_lwz.types import MicroBatch, SequenceBatch
-from megatron_lwz.writing import write_text
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +75,7 @@ class PairTask:
                 margin=self.section.margin,
                 center=self.section.center,
             )
-            if groups.context_rank() == 0:
-                return total, metrics
-            # Every context-parallel rank holds all scores, so it has the whole gradient, but the loss counts once.
-            return total - total.detach(), {name: torch.zeros_like(value) for name, value in metrics.items()}
+            return counted_once(total, metrics)
 
         return loss
 
@@ -122,32 +112,6 @@ def prepare(config: Config) -> tuple[Config, PairTask]:
     return with_epochs(config, task.source.total), task
 
 
-def train(
-    config: Config,
-    task: PairTask,
-    on_step: OnStep = lambda _step, _shown: None,
-    profiler: Profiler | None = None,
-) -> RunFolder:
-    """Runs or resumes the training that `prepare` made ready; returns the run folder.
-
-    All ranks call it. Raises LwzError. Besides the usual files of a stage it writes `held_out.jsonl` and
-    `held_out.json`: the score of each held-out pair, and the summary.
-    """
-    run = RunFolder(config, "reward_model")
-    if not run.finished:
-        run_task(config, run, task, on_step, profiler)
-    write_held_out(run, task.scored)
-    return run
-
-
-def write_held_out(run: RunFolder, scored: Sequence[ScoredPair]) -> None:
-    """Writes `held_out.jsonl` and `held_out.json`, on rank 0, if there are scored pairs."""
-    if groups.is_rank_zero() and scored:
-        rows = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in scored)
-        write_text(run.held_out, rows)
-        write_json(run.held_out_summary, summarize_pairs(scored))
-
-
 def check_reward_model(config: Config) -> None:
     """Checks the requirements of the stage beyond single fields. Raises ConfigError."""
     if not config.reward_model.pairs:
@@ -156,29 +120,22 @@ def check_reward_model(config: Config) -> None:
     check_supervised(config)
 
 
-def check_pair_size(config: Config) -> None:
-    """Raises ConfigError unless both texts of any pair fit into a micro-batch."""
-    longest = config.training.sequence_length
-    pair = pair_size((longest, longest), config)
-    if config.training.tokens_per_micro_batch < pair:
-        raise ConfigError(
-            "training.tokens_per_micro_batch",
-            config.training.tokens_per_micro_batch,
-            f"must hold a pair of texts of training.sequence_length = {longest} tokens: {pair}",
-        )
-
-
 def build_task(config: Config) -> PairTask:
     """Reads and tokenises the pairs. Every rank holds all of them. Raises DataError."""
     section, folder = config.reward_model, config.tokenizer_dir()
     rendering = rendering_for(folder, section.template, thinking=section.thinking)
     tokenizer = Tokenizer(folder)
-    train_pairs, held_out = (
-        _read(files, tokenizer, rendering, config, name)
-        for files, name in ((section.pairs, "reward_model.pairs"), (section.held_out, "reward_model.held_out"))
+    tokenize = partial(
+        tokenize_pairs,
+        encode=tokenizer.encode,
+        rendering=rendering,
+        maximum_tokens=config.training.sequence_length,
+        ends=end_texts(tokenizer),
     )
+    train_pairs = read_files(section.pairs, "reward_model.pairs", tokenizer, tokenize)
+    held_out = read_files(section.held_out, "reward_model.held_out", tokenizer, tokenize)
     shared = {pair.pair.document for pair in train_pairs} & {pair.pair.document for pair in held_out}
-    if shared:
+    if shared and groups.is_rank_zero():
         log.warning("%d source documents stand in training and held-out pairs, e.g. %.80s", len(shared), min(shared))
     largest = max(abs(1.0 if pair.pair.margin is None else pair.pair.margin) for pair in train_pairs)
     if section.margin * largest > torch.finfo(torch.float32).max:
@@ -222,48 +179,3 @@ def score_sequences(chunks: Sequence[torch.nn.Module], batch: SequenceBatch, con
         dist.all_reduce(scores, group=groups.data_context_group())  # every text was scored on one rank
     dist.broadcast(scores, src=groups.last_stage_rank(), group=groups.pipeline_group())
     return scores.cpu()
-
-
-def scored_pair(pair: TokenPair | PolicyPair, chosen: float, rejected: float) -> ScoredPair:
-    """Returns the pair with its two scores, and the lengths of its texts."""
-    of = pair.pair
-    return ScoredPair(
-        id=of.id,
-        kind=of.kind,
-        source=of.source,
-        document=of.document,
-        language=of.language,
-        chosen=chosen,
-        rejected=rejected,
-        chosen_length=size(of.chosen),
-        rejected_length=size(of.rejected),
-        chosen_tokens=len(pair.chosen),
-        rejected_tokens=len(pair.rejected),
-    )
-
-
-def _read(
-    files: Iterable[str], tokenizer: Tokenizer, rendering: Rendering, config: Config, key: str
-) -> list[TokenPair]:
-    paths = [existing_file(key, file) for file in files]
-    read = [pair for path in paths for pair in read_pairs(path)]
-    kept, left_out = tokenize_pairs(
-        [pair for pair in read if isinstance(pair, PreferencePair)],
-        tokenizer.encode,
-        rendering,
-        maximum_tokens=config.training.sequence_length,
-        ends=end_texts(tokenizer),
-    )
-    left_out.update(pair for pair in read if isinstance(pair, str))
-    if paths and not kept:
-        raise DataError(", ".join(map(str, paths)), left_out.all_of(len(read)))
-    if groups.is_rank_zero() and paths:
-        log.info("%s: %d pairs, %s%s", key, len(kept), left_out, tokenizer.control_note())
-    return kept
-
-
-def existing_file(key: str, file: str) -> Path:
-    """Returns the path of a file that a key names. Raises ConfigError if it is not there."""
-    if not Path(file).is_file():
-        raise ConfigError(key, file, "no such file: check the path")
-    return Path(file)

@@ -22,6 +22,7 @@ from megatron_lwz.errors import ConfigError
 from megatron_lwz.http.json_session import JsonSession
 from megatron_lwz.http.retry import Failure, RequestFailure, RetryBudget
 from megatron_lwz.types import MicroBatch, SequenceBatch
+from megatron_lwz.units import MIB
 
 KEY = "grpo.teacher_server"
 _BYTES_PER_TOKEN = 512
@@ -84,7 +85,7 @@ class _Client(JsonSession):
         section = self._section
         budget = RetryBudget(section.retries, base_seconds=section.backoff, max_seconds=_LONGEST_WAIT)
         body = {"model": section.model, "prompt": list(text), "max_tokens": 1, "prompt_logprobs": 0}
-        most = (1 << 20) + _BYTES_PER_TOKEN * len(text)
+        most = MIB + _BYTES_PER_TOKEN * len(text)
         while True:
             try:
                 answer = await self.post_json(

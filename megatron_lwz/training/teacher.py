@@ -88,7 +88,7 @@ def build_teacher(config: Config) -> list[PolicyModel]:
 def load_teacher(config: Config) -> Teacher:
     """Builds the teacher and loads its weights. Collective. Raises LwzError, on every rank alike."""
     chunks = build_teacher(config)
-    load_policy(chunks, HfFolder(Path(str(config.grpo.teacher))))
+    load_policy(chunks, HfFolder(Path(str(config.grpo.teacher))), finite=True)
     return Teacher(chunks)
 
 

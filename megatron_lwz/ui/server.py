@@ -18,8 +18,9 @@ from megatron_lwz.ui.notes import Note
 from megatron_lwz.ui.pages import compare, overview, prompt_steps, reading, rollout_list, siblings
 from megatron_lwz.ui.pages.layout import message_page
 from megatron_lwz.ui.run import Run
+from megatron_lwz.units import MIB
 
-_MAX_BODY = 1 << 20
+_MAX_BODY = MIB
 _KINDS = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 

@@ -9,7 +9,7 @@ from megatron_lwz.config import load_config
 from megatron_lwz.distributed import launch
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.models.hf import checksum_folder, export_policy
-from megatron_lwz.training import dpo
+from megatron_lwz.training import dpo, pairs
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.step import train_step
 
@@ -44,7 +44,7 @@ def resumed(folder: str) -> dict[str, Any]:
     for name, parts in (("whole", [4]), ("halves", [2, 4])):
         for steps in parts:
             given = [f"run.dir={folder}/{name}", f"training.steps={steps}", "checkpoint.interval=2"]
-            root = dpo.train(*dpo.prepare(load_config(Path(folder, "config.yaml"), given))).root
+            root = pairs.train("dpo", *dpo.prepare(load_config(Path(folder, "config.yaml"), given))).root
             launch.end_run()  # as the end of its process would
         rows = [row for row in read_metrics(root / "metrics.jsonl") if row["step"] > 2]
         times = ("seconds", "per_second", "mfu", "flops")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+from contextlib import redirect_stderr
 from typing import Any
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from megatron_lwz.cli import common, train_grpo
 from megatron_lwz.config import Stage, validate
 from megatron_lwz.distributed import environment, launch
 from megatron_lwz.kernels.linear_logprob import products
@@ -38,3 +41,9 @@ def measured(trees: dict[str, dict[str, Any]], stage: Stage) -> dict[str, dict[s
             mine = measure(validate(tree), stage)[environment.rank()]
         found[name] = {"state": mine.state, "instants": mine.instants}
     return found
+
+
+def refused(argv: list[str]) -> tuple[int, str]:
+    """The exit status of a GRPO stage that cannot be run, and what it said on stderr."""
+    with redirect_stderr(io.StringIO()) as said:
+        return common.run(train_grpo.main, argv), said.getvalue()

@@ -8,7 +8,7 @@ from typing import Any
 from megatron_lwz.config import load_config
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.models.hf import checksum_folder, export_policy
-from megatron_lwz.training import reward_model
+from megatron_lwz.training import pairs, reward_model
 from megatron_lwz.training.checkpoint import load_model
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.step import train_step
@@ -39,7 +39,7 @@ def layouts(folder: str, layouts: dict[str, list[str]]) -> dict[str, Any]:
 def run_and_resume(folder: str, layout: list[str]) -> dict[str, Any]:
     """A whole run of the stage on two ranks; its checkpoint read under another layout."""
     config = load_config(Path(folder, "config.yaml"), [f"run.dir={folder}/run", "checkpoint.interval=4", *layout])
-    root = reward_model.train(*reward_model.prepare(config)).root
+    root = pairs.train("reward_model", *reward_model.prepare(config)).root
     other = load_config(root, ["parallel.tensor=1", "parallel.pipeline=2"])
     other, _ = reward_model.prepare(other)
     state = build_train_state(other)

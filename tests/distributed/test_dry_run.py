@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from megatron_lwz.errors import EnvironmentSetupError
 from megatron_lwz.planner.dry_run import Memory, RankKind, case_of, run_cases
 from megatron_lwz.planner.hardware import gpus
 from megatron_lwz.rehearsal import shim
+from tests.support.grpo_runs import write_example
 from tests.support.ranks import run_ranks
 
 RANKS = 2
@@ -118,3 +120,18 @@ def test_a_rank_that_does_not_fit_is_an_error_after_the_tables(steps, capsys) ->
     with pytest.raises(dry_run_tables.DoesNotFit, match=r"every rank needs 0\.0 of 0\.0 GiB .* at the instant"):
         dry_run_tables.show(config, [steps["dp2"]], card.model_copy(update={"memory_gb": 1e-3}))
     assert "optimizer" in capsys.readouterr().out
+
+
+def test_prompts_that_a_dry_run_on_the_ranks_refuses_end_all_ranks(tmp_path: Path) -> None:
+    config = write_example(tmp_path, data={"curriculum": {"stages": [{"name": "long", "asked_from": 9000}]}})
+    ends = run_ranks(
+        "tests.distributed.checks_dry_run:refused",
+        ranks=RANKS,
+        argv=[str(config), "--dry-run", "device"],
+        timeout=120.0,
+    )
+    for rank, (status, said) in enumerate(ends):
+        where = f" (rank {rank})" if rank else ""
+        assert status == 2 and said.startswith(
+            f"error{where}: config key 'data.curriculum.stages.0' = 'long': no prompt"
+        )

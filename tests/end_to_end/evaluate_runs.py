@@ -27,9 +27,16 @@ def lwz(*argv: object) -> int:
 
 
 def mistake(capsys: Any, *argv: object) -> str:
-    """What a command that cannot be carried out says: one line on stderr, exit status 2."""
+    """What a command that cannot be carried out says: one line on stderr, exit status 2.
+
+    It makes no output, but for the replies of a judge that was asked.
+    """
     capsys.readouterr()
+    outputs = [Path(argv[place + 1]) for place, word in enumerate(argv) if word == "--output"]
+    outputs = [output for output in outputs if not output.exists()]
     assert lwz(*argv) == 2
+    made = [[file.name.partition(".")[0] for file in output.iterdir()] for output in outputs if output.is_dir()]
+    assert all(set(names) <= {"judge_cache", "score_cache"} and names for names in made), "made before the refusal"
     lines = [line for line in capsys.readouterr().err.splitlines() if "WARNING" not in line]
     assert len(lines) == 1, lines
     return lines[0]

@@ -20,7 +20,7 @@ from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.models.hf import checksum_folder
 from megatron_lwz.rollout.engine.policy import ServedPolicy
-from tests.support.engine_model import write_engine_model
+from tests.support.engine_model import HEAD, NORM, write_changed, write_engine_model
 from tests.support.served_engine import TOKEN, Served
 from tests.support.waiting import wait_for
 
@@ -103,10 +103,13 @@ def asked(served: Served) -> tuple[list[list[int]], list[list[float]]]:
 
 
 def test_two_ranks_write_what_one_writes_load_weights_together_and_end_together(ranks: Ranks) -> None:
+    write_changed(ranks.folder / "a", ranks.folder / "huge", (NORM, 1e30), (HEAD, 1e30))
     for name in ("a", "b"):
         if name == "b":
-            reload = {"method": "reload_weights", "kwargs": {"weights_path": str(ranks.folder / "b")}}
-            assert ranks.call("POST", "/collective_rpc", reload)[0] == 200
+            assert ranks.reload("huge")[0] == 200
+            with pytest.raises(openai.APIError, match="logits are NaN or infinite"):
+                asked(ranks)
+            assert ranks.reload("b")[0] == 200
             assert checksum_folder(ranks.folder / "b") in str(
                 ranks.call("POST", "/weight_checker", {"action": "checksum"})
             )
@@ -114,8 +117,7 @@ def test_two_ranks_write_what_one_writes_load_weights_together_and_end_together(
         exact_tokens, exact_logprobs = of_one_rank(ranks.folder / name)
         assert tokens == exact_tokens
         torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(exact_logprobs), rtol=0, atol=2e-5)
-    reload["kwargs"]["weights_path"] = str(ranks.folder / "absent")
-    assert ranks.call("POST", "/collective_rpc", reload)[0] == 400
+    assert ranks.reload("absent")[0] == 400
     assert asked(ranks)[0] == tokens, "a refused folder leaves both ranks as they were"
     both = [ranks.rank(number) for number in (0, 1)]
     ranks.root.send_signal(signal.SIGTERM)

@@ -27,7 +27,7 @@ from megatron_lwz.rollout.client import EngineClient
 from megatron_lwz.rollout.events import StreamEnd
 from megatron_lwz.rollout.limits import EngineLoad
 from megatron_lwz.types import FinishReason
-from tests.support.engine_model import EOS, VOCAB, write_engine_model
+from tests.support.engine_model import EOS, HEAD, NORM, VOCAB, write_changed, write_engine_model
 from tests.support.served_engine import TOKEN, Served
 from tests.support.waiting import PATIENCE, wait_for
 
@@ -231,6 +231,36 @@ def test_new_weights_in_the_middle_of_a_rollout(served: Served) -> None:
     missing = {"method": "reload_weights", "kwargs": {"weights_path": str(served.folder / "c")}}
     status, answer = served.call("POST", "/collective_rpc", missing)
     assert status == 400 and "no such folder" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_and_change_nothing(served: Served, value: float) -> None:
+    folder = write_changed(served.folder / "b", served.folder / f"bad{value}", (NORM, value))
+    before = served.call("POST", "/weight_checker", {"action": "checksum"})
+    status, answer = served.reload(folder.name)
+    said = f"checkpoint {folder}: tensor {NORM} holds NaN or infinite values: export or copy the weights again"
+    assert status == 400 and answer["error"]["message"].startswith(said)
+    assert served.call("POST", "/weight_checker", {"action": "checksum"}) == before
+    assert served.complete([1, 2], max_tokens=3, ignore_eos=True).usage.completion_tokens == 3
+
+
+def test_logits_that_are_not_finite_are_an_error_of_every_request_until_other_weights_come(served: Served) -> None:
+    write_changed(served.folder / "b", served.folder / "huge", (NORM, 1e30), (HEAD, 1e30))
+    try:
+        assert served.reload("huge")[0] == 200, "the weights themselves are finite"
+        for temperature, top_p in ((1, 1), (0, 1), (0.5, 0.9)):
+            body = {"prompt": [1, 2], "max_tokens": 5, "temperature": temperature, "top_p": top_p}
+            status, answer = served.call("POST", "/v1/completions", body)
+            assert status == 503 and "the policy's logits are NaN or infinite" in answer["error"]["message"]
+            assert served.call("GET", "/health")[0] == 503 and served.running() == (0, 0)
+            assert served.reload("huge")[0] == 200, "and the next request is tried again"
+        with pytest.raises(openai.APIError, match="logits are NaN or infinite"):
+            list(served.complete([1, 2], max_tokens=5, stream=True))
+    finally:
+        assert served.reload("a")[0] == 200
+    assert served.call("GET", "/health")[0] == 200
+    assert served.complete([1, 2], max_tokens=3, ignore_eos=True).usage.completion_tokens == 3
+    assert "Traceback" not in (served.folder / "engine.log").read_text()
 
 
 def test_weights_come_only_from_the_folders_named_at_the_start(served: Served, tmp_path: Path) -> None:

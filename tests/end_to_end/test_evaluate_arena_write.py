@@ -47,6 +47,7 @@ def test_killed_and_run_again_no_reply_is_paid_twice(argv, tmp_path):
         (["--anchor", "nobody"], "--anchor nobody: no such player; there are strong, weak, baseline"),
         (["--baseline", "strong=x"], "a player named 'strong' already"),
         ([], "judge.url"),
+        (["judge.urls=x"], "unknown key"),
         (["--repeats", "0"], "must be at least 1"),
     ],
 )

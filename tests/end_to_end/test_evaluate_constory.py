@@ -74,6 +74,7 @@ def test_mistakes_are_one_line(argv, tmp_path, capsys):
             "line 2: 'world_building_core_rules_violations' holds no JSON list",
         ),
         ([*argv, "--judge", "x"], "--judge names who made"),
+        ([*argv, judge[0]], "judge.model"),
         ([*argv, *judge, "--benchmark", tmp_path], "no characterization.md here"),
         ([*argv, "--model", "x"], "leave --model away"),
     ):

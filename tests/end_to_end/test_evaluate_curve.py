@@ -88,6 +88,7 @@ def test_mistakes_are_one_line(argv, capsys, tmp_path):
     for given, said in (
         (("curve", broken, *output), f"{broken}, line 2: 'response' must be a text"),
         (("curve", plain, *output, *judge), "rows without a prompt"),
+        (("curve", plain, *output, "judge.urls=x"), "unknown key"),
         (("curve", plain, *output, "--run", "x"), "--run chooses a run"),
         (("curve", plain, *output, "--parts", "200"), "none of its 1 texts has 25 words"),
         (("curve", plain, *output, "--parts", "4", "--every", "9"), "--every"),

@@ -134,6 +134,7 @@ def test_a_kill_in_the_middle_of_completions_loses_nothing_that_was_on_disk(tmp_
         (("--model", "/nowhere"), "/nowhere: no such folder"),
         (("--model", "."), "neither a Hugging Face folder nor a checkpoint"),
         (("--url", "http://127.0.0.1:9", "--served-model", "m", "--retries", "0"), "http://127.0.0.1:9"),
+        (("--url", "x", "--served-model", "m"), "x: not an address"),
         (("--url", "http://x", "--served-model", "m", "--samples", "0"), "must be at least 1"),
         (("--url", "http://x", "--served-model", "m", "--preset", "best"), "writing-bench"),
     ],
@@ -142,3 +143,4 @@ def test_mistakes_are_one_line(tmp_path, capsys, argv, said):
     argv = [str(tmp_path) if text == "." else text for text in argv]
     fixed = ("generate", prompts(tmp_path / "p.jsonl", 2), "--output", tmp_path / "r.jsonl")
     assert said in mistake(capsys, *fixed, *argv)
+    assert (tmp_path / "r.jsonl").exists() == ("--retries" in argv), "a file for responses, once a server is asked"

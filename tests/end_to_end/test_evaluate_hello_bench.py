@@ -34,9 +34,10 @@ def answer(prompt: str, _: int) -> str:
 def test_judged_run_again_and_read_as_judgements(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LWZ_JUDGE_KEY", KEY)
     server = Scripted(answer)
+    responses_last = [*argv[:3], *argv[6:], *argv[3:6]]
     with serving(server):
-        for _ in range(2):
-            assert lwz(*argv, *judged_by(server, concurrency=4)) == 0
+        for line in (argv, responses_last):
+            assert lwz(*line, *judged_by(server, concurrency=4)) == 0
     assert len(server.bodies) == 12 and server.bodies[0]["temperature"] == 0.8
     found = result(tmp_path)
     assert [found["metrics"][name]["value"] for name in ("Overall", "chat")] == pytest.approx([0, 0], abs=1e-9)
@@ -70,6 +71,7 @@ def test_mistakes_are_one_line(argv, tmp_path, capsys):
         ([*head, "--responses", *[argv[4]] * 2, *argv[-2:]], "has several responses"),
         ([*argv[:2], str(tmp_path), *argv[3:]], "no open_ended_qa.jsonl here"),
         ([*argv, "--length", "3k"], "--length"),
+        ([*argv, "judge.url=http://127.0.0.1:9"], "judge.model"),
         ([*argv, "--judge-prompt", __file__, "judge.url=http://127.0.0.1:9", "judge.model=m"], "not HelloBench's"),
     ):
         assert said in mistake(capsys, *given), given

@@ -60,6 +60,7 @@ def test_without_a_judge_there_is_the_length_score(files, capsys, tmp_path):
         (["judge.url=http://127.0.0.1:9", "judge.model=m", "judge.retries=0"], "127.0.0.1:9"),
         (["judge.urls=x"], "'judge.urls' = 'x': unknown key, did you mean 'url'?"),
         (["--judge-prompt", "/nowhere"], "/nowhere"),
+        (["--ruler", "/nowhere"], "/nowhere"),
         (["--judge-prompt", __file__.replace("longbench_write", "text")], "not LongBench-Write's judge.txt"),
     ],
 )

@@ -61,6 +61,7 @@ def test_mistakes_are_one_line(argv, tmp_path, capsys):
         ([*argv[:3], "--responses", other, *argv[-2:]], "'x' answers no prompt of the dataset"),
         ([*argv[:2], other, *argv[3:]], "no prompt: give one of"),
         ([*argv, *judge, "--judge", "x"], "--judge names who gave"),
+        ([*argv, judge[0]], "judge.model"),
         ([*argv, *judge, "--judge-prompt", __file__], "not LongGenBench's eval.py"),
     ):
         assert said in mistake(capsys, *given), given

@@ -82,6 +82,7 @@ def test_a_silent_judge_ends_the_command_at_once(argv, capsys):
         ([{"prompt": "p", "chosen": "a", "rejected": "b"}], ["--by", "genre"], "no pair has a text in the column 'genre'"),
         ([{"prompt": "p", "chosen": "a", "rejected": "b", "length": {"lower": 9, "upper": 2}}], [], "line 1: 'length' must"),
         ([{"prompt": "p", "chosen": "a", "rejected": "b"}], ["reward.functions=[nowhere:f]"], "cannot be imported"),
+        ([{"prompt": "p", "chosen": "a", "rejected": "b"}], ["reward.judges=[{kind: rubric}]"], "judge.url"),
         ([{"prompt": "p", "chosen": "a", "rejected": "b"}], ["--tolerance", "2"], "--tolerance"),
     ],
 )  # fmt: skip

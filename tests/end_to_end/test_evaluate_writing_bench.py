@@ -81,6 +81,7 @@ def test_scores_of_the_public_script_are_aggregated(argv, tmp_path, capsys):
     [
         (["--scores", "x"], "give --responses (to be judged) or --scores"),
         ([], "judge.url"),
+        (["judge.urls=x"], "unknown key"),
         (["--judge", "x"], "--judge names who gave the scores"),
         (["--judge-prompt", "/nowhere/prompt.py"], "/nowhere/prompt.py"),
     ],

@@ -17,11 +17,12 @@ from megatron_lwz.cli import common, serve_reward
 from megatron_lwz.config.sections import WritingReward
 from megatron_lwz.data.preferences.rendering import Rendering, Reply
 from megatron_lwz.data.tokenizer import Tokenizer
-from megatron_lwz.distributed import environment
+from megatron_lwz.distributed import environment, launch
 from megatron_lwz.http.ports import free_port
 from megatron_lwz.http.process import ServerProcess
 from megatron_lwz.rewards.writing import WritingComponent
 from megatron_lwz.types import FinishReason, Prompt, Rollout
+from tests.support.engine_model import NORM, write_changed
 from tests.support.engine_reward_model import LONGEST, write_reward_model
 
 TOKEN = "secret"
@@ -151,9 +152,19 @@ def test_what_is_no_reward_model_is_refused_in_one_line(tmp_path: Path, capsys: 
     assert words in line
 
 
+def test_weights_that_are_not_finite_are_refused_in_one_line(tmp_path: Path, capsys: Any) -> None:
+    write_reward_model(tmp_path / "sound")
+    folder = write_changed(tmp_path / "sound", tmp_path / "bad", (NORM, float("nan")))
+    try:
+        assert common.run(serve_reward.main, ["--model", str(folder), "--port", "0"]) == 2
+    finally:
+        launch.shutdown()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert f"checkpoint {folder}: tensor {NORM} holds NaN or infinite values" in line
+
+
 @pytest.mark.long
 def test_a_text_of_32k_tokens_is_scored(tmp_path: Path) -> None:
-    from megatron_lwz.distributed import launch
     from megatron_lwz.rewards.served_model import ServedRewardModel
 
     model = write_reward_model(tmp_path, max_length=32768)

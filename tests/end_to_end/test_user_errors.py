@@ -19,6 +19,7 @@ from megatron_lwz.cli import (
     train_sft,
 )
 from tests.support import stages
+from tests.support.engine_model import write_engine_model
 from tests.support.grpo_runs import write_example
 from tests.support.tiny_qwen2 import SIZES, write_word_tokenizer
 
@@ -146,8 +147,11 @@ def test_missing_config_and_yaml_fault_name_the_file(capsys, tmp_path: Path) -> 
     assert "broken.yaml, line" in error_of(capsys, train_grpo.main, tmp_path / "broken.yaml")
 
 
-def test_port_in_use_is_said_before_the_model_is_loaded(capsys) -> None:
+def test_port_in_use_is_said_before_the_model_is_loaded(capsys, tmp_path: Path) -> None:
+    write_engine_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    capsys.readouterr()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        error = error_of(capsys, serve_engine.main, "--model", "/nowhere", "--port", port)
+        error = error_of(capsys, serve_engine.main, "--model", tmp_path, "--port", port)
     assert str(port) in error

@@ -15,9 +15,9 @@ from megatron_lwz.kernels.linear_logprob.planner import (
     plan_tiles,
     utilisation,
 )
+from megatron_lwz.units import MIB
 
 CPU, H200 = Machine(), Machine(multiprocessors=132)
-MIB = 2**20
 POLICY_32B_TP8 = Shape(16384, 5120, 19008)
 POLICY_7B = Shape(16384, 3584, 152064)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 from tests.support.tiny_qwen2 import write_tiny_qwen2
 
+NORM, HEAD = "model.norm.weight", "lm_head.weight"
 VOCAB = 320
 EOS = VOCAB - 1
 SPECIAL = ("<|user|>", "<|endoftext|>")
@@ -27,6 +31,16 @@ def write_engine_model(
     )  # fmt: skip
     _write_tokenizer(folder, vocab)
     return model
+
+
+def write_changed(source: Path, folder: Path, *changes: tuple[str, float]) -> Path:
+    """Copies a model's folder, with tensors multiplied by numbers (NaN and infinity too): (tensor, number)."""
+    shutil.copytree(source, folder)
+    weights = load_file(folder / "model.safetensors")
+    for name, factor in changes:
+        weights[name] = weights[name] * factor
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 def _write_tokenizer(folder: Path, vocab: int) -> None:

@@ -68,8 +68,8 @@ def _swiglu_formula(x: Tensor) -> Tensor:
     return gate / (1 + (-gate).exp()) * up
 
 
-def _norm(rows: int, width: int) -> Case:
-    inputs = (torch.randn(rows, 1, width) * 3, torch.randn(width))
+def _norm(*shape: int) -> Case:
+    inputs = (torch.randn(shape) * 3, torch.randn(shape[-1]))
     return Case(lambda ops: lambda x, w: ops.rms_norm(x, w, EPS), _norm_formula, inputs, 2)
 
 
@@ -80,21 +80,27 @@ def _rotate(tokens: int, queries: int, keys: int, half: int) -> Case:
     return Case(lambda ops: ops.rotate, _rotate_formula, inputs, 2)
 
 
-def _swiglu(rows: int, width: int) -> Case:
-    return Case(lambda ops: ops.swiglu, _swiglu_formula, (torch.randn(rows, 1, 2 * width) * 2,), 1)
+def _swiglu(*shape: int) -> Case:
+    """`shape` is that of the output."""
+    inputs = (torch.randn(*shape[:-1], 2 * shape[-1]) * 2,)
+    return Case(lambda ops: ops.swiglu, _swiglu_formula, inputs, 1)
 
 
 def cases() -> dict[str, Case]:
     """By name. Seeded, so that every caller sees the same numbers."""
     torch.manual_seed(9)
     return {
-        "norm": _norm(11, 96),
-        "norm of one row": _norm(1, 64),
-        "norm, wide": _norm(5, 1100),
+        "norm": _norm(11, 1, 96),
+        "norm of one row": _norm(1, 1, 64),
+        "norm, wide": _norm(5, 1, 1100),
         "rotate": _rotate(7, 8, 2, 16),
         "rotate, odd": _rotate(9, 5, 1, 12),
-        "swiglu": _swiglu(6, 100),
-        "swiglu, two blocks": _swiglu(3, 1300),
+        "swiglu": _swiglu(6, 1, 100),
+        "swiglu, two blocks": _swiglu(3, 1, 1300),
+        "norm of a vector": _norm(64),
+        "norm of heads": _norm(3, 1, 2, 16),
+        "swiglu of a vector": _swiglu(64),
+        "swiglu of heads": _swiglu(3, 1, 2, 16),
     }
 
 

@@ -41,6 +41,11 @@ class Served:
 
         return asyncio.run(ask())
 
+    def reload(self, name: str) -> tuple[int, Any]:
+        """Status and JSON of loading the folder `name` beside the first one."""
+        kwargs = {"weights_path": str(self.folder / name)}
+        return self.call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": kwargs})
+
     def running(self) -> tuple[int, int]:
         """(writing, waiting) requests."""
         info = self.call("GET", "/weight_info")[1]

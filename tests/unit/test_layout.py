@@ -1,4 +1,7 @@
-"""Who may import what among the tests: helpers, never another test module; what directories share is in tests/support."""
+"""Who may import what among the tests: helpers, never another test module; what directories share is in tests/support.
+
+And what has one place in the package.
+"""
 
 from __future__ import annotations
 
@@ -57,3 +60,10 @@ def test_the_rule_sees_imports_strings_and_other_directories():
         assert len(mistakes(here, text)) == 1, text
     for text in ("from tests.unit.orchestrator.echo_host import anything", "from tests.support import weight_peer"):
         assert mistakes(here, text) == [], text
+
+
+def test_units_of_memory_are_named_in_one_place():
+    unit = re.compile(r"^ *_?[KMG]IB\b.*=[^=]*\d|[*/] ?2 ?\*\* ?[23]0\b|<< ?[23]0\b", re.MULTILINE)
+    assert unit.search("GIB = 2**30") and unit.search("64 << 20") and unit.search("x / 2**20")
+    files = [file for file in sorted((ROOT / "megatron_lwz").rglob("*.py")) if file.name != "units.py"]
+    assert [str(file) for file in files if unit.search(file.read_text(encoding="utf-8"))] == []

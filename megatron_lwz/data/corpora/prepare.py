@@ -62,10 +62,12 @@ def prepare(
         shutil.rmtree(work, ignore_errors=True)
         say(f"{out} is complete; only weights can have changed")
         return manifest
+    made = work if out.exists() else out
     with _locked(work):
         _claim(work / "job.json", fingerprint, out)
         jobs = _jobs(spec, inputs, work, unit_bytes, tokenizer, distil)
         if not jobs:
+            shutil.rmtree(made)
             raise DataError(out, "the sources' files are all empty")
         _tokenize(jobs, workers, say)
         rows = [tokenize.load_rows(job.target) for job in jobs]

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from megatron_lwz.kernels.bench.ways import Inputs, Way
-from megatron_lwz.kernels.settings import MIB
+from megatron_lwz.units import MIB
 
 SAMPLE = slice(0, 16)
 """Rows whose error is looked at."""

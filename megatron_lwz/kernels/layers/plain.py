@@ -45,7 +45,7 @@ class _RmsNorm(torch.autograd.Function):
         gradient, wide = _wide(gradients[0]), _wide(weight)
         normed = _wide(x) * scale
         product = gradient * normed
-        weight_gradient = product.flatten(0, -2).sum(0)
+        weight_gradient = product.reshape(-1, x.shape[-1]).sum(0)  # a vector is one row
         shared = product.mul_(wide).mean(
             -1, keepdim=True
         )  # not by a product of matrices, whose rounding depends on the rows

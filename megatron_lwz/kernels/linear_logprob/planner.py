@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
+from megatron_lwz.units import MIB
+
 _TILE_ROWS, _TILE_COLUMNS = 128, 256
 """Output tile of one multiprocessor in cuBLAS's large products."""
 _BANDWIDTH, _FLOPS = 4.3e12, 790e12
 """H200: bytes per second copied, dense bf16 FLOP per second. Only their ratio matters."""
-_CPU_TILE_BYTES = 8 * 2**20
+_CPU_TILE_BYTES = 8 * MIB
 _CPU_COLUMNS = 4096
 _CPU_UNIT = 64
 _CPU_WIDTH = 512

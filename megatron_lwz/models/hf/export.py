@@ -31,8 +31,9 @@ from megatron_lwz.models.hf.name_map import (
 )
 from megatron_lwz.models.hf.target import EXPORT, atomic_folder
 from megatron_lwz.models.hf.write import ShardWriter, copy_carried_files, write_config
+from megatron_lwz.units import GIB
 
-SHARD_BYTES = 5 * 2**30
+SHARD_BYTES = 5 * GIB
 CPU = torch.device("cpu")
 Stream = Iterator[tuple[str, torch.Tensor | None]]
 

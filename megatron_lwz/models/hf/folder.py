@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from megatron_lwz.errors import CheckpointError, DataError
 from megatron_lwz.models.hf.checksum import SUMS_FILE, digests_of, read_sums
 from megatron_lwz.models.hf.name_map import EMBEDDING, HEAD, Shape
+from megatron_lwz.models.hf.tensors import is_finite, not_finite
 from megatron_lwz.reading import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -77,6 +78,13 @@ class HfFolder:
         for name in names:
             if found[name] != sums[name]:
                 return f"tensor {name} in {self._file_of[name]} is not as it was written: {advice}"
+        return None
+
+    def poisoned(self, names: Sequence[str], dtype: torch.dtype) -> str | None:
+        """Returns what is wrong if one of these tensors is NaN or infinite, or would be in `dtype`; None if none is."""
+        for name in names:
+            if not is_finite(self._slice(name)[:], dtype):
+                return not_finite(name)
         return None
 
     def read(self, name: str, shape: Shape, split: int | None = None, bounds: tuple[int, int] = (0, 0)) -> torch.Tensor:

@@ -26,6 +26,7 @@ from megatron_lwz.models.hf.name_map import (
     tensor_shapes,
     unwrap,
 )
+from megatron_lwz.models.hf.tensors import is_finite, not_finite
 
 log = logging.getLogger(__name__)
 
@@ -138,13 +139,14 @@ class NewHead:
 
 
 @torch.no_grad()
-def load_policy(chunks: Sequence[torch.nn.Module], source: TensorSource, *, verify: bool = True) -> str | None:
+def load_policy(
+    chunks: Sequence[torch.nn.Module], source: TensorSource, *, verify: bool = True, finite: bool = False
+) -> None:
     """Copies this rank's share of every tensor into `chunks` (bare or wrapped), cast to the parameters' type.
 
     Reads only this rank's shares, and with `verify` first compares the tensors with the checksums beside them, if there are
-    some; the ranks divide them. Padding rows of the vocabulary become 0. Weights that are NaN or infinite are loaded,
-    with a warning; the name of such a tensor is returned, on every rank alike, else None. Collective. Raises
-    CheckpointError, on every rank alike.
+    some; the ranks divide them. Padding rows of the vocabulary become 0. Weights that are NaN or infinite are loaded with a
+    warning, or refused with `finite`. Collective. Raises CheckpointError, on every rank alike.
     An optimizer that already holds fp32 masters must reload them afterwards (`reload_model_params`).
     """
     arch = unwrap(chunks[0]).arch
@@ -156,12 +158,13 @@ def load_policy(chunks: Sequence[torch.nn.Module], source: TensorSource, *, veri
         for placement in placements(chunk, arch):
             heartbeat.moved()
             _fill(placement, source, groups.tensor_group().rank())
-            if poisoned is None and not placement.view.isfinite().all():
-                poisoned = placement.name
-    name = exchange.first_said(poisoned)
-    if name is not None and groups.is_rank_zero():
-        log.warning("%s: tensor %s holds NaN or infinite values", source.place, name)
-    return name
+            if poisoned is None and not is_finite(placement.view):
+                poisoned = not_finite(placement.name)
+    said = exchange.first_said(poisoned)
+    if said is not None and finite:
+        raise CheckpointError(source.place, said)
+    if said is not None and groups.is_rank_zero():
+        log.warning("%s: %s", source.place, said)
 
 
 @torch.no_grad()

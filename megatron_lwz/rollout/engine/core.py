@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 from megatron_lwz.errors import LwzError
-from megatron_lwz.models.decoding import Sampled
+from megatron_lwz.models.decoding import NotFiniteError, Sampled
 from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.rollout.engine.generation import Generation
 from megatron_lwz.rollout.limits import EngineLoad
@@ -81,7 +81,7 @@ class Decoding(Protocol):
         ...
 
     def step(self) -> list[Sampled]:
-        """Returns one token for every running sequence."""
+        """Returns one token for every running sequence. Raises NotFiniteError if its logits allow none."""
         ...
 
 
@@ -104,6 +104,7 @@ class EngineThread:
         self.version = str(WeightVersion(0))
         self.failure: str | None = None
         """Why the engine cannot continue; None while it works."""
+        self._weights_failed = False
 
     def start(self) -> None:
         """Starts stepping."""
@@ -199,12 +200,17 @@ class EngineThread:
         return self._call(rise)
 
     def reload(self, path: str) -> Future[None]:
-        """Loads new weights from a folder. Running requests continue with the key-value cache of the old ones."""
+        """Loads new weights from a folder. Running requests continue with the key-value cache of the old ones.
+
+        An engine that failed because its weights gave no finite logits continues.
+        """
 
         def load() -> None:
             self._require_weights()
             self._weights.reload(path)
             self._decoder.forget_prefixes()
+            if self._weights_failed:
+                self.failure, self._weights_failed = None, False
 
         return self._call(load)
 
@@ -267,6 +273,11 @@ class EngineThread:
                 continue
             try:
                 self._step()
+            except NotFiniteError as error:  # the decoder is as it was
+                log.error("%s", error)
+                self.failure, self._weights_failed = str(error), True
+                for generation in list(self._generations.values()):
+                    self._finish(generation, FinishReason.ABORT)
             except Exception as error:  # a broken step must reach the requests and /health, not die in a thread
                 log.exception("the engine failed")
                 self.failure = f"{type(error).__name__}: {error}"

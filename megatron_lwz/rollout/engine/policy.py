@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,10 +23,18 @@ from megatron_lwz.models.qwen import build_policy
 class ServedPolicy:
     """Model, tokenizer and limits of a served Hugging Face folder."""
 
-    def __init__(self, folder: Path, *, dtype: str = "fp32", max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: str = "fp32",
+        max_length: int | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Builds and loads the model.
 
-        `max_length` counts prompt + response tokens; None: the model's own. Raises LwzError.
+        `max_length` counts prompt + response tokens; None: the model's own. Rank 0 calls `check` before anything is loaded.
+        Raises LwzError, on every rank alike, also that of `check`.
         """
         layout = {"tensor": environment.world_size(), "sequence": False}
         config = validate({"model": {"hf": str(folder)}, "training": {"precision": dtype}, "parallel": layout})
@@ -33,6 +42,7 @@ class ServedPolicy:
         self.tokenizer = Tokenizer(folder)
         self.max_length = served_length(self.arch, self.tokenizer, max_length)
         launch.initialize(config)
+        exchange.from_rank_zero(check)
         self._chunks: list[PolicyModel] = build_policy(config)
         self._parked: Parked | None = None
         self.reload(str(folder))
@@ -48,11 +58,16 @@ class ServedPolicy:
         )  # the trainer compares the checksum of what was loaded
 
     def _folder(self, path: str) -> HfFolder:
-        """Returns the folder if all ranks can load it. A rank that did so alone would compute with weights of its own."""
-        fault = None
+        """Returns the folder if all ranks can load it. A rank that did so alone would compute with weights of its own.
+
+        So that a refusal leaves the weights as they are, their numbers are looked at here: each rank takes a part of them.
+        """
+        fault, shapes = None, tensor_shapes(self.arch)
         try:
             folder = HfFolder(path)
-            folder.check(tensor_shapes(self.arch))
+            folder.check(shapes)
+            mine = list(shapes)[environment.rank() :: environment.world_size()]
+            fault = folder.poisoned(mine, self._chunks[0].config.params_dtype)
         except CheckpointError as error:
             fault = error.advice
         except OSError as error:

@@ -30,9 +30,10 @@ from megatron_lwz.rollout.engine.protocol import (
 )
 from megatron_lwz.rollout.limits import write_load
 from megatron_lwz.types import FinishReason
+from megatron_lwz.units import MIB
 
 DISCONNECT_POLL_SECONDS = 1.0
-BODY_BYTES, BYTES_PER_TOKEN = 1 << 20, 64
+BODY_BYTES, BYTES_PER_TOKEN = MIB, 64
 """Largest body: so much, and so much for each token of the context. A token may be a text of JSON escapes."""
 
 

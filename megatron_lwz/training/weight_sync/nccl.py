@@ -26,8 +26,8 @@ from megatron_lwz.training.weight_sync.channel import Joining, NcclJoining
 from megatron_lwz.training.weight_sync.disk import DiskTransport
 from megatron_lwz.training.weight_sync.sender import Sender
 from megatron_lwz.types import WeightVersion
+from megatron_lwz.units import MIB
 
-MIB = 2**20
 Stream = Iterator[tuple[str, Tensor | None]]
 
 

@@ -235,7 +235,7 @@ CORPORA = (
         "must be a finite number above 0",
     ),
     Bad("prepare_corpus {}/spec.yaml --out {}/out --workers 0", "--workers", "0", "must be at least 1"),
-    Bad("prepare_corpus {}/spec.yaml --out {}/config.yaml", "--out {}/config.yaml", "is a file", "name another one"),
+    Bad("prepare_corpus {}/spec.yaml --out {}/config.yaml", "--out {}/config.yaml", "is a file", "name a folder"),
     Bad("prepare_corpus {}/spec.yaml --out {}/out --verify", "{}/out", "no such file", "is the preparation finished?"),
     Bad(
         f"pretrain {_RUN} training.sequence_length=64 data.corpus={{}}/manifest.json",

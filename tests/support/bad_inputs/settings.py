@@ -68,6 +68,8 @@ CONTRADICTIONS = (
     _grpo("training.accumulate_groups=2", "training.accumulate_groups", "2", "must be below training.prompts_per_step"),
     _grpo("rollout.engine=vllm", "rollout.urls", "[]", "needs the URLs of running servers"),
     _grpo("weight_sync.transport=nccl", "weight_sync.transport", "'nccl'", "use disk"),
+    _grpo('--dry-run shapes data.curriculum.stages=[{"name":"a","gate":{"metric":"","max_steps":10}},{"name":"b"}]',
+          "data.curriculum.stages.0.gate.metric", "= ''", "write success or one of its components, length, format"),
     _grpo("checkpoint.best_metric=eval/reward/length evaluation.interval=3", "evaluation.interval", "3",
           "must be a multiple of checkpoint.interval = 2"),
     _grpo("evaluation.quality=true", "evaluation.quality", "True", "needs judge.url and judge.model"),

@@ -18,6 +18,7 @@ from megatron_lwz.cli.progress import RunProgress
 from megatron_lwz.errors import ConfigError, LwzError, Resumable
 from tests.support.waiting import PATIENCE
 
+URL = f"judge.url=http://host:1/{'x' * 300}"
 CONFIG = "run: {dir: somewhere}\nparallel: {tensor: 2}\n"
 
 
@@ -38,6 +39,25 @@ def test_options_and_overrides_come_in_any_order(config):
     parser.add_argument("--input", required=True)
     loaded, arguments = common.parse(parser, [str(config), "--input", "a.jsonl", "run.seed=9"])
     assert (loaded.run.seed, arguments.input) == (9, "a.jsonl")
+
+
+@pytest.mark.parametrize("given", ["--files", "--fi"])
+def test_overrides_among_the_values_of_an_option_stay_overrides_in_their_order(config, tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    Path("a.part=1.jsonl").touch()
+    parser = common.parser()
+    parser.add_argument("--files", type=Path, nargs="+")
+    argv = [str(config), "run.seed=1", given, "run.seed=2", "a.jsonl", URL, "a.part=1.jsonl"]
+    loaded, found = common.parse(parser, [*argv, "run.seed=3", "x=y/b.c=d.jsonl"])
+    assert [str(path) for path in found.files] == ["a.jsonl", "a.part=1.jsonl", "x=y/b.c=d.jsonl"]
+    assert (loaded.run.seed, loaded.judge.url) == (3, URL.partition("=")[2])
+
+
+def test_an_option_of_which_only_overrides_are_given_lacks_its_values(config, capsys):
+    parser = common.parser()
+    parser.add_argument("--files", type=Path, nargs="+")
+    assert common.run(lambda argv: common.parse(parser, argv), [str(config), "--files", "run.seed=2"]) == 2
+    assert "--files: expected at least one argument" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,25 @@ def test_settings_that_cannot_work_are_one_line(tree: dict[str, Any], said: str)
         validate({"data": {"prompts": "p.jsonl", "curriculum": tree}}).check_grpo()
 
 
-def test_a_metric_of_a_component_that_the_run_lacks_is_refused() -> None:
-    stages = section({"name": "a", "gate": {"metric": "writing", "at_least": 0.1}}, {"name": "b"}, success="length")
-    with pytest.raises(
-        ConfigError, match=r"stages\.0\.gate\.metric' = 'writing': is no score of this run.*length, format"
-    ):
-        stages.check_components(["length", "format"])
-    stages.check_components(["length", "writing"])
+WRITE = r"one of its components, length, format, or a detail, e\.g\. length\.in_range"
+
+
+@pytest.mark.parametrize(
+    "metric", ["", " ", "writing", "writing.score", ".", "length.", ".in_range", "Success", "success.x"]
+)
+def test_a_gate_metric_that_is_no_score_of_the_run_is_refused_with_what_there_is(metric: str) -> None:
+    stages = [{"name": "a", "gate": {"metric": metric, "at_least": 0.1}}, {"name": "b"}]
+    with pytest.raises(ConfigError, match=rf"stages\.0\.gate\.metric' = '{metric}': .*: write success or {WRITE}"):
+        validate({"data": {"prompts": "p.jsonl", "curriculum": {"stages": stages}}}).check_grpo()
+    with pytest.raises(ConfigError, match=rf"curriculum\.success' = '{metric}': .*: write {WRITE}"):
+        validate(
+            {"data": {"prompts": "p.jsonl", "curriculum": {"stages": [{"name": "a"}], "success": metric}}}
+        ).check_grpo()
+
+
+def test_every_component_and_its_details_are_metrics_of_a_gate() -> None:
+    functions = ["a.b:fluent", {"path": "a.b:f", "name": "x.y"}]
+    for metric in ("success", "format", "length.in_range", "fluent", "x.y", "fluent.any.detail"):
+        stages = [{"name": "a", "gate": {"metric": metric, "max_steps": 10}}, {"name": "b"}]
+        tree = {"prompts": "p.jsonl", "curriculum": {"stages": stages}}
+        validate({"data": tree, "reward": {"functions": functions}}).check_grpo()

@@ -105,6 +105,12 @@ def test_the_choice_can_be_narrowed(run_folder: Path) -> None:
 def test_a_journal_without_a_usable_rollout_is_not_a_slice(run_folder: Path) -> None:
     with pytest.raises(DataError, match="all empty"):
         distilled(run_folder, "none", first_step=100)
+    assert not (run_folder / "none").exists()
+    (run_folder / "mine").mkdir()
+    with pytest.raises(DataError, match="all empty"):
+        distilled(run_folder, "mine", first_step=100)
+    assert not list((run_folder / "mine").iterdir())
+    assert distilled(run_folder, "mine", first_step=5), "other settings are not refused"
     with pytest.raises(DataError, match="no journal there"):
         (run_folder / "run2").mkdir()
         spec = run_folder / "absent.yaml"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from megatron_lwz.models.decoding import Sampled
+from megatron_lwz.models.decoding import NotFiniteError, Sampled
 from megatron_lwz.models.decoding_cache import CachedSequence
 from megatron_lwz.rollout.engine.core import AsleepError, EngineThread
 from megatron_lwz.rollout.engine.generation import Delta, EndRules, Generation
@@ -17,7 +17,7 @@ from tests.support.waiting import PATIENCE
 
 
 class Counting:
-    """Writes 0, 1, 2, … for every sequence; a prompt of 99 breaks the step."""
+    """Writes 0, 1, 2, … for every sequence; a prompt of 99 breaks the step, one of 98 has no finite logits."""
 
     def __init__(self) -> None:
         self.counts: dict[CachedSequence, int] = {}
@@ -46,6 +46,8 @@ class Counting:
     def step(self) -> list[Sampled]:
         if any(sequence.prompt == (99,) for sequence in self.counts):
             raise ArithmeticError("broken")
+        if any(sequence.prompt == (98,) for sequence in self.counts):
+            raise NotFiniteError("not finite")
         for sequence in self.counts:
             self.counts[sequence] += 1
         return [Sampled(sequence, count, -1.0) for sequence, count in self.counts.items()]
@@ -174,3 +176,20 @@ def test_a_broken_step_ends_the_requests_and_is_told_to_new_ones(engine: EngineT
     with pytest.raises(RuntimeError, match="broken"):
         submit(engine)
     assert engine.checksum().result(PATIENCE) == "sum"
+
+
+def test_other_weights_end_a_failure_that_the_weights_caused_and_no_other(engine: EngineThread) -> None:
+    engine.pause(abort=False).result(PATIENCE)
+    waiting = [submit(engine, prompt=prompt) for prompt in (1, 98)]
+    engine.resume().result(PATIENCE)
+    assert [drain(deltas)[-1].reason for deltas in waiting] == [FinishReason.ABORT] * 2
+    with pytest.raises(RuntimeError, match="not finite"):
+        submit(engine)
+    with pytest.raises(ValueError, match="bad"):
+        engine.reload("bad").result(PATIENCE)
+    assert engine.failure == "not finite" and engine.load().result(PATIENCE) == EngineLoad(0.0)
+    engine.reload("good").result(PATIENCE)
+    assert drain(submit(engine, max_tokens=3))[-1].reason is FinishReason.LENGTH
+    drain(submit(engine, prompt=99))
+    engine.reload("good").result(PATIENCE)
+    assert engine.failure == "ArithmeticError: broken"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megatron_lwz.config import validate
 from megatron_lwz.distributed.launch import initialize, shutdown
+from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.hf.load import RandomInit, load_policy
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.models.qwen import build_policy
@@ -106,6 +107,12 @@ def test_weights_that_are_not_finite_are_named(
     policy: PolicyModel, value: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(_Poisoned, "value", value)
-    assert load_policy([policy], _Poisoned(policy.arch, seed=3)) == "model.layers.1.mlp.up_proj.weight"
-    assert "some folder: tensor model.layers.1.mlp.up_proj.weight holds NaN or infinite values" in caplog.text
-    assert load_policy([policy], RandomInit(policy.arch, seed=3)) is None
+    said = "some folder: tensor model.layers.1.mlp.up_proj.weight holds NaN or infinite values"
+    with pytest.raises(CheckpointError, match=said):
+        load_policy([policy], _Poisoned(policy.arch, seed=3), finite=True)
+    assert not caplog.text
+    load_policy([policy], _Poisoned(policy.arch, seed=3))
+    assert said in caplog.text
+    caplog.clear()
+    load_policy([policy], RandomInit(policy.arch, seed=3), finite=True)
+    assert not caplog.text

@@ -7,9 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 
-from rehearsal_page import CARD, MIB, PARTS, examples, layouts, merge, result
+from rehearsal_page import CARD, PARTS, examples, layouts, merge, result
 
 from megatron_lwz.rehearsal.case import Report, WaitRow
+from megatron_lwz.units import MIB
 
 ORDER = [part.heading for part in PARTS.values()]
 

@@ -84,6 +84,8 @@ def test_a_checkpoint_that_is_being_evaluated_stays(run):
     ("sections", "key"),
     [
         ({"checkpoint": {"best_metric": METRIC}, "data": {"held_out_prompts": None}}, "checkpoint.best_metric"),
+        ({"checkpoint": {"best_metric": ""}}, "checkpoint.best_metric"),
+        ({"checkpoint": {"best_metric": "reward/length"}}, "checkpoint.best_metric"),
         (
             {"checkpoint": {"best_metric": METRIC, "interval": 10}, "evaluation": {"interval": 15}},
             "evaluation.interval",
