@@ -30,7 +30,7 @@ from rehearsal_page import LIMITS, PARTS, STAMP, TITLE, merge, result
 from megatron_lwz.errors import EnvironmentSetupError
 from megatron_lwz.rehearsal.case import STAGES, Case, Report
 from megatron_lwz.rehearsal.pool import ENGINE, rehearse
-from megatron_lwz.rehearsal.small import BY_NAME, LAYOUTS
+from megatron_lwz.rehearsal.small import BY_NAME, DECODINGS, LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE_STAGES = ("grpo", "sft", "pretrain", "score", "checkpoint")
@@ -77,7 +77,9 @@ def cases(part: str) -> list[Case]:
     if part == "engine":
         layouts = [BY_NAME[name] for name in ENGINE_LAYOUTS]
         return [layout.case(stage, rank) for layout in layouts for stage in ENGINE_STAGES for rank in layout.ranks]
-    return [layout.case(stage, rank) for layout in LAYOUTS for stage in STAGES for rank in layout.ranks]
+    stages = [stage for stage in STAGES if stage != "decode"]
+    trained = [layout.case(stage, rank) for layout in LAYOUTS for stage in stages for rank in layout.ranks]
+    return [*trained, *DECODINGS]
 
 
 def run(part: str, only: str | None, engine: Path) -> list[Report]:

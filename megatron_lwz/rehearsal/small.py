@@ -58,3 +58,9 @@ LAYOUTS = (
 """Overlap is of the gradient reduction with the backward pass; selective and full are the recomputation."""
 
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
+
+DECODINGS = (
+    BY_NAME["one GPU"].case("decode", 0),
+    BY_NAME["TP2"].case("decode", 1, "whole sequences", parallel={"sequence": False}),
+)
+"""The layouts of an embedded engine: one rank, or tensor parallelism without sequence parallelism."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_lwz.rehearsal.case import Case
-from megatron_lwz.rehearsal.small import BY_NAME
+from megatron_lwz.rehearsal.small import BY_NAME, DECODINGS
 
 _ALL, _TP2 = BY_NAME["TP2 CP2 PP2 DP2 overlap full"], BY_NAME["TP2"]
 _SEQUENCES = {"ratio": "sequence", "mismatch": "sequence", "kl_coefficient": 0.1, "entropy_coefficient": 0.01}
@@ -32,8 +32,7 @@ TAUGHT = _TP2.case(
 )  # fmt: skip
 ALL = _ALL.case("grpo", 15)
 GRPO_CASES = [ONE_GPU, TENSOR, CONTEXT, BY_NAME["PP2 VPP2"].case("grpo", 1), TAUGHT, ALL]
-DECODE = BY_NAME["one GPU"].case("decode", 0)
-DECODE_SHARED = _TP2.case("decode", 1, "whole sequences", parallel={"sequence": False})  # as an engine of two ranks
+DECODE, DECODE_SHARED = DECODINGS
 STAGE_CASES = [
     _TP2.case("sft", 0),
     _TP2.case("sft", 0, "in fp32", training={"precision": "fp32"}),
