@@ -153,17 +153,6 @@ def prime(optimizer: MegatronOptimizer) -> None:
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
 
 
-def missing_moments(optimizer: MegatronOptimizer) -> int:
-    """Returns how many bytes of Adam's moments its first step is still to allocate."""
-    return sum(
-        2 * parameter.nbytes
-        for part in parts(optimizer)
-        for group in part.optimizer.param_groups
-        for parameter in group["params"]
-        if not part.optimizer.state.get(parameter)
-    )
-
-
 @dataclass(frozen=True)
 class Held:
     """What this rank's optimizer holds of one parameter: a range of its elements, as flat views."""

@@ -21,8 +21,6 @@ class Room:
     """The least `training.tokens_per_micro_batch` that the stage accepts: no advice goes below it."""
     tokens: int = 0
     """Tokens of a rank's share of the largest micro-batch that was found to fit."""
-    unprimed: bool = True
-    """Whether Adam's moments were still to come then."""
     layer: LayerBytes | None = None
     warned: bool = False
 

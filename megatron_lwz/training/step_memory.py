@@ -20,11 +20,10 @@ from megatron_lwz.distributed import environment, exchange, groups, host_memory,
 from megatron_lwz.errors import OutOfMemory, asked_for, lacks_memory
 from megatron_lwz.kernels.settings import settings
 from megatron_lwz.training.layer_bytes import LayerBytes, layer_bytes
-from megatron_lwz.training.optimizer import missing_moments
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.types import MicroBatch
+from megatron_lwz.units import GIB
 
-GIB = 2**30
 _KEPT, _PASSING, _WORKSPACES = 1.1, 4.0, 3
 """Measured peaks over what is surely needed: fragments of the heap, gradients inside a layer, tiles of logits."""
 _GRAIN = 64
@@ -44,28 +43,25 @@ class _Need:
 def check_memory(state: TrainState, micro_batches: Sequence[MicroBatch]) -> None:
     """Raises OutOfMemory, on all ranks, where these micro-batches cannot fit in a machine's memory; warns once where they may not.
 
-    Looks again when a micro-batch is larger than all before it, and once Adam's moments exist. Collective; does nothing
-    where there is a GPU, whose allocator raises.
+    Looks again when a micro-batch is larger than all before it. Collective; does nothing where there is a GPU, whose allocator raises.
     """
     if platform.has_gpu():
         return
-    room, missing = state.room, missing_moments(state.optimizer)
+    room = state.room
     largest = int(exchange.largest(max(batch.tokens.numel() for batch in micro_batches)))
-    if largest <= room.tokens and (missing > 0) == room.unprimed:
+    if largest <= room.tokens:
         return
     room.layer = room.layer or layer_bytes(state.chunks[0])
     host_memory.give_back()
     needs = [_need(state, room.layer, *tokens) for tokens in _in_flight(micro_batches, state.config)]
     surely, likely = (_of_machine(row) for row in ([n.surely for n in needs], [n.surely + n.extra for n in needs]))
-    if state.step + 1 < state.config.training.steps:
-        likely += _of_machine([float(missing)])
     free = host_memory.free_memory()
     worst = exchange.largest(surely / max(1, free + host_memory.free_swap()))
     full = surely / max(1, free + host_memory.free_swap()) == worst > 1.0
     said = exchange.first_said(_line(state, surely, free, largest) if full else None)
     if said is not None:
         raise OutOfMemory(said)
-    room.tokens, room.unprimed = max(room.tokens, largest), missing > 0
+    room.tokens = largest
     if exchange.largest(likely / max(1, free)) > 1.0 and not room.warned:
         room.warned = True
         if groups.is_rank_zero():
@@ -149,7 +145,6 @@ def _advice(state: TrainState, free: int, largest: int) -> str:
     assert layer is not None
     whole = layer.kept + layer.passing
     recomputing = LayerBytes(layer.inputs, whole - layer.inputs, layer.inputs)
-    free -= missing_moments(state.optimizer) * environment.local_world_size()
     for found, also in ((layer, ""), (recomputing, "training.recompute=full and ")):
         if also and config.training.recompute == "full":
             break

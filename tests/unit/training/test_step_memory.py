@@ -30,6 +30,7 @@ MODEL = {
 
 @pytest.fixture(autouse=True, scope="module")
 def groups() -> Iterator[None]:
+    launch.initialize(config_of())
     yield
     launch.shutdown()
 
@@ -40,7 +41,6 @@ def config_of(recompute: str = "none", **settings: Any) -> Config:
 
 
 def state_of(config: Config) -> TrainState:
-    launch.initialize(config)
     state = build_train_state(config)
     state.room.least_tokens = 256
     return state
