@@ -19,7 +19,7 @@ from megatron_lwz.distributed import environment, exchange, launch, platform
 from megatron_lwz.errors import OutOfMemory, lacks_memory
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.planner.dry_run import INSTANTS, check, export_of, instants, longest_sequence, packs_at_once
-from megatron_lwz.profiling.live_bytes import LiveBytes
+from megatron_lwz.planner.live_bytes import LiveBytes
 from megatron_lwz.rehearsal.batches import Size
 from megatron_lwz.rehearsal.steps import build_policies, build_state, for_stage, run_buckets, run_export, run_step
 from megatron_lwz.training.state_bytes import state_bytes

@@ -15,7 +15,6 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from megatron_lwz.models.logprobs import PolicyModel
-from megatron_lwz.profiling.live_bytes import LiveBytes
 
 _PROBE = 64
 """Tokens per rank that a layer is measured with, and twice as many: the difference is what each token takes."""
@@ -37,20 +36,28 @@ def layer_bytes(chunk: DistributedDataParallel) -> LayerBytes:
     """Measures the first layer of a chunk. Collective in its tensor and context group. 0 for a chunk without layers."""
     if not len(chunk.module.decoder.layers):
         return LayerBytes(0.0, 0.0, 0.0)
+    settings, layer = chunk.config, chunk.module.decoder.layers[0]
+    tokens = _PROBE * settings.tensor_model_parallel_size
     with _without_hooks(chunk), torch.enable_grad():
-        (kept, peak), (twice_kept, twice_peak) = (_probe(chunk.module, tokens) for tokens in (_PROBE, 2 * _PROBE))
-    tokens = _PROBE * chunk.config.tensor_model_parallel_size
-    kept, peak = (twice_kept - kept) / tokens, (twice_peak - peak) / tokens
-    rows = chunk.config.tensor_model_parallel_size if chunk.config.sequence_parallel else 1
-    inputs = chunk.config.hidden_size * chunk.config.params_dtype.itemsize / rows
-    left = inputs if chunk.config.recompute_granularity == "full" else kept
-    return LayerBytes(left, max(kept, peak) - left, inputs)
+        kept = _per_token(chunk.module, tokens)
+        layer.recompute_mlp, recomputes = False, layer.recompute_mlp
+        whole = _per_token(chunk.module, tokens) if recomputes else kept
+        layer.recompute_mlp = recomputes
+    rows = settings.tensor_model_parallel_size if settings.sequence_parallel else 1
+    inputs = settings.hidden_size * settings.params_dtype.itemsize / rows
+    left = inputs if settings.recompute_granularity == "full" else kept
+    return LayerBytes(left, whole - left, inputs)
 
 
-def _probe(policy: PolicyModel, rows: int) -> tuple[int, int]:
-    """Returns bytes: what the policy's first layer keeps of `rows` tokens per tensor rank, and the most that it takes."""
+def _per_token(policy: PolicyModel, tokens: int) -> float:
+    """Returns what the policy's first layer keeps of each token, by the difference of two sizes."""
+    return (_probe(policy, 2 * tokens) - _probe(policy, tokens)) / tokens
+
+
+def _probe(policy: PolicyModel, tokens: int) -> int:
+    """Returns the bytes that the policy's first layer keeps of `tokens` tokens per context rank."""
     settings = policy.config
-    tokens = rows * settings.tensor_model_parallel_size
+    rows = tokens // settings.tensor_model_parallel_size
     longest = tokens * settings.context_parallel_size
     shape = rows if settings.sequence_parallel else tokens, 1, settings.hidden_size
     bounds = torch.tensor([0, longest], dtype=torch.int32)
@@ -65,12 +72,11 @@ def _probe(policy: PolicyModel, rows: int) -> tuple[int, int]:
         return tensor
 
     given = torch.zeros(shape, dtype=settings.params_dtype, requires_grad=True)
-    with LiveBytes() as live, torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held):
         policy.decoder.layers[0](
             hidden_states=given * 1, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=params
         )
-    kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    return kept, live.peak
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 @contextmanager

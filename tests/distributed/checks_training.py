@@ -19,7 +19,7 @@ from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import groups, launch
 from megatron_lwz.errors import CheckpointError, DamagedCheckpoint
 from megatron_lwz.models.hf import checksum_policy
-from megatron_lwz.profiling.live_bytes import LiveBytes
+from megatron_lwz.planner.live_bytes import LiveBytes
 from megatron_lwz.run_paths import RunPaths
 from megatron_lwz.training.batching import make_micro_batches
 from megatron_lwz.training.checkpoint import latest, load_checkpoint, load_model, run_state, save_model, together

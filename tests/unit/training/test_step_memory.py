@@ -13,7 +13,7 @@ import torch
 from megatron_lwz.config import Config, validate
 from megatron_lwz.distributed import host_memory, launch
 from megatron_lwz.errors import OutOfMemory
-from megatron_lwz.profiling.live_bytes import LiveBytes
+from megatron_lwz.planner.live_bytes import LiveBytes
 from megatron_lwz.training import step_memory
 from megatron_lwz.training.initial import build_train_state
 from megatron_lwz.training.state import TrainState
