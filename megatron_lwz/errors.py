@@ -176,6 +176,12 @@ def lacks_memory(error: BaseException) -> bool:
     return of_torch or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
+def asked_for(error: BaseException) -> str:
+    """Returns ` (tried to allocate 2.00 GiB)` of a lack of memory; empty where the error does not say it."""
+    size = _TRIED.search(str(error))
+    return f" (tried to allocate {size[1]})" if size else ""
+
+
 def out_of_memory(error: BaseException) -> OutOfMemory | None:
     """Returns the one-line form of a lack of memory, with the place in our code; None for another error."""
     if not lacks_memory(error):
@@ -183,10 +189,8 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
     stack = [(frame.f_globals.get("__name__", ""), frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)]
     ours = [place for place in stack if place[0].startswith("megatron_lwz.") and ".cli." not in place[0]]
     where = f" in {'.'.join(ours[-1])}" if ours else ""
-    size = _TRIED.search(str(error))
-    asked = f" (tried to allocate {size[1]})" if size else ""
     advice = "see 'Out of memory' in docs/troubleshooting.md; --traceback shows the whole message"
-    full = OutOfMemory(f"out of memory{where}{asked}: {advice}")
+    full = OutOfMemory(f"out of memory{where}{asked_for(error)}: {advice}")
     full.__cause__ = error
     return full
 

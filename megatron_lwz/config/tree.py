@@ -121,6 +121,11 @@ class Config(s.Section):
                 f"must divide the {world_size} ranks torchrun started",
             )
 
+    @property
+    def longest_rollout(self) -> int:
+        """Tokens of the longest prompt with the longest response."""
+        return self.data.max_prompt_tokens + self.rollout.max_new_tokens
+
     def check_grpo(self) -> None:
         """Checks what the GRPO stage needs beyond single fields. Raises ConfigError."""
         if self.data.prompts is None:
@@ -146,7 +151,7 @@ class Config(s.Section):
                 self.rollout.top_p,
                 "below 1 the engine samples another distribution: set grpo.mismatch",
             )
-        longest = self.data.max_prompt_tokens + self.rollout.max_new_tokens
+        longest = self.longest_rollout
         if self.training.tokens_per_micro_batch < longest:
             raise ConfigError(
                 "training.tokens_per_micro_batch",

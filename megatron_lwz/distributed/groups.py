@@ -46,6 +46,11 @@ def pipeline_size() -> int:
     return parallel_state.get_pipeline_model_parallel_world_size()
 
 
+def pipeline_rank() -> int:
+    """Returns this rank's pipeline stage, from 0."""
+    return int(parallel_state.get_pipeline_model_parallel_rank())
+
+
 def context_rank() -> int:
     """Returns this rank's index in `context_group`."""
     return parallel_state.get_context_parallel_rank()

@@ -4,7 +4,8 @@ Megatron-Core is written for CUDA devices but almost all of it is plain torch. O
 
 1. answers `torch.cuda`'s device, stream and random-generator calls with their CPU meaning (`CUDA_CALLS`);
 2. makes `Tensor.cuda()` the identity and lets `Tensor.type()` report the CUDA name that the optimizer compares with;
-3. gives the modules of `PATCHED_MODULES` a `torch` whose factories read `device="cuda"` as the CPU.
+3. gives the modules of `PATCHED_MODULES` a `torch` whose factories read `device="cuda"` as the CPU;
+4. leaves out collectives of a single rank with itself (`ALONE`), for which gloo copies all weights.
 
 jit.py, which keeps torch's compiler out, belongs to this platform too, but has to be in place before Megatron-Core is
 imported.
@@ -67,6 +68,9 @@ megatron_version.py adds those of one release only.
 
 FACTORIES = ("empty", "empty_like", "ones", "tensor", "zeros")
 """The torch functions that the patched modules call with a literal device."""
+
+ALONE = ("dist_all_gather_func", "dist_reduce_scatter_func")
+"""The collectives of `distributed.param_and_grad_buffer` over weights and gradients, in place."""
 
 CPU = torch.device("cpu")
 
@@ -139,6 +143,9 @@ def install() -> None:
     proxy = _torch_for_cpu()
     for name in PATCHED_MODULES:
         importlib.import_module(f"megatron.core.{name}").torch = proxy  # type: ignore[attr-defined]
+    buffers = importlib.import_module("megatron.core.distributed.param_and_grad_buffer")
+    for name in ALONE:
+        setattr(buffers, name, _unless_alone(getattr(buffers, name)))
     random = importlib.import_module("megatron.core.tensor_parallel.random")
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()  # type: ignore[attr-defined]
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)  # type: ignore[attr-defined]
@@ -176,3 +183,16 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
         return factory(*args, **kwargs)
 
     return create
+
+
+def _unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a synchronous collective do nothing for a group of one rank whose output is its input."""
+
+    @functools.wraps(collective)
+    def run(output: torch.Tensor, given: torch.Tensor, *, group: Any, async_op: bool = False, **options: Any) -> Any:
+        same = output.data_ptr() == given.data_ptr() and output.numel() == given.numel()
+        if same and not async_op and group.size() == 1:
+            return None
+        return collective(output, given, group=group, async_op=async_op, **options)
+
+    return run

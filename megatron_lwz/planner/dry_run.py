@@ -136,7 +136,7 @@ def export_of(config: Config, stage: Stage) -> str:
 def longest_sequence(config: Config, stage: Stage) -> int:
     """Returns the most tokens of a sequence, the last of which is a label only."""
     if stage == "grpo":
-        return config.data.max_prompt_tokens + config.rollout.max_new_tokens
+        return config.longest_rollout
     return config.training.sequence_length + 1
 
 

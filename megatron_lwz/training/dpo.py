@@ -30,7 +30,7 @@ from megatron_lwz.evaluation.preferences import ScoredPair, accuracies
 from megatron_lwz.kernels.collectives import sum_over
 from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.training.batching import make_pair_batches
-from megatron_lwz.training.pairs import check_pair_size, counted_once, read_files, scored_pair
+from megatron_lwz.training.pairs import check_pair_size, counted_once, longest_pair, read_files, scored_pair
 from megatron_lwz.training.reference import ReferenceWeights
 from megatron_lwz.training.start import check_supervised_start
 from megatron_lwz.training.state import TrainState
@@ -82,6 +82,10 @@ class DpoTask:
             replace(micro_batch, behaviour_logprobs=values[0].detach())
             for micro_batch, values in zip(found, statistics, strict=True)
         ]
+
+    def least_tokens(self, config: Config) -> int:
+        """Returns the longest pair."""
+        return longest_pair(config)
 
     def objective(self, batch: SupervisedBatch) -> LossFn:
         """Returns the loss of the pairs of a micro-batch."""

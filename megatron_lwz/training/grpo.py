@@ -115,6 +115,7 @@ def train(config: Config, display: Display, profiler: Profiler) -> RunFolder:
 def _load(config: Config, run: RunFolder) -> tuple[TrainState, Frozen | None, NumericsGuard]:
     """Returns the state that the run continues from, the frozen model if the KL term needs one, and the guard."""
     state, reference = first_state(config)
+    state.room.least_tokens = config.longest_rollout
     extra = restore(state, run) if run.resume else {}
     return state, reference, NumericsGuard(config, extra.get("guard"))
 

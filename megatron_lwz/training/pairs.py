@@ -63,10 +63,14 @@ def train(
     return run
 
 
+def longest_pair(config: Config) -> int:
+    """Returns how many tokens a pair of the longest texts takes in a micro-batch."""
+    return pair_size((config.training.sequence_length, config.training.sequence_length), config)
+
+
 def check_pair_size(config: Config) -> None:
     """Raises ConfigError unless both texts of any pair fit into a micro-batch."""
-    longest = config.training.sequence_length
-    pair = pair_size((longest, longest), config)
+    longest, pair = config.training.sequence_length, longest_pair(config)
     if config.training.tokens_per_micro_batch < pair:
         raise ConfigError(
             "training.tokens_per_micro_batch",

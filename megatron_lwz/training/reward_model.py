@@ -25,7 +25,7 @@ from megatron_lwz.kernels.collectives import sum_over
 from megatron_lwz.models.hf.export import export_policy
 from megatron_lwz.models.reward_model import last_token_scores
 from megatron_lwz.training.batching import make_micro_batches, make_pair_batches
-from megatron_lwz.training.pairs import check_pair_size, counted_once, read_files, scored_pair
+from megatron_lwz.training.pairs import check_pair_size, counted_once, longest_pair, read_files, scored_pair
 from megatron_lwz.training.start import check_supervised_start
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import LossFn, TokenLossFn, forward_chunks
@@ -60,6 +60,10 @@ class PairTask:
     def micro_batches(self, batch: PairBatch, config: Config) -> list[MicroBatch]:
         """Returns this rank's micro-batches. Both texts of a pair are in one micro-batch."""
         return make_pair_batches(batch.sequences, config, batch.weights)
+
+    def least_tokens(self, config: Config) -> int:
+        """Returns the longest pair."""
+        return longest_pair(config)
 
     def objective(self, batch: PairBatch) -> LossFn:
         """Returns the Bradley–Terry loss of the pairs of a micro-batch."""

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_lwz.config import Config
 from megatron_lwz.models.logprobs import PolicyModel
+from megatron_lwz.training.layer_bytes import LayerBytes
 from megatron_lwz.training.optimizer import Schedule
+
+
+@dataclass
+class Room:
+    """What is known of the memory that this state's steps take, on a machine without a GPU."""
+
+    least_tokens: int = 0
+    """The least `training.tokens_per_micro_batch` that the stage accepts: no advice goes below it."""
+    tokens: int = 0
+    """Tokens of a rank's share of the largest micro-batch that was found to fit."""
+    layer: LayerBytes | None = None
+    warned: bool = False
 
 
 @dataclass
@@ -25,6 +38,7 @@ class TrainState:
     scheduler: Schedule
     step: int
     config: Config
+    room: Room = field(default_factory=Room)
 
     @property
     def policies(self) -> list[PolicyModel]:

@@ -25,6 +25,7 @@ from megatron_lwz.kernels.linear_logprob import TokenLoss, cross_check
 from megatron_lwz.models.logprobs import packed_params
 from megatron_lwz.training.optimizer import apply_gradients
 from megatron_lwz.training.state import TrainState
+from megatron_lwz.training.step_memory import check_memory, explained
 from megatron_lwz.types import MicroBatch
 
 LossFn = Callable[[torch.Tensor, MicroBatch, int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -107,7 +108,12 @@ class AccumulatingStep:
             return loss, torch.zeros((), dtype=torch.int, device=loss.device), sums  # `finish` gives Megatron the count
 
         self._reducing = last
-        with cross_check.watch(self._state.step + 1) as found, nullcontext() if last else _held(self._state.chunks):
+        check_memory(self._state, micro_batches)
+        with (
+            cross_check.watch(self._state.step + 1) as found,
+            nullcontext() if last else _held(self._state.chunks),
+            explained(self._state.config, micro_batches),
+        ):
             self._reports += _run(self._state.chunks, micro_batches, finish, token_loss)
         if found is not None:
             self._checks.append(found)
@@ -136,7 +142,8 @@ class AccumulatingStep:
             _check_finite(state, result)
         elif not accept(result):
             return result
-        apply_gradients(state.optimizer, result.grad_norm)
+        with explained(state.config, ()):
+            apply_gradients(state.optimizer, result.grad_norm)
         return dataclasses.replace(result, applied=True)
 
     def not_finite(self) -> list[int]:
@@ -170,7 +177,8 @@ def forward_statistics(state: TrainState, micro_batches: Sequence[MicroBatch]) -
 
     The result has one [3, T] fp32 tensor per micro-batch. It is None on ranks that do not hold the last pipeline stage.
     """
-    return forward_chunks(state.chunks, micro_batches)
+    with explained(state.config, micro_batches):
+        return forward_chunks(state.chunks, micro_batches)
 
 
 @torch.no_grad()

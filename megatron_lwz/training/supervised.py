@@ -74,6 +74,10 @@ class Task(Protocol[B]):
         """Returns this rank's micro-batches of the batch."""
         ...
 
+    def least_tokens(self, config: Config) -> int:
+        """Returns the least `training.tokens_per_micro_batch` that the stage accepts."""
+        ...
+
     def objective(self, batch: B) -> LossFn:
         """Returns the loss function for micro-batches of this batch: summed loss and metric sums."""
         ...
@@ -99,6 +103,7 @@ def run_task(config: Config, run: RunFolder, task: Task[B], on_step: OnStep, pro
     deadline = Deadline(config)
     check_records(run)
     state = build_train_state(config)
+    state.room.least_tokens = task.least_tokens(config)
     task.begin(state)
     position: dict[str, Any] = restore(state, run) if run.resume else {"cursor": 0}
     cursor = cursor_of(position, run)
@@ -160,6 +165,10 @@ class LanguageModeling:
     def micro_batches(self, batch: SupervisedBatch, config: Config) -> list[MicroBatch]:
         """Returns this rank's micro-batches; sequences may be packed in any combination."""
         return make_micro_batches(batch.sequences, config, batch.weights)
+
+    def least_tokens(self, config: Config) -> int:
+        """Returns the longest sequence."""
+        return config.training.sequence_length
 
     def objective(self, _batch: SupervisedBatch) -> LossFn:
         """Returns the weighted cross-entropy."""

@@ -31,20 +31,24 @@ def config_of(precision: str = "fp32", *, distributed: bool = True) -> Config:
     )
 
 
-def micro_batch(shift: int = 0) -> MicroBatch:
+def micro_batch(shift: int = 0, tokens: int = TOKENS) -> MicroBatch:
     """One document; the first token is `shift`."""
-    tokens = (torch.arange(TOKENS) + shift) % VOCABULARY
+    return _of((torch.arange(tokens) + shift) % VOCABULARY)
+
+
+def _of(tokens: torch.Tensor) -> MicroBatch:
+    count = len(tokens)
     return MicroBatch(
         tokens=tokens,
         labels=tokens.roll(-1),
-        positions=torch.arange(TOKENS),
-        cu_seqlens=torch.tensor([0, TOKENS], dtype=torch.int32),
-        max_seqlen=TOKENS,
-        sequence_ids=torch.zeros(TOKENS, dtype=torch.int64),
-        source=torch.full((TOKENS,), -1),
-        behaviour_logprobs=torch.zeros(TOKENS),
-        advantages=torch.zeros(TOKENS),
-        weights=torch.ones(TOKENS),
+        positions=torch.arange(count),
+        cu_seqlens=torch.tensor([0, count], dtype=torch.int32),
+        max_seqlen=count,
+        sequence_ids=torch.zeros(count, dtype=torch.int64),
+        source=torch.full((count,), -1),
+        behaviour_logprobs=torch.zeros(count),
+        advantages=torch.zeros(count),
+        weights=torch.ones(count),
     )
 
 

@@ -22,6 +22,20 @@ _DTYPES = ("BF16", "F16", "F32")
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"  # a buffer that old exports saved; it follows from rope_theta
 
 
+class _File:
+    """An open safetensors file. Every tensor gets a mapping of its own, which ends with the tensor.
+
+    With one mapping for all, the pages of all tensors that were read would count as memory of the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._held = path.open("rb")
+
+    def mapped(self) -> Any:
+        """Returns a reader of the file as it was when it was opened, also where another has taken its name since."""
+        return safe_open(f"/proc/self/fd/{self._held.fileno()}", framework="pt")
+
+
 class HfFolder:
     """`model.safetensors`, or shards with their index. Opening reads headers only; raises CheckpointError.
 
@@ -32,7 +46,7 @@ class HfFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.place = str(path)
-        self._files: dict[str, Any] = {}  # file name → open reader
+        self._files: dict[str, _File] = {}
         self._file_of: dict[str, str] = {}  # tensor name → file name
         listed = self._read_index() if (self.path / INDEX).is_file() else None
         self._refuse_ambiguous(listed)
@@ -102,7 +116,7 @@ class HfFolder:
         return self._slice(name).get_dtype()
 
     def _slice(self, name: str) -> Any:
-        return self._files[self._file_of[name]].get_slice(name)
+        return self._files[self._file_of[name]].mapped().get_slice(name)
 
     def _is_tied_copy(self, name: str) -> bool:
         """Whether the tensor is a copy of the tied embedding, which some exports save.
@@ -169,10 +183,11 @@ class HfFolder:
         if not (self.path / file).is_file():
             raise self._error(f"file {file} is missing, but {INDEX} lists it; copy the folder again")
         try:
-            reader = safe_open(self.path / file, framework="pt")
+            opened = _File(self.path / file)
+            reader = opened.mapped()
         except (SafetensorError, OSError) as error:
             raise self._error(f"file {file} is damaged or truncated ({error}); copy it again") from error
-        self._files[file] = reader
+        self._files[file] = opened
         for name in reader.keys():  # noqa: SIM118 (a safetensors reader, not a dict)
             if name in self._file_of:
                 raise self._error(f"tensor {name} is in both {self._file_of[name]} and {file}")

@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import megatron.core
 import pytest
@@ -99,3 +100,22 @@ def test_nothing_is_installed_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(platform, "has_gpu", lambda: True)
     platform.install.__wrapped__()
     assert (torch.cuda.current_device, torch.Tensor.cuda, torch.Tensor.type) == before
+
+
+def test_a_rank_alone_does_not_exchange_weights_with_itself() -> None:
+    done: list[Any] = []
+
+    class Group:
+        def __init__(self, size: int) -> None:
+            self.size = lambda: size
+
+    collective = platform._unless_alone(lambda output, given, **options: done.append(options["group"].size()))
+    whole = torch.zeros(4)
+    collective(whole, whole[:], group=Group(1))
+    assert not done
+    collective(whole, torch.zeros(4), group=Group(1))
+    collective(whole, whole[:2], group=Group(2))
+    collective(whole, whole, group=Group(1), async_op=True)
+    assert done == [1, 2, 1]
+    buffers = importlib.import_module("megatron.core.distributed.param_and_grad_buffer")
+    assert all(callable(getattr(buffers, name)) for name in platform.ALONE)

@@ -36,6 +36,17 @@ def fault(folder: Path, shapes: dict[str, tuple[int, ...]] = SHAPES) -> str:
     return message
 
 
+def test_what_was_read_is_no_longer_mapped_and_an_open_folder_stays_what_it_was(tmp_path: Path) -> None:
+    folder = HfFolder(save(tmp_path, TENSORS))
+    (tmp_path / "newer").mkdir()
+    save(tmp_path / "newer", {name: tensor + 1 for name, tensor in TENSORS.items()})
+    (tmp_path / "newer" / "model.safetensors").replace(tmp_path / "model.safetensors")
+    read = {name: folder.read(name, shape) for name, shape in SHAPES.items()}
+    assert all(torch.equal(read[name], tensor) for name, tensor in TENSORS.items())
+    del read
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
 @pytest.mark.parametrize("store", [lambda folder: save(folder, TENSORS), save_sharded], ids=["single", "sharded"])
 def test_reads_whole_tensors_and_slices(tmp_path: Path, store) -> None:
     folder = HfFolder(store(tmp_path))
