@@ -33,7 +33,7 @@ class _File:
 
     def mapped(self) -> Any:
         """Returns a reader of the file as it was when it was opened, also where another has taken its name since."""
-        return safe_open(f"/proc/self/fd/{self._held.fileno()}", framework="pt")
+        return safe_open(f"/dev/fd/{self._held.fileno()}", framework="pt")
 
 
 class HfFolder:

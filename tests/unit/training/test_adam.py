@@ -23,7 +23,9 @@ assert not {"torch._dynamo", "torch._inductor"} & set(sys.modules)
 def trained(kind: type[torch.optim.AdamW]) -> list[torch.Tensor]:
     """Weights and Adam's state after some steps, with the state stored and loaded, and a group added on the way."""
     torch.manual_seed(1)
-    first, second = (torch.nn.Parameter(torch.randn(*shape)) for shape in ((5, 3), (7,)))
+    first, second = (
+        torch.nn.Parameter(torch.randn(*shape)) for shape in ((5, 3), (2**19 + 7,))
+    )  # the second in pieces
     optimizer = kind([first], lr=0.1, betas=(0.9, 0.95), weight_decay=0.01)
     optimizer.add_param_group({"params": [second], "weight_decay": 0.0})
     for _ in range(4):
