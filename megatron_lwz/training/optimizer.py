@@ -22,6 +22,7 @@ from megatron_lwz.config import Config
 from megatron_lwz.distributed import groups
 from megatron_lwz.models.logprobs import PolicyModel
 from megatron_lwz.training import adam, multi_tensor
+from megatron_lwz.training.embedding_gradient import add_embedding_gradients_by_row
 from megatron_lwz.training.gradient_fusion import fuse_gradient_accumulation
 
 _log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def wrap_data_parallel(policies: list[PolicyModel], config: Config) -> list[Dist
         for index, policy in enumerate(policies)
     ]
     fused = fuse_gradient_accumulation(policies)
+    add_embedding_gradients_by_row(policies)
     if groups.is_rank_zero():
         _log.info("matrix products that add to the fp32 weight gradients: %s", ", ".join(fused) or "none")
     if overlap:

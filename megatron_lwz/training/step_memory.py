@@ -105,19 +105,16 @@ def _need(state: TrainState, layer: LayerBytes, tokens: int, waiting: int) -> _N
     """Of `tokens` tokens of this rank's share, when those and others, `waiting` in all, have run forward."""
     layers = sum(len(policy.decoder.layers) for policy in state.policies)
     kept, passing = layers * layer.kept * waiting, layer.passing * tokens
-    head, logits = _output_layer(state, tokens)
-    surely = kept + max(passing, head)
-    return _Need(surely, _KEPT * kept + _PASSING * passing + head + _WORKSPACES * logits - surely)
+    surely = kept + passing
+    return _Need(surely, _KEPT * kept + _PASSING * passing + _WORKSPACES * _logits(state, tokens) - surely)
 
 
-def _output_layer(state: TrainState, tokens: int) -> tuple[float, float]:
-    """Returns the bytes of its gradient before it is added to the others, and of a tile of logits."""
+def _logits(state: TrainState, tokens: int) -> float:
+    """Returns the bytes of a tile of logits. The output layer's gradient is added to its buffer at once."""
     last = state.policies[-1]
     if not last.post_process or state.config.model.head == "scalar":
-        return 0.0, 0.0
-    weight = last.output_weight()
-    tile = min(settings().workspace_bytes, 4 * tokens * weight.shape[0])
-    return float(weight.nbytes if weight.requires_grad else 0), float(tile)
+        return 0.0
+    return float(min(settings().workspace_bytes, 4 * tokens * last.output_weight().shape[0]))
 
 
 def _of_machine(needs: Sequence[float]) -> float:
