@@ -11,14 +11,29 @@ _FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 
 
 @cache
+def _said() -> dict[str, str]:
+    """Returns what Linux says of the first core; empty where it does not say."""
+    try:
+        text = _INFO.read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    rows = (line.partition(":") for line in reversed(text.splitlines()))
+    return {name.strip(): value.strip() for name, _, value in rows}
+
+
 def instruction_sets() -> frozenset[str]:
     """Returns the names that Linux gives to the CPU's instruction sets; empty where it does not say."""
-    try:
-        lines = _INFO.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    said = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return frozenset(said.partition(":")[2].split())
+    return frozenset((_said().get("flags") or _said().get("Features", "")).split())
+
+
+def vendor() -> str:
+    """Returns the maker of an x86-64 CPU as it names itself, e.g. GenuineIntel; empty where Linux does not say."""
+    return _said().get("vendor_id", "")
+
+
+def family() -> str:
+    """Returns its family, a number; empty where Linux does not say."""
+    return _said().get("cpu family", "")
 
 
 def has_fast_bf16() -> bool:

@@ -7,14 +7,15 @@ import torch
 
 from megatron_lwz.kernels.linear_logprob import products
 
-SIZES = [(300, 128, 2000), (1, 128, 200_000), (37, 24, 501)]
+SIZES = [(300, 128, 2000), (1, 128, 200_000), (37, 24, 501), (640, 600, 704)]
 
 
-@pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
+@pytest.fixture(params=["onednn", "onednn for some", "mkl"])
 def _library(request, monkeypatch):
-    if request.param and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if request.param != "mkl" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch is built without oneDNN")
-    monkeypatch.setattr(products, "mkl_leaves_avx512", lambda: request.param)
+    monkeypatch.setattr(products, "mkl_leaves_avx512", lambda: request.param != "mkl")
+    monkeypatch.setattr(products, "avx512_doubles", lambda: request.param == "onednn")
 
 
 @pytest.mark.usefixtures("_library")
