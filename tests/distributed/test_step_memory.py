@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.distributed.test_dry_run_peaks import TREES
+from tests.support.peak_layouts import TREES
 from tests.support.ranks import run_ranks
 
 

@@ -25,7 +25,7 @@ STAGES = [SHORT, {"name": "long"}]
 def make(seed: int = 3, stages=STAGES, **settings) -> Curriculum:
     settings = {"success": "letters", "success_at_least": 0.5} | settings
     section = CurriculumSection(stages=stages, **settings)
-    section.check(100)
+    section.check(100, ["letters", "length"])
     return Curriculum(section, make_pools(section, PROMPTS, 100), seed=seed, shuffle=True)
 
 
