@@ -87,7 +87,9 @@ def main() -> None:
         rows.append(asdict(case) | {side: asdict(result) for side, result in found.items()})
         print(json.dumps(rows[-1]), flush=True)
     if options.page:
-        write_page(options.page, rows, versions(options) | {"command": f"python tools/bench_grpo.py {' '.join(sys.argv[1:])}"})
+        write_page(
+            options.page, rows, versions(options) | {"command": f"python tools/bench_grpo.py {' '.join(sys.argv[1:])}"}
+        )
 
 
 def measure(command: list[str], folder: Path, case: Case, options: argparse.Namespace) -> Found:
