@@ -82,7 +82,7 @@ def update(options: argparse.Namespace) -> dict[str, float]:
     length = options.length[0]
     arch = _architecture(options)
     made = argparse.Namespace(
-        model=str(options.model), sequences=1, length=length - 1, vocabulary=[arch.vocab_size], steps=3
+        model=str(options.model), sequences=1, length=length - 1, vocabulary=arch.vocab_size, steps=3
     )
     step = bench_supervised.ours(made)
     resident = psutil.Process().memory_info().rss

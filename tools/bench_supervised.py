@@ -48,6 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.side:
+        (options.vocabulary,) = options.vocabulary
         print(json.dumps(measure(options)))
         return
     print(
@@ -63,7 +64,7 @@ def compare(vocabulary: int, options: argparse.Namespace) -> float:
     """Runs all sides in turns and prints their rows. Returns the largest difference between losses of a step."""
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as folder:
-        size = argparse.Namespace(**{**vars(options), "vocabulary": [vocabulary]})
+        size = argparse.Namespace(**{**vars(options), "vocabulary": vocabulary})
         write_model(Path(folder), size)
         for _ in range(options.repeats):
             for side in SIDES:
@@ -99,7 +100,7 @@ def write_model(folder: Path, options: argparse.Namespace) -> None:
 
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=options.vocabulary[0],
+        vocab_size=options.vocabulary,
         hidden_size=options.hidden,
         intermediate_size=4 * options.hidden,
         num_hidden_layers=options.layers,
@@ -113,7 +114,7 @@ def write_model(folder: Path, options: argparse.Namespace) -> None:
 def batch_of(options: argparse.Namespace, step: int) -> torch.Tensor:
     """Returns the documents of one step, [sequences, length + 1] int64."""
     generator = torch.Generator().manual_seed(step)
-    return torch.randint(0, options.vocabulary[0], (options.sequences, options.length + 1), generator=generator)
+    return torch.randint(0, options.vocabulary, (options.sequences, options.length + 1), generator=generator)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def products(options: argparse.Namespace) -> Callable[[torch.Tensor], float | No
             (2 * 4 * hidden, hidden),  # gate and up
             (hidden, 4 * hidden),
         ],
-        (options.vocabulary[0], hidden),
+        (options.vocabulary, hidden),
     ]
     weights = [torch.randn(shape) for shape in shapes]
     rows = options.sequences * options.length

@@ -73,12 +73,6 @@ INLINE float sum(Vector a) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-// The sums of the eight of each of four, in that order.
-INLINE void store_sums(float* address, Vector a, Vector b, Vector c, Vector d) {
-  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a.lanes, b.lanes), _mm256_hadd_ps(c.lanes, d.lanes));
-  _mm_storeu_ps(address, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
-}
-
 // The kernels of the file that the including one names.
 #include KERNELS
 

@@ -66,15 +66,6 @@ INLINE float sum(Vector a) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-INLINE void store_sums(float* address, Vector a, Vector b, Vector c, Vector d) {
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.lanes, b.lanes), _mm512_unpackhi_ps(a.lanes, b.lanes));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.lanes, d.lanes), _mm512_unpackhi_ps(c.lanes, d.lanes));
-  const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  const __m256 eight = fold({_mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))});
-  _mm_storeu_ps(address, _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)));
-}
-
 // The kernels of the file that the including one names.
 #include KERNELS
 

@@ -55,10 +55,6 @@ INLINE Vector low_bits_as_exponent(Vector a) {
 
 INLINE float sum(Vector a) { return (a.lanes[0] + a.lanes[2]) + (a.lanes[1] + a.lanes[3]); }
 
-INLINE void store_sums(float* address, Vector a, Vector b, Vector c, Vector d) {
-  address[0] = sum(a), address[1] = sum(b), address[2] = sum(c), address[3] = sum(d);
-}
-
 // The kernels of the file that the including one names.
 #include KERNELS
 

@@ -50,7 +50,6 @@ class Decoder:
         self, model: PolicyModel, *, max_length: int, slots: int, prefill_tokens: int = 2048, graphs: bool = False
     ) -> None:
         self.slots = slots
-        self._graphs = graphs
         self._recorder = StepRecorder() if graphs else None
         self._capacity = slots * max_length
         self._forward = DecodingForward(model, max_length)
@@ -100,7 +99,8 @@ class Decoder:
         assert not len(self), "sequences would lose their keys and values"
         self.forget_prefixes()
         self._rows, self._batch = _rows(self._forward), None
-        self._recorder = StepRecorder() if self._graphs else None
+        if self._recorder is not None:
+            self._recorder = StepRecorder()
 
     @torch.inference_mode()
     def step(self) -> list[Sampled]:
