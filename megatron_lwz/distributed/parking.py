@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from megatron_lwz.distributed import huge_pages
 from megatron_lwz.distributed.host_arena import HostArena
 
 
@@ -56,6 +57,7 @@ class Parked:
             return
         for index, storage in enumerate(self._storages):
             storage.resize_(self._sizes[index])
+            huge_pages.prefer(_bytes_of(storage))
             if self._copies is not None:
                 _bytes_of(storage).copy_(self._copies.tensors[index])
             else:

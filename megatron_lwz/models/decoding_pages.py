@@ -1,43 +1,84 @@
 """Keys and values of running sequences in pages, for our attention on a CPU (PagedAttention, Kwon et al. 2309.06180).
 
 A sequence holds a list of pages of 128 tokens. The full pages of a prompt are shared by all that continue it, the last one is
-copied, and a page is added when the last one is full. So a group's prompt lies in memory once, and nothing is ever moved.
+copied, and a page is added when the last one is full. So a group's prompt lies in memory once, and nothing is ever moved. Pages
+of sequences that have ended are used again, and go back to the system when no sequence is left.
 
 Shape legend: T sequences of a step, P pages of the longest one.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from megatron_lwz.distributed import huge_pages
 from megatron_lwz.kernels import decode_attention
 from megatron_lwz.kernels.decode_attention import PAGE
 from megatron_lwz.models.decoding_cache import Attend, CachedSequence, CacheShape, Prefix
 from megatron_lwz.models.decoding_forward import DecodingForward
+from megatron_lwz.units import MIB
+
+_BLOCK = 16 * MIB
+"""Bytes of a block of pages, about: a few huge pages."""
+
+
+class PagePool:
+    """Memory of pages, taken from the system in blocks, so that the system can back them with huge pages."""
+
+    def __init__(self, shape: CacheShape) -> None:
+        self._shape = shape
+        self._free: list[Tensor] = []
+        self._taken = 0
+
+    def take(self) -> Tensor:
+        """Returns a page [L, G, 2, PAGE · D] of any numbers."""
+        if not self._free:
+            self._free = self._block()
+        self._taken += 1
+        return self._free.pop()
+
+    def give(self, pages: list[Tensor]) -> None:
+        """Takes pages back. When all are back, their memory is freed."""
+        self._free += pages
+        self._taken -= len(pages)
+        if not self._taken:
+            self._free.clear()
+
+    def _block(self) -> list[Tensor]:
+        page = self._shape.layers, self._shape.groups, 2, PAGE * self._shape.head_dim
+        count = max(1, _BLOCK // (math.prod(page) * self._shape.dtype.itemsize))
+        return list(huge_pages.prefer(torch.empty(count, *page, dtype=self._shape.dtype)).unbind())
 
 
 class PagedRows:
     """The pages of all sequences."""
 
     def __init__(self, shape: CacheShape) -> None:
-        self._shape = shape
+        self._pool = PagePool(shape)
         self._pages: dict[CachedSequence, list[Tensor]] = {}
+        self._shared: dict[CachedSequence, int] = {}
+        """Number of each sequence's first pages that belong to a cached prompt."""
 
     def add(self, sequence: CachedSequence, prefix: Prefix) -> None:
         """Lets the sequence continue a computed prompt."""
-        *full, last = prefix.in_pages()
-        self._pages[sequence] = [*full, last if prefix.done % PAGE == 0 else last.clone()]
+        pages = list(prefix.in_pages())
+        self._shared[sequence] = prefix.done // PAGE
+        if prefix.done % PAGE:
+            pages[-1] = self._pool.take().copy_(pages[-1])
+        self._pages[sequence] = pages
 
     def remove(self, sequence: CachedSequence) -> None:
         """Frees the pages that no other sequence and no cached prompt has. Raises KeyError for an unknown sequence."""
-        del self._pages[sequence]
+        self._pool.give(self._pages.pop(sequence)[self._shared.pop(sequence) :])
 
     def grow(self) -> bool:
         """Adds a page to every sequence that has no room for one more token. Returns whether there were any."""
         full = [sequence for sequence, pages in self._pages.items() if sequence.length == PAGE * len(pages)]
         for sequence in full:
-            self._pages[sequence].append(self._shape.zeros(length=PAGE).flatten(-2))
+            self._pages[sequence].append(self._pool.take())
         return bool(full)
 
     @property

@@ -10,7 +10,7 @@ import torch
 from megatron_lwz.config import validate
 from megatron_lwz.data.start_check import served_length
 from megatron_lwz.data.tokenizer import Tokenizer
-from megatron_lwz.distributed import environment, exchange, launch, platform
+from megatron_lwz.distributed import environment, exchange, huge_pages, launch, platform
 from megatron_lwz.distributed.parking import Parked
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.decoding import Decoder
@@ -44,6 +44,7 @@ class ServedPolicy:
         launch.initialize(config)
         exchange.from_rank_zero(check)
         self._chunks: list[PolicyModel] = build_policy(config)
+        huge_pages.gather(p for chunk in self._chunks for p in chunk.parameters())
         self._parked: Parked | None = None
         self.reload(str(folder))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 
 import torch
 
@@ -10,7 +11,7 @@ from megatron_lwz.kernels.decode_attention import COLUMNS, of_page
 from megatron_lwz.models import decoding_buckets as buckets
 from megatron_lwz.models.decoding_buckets import BucketRows
 from megatron_lwz.models.decoding_cache import CachedSequence, CacheShape, Prefix, PrefixCache
-from megatron_lwz.models.decoding_pages import PAGE, PagedRows
+from megatron_lwz.models.decoding_pages import PAGE, PagedRows, PagePool
 
 SHAPE = CacheShape(layers=2, groups=1, head_dim=2, dtype=torch.float32, device=torch.device("cpu"))
 
@@ -75,6 +76,23 @@ def test_pages_keep_their_contents_and_a_group_shares_those_of_its_prompt() -> N
     for sequence in group[1:]:
         rows.remove(sequence)
     assert rows.count == 4
+    rows.add(late := CachedSequence((1,), length=prompt.shape[3]), prefix)
+    late_pages = rows._pages[late]
+    assert torch.equal(torch.cat(list(map(of_page, late_pages)), 3)[..., : prompt.shape[3], :], prompt)
+    cached = torch.cat(list(map(of_page, rows._pages[group[0]])), 3)
+    assert torch.equal(cached[..., : group[0].length, :], wanted[group[0]]), "a page is used again, but not one in use"
+
+
+def test_pages_are_used_again_and_freed_when_no_sequence_is_left() -> None:
+    pool = PagePool(SHAPE)
+    pages = [pool.take() for _ in range(3)]
+    assert len({page.data_ptr() for page in pages}) == 3 and pages[0].shape == (2, 1, 2, PAGE * 2)
+    memory = weakref.ref(pages[0].untyped_storage())
+    pool.give(pages[:2])
+    assert pool.take().data_ptr() in {page.data_ptr() for page in pages[:2]}
+    pool.give(pages[1:])
+    del pages
+    assert not pool._free and memory() is None
 
 
 def test_a_prompt_that_fills_its_pages_is_shared_whole() -> None:
