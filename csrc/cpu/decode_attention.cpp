@@ -1,5 +1,5 @@
 // Attention of a decode step: the newest token of every sequence to all its cached keys, each of which is read once. Its own
-// key is turned by its position, and stored with its value, first. megatron_lwz/kernels/decode_attention.py is its caller.
+// key is turned by its position, and stored with its value, on the way. megatron_lwz/kernels/decode_attention.py is its caller.
 
 #include <cmath>
 #include <cstdint>
@@ -38,11 +38,11 @@ namespace {
 struct Projected {
   explicit Projected(const py::object& tensor)
       : start(address<char>(tensor)),
-        rows(tensor.attr("size")(0).cast<int64_t>()),
-        heads(tensor.attr("size")(1).cast<int64_t>()),
-        queries(tensor.attr("size")(2).cast<int64_t>() - 2),
-        width(tensor.attr("size")(3).cast<int64_t>()),
-        is_bfloat16(tensor.attr("element_size")().cast<int>() == 2) {}
+        rows(size(tensor, 0)),
+        heads(size(tensor, 1)),
+        queries(size(tensor, 2) - 2),
+        width(size(tensor, 3)),
+        is_bfloat16(is_of_two_bytes(tensor)) {}
 
   template <class Element>
   Strided<const Element> head(int64_t row, int64_t head) const {
@@ -62,11 +62,15 @@ struct Angles {
 // out = x turned by the angles, rounded to the type of x as the trainer rounds it.
 template <class Element>
 void turn(const Element* x, Angles angles, int64_t width, float* out) {
-  for (int64_t d = 0, half = width / 2; d < width; ++d) {
-    Element rounded;
-    convert(to_float(x[d]) * angles.cos[d] + to_float(x[d < half ? d + half : d - half]) * angles.sin[d], rounded);
-    out[d] = to_float(rounded);
-  }
+  const auto turn_half = [&](int64_t begin, int64_t other) {
+    for (int64_t d = 0; d < width / 2; ++d) {
+      Element rounded;
+      convert(to_float(x[begin + d]) * angles.cos[begin + d] + to_float(x[other + d]) * angles.sin[begin + d], rounded);
+      out[begin + d] = to_float(rounded);
+    }
+  };
+  turn_half(0, width / 2);
+  turn_half(width / 2, 0);
 }
 
 template <class Element>
@@ -80,16 +84,18 @@ void attend_all(const Projected& mixed, Angles table, const int64_t* addresses, 
     const Angles angles{table.cos + last * width, table.sin + last * width};
     const auto from = mixed.head<Element>(row, head);
     const Pages<Element> pages{addresses + row * most, (layer * heads + head) * 2 * kKeys * width, width};
-    const int64_t page = last / kKeys, place = last % kKeys;
     std::vector<float> turned((queries + 1) * width);  // the queries, then the key
     for (int64_t q = 0; q <= queries; ++q) turn(from.row(q), angles, width, &turned[q * width]);
-    const Strided<Element> key = pages.keys(page, place - place % kColumns);
-    for (int64_t d = 0; d < width; ++d) convert(turned[queries * width + d], key.row(d)[place % kColumns]);
-    std::copy_n(from.row(queries + 1), width, pages.values(page).row(place));
     for (int64_t i = 0; i < queries * width; ++i) turned[i] *= scale;
-    const Pages<const Element> seen{pages.addresses, pages.offset, width};
     const Strided<const float> x{turned.data(), width};
-    KERNEL_OF_WIDTH(width, attend(x, queries, seen, last + 1, width, Strided<float>{out + task * queries * width, width}));
+    const float* key = x.row(queries);
+    const Element* value = from.row(queries + 1);
+    const Pages<const Element> seen{pages.addresses, pages.offset, width};
+    KERNEL_OF_WIDTH(width, attend(x, queries, seen, last, width, key, value, Strided<float>{out + task * queries * width, width}));
+    const int64_t page = last / kKeys, place = last % kKeys;  // stored last: the other keys have brought its memory near
+    const Strided<Element> to = pages.keys(page, place - place % kColumns);
+    for (int64_t d = 0; d < width; ++d) convert(key[d], to.row(d)[place % kColumns]);
+    std::copy_n(value, width, pages.values(page).row(place));
   });
 }
 
@@ -100,7 +106,7 @@ void decode_attention(const py::object& mixed, const py::object& cos, const py::
   const auto* addresses = address<const int64_t>(pages);
   auto* to = address<float>(out);
   const auto* known = address<const int64_t>(lengths);
-  const auto positions = cos.attr("size")(0).cast<int64_t>(), most = pages.attr("size")(1).cast<int64_t>();
+  const int64_t positions = size(cos, 0), most = size(pages, 1);
   if (projected.queries < 1 || projected.queries > kMostQueries || projected.width % kWidth != 0)
     throw std::invalid_argument("no such shape");
   for (int64_t row = 0; row < projected.rows; ++row) {

@@ -79,9 +79,9 @@ void swiglu_backward(const py::object& gradient, const py::object& x, const py::
 // Heads [tokens, heads, width] with any distance between tokens and between heads.
 struct Heads {
   explicit Heads(const py::object& tensor) : start(address<char>(tensor)) {
-    for (int i = 0; i < 3; ++i) sizes[i] = tensor.attr("size")(i).cast<int64_t>();
-    for (int i = 0; i < 2; ++i) strides[i] = tensor.attr("stride")(i).cast<int64_t>();
-    is_bfloat16 = tensor.attr("element_size")().cast<int>() == 2;
+    for (int i = 0; i < 3; ++i) sizes[i] = size(tensor, i);
+    for (int i = 0; i < 2; ++i) strides[i] = stride(tensor, i);
+    is_bfloat16 = is_of_two_bytes(tensor);
   }
 
   template <class Element>

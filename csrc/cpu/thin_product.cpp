@@ -38,10 +38,17 @@ class Rows {
 
 std::vector<float> in_panels(const Matrix& x) {
   std::vector<float> panels((x.rows + kPanel - 1) / kPanel * x.columns * kPanel);  // missing rows are zeros
-  for (int64_t row = 0; row < x.rows; ++row) {
-    const float* from = x.row<const float>(row);
-    float* to = &panels[row / kPanel * x.columns * kPanel + row % kPanel];
-    for (int64_t i = 0; i < x.columns; ++i) to[i * kPanel] = from[i];
+  for (int64_t first = 0; first < x.rows; first += kPanel) {
+    float* to = &panels[first * x.columns];
+    const int64_t rows = std::min(kPanel, x.rows - first);
+    const Strided<const float> from{x.row<const float>(first), x.stride};
+    if (rows == kPanel) {
+      for (int64_t i = 0; i < x.columns; ++i)
+        for (int64_t row = 0; row < kPanel; ++row) to[i * kPanel + row] = from.row(row)[i];
+    } else {
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t i = 0; i < x.columns; ++i) to[i * kPanel + row] = from.row(row)[i];
+    }
   }
   return panels;
 }
@@ -62,7 +69,7 @@ void multiply_all(const Matrix& x, const Matrix& weight, const Matrix& y, int th
         const Strided<const float> w =
             rows.of(Strided<const Element>{weight.row<const Element>(first) + i, weight.stride}, outputs, inputs);
         const Strided<float> to{y.row<float>(0) + first, y.stride};
-        const bool more = sizeof(Element) == sizeof(float) && first + 2 * kOutputs <= end;
+        const bool more = sizeof(Element) == sizeof(float) && first + 2 * kOutputs <= weight.rows;
         KERNEL_OF_AVX2(multiply<kOutputs>(w, outputs, part, x.rows, inputs, to, i > 0, more));
       }
     }

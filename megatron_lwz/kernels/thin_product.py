@@ -44,9 +44,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Computes the same with the kernel, which must serve this number of rows and this weight."""
-    rows = x.reshape(-1, x.shape[-1]).to(torch.float32).contiguous()
-    result = torch.empty(len(rows), len(weight))
-    _cpu.thin_product(rows, weight, result, torch.get_num_threads())
+    result = torch.empty(*x.shape[:-1], weight.shape[0])
+    _cpu.thin_product(x.float().contiguous(), weight, result, torch.get_num_threads())
     if bias is not None:
         result += bias
-    return result.to(x.dtype).view(*x.shape[:-1], len(weight))
+    return result.to(x.dtype)

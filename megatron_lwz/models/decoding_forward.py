@@ -147,7 +147,7 @@ def _project(module: Any, hidden: Tensor, weight: Tensor | None = None) -> Tenso
         dist.all_reduce(product, group=groups.tensor_group())
         return product if module.bias is None else product + module.bias
     used = module.weight if weight is None else weight
-    if thin_product.serves(len(hidden), used):
+    if thin_product.serves(hidden.shape[0], used):
         return thin_product.multiply(hidden, used, module.bias)
     if isinstance(module, _OWN_LINEAR):
         product = torch.matmul(hidden, used.t())

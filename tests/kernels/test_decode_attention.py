@@ -56,7 +56,7 @@ def expected(query, store, lengths):
 @pytest.mark.usefixtures("_instructions")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("queries", [1, 2, 3, 4, 5, 6, 7, 8, 16])
-@pytest.mark.parametrize("width", [8, 40, 64, 128])
+@pytest.mark.parametrize("width", [8, 32, 40, 48, 64, 128])
 def test_it_equals_fp64(queries, width, dtype):
     query, store, lengths = operands([1, 2, 7, 127, 128, 129, 300], 2, queries, width, dtype)
     found = attend(query, store, lengths)

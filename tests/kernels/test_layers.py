@@ -14,6 +14,7 @@ from torch import Tensor
 from megatron_lwz.distributed import platform
 from megatron_lwz.distributed.context_parallel import shard_indices
 from megatron_lwz.errors import ConfigError
+from megatron_lwz.kernels import thin_product
 from megatron_lwz.kernels.layers import CPP, PLAIN, LayerOps, cpp, layer_ops
 from megatron_lwz.models.attention import plan_pieces
 from tests.support.layers_cases import cases, strided_heads
@@ -52,6 +53,17 @@ def test_cpp_works_on_rows_of_any_number_and_on_views(width: int) -> None:
                 torch.autograd.grad(y, x, torch.ones_like(y)) for y, x in ((found, inputs[0]), (exact, inputs[1]))
             )
             torch.testing.assert_close(of_ours, of_plain, rtol=1e-5, atol=1e-5)
+
+
+@built
+def test_the_stride_of_a_dimension_with_one_element_means_nothing() -> None:
+    torch.manual_seed(4)
+    weight = torch.randn(16)
+    rows = torch.randn(1, 7, 16).transpose(0, 1)
+    assert rows.is_contiguous() and rows.stride() == (16, 7 * 16, 1)
+    with torch.no_grad():
+        for compute in (CPP.swiglu, _normed(CPP, weight), lambda x: thin_product.multiply(x, torch.eye(16))):
+            assert torch.equal(compute(rows), compute(rows.squeeze(1))[:, None])
 
 
 @pytest.mark.parametrize("ops", [PLAIN, pytest.param(CPP, marks=built)], ids=lambda ops: ops.name)

@@ -68,7 +68,9 @@ def _serves(x: Tensor, width: int) -> bool:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Returns x as a matrix with contiguous rows; a copy only where no view is one."""
+    """Returns x if it is contiguous, else a matrix of its rows; a copy only where no view is one."""
+    if x.is_contiguous():
+        return x
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
@@ -86,19 +88,18 @@ class _RmsNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scales = ctx.saved_tensors
-        rows, factors, gradient = _rows(x), weight.contiguous()[None], _rows(gradients[0].to(x.dtype))
-        result = torch.empty(rows.shape, dtype=x.dtype)
-        partial = torch.zeros(-(-len(rows) // ROWS_PER_SUM), rows.shape[1])
-        _cpu.rms_norm_backward(gradient, rows, factors, scales, result, partial, torch.get_num_threads())
-        return result.view(x.shape), partial.sum(0).to(weight.dtype), None
+        rows, gradient = _rows(x), _rows(gradients[0].to(x.dtype))
+        result = torch.empty(x.shape, dtype=x.dtype)
+        partial = torch.zeros(-(-scales.numel() // ROWS_PER_SUM), x.shape[-1])
+        _cpu.rms_norm_backward(gradient, rows, weight.contiguous(), scales, result, partial, torch.get_num_threads())
+        return result, partial.sum(0).to(weight.dtype), None
 
 
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Returns the output, and the number [rows] that every row was multiplied by."""
-    rows = _rows(x)
-    out, scales = torch.empty(rows.shape, dtype=x.dtype), torch.empty(len(rows))
-    _cpu.rms_norm(rows, weight.contiguous()[None], out, scales, eps, torch.get_num_threads())
-    return out.view(x.shape), scales
+    """Returns the output, and the number that every row was multiplied by."""
+    out, scales = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape[:-1])
+    _cpu.rms_norm(_rows(x), weight.contiguous(), out, scales, eps, torch.get_num_threads())
+    return out, scales
 
 
 class _Rotate(torch.autograd.Function):
@@ -137,13 +138,12 @@ class _SwiGlu(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         rows, gradient = _rows(x), _rows(gradients[0].to(x.dtype))
-        result = torch.empty(rows.shape, dtype=x.dtype)
+        result = torch.empty(x.shape, dtype=x.dtype)
         _cpu.swiglu_backward(gradient, rows, result, torch.get_num_threads())
-        return result.view(x.shape)
+        return result
 
 
 def _activated(x: Tensor) -> Tensor:
-    rows, width = _rows(x), x.shape[-1] // 2
-    out = torch.empty(len(rows), width, dtype=x.dtype)
-    _cpu.swiglu(rows, out, torch.get_num_threads())
-    return out.view(*x.shape[:-1], width)
+    out = torch.empty(*x.shape[:-1], x.shape[-1] // 2, dtype=x.dtype)
+    _cpu.swiglu(_rows(x), out, torch.get_num_threads())
+    return out
