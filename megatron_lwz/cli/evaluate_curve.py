@@ -125,7 +125,8 @@ def _write(folder: Path, name: str, result: dict[str, Any], found: CurveReport) 
     write_json(output_folder(folder) / "curve.json", result)
     write_rows(folder / "curve_rows.jsonl", found.rows)
     judge = f", judged by {judge_name(result['judge'])} ({result['judge']['wording']})" if "judge" in result else ""
-    lead = f"{len(found.rows)} texts, {result['source']}, {result['cut']}{judge}"
+    told = ", ".join(dict.fromkeys((result["source"], result["cut"])))  # a file of chapters is cut where they end
+    lead = f"{len(found.rows)} texts, {told}{judge}"
     page = folder / "curve.html"
     x_label = "chapter" if result["cut"] == "chapters" else f"part of the text ({result['cut']})"
     write_page(page, name, lead, curve_sections(found, x_label))

@@ -14,7 +14,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 10, 44
 class Frame:
     """A drawing area with data ranges (`x0`, `x1`), (`y0`, `y1`); `x` and `y` turn data into SVG coordinates.
 
-    `log`: y is drawn on a logarithmic scale, and `y0`, `y1` are powers of ten: 2 means 100.
+    `log`: y is drawn on a logarithmic scale, and `y0`, `y1` are powers of ten: 2 means 100. `whole`: only whole numbers of y
+    are marked.
     """
 
     x0: float
@@ -22,6 +23,7 @@ class Frame:
     y0: float
     y1: float
     log: bool = False
+    whole: bool = False
 
     def x(self, value: float) -> float:
         """Returns the distance from the left edge in pixels."""
@@ -41,7 +43,7 @@ class Frame:
         """Returns the finished `<svg>`: grid and tick labels under `content`. `title` must be escaped already."""
         parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">']
         bottom = HEIGHT - _BOTTOM
-        marks = log_ticks(self.y0, self.y1) if self.log else ticks(self.y0, self.y1, 4)
+        marks = log_ticks(self.y0, self.y1) if self.log else ticks(self.y0, self.y1, 4, whole=self.whole)
         for value, text in zip(marks, _tick_labels(marks), strict=True):
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -77,7 +79,8 @@ def frame_around(
         low, high = min(low, 0.0), max(high, 0.0)
     low, high = _widen(low, high)
     air = 0.06 * (high - low)
-    return Frame(x0, x1, low if zero and low == 0 else low - air, high + air)
+    whole = high - low >= 1 and all(float(y).is_integer() for y in ys)  # such as stages: there is none between two
+    return Frame(x0, x1, low if zero and low == 0 else low - air, high + air, whole=whole)
 
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:

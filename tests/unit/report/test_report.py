@@ -150,6 +150,7 @@ def test_ticks_are_round_and_inside():
     assert ticks(0.0, 1.0, 4) == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert [round(t, 9) for t in ticks(-0.013, 0.021, 4)] == [-0.01, 0.0, 0.01, 0.02]
     assert ticks(0, 14_000, 6)[:2] == [0, 2500]
+    assert frame_around([1, 2], [1.0, 2.0]).whole and not frame_around([1, 2], [1.0, 2.5]).whole
     assert ticks(1, 3, 6, whole=True) == [1, 2, 3] and ticks(1, 15, 6, whole=True) == [5, 10, 15]
     assert _tick_labels([0.99998, 1.0, 1.00002]) == ["0.99998", "1.00000", "1.00002"]
     assert (
