@@ -109,5 +109,5 @@ def long_context(folder: str, overrides: list[str]) -> list[dict[str, float | No
         "training.steps=2",
         f"data.corpus=[{folder}/book.jsonl]",
     ]
-    name = "_".join(["long", *overrides]).replace("=", "_")
+    name = "_".join(["long", *overrides]).replace("=", "_").replace("/", "_")
     return run(config_of(folder, "pretrain", name, [*length, *overrides]), "pretrain")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -200,9 +201,13 @@ def test_a_step_that_is_not_finite_is_skipped_and_written_down_and_the_budget_en
 def test_a_sequence_of_32k_tokens_trains_under_context_parallelism_with_recompute(folder: Path) -> None:
     words = random.Random(1).choices(WORDS[:-1], k=40_000)
     (folder / "book.jsonl").write_text(json.dumps({"text": " ".join(words)}) + "\n")
+    hf = shutil.copytree(folder / "hf", folder / "hf_long")
+    settings = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 32768}))
     target, shared = "tests.distributed.checks_supervised:long_context", {"folder": str(folder), "timeout": 900.0}
-    (whole,) = run_ranks(target, ranks=1, overrides=[], **shared)
-    split = run_ranks(target, ranks=2, overrides=["parallel.context=2", "training.recompute=full"], **shared)
+    longer = f"model.hf={hf}"
+    (whole,) = run_ranks(target, ranks=1, overrides=[longer], **shared)
+    split = run_ranks(target, ranks=2, overrides=[longer, "parallel.context=2", "training.recompute=full"], **shared)
     assert whole[0]["tokens"] == 32768
     torch.testing.assert_close(losses(split[0]), losses(whole), rtol=0.0, atol=1e-5)
 

@@ -50,7 +50,8 @@ def saved(run: Path, output: Path, why: str) -> int:
     assert step == steps_written(run)
     said = output.read_text()
     assert said.count(f"saved and stopped after step {step} of 5 ({why}): the same command goes on") == 1, said
-    assert "error" not in said and not RunPaths(run).summary.exists()
+    assert not [line for line in said.splitlines() if line.startswith("error")], said  # torchrun's lines name errors, too
+    assert not RunPaths(run).summary.exists()
     return step
 
 
@@ -108,7 +109,7 @@ def test_slurm_s_signal_to_every_process_under_torchrun(tmp_path: Path) -> None:
         with said.open("wb") as stream:
             job = subprocess.Popen(
                 ["bash", "-c", "trap '' USR1; exec \"$@\"", "bash", *line], cwd=ROOT, stdout=stream, stderr=stream,
-                env=variables() | {"LWZ_ENGINE_TOKEN": TOKEN}, start_new_session=True,
+                env=variables() | {"LWZ_ENGINE_TOKEN": TOKEN, "LWZ_REWARD_TOKEN": TOKEN}, start_new_session=True,
             )  # fmt: skip
         assert job.args[0] == "bash" and sys.executable in line
         wait_for(lambda: steps_written(run) == 1, seconds=600, process=job)

@@ -43,12 +43,12 @@ def arguments(name: str, folder: Path) -> tuple[list[object], int]:
 def test_whatever_dies_no_reply_is_paid_twice_and_the_figures_are_those_of_an_undisturbed_run(name, tmp_path):
     argv, asked = arguments(name, tmp_path)
     moment = random.Random(name)
-    server, whole = Scripted(scripted, delay=0.1), Scripted(scripted)
+    server, whole = Scripted(scripted, delay=0.2), Scripted(scripted)
     with serving(server, whole):
         settings = judged_by(server, concurrency=CONCURRENCY)
         for kill in range(KILLS):  # some hit the start, before the first new question
             enough = moment.randrange((kill + 1) * asked // (KILLS + 1))
-            end = time.monotonic() + (moment.uniform(0, 3) if kill < 2 else 0.0)
+            end = time.monotonic() + (moment.uniform(0, 2) if kill < 2 else 0.0)
             kill_when([*argv, *settings], lambda e=enough, t=end: len(server.bodies) >= e and time.monotonic() > t)
         run([*argv, *settings])
         assert asked <= len(server.bodies) <= asked + KILLS * CONCURRENCY

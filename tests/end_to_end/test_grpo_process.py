@@ -10,7 +10,7 @@ import pytest
 
 from megatron_lwz.metrics import read_metrics
 from megatron_lwz.rollout.journal_reader import JournalReader
-from tests.support.grpo_runs import ROOT, command, train, variables, write_example
+from tests.support.grpo_runs import ROOT, command, variables, write_example
 from tests.support.journal_checks import assert_every_token_once
 from tests.support.waiting import wait_for
 
@@ -53,7 +53,8 @@ def test_whoever_dies_the_others_end_and_the_run_goes_on(tmp_path: Path) -> None
             (line,) = [line for line in said.splitlines() if line.startswith("error")]
             assert "the rollout process (rollout.controller: process) ended with status -9" in line
             assert "Traceback" not in said
-    train(config, PROCESS)
+    # In processes of its own: those that `train` forks have imported Megatron-Core before.
+    subprocess.run(command(config, PROCESS), cwd=ROOT, env=variables(), check=True, timeout=600)
     with JournalReader(run / "journal.sqlite") as journal:
         assert sorted(journal.consumed().values()) == [step for step in range(1, 5) for _ in range(2)]
     assert_every_token_once(run / "journal.sqlite")
