@@ -64,19 +64,20 @@ def _probe(policy: PolicyModel, tokens: int) -> int:
     params = PackedSeqParams("thd", bounds, bounds, max_seqlen_q=longest, max_seqlen_kv=longest)
     angles = policy.rotary_pos_emb(longest, packed_seq=True)
     skipped = {p.untyped_storage().data_ptr() for p in policy.parameters()}
-    saved: dict[int, Tensor] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if (address := tensor.untyped_storage().data_ptr()) not in skipped:
-            saved[address] = tensor
-        return tensor
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in skipped:
+            saved[storage.data_ptr()] = storage
+        return tensor.detach()  # an operation that keeps its own output with its history would never be freed
 
     given = torch.zeros(shape, dtype=settings.params_dtype, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held):
         policy.decoder.layers[0](
             hidden_states=given * 1, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=params
         )
-    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 @contextmanager

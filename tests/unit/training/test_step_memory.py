@@ -16,6 +16,7 @@ from megatron_lwz.errors import OutOfMemory
 from megatron_lwz.planner.live_bytes import LiveBytes
 from megatron_lwz.training import step_memory
 from megatron_lwz.training.initial import build_train_state
+from megatron_lwz.training.layer_bytes import layer_bytes
 from megatron_lwz.training.state import TrainState
 from megatron_lwz.training.step import AccumulatingStep, train_step
 from megatron_lwz.types import MicroBatch
@@ -125,3 +126,13 @@ def test_a_lack_of_memory_in_a_step_is_one_line_with_advice(real: bool) -> None:
         f"out of memory (tried to allocate {size}) in a step with micro-batches of up to 24 tokens: "
         "set training.recompute=full, or raise parallel.context or parallel.tensor"
     )
+
+
+def test_a_layer_that_was_measured_keeps_nothing() -> None:
+    chunk = state_of(config_of()).chunks[0]
+    layer_bytes(chunk)  # angles stay, for the next step
+    with LiveBytes() as live:
+        layer_bytes(chunk)
+        assert live.peak > 0
+        live.begin()
+    assert live.peak == 0
