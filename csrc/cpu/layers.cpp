@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <stdexcept>
 
 #include "elements.h"
 #include "parallel.h"
@@ -26,6 +27,7 @@ void normalise(const Matrix& x, const Matrix& weight, const Matrix& out, float* 
 void rms_norm(const py::object& x, const py::object& weight, const py::object& out, const py::object& scales, float eps,
               int threads) {
   const Matrix from(x), factors(weight), to(out);
+  if (factors.columns != from.columns) throw std::invalid_argument("shapes do not fit together");
   auto* scale = address<float>(scales);
   const py::gil_scoped_release others_may_run;
   (from.is_bfloat16 ? normalise<Bfloat16> : normalise<float>)(from, factors, to, scale, eps, threads);

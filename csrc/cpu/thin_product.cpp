@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <stdexcept>
 #include <vector>
 
 #include "elements.h"
@@ -78,6 +79,8 @@ void multiply_all(const Matrix& x, const Matrix& weight, const Matrix& y, int th
 
 void thin_product(const py::object& x, const py::object& weight, const py::object& y, int threads) {
   const Matrix inputs(x), weights(weight), result(y);
+  if (inputs.columns < 1 || inputs.columns != weights.columns || result.columns != weights.rows || result.rows != inputs.rows)
+    throw std::invalid_argument("shapes do not fit together");
   const py::gil_scoped_release others_may_run;
   (weights.is_bfloat16 ? multiply_all<Bfloat16> : multiply_all<float>)(inputs, weights, result, threads);
 }

@@ -21,8 +21,9 @@ from megatron_lwz.models.decoding_cache import Attend, CachedSequence, CacheShap
 from megatron_lwz.models.decoding_forward import DecodingForward
 from megatron_lwz.units import MIB
 
-_BLOCK = 16 * MIB
-"""Bytes of a block of pages, about: a few huge pages."""
+_BLOCK = 33 * MIB
+"""Least bytes of a block of pages. Above 32 MiB glibc always asks the system for memory of its own, which it gives back when it
+is freed. It keeps smaller pieces once it has seen some of their size, so the process would never shrink."""
 
 
 class PagePool:
@@ -49,7 +50,7 @@ class PagePool:
 
     def _block(self) -> list[Tensor]:
         page = self._shape.layers, self._shape.groups, 2, PAGE * self._shape.head_dim
-        count = max(1, _BLOCK // (math.prod(page) * self._shape.dtype.itemsize))
+        count = -(-_BLOCK // (math.prod(page) * self._shape.dtype.itemsize))
         return list(huge_pages.prefer(torch.empty(count, *page, dtype=self._shape.dtype)).unbind())
 
 

@@ -66,6 +66,12 @@ def test_the_stride_of_a_dimension_with_one_element_means_nothing() -> None:
             assert torch.equal(compute(rows), compute(rows.squeeze(1))[:, None])
 
 
+@built
+def test_a_norm_weight_of_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        CPP.rms_norm(torch.randn(2, 64), torch.ones(8), 1e-6)
+
+
 @pytest.mark.parametrize("ops", [PLAIN, pytest.param(CPP, marks=built)], ids=lambda ops: ops.name)
 def test_a_gradient_of_a_gradient_is_refused(ops: LayerOps) -> None:
     x, weight, angles = torch.randn(2, 1, 32, requires_grad=True), torch.ones(32), torch.ones(2, 16)

@@ -49,6 +49,14 @@ def test_rows_of_the_weight_may_lie_apart_and_the_bias_is_added():
 
 
 @built
+@pytest.mark.parametrize(("inputs", "outputs"), [(63, 8), (65, 8), (64, 7)])
+def test_shapes_that_do_not_fit_together_are_refused(inputs, outputs):
+    x, weight = operands(3, 64, 8)
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        native.thin_product(x.new_zeros(3, inputs), weight, torch.empty(3, outputs), 1)
+
+
+@built
 def test_a_row_gets_the_same_bits_in_any_company_and_on_any_number_of_threads():
     x, weight = operands(48, 1100, 333)
     before = torch.get_num_threads()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import weakref
+from pathlib import Path
 
+import pytest
 import torch
 
 from megatron_lwz.kernels.decode_attention import COLUMNS, of_page
@@ -12,7 +14,9 @@ from megatron_lwz.models import decoding_buckets as buckets
 from megatron_lwz.models.decoding_buckets import BucketRows
 from megatron_lwz.models.decoding_cache import CachedSequence, CacheShape, Prefix, PrefixCache
 from megatron_lwz.models.decoding_pages import PAGE, PagedRows, PagePool
+from megatron_lwz.units import MIB
 
+_MAPPINGS = Path("/proc/self/maps")
 SHAPE = CacheShape(layers=2, groups=1, head_dim=2, dtype=torch.float32, device=torch.device("cpu"))
 
 
@@ -83,6 +87,12 @@ def test_pages_keep_their_contents_and_a_group_shares_those_of_its_prompt() -> N
     assert torch.equal(cached[..., : group[0].length, :], wanted[group[0]]), "a page is used again, but not one in use"
 
 
+def _is_mapped(address: int) -> bool:
+    """Returns whether this process has memory at an address."""
+    ranges = [line.split(" ", 1)[0].split("-") for line in _MAPPINGS.read_text().splitlines()]
+    return any(int(begin, 16) <= address < int(end, 16) for begin, end in ranges)
+
+
 def test_pages_are_used_again_and_freed_when_no_sequence_is_left() -> None:
     pool = PagePool(SHAPE)
     pages = [pool.take() for _ in range(3)]
@@ -93,6 +103,18 @@ def test_pages_are_used_again_and_freed_when_no_sequence_is_left() -> None:
     pool.give(pages[1:])
     del pages
     assert not pool._free and memory() is None
+
+
+@pytest.mark.skipif(not _MAPPINGS.exists(), reason="asks Linux")
+def test_freed_pages_go_back_to_the_system() -> None:
+    torch.empty(24 * MIB, dtype=torch.uint8)  # from now on glibc keeps freed memory of up to this size
+    pool = PagePool(SHAPE)
+    page = pool.take().fill_(1)
+    address = page.data_ptr()
+    assert _is_mapped(address)
+    pool.give([page])
+    del page
+    assert not _is_mapped(address)
 
 
 def test_a_prompt_that_fills_its_pages_is_shared_whole() -> None:
