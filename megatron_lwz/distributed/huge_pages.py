@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from megatron_lwz.units import MIB
 
 _SIZE = 2 * MIB
 """Bytes of a huge page on x86-64, and on ARM with pages of 4 KiB."""
+_PIECE = 64 * MIB
+"""Most bytes of parameters that lie together; a larger one lies alone."""
 
 
 def prefer(memory: Tensor) -> Tensor:
@@ -35,10 +37,22 @@ def prefer(memory: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather(parameters: Iterable[Tensor]) -> None:
-    """Moves parameters on a CPU that are not loaded yet into one piece of memory with huge pages; their values are lost."""
-    found = [one for one in parameters if one.device.type == "cpu"]
-    arena = HostArena([one.nbytes for one in found], pinned=False)
-    if found:
-        prefer(torch.empty(0, dtype=torch.uint8).set_(arena.tensors[0].untyped_storage()))
-    for one, memory in zip(found, arena.tensors, strict=True):
+    """Moves parameters on a CPU that are not loaded yet into pieces of memory with huge pages; their values are lost.
+
+    Pieces, not one: each is freed and copied as a whole (`parking.Parked`).
+    """
+    piece: list[Tensor] = []
+    for one in [p for p in parameters if p.device.type == "cpu"]:
+        if piece and sum(p.nbytes for p in piece) + one.nbytes > _PIECE:
+            _together(piece)
+            piece = []
+        piece.append(one)
+    if piece:
+        _together(piece)
+
+
+def _together(piece: Sequence[Tensor]) -> None:
+    arena = HostArena([one.nbytes for one in piece], pinned=False)
+    prefer(torch.empty(0, dtype=torch.uint8).set_(arena.tensors[0].untyped_storage()))
+    for one, memory in zip(piece, arena.tensors, strict=True):
         one.data = memory.view(one.dtype).view(one.shape)

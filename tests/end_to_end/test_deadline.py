@@ -50,7 +50,9 @@ def saved(run: Path, output: Path, why: str) -> int:
     assert step == steps_written(run)
     said = output.read_text()
     assert said.count(f"saved and stopped after step {step} of 5 ({why}): the same command goes on") == 1, said
-    assert not [line for line in said.splitlines() if line.startswith("error")], said  # torchrun's lines name errors, too
+    assert not [line for line in said.splitlines() if line.startswith("error")], (
+        said
+    )  # torchrun's lines name errors, too
     assert not RunPaths(run).summary.exists()
     return step
 

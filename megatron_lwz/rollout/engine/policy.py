@@ -10,7 +10,7 @@ import torch
 from megatron_lwz.config import validate
 from megatron_lwz.data.start_check import served_length
 from megatron_lwz.data.tokenizer import Tokenizer
-from megatron_lwz.distributed import environment, exchange, huge_pages, launch, platform
+from megatron_lwz.distributed import environment, exchange, host_memory, huge_pages, launch, platform
 from megatron_lwz.distributed.parking import Parked
 from megatron_lwz.errors import CheckpointError
 from megatron_lwz.models.decoding import Decoder
@@ -88,6 +88,8 @@ class ServedPolicy:
         self._parked.out()
         if platform.has_gpu():
             torch.cuda.empty_cache()
+        else:
+            host_memory.give_back()
 
     def come_back(self) -> None:
         """Allocates memory again. Weights that were not kept are 0 until the next reload."""
