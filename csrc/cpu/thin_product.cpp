@@ -43,7 +43,7 @@ std::vector<float> in_panels(const Matrix& x) {
     float* to = &panels[first * x.columns];
     const int64_t rows = std::min(kPanel, x.rows - first);
     const Strided<const float> from{x.row<const float>(first), x.stride};
-    if (rows == kPanel) {
+    if (rows == kPanel) {  // written in order, by a loop of known length
       for (int64_t i = 0; i < x.columns; ++i)
         for (int64_t row = 0; row < kPanel; ++row) to[i * kPanel + row] = from.row(row)[i];
     } else {

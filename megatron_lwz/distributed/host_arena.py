@@ -28,8 +28,9 @@ class HostArena:
         """Number of bytes of the tensors, aligned; with `pinned`, also of what fills up their pages."""
         if pinned:
             self.nbytes = -(-self.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        whole = locked_pages(self, self.nbytes) if pinned else torch.empty(self.nbytes, dtype=torch.uint8)
-        self.tensors = [whole[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+        self.whole = locked_pages(self, self.nbytes) if pinned else torch.empty(self.nbytes, dtype=torch.uint8)
+        """All of them, [nbytes] of uint8."""
+        self.tensors = [self.whole[start : start + size] for start, size in zip(starts, sizes, strict=False)]
         """One view [size] of uint8 per size, not initialised."""
 
 

@@ -53,6 +53,6 @@ def gather(parameters: Iterable[Tensor]) -> None:
 
 def _together(piece: Sequence[Tensor]) -> None:
     arena = HostArena([one.nbytes for one in piece], pinned=False)
-    prefer(torch.empty(0, dtype=torch.uint8).set_(arena.tensors[0].untyped_storage()))
+    prefer(arena.whole)
     for one, memory in zip(piece, arena.tensors, strict=True):
         one.data = memory.view(one.dtype).view(one.shape)

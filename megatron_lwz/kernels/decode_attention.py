@@ -44,7 +44,7 @@ def serves(queries: int, width: int, dtype: torch.dtype, device: torch.device) -
 def attend(
     mixed: Tensor, cos: Tensor, sin: Tensor, pages: Tensor, layer: int, lengths: Tensor, scale: float | None = None
 ) -> Tensor:
-    """Attends with the newest token of every sequence, whose key and value it stores first.
+    """Attends with the newest token of every sequence, whose key and value it stores, too.
 
     `mixed` [R, G, Q + 2, D] holds queries, key and value before the rotary embedding, whose angles' cosine and sine stand
     in `cos` and `sin` [P, D] fp32, the first half of the sine with a minus sign. `pages` [R, pages] int64 holds the

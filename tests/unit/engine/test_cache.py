@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from megatron_lwz.kernels.decode_attention import COLUMNS, of_page
 from megatron_lwz.models import decoding_buckets as buckets
@@ -97,12 +97,13 @@ def test_pages_are_used_again_and_freed_when_no_sequence_is_left() -> None:
     pool = PagePool(SHAPE)
     pages = [pool.take() for _ in range(3)]
     assert len({page.data_ptr() for page in pages}) == 3 and pages[0].shape == (2, 1, 2, PAGE * 2)
-    memory = weakref.ref(pages[0].untyped_storage())
+    memory = StorageWeakRef(pages[0].untyped_storage())
     pool.give(pages[:2])
     assert pool.take().data_ptr() in {page.data_ptr() for page in pages[:2]}
     pool.give(pages[1:])
+    assert not memory.expired()
     del pages
-    assert not pool._free and memory() is None
+    assert not pool._free and memory.expired()
 
 
 @pytest.mark.skipif(not _MAPPINGS.exists(), reason="asks Linux")
